@@ -1,0 +1,6 @@
+CREATE TABLE entries (
+    id SERIAL PRIMARY KEY,
+    author VARCHAR(100) NOT NULL CHECK (author <> ''),
+    message VARCHAR(2000) NOT NULL CHECK (message <> ''),
+    written_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+);

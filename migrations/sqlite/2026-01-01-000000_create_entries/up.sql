@@ -1,0 +1,6 @@
+CREATE TABLE entries (
+    id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
+    author TEXT NOT NULL CHECK (author <> ''),
+    message TEXT NOT NULL CHECK (message <> ''),
+    written_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+);

@@ -1,0 +1,156 @@
+//! One registered application.
+
+use std::panic::Location;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use diesel::result::{ConnectionResult, QueryResult};
+
+use crate::config::Config;
+use crate::connection::SessionConnection;
+use crate::context::{self, Scope, Settings};
+use crate::error::{Error, Result};
+use crate::pool::{AppStatus, Pool};
+use crate::schema::MigrationSet;
+use crate::session::{Session, Shared};
+use crate::url::Target;
+
+/// A handle to a registered application: cheap to clone, usable from every thread.
+///
+/// It costs the server nothing until its first statement.
+pub struct App<C: SessionConnection>(Arc<Application<C>>);
+
+impl<C: SessionConnection> Clone for App<C> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<C: SessionConnection> std::fmt::Debug for App<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").field("id", &self.id()).field("server", &self.spec().target).finish_non_exhaustive()
+    }
+}
+
+/// What an application is made of.
+pub(crate) struct Spec<C: SessionConnection> {
+    pub(crate) app: Arc<str>,
+    pub(crate) config: Config,
+    pub(crate) target: Target,
+    pub(crate) connect_with: Option<fn(&str) -> ConnectionResult<C>>,
+    pub(crate) on_connect: Option<fn(&mut C) -> QueryResult<()>>,
+}
+
+struct Application<C: SessionConnection> {
+    spec: Arc<Spec<C>>,
+    database: u64,
+    migrations: Arc<dyn MigrationSet<C>>,
+    pools: Mutex<Pools<C>>,
+    removed: AtomicBool,
+}
+
+/// The pool in use, and those disposed of that have not drained yet.
+pub(crate) struct Pools<C: SessionConnection> {
+    pub(crate) current: Option<Arc<Pool<C>>>,
+    pub(crate) retired: Vec<Arc<Pool<C>>>,
+}
+
+impl<C: SessionConnection> App<C> {
+    pub(crate) fn new(spec: Spec<C>, database: u64, migrations: Arc<dyn MigrationSet<C>>) -> Self {
+        Self(Arc::new(Application {
+            spec: Arc::new(spec),
+            database,
+            migrations,
+            pools: Mutex::new(Pools { current: None, retired: Vec::new() }),
+            removed: AtomicBool::new(false),
+        }))
+    }
+
+    /// The application's id.
+    pub fn id(&self) -> &str {
+        &self.0.spec.app
+    }
+
+    /// Runs `body` inside a context of this application. What its session did and did not commit is rolled back in the end,
+    /// whether `body` returns or panics. [`scope`](Self::scope) has more to choose.
+    #[track_caller]
+    pub fn context<R>(&self, body: impl FnOnce() -> R) -> R {
+        context::enter(self, Location::caller(), body)
+    }
+
+    /// How to enter a context: what is committed at its end, isolation, deadline.
+    pub fn scope(&self) -> Scope<C> {
+        Scope::new(self.clone())
+    }
+
+    /// A session outside of any context. It ends, and rolls back, when its last handle is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Disposed`] after the application was removed.
+    pub fn open_session(&self) -> Result<Session<C>> {
+        self.not_removed()?;
+        Ok(Session(Rc::new(Shared::new(self.clone(), Settings::DEFAULT))))
+    }
+
+    /// Makes sure that the database answers, with a connection of the pool.
+    ///
+    /// # Errors
+    /// What can go wrong with getting a connection, and [`Error::Query`]; see [`Session`].
+    #[track_caller]
+    pub fn ping(&self) -> Result<()> {
+        let at = Location::caller();
+        let mut lease = self.pool()?.acquire(at, false, None)?;
+        let answer = lease.conn().ping();
+        if answer.is_err() {
+            lease.doom();
+        }
+        lease.give_back();
+        answer.map_err(|error| Error::from_query(error, at))
+    }
+
+    /// The application's pool at this moment.
+    pub fn status(&self) -> AppStatus {
+        let current = self.pools().current.clone();
+        current.map_or_else(|| AppStatus::at_rest(self.spec()), |pool| pool.status())
+    }
+
+    pub(crate) fn spec(&self) -> &Spec<C> {
+        &self.0.spec
+    }
+
+    pub(crate) fn database(&self) -> u64 {
+        self.0.database
+    }
+
+    pub(crate) fn migration_set(&self) -> &dyn MigrationSet<C> {
+        &*self.0.migrations
+    }
+
+    /// From here on its handles answer `Disposed`.
+    pub(crate) fn mark_removed(&self) {
+        self.0.removed.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn not_removed(&self) -> Result<()> {
+        if self.0.removed.load(Ordering::Acquire) { Err(Error::Disposed { app: self.id().into() }) } else { Ok(()) }
+    }
+
+    /// The pool in use, made at the first call.
+    pub(crate) fn pool(&self) -> Result<Arc<Pool<C>>> {
+        let mut pools = self.pools();
+        // Under the lock, so that nobody makes a pool after `remove_app` has taken the last one.
+        self.not_removed()?;
+        if let Some(pool) = &pools.current {
+            return Ok(Arc::clone(pool));
+        }
+        pools.retired.retain(|pool| !pool.is_drained());
+        let pool = Arc::new(Pool::new(Arc::clone(&self.0.spec)));
+        pools.current = Some(Arc::clone(&pool));
+        Ok(pool)
+    }
+
+    pub(crate) fn pools(&self) -> MutexGuard<'_, Pools<C>> {
+        self.0.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

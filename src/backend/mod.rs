@@ -1,0 +1,330 @@
+//! What is true of one kind of database only, behind one set of questions.
+//!
+//! Everything here is SQL text and texts of errors, so it needs no driver: which drivers are built in changes nothing.
+
+mod mysql;
+mod postgres;
+pub(crate) mod sql_text;
+mod sqlite;
+
+use std::any::TypeId;
+use std::sync::Arc;
+use std::time::Duration;
+
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+
+use crate::config::Config;
+use crate::connection::SessionConnection;
+use crate::error::ConnectErrorKind;
+use crate::pool::Gate;
+use crate::url::Target;
+use crate::{Isolation, Mode};
+
+pub(crate) use sqlite::{BUSY, memory_url};
+
+/// A kind of database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Postgres,
+    Mysql,
+    Sqlite,
+}
+
+/// How a transaction is begun.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Beginning {
+    pub(crate) mode: Mode,
+    pub(crate) isolation: Option<Isolation>,
+    pub(crate) remaining: Option<Duration>,
+}
+
+/// Whether a transaction is still the one that was begun, after a statement of it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AfterError {
+    /// It goes on as if the statement had not been sent.
+    Alive,
+    /// It takes no more statements; a savepoint's rollback revives it.
+    Aborted,
+    /// It is gone.
+    Ended,
+}
+
+impl Kind {
+    /// The kind of a connection type, where the type alone says it.
+    pub(crate) fn of_type<C: 'static>() -> Option<Self> {
+        let connection = TypeId::of::<C>();
+        #[cfg(feature = "postgres")]
+        if connection == TypeId::of::<diesel::pg::PgConnection>() {
+            return Some(Self::Postgres);
+        }
+        #[cfg(feature = "mysql")]
+        if connection == TypeId::of::<diesel::mysql::MysqlConnection>() {
+            return Some(Self::Mysql);
+        }
+        #[cfg(feature = "sqlite")]
+        if connection == TypeId::of::<diesel::sqlite::SqliteConnection>() {
+            return Some(Self::Sqlite);
+        }
+        let _ = connection;
+        None
+    }
+
+    /// The kind a URL names by its scheme or form.
+    pub(crate) fn of_url(url: &str) -> Option<Self> {
+        let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| url.starts_with(prefix));
+        let ends = |suffixes: &[&str]| suffixes.iter().any(|suffix| url.ends_with(suffix));
+        let keyword = url.split_once('=').map(|(name, _)| name.trim());
+        if starts(&["postgres://", "postgresql://"]) || keyword.is_some_and(|name| postgres::KEYWORDS.contains(&name)) {
+            Some(Self::Postgres)
+        } else if starts(&["mysql://"]) {
+            Some(Self::Mysql)
+        } else if starts(&["sqlite:", "file:", ":memory:"])
+            || !starts(&["postgres", "mysql"]) && ends(&[".sqlite", ".sqlite3", ".db"])
+        {
+            Some(Self::Sqlite)
+        } else {
+            None
+        }
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "PostgreSQL",
+            Self::Mysql => "MySQL",
+            Self::Sqlite => "SQLite",
+        }
+    }
+
+    pub(crate) fn url_form(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres://user:password@host:port/database",
+            Self::Mysql => "mysql://user:password@host:port/database",
+            Self::Sqlite => "a path, sqlite://path or :memory:",
+        }
+    }
+
+    /// The URL for the driver, with what the library adds to it.
+    pub(crate) fn driver_url(self, target: &Target, config: &Config, app: &str) -> String {
+        match self {
+            Self::Postgres => postgres::driver_url(target, config, app),
+            Self::Mysql | Self::Sqlite => target.url.clone(),
+        }
+    }
+
+    /// Statements for a new connection, each sent by itself.
+    pub(crate) fn setup(self, config: &Config, in_memory: bool) -> Vec<String> {
+        match self {
+            Self::Postgres => postgres::setup(config),
+            Self::Mysql => mysql::setup(config),
+            Self::Sqlite => sqlite::setup(config, in_memory),
+        }
+    }
+
+    /// What a failed connect means.
+    pub(crate) fn classify(self, message: &str) -> ConnectErrorKind {
+        let known = match self {
+            Self::Postgres => postgres::CONNECT_ERRORS,
+            Self::Mysql => mysql::CONNECT_ERRORS,
+            Self::Sqlite => sqlite::CONNECT_ERRORS,
+        };
+        known.iter().find(|(text, _)| message.contains(text)).map_or(ConnectErrorKind::Other, |(_, kind)| *kind)
+    }
+
+    /// Whether an idle connection of this database can be dead.
+    pub(crate) fn can_go_stale(self) -> bool {
+        self != Self::Sqlite
+    }
+
+    /// The queue of writers, where the database has one writer at a time.
+    pub(crate) fn writers(self, target: &Target) -> Option<Arc<Gate>> {
+        (self == Self::Sqlite).then(|| sqlite::writers(target))
+    }
+
+    /// Begins a transaction.
+    pub(crate) fn begin<C: SessionConnection>(self, conn: &mut C, how: Beginning) -> diesel::QueryResult<()> {
+        let sql = match self {
+            Self::Postgres => postgres::begin(how),
+            Self::Mysql => mysql::begin(how),
+            Self::Sqlite => sqlite::begin(how),
+        };
+        match sql {
+            Some(sql) => conn.begin_with(&sql),
+            None => conn.begin_level(),
+        }
+    }
+
+    /// Limits the statements that follow in this transaction to what is left of a deadline.
+    pub(crate) fn limit_statements(self, remaining: Duration) -> Option<String> {
+        match self {
+            Self::Postgres => Some(postgres::limit_in_transaction(remaining)),
+            Self::Mysql => Some(mysql::limit(Some(remaining))),
+            Self::Sqlite => None,
+        }
+    }
+
+    /// Limits the statements of an autocommit session to what is left of a deadline.
+    pub(crate) fn limit_session(self, limit: Option<Duration>) -> Option<String> {
+        match self {
+            Self::Postgres => Some(postgres::limit_in_session(limit)),
+            Self::Mysql => Some(mysql::limit(limit)),
+            Self::Sqlite => None,
+        }
+    }
+
+    /// What has to be sent after a transaction so that the connection is as it was before.
+    pub(crate) fn after_transaction(self, how: Beginning, config: &Config) -> Option<String> {
+        match self {
+            Self::Postgres => None,
+            Self::Mysql => how.remaining.map(|_| mysql::limit(config.statement_timeout)),
+            Self::Sqlite => (how.mode == Mode::ReadOnly).then(|| "PRAGMA query_only = 0".into()),
+        }
+    }
+
+    /// What an error did to the transaction it happened in.
+    pub(crate) fn after_error<C: SessionConnection>(self, conn: &mut C, serialization_failure: bool) -> AfterError {
+        match self {
+            Self::Postgres => AfterError::Aborted,
+            Self::Mysql => mysql::after_error(conn, serialization_failure),
+            Self::Sqlite => sqlite::after_error(conn),
+        }
+    }
+
+    /// Whether a raw statement begins a transaction.
+    pub(crate) fn begins(self, sql: &str) -> bool {
+        sql_text::begins(sql)
+    }
+
+    /// The word in a raw statement that ends the transaction it is sent in, if one does.
+    pub(crate) fn ending_word(self, sql: &str) -> Option<String> {
+        sql_text::ending_word(sql, self == Self::Mysql)
+    }
+
+    /// Whether an error says that a lock was not to be had in time.
+    pub(crate) fn is_lock_timeout(self, message: &str) -> bool {
+        match self {
+            Self::Postgres => message.contains("lock timeout"),
+            Self::Mysql => message.contains("Lock wait timeout exceeded"),
+            Self::Sqlite => message.contains("is locked"),
+        }
+    }
+
+    /// SQL that limits the wait for locks on this connection.
+    pub(crate) fn lock_limit(self, limit: Duration) -> String {
+        match self {
+            Self::Postgres => postgres::lock_limit(limit),
+            Self::Mysql => mysql::lock_limit(limit),
+            Self::Sqlite => sqlite::busy_timeout(limit),
+        }
+    }
+
+    /// SQL that puts the wait for locks back to what the configuration says.
+    pub(crate) fn lock_limit_of(self, config: &Config) -> String {
+        match (self, config.lock_timeout) {
+            (Self::Postgres, None) => "RESET lock_timeout".into(),
+            (Self::Mysql, None) => mysql::DEFAULT_LOCK_LIMIT.into(),
+            (Self::Sqlite, None) => sqlite::busy_timeout(BUSY),
+            (kind, Some(limit)) => kind.lock_limit(limit),
+        }
+    }
+
+    /// A query that answers `1` once it has the lock of all schema operations on `database`. SQLite has none but that of
+    /// writing.
+    pub(crate) fn try_lock_schema(self, database: &str) -> Option<String> {
+        match self {
+            Self::Postgres => Some(postgres::TRY_LOCK_SCHEMA.into()),
+            Self::Mysql => Some(mysql::try_lock_schema(database)),
+            Self::Sqlite => None,
+        }
+    }
+
+    pub(crate) fn unlock_schema(self, database: &str) -> Option<String> {
+        match self {
+            Self::Postgres => Some(postgres::UNLOCK_SCHEMA.into()),
+            Self::Mysql => Some(mysql::unlock_schema(database)),
+            Self::Sqlite => None,
+        }
+    }
+
+    /// A query for the names of all tables.
+    pub(crate) fn tables(self) -> &'static str {
+        match self {
+            Self::Postgres => postgres::TABLES,
+            Self::Mysql => mysql::TABLES,
+            Self::Sqlite => sqlite::TABLES,
+        }
+    }
+
+    /// An identifier as SQL: the one place that quotes names.
+    pub(crate) fn quote(self, identifier: &str) -> String {
+        match self {
+            Self::Postgres | Self::Sqlite => format!("\"{}\"", identifier.replace('"', "\"\"")),
+            Self::Mysql => format!("`{}`", identifier.replace('`', "``")),
+        }
+    }
+
+    /// A query for the names of what the schema consists of: tables and their columns.
+    pub(crate) fn inventory(self) -> &'static str {
+        match self {
+            Self::Postgres => postgres::INVENTORY,
+            Self::Mysql => mysql::INVENTORY,
+            Self::Sqlite => sqlite::INVENTORY,
+        }
+    }
+
+    /// A query with one row where the migrations' own table exists.
+    pub(crate) fn has_bookkeeping(self) -> &'static str {
+        match self {
+            Self::Postgres => postgres::HAS_BOOKKEEPING,
+            Self::Mysql => mysql::HAS_BOOKKEEPING,
+            Self::Sqlite => sqlite::HAS_BOOKKEEPING,
+        }
+    }
+}
+
+/// Whether the connection itself is lost.
+pub(crate) fn is_connection_lost(error: &DieselError) -> bool {
+    match error {
+        DieselError::DatabaseError(DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand, _)
+        | DieselError::BrokenTransactionManager => true,
+        DieselError::DatabaseError(_, information) => {
+            let text = information.message();
+            [
+                "server closed the connection",
+                "no connection to the server",
+                "terminating connection",
+                "Lost connection",
+                "server has gone away",
+            ]
+            .iter()
+            .any(|known| text.contains(known))
+        }
+        DieselError::RollbackErrorOnCommit { commit_error, .. } => is_connection_lost(commit_error),
+        _ => false,
+    }
+}
+
+/// Whether running the whole transaction again may succeed.
+pub(crate) fn is_transient(error: &DieselError) -> bool {
+    match error {
+        DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => true,
+        DieselError::DatabaseError(DatabaseErrorKind::Unknown, information) => {
+            let text = information.message();
+            [
+                "deadlock detected",
+                "Deadlock found",
+                "Lock wait timeout exceeded",
+                "Record has changed since last read",
+                "is locked",
+            ]
+            .iter()
+            .any(|known| text.contains(known))
+        }
+        DieselError::RollbackErrorOnCommit { commit_error, .. } => is_transient(commit_error),
+        _ => false,
+    }
+}
+
+/// Milliseconds, rounded up so that a positive time never becomes "no limit".
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1)
+}

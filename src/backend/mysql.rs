@@ -1,0 +1,115 @@
+//! MySQL and MariaDB.
+
+use std::time::Duration;
+
+use super::{AfterError, Beginning, millis};
+use crate::config::Config;
+use crate::connection::SessionConnection;
+use crate::error::ConnectErrorKind;
+use crate::{Isolation, Mode};
+
+pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
+    ("Access denied", ConnectErrorKind::Authentication),
+    ("Unknown database", ConnectErrorKind::UnknownDatabase),
+    ("Too many connections", ConnectErrorKind::ServerFull),
+    ("max_user_connections", ConnectErrorKind::ServerFull),
+    ("Server shutdown in progress", ConnectErrorKind::Starting),
+    ("connect to server on", ConnectErrorKind::Unreachable),
+    ("connect to local server", ConnectErrorKind::Unreachable),
+    ("connect to local MySQL server", ConnectErrorKind::Unreachable),
+    ("connect to MySQL server", ConnectErrorKind::Unreachable),
+    ("Unknown server host", ConnectErrorKind::Unreachable),
+    ("Unknown MySQL server host", ConnectErrorKind::Unreachable),
+    ("Lost connection", ConnectErrorKind::Unreachable),
+];
+
+pub(super) const INVENTORY: &str = "SELECT CONCAT(table_name, '.', column_name) AS value FROM information_schema.columns \
+     WHERE table_schema = DATABASE() ORDER BY 1";
+
+pub(super) const HAS_BOOKKEEPING: &str = "SELECT 'yes' AS value FROM information_schema.tables \
+     WHERE table_schema = DATABASE() AND table_name = '__diesel_schema_migrations'";
+
+pub(super) const TABLES: &str = "SELECT table_name AS value FROM information_schema.tables \
+     WHERE table_schema = DATABASE() AND table_type = 'BASE TABLE' ORDER BY 1";
+
+pub(super) const DEFAULT_LOCK_LIMIT: &str =
+    "SET SESSION lock_wait_timeout = DEFAULT, SESSION innodb_lock_wait_timeout = DEFAULT";
+
+/// The server has one space of names for all databases, and names of at most 64 characters.
+pub(super) fn try_lock_schema(database: &str) -> String {
+    format!("SELECT CAST(GET_LOCK('{}', 0) AS CHAR) AS value", lock_name(database))
+}
+
+pub(super) fn unlock_schema(database: &str) -> String {
+    format!("SELECT CAST(RELEASE_LOCK('{}') AS CHAR) AS value", lock_name(database))
+}
+
+/// FNV-1a: every program has to come to the same name.
+fn lock_name(database: &str) -> String {
+    let hash = database
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("diesel-session/schema/{hash:016x}")
+}
+
+pub(super) fn setup(config: &Config) -> Vec<String> {
+    let mut settings = Vec::new();
+    settings.extend(config.statement_timeout.map(|time| limit(Some(time))));
+    settings.extend(config.lock_timeout.map(lock_limit));
+    settings
+}
+
+/// The isolation level and access mode are those of the next transaction only.
+pub(super) fn begin(how: Beginning) -> Option<String> {
+    let mut settings = Vec::new();
+    if let Some(isolation) = how.isolation {
+        settings.push(match isolation {
+            Isolation::ReadUncommitted => "ISOLATION LEVEL READ UNCOMMITTED",
+            Isolation::ReadCommitted => "ISOLATION LEVEL READ COMMITTED",
+            Isolation::RepeatableRead => "ISOLATION LEVEL REPEATABLE READ",
+            Isolation::Serializable => "ISOLATION LEVEL SERIALIZABLE",
+        });
+    }
+    if how.mode == Mode::ReadOnly {
+        settings.push("READ ONLY");
+    }
+    let mut statements = Vec::new();
+    if !settings.is_empty() {
+        statements.push(format!("SET TRANSACTION {}", settings.join(", ")));
+    }
+    statements.extend(how.remaining.map(|remaining| limit(Some(remaining))));
+    if statements.is_empty() {
+        return None;
+    }
+    statements.push("BEGIN".into());
+    Some(statements.join("; "))
+}
+
+/// MariaDB and MySQL name the limit differently, and each reads only the comment meant for it. `None` goes back to the
+/// server's default.
+pub(super) fn limit(limit: Option<Duration>) -> String {
+    let (mariadb, mysql) = match limit {
+        Some(limit) => (format!("{:.3}", millis(limit) as f64 / 1000.0), millis(limit).to_string()),
+        None => ("DEFAULT".into(), "DEFAULT".into()),
+    };
+    format!(
+        "SET /*M!100100 SESSION max_statement_time = {mariadb}, */ /*!50708 SESSION max_execution_time = {mysql}, */ \
+         @diesel_session_limit = NULL"
+    )
+}
+
+pub(super) fn lock_limit(limit: Duration) -> String {
+    let seconds = limit.as_secs_f64().ceil().max(1.0);
+    format!("SET SESSION lock_wait_timeout = {seconds:.0}, SESSION innodb_lock_wait_timeout = {seconds:.0}")
+}
+
+/// MariaDB tells; MySQL has no such variable, and of its errors only a deadlock ends the transaction.
+pub(super) fn after_error<C: SessionConnection>(conn: &mut C, serialization_failure: bool) -> AfterError {
+    let in_transaction = conn.texts("SELECT CAST(@@in_transaction AS CHAR) AS value");
+    match in_transaction.ok().and_then(|rows| rows.into_iter().next().flatten()).as_deref() {
+        Some("1") => AfterError::Alive,
+        Some(_) => AfterError::Ended,
+        None if serialization_failure => AfterError::Ended,
+        None => AfterError::Alive,
+    }
+}

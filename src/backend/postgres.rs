@@ -1,0 +1,103 @@
+//! PostgreSQL.
+
+use std::time::Duration;
+
+use super::{Beginning, millis};
+use crate::config::Config;
+use crate::error::ConnectErrorKind;
+use crate::url::Target;
+use crate::{Isolation, Mode};
+
+/// Keywords that libpq's `keyword=value` form usually starts with.
+pub(super) const KEYWORDS: &[&str] = &["host", "hostaddr", "port", "dbname", "user", "password", "service", "sslmode"];
+
+pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
+    ("authentication failed", ConnectErrorKind::Authentication),
+    ("no password supplied", ConnectErrorKind::Authentication),
+    ("no pg_hba.conf entry", ConnectErrorKind::Authentication),
+    ("permission denied for database", ConnectErrorKind::Authentication),
+    ("is not permitted to log in", ConnectErrorKind::Authentication),
+    ("too many clients", ConnectErrorKind::ServerFull),
+    ("remaining connection slots", ConnectErrorKind::ServerFull),
+    ("too many connections for", ConnectErrorKind::ServerFull),
+    ("database system is", ConnectErrorKind::Starting),
+    ("FATAL:  database \"", ConnectErrorKind::UnknownDatabase),
+    ("FATAL:  role \"", ConnectErrorKind::Authentication),
+    ("Connection refused", ConnectErrorKind::Unreachable),
+    ("could not translate host name", ConnectErrorKind::Unreachable),
+    ("No such file or directory", ConnectErrorKind::Unreachable),
+    ("timeout expired", ConnectErrorKind::Unreachable),
+    ("server closed the connection unexpectedly", ConnectErrorKind::Unreachable),
+    ("No route to host", ConnectErrorKind::Unreachable),
+];
+
+pub(super) const INVENTORY: &str = "SELECT table_name || '.' || column_name AS value FROM information_schema.columns \
+     WHERE table_schema = current_schema() ORDER BY 1";
+
+pub(super) const HAS_BOOKKEEPING: &str =
+    "SELECT 'yes' AS value WHERE to_regclass('__diesel_schema_migrations') IS NOT NULL";
+
+pub(super) const TABLES: &str =
+    "SELECT tablename::text AS value FROM pg_catalog.pg_tables WHERE schemaname = current_schema()";
+
+// PostgreSQL's advisory locks are per database. The number is this crate's own, made of its name.
+pub(super) const TRY_LOCK_SCHEMA: &str =
+    "SELECT CASE WHEN pg_catalog.pg_try_advisory_lock(7236271, 5331310) THEN '1' ELSE '0' END AS value";
+pub(super) const UNLOCK_SCHEMA: &str = "SELECT pg_catalog.pg_advisory_unlock(7236271, 5331310)::text AS value";
+
+/// The caller's own deadline rules; libpq's is the backstop that frees the helper thread, in whole seconds from 2.
+pub(super) fn driver_url(target: &Target, config: &Config, app: &str) -> String {
+    let mut parameters = Vec::new();
+    if !target.sets("connect_timeout") {
+        let seconds = config.connect_timeout.as_secs_f64().ceil().max(2.0);
+        parameters.push(("connect_timeout", format!("{seconds:.0}")));
+    }
+    match &config.application_name {
+        Some(name) => parameters.push(("application_name", name.clone())),
+        None => parameters.push(("fallback_application_name", format!("diesel-session/{app}"))),
+    }
+    target.with_parameters(&parameters)
+}
+
+pub(super) fn setup(config: &Config) -> Vec<String> {
+    let mut settings = Vec::new();
+    settings.extend(config.statement_timeout.map(|limit| limit_in_session(Some(limit))));
+    settings.extend(config.lock_timeout.map(lock_limit));
+    if settings.is_empty() { settings } else { vec![settings.join("; ")] }
+}
+
+/// `None` is Diesel's own `BEGIN`.
+pub(super) fn begin(how: Beginning) -> Option<String> {
+    let mut sql = String::from("BEGIN");
+    if let Some(isolation) = how.isolation {
+        sql.push_str(match isolation {
+            Isolation::ReadUncommitted => " ISOLATION LEVEL READ UNCOMMITTED",
+            Isolation::ReadCommitted => " ISOLATION LEVEL READ COMMITTED",
+            Isolation::RepeatableRead => " ISOLATION LEVEL REPEATABLE READ",
+            Isolation::Serializable => " ISOLATION LEVEL SERIALIZABLE",
+        });
+    }
+    if how.mode == Mode::ReadOnly {
+        sql.push_str(" READ ONLY");
+    }
+    if let Some(remaining) = how.remaining {
+        sql.push_str("; ");
+        sql.push_str(&limit_in_transaction(remaining));
+    }
+    (sql != "BEGIN").then_some(sql)
+}
+
+pub(super) fn limit_in_transaction(remaining: Duration) -> String {
+    format!("SET LOCAL statement_timeout = {}", millis(remaining))
+}
+
+pub(super) fn limit_in_session(limit: Option<Duration>) -> String {
+    match limit {
+        Some(limit) => format!("SET statement_timeout = {}", millis(limit)),
+        None => "RESET statement_timeout".into(),
+    }
+}
+
+pub(super) fn lock_limit(limit: Duration) -> String {
+    format!("SET lock_timeout = {}", millis(limit))
+}

@@ -1,0 +1,89 @@
+//! SQLite.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use super::{AfterError, Beginning, millis};
+use crate::Mode;
+use crate::config::Config;
+use crate::connection::SessionConnection;
+use crate::error::ConnectErrorKind;
+use crate::pool::Gate;
+use crate::url::Target;
+
+pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
+    ("Unable to open the database file", ConnectErrorKind::Unreachable),
+    ("unable to open database file", ConnectErrorKind::Unreachable),
+    ("is locked", ConnectErrorKind::Starting),
+];
+
+pub(super) const INVENTORY: &str = "SELECT m.name || '.' || c.name AS value FROM sqlite_master m, pragma_table_info(m.name) c \
+     WHERE m.type = 'table' ORDER BY 1";
+
+pub(super) const HAS_BOOKKEEPING: &str =
+    "SELECT 'yes' AS value FROM sqlite_master WHERE type = 'table' AND name = '__diesel_schema_migrations'";
+
+pub(super) const TABLES: &str = "SELECT name AS value FROM sqlite_master WHERE type = 'table'";
+
+/// How long a statement waits for another writer where the configuration does not say.
+pub(crate) const BUSY: Duration = Duration::from_secs(5);
+
+pub(super) fn setup(config: &Config, in_memory: bool) -> Vec<String> {
+    // The busy timeout comes first, because the others may have to wait; each by itself, because a batch stops at the
+    // first statement that is refused.
+    let mut statements = vec![busy_timeout(config.lock_timeout.unwrap_or(BUSY)), "PRAGMA foreign_keys = 1".into()];
+    if config.wal && !in_memory {
+        statements.push("PRAGMA journal_mode = WAL".into());
+        statements.push("PRAGMA synchronous = NORMAL".into());
+    }
+    statements
+}
+
+pub(super) fn busy_timeout(limit: Duration) -> String {
+    format!("PRAGMA busy_timeout = {}", millis(limit).min(i32::MAX as u64))
+}
+
+/// A transaction that may write takes the write lock at once: one that asks for it later is refused without waiting
+/// when another has written in between.
+pub(super) fn begin(how: Beginning) -> Option<String> {
+    Some(match how.mode {
+        Mode::ReadOnly => "PRAGMA query_only = 1; BEGIN".into(),
+        Mode::Default | Mode::Autocommit => "BEGIN IMMEDIATE".into(),
+    })
+}
+
+/// A second `BEGIN` is refused while there is a transaction, and harmless.
+pub(super) fn after_error<C: SessionConnection>(conn: &mut C) -> AfterError {
+    match conn.batch_execute("BEGIN") {
+        Err(_) => AfterError::Alive,
+        Ok(()) => {
+            let _ = conn.batch_execute("ROLLBACK");
+            AfterError::Ended
+        }
+    }
+}
+
+/// A name for a database in memory that no other application has.
+pub(crate) fn memory_url() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    format!("file:/diesel-session-{}?vfs=memdb", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The queue of this process's writers of one database file. SQLite's own waiting polls; this one is in order.
+pub(super) fn writers(target: &Target) -> Arc<Gate> {
+    if target.in_memory {
+        return Arc::new(Gate::new(1));
+    }
+    let database = target.database.as_str();
+    static QUEUES: LazyLock<Mutex<HashMap<String, Weak<Gate>>>> = LazyLock::new(Mutex::default);
+    let mut queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(queue) = queues.get(database).and_then(Weak::upgrade) {
+        return queue;
+    }
+    queues.retain(|_, queue| queue.strong_count() > 0);
+    let queue = Arc::new(Gate::new(1));
+    queues.insert(database.to_owned(), Arc::downgrade(&queue));
+    queue
+}

@@ -1,0 +1,196 @@
+//! How an application reaches its database.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::url;
+
+/// The URL of an application's database, and its options.
+///
+/// | option | default | meaning |
+/// |---|---|---|
+/// | [`max_size`](Self::max_size) | 8 | most connections at one time |
+/// | [`acquire_timeout`](Self::acquire_timeout) | 5 s | longest wait for a connection, connecting included |
+/// | [`connect_timeout`](Self::connect_timeout) | 3 s | longest wait for one connect, or for a sign of life of an idle connection |
+/// | [`idle_timeout`](Self::idle_timeout) | 60 s | an idle connection is closed after that |
+/// | [`max_lifetime`](Self::max_lifetime) | 30 min | a connection is closed after that, less up to a tenth |
+/// | [`statement_timeout`](Self::statement_timeout) | none | the server ends a longer statement |
+/// | [`lock_timeout`](Self::lock_timeout) | none; 5 s for SQLite and for `create_all`, `drop_all` | longest wait for another session's lock |
+/// | [`application_name`](Self::application_name) | `diesel-session/` and the application's id | what PostgreSQL shows in `pg_stat_activity` |
+/// | [`wal`](Self::wal) | on | SQLite files use write-ahead logging |
+///
+/// ```
+/// use std::time::Duration;
+/// use diesel_session::Config;
+///
+/// let config = Config::new("postgres://shop:secret@db.example/shop")
+///     .max_size(4)
+///     .statement_timeout(Duration::from_secs(10));
+/// assert!(!format!("{config:?}").contains("secret"));
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct Config {
+    pub(crate) url: String,
+    pub(crate) max_size: u32,
+    pub(crate) acquire_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) max_lifetime: Option<Duration>,
+    pub(crate) statement_timeout: Option<Duration>,
+    pub(crate) lock_timeout: Option<Duration>,
+    pub(crate) application_name: Option<String>,
+    pub(crate) on_connect: Vec<String>,
+    pub(crate) wal: bool,
+}
+
+impl Config {
+    /// A database URL with the default options.
+    ///
+    /// * PostgreSQL: `postgres://user:password@host:port/database`, or libpq's `host=.. dbname=..`;
+    /// * MySQL and MariaDB: `mysql://user:password@host:port/database`;
+    /// * SQLite: a path, `sqlite://path`, or `:memory:`, which is one database for all connections of the application
+    ///   and lives until it is disposed of.
+    ///
+    /// Special characters of user and password are percent-encoded in URLs.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            max_size: 8,
+            acquire_timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(3),
+            idle_timeout: Some(Duration::from_secs(60)),
+            max_lifetime: Some(Duration::from_secs(30 * 60)),
+            statement_timeout: None,
+            lock_timeout: None,
+            application_name: None,
+            on_connect: Vec::new(),
+            wal: true,
+        }
+    }
+
+    /// The URL in an environment variable, often `DATABASE_URL`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] where the variable is not set, is empty or is not UTF-8.
+    pub fn from_env(variable: &str) -> Result<Self> {
+        let reason = match std::env::var(variable) {
+            Ok(url) if !url.is_empty() => return Ok(Self::new(url)),
+            Ok(_) => "is empty",
+            Err(std::env::VarError::NotPresent) => "is not set",
+            Err(std::env::VarError::NotUnicode(_)) => "is not valid UTF-8",
+        };
+        Err(Error::InvalidConfig {
+            app: "-".into(),
+            reason: format!("the environment variable {variable} {reason}; it holds the database URL"),
+        })
+    }
+
+    /// Most connections at one time, 1 to 10,000.
+    pub fn max_size(mut self, connections: u32) -> Self {
+        self.max_size = connections;
+        self
+    }
+
+    /// Longest wait for a connection, connecting included.
+    pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
+        self.acquire_timeout = timeout;
+        self
+    }
+
+    /// Longest wait for one connect, or for a sign of life of a connection that has been idle.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// An idle connection is closed after that time; `None` keeps it.
+    pub fn idle_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.idle_timeout = timeout.into();
+        self
+    }
+
+    /// A connection is closed after that time, less up to a tenth so that not all go at once; `None` keeps it.
+    pub fn max_lifetime(mut self, lifetime: impl Into<Option<Duration>>) -> Self {
+        self.max_lifetime = lifetime.into();
+        self
+    }
+
+    /// The server ends a statement that takes longer (PostgreSQL, MariaDB; MySQL for SELECT). SQLite has no such limit
+    /// and ignores it.
+    pub fn statement_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.statement_timeout = timeout.into();
+        self
+    }
+
+    /// A statement fails when it waits longer for another session's lock. MySQL and MariaDB count in whole seconds,
+    /// rounded up.
+    pub fn lock_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.lock_timeout = timeout.into();
+        self
+    }
+
+    /// The name in PostgreSQL's `pg_stat_activity`; other databases have none.
+    pub fn application_name(mut self, name: impl Into<String>) -> Self {
+        self.application_name = Some(name.into());
+        self
+    }
+
+    /// SQL to run on every new connection, after the library's own settings. May be called several times.
+    pub fn on_connect(mut self, sql: impl Into<String>) -> Self {
+        self.on_connect.push(sql.into());
+        self
+    }
+
+    /// Whether SQLite files are switched to write-ahead logging.
+    pub fn wal(mut self, on: bool) -> Self {
+        self.wal = on;
+        self
+    }
+
+    /// What is wrong with the options, if anything.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let positive =
+            [("acquire_timeout", Some(self.acquire_timeout)), ("connect_timeout", Some(self.connect_timeout))];
+        let optional = [
+            ("idle_timeout", self.idle_timeout),
+            ("max_lifetime", self.max_lifetime),
+            ("statement_timeout", self.statement_timeout),
+            ("lock_timeout", self.lock_timeout),
+        ];
+        if self.max_size == 0 || self.max_size > 10_000 {
+            return Some(format!("max_size is {}; it takes 1 to 10,000", self.max_size));
+        }
+        for (name, value) in positive.into_iter().chain(optional) {
+            match value {
+                Some(Duration::ZERO) => {
+                    return Some(format!("{name} is zero; give a time, or `None` where it may be switched off"));
+                }
+                Some(long) if long > Duration::from_secs(366 * 24 * 3600) => {
+                    return Some(format!("{name} is longer than a year"));
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("url", &url::redacted(&self.url))
+            .field("max_size", &self.max_size)
+            .field("acquire_timeout", &self.acquire_timeout)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("idle_timeout", &self.idle_timeout)
+            .field("max_lifetime", &self.max_lifetime)
+            .field("statement_timeout", &self.statement_timeout)
+            .field("lock_timeout", &self.lock_timeout)
+            .field("application_name", &self.application_name)
+            .field("on_connect", &format_args!("{} statements", self.on_connect.len()))
+            .field("wal", &self.wal)
+            .finish()
+    }
+}

@@ -1,0 +1,375 @@
+//! Contexts: which application and session belong to the code that runs now.
+//!
+//! One frame a context, on the stack of the thread that entered it. A context ends the same way by return, `?` and panic:
+//! its sessions are removed inside the frame, and nothing a hook does can skip that.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::panic::Location;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::app::App;
+use crate::connection::SessionConnection;
+use crate::error::{Error, Place, Result};
+use crate::session::{Session, Shared};
+
+scoped_tls::scoped_thread_local!(static CURRENT: Rc<Frame>);
+
+/// A hook of a session that is being removed may open another one; that goes on for so long.
+const REMOVAL_ROUNDS: usize = 100;
+
+/// A transaction isolation level. SQLite has only `Serializable`, which promises the most, and uses it for all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(clippy::exhaustive_enums, reason = "the SQL standard has four")]
+pub enum Isolation {
+    /// `READ UNCOMMITTED`; PostgreSQL treats it as `ReadCommitted`.
+    ReadUncommitted,
+    /// `READ COMMITTED`, PostgreSQL's default.
+    ReadCommitted,
+    /// `REPEATABLE READ`, the default of MySQL and MariaDB.
+    RepeatableRead,
+    /// `SERIALIZABLE`.
+    Serializable,
+}
+
+/// What the sessions of a scope do at their first statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Default,
+    ReadOnly,
+    Autocommit,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline {
+    pub(crate) end: Instant,
+    pub(crate) limit: Duration,
+}
+
+/// What a scope says about the sessions in it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) mode: Mode,
+    pub(crate) isolation: Option<Isolation>,
+    pub(crate) deadline: Option<Deadline>,
+}
+
+impl Settings {
+    pub(crate) const DEFAULT: Self = Self { mode: Mode::Default, isolation: None, deadline: None };
+}
+
+/// One context.
+pub(crate) struct Frame {
+    /// The `App<C>` that was entered.
+    entered: Box<dyn Any>,
+    id: Arc<str>,
+    /// The number of the database object whose application was entered.
+    database: u64,
+    settings: Settings,
+    sessions: RefCell<Vec<(u64, Rc<dyn Scoped>)>>,
+}
+
+/// A session of whatever connection type.
+trait Scoped {
+    fn commit(&self, at: Place) -> Result<()>;
+    fn has_begun(&self) -> bool;
+    fn end(&self);
+    fn name(&self) -> String;
+    fn into_any(self: Rc<Self>) -> Rc<dyn Any>;
+}
+
+impl<C: SessionConnection> Scoped for Shared<C> {
+    fn commit(&self, at: Place) -> Result<()> {
+        Shared::commit(self, at)
+    }
+
+    fn has_begun(&self) -> bool {
+        self.has_begun()
+    }
+
+    fn end(&self) {
+        Shared::end(self);
+    }
+
+    fn name(&self) -> String {
+        format!("app `{}` on {}", self.app().id(), self.app().spec().target.shown)
+    }
+
+    fn into_any(self: Rc<Self>) -> Rc<dyn Any> {
+        self
+    }
+}
+
+/// The application this thread is in, as far as the database object of that number is concerned.
+pub(crate) enum Current<C: SessionConnection> {
+    Entered(App<C>),
+    /// Another database object's application was entered; the same id is meant.
+    SameId(Arc<str>),
+}
+
+pub(crate) fn current<C: SessionConnection>(database: u64, at: Place) -> Result<Current<C>> {
+    in_frame(at, |frame| Ok(frame.current(database)))
+}
+
+/// The session of this context and database object, opened where there is none yet.
+pub(crate) fn session<C: SessionConnection>(
+    database: u64,
+    at: Place,
+    find: impl FnOnce(Current<C>) -> Result<App<C>>,
+) -> Result<Session<C>> {
+    in_frame(at, |frame| {
+        let open =
+            frame.sessions.borrow().iter().find(|(of, _)| *of == database).map(|(_, session)| Rc::clone(session));
+        if let Some(shared) = open.and_then(|session| session.into_any().downcast::<Shared<C>>().ok()) {
+            return Ok(Session(shared));
+        }
+        let app = find(frame.current(database))?;
+        app.not_removed()?;
+        let shared = Rc::new(Shared::new(app, frame.settings));
+        frame.sessions.borrow_mut().push((database, Rc::clone(&shared) as Rc<dyn Scoped>));
+        Ok(Session(shared))
+    })
+}
+
+fn in_frame<T>(at: Place, f: impl FnOnce(&Rc<Frame>) -> Result<T>) -> Result<T> {
+    if CURRENT.is_set() { CURRENT.with(f) } else { Err(Error::NoContext { at }) }
+}
+
+impl Frame {
+    fn new<C: SessionConnection>(app: &App<C>, settings: Settings) -> Rc<Self> {
+        Rc::new(Self {
+            entered: Box::new(app.clone()),
+            id: Arc::clone(&app.spec().app),
+            database: app.database(),
+            settings,
+            sessions: RefCell::default(),
+        })
+    }
+
+    fn current<C: SessionConnection>(&self, database: u64) -> Current<C> {
+        match self.entered.downcast_ref::<App<C>>() {
+            Some(app) if self.database == database => Current::Entered(app.clone()),
+            _ => Current::SameId(Arc::clone(&self.id)),
+        }
+    }
+
+    /// Commits the sessions in the order in which they were opened.
+    fn commit(&self, at: Place) -> Result<()> {
+        let sessions: Vec<Rc<dyn Scoped>> =
+            self.sessions.borrow().iter().map(|(_, session)| Rc::clone(session)).collect();
+        let mut committed = Vec::new();
+        let mut hooks = Ok(());
+        for session in sessions {
+            let begun = session.has_begun();
+            match session.commit(at) {
+                Ok(()) if begun => committed.push(session.name()),
+                Ok(()) => {}
+                Err(error @ Error::HookFailed { committed: true, .. }) => {
+                    committed.push(session.name());
+                    hooks = hooks.and(Err(error));
+                }
+                Err(error) if committed.is_empty() => return Err(error),
+                Err(error) => {
+                    return Err(Error::PartialCommit { committed, failed: session.name(), source: Box::new(error) });
+                }
+            }
+        }
+        hooks
+    }
+
+    /// Removes the sessions. A hook may open one more on the way.
+    fn remove_sessions(&self) {
+        for _ in 0..REMOVAL_ROUNDS {
+            let sessions = std::mem::take(&mut *self.sessions.borrow_mut());
+            if sessions.is_empty() {
+                return;
+            }
+            for (_, session) in sessions {
+                session.end();
+            }
+        }
+        log::warn!(target: "diesel_session::session", "app `{}`: hooks went on opening sessions at the end of the context", self.id);
+    }
+}
+
+/// Runs `body` in a context of its own; what `decide` says of its result is committed.
+fn run<C: SessionConnection, R>(
+    app: &App<C>,
+    settings: Settings,
+    at: Place,
+    body: impl FnOnce() -> R,
+    decide: impl FnOnce(&R) -> bool,
+) -> (R, Result<()>) {
+    struct Removal<'f>(&'f Frame);
+
+    impl Drop for Removal<'_> {
+        fn drop(&mut self) {
+            self.0.remove_sessions();
+        }
+    }
+
+    let frame = Frame::new(app, settings);
+    CURRENT.set(&frame, || {
+        let removal = Removal(&frame);
+        let out = body();
+        let committed = if decide(&out) { frame.commit(at) } else { Ok(()) };
+        drop(removal);
+        (out, committed)
+    })
+}
+
+pub(crate) fn enter<C: SessionConnection, R>(app: &App<C>, at: Place, body: impl FnOnce() -> R) -> R {
+    run(app, Settings::DEFAULT, at, body, |_| false).0
+}
+
+/// How a context is entered and how it ends; made by [`App::scope`], used by [`run`](Self::run).
+///
+/// ```
+/// # use diesel_session::{Config, Database, Error};
+/// # use diesel::prelude::*;
+/// # static DB: Database<SqliteConnection> = Database::without_migrations();
+/// # let app = DB.init_app("scope", Config::new(":memory:"))?;
+/// let answer = app.scope().read_only().run(|| {
+///     DB.session()?.get_result::<i32>(diesel::select(diesel::dsl::sql::<diesel::sql_types::Integer>("42")))
+/// })?;
+/// assert_eq!(answer, 42);
+/// # app.dispose()?;
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "a scope does nothing until `run` is called"]
+pub struct Scope<C: SessionConnection, P = CommitNothing> {
+    app: App<C>,
+    settings: Settings,
+    limit: Option<Duration>,
+    policy: P,
+}
+
+/// The policy of a scope that commits nothing by itself.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct CommitNothing;
+
+/// The policy of [`Scope::commit_on_ok`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct CommitOnOk;
+
+/// The policy of [`Scope::commit_if`].
+pub struct CommitIf<T, F> {
+    decide: F,
+    of: PhantomData<fn(&T)>,
+}
+
+impl<T, F> std::fmt::Debug for CommitIf<T, F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CommitIf")
+    }
+}
+
+/// Whether a scope commits when its closure has returned `Ok`. Implemented by this crate's policies only.
+pub trait Policy<T>: sealed::Sealed {
+    #[doc(hidden)]
+    fn commits(&self, out: &T) -> bool;
+}
+
+mod sealed {
+    #[allow(unreachable_pub)]
+    pub trait Sealed {}
+    impl Sealed for super::CommitNothing {}
+    impl Sealed for super::CommitOnOk {}
+    impl<T, F> Sealed for super::CommitIf<T, F> {}
+}
+
+impl<T> Policy<T> for CommitNothing {
+    fn commits(&self, _: &T) -> bool {
+        false
+    }
+}
+
+impl<T> Policy<T> for CommitOnOk {
+    fn commits(&self, _: &T) -> bool {
+        true
+    }
+}
+
+impl<T, F: Fn(&T) -> bool> Policy<T> for CommitIf<T, F> {
+    fn commits(&self, out: &T) -> bool {
+        (self.decide)(out)
+    }
+}
+
+impl<C: SessionConnection> Scope<C> {
+    pub(crate) fn new(app: App<C>) -> Self {
+        Self { app, settings: Settings::DEFAULT, limit: None, policy: CommitNothing }
+    }
+
+    /// Commits when the closure returns `Ok`.
+    pub fn commit_on_ok(self) -> Scope<C, CommitOnOk> {
+        self.with_policy(CommitOnOk)
+    }
+
+    /// Commits when the closure returns `Ok(out)` and `decide(&out)` holds, such as a response with a status below 400. The
+    /// closure's argument needs its type written down: `|response: &Response| ..`.
+    pub fn commit_if<T, F: Fn(&T) -> bool>(self, decide: F) -> Scope<C, CommitIf<T, F>> {
+        self.with_policy(CommitIf { decide, of: PhantomData })
+    }
+
+    fn with_policy<P>(self, policy: P) -> Scope<C, P> {
+        let Self { app, settings, limit, .. } = self;
+        Scope { app, settings, limit, policy }
+    }
+}
+
+impl<C: SessionConnection, P> Scope<C, P> {
+    /// Transactions that only read. On SQLite they run beside a writer.
+    pub fn read_only(mut self) -> Self {
+        self.settings.mode = Mode::ReadOnly;
+        self
+    }
+
+    /// No transaction: every statement is committed by itself and holds a connection no longer than it runs.
+    /// [`Session::transaction`](crate::Session::transaction), `savepoint` and `begin` begin one all the same.
+    pub fn autocommit(mut self) -> Self {
+        self.settings.mode = Mode::Autocommit;
+        self
+    }
+
+    /// The isolation level of the scope's transactions; the database's default otherwise.
+    pub fn isolation(mut self, level: Isolation) -> Self {
+        self.settings.isolation = Some(level);
+        self
+    }
+
+    /// The time the scope has from the call of [`run`](Self::run): statements that come later are refused, waits for a
+    /// connection end, and PostgreSQL and MariaDB end a statement that is still running then. SQLite finishes the statement it
+    /// runs.
+    pub fn deadline(mut self, limit: Duration) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
+    /// Enters a context, runs `body` in it, commits where the scope's policy says so, and removes the context's sessions.
+    /// `Err` and a panic roll back.
+    ///
+    /// # Errors
+    /// Those of `body`; where it returned `Ok`, those of the commit, turned into `E`: see
+    /// [`Session::commit`](crate::Session::commit), and [`Error::PartialCommit`] where several databases were used.
+    #[track_caller]
+    pub fn run<T, E: From<Error>>(self, body: impl FnOnce() -> Result<T, E>) -> Result<T, E>
+    where
+        P: Policy<T>,
+    {
+        let mut settings = self.settings;
+        settings.deadline = self.limit.map(|limit| Deadline { end: Instant::now() + limit, limit });
+        let policy = self.policy;
+        let (out, committed) =
+            run(&self.app, settings, Location::caller(), body, |out| out.as_ref().is_ok_and(|out| policy.commits(out)));
+        let out = out?;
+        committed?;
+        Ok(out)
+    }
+}

@@ -1,0 +1,243 @@
+//! The database object: what `db = SQLAlchemy()` is to a Flask program.
+
+use std::panic::Location;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use diesel::migration::MigrationSource;
+use diesel::result::{ConnectionResult, QueryResult};
+use diesel_migrations::EmbeddedMigrations;
+
+use crate::app::{App, Spec};
+use crate::backend::Kind;
+use crate::config::Config;
+use crate::connection::SessionConnection;
+use crate::context::{self, Current};
+use crate::dispose::{DisposeReport, dispose_each};
+use crate::error::{Error, Place, Result};
+use crate::pool::AppStatus;
+use crate::registry::Registry;
+use crate::schema::{MigrationSet, Sources};
+use crate::session::Session;
+use crate::url::Target;
+
+/// The database object of a program: its migrations, and the registry of its applications. It is made for a `static`.
+///
+/// ```
+/// use diesel::prelude::*;
+/// use diesel_session::{Config, Database};
+///
+/// static DB: Database<SqliteConnection> = Database::without_migrations();
+///
+/// let app = DB.init_app("shop", Config::new(":memory:"))?;
+/// app.context(|| DB.session()?.with(|conn| diesel::connection::SimpleConnection::batch_execute(conn, "SELECT 1")))?;
+/// app.dispose()?;
+/// # Ok::<(), diesel_session::Error>(())
+/// ```
+///
+/// `C` is the connection type. `M` is the type of the migrations; any
+/// [`MigrationSource`] will do, and [`EmbeddedMigrations`] need not be named.
+///
+/// A second database of the same applications is a second `static`, with its own `C`, URL and migrations: in a context of an
+/// application each has its own session.
+pub struct Database<C: SessionConnection, M = EmbeddedMigrations> {
+    registry: Registry<C>,
+    /// Until the first application is registered; then the applications share it.
+    given: Mutex<Option<Sources<M>>>,
+    migrations: OnceLock<Arc<dyn MigrationSet<C>>>,
+    number: OnceLock<u64>,
+    connect_with: Option<fn(&str) -> ConnectionResult<C>>,
+    on_connect: Option<fn(&mut C) -> QueryResult<()>>,
+}
+
+impl<C: SessionConnection, M> std::fmt::Debug for Database<C, M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let apps: Vec<String> = self.registry.all().iter().map(|app| app.id().to_owned()).collect();
+        f.debug_struct("Database").field("apps", &apps).finish_non_exhaustive()
+    }
+}
+
+/// One set of migrations per kind of database, for [`Database::per_backend`].
+#[derive(Debug, Default)]
+#[allow(clippy::exhaustive_structs, reason = "made by naming its fields")]
+pub struct PerBackend<M = EmbeddedMigrations> {
+    /// For SQLite.
+    pub sqlite: Option<M>,
+    /// For PostgreSQL.
+    pub postgres: Option<M>,
+    /// For MySQL and MariaDB.
+    pub mysql: Option<M>,
+}
+
+impl<C: SessionConnection> Database<C> {
+    /// A database object whose schema is not this program's business: `create_all` and `drop_all` are errors.
+    pub const fn without_migrations() -> Self {
+        Self::from_sources(Sources::None)
+    }
+}
+
+impl<C: SessionConnection, M> Database<C, M> {
+    /// A database object with the program's migrations.
+    pub const fn new(migrations: M) -> Self {
+        Self::from_sources(Sources::One(migrations))
+    }
+
+    /// A database object with migrations for each kind of database, for an enum of connections: one SQL text rarely serves
+    /// two.
+    ///
+    /// ```
+    /// use diesel::prelude::*;
+    /// use diesel_migrations::{EmbeddedMigrations, embed_migrations};
+    /// use diesel_session::{Database, PerBackend};
+    ///
+    /// const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
+    /// const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
+    ///
+    /// static DB: Database<SqliteConnection> =
+    ///     Database::per_backend(PerBackend { sqlite: Some(SQLITE), postgres: Some(POSTGRES), mysql: None });
+    /// ```
+    pub const fn per_backend(migrations: PerBackend<M>) -> Self {
+        Self::from_sources(Sources::PerBackend(migrations))
+    }
+
+    /// Connects with a function of the program's own, such as the one that picks the variant of an enum of connections by the
+    /// URL. The URL it gets is the configured one with the library's parameters; for SQLite in memory it starts with `file:`.
+    ///
+    /// Without it, an enum's own `establish` is used: it tries every variant in turn and tells no reason when all fail.
+    pub const fn connect_with(mut self, connect: fn(&str) -> ConnectionResult<C>) -> Self {
+        self.connect_with = Some(connect);
+        self
+    }
+
+    /// Runs on every new connection, after the library's own settings and [`Config::on_connect`].
+    pub const fn on_connect(mut self, prepare: fn(&mut C) -> QueryResult<()>) -> Self {
+        self.on_connect = Some(prepare);
+        self
+    }
+
+    const fn from_sources(sources: Sources<M>) -> Self {
+        Self {
+            registry: Registry::new(),
+            given: Mutex::new(Some(sources)),
+            migrations: OnceLock::new(),
+            number: OnceLock::new(),
+            connect_with: None,
+            on_connect: None,
+        }
+    }
+
+    /// Tells this database object from others; an address may be used again.
+    fn number(&self) -> u64 {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        *self.number.get_or_init(|| NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'static> Database<C, M> {
+    /// Registers an application. It opens no connection.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyRegistered`]; [`Error::InvalidConfig`] for an empty id, options that cannot work, and a URL that is
+    /// malformed or is for another kind of database.
+    pub fn init_app(&self, id: impl Into<String>, config: Config) -> Result<App<C>> {
+        let id = id.into();
+        let invalid = |reason| Error::InvalidConfig { app: id.escape_debug().to_string(), reason };
+        if id.is_empty() || id.len() > 200 || id.chars().any(char::is_control) {
+            return Err(invalid("an application id has 1 to 200 bytes and no control characters".into()));
+        }
+        if let Some(problem) = config.problem() {
+            return Err(invalid(problem));
+        }
+        let kind = Kind::of_type::<C>();
+        let target = Target::parse(&config.url, kind).map_err(invalid)?;
+        let spec =
+            Spec { app: id.into(), config, target, connect_with: self.connect_with, on_connect: self.on_connect };
+        self.registry.add(App::new(spec, self.number(), Arc::clone(self.migrations())))
+    }
+
+    fn migrations(&self) -> &Arc<dyn MigrationSet<C>> {
+        self.migrations.get_or_init(|| {
+            let given = self.given.lock().unwrap_or_else(PoisonError::into_inner).take();
+            Arc::new(given.expect("taken here only, and this runs once"))
+        })
+    }
+}
+
+impl<C: SessionConnection, M> Database<C, M> {
+    /// The application of that id.
+    ///
+    /// # Errors
+    /// [`Error::UnknownApp`].
+    pub fn app(&self, id: &str) -> Result<App<C>> {
+        self.registry.get(id)
+    }
+
+    /// The application whose context this thread is in. The handle may go to another thread and be entered there.
+    ///
+    /// # Errors
+    /// [`Error::NoContext`]; [`Error::UnknownApp`] where the context is that of an application which this database object does
+    /// not know.
+    #[track_caller]
+    pub fn current_app(&self) -> Result<App<C>> {
+        self.find(context::current(self.number(), Location::caller())?)
+    }
+
+    /// The session of the context this thread is in: the same one each time, until the context ends.
+    ///
+    /// # Errors
+    /// [`Error::NoContext`]; [`Error::UnknownApp`]; [`Error::Disposed`] where the application was removed.
+    #[track_caller]
+    pub fn session(&self) -> Result<Session<C>> {
+        context::session(self.number(), Location::caller(), |current| self.find(current))
+    }
+
+    /// [`App::create_all`] of the current application.
+    ///
+    /// # Errors
+    /// [`Error::NoContext`], and those of [`App::create_all`].
+    #[track_caller]
+    pub fn create_all(&self) -> Result<Vec<String>> {
+        let at: Place = Location::caller();
+        self.find(context::current(self.number(), at)?)?.create_all_at(at)
+    }
+
+    /// [`App::drop_all`] of the current application.
+    ///
+    /// # Errors
+    /// [`Error::NoContext`], and those of [`App::drop_all`].
+    #[track_caller]
+    pub fn drop_all(&self) -> Result<Vec<String>> {
+        let at: Place = Location::caller();
+        self.find(context::current(self.number(), at)?)?.drop_all_at(at)
+    }
+
+    /// Disposes of an application and unregisters it; its handles answer [`Error::Disposed`] from then on, and its id is free.
+    ///
+    /// # Errors
+    /// [`Error::UnknownApp`]; [`Error::StillInUse`], and then it is unregistered all the same.
+    pub fn remove_app(&self, id: &str) -> Result<DisposeReport> {
+        let app = self.registry.remove(id)?;
+        app.mark_removed();
+        app.dispose()
+    }
+
+    /// Disposes of every application; all stay registered.
+    ///
+    /// # Errors
+    /// [`Error::StillInUse`] with one report for all, where connections did not come back in time.
+    pub fn dispose_all(&self) -> Result<DisposeReport> {
+        dispose_each(self.registry.all())
+    }
+
+    /// Every application's pool at this moment, in the order of their ids.
+    pub fn status(&self) -> Vec<AppStatus> {
+        self.registry.all().iter().map(App::status).collect()
+    }
+
+    fn find(&self, current: Current<C>) -> Result<App<C>> {
+        match current {
+            Current::Entered(app) => Ok(app),
+            Current::SameId(id) => self.registry.get(&id),
+        }
+    }
+}

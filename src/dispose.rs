@@ -1,0 +1,136 @@
+//! Draining an application's pool, and the report of it.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crate::app::App;
+use crate::connection::SessionConnection;
+use crate::error::{Error, Result};
+use crate::pool::Holders;
+
+/// How long [`App::dispose`] waits for connections that are out.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a disposal did.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct DisposeReport {
+    /// The applications disposed of.
+    pub apps: Vec<String>,
+    /// Connections closed.
+    pub closed: usize,
+    /// How long it waited for connections that were out.
+    pub waited: Duration,
+    /// Connections that are still out; each is closed when it comes back. In a report that is no error these are held by the
+    /// calling thread itself.
+    pub still_out: Holders,
+    /// Connects that have not come back; what they make is closed.
+    pub connecting: usize,
+}
+
+impl DisposeReport {
+    /// Whether nothing is left.
+    pub fn is_complete(&self) -> bool {
+        self.still_out.is_empty() && self.connecting == 0
+    }
+
+    fn add(&mut self, other: Self) {
+        self.apps.extend(other.apps);
+        self.closed += other.closed;
+        self.waited += other.waited;
+        self.still_out.0.extend(other.still_out.0);
+        self.connecting += other.connecting;
+    }
+}
+
+impl fmt::Display for DisposeReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let apps = self.apps.iter().map(|app| format!("`{app}`")).collect::<Vec<_>>().join(", ");
+        write!(f, "app {apps}: {} connections closed, waited {:.3?}", self.closed, self.waited)?;
+        if self.connecting > 0 {
+            write!(f, ", {} connects are still under way", self.connecting)?;
+        }
+        if !self.still_out.is_empty() {
+            write!(
+                f,
+                ", {} still out: {}. Each is closed when it comes back; end what holds it",
+                self.still_out.len(),
+                self.still_out
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl<C: SessionConnection> App<C> {
+    /// Closes the application's connections and waits up to 5 s for those that are out. Callers that wait for a connection get
+    /// [`Error::Disposed`].
+    ///
+    /// When it returns `Ok`, the application has no connection left, except those that the calling thread itself holds: they
+    /// are in the report and are closed when they come back. The application stays registered and opens a fresh pool at its
+    /// next use. It may be called any number of times and from several threads.
+    ///
+    /// # Errors
+    /// [`Error::StillInUse`] with the report, where connections did not come back in time.
+    pub fn dispose(&self) -> Result<DisposeReport> {
+        self.dispose_within(PATIENCE)
+    }
+
+    /// [`dispose`](Self::dispose) with another patience.
+    ///
+    /// # Errors
+    /// [`Error::StillInUse`] with the report, where connections did not come back in time.
+    pub fn dispose_within(&self, patience: Duration) -> Result<DisposeReport> {
+        let started = Instant::now();
+        let deadline = started + patience;
+        let disposed = {
+            let mut pools = self.pools();
+            let current = pools.current.take();
+            pools.retired.extend(current);
+            pools.retired.clone()
+        };
+        let before: usize = disposed.iter().map(|pool| pool.closings()).sum();
+        for pool in &disposed {
+            pool.close();
+        }
+        let mut report = DisposeReport { apps: vec![self.id().into()], ..DisposeReport::default() };
+        let me = std::thread::current().id();
+        let mut overdue = false;
+        for pool in &disposed {
+            overdue |= !pool.wait_until_drained(deadline);
+            // What was on its way back when the pool was closed may have been stored after all.
+            pool.close();
+            report.still_out.0.extend(pool.holders().0);
+            report.connecting += pool.status().connecting;
+        }
+        report.closed = disposed.iter().map(|pool| pool.closings()).sum::<usize>() - before;
+        report.waited = started.elapsed();
+        self.pools().retired.retain(|pool| {
+            let drained = pool.is_drained();
+            if drained {
+                pool.forget_memory();
+            }
+            !drained
+        });
+        let others = report.still_out.iter().any(|holder| holder.thread_id() != me);
+        log::info!(target: "diesel_session::pool", "disposed of {report}");
+        if overdue || others { Err(Error::StillInUse(Box::new(report))) } else { Ok(report) }
+    }
+}
+
+/// Disposes of several applications, to the end even where one fails.
+pub(crate) fn dispose_each<C: SessionConnection>(apps: Vec<App<C>>) -> Result<DisposeReport> {
+    let mut whole = DisposeReport::default();
+    let mut complete = true;
+    for app in apps {
+        match app.dispose() {
+            Ok(report) => whole.add(report),
+            Err(Error::StillInUse(report)) => {
+                complete = false;
+                whole.add(*report);
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    if complete { Ok(whole) } else { Err(Error::StillInUse(Box::new(whole))) }
+}

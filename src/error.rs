@@ -1,0 +1,483 @@
+//! What can go wrong, in one enum; every text says what happened, where, and what to do.
+
+use std::panic::Location;
+use std::time::Duration;
+
+use crate::dispose::DisposeReport;
+use crate::pool::Holders;
+use crate::schema::MigrationFailure;
+
+/// A place in the program's source, as `#[track_caller]` sees it.
+pub type Place = &'static Location<'static>;
+
+/// The result of this crate's operations.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong.
+///
+/// The text of each variant starts with a stable code ([`Error::code`]), names the application and the place
+/// where it knows them, and ends with what to do. No text, `Debug` form or log line contains a password.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The connection pool has no connection to give and one did not come back in time.
+    #[error(
+        "DS201 app `{app}` got no connection in {waited:.3?}: all {max_size} are in use and {waiting} other callers wait. \
+         Held: {holders}. End the transactions listed, or raise `Config::max_size`"
+    )]
+    AcquireTimeout {
+        /// The application.
+        app: String,
+        /// How long the caller waited.
+        waited: Duration,
+        /// The size of the pool.
+        max_size: u32,
+        /// How many other callers were waiting at that moment.
+        waiting: usize,
+        /// Who had the connections.
+        holders: Holders,
+    },
+
+    /// `begin` was called although the session had begun already.
+    #[error(
+        "DS104 `begin` at {at}, but this session's transaction has begun at {begun_at}; commit or roll it back first"
+    )]
+    AlreadyBegun {
+        /// Where the open transaction began.
+        begun_at: Place,
+        /// Where `begin` was called.
+        at: Place,
+    },
+
+    /// The application id is taken.
+    #[error("DS102 an application `{app}` is registered already; use `app(..)` to reach it, or `remove_app(..)` first")]
+    AlreadyRegistered {
+        /// The application.
+        app: String,
+    },
+
+    /// The answer to `COMMIT` was lost: the server may have committed, or not.
+    #[error(
+        "DS303 app `{app}`: the connection was lost at COMMIT ({at}), so whether it was committed is not known: {source}. \
+         Look for the rows before you do it again"
+    )]
+    CommitUnknown {
+        /// The application.
+        app: String,
+        /// Where the commit was asked for.
+        at: Place,
+        /// What the driver said.
+        source: diesel::result::Error,
+    },
+
+    /// No connection could be made.
+    #[error("DS202 app `{app}` cannot connect to {server}: {message}. {}", kind.advice())]
+    Connect {
+        /// The application.
+        app: String,
+        /// The server, without credentials.
+        server: String,
+        /// What kind of failure it is.
+        kind: ConnectErrorKind,
+        /// What the driver or the server said, without the password.
+        message: String,
+    },
+
+    /// The server did not answer in time.
+    #[error(
+        "DS203 app `{app}`: {server} did not answer within {waited:.3?}. \
+         Check that it runs and is reachable, or raise `Config::connect_timeout`"
+    )]
+    ConnectTimeout {
+        /// The application.
+        app: String,
+        /// The server, without credentials.
+        server: String,
+        /// How long the caller waited.
+        waited: Duration,
+    },
+
+    /// The scope's deadline has passed.
+    #[error("DS305 the scope's deadline of {limit:?} had passed at {at}; roll back, or give the scope more time")]
+    DeadlineExceeded {
+        /// The deadline given to the scope.
+        limit: Duration,
+        /// The statement that found it passed.
+        at: Place,
+    },
+
+    /// The application was disposed of while the caller waited, or it has been removed.
+    #[error("DS204 app `{app}` was disposed of; nobody gets a connection from the pool that was there")]
+    Disposed {
+        /// The application.
+        app: String,
+    },
+
+    /// A hook panicked or refused.
+    #[error("DS304 a {hook} hook failed: {message}. The transaction was {}", if *committed { "committed" } else { "not committed" })]
+    HookFailed {
+        /// Which kind of hook.
+        hook: &'static str,
+        /// Whether the transaction had been committed when the hook ran.
+        committed: bool,
+        /// The panic's message or the hook's error.
+        message: String,
+    },
+
+    /// An outer operation of the session forbids this one.
+    #[error(
+        "DS105 `{operation}` at {at} inside the `{outer}` that began at {outer_at}: return `Ok` or `Err` from its closure instead"
+    )]
+    InsideTransaction {
+        /// What was called.
+        operation: &'static str,
+        /// What it was called inside of.
+        outer: &'static str,
+        /// Where the outer one began.
+        outer_at: Place,
+        /// Where it was called.
+        at: Place,
+    },
+
+    /// A configuration that cannot work.
+    #[error("DS101 app `{app}`: {reason}")]
+    InvalidConfig {
+        /// The application.
+        app: String,
+        /// What is wrong and what is expected.
+        reason: String,
+    },
+
+    /// A schema operation could not get what another session has locked.
+    #[error(
+        "DS405 app `{app}`: {operation} waited {waited:.3?} for a lock that another session holds: {message}. {left} \
+             End that session's transaction and call it again"
+    )]
+    LockTimeout {
+        /// The application.
+        app: String,
+        /// `create_all` or `drop_all`.
+        operation: &'static str,
+        /// How long it waited.
+        waited: Duration,
+        /// What the server said.
+        message: String,
+        /// What state the schema was left in.
+        left: String,
+    },
+
+    /// A migration failed.
+    #[error("DS402 {0}")]
+    Migration(Box<MigrationFailure>),
+
+    /// No application context on this thread.
+    #[error(
+        "DS103 no application context on this thread (at {at}). Enter one with `app.context(|| ..)`; \
+         a new thread does not inherit its parent's: take `current_app()` along and enter it there"
+    )]
+    NoContext {
+        /// Where a context was needed.
+        at: Place,
+    },
+
+    /// The database object was made without migrations.
+    #[error(
+        "DS401 app `{app}`: there are no migrations for {backend}; give them to `Database::new` or `Database::per_backend`"
+    )]
+    NoMigrations {
+        /// The application.
+        app: String,
+        /// The kind of database.
+        backend: &'static str,
+    },
+
+    /// The query found nothing.
+    #[error("DS301 nothing found by the query at {at}; add `.optional()` where that is an answer")]
+    NotFound {
+        /// Where the query was sent.
+        at: Place,
+    },
+
+    /// `drop_all` would not be able to finish.
+    #[error(
+        "DS403 app `{app}`: drop_all would stop half-way, so nothing was reverted. Unknown to this program: [{}]; \
+         without a way back (no down.sql): [{}]. Add what is missing, or drop the database itself",
+        unknown.join(", "), irreversible.join(", ")
+    )]
+    NotReversible {
+        /// The application.
+        app: String,
+        /// Versions that are applied but not among the program's migrations.
+        unknown: Vec<String>,
+        /// Versions that cannot be reverted.
+        irreversible: Vec<String>,
+    },
+
+    /// Of several databases used in one scope, some were committed and one failed.
+    #[error(
+        "DS306 {failed} was not committed although {} {}: {source}. Repair the difference by hand or by a compensating change",
+        committed.join(" and "), if committed.len() == 1 { "was" } else { "were" }
+    )]
+    PartialCommit {
+        /// The databases that were committed, in order.
+        committed: Vec<String>,
+        /// The database whose commit failed; later ones were rolled back.
+        failed: String,
+        /// Why it failed.
+        source: Box<Error>,
+    },
+
+    /// The database reported an error.
+    #[error("DS302 {source} (sent at {at})")]
+    Query {
+        /// What Diesel said.
+        source: diesel::result::Error,
+        /// Where the statement was sent.
+        at: Place,
+    },
+
+    /// The transaction was aborted or ended by the database or behind the session's back.
+    #[error(
+        "DS307 the transaction cannot go on: {cause} (at {at}). Nothing of it was committed here; call `rollback()` to start anew, and use `savepoint` around statements that may fail"
+    )]
+    RollbackRequired {
+        /// The first error, or what ended the transaction.
+        cause: String,
+        /// The statement, or the lending of the connection, in which it happened.
+        at: Place,
+    },
+
+    /// The session is in use further up the call stack.
+    #[error(
+        "DS106 the session is in use: the call at {at} came while the one at {held_at} was still running. Use the connection it was given, or end it first"
+    )]
+    SessionBusy {
+        /// The operation that is still running.
+        held_at: Place,
+        /// The operation that was refused.
+        at: Place,
+    },
+
+    /// The session's context has ended.
+    #[error(
+        "DS107 the session used at {at} belongs to a context of app `{app}` that has ended; ask for `session()` inside the present one"
+    )]
+    SessionEnded {
+        /// The application.
+        app: String,
+        /// Where the session was used.
+        at: Place,
+    },
+
+    /// `dispose` could not get every connection back.
+    #[error("DS205 {0}")]
+    StillInUse(Box<DisposeReport>),
+
+    /// `create_all` or `drop_all` while this thread has a transaction open on the application.
+    #[error(
+        "DS404 {operation} on app `{app}` while this thread has a transaction open there: {holders}. \
+         Commit it, roll it back or `remove()` the session first"
+    )]
+    TransactionOpen {
+        /// The application.
+        app: String,
+        /// `create_all` or `drop_all`.
+        operation: &'static str,
+        /// The connections this thread holds.
+        holders: Holders,
+    },
+
+    /// No application of this id.
+    #[error("DS108 no application `{app}` is registered with this database object (registered: [{}]); call `init_app` first", known.join(", "))]
+    UnknownApp {
+        /// The id asked for.
+        app: String,
+        /// The ids there are.
+        known: Vec<String>,
+    },
+
+    /// Waiting could never end: this thread itself holds everything it would wait for.
+    #[error(
+        "DS206 app `{app}`: the call at {at} would wait for ever, as this thread itself holds {what}: {holders}. \
+         End the outer transaction first, or raise `Config::max_size` where the pool is what is short"
+    )]
+    WouldDeadlock {
+        /// The application.
+        app: String,
+        /// What is short.
+        what: &'static str,
+        /// The connections this thread holds.
+        holders: Holders,
+        /// Where one more was asked for.
+        at: Place,
+    },
+}
+
+/// Why a connection could not be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ConnectErrorKind {
+    /// User, password or permission.
+    Authentication,
+    /// The server refused for another reason; its text tells.
+    Other,
+    /// The server has no free slot.
+    ServerFull,
+    /// The server is starting, recovering or shutting down.
+    Starting,
+    /// The database does not exist.
+    UnknownDatabase,
+    /// Nothing answers at that address.
+    Unreachable,
+}
+
+impl ConnectErrorKind {
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Authentication => "Check user, password and pg_hba.conf or grants",
+            Self::Other => "The text above is the driver's",
+            Self::ServerFull => "Close connections of other programs or raise the server's max_connections",
+            Self::Starting => "Wait until the server accepts connections",
+            Self::UnknownDatabase => "Create the database or correct its name in the URL",
+            Self::Unreachable => "Check host, port or path, and that the server runs",
+        }
+    }
+
+    /// Whether trying again a little later may help.
+    pub(crate) fn is_transient(self) -> bool {
+        matches!(self, Self::ServerFull | Self::Starting)
+    }
+}
+
+impl Error {
+    /// The stable code at the start of the error's text, `DS` and three digits.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::InvalidConfig { .. } => "DS101",
+            Self::AlreadyRegistered { .. } => "DS102",
+            Self::NoContext { .. } => "DS103",
+            Self::AlreadyBegun { .. } => "DS104",
+            Self::InsideTransaction { .. } => "DS105",
+            Self::SessionBusy { .. } => "DS106",
+            Self::SessionEnded { .. } => "DS107",
+            Self::UnknownApp { .. } => "DS108",
+            Self::AcquireTimeout { .. } => "DS201",
+            Self::Connect { .. } => "DS202",
+            Self::ConnectTimeout { .. } => "DS203",
+            Self::Disposed { .. } => "DS204",
+            Self::StillInUse(..) => "DS205",
+            Self::WouldDeadlock { .. } => "DS206",
+            Self::NotFound { .. } => "DS301",
+            Self::Query { .. } => "DS302",
+            Self::CommitUnknown { .. } => "DS303",
+            Self::HookFailed { .. } => "DS304",
+            Self::DeadlineExceeded { .. } => "DS305",
+            Self::PartialCommit { .. } => "DS306",
+            Self::RollbackRequired { .. } => "DS307",
+            Self::NoMigrations { .. } => "DS401",
+            Self::Migration(..) => "DS402",
+            Self::NotReversible { .. } => "DS403",
+            Self::TransactionOpen { .. } => "DS404",
+            Self::LockTimeout { .. } => "DS405",
+        }
+    }
+
+    /// Whether a query found nothing; see [`ResultExt::optional`].
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::Query { source: diesel::result::Error::NotFound, .. })
+    }
+
+    /// Whether a deadline passed: for a connection, a connect, a lock, a scope or a disposal.
+    pub fn is_timeout(&self) -> bool {
+        matches!(
+            self,
+            Self::AcquireTimeout { .. }
+                | Self::ConnectTimeout { .. }
+                | Self::DeadlineExceeded { .. }
+                | Self::LockTimeout { .. }
+                | Self::StillInUse(..)
+        )
+    }
+
+    /// Whether the application was disposed of or removed.
+    pub fn is_disposed(&self) -> bool {
+        matches!(self, Self::Disposed { .. })
+    }
+
+    /// Whether there was no context.
+    pub fn is_no_context(&self) -> bool {
+        matches!(self, Self::NoContext { .. })
+    }
+
+    /// Whether the session asks for [`rollback`](crate::Session::rollback) before it can go on.
+    pub fn is_rollback_required(&self) -> bool {
+        matches!(self, Self::RollbackRequired { .. })
+    }
+
+    /// Whether the outcome of a commit is not known.
+    pub fn is_commit_unknown(&self) -> bool {
+        matches!(self, Self::CommitUnknown { .. })
+    }
+
+    /// Whether running the whole transaction again may succeed: a serialization failure, a deadlock, a locked
+    /// SQLite database, a full or starting server, or a pool that was short of connections.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::AcquireTimeout { .. } | Self::ConnectTimeout { .. } | Self::LockTimeout { .. } => true,
+            Self::Connect { kind, .. } => kind.is_transient() || *kind == ConnectErrorKind::Unreachable,
+            Self::Query { source, .. } => crate::backend::is_transient(source),
+            _ => false,
+        }
+    }
+
+    /// Diesel's error, where this is one: for its [`DatabaseErrorKind`](diesel::result::DatabaseErrorKind).
+    pub fn diesel(&self) -> Option<&diesel::result::Error> {
+        match self {
+            Self::Query { source, .. } | Self::CommitUnknown { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn from_query(source: diesel::result::Error, at: Place) -> Self {
+        match source {
+            diesel::result::Error::NotFound => Self::NotFound { at },
+            source => Self::Query { source, at },
+        }
+    }
+}
+
+/// Diesel's errors become [`Error::NotFound`] or [`Error::Query`], so that `?` works on both kinds of result inside one
+/// closure.
+impl From<diesel::result::Error> for Error {
+    #[track_caller]
+    fn from(source: diesel::result::Error) -> Self {
+        Self::from_query(source, Location::caller())
+    }
+}
+
+/// `.optional()` on this crate's results, as Diesel has it on its own.
+///
+/// ```
+/// use diesel_session::{Error, ResultExt};
+/// # fn find() -> diesel_session::Result<i32> { Err(diesel::result::Error::NotFound.into()) }
+/// assert_eq!(find().optional()?, None);
+/// # Ok::<(), Error>(())
+/// ```
+pub trait ResultExt<T> {
+    /// Turns "nothing found" into `Ok(None)`; other errors stay.
+    ///
+    /// # Errors
+    /// Every error but [`Error::NotFound`].
+    fn optional(self) -> Result<Option<T>>;
+}
+
+impl<T> ResultExt<T> for Result<T> {
+    fn optional(self) -> Result<Option<T>> {
+        match self {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,40 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod app;
+mod backend;
+mod config;
+mod connection;
+mod context;
+mod database;
+mod dispose;
+mod error;
+mod pool;
+mod registry;
+mod schema;
+mod session;
+mod url;
+
+pub use crate::app::App;
+pub use crate::config::Config;
+pub use crate::connection::SessionConnection;
+pub use crate::context::{CommitIf, CommitNothing, CommitOnOk, Isolation, Policy, Scope};
+pub use crate::database::{Database, PerBackend};
+pub use crate::dispose::DisposeReport;
+pub use crate::error::{ConnectErrorKind, Error, Place, Result, ResultExt};
+pub use crate::pool::{AppStatus, Holder, Holders};
+pub use crate::schema::{MigrationFailure, MigrationStatus};
+pub use crate::session::{HookOutcome, LentConnection, Session};
+
+pub(crate) use crate::context::Mode;
+
+/// The message of a caught panic.
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    if let Some(text) = panic.downcast_ref::<&str>() {
+        (*text).to_owned()
+    } else if let Some(text) = panic.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "a panic without a message".to_owned()
+    }
+}

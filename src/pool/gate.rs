@@ -1,0 +1,330 @@
+//! A fixed number of permits, given out in the order in which they were asked for.
+//!
+//! Invariant: a permit is either free, or held by exactly one [`Permit`]. A free permit and a waiter never coexist while
+//! the gate is open, so nobody overtakes.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::ledger::{Holder, Holders};
+
+/// The queue in front of something of which there is only so much.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    state: Mutex<State>,
+    /// Told whenever a permit comes back to a closed gate.
+    returned: Condvar,
+}
+
+/// Why no permit was given.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    Closed,
+    /// Everything is held by the calling thread itself.
+    HeldByCaller(Holders),
+    TimedOut {
+        waiting: usize,
+        holders: Holders,
+    },
+}
+
+/// The right to one of the gate's things; given back by drop.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    gate: Arc<Gate>,
+    seat: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    /// One seat a permit.
+    seats: Vec<Option<Holder>>,
+    free: Vec<usize>,
+    size: usize,
+    waiters: VecDeque<Arc<Waiter>>,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    wake: Condvar,
+    answer: Mutex<Answer>,
+}
+
+#[derive(Debug)]
+enum Answer {
+    /// Still in the queue.
+    Waiting(Holder),
+    Granted(usize),
+    Closed,
+    Taken,
+}
+
+impl Gate {
+    pub(crate) fn new(size: usize) -> Self {
+        Self {
+            state: Mutex::new(State {
+                seats: Vec::new(),
+                free: Vec::new(),
+                size,
+                waiters: VecDeque::new(),
+                closed: false,
+            }),
+            returned: Condvar::new(),
+        }
+    }
+
+    /// A permit, waiting for it in line until `deadline`.
+    pub(crate) fn acquire(self: &Arc<Self>, holder: Holder, deadline: Instant) -> Result<Permit, Refused> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(Refused::Closed);
+        }
+        if let Some(seat) = state.free_seat() {
+            state.seats[seat] = Some(holder);
+            return Ok(Permit { gate: Arc::clone(self), seat });
+        }
+        let me = holder.thread.id();
+        if state.seats.iter().flatten().all(|other| other.thread.id() == me) {
+            return Err(Refused::HeldByCaller(state.holders()));
+        }
+        let waiter = Arc::new(Waiter { wake: Condvar::new(), answer: Mutex::new(Answer::Waiting(holder)) });
+        state.waiters.push_back(Arc::clone(&waiter));
+        drop(state);
+        self.wait(&waiter, deadline)
+    }
+
+    /// A permit that is free now and that nobody waits for. A closed gate gives it too: its holder is the one who
+    /// clears up.
+    pub(crate) fn try_acquire(self: &Arc<Self>, holder: Holder) -> Option<Permit> {
+        let mut state = self.lock();
+        let seat = state.free_seat()?;
+        state.seats[seat] = Some(holder);
+        Some(Permit { gate: Arc::clone(self), seat })
+    }
+
+    /// Gives no more permits, except by [`try_acquire`](Self::try_acquire), and sends all waiters away.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        for waiter in state.waiters.drain(..) {
+            waiter.answer(Answer::Closed);
+        }
+        drop(state);
+        self.returned.notify_all();
+    }
+
+    /// Waits until `done` says so, asking it again whenever a permit comes back or [`nudge`](Self::nudge) is called.
+    pub(crate) fn wait_until(&self, deadline: Instant, mut done: impl FnMut(&Holders) -> bool) -> bool {
+        let mut state = self.lock();
+        loop {
+            if done(&state.holders()) {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state = self.returned.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Makes [`wait_until`](Self::wait_until) ask again. Taking the lock orders this after its last look.
+    pub(crate) fn nudge(&self) {
+        drop(self.lock());
+        self.returned.notify_all();
+    }
+
+    pub(crate) fn holders(&self) -> Holders {
+        self.lock().holders()
+    }
+
+    /// Permits given out, and callers in line.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.seats.iter().flatten().count(), state.waiters.len())
+    }
+
+    fn wait(self: &Arc<Self>, waiter: &Arc<Waiter>, deadline: Instant) -> Result<Permit, Refused> {
+        let mut answer = waiter.lock();
+        loop {
+            match std::mem::replace(&mut *answer, Answer::Taken) {
+                Answer::Granted(seat) => return Ok(Permit { gate: Arc::clone(self), seat }),
+                Answer::Closed => return Err(Refused::Closed),
+                waiting => *answer = waiting,
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                answer = waiter.wake.wait_timeout(answer, left).unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            drop(answer);
+            // The gate's lock comes before a waiter's, as in `release`; whoever answered in between wins.
+            let mut state = self.lock();
+            if let Some(place) = state.waiters.iter().position(|other| Arc::ptr_eq(other, waiter)) {
+                state.waiters.remove(place);
+                return Err(Refused::TimedOut { waiting: state.waiters.len(), holders: state.holders() });
+            }
+            drop(state);
+            answer = waiter.lock();
+        }
+    }
+
+    fn release(&self, seat: usize) {
+        let mut state = self.lock();
+        state.seats[seat] = None;
+        match state.waiters.pop_front() {
+            Some(waiter) => {
+                let mut answer = waiter.lock();
+                if let Answer::Waiting(holder) = std::mem::replace(&mut *answer, Answer::Granted(seat)) {
+                    state.seats[seat] = Some(Holder { since: Instant::now(), ..holder });
+                }
+                drop(answer);
+                waiter.wake.notify_one();
+            }
+            None => state.free.push(seat),
+        }
+        let closed = state.closed;
+        drop(state);
+        if closed {
+            self.returned.notify_all();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn free_seat(&mut self) -> Option<usize> {
+        self.free.pop().or_else(|| {
+            (self.seats.len() < self.size).then(|| {
+                self.seats.push(None);
+                self.seats.len() - 1
+            })
+        })
+    }
+
+    fn holders(&self) -> Holders {
+        let mut holders: Vec<Holder> = self.seats.iter().flatten().cloned().collect();
+        holders.sort_by_key(|holder| holder.since);
+        Holders(holders)
+    }
+}
+
+impl Waiter {
+    fn lock(&self) -> MutexGuard<'_, Answer> {
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answer(&self, answer: Answer) {
+        *self.lock() = answer;
+        self.wake.notify_one();
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.gate.release(self.seat);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::Location;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[track_caller]
+    fn holder() -> Holder {
+        Holder::new("test".into(), Location::caller(), false)
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
+    fn until_waiting(gate: &Gate, waiting: usize) {
+        while gate.counts().1 != waiting {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn waiters_are_served_in_order() {
+        let gate = Arc::new(Gate::new(1));
+        let first = gate.acquire(holder(), soon()).expect("free");
+        let (tell, served) = mpsc::channel();
+        let threads: Vec<_> = (0..10)
+            .map(|n| {
+                let (gate, tell) = (Arc::clone(&gate), tell.clone());
+                let waiting = gate.counts().1;
+                let thread = std::thread::spawn({
+                    let gate = Arc::clone(&gate);
+                    move || {
+                        let permit = gate.acquire(holder(), soon()).expect("in turn");
+                        tell.send(n).expect("heard");
+                        drop(permit);
+                    }
+                });
+                until_waiting(&gate, waiting + 1);
+                thread
+            })
+            .collect();
+        drop(first);
+        for thread in threads {
+            thread.join().expect("no panic");
+        }
+        assert_eq!(served.try_iter().collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+        assert_eq!(gate.counts(), (0, 0));
+    }
+
+    #[test]
+    fn what_only_the_caller_holds_is_not_waited_for() {
+        let gate = Arc::new(Gate::new(1));
+        let _held = gate.acquire(holder(), soon()).expect("free");
+        assert!(matches!(gate.acquire(holder(), soon()), Err(Refused::HeldByCaller(holders)) if holders.len() == 1));
+    }
+
+    #[test]
+    fn closing_wakes_waiters() {
+        let gate = Arc::new(Gate::new(1));
+        let held = gate.acquire(holder(), soon()).expect("free");
+        let waiter = std::thread::spawn({
+            let gate = Arc::clone(&gate);
+            move || gate.acquire(holder(), soon()).map(drop)
+        });
+        until_waiting(&gate, 1);
+        gate.close();
+        assert!(matches!(waiter.join().expect("no panic"), Err(Refused::Closed)));
+        assert!(!gate.wait_until(Instant::now(), |holders| holders.is_empty()));
+        drop(held);
+        assert!(gate.wait_until(soon(), |holders| holders.is_empty()));
+    }
+
+    #[test]
+    fn no_permit_is_lost_when_waiters_give_up() {
+        let gate = Arc::new(Gate::new(2));
+        std::thread::scope(|scope| {
+            for n in 0..8_u64 {
+                let gate = &gate;
+                scope.spawn(move || {
+                    for round in 0..500 {
+                        let patience = Duration::from_micros((n * 37 + round * 13) % 200);
+                        if let Ok(permit) = gate.acquire(holder(), Instant::now() + patience) {
+                            std::thread::yield_now();
+                            drop(permit);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(gate.counts(), (0, 0));
+        let both = [gate.try_acquire(holder()), gate.try_acquire(holder())];
+        assert!(both.iter().all(Option::is_some));
+    }
+}

@@ -1,0 +1,235 @@
+//! What r2d2 stores, and how it makes one.
+//!
+//! As far as r2d2 can see, connecting never fails and never panics: it always gets a [`Slot`]. So r2d2 never retries behind
+//! our back and holds no place in back-off; the waiter who finds a `Failed` slot decides. What is not live counts as broken
+//! and leaves r2d2 when it is put back.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use diesel::result::ConnectionResult;
+
+use super::gate::Gate;
+use super::server::Server;
+use super::witness::{Watch, Witness};
+use crate::app::Spec;
+use crate::connection::SessionConnection;
+use crate::error::ConnectErrorKind;
+
+/// What r2d2 takes for a connection.
+#[derive(Debug)]
+pub(crate) enum Slot<C> {
+    Live(Live<C>),
+    Failed(ConnectFailure),
+    /// Made when nobody waited any more.
+    Surplus,
+}
+
+/// A failed connect, for whoever waits.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectFailure {
+    pub(crate) kind: ConnectErrorKind,
+    pub(crate) message: String,
+}
+
+/// An open connection and what the pool knows of it.
+pub(crate) struct Live<C> {
+    pub(crate) conn: C,
+    pub(crate) witness: Arc<Witness>,
+    pub(crate) last_used: Instant,
+    expires: Option<Instant>,
+    pub(super) schema: usize,
+    /// It has not been lent yet.
+    pub(super) unused: bool,
+    /// Its state is not known: it is closed instead of pooled.
+    pub(crate) doomed: bool,
+    // After `conn`: the count falls when the connection is closed, not before.
+    _counted: Counted,
+}
+
+impl<C> fmt::Debug for Live<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live").field("doomed", &self.doomed).finish_non_exhaustive()
+    }
+}
+
+impl<C> Live<C> {
+    /// Whether it may be lent once more.
+    pub(crate) fn is_fit(&self, control: &Control) -> bool {
+        self.schema == control.schema.load(Ordering::Acquire)
+            && self.expires.is_none_or(|expires| Instant::now() < expires)
+    }
+}
+
+/// What the parts of one pool tell each other.
+#[derive(Debug, Default)]
+pub(crate) struct Control {
+    /// Everything that comes back is closed.
+    pub(crate) closed: AtomicBool,
+    /// Callers that wait for a connect.
+    pub(crate) wanted: AtomicUsize,
+    /// Connects under way.
+    pub(crate) connecting: AtomicUsize,
+    /// Open connections.
+    pub(crate) open: AtomicUsize,
+    /// Connections closed since the pool was made.
+    pub(crate) closings: AtomicUsize,
+    /// Raised by every change of the schema; connections from before are not lent again.
+    pub(crate) schema: AtomicUsize,
+}
+
+/// One open connection in [`Control::open`].
+#[derive(Debug)]
+struct Counted(Arc<Control>);
+
+impl Counted {
+    fn new(control: &Arc<Control>) -> Self {
+        control.open.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(control))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::AcqRel);
+        self.0.closings.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// Makes slots for one pool.
+pub(crate) struct Manager<C: SessionConnection> {
+    pub(crate) spec: Arc<Spec<C>>,
+    pub(crate) control: Arc<Control>,
+    pub(crate) server: Arc<Server>,
+    pub(crate) gate: Arc<Gate>,
+    /// The URL for the driver.
+    url: String,
+    /// Keeps a SQLite database in memory alive while the pool has no other connection to it.
+    anchor: Arc<Mutex<Option<C>>>,
+}
+
+impl<C: SessionConnection> fmt::Debug for Manager<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manager").field("app", &self.spec.app).finish_non_exhaustive()
+    }
+}
+
+impl<C: SessionConnection> Manager<C> {
+    pub(crate) fn new(
+        spec: Arc<Spec<C>>,
+        control: Arc<Control>,
+        server: Arc<Server>,
+        gate: Arc<Gate>,
+        anchor: Arc<Mutex<Option<C>>>,
+    ) -> Self {
+        let target = &spec.target;
+        let url = if target.in_memory {
+            crate::backend::memory_url()
+        } else {
+            target.kind.driver_url(target, &spec.config, &spec.app)
+        };
+        Self { spec, control, server, gate, url, anchor }
+    }
+
+    fn open(&self) -> Result<Live<C>, ConnectFailure> {
+        let spec = &self.spec;
+        let mut conn = self.establish().map_err(|error| self.failure(&error.to_string()))?;
+        let witness = Arc::new(Witness::new(spec.target.kind));
+        for sql in spec.target.kind.setup(&spec.config, spec.target.in_memory).iter().chain(&spec.config.on_connect) {
+            conn.batch_execute(sql)
+                .map_err(|error| self.failure(&format!("a statement for new connections failed: {error}")))?;
+        }
+        if let Some(prepare) = spec.on_connect {
+            prepare(&mut conn).map_err(|error| self.failure(&format!("on_connect failed: {error}")))?;
+        }
+        if conn.depth() != Some(0) {
+            return Err(self.failure("on_connect left a transaction open"));
+        }
+        conn.set_instrumentation(Watch::new(Arc::clone(&witness)));
+        let now = Instant::now();
+        Ok(Live {
+            conn,
+            witness,
+            last_used: now,
+            expires: spec.config.max_lifetime.map(|lifetime| now + shortened(lifetime)),
+            schema: self.control.schema.load(Ordering::Acquire),
+            unused: true,
+            doomed: false,
+            _counted: Counted::new(&self.control),
+        })
+    }
+
+    fn establish(&self) -> ConnectionResult<C> {
+        let connect = |url: &str| match self.spec.connect_with {
+            Some(connect) => connect(url),
+            None => C::establish(url),
+        };
+        if self.spec.target.in_memory {
+            let mut anchor = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+            if anchor.is_none() {
+                *anchor = Some(connect(&self.url)?);
+            }
+        }
+        connect(&self.url)
+    }
+
+    fn failure(&self, message: &str) -> ConnectFailure {
+        let message = self.spec.target.scrub(message);
+        ConnectFailure { kind: self.spec.target.kind.classify(&message), message }
+    }
+}
+
+impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
+    type Connection = Slot<C>;
+    type Error = Infallible;
+
+    fn connect(&self) -> Result<Slot<C>, Infallible> {
+        let unwanted =
+            || self.control.closed.load(Ordering::Acquire) || self.control.wanted.load(Ordering::Acquire) == 0;
+        if unwanted() {
+            return Ok(Slot::Surplus);
+        }
+        self.control.connecting.fetch_add(1, Ordering::AcqRel);
+        let call = self.server.call();
+        let opened = catch_unwind(AssertUnwindSafe(|| self.open()));
+        drop(call);
+        let slot = match opened {
+            // Closed while it was being made: it is closed here, before anybody is told.
+            Ok(Ok(live)) if self.control.closed.load(Ordering::Acquire) => {
+                drop(live);
+                Slot::Surplus
+            }
+            Ok(Ok(live)) => Slot::Live(live),
+            Ok(Err(failure)) => Slot::Failed(failure),
+            Err(panic) => Slot::Failed(ConnectFailure {
+                kind: ConnectErrorKind::Other,
+                message: self.spec.target.scrub(&format!("connecting panicked: {}", crate::panic_message(&*panic))),
+            }),
+        };
+        self.control.connecting.fetch_sub(1, Ordering::AcqRel);
+        self.gate.nudge();
+        Ok(slot)
+    }
+
+    fn is_valid(&self, _: &mut Slot<C>) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn has_broken(&self, slot: &mut Slot<C>) -> bool {
+        match slot {
+            Slot::Live(live) => self.control.closed.load(Ordering::Acquire) || live.doomed || live.conn.is_broken(),
+            Slot::Failed(_) | Slot::Surplus => true,
+        }
+    }
+}
+
+/// A lifetime less up to a tenth, so that connections opened together are not closed together.
+fn shortened(lifetime: Duration) -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    let chance = RandomState::new().hash_one(0_u8) % 1000;
+    lifetime.mul_f64(1.0 - 0.1 * chance as f64 / 1000.0)
+}

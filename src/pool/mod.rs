@@ -1,0 +1,433 @@
+//! One application's pool: r2d2 as the storage, the gate in front of it, helper threads behind it.
+//!
+//! Every touch of the r2d2 pool happens under a permit of its gate. A caller with a permit who finds nothing idle
+//! therefore knows that r2d2 has room for one more, and r2d2's own waiting, which wakes nobody when a broken connection
+//! comes back, is used for nothing but a connect that is under way.
+
+mod gate;
+mod ledger;
+mod manager;
+mod server;
+mod status;
+mod witness;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+pub(crate) use gate::{Gate, Permit, Refused};
+pub use ledger::{Holder, Holders};
+use manager::{Control, Live, Slot};
+pub use status::AppStatus;
+pub(crate) use witness::{Notes, Witness};
+
+use crate::app::Spec;
+use crate::connection::SessionConnection;
+use crate::error::{Error, Place, Result};
+use manager::Manager;
+use server::Server;
+
+/// Used less than that ago, a connection is handed out as it is.
+const FRESH: Duration = Duration::from_millis(500);
+
+/// The pause before a refusal by a full server is tried again; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The connections of one application, from its first use to its disposal.
+pub(crate) struct Pool<C: SessionConnection> {
+    storage: r2d2::Pool<Manager<C>>,
+    gate: Arc<Gate>,
+    control: Arc<Control>,
+    server: Arc<Server>,
+    spec: Arc<Spec<C>>,
+    anchor: Arc<Mutex<Option<C>>>,
+    /// Where one writer at a time is all the database allows: the queue for it.
+    writers: Option<Arc<Gate>>,
+    ageing: AtomicBool,
+}
+
+impl<C: SessionConnection> std::fmt::Debug for Pool<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("app", &self.spec.app).finish_non_exhaustive()
+    }
+}
+
+/// A connection on loan; drop gives it back, or closes it.
+#[derive(Debug)]
+pub(crate) struct Lease<C: SessionConnection> {
+    // Declared in the order in which they end: the connection is back, or closed, before its permit is free.
+    stored: r2d2::PooledConnection<Manager<C>>,
+    _permit: Permit,
+    pool: Arc<Pool<C>>,
+}
+
+impl<C: SessionConnection> Pool<C> {
+    /// A pool that has opened nothing yet.
+    pub(crate) fn new(spec: Arc<Spec<C>>) -> Self {
+        let gate = Arc::new(Gate::new(spec.config.max_size as usize));
+        let control = Arc::new(Control::default());
+        let server = Server::named(&spec.target.server);
+        let anchor = Arc::new(Mutex::new(None));
+        let manager = Manager::new(
+            Arc::clone(&spec),
+            Arc::clone(&control),
+            Arc::clone(&server),
+            Arc::clone(&gate),
+            Arc::clone(&anchor),
+        );
+        let storage = r2d2::Pool::builder()
+            .max_size(spec.config.max_size)
+            .min_idle(Some(0))
+            .test_on_check_out(false)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .error_handler(Box::new(r2d2::NopErrorHandler))
+            .thread_pool(Arc::clone(server.threads()))
+            .build_unchecked(manager);
+        let writers = spec.target.kind.writers(&spec.target);
+        Self { storage, gate, control, server, spec, anchor, writers, ageing: AtomicBool::new(false) }
+    }
+
+    /// A connection, within the application's `acquire_timeout` and before `limit`.
+    pub(crate) fn acquire(
+        self: &Arc<Self>,
+        place: Place,
+        in_transaction: bool,
+        limit: Option<Instant>,
+    ) -> Result<Lease<C>> {
+        let started = Instant::now();
+        let deadline = started + self.spec.config.acquire_timeout;
+        let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let permit = self.permit(place, in_transaction, started, deadline)?;
+            let Some(stored) =
+                self.idle().map_or_else(|| self.connected(started, deadline), |stored| Ok(Some(stored)))?
+            else {
+                // The server is full or starting: without the permit, so that the others can go on meanwhile.
+                drop(permit);
+                let left = deadline.saturating_duration_since(Instant::now());
+                std::thread::sleep(pause.min(left));
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                continue;
+            };
+            if let Some((stored, permit)) = self.alive(stored, permit, deadline)? {
+                return Ok(Lease { stored, _permit: permit, pool: Arc::clone(self) });
+            }
+        }
+    }
+
+    /// The turn to write, where writers have to take turns.
+    pub(crate) fn turn_to_write(&self, place: Place, limit: Option<Instant>) -> Result<Option<Permit>> {
+        let Some(writers) = &self.writers else { return Ok(None) };
+        let started = Instant::now();
+        let deadline = started + self.spec.config.lock_timeout.unwrap_or(crate::backend::BUSY);
+        let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
+        let holder = Holder::new(Arc::clone(&self.spec.app), place, true);
+        let app = || self.spec.app.to_string();
+        writers.acquire(holder, deadline).map(Some).map_err(|refused| match refused {
+            Refused::Closed => Error::Disposed { app: app() },
+            Refused::HeldByCaller(holders) => {
+                Error::WouldDeadlock { app: app(), what: "the write lock of this SQLite database", holders, at: place }
+            }
+            Refused::TimedOut { holders, .. } => Error::LockTimeout {
+                app: app(),
+                operation: "a write",
+                waited: started.elapsed(),
+                message: format!("SQLite has one writer at a time; now {holders}"),
+                left: "Nothing was written.".into(),
+            },
+        })
+    }
+
+    /// Lends nothing any more, sends waiters away and closes what is idle. What is out is closed when it comes back.
+    ///
+    /// Returns how many were closed.
+    pub(crate) fn close(&self) -> usize {
+        let before = self.control.closings.load(Ordering::Acquire);
+        self.control.closed.store(true, Ordering::Release);
+        self.gate.close();
+        while let Some(_permit) = self.gate.try_acquire(self.housekeeper()) {
+            if self.storage.try_get().is_none() {
+                break;
+            }
+        }
+        self.control.closings.load(Ordering::Acquire) - before
+    }
+
+    /// Waits until nothing is out or being connected, except what the calling thread holds itself.
+    pub(crate) fn wait_until_drained(&self, deadline: Instant) -> bool {
+        let me = std::thread::current().id();
+        self.gate.wait_until(deadline, |holders| {
+            holders.iter().all(|holder| holder.thread.id() == me)
+                && self.control.connecting.load(Ordering::Acquire) == 0
+        })
+    }
+
+    /// The last of a closed pool: a SQLite database in memory ends with this.
+    pub(crate) fn forget_memory(&self) {
+        drop(self.anchor.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    pub(crate) fn is_drained(&self) -> bool {
+        self.gate.counts().0 == 0 && self.control.connecting.load(Ordering::Acquire) == 0
+    }
+
+    /// Makes every connection that is open now one from before the last change of the schema.
+    fn schema_changed(&self) -> usize {
+        self.control.schema.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    pub(crate) fn holders(&self) -> Holders {
+        self.gate.holders()
+    }
+
+    pub(crate) fn closings(&self) -> usize {
+        self.control.closings.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn status(&self) -> AppStatus {
+        let holders = self.gate.holders();
+        let open = self.control.open.load(Ordering::Acquire);
+        let connecting = self.control.connecting.load(Ordering::Acquire);
+        let in_use = holders.len().saturating_sub(self.control.wanted.load(Ordering::Acquire)).min(open);
+        AppStatus {
+            open,
+            connecting,
+            in_use,
+            idle: open - in_use,
+            waiting: self.gate.counts().1,
+            holders,
+            ..AppStatus::at_rest(&self.spec)
+        }
+    }
+
+    fn permit(&self, place: Place, in_transaction: bool, started: Instant, deadline: Instant) -> Result<Permit> {
+        let app = || self.spec.app.to_string();
+        let holder = Holder::new(Arc::clone(&self.spec.app), place, in_transaction);
+        self.gate.acquire(holder, deadline).map_err(|refused| match refused {
+            Refused::Closed => Error::Disposed { app: app() },
+            Refused::HeldByCaller(holders) => {
+                Error::WouldDeadlock { app: app(), what: "every connection of the pool", holders, at: place }
+            }
+            Refused::TimedOut { waiting, holders } => Error::AcquireTimeout {
+                app: app(),
+                waited: started.elapsed(),
+                max_size: self.spec.config.max_size,
+                waiting,
+                holders,
+            },
+        })
+    }
+
+    /// An idle connection that may be lent; those that may not are closed on the way.
+    fn idle(&self) -> Option<r2d2::PooledConnection<Manager<C>>> {
+        loop {
+            let mut stored = self.storage.try_get()?;
+            match &mut *stored {
+                Slot::Live(live) if live.is_fit(&self.control) => return Some(stored),
+                Slot::Live(live) => live.doomed = true,
+                Slot::Failed(_) | Slot::Surplus => {}
+            }
+        }
+    }
+
+    /// A new connection. `None` where the server refused for a reason that passes.
+    fn connected(&self, started: Instant, deadline: Instant) -> Result<Option<r2d2::PooledConnection<Manager<C>>>> {
+        let patience = self.spec.config.connect_timeout;
+        let timed_out = |waited| Error::ConnectTimeout {
+            app: self.spec.app.to_string(),
+            server: self.spec.target.shown.clone(),
+            waited,
+        };
+        if self.server.is_stuck(patience) {
+            return Err(timed_out(patience));
+        }
+        let connect_started = Instant::now();
+        let end = (connect_started + patience).min(deadline);
+        let wanted = Wanted::new(&self.control);
+        loop {
+            if self.control.closed.load(Ordering::Acquire) {
+                return Err(Error::Disposed { app: self.spec.app.to_string() });
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            let Ok(mut stored) = self.storage.get_timeout(left) else {
+                return Err(timed_out(connect_started.elapsed()));
+            };
+            match &mut *stored {
+                Slot::Live(live) if live.is_fit(&self.control) => {
+                    drop(wanted);
+                    return Ok(Some(stored));
+                }
+                Slot::Live(live) => live.doomed = true,
+                Slot::Surplus => {}
+                Slot::Failed(failure) if failure.kind.is_transient() && Instant::now() + FIRST_PAUSE < deadline => {
+                    return Ok(None);
+                }
+                Slot::Failed(failure) => {
+                    log::debug!(target: "diesel_session::pool", "app `{}`: connect failed after {:?}: {}", self.spec.app, started.elapsed(), failure.message);
+                    return Err(Error::Connect {
+                        app: self.spec.app.to_string(),
+                        server: self.spec.target.shown.clone(),
+                        kind: failure.kind,
+                        message: failure.message.clone(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// The connection, if it has been used just now or gives a sign of life. It is asked on a helper thread: one that does
+    /// not answer keeps its permit until it does, and is closed then.
+    #[allow(clippy::type_complexity)]
+    fn alive(
+        &self,
+        mut stored: r2d2::PooledConnection<Manager<C>>,
+        permit: Permit,
+        deadline: Instant,
+    ) -> Result<Option<(r2d2::PooledConnection<Manager<C>>, Permit)>> {
+        let idle_since = live(&mut stored).last_used;
+        if idle_since.elapsed() < FRESH || !self.spec.target.kind.can_go_stale() {
+            return Ok(Some((stored, permit)));
+        }
+        let patience = self.spec.config.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
+        let server = Arc::clone(&self.server);
+        let (answer, answered) = mpsc::sync_channel(1);
+        self.server.threads().execute(move || {
+            let call = server.call();
+            let pinged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| live(&mut stored).conn.ping()));
+            drop(call);
+            live(&mut stored).doomed = !matches!(pinged, Ok(Ok(())));
+            live(&mut stored).witness.take();
+            if let Err(mpsc::SendError((mut late, permit))) = answer.send((stored, permit)) {
+                live(&mut late).doomed = true;
+                drop(late);
+                drop(permit);
+            }
+        });
+        match answered.recv_timeout(patience) {
+            Ok((mut stored, permit)) => Ok((!live(&mut stored).doomed).then_some((stored, permit))),
+            Err(_) => {
+                log::warn!(target: "diesel_session::pool", "app `{}`: an idle connection to {} gave no sign of life within {patience:?}; it is closed when it does", self.spec.app, self.spec.target.shown);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Closes what has been idle, or has lived, for too long, and comes again when the next is due.
+    fn age(self: &Arc<Self>) {
+        let Some(idle_timeout) = self.spec.config.idle_timeout else { return };
+        if self.control.closed.load(Ordering::Acquire) || self.ageing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let pool = Arc::downgrade(self);
+        self.server.threads().execute_after(idle_timeout, move || {
+            let Some(pool) = pool.upgrade() else { return };
+            pool.ageing.store(false, Ordering::Release);
+            if pool.close_aged(idle_timeout) > 0 {
+                pool.age();
+            }
+        });
+    }
+
+    /// Returns how many idle connections stay. r2d2 lends the last returned first, so all are taken out before any is put
+    /// back, each under a permit of its own.
+    fn close_aged(&self, idle_timeout: Duration) -> usize {
+        let mut kept = Vec::new();
+        while let Some(permit) = self.gate.try_acquire(self.housekeeper()) {
+            let Some(mut stored) = self.storage.try_get() else { break };
+            if let Slot::Live(live) = &mut *stored {
+                if live.last_used.elapsed() < idle_timeout && live.is_fit(&self.control) {
+                    kept.push((stored, permit));
+                } else {
+                    live.doomed = true;
+                }
+            }
+        }
+        let count = kept.len();
+        // The one used longest ago goes back first.
+        while let Some((stored, permit)) = kept.pop() {
+            drop(stored);
+            drop(permit);
+        }
+        count
+    }
+
+    #[track_caller]
+    fn housekeeper(&self) -> Holder {
+        Holder::new(Arc::clone(&self.spec.app), std::panic::Location::caller(), false)
+    }
+}
+
+impl<C: SessionConnection> Lease<C> {
+    #[inline]
+    pub(crate) fn live(&mut self) -> &mut Live<C> {
+        live(&mut self.stored)
+    }
+
+    #[inline]
+    pub(crate) fn conn(&mut self) -> &mut C {
+        &mut self.live().conn
+    }
+
+    pub(crate) fn conn_ref(&self) -> &C {
+        match &*self.stored {
+            Slot::Live(live) => &live.conn,
+            Slot::Failed(_) | Slot::Surplus => unreachable!("a slot that is not live was lent"),
+        }
+    }
+
+    /// Closes the connection when it goes back.
+    pub(crate) fn doom(&mut self) {
+        self.live().doomed = true;
+    }
+
+    /// This connection has changed the schema. It may stay in use itself where it has prepared nothing before.
+    pub(crate) fn schema_changed(&mut self) {
+        let schema = self.pool.schema_changed();
+        let live = self.live();
+        if live.unused {
+            live.schema = schema;
+        }
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<Pool<C>> {
+        &self.pool
+    }
+
+    /// Gives it back, from whatever state it is in.
+    pub(crate) fn give_back(mut self) {
+        let live = self.live();
+        live.last_used = Instant::now();
+        live.unused = false;
+        let pool = Arc::clone(&self.pool);
+        drop(self);
+        pool.age();
+    }
+}
+
+/// What a lease holds is live: it is checked once, when it is taken out of the storage.
+#[inline]
+fn live<C: SessionConnection>(stored: &mut r2d2::PooledConnection<Manager<C>>) -> &mut Live<C> {
+    match &mut **stored {
+        Slot::Live(live) => live,
+        Slot::Failed(_) | Slot::Surplus => unreachable!("a slot that is not live was lent"),
+    }
+}
+
+/// One more caller that waits for a connect, as long as it lives.
+struct Wanted<'p>(&'p Control);
+
+impl<'p> Wanted<'p> {
+    fn new(control: &'p Control) -> Self {
+        control.wanted.fetch_add(1, Ordering::AcqRel);
+        Self(control)
+    }
+}
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        self.0.wanted.fetch_sub(1, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,78 @@
+//! The helper threads of one database server, shared by all applications on it.
+//!
+//! Every driver call that may hang without a statement of the caller's own (connecting, and the sign of life asked of an
+//! idle connection) runs here, so that the caller can leave at its own deadline. At most [`HELPERS`] calls can hang per
+//! server; from then on that server fails fast, and other servers notice nothing.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
+
+/// Helper threads per server, and so the number of calls that may hang there.
+pub(crate) const HELPERS: usize = 4;
+
+/// One database server as this process sees it. It lives while a pool uses it; then its threads end.
+pub(crate) struct Server {
+    threads: Arc<ScheduledThreadPool>,
+    running: Mutex<HashMap<u64, Instant>>,
+    next: AtomicU64,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").finish_non_exhaustive()
+    }
+}
+
+/// A driver call under way.
+#[derive(Debug)]
+pub(crate) struct Running<'s> {
+    server: &'s Server,
+    number: u64,
+}
+
+impl Server {
+    /// The server of that name; two pools with equal names share it.
+    pub(crate) fn named(name: &str) -> Arc<Self> {
+        static SERVERS: LazyLock<Mutex<HashMap<String, Weak<Server>>>> = LazyLock::new(Mutex::default);
+        let mut servers = SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(server) = servers.get(name).and_then(Weak::upgrade) {
+            return server;
+        }
+        servers.retain(|_, server| server.strong_count() > 0);
+        let threads = ScheduledThreadPool::builder()
+            .num_threads(HELPERS)
+            .thread_name_pattern("diesel-session-{}")
+            .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled)
+            .build();
+        let server = Arc::new(Self { threads: Arc::new(threads), running: Mutex::default(), next: AtomicU64::new(0) });
+        servers.insert(name.to_owned(), Arc::downgrade(&server));
+        server
+    }
+
+    pub(crate) fn threads(&self) -> &Arc<ScheduledThreadPool> {
+        &self.threads
+    }
+
+    /// Records a driver call until the returned value is dropped.
+    pub(crate) fn call(&self) -> Running<'_> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(number, Instant::now());
+        Running { server: self, number }
+    }
+
+    /// Whether every helper has been in one call for longer than `patience`, so that asking is useless.
+    pub(crate) fn is_stuck(&self, patience: Duration) -> bool {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.values().filter(|since| since.elapsed() > patience).count() >= HELPERS
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.server.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+    }
+}

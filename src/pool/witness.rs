@@ -1,0 +1,159 @@
+//! What a connection's statements did, as Diesel's instrumentation sees them: also those sent by code to which the
+//! connection was lent and which kept their errors to itself.
+
+use std::fmt::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use diesel::connection::{Instrumentation, InstrumentationEvent, get_default_instrumentation};
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+
+use crate::backend::Kind;
+
+/// Shared by a connection's instrumentation and the session that has it.
+///
+/// Written and read by the thread that has the connection; the locks that hand a connection on order the rest.
+#[derive(Debug)]
+pub(crate) struct Witness {
+    kind: Kind,
+    /// There is something to report.
+    noted: AtomicBool,
+    /// Raw statements may come: read their text.
+    reading: AtomicBool,
+    notes: Mutex<Notes>,
+}
+
+/// What happened since it was last taken.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    /// The first error.
+    pub(crate) first_error: Option<String>,
+    /// The last statement failed.
+    pub(crate) last_failed: bool,
+    /// One of the errors was a serialization failure or deadlock.
+    pub(crate) serialization_failure: bool,
+    /// A statement whose words end a transaction was sent and was not refused.
+    pub(crate) ended_by: Option<String>,
+    /// A statement began a transaction of its own.
+    pub(crate) began: bool,
+}
+
+impl Witness {
+    pub(crate) fn new(kind: Kind) -> Self {
+        Self { kind, noted: AtomicBool::new(false), reading: AtomicBool::new(false), notes: Mutex::default() }
+    }
+
+    /// Whether there is something to take.
+    #[inline]
+    pub(crate) fn has_notes(&self) -> bool {
+        self.noted.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn take(&self) -> Notes {
+        self.noted.store(false, Ordering::Release);
+        std::mem::take(&mut *self.notes())
+    }
+
+    /// From here on the text of statements is read for words that end a transaction.
+    pub(crate) fn read_statements(&self) {
+        self.reading.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn stop_reading(&self) {
+        self.reading.store(false, Ordering::Release);
+    }
+
+    fn notes(&self) -> std::sync::MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn finished(&self, query: &dyn fmt::Display, error: Option<&DieselError>) {
+        let reading = self.reading.load(Ordering::Acquire);
+        match error {
+            None if !reading && !self.has_notes() => {}
+            None => {
+                let mut notes = self.notes();
+                notes.last_failed = false;
+                if reading {
+                    let text = statement(query);
+                    notes.began |= self.kind.begins(&text);
+                    if let Some(word) = self.kind.ending_word(&text) {
+                        notes.ended_by.get_or_insert(word);
+                    }
+                    if notes.began || notes.ended_by.is_some() {
+                        self.noted.store(true, Ordering::Release);
+                    }
+                }
+            }
+            Some(error @ DieselError::DatabaseError(kind, _)) => {
+                let mut notes = self.notes();
+                notes.last_failed = true;
+                notes.serialization_failure |= matches!(kind, DatabaseErrorKind::SerializationFailure);
+                notes.first_error.get_or_insert_with(|| error.to_string());
+                self.noted.store(true, Ordering::Release);
+            }
+            // Not the database's: it has not seen the statement.
+            Some(_) => {}
+        }
+    }
+}
+
+/// The text of a statement without its bind values.
+fn statement(query: &dyn fmt::Display) -> String {
+    /// Diesel writes the statement first and by itself, then the binds.
+    struct FirstPiece(String);
+
+    impl Write for FirstPiece {
+        fn write_str(&mut self, piece: &str) -> fmt::Result {
+            if !self.0.is_empty() {
+                return Err(fmt::Error);
+            }
+            self.0.push_str(piece);
+            Ok(())
+        }
+    }
+
+    let mut text = FirstPiece(String::new());
+    let _ = write!(text, "{query}");
+    text.0
+}
+
+/// The instrumentation of a pooled connection; the program's own comes after it.
+pub(crate) struct Watch {
+    witness: Arc<Witness>,
+    next: Option<Box<dyn Instrumentation>>,
+}
+
+impl Watch {
+    pub(crate) fn new(witness: Arc<Witness>) -> Self {
+        Self { witness, next: get_default_instrumentation() }
+    }
+}
+
+impl Instrumentation for Watch {
+    fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
+        if let InstrumentationEvent::FinishQuery { query, error, .. } = &event {
+            self.witness.finished(query, *error);
+        }
+        if let Some(next) = &mut self.next {
+            next.on_connection_event(event);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::statement;
+
+    #[test]
+    fn only_the_statement_is_read() {
+        assert_eq!(statement(&"COMMIT; BEGIN"), "COMMIT; BEGIN");
+        struct WithBinds;
+        impl std::fmt::Display for WithBinds {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "{} -- binds: {:?}", "SELECT $1", ["COMMIT"])
+            }
+        }
+        assert_eq!(statement(&WithBinds), "SELECT $1");
+    }
+}

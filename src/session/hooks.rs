@@ -1,0 +1,136 @@
+//! What the program wants to be told of.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::error::{Error, Result};
+use crate::panic_message;
+
+/// What a `before_commit` hook may return: nothing, or a [`Result`] whose `Err` prevents the commit.
+pub trait HookOutcome {
+    #[doc(hidden)]
+    fn outcome(self) -> Result<()>;
+}
+
+impl HookOutcome for () {
+    fn outcome(self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl HookOutcome for Result<()> {
+    fn outcome(self) -> Result<()> {
+        self
+    }
+}
+
+/// A hook that can only panic, `|| panic!(..)`, returns the type that has no name yet.
+impl HookOutcome for never::Never {
+    fn outcome(self) -> Result<()> {
+        self
+    }
+}
+
+mod never {
+    #[allow(unreachable_pub)]
+    pub trait Returns {
+        type Output;
+    }
+
+    impl<T> Returns for fn() -> T {
+        type Output = T;
+    }
+
+    #[allow(unreachable_pub)]
+    pub type Never = <fn() -> ! as Returns>::Output;
+}
+
+type Before = Box<dyn FnOnce() -> Result<()>>;
+type After = Box<dyn FnOnce()>;
+
+/// The hooks of one session, in the order in which they were registered.
+#[derive(Default)]
+pub(crate) struct Hooks {
+    before_commit: Vec<Before>,
+    after_commit: Vec<After>,
+    after_rollback: Vec<After>,
+}
+
+impl std::fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Hooks({}, {}, {})", self.before_commit.len(), self.after_commit.len(), self.after_rollback.len())
+    }
+}
+
+/// How many hooks there were when a savepoint was opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark(usize, usize, usize);
+
+impl Hooks {
+    pub(crate) fn before_commit<R: HookOutcome>(&mut self, hook: impl FnOnce() -> R + 'static) {
+        self.before_commit.push(Box::new(move || hook().outcome()));
+    }
+
+    pub(crate) fn after_commit(&mut self, hook: impl FnOnce() + 'static) {
+        self.after_commit.push(Box::new(hook));
+    }
+
+    pub(crate) fn after_rollback(&mut self, hook: impl FnOnce() + 'static) {
+        self.after_rollback.push(Box::new(hook));
+    }
+
+    pub(crate) fn mark(&self) -> Mark {
+        Mark(self.before_commit.len(), self.after_commit.len(), self.after_rollback.len())
+    }
+
+    /// Takes away what was registered since `mark`, for the caller to drop once nothing is borrowed: a hook may own a
+    /// session.
+    #[must_use]
+    pub(crate) fn since(&mut self, mark: Mark) -> Self {
+        Self {
+            before_commit: split(&mut self.before_commit, mark.0),
+            after_commit: split(&mut self.after_commit, mark.1),
+            after_rollback: split(&mut self.after_rollback, mark.2),
+        }
+    }
+
+    pub(crate) fn take_before_commit(&mut self) -> Vec<Before> {
+        std::mem::take(&mut self.before_commit)
+    }
+
+    /// Runs what is to run after a commit; every hook runs, the first failure is returned.
+    pub(crate) fn run_after_commit(self) -> Result<()> {
+        run_all("after_commit", true, self.after_commit)
+    }
+
+    pub(crate) fn run_after_rollback(self) -> Result<()> {
+        run_all("after_rollback", false, self.after_rollback)
+    }
+}
+
+/// Runs one `before_commit` hook.
+pub(crate) fn run_before_commit(hook: Before) -> Result<()> {
+    match catch_unwind(AssertUnwindSafe(hook)) {
+        Ok(outcome) => outcome,
+        Err(panic) => {
+            Err(Error::HookFailed { hook: "before_commit", committed: false, message: panic_message(&*panic) })
+        }
+    }
+}
+
+fn run_all(hook: &'static str, committed: bool, hooks: Vec<After>) -> Result<()> {
+    let mut first = Ok(());
+    for run in hooks {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+            let message = panic_message(&*panic);
+            log::warn!(target: "diesel_session::session", "a {hook} hook panicked: {message}");
+            if first.is_ok() {
+                first = Err(Error::HookFailed { hook, committed, message });
+            }
+        }
+    }
+    first
+}
+
+fn split<T>(hooks: &mut Vec<T>, at: usize) -> Vec<T> {
+    hooks.split_off(at.min(hooks.len()))
+}

@@ -1,0 +1,72 @@
+//! The session's connection as an owned guard.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
+
+use super::Shared;
+use super::transaction::Access;
+use crate::connection::SessionConnection;
+use crate::error::{Place, Result};
+use crate::pool::Lease;
+
+/// A session's connection, taken out of it by [`Session::connection`](crate::Session::connection) and put back by drop.
+///
+/// It derefs to the connection: `query.load(&mut *conn)`.
+pub struct LentConnection<C: SessionConnection> {
+    session: Rc<Shared<C>>,
+    lease: Option<Lease<C>>,
+    at: Place,
+}
+
+impl<C: SessionConnection> LentConnection<C> {
+    pub(super) fn take(session: &Rc<Shared<C>>, at: Place) -> Result<Self> {
+        let mut core = session.enter(at)?;
+        core.prepare(Access::Raw, at)?;
+        let lease = core.lend();
+        drop(core);
+        session.lent.set(true);
+        session.used_at.set(Some(at));
+        Ok(Self { session: Rc::clone(session), lease: Some(lease), at })
+    }
+
+    fn lease(&self) -> &Lease<C> {
+        self.lease.as_ref().expect("only drop takes it")
+    }
+}
+
+impl<C: SessionConnection> Deref for LentConnection<C> {
+    type Target = C;
+
+    fn deref(&self) -> &C {
+        self.lease().conn_ref()
+    }
+}
+
+impl<C: SessionConnection> DerefMut for LentConnection<C> {
+    fn deref_mut(&mut self) -> &mut C {
+        self.lease.as_mut().expect("only drop takes it").conn()
+    }
+}
+
+impl<C: SessionConnection> fmt::Debug for LentConnection<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LentConnection").field("at", &self.at).finish_non_exhaustive()
+    }
+}
+
+impl<C: SessionConnection> Drop for LentConnection<C> {
+    fn drop(&mut self) {
+        let Some(mut lease) = self.lease.take() else { return };
+        if std::thread::panicking() {
+            lease.doom();
+        }
+        self.session.lent.set(false);
+        self.session.used_at.set(None);
+        let mut core = self.session.core.borrow_mut();
+        core.take_back(lease, self.at);
+        if self.session.ended.get() {
+            core.rollback();
+        }
+    }
+}

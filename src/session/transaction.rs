@@ -1,0 +1,515 @@
+//! The session's transaction: when it begins, what became of it, how it ends.
+//!
+//! Invariants: there is a lease in `Reading` and `Begun`, and none in `Idle` between calls. While `spoiled` is set nothing
+//! is sent but a rollback. A lease whose statement did not return (a panic) is doomed.
+
+use std::time::{Duration, Instant};
+
+use diesel::QueryResult;
+
+use crate::Mode;
+use crate::app::App;
+use crate::backend::{self, AfterError, Beginning, Kind};
+use crate::connection::SessionConnection;
+use crate::context::Settings;
+use crate::error::{Error, Place, Result};
+use crate::pool::{Lease, Notes, Permit};
+
+/// What a statement may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// A typed SELECT.
+    Read,
+    /// A typed statement.
+    Write,
+    /// Anything: raw SQL, or whatever code the connection is lent to sends.
+    Raw,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    Idle,
+    /// SQLite: statements have been read outside of a transaction, as a default scope does there until it writes.
+    Reading,
+    Begun(Place),
+}
+
+/// Why the transaction cannot go on.
+#[derive(Debug)]
+struct Spoiled {
+    cause: String,
+    at: Place,
+    /// It is gone as a whole, so rolling a savepoint back does not heal it.
+    ended: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Core<C: SessionConnection> {
+    app: App<C>,
+    settings: Settings,
+    lease: Option<Lease<C>>,
+    turn_to_write: Option<Permit>,
+    phase: Phase,
+    /// Savepoints inside the transaction.
+    levels: u32,
+    spoiled: Option<Spoiled>,
+    /// The statement limit the server was told last.
+    limit_sent: Option<Duration>,
+}
+
+impl<C: SessionConnection> Core<C> {
+    pub(crate) fn new(app: App<C>, settings: Settings) -> Self {
+        Self {
+            app,
+            settings,
+            lease: None,
+            turn_to_write: None,
+            phase: Phase::Idle,
+            levels: 0,
+            spoiled: None,
+            limit_sent: None,
+        }
+    }
+
+    pub(crate) fn begun_at(&self) -> Option<Place> {
+        match self.phase {
+            Phase::Begun(at) => Some(at),
+            Phase::Idle | Phase::Reading => None,
+        }
+    }
+
+    pub(crate) fn is_active(&self) -> bool {
+        !matches!(self.phase, Phase::Idle)
+    }
+
+    /// Sends one statement.
+    pub(crate) fn run<T>(
+        &mut self,
+        access: Access,
+        at: Place,
+        send: impl FnOnce(&mut C) -> QueryResult<T>,
+    ) -> Result<T> {
+        self.prepare(access, at)?;
+        let outcome = self.send(access, send);
+        self.settle(access, at);
+        self.rest();
+        outcome.map_err(|error| self.explain(error, at))
+    }
+
+    /// Makes the connection ready for `access`: taken, begun where that is due, and sound.
+    pub(crate) fn prepare(&mut self, access: Access, at: Place) -> Result<()> {
+        self.check(at)?;
+        let begins = match self.phase {
+            Phase::Begun(_) => return self.renew_limit(at),
+            _ if self.settings.mode == Mode::Autocommit => false,
+            _ => !(access == Access::Read && self.kind() == Kind::Sqlite && self.settings.mode == Mode::Default),
+        };
+        if begins {
+            return self.begin(at);
+        }
+        if self.lease.is_none() {
+            self.lease = Some(self.take(at, false)?);
+        }
+        if self.settings.mode == Mode::Autocommit {
+            if access != Access::Read && self.turn_to_write.is_none() {
+                match self.pool()?.turn_to_write(at, self.limit()) {
+                    Ok(turn) => self.turn_to_write = turn,
+                    Err(error) => {
+                        self.rest();
+                        return Err(error);
+                    }
+                }
+            }
+            self.limit_session(at)
+        } else {
+            self.phase = Phase::Reading;
+            Ok(())
+        }
+    }
+
+    /// Begins the transaction unless it has begun.
+    pub(crate) fn begin(&mut self, at: Place) -> Result<()> {
+        self.check(at)?;
+        if matches!(self.phase, Phase::Begun(_)) {
+            return self.renew_limit(at);
+        }
+        // A connection that was lost while it was idle shows it here, when nothing has been done yet: another is tried.
+        for _ in 0..=self.app.spec().config.max_size {
+            let lease = match self.lease.take() {
+                Some(lease) => lease,
+                None => self.take(at, true)?,
+            };
+            let turn = match self.settings.mode {
+                Mode::ReadOnly => Ok(None),
+                Mode::Default | Mode::Autocommit => lease.pool().turn_to_write(at, self.limit()),
+            };
+            self.lease = Some(lease);
+            match turn {
+                Ok(turn) => self.turn_to_write = turn,
+                Err(error) => {
+                    self.rest();
+                    return Err(error);
+                }
+            }
+            let how = self.beginning();
+            let kind = self.kind();
+            match self.send(Access::Write, |conn| kind.begin(conn, how)) {
+                Ok(()) => {
+                    self.phase = Phase::Begun(at);
+                    self.limit_sent = how.remaining;
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.doom();
+                    self.release();
+                    if !backend::is_connection_lost(&error) {
+                        return Err(self.explain(error, at));
+                    }
+                }
+            }
+        }
+        Err(Error::ConnectTimeout {
+            app: self.app.id().into(),
+            server: self.app.spec().target.shown.clone(),
+            waited: Duration::ZERO,
+        })
+    }
+
+    /// Commits the transaction, if there is one, and gives the connection back.
+    pub(crate) fn commit(&mut self, at: Place) -> Result<()> {
+        self.notice_panic(at);
+        self.check_spoiled()?;
+        if !matches!(self.phase, Phase::Begun(_)) {
+            self.release();
+            return Ok(());
+        }
+        let outcome = self.send(Access::Write, C::commit_level);
+        match outcome {
+            Ok(()) => {
+                self.restore();
+                self.release();
+                Ok(())
+            }
+            Err(error) => {
+                let lost = backend::is_connection_lost(&error);
+                let error = match lost {
+                    true => Error::CommitUnknown { app: self.app.id().into(), at, source: error },
+                    false => self.explain(error, at),
+                };
+                if lost {
+                    self.doom();
+                }
+                self.rollback();
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the transaction without committing; afterwards the session is as new. A connection on which that fails is
+    /// closed, which rolls back too.
+    pub(crate) fn rollback(&mut self) {
+        if matches!(self.phase, Phase::Begun(_)) && !self.is_doomed() {
+            // One more than there are levels: a failed rollback of a level leaves the next to try.
+            for _ in 0..=self.levels + 1 {
+                match self.depth() {
+                    Some(0) => break,
+                    Some(_) => drop(self.send(Access::Write, C::rollback_level)),
+                    None => break,
+                }
+            }
+            if self.depth() != Some(0) {
+                self.doom();
+            }
+            self.restore();
+        }
+        self.spoiled = None;
+        self.release();
+    }
+
+    /// Opens a savepoint.
+    pub(crate) fn open_level(&mut self, at: Place) -> Result<()> {
+        self.begin(at)?;
+        match self.send(Access::Write, C::begin_level) {
+            Ok(()) => {
+                self.levels += 1;
+                Ok(())
+            }
+            Err(error) => {
+                self.settle(Access::Write, at);
+                Err(self.explain(error, at))
+            }
+        }
+    }
+
+    /// Keeps what was done since the savepoint. Where that cannot be, it is rolled back and the error says why.
+    pub(crate) fn keep_level(&mut self, at: Place) -> Result<()> {
+        if let Err(error) = self.check_spoiled() {
+            self.undo_level(at);
+            return Err(error);
+        }
+        match self.send(Access::Write, C::commit_level) {
+            Ok(()) => {
+                self.levels -= 1;
+                Ok(())
+            }
+            Err(error) => {
+                self.settle(Access::Write, at);
+                let error = self.explain(error, at);
+                self.undo_level(at);
+                Err(error)
+            }
+        }
+    }
+
+    /// Undoes what was done since the savepoint.
+    pub(crate) fn undo_level(&mut self, at: Place) {
+        if self.levels == 0 {
+            return;
+        }
+        self.notice_panic(at);
+        if !self.spoiled.as_ref().is_some_and(|spoiled| spoiled.ended) && !self.is_doomed() {
+            match self.send(Access::Write, C::rollback_level) {
+                Ok(()) => {
+                    self.spoiled = None;
+                    self.forget_notes();
+                }
+                Err(error) => self.spoil(format!("a savepoint could not be rolled back: {error}"), at, true),
+            }
+        }
+        self.levels -= 1;
+    }
+
+    /// Takes the connection out, for a guard that owns it.
+    pub(crate) fn lend(&mut self) -> Lease<C> {
+        let mut lease = self.lease.take().expect("prepared: there is a lease");
+        lease.live().witness.read_statements();
+        lease
+    }
+
+    /// Puts back what [`lend`](Self::lend) took.
+    pub(crate) fn take_back(&mut self, lease: Lease<C>, at: Place) {
+        self.lease = Some(lease);
+        self.live_witness(|witness| witness.stop_reading());
+        self.settle(Access::Raw, at);
+        self.rest();
+    }
+
+    fn send<T>(&mut self, access: Access, send: impl FnOnce(&mut C) -> QueryResult<T>) -> QueryResult<T> {
+        let live = self.lease.as_mut().expect("prepared: there is a lease").live();
+        let raw = access == Access::Raw;
+        if raw {
+            live.witness.read_statements();
+        }
+        // Until it returns: code that panics leaves a connection in a state nobody knows.
+        let doomed = std::mem::replace(&mut live.doomed, true);
+        let outcome = send(&mut live.conn);
+        live.doomed = doomed;
+        if raw {
+            live.witness.stop_reading();
+        }
+        outcome
+    }
+
+    /// Compares what the session believes with what the connection went through.
+    fn settle(&mut self, access: Access, at: Place) {
+        let Some(lease) = self.lease.as_mut() else { return };
+        let live = lease.live();
+        if access != Access::Raw && !live.witness.has_notes() {
+            return;
+        }
+        let notes = live.witness.take();
+        let depth = live.conn.depth();
+        if !matches!(self.phase, Phase::Begun(_)) {
+            if depth != Some(0) || notes.began || notes.ended_by.is_some() {
+                self.doom();
+            }
+            return;
+        }
+        let expected = self.levels + 1;
+        let Notes { first_error, last_failed, serialization_failure, ended_by, .. } = notes;
+        if let Some(word) = ended_by {
+            self.spoil(format!("`{word}` was sent to the database inside it"), at, true);
+            self.doom();
+        } else if depth.is_none_or(|depth| depth < expected) {
+            self.spoil(
+                first_error.unwrap_or_else(|| "it was ended by the code that had the connection".into()),
+                at,
+                true,
+            );
+        } else if depth.is_some_and(|depth| depth > expected) {
+            self.spoil("the code that had the connection left a transaction of its own open".into(), at, true);
+        } else if let Some(error) = first_error {
+            let kind = self.kind();
+            if kind == Kind::Postgres && !last_failed {
+                return;
+            }
+            let after = match self.lease.as_mut() {
+                Some(lease) => kind.after_error(lease.conn(), serialization_failure),
+                None => return,
+            };
+            self.forget_notes();
+            match after {
+                AfterError::Alive => {}
+                AfterError::Aborted => self.spoil(error, at, false),
+                AfterError::Ended => self.spoil(error, at, true),
+            }
+        }
+    }
+
+    fn spoil(&mut self, cause: String, at: Place, ended: bool) {
+        match &mut self.spoiled {
+            Some(first) => first.ended |= ended,
+            None => self.spoiled = Some(Spoiled { cause, at, ended }),
+        }
+    }
+
+    /// Between two statements of an autocommit session it holds nothing.
+    fn rest(&mut self) {
+        if !matches!(self.phase, Phase::Idle) {
+            return;
+        }
+        if self.limit_sent.is_some() && self.lease.is_some() && !self.is_doomed() {
+            let limit = self.app.spec().config.statement_timeout;
+            let sql = self.kind().limit_session(limit).unwrap_or_default();
+            if self.send(Access::Write, |conn| conn.batch_execute(&sql)).is_err() {
+                self.doom();
+            }
+        }
+        self.release();
+    }
+
+    fn take(&self, at: Place, in_transaction: bool) -> Result<Lease<C>> {
+        self.pool()?.acquire(at, in_transaction, self.limit())
+    }
+
+    fn pool(&self) -> Result<std::sync::Arc<crate::pool::Pool<C>>> {
+        self.app.pool()
+    }
+
+    fn release(&mut self) {
+        self.forget_notes();
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+        // After the connection is back: the next writer finds the lock free.
+        self.turn_to_write = None;
+        self.phase = Phase::Idle;
+        self.levels = 0;
+        self.limit_sent = None;
+    }
+
+    /// Undoes the settings that outlive the transaction.
+    fn restore(&mut self) {
+        let how = self.beginning();
+        if let Some(sql) = self.kind().after_transaction(how, &self.app.spec().config) {
+            if !self.is_doomed() && self.send(Access::Write, |conn| conn.batch_execute(&sql)).is_err() {
+                self.doom();
+            }
+        }
+    }
+
+    fn check(&mut self, at: Place) -> Result<()> {
+        self.notice_panic(at);
+        self.check_spoiled()?;
+        match self.settings.deadline {
+            Some(deadline) if Instant::now() >= deadline.end => {
+                Err(Error::DeadlineExceeded { limit: deadline.limit, at })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A statement that did not return left its connection doomed.
+    fn notice_panic(&mut self, at: Place) {
+        if self.spoiled.is_none() && self.is_doomed() {
+            self.spoil("code that had the connection panicked".into(), at, true);
+        }
+    }
+
+    fn check_spoiled(&self) -> Result<()> {
+        match &self.spoiled {
+            Some(spoiled) => Err(Error::RollbackRequired { cause: spoiled.cause.clone(), at: spoiled.at }),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the server anew how much time is left, once that has become much less than it was told.
+    fn renew_limit(&mut self, at: Place) -> Result<()> {
+        let (Some(sent), Some(remaining)) = (self.limit_sent, self.remaining()) else { return Ok(()) };
+        if sent.saturating_sub(remaining) <= (remaining / 10).max(Duration::from_millis(20)) {
+            return Ok(());
+        }
+        let Some(sql) = self.kind().limit_statements(remaining) else { return Ok(()) };
+        self.limit_sent = Some(remaining);
+        self.send_setting(&sql, at)
+    }
+
+    fn limit_session(&mut self, at: Place) -> Result<()> {
+        let Some(remaining) = self.remaining() else { return Ok(()) };
+        let Some(sql) = self.kind().limit_session(Some(remaining)) else { return Ok(()) };
+        self.limit_sent = Some(remaining);
+        self.send_setting(&sql, at)
+    }
+
+    fn send_setting(&mut self, sql: &str, at: Place) -> Result<()> {
+        let outcome = self.send(Access::Write, |conn| conn.batch_execute(sql));
+        self.settle(Access::Write, at);
+        outcome.map_err(|error| self.explain(error, at))
+    }
+
+    /// The driver's error, or the deadline's where that is what ended the statement.
+    fn explain(&self, error: diesel::result::Error, at: Place) -> Error {
+        match self.settings.deadline {
+            Some(deadline)
+                if Instant::now() >= deadline.end && matches!(error, diesel::result::Error::DatabaseError(..)) =>
+            {
+                Error::DeadlineExceeded { limit: deadline.limit, at }
+            }
+            _ => Error::from_query(error, at),
+        }
+    }
+
+    fn beginning(&self) -> Beginning {
+        Beginning { mode: self.settings.mode, isolation: self.settings.isolation, remaining: self.remaining() }
+    }
+
+    fn remaining(&self) -> Option<Duration> {
+        self.settings.deadline.map(|deadline| deadline.end.saturating_duration_since(Instant::now()))
+    }
+
+    fn limit(&self) -> Option<Instant> {
+        self.settings.deadline.map(|deadline| deadline.end)
+    }
+
+    fn kind(&self) -> Kind {
+        self.app.spec().target.kind
+    }
+
+    fn depth(&mut self) -> Option<u32> {
+        self.lease.as_mut().and_then(|lease| lease.conn().depth())
+    }
+
+    fn is_doomed(&mut self) -> bool {
+        self.lease.as_mut().is_some_and(|lease| lease.live().doomed)
+    }
+
+    fn doom(&mut self) {
+        if let Some(lease) = &mut self.lease {
+            lease.doom();
+        }
+    }
+
+    fn forget_notes(&mut self) {
+        self.live_witness(|witness| {
+            if witness.has_notes() {
+                witness.take();
+            }
+        });
+    }
+
+    fn live_witness(&mut self, with: impl FnOnce(&crate::pool::Witness)) {
+        if let Some(lease) = &mut self.lease {
+            with(&lease.live().witness);
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! Database URLs: what they name, the form the driver gets, and the form that may be shown.
+//!
+//! A URL is checked here before a driver sees it, because libpq quotes what it cannot parse, password included.
+
+use std::path::{Path, PathBuf};
+
+use crate::backend::Kind;
+
+/// A URL that was understood.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) kind: Kind,
+    /// Which server: applications with equal keys share helper threads.
+    pub(crate) server: String,
+    /// The server and database for messages, without credentials.
+    pub(crate) shown: String,
+    /// The database's own name; for SQLite its path.
+    pub(crate) database: String,
+    /// What the driver gets, before options are added.
+    pub(crate) url: String,
+    /// Texts that must not appear anywhere.
+    secrets: Vec<String>,
+    /// SQLite in memory.
+    pub(crate) in_memory: bool,
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+impl Target {
+    /// Reads `url`. `kind` is the database of the connection type, where that says it.
+    ///
+    /// The error is a reason that quotes nothing of the URL but its scheme.
+    pub(crate) fn parse(url: &str, kind: Option<Kind>) -> Result<Self, String> {
+        if url.is_empty() {
+            return Err("the database URL is empty".into());
+        }
+        if url.contains('\0') {
+            return Err("the database URL contains a NUL character".into());
+        }
+        let by_url = Kind::of_url(url);
+        let kind = match (kind, by_url) {
+            (Some(kind), Some(found)) if kind != found => {
+                return Err(format!(
+                    "the database URL is one for {}, but the connection type is for {}",
+                    found.name(),
+                    kind.name()
+                ));
+            }
+            (Some(kind), _) | (None, Some(kind)) => kind,
+            (None, None) => {
+                return Err(
+                    "the database URL has no scheme that is known; it starts with postgres://, mysql://, sqlite:// or \
+                            file:, is `:memory:` or is a path that ends in .sqlite, .sqlite3 or .db"
+                        .into(),
+                );
+            }
+        };
+        match kind {
+            Kind::Postgres if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
+                Self::server(url, kind)
+            }
+            Kind::Postgres => Self::keywords(url),
+            Kind::Mysql => Self::server(url, kind),
+            Kind::Sqlite => Ok(Self::file(url)),
+        }
+    }
+
+    /// `text` without the secrets.
+    pub(crate) fn scrub(&self, text: &str) -> String {
+        let mut text = text.trim_end().replace('\n', " ");
+        for secret in &self.secrets {
+            text = text.replace(secret.as_str(), "***");
+        }
+        text
+    }
+
+    /// `url` with parameters added, in its own syntax.
+    pub(crate) fn with_parameters(&self, parameters: &[(&str, String)]) -> String {
+        let mut url = self.url.clone();
+        let as_url = url.contains("://");
+        for (name, value) in parameters {
+            if as_url {
+                url.push(if url.contains('?') { '&' } else { '?' });
+                url.push_str(&format!("{name}={}", percent_encode(value)));
+            } else {
+                url.push_str(&format!(" {name}='{}'", value.replace('\\', "\\\\").replace('\'', "\\'")));
+            }
+        }
+        url
+    }
+
+    /// Whether the URL itself sets a parameter.
+    pub(crate) fn sets(&self, parameter: &str) -> bool {
+        let after = |c: char| matches!(c, '?' | '&' | ' ');
+        self.url.match_indices(parameter).any(|(at, _)| {
+            self.url[..at].chars().next_back().is_none_or(after)
+                && self.url[at + parameter.len()..].trim_start().starts_with('=')
+        })
+    }
+
+    fn server(url: &str, kind: Kind) -> Result<Self, String> {
+        let (scheme, rest) = url.split_once("://").ok_or_else(|| malformed(kind, "it has no `://`"))?;
+        if kind == Kind::Mysql && scheme != "mysql" {
+            return Err(malformed(kind, "it does not start with `mysql://`"));
+        }
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, tail) = rest.split_at(end);
+        let (credentials, hosts) = match authority.split_once('@') {
+            Some((_, hosts)) if hosts.contains('@') => {
+                return Err(malformed(
+                    kind,
+                    "there is more than one `@` before the host: write `%40` in user and password",
+                ));
+            }
+            Some((credentials, hosts)) => (credentials, hosts),
+            None => ("", authority),
+        };
+        if rest.contains('#') {
+            return Err(malformed(kind, "it contains a `#`: write `%23`"));
+        }
+        if tail.split(['?']).next().is_some_and(|path| path.contains('@')) {
+            return Err(malformed(
+                kind,
+                "there is a `/` or `?` before the `@`: write `%2F` and `%3F` in user and password",
+            ));
+        }
+        if url.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(malformed(kind, "it contains white space: write `%20`"));
+        }
+        let (user, password) = match credentials.split_once(':') {
+            Some((user, password)) => (user, Some(password)),
+            None => (credentials, None),
+        };
+        let user = percent_decode(user).ok_or_else(|| malformed(kind, "the user is not valid percent-encoding"))?;
+        let mut secrets = Vec::new();
+        if let Some(password) = password {
+            let decoded = percent_decode(password)
+                .ok_or_else(|| malformed(kind, "the password is not valid percent-encoding (`%` itself is `%25`)"))?;
+            secrets.extend([password.to_owned(), decoded]);
+        }
+        for host in hosts.split(',') {
+            let port = match host.rsplit_once(':') {
+                Some((name, _)) if name.starts_with('[') && !name.ends_with(']') => None,
+                Some((_, port)) => Some(port),
+                None => None,
+            };
+            if port.is_some_and(|port| !port.is_empty() && port.parse::<u16>().is_err()) {
+                return Err(malformed(
+                    kind,
+                    "the port is not a number from 0 to 65535 (a `:` or `@` of the password is percent-encoded)",
+                ));
+            }
+        }
+        let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) =
+                pair.split_once('=').ok_or_else(|| malformed(kind, "a parameter after `?` has no `=`"))?;
+            let value = percent_decode(value)
+                .ok_or_else(|| malformed(kind, "a parameter after `?` is not valid percent-encoding"))?;
+            if name == "password" || name == "sslpassword" {
+                secrets.push(value);
+            }
+        }
+        let database = percent_decode(path.trim_start_matches('/'))
+            .ok_or_else(|| malformed(kind, "the database name is not valid percent-encoding"))?;
+        if kind == Kind::Mysql && database.contains('/') {
+            return Err(malformed(kind, "the database name contains a `/`"));
+        }
+        let place =
+            match query.split('&').find_map(|pair| pair.strip_prefix("host=").or(pair.strip_prefix("unix_socket="))) {
+                Some(socket) => percent_decode(socket).unwrap_or_default(),
+                None => percent_decode(hosts).unwrap_or_default(),
+            };
+        let place = if place.is_empty() { "the default host".to_owned() } else { place };
+        secrets.retain(|secret| !secret.is_empty());
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        Ok(Self {
+            kind,
+            server: format!("{}://{place}", kind.name()),
+            shown: format!("{} {user}@{place}/{database}", kind.name()),
+            database,
+            url: url.to_owned(),
+            secrets,
+            in_memory: false,
+        })
+    }
+
+    /// libpq's `keyword = value` form.
+    fn keywords(url: &str) -> Result<Self, String> {
+        let kind = Kind::Postgres;
+        let wrong = || {
+            malformed(
+                kind,
+                "it is neither `postgres://..` nor a list of `keyword=value` (values with spaces stand in single quotes)",
+            )
+        };
+        let (mut host, mut port, mut user, mut database, mut secrets) =
+            (String::new(), String::new(), String::new(), String::new(), Vec::new());
+        let mut rest = url.trim();
+        while !rest.is_empty() {
+            let (name, after) = rest.split_once('=').ok_or_else(wrong)?;
+            let name = name.trim();
+            if name.is_empty() || !name.chars().all(|c| c.is_ascii_lowercase() || c == '_') {
+                return Err(wrong());
+            }
+            let (value, remaining) = keyword_value(after.trim_start()).ok_or_else(wrong)?;
+            match name {
+                "host" | "hostaddr" => host = value,
+                "port" => port = value,
+                "user" => user = value,
+                "dbname" => database = value,
+                "password" | "sslpassword" => secrets.push(value),
+                _ => {}
+            }
+            rest = remaining.trim_start();
+        }
+        if !port.is_empty() && port.split(',').any(|port| port.parse::<u16>().is_err()) {
+            return Err(malformed(kind, "the port is not a number from 0 to 65535"));
+        }
+        if database.contains("://") || database.contains('=') {
+            return Err(malformed(kind, "`dbname` holds a connection string of its own; give that string itself"));
+        }
+        secrets.retain(|secret| !secret.is_empty());
+        let place = match (host.is_empty(), port.is_empty()) {
+            (true, true) => "the default host".to_owned(),
+            (_, true) => host,
+            _ => format!("{host}:{port}"),
+        };
+        Ok(Self {
+            kind,
+            server: format!("{}://{place}", kind.name()),
+            shown: format!("{} {user}@{place}/{database}", kind.name()),
+            database,
+            url: url.to_owned(),
+            secrets,
+            in_memory: false,
+        })
+    }
+
+    fn file(url: &str) -> Self {
+        let path = url.strip_prefix("sqlite://").or(url.strip_prefix("sqlite:")).unwrap_or(url);
+        let in_memory = path.is_empty()
+            || path == ":memory:"
+            || path.starts_with("file::memory:")
+            || path.starts_with("file:") && path.contains("mode=memory");
+        if in_memory {
+            let name = ":memory:".to_owned();
+            return Self {
+                kind: Kind::Sqlite,
+                server: "sqlite".into(),
+                shown: "SQLite :memory:".into(),
+                database: name.clone(),
+                url: name,
+                secrets: Vec::new(),
+                in_memory,
+            };
+        }
+        let file = path.strip_prefix("file:").map_or(path, |name| name.split('?').next().unwrap_or(name));
+        let absolute = absolute(Path::new(file));
+        // Diesel itself turns `sqlite://` into `file:`, where a `?` starts parameters; a plain path has none.
+        let url =
+            if url.starts_with("sqlite:") && path.contains('?') { format!("file:{path}") } else { path.to_owned() };
+        Self {
+            kind: Kind::Sqlite,
+            server: "sqlite".into(),
+            shown: format!("SQLite {}", file),
+            database: absolute.to_string_lossy().into_owned(),
+            url,
+            secrets: Vec::new(),
+            in_memory,
+        }
+    }
+}
+
+/// What may be shown of any text that stands where a URL should: everything where it was understood, else its scheme.
+pub(crate) fn redacted(url: &str) -> String {
+    match Target::parse(url, None) {
+        Ok(target) => target.shown,
+        Err(_) if Kind::of_url(url).is_none() && !url.contains(['@', '=', ':', '%']) => url.to_owned(),
+        Err(_) => "***".into(),
+    }
+}
+
+fn malformed(kind: Kind, reason: &str) -> String {
+    format!("the {} database URL is malformed: {reason}. Expected {}", kind.name(), kind.url_form())
+}
+
+/// One value of libpq's keyword form, and what follows it.
+fn keyword_value(text: &str) -> Option<(String, &str)> {
+    let mut value = String::new();
+    let quoted = text.starts_with('\'');
+    let mut chars = text.char_indices().skip(usize::from(quoted));
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '\\' => value.push(chars.next()?.1),
+            '\'' if quoted => return Some((value, &text[at + 1..])),
+            c if !quoted && c.is_whitespace() => return Some((value, &text[at..])),
+            c => value.push(c),
+        }
+    }
+    (!quoted).then_some((value, ""))
+}
+
+fn percent_decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let digits = [rest.next()?, rest.next()?];
+            let digits = std::str::from_utf8(&digits).ok()?;
+            if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+                return None;
+            }
+            match u8::from_str_radix(digits, 16).ok()? {
+                0 => return None,
+                byte => bytes.push(byte),
+            }
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn percent_encode(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => encoded.push(byte as char),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+/// An absolute path whose folder has no links, whether or not the file is there yet.
+fn absolute(path: &Path) -> PathBuf {
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    if let Ok(real) = whole.canonicalize() {
+        return real;
+    }
+    match (whole.parent().map(Path::canonicalize), whole.file_name()) {
+        (Some(Ok(folder)), Some(name)) => folder.join(name),
+        _ => whole,
+    }
+}

@@ -1,0 +1,6 @@
+//! The whole life of an application, on every database.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod smoke;

@@ -1,0 +1,34 @@
+//! The test bench: real servers on throw-away clusters, a proxy that breaks connections on purpose, and eyes on this
+//! process. Nothing here knows the crate under test.
+
+// Not every test binary uses all of it.
+#![allow(dead_code, unused_imports, unreachable_pub, clippy::print_stderr)]
+
+pub mod listeners;
+pub mod process;
+pub mod proxy;
+pub mod wait;
+
+mod account;
+mod cluster;
+mod database;
+mod keeper;
+mod kind;
+mod mariadb;
+mod observer;
+mod postgres;
+mod program;
+mod sqlite;
+mod text;
+
+pub use database::Database;
+pub use kind::{Kind, enabled};
+pub use mariadb::{Mariadb, mariadb};
+pub use postgres::{Postgres, postgres};
+pub use sqlite::TempSqlite;
+
+/// The ordinary role that the programs under test log in as, and the name of its first database.
+pub const ROLE: &str = "app";
+
+/// Its password, which no URL can carry without percent-encoding.
+pub const PASSWORD: &str = "s3cret/pw@1";
