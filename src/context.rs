@@ -364,7 +364,9 @@ impl<C: SessionConnection, P> Scope<C, P> {
         P: Policy<T>,
     {
         let mut settings = self.settings;
-        settings.deadline = self.limit.map(|limit| Deadline { end: Instant::now() + limit, limit });
+        // A limit beyond what the clock can count is none.
+        settings.deadline =
+            self.limit.and_then(|limit| Some(Deadline { end: Instant::now().checked_add(limit)?, limit }));
         let policy = self.policy;
         let (out, committed) =
             run(&self.app, settings, Location::caller(), body, |out| out.as_ref().is_ok_and(|out| policy.commits(out)));

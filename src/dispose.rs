@@ -82,7 +82,8 @@ impl<C: SessionConnection> App<C> {
     /// [`Error::StillInUse`] with the report, where connections did not come back in time.
     pub fn dispose_within(&self, patience: Duration) -> Result<DisposeReport> {
         let started = Instant::now();
-        let deadline = started + patience;
+        // A patience beyond what the clock can count is a day.
+        let deadline = started.checked_add(patience).unwrap_or_else(|| started + Duration::from_secs(24 * 3600));
         let disposed = {
             let mut pools = self.pools();
             let current = pools.current.take();

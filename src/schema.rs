@@ -29,6 +29,9 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long it waits for another `create_all` or `drop_all` to finish.
 const TURN_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What `diesel_migrations` says, in a type it does not export, of a missing and of an empty `down.sql`.
+const NO_WAY_BACK: [&str; 2] = ["Missing `down.sql`", "run an empty migration"];
+
 /// A migration of an application.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -513,7 +516,7 @@ impl<DB: Backend> BoxableConnection<DB> for DryRun {
 fn has_no_way_back<DB: Backend>(migration: &dyn Migration<DB>) -> bool {
     let asked = catch_unwind(AssertUnwindSafe(|| migration.revert(&mut DryRun)));
     matches!(asked, Ok(Err(error)) if error.downcast_ref::<MigrationError>().is_some_and(|error| matches!(error, MigrationError::NoMigrationRevertFile))
-        || error.to_string().contains("Missing `down.sql`"))
+        || NO_WAY_BACK.iter().any(|text| error.to_string().contains(text)))
 }
 
 fn version<DB: Backend>(migration: &dyn Migration<DB>) -> String {

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
 use std::time::Instant;
 
 use super::ledger::{Holder, Holders};
@@ -222,6 +223,15 @@ impl Waiter {
     fn answer(&self, answer: Answer) {
         *self.lock() = answer;
         self.wake.notify_one();
+    }
+}
+
+impl Permit {
+    /// From here on `thread` is the one that holds it.
+    pub(crate) fn hand_to(&self, thread: Thread) {
+        if let Some(holder) = &mut self.gate.lock().seats[self.seat] {
+            holder.thread = thread;
+        }
     }
 }
 

@@ -11,13 +11,14 @@ mod server;
 mod status;
 mod witness;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 pub(crate) use gate::{Gate, Permit, Refused};
 pub use ledger::{Holder, Holders};
-use manager::{Control, Live, Slot};
+use manager::{ConnectFailure, Control, Live, Slot};
 pub use status::AppStatus;
 pub(crate) use witness::{Notes, Witness};
 
@@ -33,6 +34,9 @@ const FRESH: Duration = Duration::from_millis(500);
 /// The pause before a refusal by a full server is tried again; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// What r2d2 lends.
+type Stored<C> = r2d2::PooledConnection<Manager<C>>;
 
 /// The connections of one application, from its first use to its disposal.
 pub(crate) struct Pool<C: SessionConnection> {
@@ -57,7 +61,7 @@ impl<C: SessionConnection> std::fmt::Debug for Pool<C> {
 #[derive(Debug)]
 pub(crate) struct Lease<C: SessionConnection> {
     // Declared in the order in which they end: the connection is back, or closed, before its permit is free.
-    stored: r2d2::PooledConnection<Manager<C>>,
+    stored: Stored<C>,
     _permit: Permit,
     pool: Arc<Pool<C>>,
 }
@@ -102,17 +106,24 @@ impl<C: SessionConnection> Pool<C> {
         let mut pause = FIRST_PAUSE;
         loop {
             let permit = self.permit(place, in_transaction, started, deadline)?;
-            let Some(stored) =
-                self.idle().map_or_else(|| self.connected(started, deadline), |stored| Ok(Some(stored)))?
-            else {
-                // The server is full or starting: without the permit, so that the others can go on meanwhile.
-                drop(permit);
-                let left = deadline.saturating_duration_since(Instant::now());
-                std::thread::sleep(pause.min(left));
-                pause = (pause * 2).min(LONGEST_PAUSE);
-                continue;
+            let stored = match self.idle() {
+                Some(stored) => stored,
+                None => match self.connected(deadline)? {
+                    Ok(stored) => stored,
+                    // The server is full or starting: without the permit, so that the others can go on meanwhile.
+                    Err(failure) => {
+                        drop(permit);
+                        let left = deadline.saturating_duration_since(Instant::now());
+                        if left <= pause {
+                            return Err(self.refused(failure));
+                        }
+                        std::thread::sleep(pause);
+                        pause = (pause * 2).min(LONGEST_PAUSE);
+                        continue;
+                    }
+                },
             };
-            if let Some((stored, permit)) = self.alive(stored, permit, deadline)? {
+            if let Some((stored, permit)) = self.alive(stored, permit, deadline) {
                 return Ok(Lease { stored, _permit: permit, pool: Arc::clone(self) });
             }
         }
@@ -222,7 +233,7 @@ impl<C: SessionConnection> Pool<C> {
     }
 
     /// An idle connection that may be lent; those that may not are closed on the way.
-    fn idle(&self) -> Option<r2d2::PooledConnection<Manager<C>>> {
+    fn idle(&self) -> Option<Stored<C>> {
         loop {
             let mut stored = self.storage.try_get()?;
             match &mut *stored {
@@ -233,8 +244,8 @@ impl<C: SessionConnection> Pool<C> {
         }
     }
 
-    /// A new connection. `None` where the server refused for a reason that passes.
-    fn connected(&self, started: Instant, deadline: Instant) -> Result<Option<r2d2::PooledConnection<Manager<C>>>> {
+    /// A new connection, or the reason that passes for which the server refused one.
+    fn connected(&self, deadline: Instant) -> Result<Result<Stored<C>, ConnectFailure>> {
         let patience = self.spec.config.connect_timeout;
         let timed_out = |waited| Error::ConnectTimeout {
             app: self.spec.app.to_string(),
@@ -244,62 +255,53 @@ impl<C: SessionConnection> Pool<C> {
         if self.server.is_stuck(patience) {
             return Err(timed_out(patience));
         }
-        let connect_started = Instant::now();
-        let end = (connect_started + patience).min(deadline);
-        let wanted = Wanted::new(&self.control);
+        let started = Instant::now();
+        let end = (started + patience).min(deadline);
+        let _wanted = Wanted::new(&self.control);
         loop {
             if self.control.closed.load(Ordering::Acquire) {
                 return Err(Error::Disposed { app: self.spec.app.to_string() });
             }
             let left = end.saturating_duration_since(Instant::now());
             let Ok(mut stored) = self.storage.get_timeout(left) else {
-                return Err(timed_out(connect_started.elapsed()));
+                return Err(timed_out(started.elapsed()));
             };
             match &mut *stored {
-                Slot::Live(live) if live.is_fit(&self.control) => {
-                    drop(wanted);
-                    return Ok(Some(stored));
-                }
+                Slot::Live(live) if live.is_fit(&self.control) => return Ok(Ok(stored)),
                 Slot::Live(live) => live.doomed = true,
                 Slot::Surplus => {}
-                Slot::Failed(failure) if failure.kind.is_transient() && Instant::now() + FIRST_PAUSE < deadline => {
-                    return Ok(None);
-                }
-                Slot::Failed(failure) => {
-                    log::debug!(target: "diesel_session::pool", "app `{}`: connect failed after {:?}: {}", self.spec.app, started.elapsed(), failure.message);
-                    return Err(Error::Connect {
-                        app: self.spec.app.to_string(),
-                        server: self.spec.target.shown.clone(),
-                        kind: failure.kind,
-                        message: failure.message.clone(),
-                    });
-                }
+                Slot::Failed(failure) if failure.kind.is_transient() => return Ok(Err(failure.clone())),
+                Slot::Failed(failure) => return Err(self.refused(failure.clone())),
             }
         }
     }
 
+    fn refused(&self, failure: ConnectFailure) -> Error {
+        let ConnectFailure { kind, message } = failure;
+        log::debug!(target: "diesel_session::pool", "app `{}` cannot connect: {message}", self.spec.app);
+        Error::Connect { app: self.spec.app.to_string(), server: self.spec.target.shown.clone(), kind, message }
+    }
+
     /// The connection, if it has been used just now or gives a sign of life. It is asked on a helper thread: one that does
     /// not answer keeps its permit until it does, and is closed then.
-    #[allow(clippy::type_complexity)]
-    fn alive(
-        &self,
-        mut stored: r2d2::PooledConnection<Manager<C>>,
-        permit: Permit,
-        deadline: Instant,
-    ) -> Result<Option<(r2d2::PooledConnection<Manager<C>>, Permit)>> {
-        let idle_since = live(&mut stored).last_used;
-        if idle_since.elapsed() < FRESH || !self.spec.target.kind.can_go_stale() {
-            return Ok(Some((stored, permit)));
+    fn alive(&self, mut stored: Stored<C>, permit: Permit, deadline: Instant) -> Option<(Stored<C>, Permit)> {
+        let last_used = live(&mut stored).last_used;
+        if last_used.elapsed() < FRESH || !self.spec.target.kind.can_go_stale() {
+            return Some((stored, permit));
         }
         let patience = self.spec.config.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
         let server = Arc::clone(&self.server);
         let (answer, answered) = mpsc::sync_channel(1);
+        let caller = std::thread::current();
         self.server.threads().execute(move || {
+            // Meanwhile it is not the caller who holds it, and who would wait for itself.
+            permit.hand_to(std::thread::current());
             let call = server.call();
-            let pinged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| live(&mut stored).conn.ping()));
+            let pinged = catch_unwind(AssertUnwindSafe(|| live(&mut stored).conn.ping()));
             drop(call);
             live(&mut stored).doomed = !matches!(pinged, Ok(Ok(())));
             live(&mut stored).witness.take();
+            permit.hand_to(caller);
             if let Err(mpsc::SendError((mut late, permit))) = answer.send((stored, permit)) {
                 live(&mut late).doomed = true;
                 drop(late);
@@ -307,10 +309,15 @@ impl<C: SessionConnection> Pool<C> {
             }
         });
         match answered.recv_timeout(patience) {
-            Ok((mut stored, permit)) => Ok((!live(&mut stored).doomed).then_some((stored, permit))),
+            Ok((mut stored, permit)) => (!live(&mut stored).doomed).then_some((stored, permit)),
             Err(_) => {
-                log::warn!(target: "diesel_session::pool", "app `{}`: an idle connection to {} gave no sign of life within {patience:?}; it is closed when it does", self.spec.app, self.spec.target.shown);
-                Ok(None)
+                log::warn!(
+                    target: "diesel_session::pool",
+                    "app `{}`: an idle connection to {} gave no sign of life within {patience:?}; it is closed when it does",
+                    self.spec.app,
+                    self.spec.target.shown
+                );
+                None
             }
         }
     }
@@ -409,7 +416,7 @@ impl<C: SessionConnection> Lease<C> {
 
 /// What a lease holds is live: it is checked once, when it is taken out of the storage.
 #[inline]
-fn live<C: SessionConnection>(stored: &mut r2d2::PooledConnection<Manager<C>>) -> &mut Live<C> {
+fn live<C: SessionConnection>(stored: &mut Stored<C>) -> &mut Live<C> {
     match &mut **stored {
         Slot::Live(live) => live,
         Slot::Failed(_) | Slot::Surplus => unreachable!("a slot that is not live was lent"),

@@ -319,6 +319,9 @@ impl<C: SessionConnection> Core<C> {
         }
         let notes = live.witness.take();
         let depth = live.conn.depth();
+        if notes.lost {
+            self.doom();
+        }
         if !matches!(self.phase, Phase::Begun(_)) {
             if depth != Some(0) || notes.began || notes.ended_by.is_some() {
                 self.doom();
@@ -326,11 +329,11 @@ impl<C: SessionConnection> Core<C> {
             return;
         }
         let expected = self.levels + 1;
-        let Notes { first_error, last_failed, serialization_failure, ended_by, .. } = notes;
+        let Notes { first_error, last_failed, serialization_failure, lost, ended_by, .. } = notes;
         if let Some(word) = ended_by {
             self.spoil(format!("`{word}` was sent to the database inside it"), at, true);
             self.doom();
-        } else if depth.is_none_or(|depth| depth < expected) {
+        } else if lost || depth.is_none_or(|depth| depth < expected) {
             self.spoil(
                 first_error.unwrap_or_else(|| "it was ended by the code that had the connection".into()),
                 at,

@@ -16,10 +16,13 @@ fn sqlite() -> Result<()> {
         assert_eq!(DB.create_all()?.len(), 1);
         assert_eq!(DB.create_all()?.len(), 0);
         let session = DB.session()?;
-        session.execute(diesel::insert_into(entries::table).values((entries::author.eq("Ada"), entries::message.eq("hi"))))?;
+        session.execute(
+            diesel::insert_into(entries::table).values((entries::author.eq("Ada"), entries::message.eq("hi"))),
+        )?;
         let first: String = session.first(entries::table.select(entries::author))?;
         assert_eq!(first, "Ada");
-        let none: Option<i32> = session.first(entries::table.filter(entries::id.eq(9)).select(entries::id)).optional()?;
+        let none: Option<i32> =
+            session.first(entries::table.filter(entries::id.eq(9)).select(entries::id)).optional()?;
         assert_eq!(none, None);
         let n: i64 = session.with(|conn| entries::table.count().get_result(conn))?;
         assert!(session.exists(entries::table)?);
@@ -46,8 +49,15 @@ fn pg() -> Result<()> {
     app.context(|| {
         assert_eq!(PG.create_all()?.len(), 1);
         let session = PG.session()?;
-        session.execute(diesel::insert_into(entries::table).values((entries::author.eq("Ada"), entries::message.eq("hi"))))?;
-        println!("{:?}", session.execute(diesel::insert_into(entries::table).values((entries::author.eq(""), entries::message.eq("hi")))));
+        session.execute(
+            diesel::insert_into(entries::table).values((entries::author.eq("Ada"), entries::message.eq("hi"))),
+        )?;
+        println!(
+            "{:?}",
+            session.execute(
+                diesel::insert_into(entries::table).values((entries::author.eq(""), entries::message.eq("hi")))
+            )
+        );
         println!("{}", session.count(entries::table).unwrap_err());
         println!("{}", session.commit().unwrap_err());
         println!("{}", app.status());
