@@ -65,7 +65,7 @@ impl Target {
             }
             Kind::Postgres => Self::keywords(url),
             Kind::Mysql => Self::server(url, kind),
-            Kind::Sqlite => Ok(Self::file(url)),
+            Kind::Sqlite => Self::file(url),
         }
     }
 
@@ -181,7 +181,7 @@ impl Target {
         Ok(Self {
             kind,
             server: format!("{}://{place}", kind.name()),
-            shown: format!("{} {user}@{place}/{database}", kind.name()),
+            shown: format!("{} {}@{}/{}", kind.name(), plain(&user, ""), plain(&place, ":/,[] "), plain(&database, "")),
             database,
             url: url.to_owned(),
             secrets,
@@ -233,7 +233,7 @@ impl Target {
         Ok(Self {
             kind,
             server: format!("{}://{place}", kind.name()),
-            shown: format!("{} {user}@{place}/{database}", kind.name()),
+            shown: format!("{} {}@{}/{}", kind.name(), plain(&user, ""), plain(&place, ":/,[] "), plain(&database, "")),
             database,
             url: url.to_owned(),
             secrets,
@@ -241,7 +241,7 @@ impl Target {
         })
     }
 
-    fn file(url: &str) -> Self {
+    fn file(url: &str) -> Result<Self, String> {
         let path = url.strip_prefix("sqlite://").or(url.strip_prefix("sqlite:")).unwrap_or(url);
         let in_memory = path.is_empty()
             || path == ":memory:"
@@ -249,7 +249,7 @@ impl Target {
             || path.starts_with("file:") && path.contains("mode=memory");
         if in_memory {
             let name = ":memory:".to_owned();
-            return Self {
+            return Ok(Self {
                 kind: Kind::Sqlite,
                 server: "sqlite".into(),
                 shown: "SQLite :memory:".into(),
@@ -257,14 +257,19 @@ impl Target {
                 url: name,
                 secrets: Vec::new(),
                 in_memory,
-            };
+            });
+        }
+        // SQLite would make a file of that name, password included.
+        let credentials = path.split_once('@').is_some_and(|(before, _)| before.contains([':', '=']));
+        if path.contains("://") || credentials {
+            return Err(malformed(Kind::Sqlite, "it looks like the URL of a server"));
         }
         let file = path.strip_prefix("file:").map_or(path, |name| name.split('?').next().unwrap_or(name));
         let absolute = absolute(Path::new(file));
         // Diesel itself turns `sqlite://` into `file:`, where a `?` starts parameters; a plain path has none.
         let url =
             if url.starts_with("sqlite:") && path.contains('?') { format!("file:{path}") } else { path.to_owned() };
-        Self {
+        Ok(Self {
             kind: Kind::Sqlite,
             server: "sqlite".into(),
             shown: format!("SQLite {}", file),
@@ -272,17 +277,19 @@ impl Target {
             url,
             secrets: Vec::new(),
             in_memory,
-        }
+        })
     }
 }
 
-/// What may be shown of any text that stands where a URL should: everything where it was understood, else its scheme.
+/// What may be shown of any text that stands where a URL should: server and database where it was understood, else nothing.
 pub(crate) fn redacted(url: &str) -> String {
-    match Target::parse(url, None) {
-        Ok(target) => target.shown,
-        Err(_) if Kind::of_url(url).is_none() && !url.contains(['@', '=', ':', '%']) => url.to_owned(),
-        Err(_) => "***".into(),
-    }
+    Target::parse(url, None).map_or_else(|_| "***".into(), |target| target.shown)
+}
+
+/// A name that may be shown: one with characters that names rarely have is more likely something that slipped.
+fn plain<'a>(name: &'a str, also: &str) -> &'a str {
+    let usual = |c: char| c.is_alphanumeric() || "_-.".contains(c) || also.contains(c);
+    if name.chars().all(usual) { name } else { "***" }
 }
 
 fn malformed(kind: Kind, reason: &str) -> String {
@@ -346,5 +353,123 @@ fn absolute(path: &Path) -> PathBuf {
     match (whole.parent().map(Path::canonicalize), whole.file_name()) {
         (Some(Ok(folder)), Some(name)) => folder.join(name),
         _ => whole,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PASSWORD: &str = "hunter2secret";
+
+    /// What people write when they get a URL wrong.
+    const SLIPS: &[&str] = &[
+        "postgres:/app:hunter2secret@h/db",
+        "postgresql//app:hunter2secret@h/db",
+        "postgres//app:hunter2secret@h/db",
+        "postgres://app:hunter2secret%et@h/db",
+        "postgres://app:hunter2secret/rest@h/db",
+        "postgres://app:hunter2secret@x@h/db",
+        "postgres://app:x@hunter2secret@h/db",
+        "postgres://app:hunter2secret#x@h/db",
+        "postgres://app:x#hunter2secret@h/db",
+        "postgres://app:x?hunter2secret@h/db",
+        "postgres://app:hunter2 hunter2secret@h/db",
+        "postgres://app:hunter2secret@h:port/db",
+        "postgres://app:hunter2secret@h:99999/db",
+        "postgres://app:hunter2secret@h/db?sslmode",
+        "postgres://app:hunter2secret@h/%zz",
+        "host=h user=app password=two hunter2secret",
+        "host=h user=app password='hunter2secret",
+        "host=h port=x password=hunter2secret",
+        "dbname=postgres://app:hunter2secret@h/db",
+        "password=hunter2secret",
+        "app:hunter2secret@h/db",
+        "//app:hunter2secret@h/db",
+        "mysql:/app:hunter2secret@h/db",
+        "mysql//app:hunter2secret@h/db",
+        "mysql://app:hunter2secret%@h/db",
+        "mysql://app:hunter2secret@h:x/db",
+        "mysql://app:hunter2secret@h/a/b",
+        "mysql://app:hunter2secret@x@h/db",
+        "http://app:hunter2secret@h/db",
+        "postgres://app:hunter2secret\0@h/db",
+    ];
+
+    fn all_texts(url: &str) -> String {
+        let mut texts = redacted(url);
+        for kind in [None, Some(Kind::Postgres), Some(Kind::Mysql), Some(Kind::Sqlite)] {
+            match Target::parse(url, kind) {
+                Ok(target) => texts.push_str(&format!("{} {} {target:?}", target.shown, target.server)),
+                Err(reason) => texts.push_str(&reason),
+            }
+        }
+        texts + &format!("{:?}", crate::Config::new(url))
+    }
+
+    #[test]
+    fn no_slip_shows_the_password() {
+        for slip in SLIPS {
+            let texts = all_texts(slip);
+            assert!(!texts.contains("hunter2") && !texts.contains("secret"), "{slip}: {texts}");
+        }
+    }
+
+    #[test]
+    fn what_was_understood_is_shown_without_the_password() {
+        let shown = |url| Target::parse(url, None).expect(url).shown;
+        assert_eq!(shown("postgres://app:hunter2secret@db:5433/shop?sslmode=require"), "PostgreSQL app@db:5433/shop");
+        assert_eq!(shown("host=db user=app password='hunter2 secret' dbname=shop"), "PostgreSQL app@db/shop");
+        assert_eq!(shown("mysql://app:hunter2secret@[::1]:3307/shop"), "MySQL app@[::1]:3307/shop");
+        assert_eq!(shown("sqlite://shop.sqlite"), "SQLite shop.sqlite");
+        assert_eq!(shown(":memory:"), "SQLite :memory:");
+    }
+
+    #[test]
+    fn a_message_is_scrubbed_of_both_forms_of_the_password() {
+        let target = Target::parse("postgres://app:hun%74er2@h/db", None).expect("valid");
+        assert_eq!(target.scrub("no hunter2, no hun%74er2\n"), "no ***, no ***");
+    }
+
+    #[test]
+    fn parameters_are_added_in_the_urls_own_syntax() {
+        let with = |url| Target::parse(url, None).expect(url).with_parameters(&[("a", "b c'".into())]);
+        assert_eq!(with("postgres://h/db"), "postgres://h/db?a=b%20c%27");
+        assert_eq!(with("postgres://h/db?x=y"), "postgres://h/db?x=y&a=b%20c%27");
+        assert_eq!(with("host=h"), "host=h a='b c\\''");
+        assert!(Target::parse("host=h connect_timeout = 4", None).expect("valid").sets("connect_timeout"));
+        assert!(!Target::parse("host=connect_timeout", None).expect("valid").sets("connect_timeout"));
+    }
+
+    #[test]
+    fn a_file_has_one_name_however_it_is_written() {
+        let name = |url| Target::parse(url, Some(Kind::Sqlite)).expect(url).database;
+        assert_eq!(name("shop.sqlite"), name("./shop.sqlite"));
+        assert_eq!(name("shop.sqlite"), name("sqlite://shop.sqlite"));
+        assert_eq!(name("shop.sqlite"), name("file:shop.sqlite?cache=private"));
+        assert!(Target::parse("file::memory:?cache=shared", Some(Kind::Sqlite)).expect("valid").in_memory);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_mutation_shows_the_password(slip in 0..SLIPS.len(), at in 0..40_usize, insert in ".{0,3}", cut in 0..3_usize) {
+            let slip = SLIPS[slip];
+            // Where it stands in the place of a host, one character less makes it one.
+            prop_assume!(slip.contains(":hunter2secret") || slip.contains("password="));
+            // Only outside of the password, which is looked for as it is.
+            let mut chars: Vec<char> = slip.chars().collect();
+            let start = slip.find(PASSWORD).unwrap_or(0);
+            let at = at.min(chars.len());
+            prop_assume!(at + cut <= start || at >= start + PASSWORD.len());
+            let end = (at + cut).min(chars.len());
+            chars.splice(at..end, insert.chars());
+            let url: String = chars.into_iter().collect();
+            let texts = all_texts(&url);
+            prop_assert!(!texts.contains(PASSWORD), "{url}: {texts}");
+        }
     }
 }
