@@ -272,7 +272,7 @@ impl Target {
         Ok(Self {
             kind: Kind::Sqlite,
             server: "sqlite".into(),
-            shown: format!("SQLite {}", file),
+            shown: format!("SQLite {}", plain(file, ":/\\,()~+ ")),
             database: absolute.to_string_lossy().into_owned(),
             url,
             secrets: Vec::new(),
