@@ -9,7 +9,7 @@ use crate::entry::NewEntry;
 
 pub(crate) const AUTHOR_LENGTH: usize = 100;
 pub(crate) const MESSAGE_LENGTH: usize = 2000;
-const BODY_BYTES: u64 = 64 * 1024;
+const BODY_BYTES: usize = 64 * 1024;
 
 /// The fields as they came, to be shown again where something is wrong with them.
 #[derive(Default)]
@@ -39,13 +39,15 @@ impl Form {
         if !kind.to_ascii_lowercase().starts_with("application/x-www-form-urlencoded") {
             return refuse(415, "The entry has to come as application/x-www-form-urlencoded.");
         }
+        let announced: Option<usize> = request.header("Content-Length").and_then(|length| length.parse().ok());
         let Some(body) = request.data() else { return refuse(400, "There is no form in this request.") };
         let mut bytes = Vec::new();
         // One byte more than allowed tells a body that is too long from one that just fits.
-        match body.take(BODY_BYTES + 1).read_to_end(&mut bytes) {
-            Err(_) => return refuse(400, "The form did not arrive whole."),
-            Ok(_) if bytes.len() as u64 > BODY_BYTES => return refuse(413, "That is too long for a guestbook."),
-            Ok(_) => {}
+        match body.take(BODY_BYTES as u64 + 1).read_to_end(&mut bytes) {
+            Ok(length) if length > BODY_BYTES => return refuse(413, "That is too long for a guestbook."),
+            // A connection that broke looks like the end of the body.
+            Ok(length) if announced.is_none_or(|announced| length == announced) => {}
+            _ => return refuse(400, "The form did not arrive whole."),
         }
         let mut form = Self::default();
         for (name, value) in form_urlencoded::parse(&bytes) {
