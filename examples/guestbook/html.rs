@@ -1,0 +1,129 @@
+//! The answers as web pages.
+
+use std::fmt;
+
+use rouille::Response;
+
+use crate::entry::Entry;
+use crate::form::{AUTHOR_LENGTH, Form, MESSAGE_LENGTH, Problems};
+use crate::page::Page;
+
+/// The guestbook: a form and a page of entries.
+pub(crate) fn guestbook(page: &Page, form: &Form, problems: &Problems) -> Response {
+    let entries = if page.entries.is_empty() {
+        "<p class=\"quiet\">Nobody has written anything yet. Be the first!</p>".to_owned()
+    } else {
+        let items: String = page.entries.iter().map(|entry| item(entry, page.number)).collect();
+        format!("<ol>{items}</ol>")
+    };
+    document(
+        "Guestbook",
+        &format!(
+            "<h1>Guestbook</h1>{form}<section aria-labelledby=\"entries\"><h2 id=\"entries\">Entries ({total})</h2>{entries}{links}</section>",
+            form = entry_form(form, problems),
+            total = page.total,
+            links = links(page),
+        ),
+    )
+}
+
+/// A page that says one thing.
+pub(crate) fn notice(status: u16, title: &str, text: &str) -> Response {
+    let (shown, text) = (Escaped(title), Escaped(text));
+    let body = format!("<h1>{shown}</h1><p>{text}</p><p><a href=\"/\">To the guestbook</a></p>");
+    document(title, &body).with_status_code(status)
+}
+
+fn document(title: &str, body: &str) -> Response {
+    let html = format!(
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <title>{title}</title><style>{style}</style></head><body><main>{body}</main></body></html>\n",
+        title = Escaped(title),
+        style = include_str!("style.css"),
+    );
+    // Escaping keeps scripts out; should it ever be forgotten somewhere, the browser runs none.
+    Response::html(html).with_unique_header(
+        "Content-Security-Policy",
+        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    )
+}
+
+fn entry_form(form: &Form, problems: &Problems) -> String {
+    let (author, message) = (Escaped(&form.author), Escaped(&form.message));
+    let (author_mark, author_problem) = complaint("author", problems.author.as_deref());
+    let (message_mark, message_problem) = complaint("message", problems.message.as_deref());
+    // HTML drops a line break right after `<textarea>`; the one written here saves the visitor's own.
+    format!(
+        "<form method=\"post\" action=\"/entries\">\
+         <label for=\"author\">Your name</label>\
+         <input id=\"author\" name=\"author\" value=\"{author}\" required maxlength=\"{AUTHOR_LENGTH}\" autocomplete=\"name\"{author_mark}>\
+         {author_problem}\
+         <label for=\"message\">Your message</label>\
+         <textarea id=\"message\" name=\"message\" rows=\"4\" required maxlength=\"{MESSAGE_LENGTH}\"{message_mark}>\n{message}</textarea>\
+         {message_problem}\
+         <button>Write</button></form>"
+    )
+}
+
+/// The attributes that mark a field as wrong, and the text that tells why.
+fn complaint(field: &str, problem: Option<&str>) -> (String, String) {
+    let Some(problem) = problem else { return Default::default() };
+    let mark = format!(" aria-invalid=\"true\" aria-describedby=\"{field}-problem\"");
+    (mark, format!("<p class=\"problem\" id=\"{field}-problem\" role=\"alert\">{}</p>", Escaped(problem)))
+}
+
+fn item(entry: &Entry, page: i64) -> String {
+    let Entry { id, author, message, written_at } = entry;
+    format!(
+        "<li><article><header><strong>{author}</strong> <time datetime=\"{machine}\">{human}</time></header>\
+         <p class=\"message\">{message}</p>\
+         <form method=\"post\" action=\"/entries/{id}/delete?page={page}\">\
+         <button aria-label=\"Delete the entry by {author}\">Delete</button></form></article></li>",
+        author = Escaped(author),
+        message = Escaped(message),
+        machine = written_at.format("%Y-%m-%dT%H:%M:%SZ"),
+        human = written_at.format("%-d %B %Y, %H:%M UTC"),
+    )
+}
+
+fn links(page: &Page) -> String {
+    if page.pages == 1 {
+        return String::new();
+    }
+    let link = |there: bool, number: i64, rel: &str, text: &str| {
+        if there {
+            format!("<a rel=\"{rel}\" href=\"{}\">{text}</a>", Page::link(number))
+        } else {
+            "<span></span>".into()
+        }
+    };
+    format!(
+        "<nav aria-label=\"Pages\">{newer}<span>Page {number} of {pages}</span>{older}</nav>",
+        newer = link(page.number > 1, page.number - 1, "prev", "← Newer"),
+        number = page.number,
+        pages = page.pages,
+        older = link(page.number < page.pages, page.number + 1, "next", "Older →"),
+    )
+}
+
+/// Text as HTML shows it, also inside of a quoted attribute. Whatever a visitor has written goes through this.
+struct Escaped<'t>(&'t str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = self.0;
+        while let Some(at) = rest.find(['&', '<', '>', '"', '\'']) {
+            f.write_str(&rest[..at])?;
+            f.write_str(match rest.as_bytes()[at] {
+                b'&' => "&amp;",
+                b'<' => "&lt;",
+                b'>' => "&gt;",
+                b'"' => "&quot;",
+                _ => "&#39;",
+            })?;
+            rest = &rest[at + 1..];
+        }
+        f.write_str(rest)
+    }
+}
