@@ -398,9 +398,10 @@ mod tests {
         "postgres://app:hunter2secret\0@h/db",
     ];
 
-    fn all_texts(url: &str) -> String {
+    /// For SQLite any text is a path, so that only what still looks like a server's URL is held back there.
+    fn all_texts(url: &str, kinds: &[Option<Kind>]) -> String {
         let mut texts = redacted(url);
-        for kind in [None, Some(Kind::Postgres), Some(Kind::Mysql), Some(Kind::Sqlite)] {
+        for &kind in kinds {
             match Target::parse(url, kind) {
                 Ok(target) => texts.push_str(&format!("{} {} {target:?}", target.shown, target.server)),
                 Err(reason) => texts.push_str(&reason),
@@ -412,7 +413,7 @@ mod tests {
     #[test]
     fn no_slip_shows_the_password() {
         for slip in SLIPS {
-            let texts = all_texts(slip);
+            let texts = all_texts(slip, &[None, Some(Kind::Postgres), Some(Kind::Mysql), Some(Kind::Sqlite)]);
             assert!(!texts.contains("hunter2") && !texts.contains("secret"), "{slip}: {texts}");
         }
     }
@@ -468,7 +469,7 @@ mod tests {
             let end = (at + cut).min(chars.len());
             chars.splice(at..end, insert.chars());
             let url: String = chars.into_iter().collect();
-            let texts = all_texts(&url);
+            let texts = all_texts(&url, &[None, Some(Kind::Postgres), Some(Kind::Mysql)]);
             prop_assert!(!texts.contains(PASSWORD), "{url}: {texts}");
         }
     }
