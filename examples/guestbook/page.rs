@@ -24,7 +24,7 @@ impl Page {
     /// The page with that number, or the nearest there is.
     pub(crate) fn load(wanted: i64) -> Result<Self> {
         let session = DB.session()?;
-        // Both statements run in the session's transaction.
+        // One transaction for both statements: on SQLite they see the book at the same moment.
         let total = session.count(entries::table)?;
         let pages = ((total + ENTRIES - 1) / ENTRIES).max(1);
         let number = wanted.clamp(1, pages);
