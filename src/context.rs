@@ -313,7 +313,20 @@ impl<C: SessionConnection> Scope<C> {
     }
 
     /// Commits when the closure returns `Ok(out)` and `decide(&out)` holds, such as a response with a status below 400. The
-    /// closure's argument needs its type written down: `|response: &Response| ..`.
+    /// closure's argument needs its type written down: `|response: &Response| ..`. It goes with every other choice of the
+    /// scope, and comes last where those depend on a condition, because it changes the scope's type.
+    ///
+    /// ```
+    /// # use diesel_session::{Config, Database, Error};
+    /// # use diesel::prelude::*;
+    /// # static DB: Database<SqliteConnection> = Database::without_migrations();
+    /// # struct Response { status: u16 }
+    /// # fn handle() -> Result<Response, Error> { Ok(Response { status: 404 }) }
+    /// # let app = DB.init_app("web", Config::new(":memory:"))?;
+    /// let response = app.scope().commit_if(|response: &Response| response.status < 400).run(|| handle())?;
+    /// assert_eq!(response.status, 404);       // answered, and rolled back
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn commit_if<T, F: Fn(&T) -> bool>(self, decide: F) -> Scope<C, CommitIf<T, F>> {
         self.with_policy(CommitIf { decide, of: PhantomData })
     }

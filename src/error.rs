@@ -16,8 +16,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Everything that can go wrong.
 ///
 /// The text of each variant starts with a stable code ([`Error::code`]), names the application and the place
-/// where it knows them, and ends with what to do. No text, `Debug` form or log line contains a password.
-#[derive(Debug, thiserror::Error)]
+/// where it knows them, and says what to do. `Debug` shows the same text, so that it is what `unwrap` and a `main` that
+/// returns a `Result` print. No text contains a password.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The connection pool has no connection to give and one did not come back in time.
@@ -339,7 +340,9 @@ impl ConnectErrorKind {
             Self::ServerFull => "Close connections of other programs or raise the server's max_connections",
             Self::Starting => "Wait until the server accepts connections",
             Self::UnknownDatabase => "Create the database or correct its name in the URL",
-            Self::Unreachable => "Check host, port or path, and that the server runs",
+            Self::Unreachable => {
+                "Check host and port and that the server runs; for SQLite, that the folder exists and may be written to"
+            }
         }
     }
 
@@ -444,6 +447,12 @@ impl Error {
             diesel::result::Error::NotFound => Self::NotFound { at },
             source => Self::Query { source, at },
         }
+    }
+}
+
+impl std::fmt::Debug for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
     }
 }
 

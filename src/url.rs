@@ -458,14 +458,14 @@ mod tests {
 
         #[test]
         fn no_mutation_shows_the_password(slip in 0..SLIPS.len(), at in 0..40_usize, insert in ".{0,3}", cut in 0..3_usize) {
-            let slip = SLIPS[slip];
             // Where it stands in the place of a host, one character less makes it one.
-            prop_assume!(slip.contains(":hunter2secret") || slip.contains("password="));
+            let in_its_place = |slip: &&str| slip.contains(":hunter2secret") || slip.contains("password=");
+            let slips: Vec<&str> = SLIPS.iter().copied().filter(in_its_place).collect();
+            let slip = slips[slip % slips.len()];
             // Only outside of the password, which is looked for as it is.
+            let start = slip.find(PASSWORD).unwrap_or(slip.len());
+            let at = if at + cut <= start { at } else { (at + PASSWORD.len() + cut).min(slip.len()) };
             let mut chars: Vec<char> = slip.chars().collect();
-            let start = slip.find(PASSWORD).unwrap_or(0);
-            let at = at.min(chars.len());
-            prop_assume!(at + cut <= start || at >= start + PASSWORD.len());
             let end = (at + cut).min(chars.len());
             chars.splice(at..end, insert.chars());
             let url: String = chars.into_iter().collect();
