@@ -3,4 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../fixtures/mod.rs"]
+mod fixtures;
+
+mod schema;
+mod schema_races;
 mod smoke;
