@@ -1,6 +1,7 @@
 //! Draining an application's pool, and the report of it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::app::App;
@@ -94,27 +95,30 @@ impl<C: SessionConnection> App<C> {
             pool.close();
         }
         let mut report = DisposeReport { apps: vec![self.id().into()], ..DisposeReport::default() };
-        let me = std::thread::current().id();
         let mut overdue = false;
+        let mut gone = Vec::new();
         for pool in &disposed {
-            overdue |= !pool.wait_until_drained(deadline);
+            let drained = pool.wait_until_drained(deadline);
             // What was on its way back when the pool was closed may have been stored after all.
             pool.close();
-            report.still_out.0.extend(pool.holders().0);
-            report.connecting += pool.status().connecting;
+            // From then on only those who clear up take permits, in other threads too, and they find nothing.
+            let (out, connecting) = match drained {
+                true => (pool.holders().on_this_thread(), 0),
+                false => (pool.holders(), pool.status().connecting),
+            };
+            if drained && out.is_empty() {
+                pool.forget_memory();
+                gone.push(Arc::as_ptr(pool));
+            }
+            overdue |= !drained;
+            report.still_out.0.extend(out.0);
+            report.connecting += connecting;
         }
         report.closed = disposed.iter().map(|pool| pool.closings()).sum::<usize>() - before;
         report.waited = started.elapsed();
-        self.pools().retired.retain(|pool| {
-            let drained = pool.is_drained();
-            if drained {
-                pool.forget_memory();
-            }
-            !drained
-        });
-        let others = report.still_out.iter().any(|holder| holder.thread_id() != me);
+        self.pools().retired.retain(|pool| !gone.contains(&Arc::as_ptr(pool)));
         log::info!(target: "diesel_session::pool", "disposed of {report}");
-        if overdue || others { Err(Error::StillInUse(Box::new(report))) } else { Ok(report) }
+        if overdue { Err(Error::StillInUse(Box::new(report))) } else { Ok(report) }
     }
 }
 
