@@ -315,8 +315,7 @@ impl<DB: Backend> MigrationSource<DB> for Changing {
 
 diesel::table! { pages (id) { id -> Integer, title -> Text, mood -> crate::schema::MoodType, } }
 
-#[derive(diesel::sql_types::SqlType, diesel::query_builder::QueryId)]
-#[derive(Debug)]
+#[derive(diesel::sql_types::SqlType, diesel::query_builder::QueryId, Debug)]
 #[diesel(postgres_type(name = "mood"))]
 pub struct MoodType;
 
