@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::app::App;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Result};
-use crate::pool::Holders;
+use crate::pool::{Holders, Pool};
 
 /// How long [`App::dispose`] waits for connections that are out.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -38,7 +38,7 @@ impl DisposeReport {
     fn add(&mut self, other: Self) {
         self.apps.extend(other.apps);
         self.closed += other.closed;
-        self.waited += other.waited;
+        self.waited = self.waited.max(other.waited);
         self.still_out.0.extend(other.still_out.0);
         self.connecting += other.connecting;
     }
@@ -63,6 +63,14 @@ impl fmt::Display for DisposeReport {
     }
 }
 
+/// A disposal that has closed what was idle.
+struct Disposal<C: SessionConnection> {
+    disposed: Vec<Arc<Pool<C>>>,
+    /// Connections these pools had closed earlier.
+    before: usize,
+    started: Instant,
+}
+
 impl<C: SessionConnection> App<C> {
     /// Closes the application's connections and waits up to 5 s for those that are out. Callers that wait for a connection get
     /// [`Error::Disposed`].
@@ -82,18 +90,29 @@ impl<C: SessionConnection> App<C> {
     /// # Errors
     /// [`Error::StillInUse`] with the report, where connections did not come back in time.
     pub fn dispose_within(&self, patience: Duration) -> Result<DisposeReport> {
+        let deadline = Instant::now() + patience;
+        self.drain(self.close(), deadline)
+    }
+
+    /// Closes what is idle, and waits for nothing.
+    fn close(&self) -> Disposal<C> {
         let started = Instant::now();
-        let deadline = started + patience;
         let disposed = {
             let mut pools = self.pools();
             let current = pools.current.take();
             pools.retired.extend(current);
             pools.retired.clone()
         };
-        let before: usize = disposed.iter().map(|pool| pool.closings()).sum();
+        let before = disposed.iter().map(|pool| pool.closings()).sum();
         for pool in &disposed {
             pool.close();
         }
+        Disposal { disposed, before, started }
+    }
+
+    /// Waits for what is out.
+    fn drain(&self, disposal: Disposal<C>, deadline: Instant) -> Result<DisposeReport> {
+        let Disposal { disposed, before, started } = disposal;
         let mut report = DisposeReport { apps: vec![self.id().into()], ..DisposeReport::default() };
         let mut overdue = false;
         let mut gone = Vec::new();
@@ -126,8 +145,11 @@ impl<C: SessionConnection> App<C> {
 pub(crate) fn dispose_each<C: SessionConnection>(apps: Vec<App<C>>) -> Result<DisposeReport> {
     let mut whole = DisposeReport::default();
     let mut complete = true;
-    for app in apps {
-        match app.dispose() {
+    let deadline = Instant::now() + PATIENCE;
+    // One application's connection that is out delays the closing of no other.
+    let disposals: Vec<_> = apps.into_iter().map(|app| (app.close(), app)).collect();
+    for (disposal, app) in disposals {
+        match app.drain(disposal, deadline) {
             Ok(report) => whole.add(report),
             Err(Error::StillInUse(report)) => {
                 complete = false;
