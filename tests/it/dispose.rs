@@ -1,7 +1,7 @@
 //! `dispose`, `dispose_all` and `remove_app`.
 
 use std::panic::Location;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Sender};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use diesel::result::ConnectionResult;
 use diesel_session::{App, Config, Database, DisposeReport, Error};
 
 use crate::fixtures::threads::together;
-use crate::fixtures::{COUNT, Conn, INSERT, Site, Speak, many_connections, shown, unique};
+use crate::fixtures::{COUNT, Conn, INSERT, Site, Speak, many_connections, shown};
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::{Kind, enabled, mariadb, postgres, wait};
 use crate::{on_every_database, on_every_server};
@@ -323,18 +323,20 @@ fn memory_lives_until_it_is_disposed_of() {
 fn all_applications_at_once() {
     let db: Database<SqliteConnection> = Database::without_migrations();
     let sites: Vec<_> = (0..5).map(|_| Site::sqlite()).collect();
-    let apps: Vec<_> = sites.iter().map(|site| db.init_app(unique("all"), site.config()).unwrap()).collect();
+    let ids = ["a", "b", "c", "d", "e"];
+    let apps: Vec<_> = ids.into_iter().zip(&sites).map(|(id, site)| db.init_app(id, site.config()).unwrap()).collect();
     apps[..4].iter().for_each(|app| app.ping().unwrap());
     let report = db.dispose_all().unwrap();
     assert_eq!((report.closed, report.apps.len()), (4, 5));
     sites.iter().for_each(|site| site.assert_connections(0));
     assert!(db.status().iter().all(|status| status.open == 0));
-    apps[0].ping().unwrap();
+    apps[4].ping().unwrap();
 
+    // The first has one that is out; the last is closed all the same before anybody waits.
     thread::scope(|scope| {
         let (tell, told) = mpsc::channel();
-        let (release, released): (_, Receiver<()>) = mpsc::channel();
-        let app = &apps[1];
+        let (release, released) = mpsc::channel::<()>();
+        let app = &apps[0];
         let holder = scope.spawn(move || {
             let session = app.open_session().unwrap();
             session.begin().unwrap();
@@ -342,10 +344,8 @@ fn all_applications_at_once() {
             let _ = released.recv();
         });
         told.recv().unwrap();
-        // It waits for the one that is out, 5 s, and still closes all the others.
-        let closed_others = scope.spawn(|| wait::until(Duration::from_secs(4), || sites[0].connections() == 0));
         let disposal = scope.spawn(|| db.dispose_all());
-        assert!(closed_others.join().unwrap());
+        sites[4].assert_connections(0);
         drop(release);
         holder.join().unwrap();
         assert_eq!(disposal.join().unwrap().unwrap().closed, 2);
