@@ -1,12 +1,13 @@
 //! Draining an application's pool, and the report of it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::app::App;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Result};
-use crate::pool::Holders;
+use crate::pool::{Holders, Pool};
 
 /// How long [`App::dispose`] waits for connections that are out.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -37,7 +38,7 @@ impl DisposeReport {
     fn add(&mut self, other: Self) {
         self.apps.extend(other.apps);
         self.closed += other.closed;
-        self.waited += other.waited;
+        self.waited = self.waited.max(other.waited);
         self.still_out.0.extend(other.still_out.0);
         self.connecting += other.connecting;
     }
@@ -62,6 +63,14 @@ impl fmt::Display for DisposeReport {
     }
 }
 
+/// A disposal that has closed what was idle.
+struct Disposal<C: SessionConnection> {
+    disposed: Vec<Arc<Pool<C>>>,
+    /// Connections these pools had closed earlier.
+    before: usize,
+    started: Instant,
+}
+
 impl<C: SessionConnection> App<C> {
     /// Closes the application's connections and waits up to 5 s for those that are out. Callers that wait for a connection get
     /// [`Error::Disposed`].
@@ -81,41 +90,56 @@ impl<C: SessionConnection> App<C> {
     /// # Errors
     /// [`Error::StillInUse`] with the report, where connections did not come back in time.
     pub fn dispose_within(&self, patience: Duration) -> Result<DisposeReport> {
-        let started = Instant::now();
+        let now = Instant::now();
         // A patience beyond what the clock can count is a day.
-        let deadline = started.checked_add(patience).unwrap_or_else(|| started + Duration::from_secs(24 * 3600));
+        let deadline = now.checked_add(patience).unwrap_or_else(|| now + Duration::from_secs(24 * 3600));
+        self.drain(self.close(), deadline)
+    }
+
+    /// Closes what is idle, and waits for nothing.
+    fn close(&self) -> Disposal<C> {
+        let started = Instant::now();
         let disposed = {
             let mut pools = self.pools();
             let current = pools.current.take();
             pools.retired.extend(current);
             pools.retired.clone()
         };
-        let before: usize = disposed.iter().map(|pool| pool.closings()).sum();
+        let before = disposed.iter().map(|pool| pool.closings()).sum();
         for pool in &disposed {
             pool.close();
         }
+        Disposal { disposed, before, started }
+    }
+
+    /// Waits for what is out.
+    fn drain(&self, disposal: Disposal<C>, deadline: Instant) -> Result<DisposeReport> {
+        let Disposal { disposed, before, started } = disposal;
         let mut report = DisposeReport { apps: vec![self.id().into()], ..DisposeReport::default() };
-        let me = std::thread::current().id();
         let mut overdue = false;
+        let mut gone = Vec::new();
         for pool in &disposed {
-            overdue |= !pool.wait_until_drained(deadline);
+            let drained = pool.wait_until_drained(deadline);
             // What was on its way back when the pool was closed may have been stored after all.
             pool.close();
-            report.still_out.0.extend(pool.holders().0);
-            report.connecting += pool.status().connecting;
+            // From then on only those who clear up take permits, in other threads too, and they find nothing.
+            let (out, connecting) = match drained {
+                true => (pool.holders().on_this_thread(), 0),
+                false => (pool.holders(), pool.status().connecting),
+            };
+            if drained && out.is_empty() {
+                pool.forget_memory();
+                gone.push(Arc::as_ptr(pool));
+            }
+            overdue |= !drained;
+            report.still_out.0.extend(out.0);
+            report.connecting += connecting;
         }
         report.closed = disposed.iter().map(|pool| pool.closings()).sum::<usize>() - before;
         report.waited = started.elapsed();
-        self.pools().retired.retain(|pool| {
-            let drained = pool.is_drained();
-            if drained {
-                pool.forget_memory();
-            }
-            !drained
-        });
-        let others = report.still_out.iter().any(|holder| holder.thread_id() != me);
+        self.pools().retired.retain(|pool| !gone.contains(&Arc::as_ptr(pool)));
         log::info!(target: "diesel_session::pool", "disposed of {report}");
-        if overdue || others { Err(Error::StillInUse(Box::new(report))) } else { Ok(report) }
+        if overdue { Err(Error::StillInUse(Box::new(report))) } else { Ok(report) }
     }
 }
 
@@ -123,8 +147,11 @@ impl<C: SessionConnection> App<C> {
 pub(crate) fn dispose_each<C: SessionConnection>(apps: Vec<App<C>>) -> Result<DisposeReport> {
     let mut whole = DisposeReport::default();
     let mut complete = true;
-    for app in apps {
-        match app.dispose() {
+    let deadline = Instant::now() + PATIENCE;
+    // One application's connection that is out delays the closing of no other.
+    let disposals: Vec<_> = apps.into_iter().map(|app| (app.close(), app)).collect();
+    for (disposal, app) in disposals {
+        match app.drain(disposal, deadline) {
             Ok(report) => whole.add(report),
             Err(Error::StillInUse(report)) => {
                 complete = false;

@@ -60,8 +60,8 @@ pub struct MigrationFailure {
     pub message: String,
     /// The versions that were applied or reverted before, and stay so.
     pub done: Vec<String>,
-    /// Tables and columns that the failed migration made or removed and that stay so: MySQL and MariaDB commit every such
-    /// change by itself.
+    /// Columns and indexes, each after its table, that the failed migration made (`+`) or removed (`-`) and that stay so: MySQL
+    /// and MariaDB commit every such change by itself, and so does every database outside of a transaction.
     pub left_behind: Vec<String>,
 }
 
@@ -183,12 +183,12 @@ impl<C: SessionConnection> App<C> {
 
     fn known_migrations(&self) -> Result<Migrations<C>> {
         let kind = self.spec().target.kind;
-        let known = self.migration_set().migrations(kind);
-        let known = known.ok_or_else(|| Error::NoMigrations { app: self.id().into(), backend: kind.name() })?;
-        known.map_err(|error| Error::InvalidConfig {
+        let known = caught(|| self.migration_set().migrations(kind).transpose());
+        let known = known.map_err(|message| Error::InvalidConfig {
             app: self.id().into(),
-            reason: format!("the migrations cannot be read: {error}"),
-        })
+            reason: format!("the migrations cannot be read: {message}"),
+        })?;
+        known.ok_or_else(|| Error::NoMigrations { app: self.id().into(), backend: kind.name() })
     }
 
     /// The applied versions, the newest first, without making the bookkeeping table.
@@ -308,11 +308,9 @@ impl<'a, C: SessionConnection> Change<'a, C> {
     }
 
     fn apply(&mut self, index: usize) -> Result<()> {
+        let before = self.inventory(index);
         let migration = &self.migrations[index];
         let conn = self.lease.conn();
-        // Only where a failure leaves something behind.
-        let before =
-            if self.kind == Kind::Mysql { conn.texts(self.kind.inventory()).unwrap_or_default() } else { Vec::new() };
         let outcome = caught(|| conn.run_migration(&**migration).map(drop));
         self.lease.schema_changed();
         match outcome {
@@ -389,10 +387,9 @@ impl<'a, C: SessionConnection> Change<'a, C> {
     }
 
     fn revert(&mut self, index: usize, atomic: bool) -> Result<()> {
+        let before = self.inventory(index);
         let migration = &self.migrations[index];
         let conn = self.lease.conn();
-        let before =
-            if self.kind == Kind::Mysql { conn.texts(self.kind.inventory()).unwrap_or_default() } else { Vec::new() };
         let outcome = caught(|| conn.revert_migration(&**migration).map(drop));
         self.lease.schema_changed();
         match outcome {
@@ -411,14 +408,17 @@ impl<'a, C: SessionConnection> Change<'a, C> {
     }
 
     fn failed(&mut self, index: usize, message: String, before: &[Option<String>]) -> Error {
-        let left_behind = if self.kind == Kind::Mysql {
-            let after = self.lease.conn().texts(self.kind.inventory()).unwrap_or_default();
-            difference(before, &after)
-        } else {
-            Vec::new()
-        };
+        let left_behind = difference(before, &self.inventory(index));
         let name = self.migrations[index].name().to_string();
         self.explain(&name, &message, left_behind, false)
+    }
+
+    /// What the schema consists of; nothing where a failure of that migration leaves nothing behind.
+    fn inventory(&mut self, index: usize) -> Vec<Option<String>> {
+        if self.kind != Kind::Mysql && self.migrations[index].metadata().run_in_transaction() {
+            return Vec::new();
+        }
+        self.lease.conn().texts(self.kind.inventory()).unwrap_or_default()
     }
 
     /// A failure as an error: a lock that was not to be had, or the migration's own.
@@ -524,7 +524,7 @@ fn version<DB: Backend>(migration: &dyn Migration<DB>) -> String {
 }
 
 /// The error's text, also of a panic.
-fn caught(run: impl FnOnce() -> migration::Result<()>) -> Result<(), String> {
+fn caught<T>(run: impl FnOnce() -> migration::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(outcome) => outcome.map_err(|error| error.to_string()),
         Err(panic) => Err(format!("it panicked: {}", panic_message(&*panic))),

@@ -262,7 +262,7 @@ impl Kind {
         }
     }
 
-    /// A query for the names of what the schema consists of: tables and their columns.
+    /// A query for the names of what the schema consists of: columns and indexes, each after its table.
     pub(crate) fn inventory(self) -> &'static str {
         match self {
             Self::Postgres => postgres::INVENTORY,

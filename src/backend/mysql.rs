@@ -24,7 +24,9 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
 ];
 
 pub(super) const INVENTORY: &str = "SELECT CONCAT(table_name, '.', column_name) AS value FROM information_schema.columns \
-     WHERE table_schema = DATABASE() ORDER BY 1";
+     WHERE table_schema = DATABASE() \
+     UNION SELECT CONCAT(table_name, '.', index_name) FROM information_schema.statistics \
+     WHERE table_schema = DATABASE() AND index_name <> 'PRIMARY' ORDER BY 1";
 
 pub(super) const HAS_BOOKKEEPING: &str = "SELECT 'yes' AS value FROM information_schema.tables \
      WHERE table_schema = DATABASE() AND table_name = '__diesel_schema_migrations'";

@@ -32,7 +32,8 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
 ];
 
 pub(super) const INVENTORY: &str = "SELECT table_name || '.' || column_name AS value FROM information_schema.columns \
-     WHERE table_schema = current_schema() ORDER BY 1";
+     WHERE table_schema = current_schema() \
+     UNION SELECT tablename || '.' || indexname FROM pg_catalog.pg_indexes WHERE schemaname = current_schema() ORDER BY 1";
 
 pub(super) const HAS_BOOKKEEPING: &str =
     "SELECT 'yes' AS value WHERE to_regclass('__diesel_schema_migrations') IS NOT NULL";

@@ -20,7 +20,7 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
 ];
 
 pub(super) const INVENTORY: &str = "SELECT m.name || '.' || c.name AS value FROM sqlite_master m, pragma_table_info(m.name) c \
-     WHERE m.type = 'table' ORDER BY 1";
+     WHERE m.type = 'table' UNION SELECT tbl_name || '.' || name FROM sqlite_master WHERE type = 'index' ORDER BY 1";
 
 pub(super) const HAS_BOOKKEEPING: &str =
     "SELECT 'yes' AS value FROM sqlite_master WHERE type = 'table' AND name = '__diesel_schema_migrations'";

@@ -189,11 +189,14 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
 
     fn connect(&self) -> Result<Slot<C>, Infallible> {
         let unwanted =
-            || self.control.closed.load(Ordering::Acquire) || self.control.wanted.load(Ordering::Acquire) == 0;
+            || self.control.closed.load(Ordering::SeqCst) || self.control.wanted.load(Ordering::Acquire) == 0;
+        // Counted before `closed` is read: a disposal that has set it and counts none has none to wait for.
+        self.control.connecting.fetch_add(1, Ordering::SeqCst);
         if unwanted() {
+            self.control.connecting.fetch_sub(1, Ordering::AcqRel);
+            self.gate.nudge();
             return Ok(Slot::Surplus);
         }
-        self.control.connecting.fetch_add(1, Ordering::AcqRel);
         let call = self.server.call();
         let opened = catch_unwind(AssertUnwindSafe(|| self.open()));
         drop(call);

@@ -157,7 +157,7 @@ impl<C: SessionConnection> Pool<C> {
     /// Returns how many were closed.
     pub(crate) fn close(&self) -> usize {
         let before = self.control.closings.load(Ordering::Acquire);
-        self.control.closed.store(true, Ordering::Release);
+        self.control.closed.store(true, Ordering::SeqCst);
         self.gate.close();
         while let Some(_permit) = self.gate.try_acquire(self.housekeeper()) {
             if self.storage.try_get().is_none() {
@@ -171,8 +171,7 @@ impl<C: SessionConnection> Pool<C> {
     pub(crate) fn wait_until_drained(&self, deadline: Instant) -> bool {
         let me = std::thread::current().id();
         self.gate.wait_until(deadline, |holders| {
-            holders.iter().all(|holder| holder.thread.id() == me)
-                && self.control.connecting.load(Ordering::Acquire) == 0
+            holders.iter().all(|holder| holder.thread.id() == me) && self.control.connecting.load(Ordering::SeqCst) == 0
         })
     }
 

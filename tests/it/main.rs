@@ -3,4 +3,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../fixtures/mod.rs"]
+mod fixtures;
+
+mod connect;
+mod dispose;
+mod schema;
+mod schema_races;
 mod smoke;

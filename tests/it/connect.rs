@@ -1,0 +1,219 @@
+//! What `init_app` and a first connection answer when something is wrong; the time it takes is measured elsewhere.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel::result::ConnectionResult;
+use diesel_session::{App, Config, ConnectErrorKind, Database, Error};
+
+use crate::fixtures::{Any, COUNT, Conn, INSERT, Site, Speak, unique};
+use crate::support::{PASSWORD, TempSqlite};
+use crate::{on_every_database, on_every_server};
+
+on_every_database!(nothing_is_opened_before_the_first_statement, the_first_connection_settles);
+on_every_server!(refusals_are_named, at_rest_the_server_sees_nothing);
+
+const SECRET: &str = "hunter2hunter2";
+
+/// Every form in which an error can be seen.
+#[track_caller]
+fn assert_tells<C: Conn>(app: &App<C>, error: &Error, secrets: &[&str]) {
+    let texts = [
+        error.to_string(),
+        format!("{error:?}"),
+        format!("{:?}", std::error::Error::source(error)),
+        format!("{app:?} {:?} {}", app.status(), app.status()),
+    ];
+    assert!(texts[0].contains(&format!("`{}`", app.id())), "{error}");
+    for text in texts {
+        for secret in secrets.iter().chain(&[PASSWORD, "s3cret%2Fpw%401", SECRET]) {
+            assert!(!text.contains(secret), "{text}");
+        }
+    }
+}
+
+fn nothing_is_opened_before_the_first_statement<C: Conn>(site: &Site) {
+    let app = C::app(site.config());
+    app.context(|| {
+        let session = C::db().session().unwrap();
+        session.commit().unwrap();
+        session.remove().unwrap();
+        assert_eq!((app.status().open, site.connections()), (0, 0));
+    });
+    drop(app.open_session().unwrap());
+    assert_eq!(app.dispose().unwrap().closed, 0);
+    assert_eq!(site.connections(), 0);
+    if let Site::Sqlite(file) = site {
+        assert!(!file.path().exists());
+    }
+    app.ping().unwrap();
+    assert_eq!((app.status().open, app.status().idle), (1, 1));
+}
+
+fn the_first_connection_settles<C: Conn>(site: &Site) {
+    let app = C::app(
+        site.config().on_connect("CREATE TEMPORARY TABLE mine (id INTEGER)").on_connect("INSERT INTO mine VALUES (1)"),
+    );
+    let session = app.open_session().unwrap();
+    assert_eq!(session.number("SELECT count(*) AS number FROM mine").unwrap(), 1);
+    drop(session);
+    let broken = C::app(site.config().on_connect("SELECT * FROM nowhere_at_all"));
+    let error = broken.ping().unwrap_err();
+    assert!(matches!(&error, Error::Connect { message, .. } if message.contains("nowhere_at_all")), "{error}");
+    assert_tells(&broken, &error, &[]);
+    assert_eq!((broken.status().open, broken.status().in_use), (0, 0));
+}
+
+fn refusals_are_named<C: Conn>(site: &Site) {
+    let (scheme, rest) =
+        site.url().split_once("://").map(|(scheme, rest)| (scheme.to_owned(), rest.to_owned())).unwrap();
+    let (_, place) = rest.split_once('@').unwrap();
+    let (address, _) = place.split_once('/').unwrap();
+    let user = rest.split_once('@').unwrap().0;
+    let cases = [
+        (format!("{scheme}://app:{SECRET}@{place}"), ConnectErrorKind::Authentication),
+        (format!("{scheme}://nobody_at_all:{SECRET}@{place}"), ConnectErrorKind::Authentication),
+        (format!("{scheme}://{user}@{address}/app_nowhere"), ConnectErrorKind::UnknownDatabase),
+        (format!("{scheme}://{user}@127.0.0.1:1/app"), ConnectErrorKind::Unreachable),
+        (format!("{scheme}://{user}@no-such-host.invalid/app"), ConnectErrorKind::Unreachable),
+    ];
+    for (url, expected) in cases {
+        let app = C::app(Config::new(url));
+        for _ in 0..2 {
+            let error = app.ping().unwrap_err();
+            assert!(matches!(&error, Error::Connect { kind, .. } if *kind == expected), "{expected:?}: {error}");
+            assert_tells(&app, &error, &[]);
+        }
+        let error = app.create_all().unwrap_err();
+        assert!(matches!(&error, Error::Connect { .. }), "{error}");
+        let error = app.context(|| C::db().session()?.number(COUNT)).unwrap_err();
+        assert!(matches!(&error, Error::Connect { .. }), "{error}");
+        assert_eq!((app.status().open, app.status().in_use, app.status().waiting), (0, 0, 0));
+        assert!(app.dispose().unwrap().is_complete());
+    }
+}
+
+fn at_rest_the_server_sees_nothing<C: Conn>(site: &Site) {
+    let apps: Vec<_> = (0..100).map(|_| C::app(site.config())).collect();
+    assert_eq!(site.connections(), 0);
+    apps[7].create_all().unwrap();
+    apps[7].scope().commit_on_ok().run(|| C::db().session()?.send(INSERT)).unwrap();
+    assert_eq!(apps[8].open_session().unwrap().number(COUNT).unwrap(), 1);
+    assert_eq!(site.connections(), 2);
+    drop(apps);
+    site.assert_connections(0);
+}
+
+#[test]
+fn malformed_urls_are_refused_at_once() {
+    fn check<C: Conn>(urls: &[&str]) {
+        for url in urls {
+            let id = unique("malformed");
+            let config = Config::new(*url);
+            assert!(!format!("{config:?}").contains(SECRET), "{config:?}");
+            let error = C::db().init_app(&id, config).map(drop).unwrap_err();
+            assert!(matches!(&error, Error::InvalidConfig { app, .. } if *app == id), "{error}");
+            for text in [error.to_string(), format!("{error:?}")] {
+                assert!(!text.contains(SECRET), "{text}");
+            }
+            assert!(C::db().app(&id).is_err(), "it is not registered");
+        }
+    }
+    let postgres = [
+        "",
+        "postgres://app:hunter2hunter2@host:port/db",
+        "postgres://app:hunter2hunter2@host:99999/db",
+        "postgres://app:hunter2hunter2%zz@host/db",
+        "postgres://app:hunter2hunter2/a@host/db",
+        "postgres://app:hunter2hunter2@b@host/db",
+        "postgres://app:hunter2hunter2@host/db?sslmode",
+        "postgres://app:hunter2hunter2@host/d b",
+        "host=localhost password=hunter2hunter2 nonsense",
+        "host=localhost password='hunter2hunter2",
+        "mysql://app:hunter2hunter2@host/db",
+    ];
+    check::<PgConnection>(&postgres);
+    let mysql = [
+        "",
+        "mysql://app:hunter2hunter2@host:port/db",
+        "mysql://app:hunter2hunter2%@host/db",
+        "mysql://app:hunter2hunter2#@host/db",
+        "mysql://app:hunter2hunter2@host/db/more",
+        "mariadb://app:hunter2hunter2@host/db",
+        "postgres://app:hunter2hunter2@host/db",
+    ];
+    check::<MysqlConnection>(&mysql);
+    check::<SqliteConnection>(&["", "postgres://app:hunter2hunter2@host/db", "mysql://app:hunter2hunter2@host/db"]);
+    check::<Any>(&["", "app:hunter2hunter2@host/db", "oracle://app:hunter2hunter2@host/db", postgres[1], mysql[1]]);
+}
+
+#[test]
+fn sqlite_files_that_cannot_be() {
+    let folder = TempSqlite::new();
+    for (path, why) in [
+        (folder.path().with_file_name("missing").join("file.sqlite"), "a missing folder"),
+        (folder.path().parent().unwrap().to_owned(), "a folder"),
+    ] {
+        let app = SqliteConnection::app(Config::new(path.to_str().unwrap()));
+        let error = app.ping().unwrap_err();
+        assert!(matches!(&error, Error::Connect { kind: ConnectErrorKind::Unreachable, .. }), "{why}: {error}");
+        assert_tells(&app, &error, &[]);
+    }
+    std::fs::write(folder.path(), "this is not a database, it is a text of more than a hundred bytes. ".repeat(20))
+        .unwrap();
+    let app = SqliteConnection::app(Config::new(folder.url()));
+    let error = app.ping().unwrap_err();
+    assert!(matches!(&error, Error::Connect { message, .. } if message.contains("not a database")), "{error}");
+}
+
+#[test]
+fn sqlite_connections_are_set_up() {
+    let site = Site::sqlite();
+    let app = SqliteConnection::app(site.config().lock_timeout(Duration::from_millis(1234)));
+    app.ping().unwrap();
+    let session = app.open_session().unwrap();
+    assert_eq!(session.number("SELECT foreign_keys AS number FROM pragma_foreign_keys").unwrap(), 1);
+    assert_eq!(session.number("SELECT timeout AS number FROM pragma_busy_timeout").unwrap(), 1234);
+    assert_eq!(session.number("SELECT journal_mode = 'wal' AS number FROM pragma_journal_mode").unwrap(), 1);
+    let plain = Site::sqlite();
+    let without = SqliteConnection::app(plain.config().wal(false));
+    let session = without.open_session().unwrap();
+    assert_eq!(session.number("SELECT journal_mode = 'delete' AS number FROM pragma_journal_mode").unwrap(), 1);
+    assert_eq!(session.number("SELECT timeout AS number FROM pragma_busy_timeout").unwrap(), 5000);
+    session
+        .send(
+            "CREATE TABLE parents (id INTEGER PRIMARY KEY); CREATE TABLE children (parent INTEGER REFERENCES parents)",
+        )
+        .unwrap();
+    let orphan = session.send("INSERT INTO children VALUES (7)").unwrap_err().to_string();
+    assert!(orphan.contains("FOREIGN KEY"), "{orphan}");
+}
+
+/// A server that is full for a moment: refusals for a reason that passes are waited out, others end the call.
+#[test]
+fn passing_refusals_are_tried_again() {
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    fn full_at_first(url: &str) -> ConnectionResult<SqliteConnection> {
+        match CALLS.fetch_add(1, Ordering::Relaxed) {
+            0..5 => Err(ConnectionError::BadConnection("database is locked".into())),
+            5 => SqliteConnection::establish(url),
+            _ => panic!("the driver fell over with {SECRET}"),
+        }
+    }
+    let db = Database::<SqliteConnection>::without_migrations().connect_with(full_at_first);
+    let file = TempSqlite::new();
+    let app = db.init_app("full", Config::new(file.url()).max_size(2)).unwrap();
+    let session = app.open_session().unwrap();
+    session.begin().unwrap();
+    assert_eq!(CALLS.load(Ordering::Relaxed), 6);
+    let error = app.ping().unwrap_err();
+    assert!(
+        matches!(&error, Error::Connect { message, .. } if message.contains("panicked: the driver fell over")),
+        "{error}"
+    );
+    assert_eq!(CALLS.load(Ordering::Relaxed), 7, "a panic is not tried again");
+    session.commit().unwrap();
+    app.ping().unwrap();
+    app.dispose().unwrap();
+}
