@@ -61,7 +61,7 @@ fn serve() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 fn answer(app: &App<Connection>, request: &Request) -> Response {
     let mut scope = app.scope();
     if matches!(request.method(), "GET" | "HEAD") {
-        // On SQLite, which has one writer at a time, this lets readers run beside it.
+        // All queries of a page see one state of the data, and a page that wrote by mistake would be refused.
         scope = scope.read_only();
     }
     let answered = scope.commit_if(|response: &Response| response.status_code < 400).run(|| handlers::answer(request));
