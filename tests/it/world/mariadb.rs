@@ -1,0 +1,6 @@
+//! MariaDB.
+
+world!(Mariadb, MysqlConnection, Database::without_migrations());
+
+#[path = "../contexts.rs"]
+mod contexts;

@@ -1,0 +1,6 @@
+//! PostgreSQL.
+
+world!(Postgres, PgConnection, Database::without_migrations());
+
+#[path = "../contexts.rs"]
+mod contexts;

@@ -1,0 +1,6 @@
+//! SQLite.
+
+world!(Sqlite, SqliteConnection, Database::without_migrations());
+
+#[path = "../contexts.rs"]
+mod contexts;
