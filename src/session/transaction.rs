@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use diesel::QueryResult;
 
-use crate::Mode;
 use crate::app::App;
 use crate::backend::{self, AfterError, Beginning, Kind};
 use crate::connection::SessionConnection;
 use crate::context::Settings;
 use crate::error::{Error, Place, Result};
 use crate::pool::{Lease, Notes, Permit};
+use crate::{Isolation, Mode};
 
 /// What a statement may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +102,7 @@ impl<C: SessionConnection> Core<C> {
         let begins = match self.phase {
             Phase::Begun(_) => return self.renew_limit(at),
             _ if self.settings.mode == Mode::Autocommit => false,
-            _ => !(access == Access::Read && self.kind() == Kind::Sqlite && self.settings.mode == Mode::Default),
+            _ => !(access == Access::Read && self.kind() == Kind::Sqlite && self.reads_outside()),
         };
         if begins {
             return self.begin(at);
@@ -125,6 +125,12 @@ impl<C: SessionConnection> Core<C> {
             self.phase = Phase::Reading;
             Ok(())
         }
+    }
+
+    /// Whether SQLite's reads need no transaction: each then sees what is committed, which is all that was promised.
+    fn reads_outside(&self) -> bool {
+        self.settings.mode == Mode::Default
+            && !matches!(self.settings.isolation, Some(Isolation::RepeatableRead | Isolation::Serializable))
     }
 
     /// Begins the transaction unless it has begun.
