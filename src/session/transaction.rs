@@ -362,7 +362,7 @@ impl<C: SessionConnection> Core<C> {
         }
     }
 
-    fn spoil(&mut self, cause: String, at: Place, ended: bool) {
+    pub(crate) fn spoil(&mut self, cause: String, at: Place, ended: bool) {
         match &mut self.spoiled {
             Some(first) => first.ended |= ended,
             None => self.spoiled = Some(Spoiled { cause, at, ended }),
