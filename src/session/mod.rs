@@ -450,8 +450,8 @@ impl<C: SessionConnection> Shared<C> {
             self.clear(at);
         }
         self.ended.set(true);
-        // A hook of the rollback may have used the session once more.
-        if let Ok(mut core) = self.core.try_borrow_mut() {
+        // A hook of the rollback may have used the session once more. What is lent is rolled back when it is back.
+        if let (false, Ok(mut core)) = (self.lent.get(), self.core.try_borrow_mut()) {
             core.rollback();
         }
         drop(self.take_hooks());

@@ -146,6 +146,7 @@ pub struct Value {
 }
 
 const SQLITE_TABLES: &str = "
+    PRAGMA journal_mode = WAL;
     CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, age INTEGER);
     CREATE TABLE posts (
         id INTEGER PRIMARY KEY,
@@ -245,13 +246,21 @@ impl<C: SessionConnection> Shop<C> {
         self.place.ask("SELECT title AS value FROM posts ORDER BY id")
     }
 
+    /// Somebody else's connection, which waits for nobody's lock.
+    pub fn stranger(&self) -> Stranger {
+        let mut stranger = self.place.connect();
+        match self.place {
+            Storage::Sqlite(_) => {}
+            Storage::Postgres(_) => assert!(stranger.write("SET lock_timeout = 1")),
+            Storage::Mariadb(_) => assert!(stranger.write("SET innodb_lock_wait_timeout = 0")),
+        }
+        stranger
+    }
+
     /// Waits until no session of the server is in a transaction, as a connection that was closed may be for a moment.
     pub fn open_transactions(&self) -> i64 {
         support::wait::until_equal(0, Duration::from_secs(2), || match &self.place {
-            Storage::Sqlite(file) => {
-                let mut stranger = SqliteConnection::establish(&file.url()).expect("the file can be opened");
-                i64::from(stranger.batch_execute("BEGIN IMMEDIATE; ROLLBACK").is_err())
-            }
+            Storage::Sqlite(_) => i64::from(!self.place.connect().write("BEGIN IMMEDIATE; ROLLBACK")),
             Storage::Postgres(database) => support::postgres().open_transactions(database.name()),
             Storage::Mariadb(database) => support::mariadb().open_transactions(database.name()),
         })
@@ -260,10 +269,7 @@ impl<C: SessionConnection> Shop<C> {
     /// Sessions in a transaction at this moment.
     pub fn in_transaction_now(&self) -> bool {
         match &self.place {
-            Storage::Sqlite(file) => {
-                let mut stranger = SqliteConnection::establish(&file.url()).expect("the file can be opened");
-                stranger.batch_execute("BEGIN IMMEDIATE; ROLLBACK").is_err()
-            }
+            Storage::Sqlite(_) => !self.place.connect().write("BEGIN IMMEDIATE; ROLLBACK"),
             Storage::Postgres(database) => support::postgres().open_transactions(database.name()) > 0,
             Storage::Mariadb(database) => support::mariadb().open_transactions(database.name()) > 0,
         }
@@ -295,30 +301,39 @@ impl Storage {
         }
     }
 
+    fn connect(&self) -> Stranger {
+        let url = self.url();
+        let connected = match self {
+            Storage::Sqlite(_) => SqliteConnection::establish(&url).map(AnyConnection::Sqlite),
+            Storage::Postgres(_) => PgConnection::establish(&url).map(AnyConnection::Postgres),
+            Storage::Mariadb(_) => MysqlConnection::establish(&url).map(AnyConnection::Mysql),
+        };
+        Stranger(connected.expect("the database answers"))
+    }
+
     fn prepare(&self) {
-        match self {
-            Storage::Sqlite(_) => SqliteConnection::establish(&self.url())
-                .expect("the file can be made")
-                .batch_execute(&format!("PRAGMA journal_mode = WAL; {SQLITE_TABLES}")),
-            Storage::Postgres(_) => {
-                PgConnection::establish(&self.url()).expect("PostgreSQL answers").batch_execute(POSTGRES_TABLES)
-            }
-            Storage::Mariadb(_) => {
-                MysqlConnection::establish(&self.url()).expect("MariaDB answers").batch_execute(MARIADB_TABLES)
-            }
-        }
-        .expect("the tables can be made");
+        let tables = match self {
+            Storage::Sqlite(_) => SQLITE_TABLES,
+            Storage::Postgres(_) => POSTGRES_TABLES,
+            Storage::Mariadb(_) => MARIADB_TABLES,
+        };
+        self.connect().0.batch_execute(tables).expect("the tables can be made");
     }
 
     /// The column `value`, through a connection that nobody else knows of.
     fn ask(&self, query: &str) -> Vec<String> {
-        let query = sql_query(query);
-        let rows: QueryResult<Vec<Value>> = match self {
-            Storage::Sqlite(_) => query.load(&mut SqliteConnection::establish(&self.url()).expect("the file opens")),
-            Storage::Postgres(_) => query.load(&mut PgConnection::establish(&self.url()).expect("PostgreSQL answers")),
-            Storage::Mariadb(_) => query.load(&mut MysqlConnection::establish(&self.url()).expect("MariaDB answers")),
-        };
-        rows.expect("the query is answered").into_iter().map(|row| row.value).collect()
+        let rows: Vec<Value> = sql_query(query).load(&mut self.connect().0).expect("the query is answered");
+        rows.into_iter().map(|row| row.value).collect()
+    }
+}
+
+/// A connection that the crate under test knows nothing of.
+pub struct Stranger(AnyConnection);
+
+impl Stranger {
+    /// Whether the database took it.
+    pub fn write(&mut self, sql: &str) -> bool {
+        self.0.batch_execute(sql).is_ok()
     }
 }
 

@@ -8,3 +8,13 @@ fn connect(url: &str) -> ConnectionResult<AnyConnection> {
 
 #[path = "../contexts.rs"]
 mod contexts;
+#[path = "../lending.rs"]
+mod lending;
+#[path = "../policy.rs"]
+mod policy;
+#[path = "../queries.rs"]
+mod queries;
+#[path = "../settings.rs"]
+mod settings;
+#[path = "../transactions.rs"]
+mod transactions;

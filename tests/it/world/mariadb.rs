@@ -4,3 +4,13 @@ world!(Mariadb, MysqlConnection, Database::without_migrations());
 
 #[path = "../contexts.rs"]
 mod contexts;
+#[path = "../lending.rs"]
+mod lending;
+#[path = "../policy.rs"]
+mod policy;
+#[path = "../queries.rs"]
+mod queries;
+#[path = "../settings.rs"]
+mod settings;
+#[path = "../transactions.rs"]
+mod transactions;

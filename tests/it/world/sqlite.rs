@@ -4,3 +4,15 @@ world!(Sqlite, SqliteConnection, Database::without_migrations());
 
 #[path = "../contexts.rs"]
 mod contexts;
+#[path = "../lending.rs"]
+mod lending;
+#[path = "../policy.rs"]
+mod policy;
+#[path = "../queries.rs"]
+mod queries;
+#[path = "../returning.rs"]
+mod returning;
+#[path = "../settings.rs"]
+mod settings;
+#[path = "../transactions.rs"]
+mod transactions;
