@@ -55,6 +55,8 @@ pub(crate) struct Core<C: SessionConnection> {
     spoiled: Option<Spoiled>,
     /// The statement limit the server was told last.
     limit_sent: Option<Duration>,
+    /// Where the last statement was sent from.
+    sent_at: Option<Place>,
 }
 
 impl<C: SessionConnection> Core<C> {
@@ -68,6 +70,7 @@ impl<C: SessionConnection> Core<C> {
             levels: 0,
             spoiled: None,
             limit_sent: None,
+            sent_at: None,
         }
     }
 
@@ -90,6 +93,7 @@ impl<C: SessionConnection> Core<C> {
         send: impl FnOnce(&mut C) -> QueryResult<T>,
     ) -> Result<T> {
         self.prepare(access, at)?;
+        self.sent_at = Some(at);
         let outcome = self.send(access, send);
         self.settle(access, at);
         self.rest();
@@ -297,6 +301,7 @@ impl<C: SessionConnection> Core<C> {
         self.lease = Some(lease);
         self.live_witness(|witness| witness.stop_reading());
         self.settle(Access::Raw, at);
+        self.sent_at = Some(at);
         self.rest();
     }
 
@@ -428,7 +433,7 @@ impl<C: SessionConnection> Core<C> {
     /// A statement that did not return left its connection doomed.
     fn notice_panic(&mut self, at: Place) {
         if self.spoiled.is_none() && self.is_doomed() {
-            self.spoil("code that had the connection panicked".into(), at, true);
+            self.spoil("code that had the connection panicked".into(), self.sent_at.unwrap_or(at), true);
         }
     }
 
