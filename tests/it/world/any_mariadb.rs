@@ -8,6 +8,8 @@ fn connect(url: &str) -> ConnectionResult<AnyConnection> {
 
 #[path = "../contexts.rs"]
 mod contexts;
+#[path = "../hooks.rs"]
+mod hooks;
 #[path = "../lending.rs"]
 mod lending;
 #[path = "../policy.rs"]

@@ -4,6 +4,8 @@ world!(Postgres, PgConnection, Database::without_migrations());
 
 #[path = "../contexts.rs"]
 mod contexts;
+#[path = "../hooks.rs"]
+mod hooks;
 #[path = "../lending.rs"]
 mod lending;
 #[path = "../policy.rs"]

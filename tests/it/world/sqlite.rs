@@ -4,6 +4,8 @@ world!(Sqlite, SqliteConnection, Database::without_migrations());
 
 #[path = "../contexts.rs"]
 mod contexts;
+#[path = "../hooks.rs"]
+mod hooks;
 #[path = "../lending.rs"]
 mod lending;
 #[path = "../policy.rs"]
