@@ -337,7 +337,7 @@ impl<C: SessionConnection> Core<C> {
             return;
         }
         let expected = self.levels + 1;
-        let Notes { first_error, last_failed, serialization_failure, ended_by, .. } = notes;
+        let Notes { first_error, last_failed, serialization_failure, ended_by, may_have_ended, .. } = notes;
         if let Some(word) = ended_by {
             self.spoil(format!("`{word}` was sent to the database inside it"), at, true);
             self.doom();
@@ -363,6 +363,15 @@ impl<C: SessionConnection> Core<C> {
                 AfterError::Alive => {}
                 AfterError::Aborted => self.spoil(error, at, false),
                 AfterError::Ended => self.spoil(error, at, true),
+            }
+        } else if may_have_ended {
+            let kind = self.kind();
+            let ended =
+                self.lease.as_mut().is_some_and(|lease| kind.after_error(lease.conn(), false) == AfterError::Ended);
+            self.forget_notes();
+            if ended {
+                self.spoil("a statement that was sent to the database inside it ended it".into(), at, true);
+                self.doom();
             }
         }
     }
