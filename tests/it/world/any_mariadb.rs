@@ -8,6 +8,8 @@ fn connect(url: &str) -> ConnectionResult<AnyConnection> {
 
 #[path = "../contexts.rs"]
 mod contexts;
+#[path = "../ended_by_database.rs"]
+mod ended_by_database;
 #[path = "../hooks.rs"]
 mod hooks;
 #[path = "../lending.rs"]
@@ -18,5 +20,7 @@ mod policy;
 mod queries;
 #[path = "../settings.rs"]
 mod settings;
+#[path = "../spoiled.rs"]
+mod spoiled;
 #[path = "../transactions.rs"]
 mod transactions;

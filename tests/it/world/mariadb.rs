@@ -4,6 +4,8 @@ world!(Mariadb, MysqlConnection, Database::without_migrations());
 
 #[path = "../contexts.rs"]
 mod contexts;
+#[path = "../ended_by_database.rs"]
+mod ended_by_database;
 #[path = "../hooks.rs"]
 mod hooks;
 #[path = "../lending.rs"]
@@ -14,5 +16,7 @@ mod policy;
 mod queries;
 #[path = "../settings.rs"]
 mod settings;
+#[path = "../spoiled.rs"]
+mod spoiled;
 #[path = "../transactions.rs"]
 mod transactions;

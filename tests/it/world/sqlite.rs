@@ -4,6 +4,8 @@ world!(Sqlite, SqliteConnection, Database::without_migrations());
 
 #[path = "../contexts.rs"]
 mod contexts;
+#[path = "../ended_by_database.rs"]
+mod ended_by_database;
 #[path = "../hooks.rs"]
 mod hooks;
 #[path = "../lending.rs"]
@@ -16,5 +18,7 @@ mod queries;
 mod returning;
 #[path = "../settings.rs"]
 mod settings;
+#[path = "../spoiled.rs"]
+mod spoiled;
 #[path = "../transactions.rs"]
 mod transactions;
