@@ -330,10 +330,20 @@ impl<C: SessionConnection> Core<C> {
         }
         let notes = live.witness.take();
         let depth = live.conn.depth();
+        let watched = live.is_watched();
+        live.doomed |= !watched;
         if !matches!(self.phase, Phase::Begun(_)) {
             if depth != Some(0) || notes.began || notes.ended_by.is_some() {
                 self.doom();
             }
+            return;
+        }
+        if !watched {
+            self.spoil(
+                "the code that had the connection replaced its instrumentation, so what it did is not known".into(),
+                at,
+                true,
+            );
             return;
         }
         let expected = self.levels + 1;
