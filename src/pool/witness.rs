@@ -154,7 +154,8 @@ mod tests {
         struct WithBinds;
         impl std::fmt::Display for WithBinds {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                write!(f, "{} -- binds: {:?}", "SELECT $1", ["COMMIT"])
+                let statement = "SELECT $1";
+                write!(f, "{statement} -- binds: {:?}", ["COMMIT"])
             }
         }
         assert_eq!(statement(&WithBinds), "SELECT $1");
