@@ -2,8 +2,10 @@
 
 use super::*;
 
+type Send = fn(&Session<Conn>, &'static str) -> Result<()>;
+
 /// The ways in which a raw statement can be sent.
-const WAYS: [(&str, fn(&Session<Conn>, &'static str) -> Result<()>); 5] = [
+const WAYS: [(&str, Send); 5] = [
     ("a batch in `with`", |session, sql| raw(session, sql)),
     ("`sql_query` in `with`", |session, sql| session.with(|conn| sql_query(sql).execute(conn)).map(drop)),
     ("`sql_query`", |session, sql| session.execute(sql_query(sql)).map(drop)),
@@ -337,6 +339,44 @@ fn what_a_spoiled_session_leaves_at_the_end_of_its_context_is_nothing() {
                 let seen = shop.context(|| names(&DB.session()?))?;
                 assert!(seen.is_empty(), "{way}");
             }
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn lent_code_that_replaces_the_instrumentation_has_done_nobody_knows_what() {
+    fn blind(conn: &mut Conn) {
+        conn.set_instrumentation(|_: diesel::connection::InstrumentationEvent<'_>| ());
+    }
+    test_with(
+        |config| config.max_size(1),
+        |shop| {
+            shop.context(|| {
+                let session = DB.session()?;
+                add(&session, "Ada")?;
+                session.with(|conn| {
+                    blind(conn);
+                    Ok(conn.batch_execute("ROLLBACK; BEGIN").is_err())
+                })?;
+                assert_spoiled(shop, &session, "instrumentation")?;
+                add(&session, "Ada")?;
+                blind(&mut *session.connection()?);
+                assert_spoiled(shop, &session, "instrumentation")
+            })?;
+            // Nor is the connection for the next one, who would be as blind.
+            shop.scope().autocommit().run(|| {
+                DB.session()?.with(|conn| {
+                    blind(conn);
+                    Ok(())
+                })
+            })?;
+            let swallowed = shop.scope().commit_on_ok().run(|| {
+                let session = DB.session()?;
+                add(&session, "Ada")?;
+                raw(&session, "ROLLBACK; BEGIN")
+            });
+            assert_is!(swallowed, Err(Error::RollbackRequired { .. }));
             Ok(())
         },
     );
