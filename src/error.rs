@@ -115,7 +115,7 @@ pub enum Error {
     },
 
     /// A hook panicked or refused.
-    #[error("DS304 a {hook} hook failed: {message}. The transaction was {}", if *committed { "committed" } else { "not committed" })]
+    #[error("DS304 hook `{hook}` failed: {message}. The transaction was {}", if *committed { "committed" } else { "not committed" })]
     HookFailed {
         /// Which kind of hook.
         hook: &'static str,

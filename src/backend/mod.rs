@@ -199,6 +199,11 @@ impl Kind {
         sql_text::ending_word(sql, self == Self::Mysql)
     }
 
+    /// Whether a raw statement may end the transaction although no word of it can be read: then the server has to be asked.
+    pub(crate) fn may_hide_an_end(self, sql: &str) -> bool {
+        self == Self::Mysql && sql_text::has_hidden_part(sql)
+    }
+
     /// Whether an error says that a lock was not to be had in time.
     pub(crate) fn is_lock_timeout(self, message: &str) -> bool {
         match self {

@@ -32,6 +32,13 @@ pub(crate) fn ending_word(sql: &str, implicit: bool) -> Option<String> {
     }
 }
 
+/// Whether `sql` may have a part that only MySQL or MariaDB can read: a prepared text, the comments they execute, and the
+/// prefix that sets a variable for one statement.
+pub(crate) fn has_hidden_part(sql: &str) -> bool {
+    let sql = sql.to_ascii_uppercase();
+    ["EXECUTE", "/*!", "/*M!", "SET STATEMENT"].iter().any(|sign| sql.contains(sign))
+}
+
 /// Whether a statement in `sql` begins a transaction.
 pub(crate) fn begins(sql: &str) -> bool {
     let mut rest = skip_blank(sql);

@@ -58,6 +58,11 @@ impl<C> fmt::Debug for Live<C> {
 }
 
 impl<C> Live<C> {
+    /// Whether the connection still has the instrumentation it was given, which is the witness's other owner.
+    pub(crate) fn is_watched(&self) -> bool {
+        Arc::strong_count(&self.witness) > 1
+    }
+
     /// Whether it may be lent once more.
     pub(crate) fn is_fit(&self, control: &Control) -> bool {
         self.schema == control.schema.load(Ordering::Acquire)

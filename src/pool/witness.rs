@@ -38,6 +38,8 @@ pub(crate) struct Notes {
     pub(crate) ended_by: Option<String>,
     /// A statement began a transaction of its own.
     pub(crate) began: bool,
+    /// A statement may have ended the transaction in words that cannot be read.
+    pub(crate) may_have_ended: bool,
 }
 
 impl Witness {
@@ -79,10 +81,11 @@ impl Witness {
                 if reading {
                     let text = statement(query);
                     notes.began |= self.kind.begins(&text);
+                    notes.may_have_ended |= self.kind.may_hide_an_end(&text);
                     if let Some(word) = self.kind.ending_word(&text) {
                         notes.ended_by.get_or_insert(word);
                     }
-                    if notes.began || notes.ended_by.is_some() {
+                    if notes.began || notes.may_have_ended || notes.ended_by.is_some() {
                         self.noted.store(true, Ordering::Release);
                     }
                 }

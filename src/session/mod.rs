@@ -229,7 +229,7 @@ impl<C: SessionConnection> Session<C> {
             },
             Err(error) => {
                 // Its hooks have been told; the caller gets the error that matters more.
-                let _ = self.0.rollback(at);
+                self.0.undo(at);
                 Err(error)
             }
         }
@@ -299,9 +299,13 @@ impl<C: SessionConnection> Session<C> {
         let outcome = body(self);
         block.close();
         let kept = match outcome {
-            Ok(value) => self.0.enter(at)?.keep_level(at).map(|()| value).map_err(E::from),
+            Ok(value) => {
+                self.0.enter_at_end(at).and_then(|mut core| core.keep_level(at)).map(|()| value).map_err(E::from)
+            }
             Err(error) => {
-                self.0.enter(at)?.undo_level(at);
+                if let Ok(mut core) = self.0.enter_at_end(at) {
+                    core.undo_level(at);
+                }
                 Err(error)
             }
         };
@@ -446,8 +450,8 @@ impl<C: SessionConnection> Shared<C> {
             self.clear(at);
         }
         self.ended.set(true);
-        // A hook of the rollback may have used the session once more.
-        if let Ok(mut core) = self.core.try_borrow_mut() {
+        // A hook of the rollback may have used the session once more. What is lent is rolled back when it is back.
+        if let (false, Ok(mut core)) = (self.lent.get(), self.core.try_borrow_mut()) {
             core.rollback();
         }
         drop(self.take_hooks());
@@ -486,8 +490,27 @@ impl<C: SessionConnection> Shared<C> {
     /// After a commit that failed and left the transaction open.
     fn roll_back_for(&self, error: &Error, at: Place) {
         if !matches!(error, Error::HookFailed { committed: true, .. }) {
+            self.undo(at);
+        }
+    }
+
+    /// Rolls back what a closure of `transaction` did.
+    fn undo(&self, at: Place) {
+        if self.enter_at_end(at).is_ok() {
             let _ = self.rollback(at);
         }
+    }
+
+    /// Enters at the end of a closure of `transaction` or `savepoint`. Where that cannot be, because the closure has left the
+    /// connection lent, its work can be neither kept nor undone by itself: the whole transaction has to be rolled back.
+    fn enter_at_end(&self, at: Place) -> Result<RefMut<'_, Core<C>>> {
+        let entered = self.enter(at);
+        if entered.is_err() {
+            if let Ok(mut core) = self.core.try_borrow_mut() {
+                core.spoil("its closure ended while the connection was lent".into(), at, true);
+            }
+        }
+        entered
     }
 
     fn take_hooks(&self) -> Hooks {
@@ -533,12 +556,12 @@ impl<C: SessionConnection> Drop for Block<'_, C> {
         }
         let Some((_, at)) = self.session.blocks.borrow_mut().pop() else { return };
         if self.savepoint {
-            if let Ok(mut core) = self.session.enter(at) {
+            if let Ok(mut core) = self.session.enter_at_end(at) {
                 core.undo_level(at);
             }
             self.session.forget_hooks(self.mark);
         } else {
-            let _ = self.session.rollback(at);
+            self.session.undo(at);
         }
     }
 }

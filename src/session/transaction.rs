@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use diesel::QueryResult;
 
-use crate::Mode;
 use crate::app::App;
 use crate::backend::{self, AfterError, Beginning, Kind};
 use crate::connection::SessionConnection;
 use crate::context::Settings;
 use crate::error::{Error, Place, Result};
 use crate::pool::{Lease, Notes, Permit};
+use crate::{Isolation, Mode};
 
 /// What a statement may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +55,8 @@ pub(crate) struct Core<C: SessionConnection> {
     spoiled: Option<Spoiled>,
     /// The statement limit the server was told last.
     limit_sent: Option<Duration>,
+    /// Where the last statement was sent from.
+    sent_at: Option<Place>,
 }
 
 impl<C: SessionConnection> Core<C> {
@@ -68,6 +70,7 @@ impl<C: SessionConnection> Core<C> {
             levels: 0,
             spoiled: None,
             limit_sent: None,
+            sent_at: None,
         }
     }
 
@@ -90,6 +93,7 @@ impl<C: SessionConnection> Core<C> {
         send: impl FnOnce(&mut C) -> QueryResult<T>,
     ) -> Result<T> {
         self.prepare(access, at)?;
+        self.sent_at = Some(at);
         let outcome = self.send(access, send);
         self.settle(access, at);
         self.rest();
@@ -102,7 +106,7 @@ impl<C: SessionConnection> Core<C> {
         let begins = match self.phase {
             Phase::Begun(_) => return self.renew_limit(at),
             _ if self.settings.mode == Mode::Autocommit => false,
-            _ => !(access == Access::Read && self.kind() == Kind::Sqlite && self.settings.mode == Mode::Default),
+            _ => !(access == Access::Read && self.kind() == Kind::Sqlite && self.reads_outside()),
         };
         if begins {
             return self.begin(at);
@@ -125,6 +129,12 @@ impl<C: SessionConnection> Core<C> {
             self.phase = Phase::Reading;
             Ok(())
         }
+    }
+
+    /// Whether SQLite's reads need no transaction: each then sees what is committed, which is all that was promised.
+    fn reads_outside(&self) -> bool {
+        self.settings.mode == Mode::Default
+            && !matches!(self.settings.isolation, Some(Isolation::RepeatableRead | Isolation::Serializable))
     }
 
     /// Begins the transaction unless it has begun.
@@ -291,6 +301,7 @@ impl<C: SessionConnection> Core<C> {
         self.lease = Some(lease);
         self.live_witness(|witness| witness.stop_reading());
         self.settle(Access::Raw, at);
+        self.sent_at = Some(at);
         self.rest();
     }
 
@@ -319,17 +330,24 @@ impl<C: SessionConnection> Core<C> {
         }
         let notes = live.witness.take();
         let depth = live.conn.depth();
-        if notes.lost {
-            self.doom();
-        }
+        let watched = live.is_watched();
+        live.doomed |= !watched || notes.lost;
         if !matches!(self.phase, Phase::Begun(_)) {
             if depth != Some(0) || notes.began || notes.ended_by.is_some() {
                 self.doom();
             }
             return;
         }
+        if !watched {
+            self.spoil(
+                "the code that had the connection replaced its instrumentation, so what it did is not known".into(),
+                at,
+                true,
+            );
+            return;
+        }
         let expected = self.levels + 1;
-        let Notes { first_error, last_failed, serialization_failure, lost, ended_by, .. } = notes;
+        let Notes { first_error, last_failed, serialization_failure, lost, ended_by, may_have_ended, .. } = notes;
         if let Some(word) = ended_by {
             self.spoil(format!("`{word}` was sent to the database inside it"), at, true);
             self.doom();
@@ -356,10 +374,19 @@ impl<C: SessionConnection> Core<C> {
                 AfterError::Aborted => self.spoil(error, at, false),
                 AfterError::Ended => self.spoil(error, at, true),
             }
+        } else if may_have_ended {
+            let kind = self.kind();
+            let ended =
+                self.lease.as_mut().is_some_and(|lease| kind.after_error(lease.conn(), false) == AfterError::Ended);
+            self.forget_notes();
+            if ended {
+                self.spoil("a statement that was sent to the database inside it ended it".into(), at, true);
+                self.doom();
+            }
         }
     }
 
-    fn spoil(&mut self, cause: String, at: Place, ended: bool) {
+    pub(crate) fn spoil(&mut self, cause: String, at: Place, ended: bool) {
         match &mut self.spoiled {
             Some(first) => first.ended |= ended,
             None => self.spoiled = Some(Spoiled { cause, at, ended }),
@@ -425,7 +452,7 @@ impl<C: SessionConnection> Core<C> {
     /// A statement that did not return left its connection doomed.
     fn notice_panic(&mut self, at: Place) {
         if self.spoiled.is_none() && self.is_doomed() {
-            self.spoil("code that had the connection panicked".into(), at, true);
+            self.spoil("code that had the connection panicked".into(), self.sent_at.unwrap_or(at), true);
         }
     }
 

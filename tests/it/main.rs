@@ -1,5 +1,7 @@
 //! The whole life of an application, on every database.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -10,4 +12,4 @@ mod connect;
 mod dispose;
 mod schema;
 mod schema_races;
-mod smoke;
+mod world;

@@ -1,0 +1,296 @@
+//! What a scope says about its transactions, as the server sees it.
+
+use std::time::{Duration, Instant};
+
+use super::*;
+
+/// One connection, so that every scope gets the one that the scope before has used.
+fn one(config: Config) -> Config {
+    config.max_size(1)
+}
+
+/// A statement that takes longer than anybody waits.
+fn sleep_long(session: &Session<Conn>) -> Result<()> {
+    raw(session, if KIND == Kind::Postgres { "SELECT pg_sleep(60)" } else { "SELECT SLEEP(60)" })
+}
+
+/// The time limit of statements that the server has for this connection, in its own words.
+fn limit_of(session: &Session<Conn>) -> Result<String> {
+    let query = match KIND {
+        Kind::Postgres => "SELECT current_setting('statement_timeout') AS value",
+        _ => "SELECT CAST(@@max_statement_time AS CHAR) AS value",
+    };
+    Ok(session.get_result::<Value>(sql_query(query))?.value)
+}
+
+#[test]
+fn the_isolation_level_is_what_the_scope_says() {
+    use Isolation::{ReadCommitted, ReadUncommitted, RepeatableRead, Serializable};
+    test_with(one, |shop| {
+        for level in [ReadCommitted, RepeatableRead, Serializable, ReadUncommitted] {
+            let seen = shop.scope().isolation(level).run(|| {
+                let session = DB.session()?;
+                let before = session.count(users::table)?;
+                // A stranger, who has to wait where reading takes locks.
+                let mut stranger = shop.stranger();
+                let written = stranger.write(&format!("INSERT INTO users (name) VALUES ('{level:?}')"));
+                let seen = written.then_some(session.count(users::table)? - before);
+                Ok::<_, Error>(seen)
+            })?;
+            let wanted = match (KIND, level) {
+                (_, ReadUncommitted | ReadCommitted) => Some(1),
+                (Kind::Postgres, RepeatableRead | Serializable) | (Kind::Mariadb, RepeatableRead) => Some(0),
+                (Kind::Mariadb | Kind::Sqlite, _) => None,
+            };
+            assert_eq!(seen, wanted, "{level:?}");
+            if KIND == Kind::Postgres {
+                let name = shop.scope().isolation(level).run(|| {
+                    let session = DB.session()?;
+                    let query = sql_query("SELECT current_setting('transaction_isolation') AS value");
+                    session.get_result::<Value>(query)
+                })?;
+                let wanted = ["read uncommitted", "read committed", "repeatable read", "serializable"];
+                assert_eq!(name.value, wanted[level as usize]);
+            }
+        }
+        // The level was that of one transaction, not of the connection.
+        shop.context(|| {
+            let session = DB.session()?;
+            let query = match KIND {
+                Kind::Postgres => "SELECT current_setting('transaction_isolation') AS value",
+                Kind::Mariadb => "SELECT @@tx_isolation AS value",
+                Kind::Sqlite => "SELECT '' AS value",
+            };
+            let level = session.get_result::<Value>(sql_query(query))?.value;
+            assert!(["read committed", "REPEATABLE-READ", ""].contains(&level.as_str()), "{level}");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn dirty_reads_are_seen_by_nobody_but_those_who_ask_mariadb_for_them() {
+    test(|shop| {
+        let mut stranger = shop.stranger();
+        assert!(stranger.write("BEGIN; INSERT INTO users (name) VALUES ('dirty')"));
+        for level in [Isolation::ReadUncommitted, Isolation::ReadCommitted] {
+            let seen = shop.scope().isolation(level).run(|| DB.session()?.count(users::table))?;
+            let dirty = KIND == Kind::Mariadb && level == Isolation::ReadUncommitted;
+            assert_eq!(seen, i64::from(dirty), "{level:?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_read_only_scope_reads_and_writes_nothing() {
+    test_with(one, |shop| {
+        shop.scope().commit_on_ok().run(|| add(&DB.session()?, "Ada"))?;
+        let read = shop.scope().read_only().commit_on_ok().run(|| names(&DB.session()?))?;
+        assert_eq!(read, ["Ada"]);
+        let typed = shop.scope().read_only().run(|| add(&DB.session()?, "Bob"));
+        assert_is!(typed, Err(Error::Query { .. }));
+        let by_raw = shop.scope().read_only().run(|| raw(&DB.session()?, "INSERT INTO users (name) VALUES ('Bob')"));
+        assert_is!(by_raw, Err(Error::Query { .. }));
+        let lent = shop.scope().read_only().run(|| {
+            let deleted = diesel::delete(users::table).execute(&mut *DB.session()?.connection()?);
+            Ok::<_, Error>(deleted.is_err())
+        })?;
+        assert!(lent);
+        let in_savepoint = shop.scope().read_only().run(|| {
+            let session = DB.session()?;
+            let refused = session.savepoint(|session| add(session, "Bob"));
+            assert_is!(refused, Err(Error::Query { .. }));
+            names(&session)
+        })?;
+        assert_eq!(in_savepoint, ["Ada"]);
+        // The connection is none the worse for it.
+        assert_eq!(shop.status().open, 1);
+        shop.scope().commit_on_ok().run(|| add(&DB.session()?, "Cid"))?;
+        assert_eq!(shop.names(), ["Ada", "Cid"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_read_only_scope_sees_one_picture_and_runs_beside_a_writer() {
+    test(|shop| {
+        let writer = shop.open_session()?;
+        add(&writer, "Ada")?;
+        let (before, after) = shop.scope().read_only().isolation(Isolation::RepeatableRead).run(|| {
+            let session = DB.session()?;
+            let before = session.count(users::table)?;
+            writer.commit()?;
+            Ok::<_, Error>((before, session.count(users::table)?))
+        })?;
+        assert_eq!((before, after), (0, 0));
+        assert_eq!(shop.names(), ["Ada"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn autocommit_commits_every_statement_and_holds_nothing_in_between() {
+    test_with(one, |shop| {
+        shop.scope().autocommit().run(|| {
+            let session = DB.session()?;
+            add(&session, "Ada")?;
+            assert_eq!((session.in_transaction(), shop.status().in_use), (false, 0));
+            shop.assert_at_rest();
+            assert_eq!(shop.names(), ["Ada"]);
+            assert_is!(add(&session, "Ada"), Err(Error::Query { .. }));
+            // An error is that of its statement only, on every database.
+            raw(&session, "INSERT INTO users (name) VALUES ('Bob')")?;
+            session.rollback()?;
+            session.connection()?.batch_execute("INSERT INTO users (name) VALUES ('Cid')").expect("the guard works");
+            assert_eq!(names(&session)?, ["Ada", "Bob", "Cid"]);
+            assert_eq!(shop.status().in_use, 0);
+            session.commit()
+        })?;
+        assert_eq!(shop.names(), ["Ada", "Bob", "Cid"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn autocommit_leaves_room_for_transactions() {
+    test(|shop| {
+        shop.scope().autocommit().run(|| {
+            let session = DB.session()?;
+            session.transaction(|session| {
+                add(session, "Ada")?;
+                assert!(session.in_transaction() && shop.names().is_empty());
+                Ok::<(), Error>(())
+            })?;
+            assert_eq!(shop.names(), ["Ada"]);
+            let refused = session.transaction(|session| {
+                add(session, "Bob")?;
+                Err::<(), _>(Trouble::OutOfStock("tea"))
+            });
+            assert_is!(refused, Err(Trouble::OutOfStock("tea")));
+            session.begin()?;
+            add(&session, "Cid")?;
+            session.rollback()?;
+            session
+                .with(|conn| {
+                    conn.transaction(|conn| {
+                        diesel::insert_into(users::table).values(users::name.eq("Dan")).execute(conn)?;
+                        Err::<(), _>(diesel::result::Error::RollbackTransaction)
+                    })
+                })
+                .expect_err("rolled back");
+            add(&session, "Eve")
+        })?;
+        assert_eq!(shop.names(), ["Ada", "Eve"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn the_server_ends_a_statement_at_the_deadline() {
+    if KIND == Kind::Sqlite {
+        // It finishes the statement that it runs.
+        return;
+    }
+    test_with(one, |shop| {
+        for autocommit in [false, true] {
+            let scope = shop.scope().deadline(Duration::from_millis(200));
+            let scope = if autocommit { scope.autocommit() } else { scope };
+            let started = Instant::now();
+            let late = scope.run(|| {
+                let session = DB.session()?;
+                add(&session, &format!("before, autocommit {autocommit}"))?;
+                let slept = sleep_long(&session);
+                assert_is!(&slept, Err(Error::DeadlineExceeded { at, .. }) if at.file().ends_with("settings.rs"));
+                assert!(slept.is_err_and(|error| error.is_timeout()));
+                session.commit()
+            });
+            assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+            match (KIND, autocommit) {
+                (Kind::Postgres, false) => assert_is!(late, Err(Error::RollbackRequired { .. })),
+                // The statement was ended, and nothing else.
+                _ => assert_is!(late, Ok(())),
+            }
+        }
+        assert_eq!(shop.names().len(), if KIND == Kind::Postgres { 1 } else { 2 });
+        // The next user of the connection has no limit.
+        let limit = shop.context(|| limit_of(&DB.session()?))?;
+        assert!(["0", "0.000000"].contains(&limit.as_str()), "{limit}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_limit_of_the_configuration_is_there_again_after_a_deadline() {
+    if KIND == Kind::Sqlite {
+        // It has no such limit.
+        return;
+    }
+    test_with(
+        |config| one(config).statement_timeout(Duration::from_secs(77)),
+        |shop| {
+            let configured = shop.context(|| limit_of(&DB.session()?))?;
+            assert!(configured.starts_with("77"), "{configured}");
+            for autocommit in [false, true] {
+                let scope = shop.scope().deadline(Duration::from_secs(30));
+                let scope = if autocommit { scope.autocommit() } else { scope };
+                let limited = scope.run(|| limit_of(&DB.session()?))?;
+                assert_ne!(limited, configured);
+                assert_eq!(shop.context(|| limit_of(&DB.session()?))?, configured);
+            }
+            assert_eq!(shop.status().open, 1);
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn after_the_deadline_nothing_is_sent() {
+    test(|shop| {
+        let limit = Duration::from_millis(150);
+        let late = shop.scope().deadline(limit).run(|| {
+            let session = DB.session()?;
+            add(&session, "Ada")?;
+            // The time itself is what is tested.
+            std::thread::sleep(limit);
+            let error = add(&session, "Bob").expect_err("too late");
+            assert!(error.is_timeout());
+            assert_is!(error, Error::DeadlineExceeded { limit: told, at } if told == limit && at.line() == line!() - 2);
+            assert_is!(session.with(|conn| conn.batch_execute("SELECT 1")), Err(Error::DeadlineExceeded { .. }));
+            assert_is!(session.connection(), Err(Error::DeadlineExceeded { .. }));
+            assert_is!(session.savepoint(|session| add(session, "Bob")), Err(Error::DeadlineExceeded { .. }));
+            session.rollback()?;
+            assert_is!(session.begin(), Err(Error::DeadlineExceeded { .. }));
+            add(&session, "Cid")
+        });
+        assert_is!(late, Err(Error::DeadlineExceeded { .. }));
+        assert!(shop.names().is_empty());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_deadline_ends_the_wait_for_a_connection() {
+    test_with(
+        |config| one(config).acquire_timeout(Duration::from_secs(60)),
+        |shop| {
+            let (held, release) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+            std::thread::scope(|threads| {
+                threads.spawn(|| {
+                    let session = shop.open_session().expect("a session");
+                    session.begin().expect("it begins");
+                    held.wait();
+                    release.wait();
+                });
+                held.wait();
+                let started = Instant::now();
+                let waited =
+                    shop.scope().deadline(Duration::from_millis(100)).run(|| DB.session()?.count(users::table));
+                release.wait();
+                assert!(waited.is_err_and(|error| error.is_timeout()));
+                assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+            });
+            Ok(())
+        },
+    );
+}

@@ -1,0 +1,26 @@
+//! SQLite by the enum of connections.
+
+world!(Sqlite, AnyConnection, Database::without_migrations().connect_with(connect));
+
+fn connect(url: &str) -> ConnectionResult<AnyConnection> {
+    SqliteConnection::establish(url).map(AnyConnection::Sqlite)
+}
+
+#[path = "../contexts.rs"]
+mod contexts;
+#[path = "../ended_by_database.rs"]
+mod ended_by_database;
+#[path = "../hooks.rs"]
+mod hooks;
+#[path = "../lending.rs"]
+mod lending;
+#[path = "../policy.rs"]
+mod policy;
+#[path = "../queries.rs"]
+mod queries;
+#[path = "../settings.rs"]
+mod settings;
+#[path = "../spoiled.rs"]
+mod spoiled;
+#[path = "../transactions.rs"]
+mod transactions;

@@ -1,0 +1,24 @@
+//! PostgreSQL.
+
+world!(Postgres, PgConnection, Database::without_migrations());
+
+#[path = "../contexts.rs"]
+mod contexts;
+#[path = "../ended_by_database.rs"]
+mod ended_by_database;
+#[path = "../hooks.rs"]
+mod hooks;
+#[path = "../lending.rs"]
+mod lending;
+#[path = "../policy.rs"]
+mod policy;
+#[path = "../queries.rs"]
+mod queries;
+#[path = "../returning.rs"]
+mod returning;
+#[path = "../settings.rs"]
+mod settings;
+#[path = "../spoiled.rs"]
+mod spoiled;
+#[path = "../transactions.rs"]
+mod transactions;
