@@ -233,7 +233,13 @@ impl<C: SessionConnection> Pool<C> {
     }
 
     /// A new connection. `None` where the server refused for a reason that passes.
-    fn connected(&self, started: Instant, deadline: Instant) -> Result<Option<r2d2::PooledConnection<Manager<C>>>> {
+    fn connected(
+        self: &Arc<Self>,
+        started: Instant,
+        deadline: Instant,
+    ) -> Result<Option<r2d2::PooledConnection<Manager<C>>>> {
+        // What is made may come when nobody waits any more, and then nobody gives it back.
+        self.age();
         let patience = self.spec.config.connect_timeout;
         let timed_out = |waited| Error::ConnectTimeout {
             app: self.spec.app.to_string(),
@@ -324,15 +330,16 @@ impl<C: SessionConnection> Pool<C> {
         self.server.threads().execute_after(idle_timeout, move || {
             let Some(pool) = pool.upgrade() else { return };
             pool.ageing.store(false, Ordering::Release);
-            if pool.close_aged(idle_timeout) > 0 {
+            pool.close_aged(idle_timeout);
+            let control = &pool.control;
+            if control.connecting.load(Ordering::Acquire) > 0 || control.open.load(Ordering::Acquire) > 0 {
                 pool.age();
             }
         });
     }
 
-    /// Returns how many idle connections stay. r2d2 lends the last returned first, so all are taken out before any is put
-    /// back, each under a permit of its own.
-    fn close_aged(&self, idle_timeout: Duration) -> usize {
+    /// r2d2 lends the last returned first, so all are taken out before any is put back, each under a permit of its own.
+    fn close_aged(&self, idle_timeout: Duration) {
         let mut kept = Vec::new();
         while let Some(permit) = self.gate.try_acquire(self.housekeeper()) {
             let Some(mut stored) = self.storage.try_get() else { break };
@@ -344,13 +351,11 @@ impl<C: SessionConnection> Pool<C> {
                 }
             }
         }
-        let count = kept.len();
         // The one used longest ago goes back first.
         while let Some((stored, permit)) = kept.pop() {
             drop(stored);
             drop(permit);
         }
-        count
     }
 
     #[track_caller]
