@@ -1,0 +1,14 @@
+//! What has a bound in time, counts what the whole process has open, or breaks servers: one test after the other.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[path = "../fixtures/mod.rs"]
+mod fixtures;
+
+mod connect;
+mod lost;
+mod pool;
+mod seed;
+mod sqlite;
+mod stress;
