@@ -83,7 +83,6 @@ fn refused_in_under_a_second<C: Conn>(site: &Site) {
     assert!(matches!(malformed.unwrap_err(), Error::InvalidConfig { .. }));
     assert!(started.elapsed() < Duration::from_millis(50));
 
-    // One whose server refuses, in a loop, beside one that works.
     let lines = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
     assert!(lines.iter().any(|line| line.contains("connect failed")), "the log was listened to");
     for line in lines.iter() {

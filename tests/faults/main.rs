@@ -1,5 +1,8 @@
 //! What has a bound in time, counts what the whole process has open, or breaks servers: one test after the other.
 
+// Half of a test is in helpers, which the lint does not take for tests.
+#![allow(clippy::unwrap_used)]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -59,13 +59,13 @@ fn misbehave(number: usize) -> ConnectionResult<()> {
 fn counted_sqlite(url: &str) -> ConnectionResult<SqliteConnection> {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     misbehave(NUMBER.fetch_add(1, Ordering::Relaxed))?;
-    let mut conn = SqliteConnection::establish(url)?;
+    let conn = SqliteConnection::establish(url)?;
     let token = Arc::new(Token::new());
-    token_utils::register_nondeterministic_impl(&mut conn, move || {
+    token_utils::register_nondeterministic_impl(&conn, move || {
         let _kept = &token;
         1
     })
-    .map_err(|error| ConnectionError::CouldntSetupConfiguration(error))?;
+    .map_err(ConnectionError::CouldntSetupConfiguration)?;
     Ok(conn)
 }
 
@@ -168,7 +168,10 @@ fn everything_is_free<C: Conn>(db: &Database<C>, app: &App<C>, count: u32) -> Re
         assert!(expected(&error), "{error}");
     }
     match count {
-        1 => Ok(assert_eq!(app.status().in_use, SIZE as usize)),
+        1 => {
+            assert_eq!(app.status().in_use, SIZE as usize);
+            Ok(())
+        }
         more => app.scope().read_only().run(|| everything_is_free(db, app, more - 1)),
     }
 }

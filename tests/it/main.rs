@@ -1,5 +1,8 @@
 //! The whole life of an application, on every database.
 
+// Half of a test is in helpers, which the lint does not take for tests.
+#![allow(clippy::unwrap_used)]
+
 #[path = "../support/mod.rs"]
 mod support;
 
