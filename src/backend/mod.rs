@@ -298,7 +298,8 @@ pub(crate) fn is_connection_lost(error: &DieselError) -> bool {
                 "no connection to the server",
                 "terminating connection",
                 "Lost connection",
-                "server has gone away",
+                // MariaDB's client begins it with "Server", MySQL's with "MySQL server".
+                "erver has gone away",
             ]
             .iter()
             .any(|known| text.contains(known))

@@ -108,10 +108,11 @@ pub(super) fn lock_limit(limit: Duration) -> String {
 /// MariaDB tells; MySQL has no such variable, and of its errors only a deadlock ends the transaction.
 pub(super) fn after_error<C: SessionConnection>(conn: &mut C, serialization_failure: bool) -> AfterError {
     let in_transaction = conn.texts("SELECT CAST(@@in_transaction AS CHAR) AS value");
+    let lost = in_transaction.as_ref().is_err_and(super::is_connection_lost);
     match in_transaction.ok().and_then(|rows| rows.into_iter().next().flatten()).as_deref() {
         Some("1") => AfterError::Alive,
         Some(_) => AfterError::Ended,
-        None if serialization_failure => AfterError::Ended,
+        None if lost || serialization_failure => AfterError::Ended,
         None => AfterError::Alive,
     }
 }

@@ -244,7 +244,9 @@ impl<C: SessionConnection> Pool<C> {
     }
 
     /// A new connection, or the reason that passes for which the server refused one.
-    fn connected(&self, deadline: Instant) -> Result<Result<Stored<C>, ConnectFailure>> {
+    fn connected(self: &Arc<Self>, deadline: Instant) -> Result<Result<Stored<C>, ConnectFailure>> {
+        // What is made may come when nobody waits any more, and then nobody gives it back.
+        self.age();
         let patience = self.spec.config.connect_timeout;
         let timed_out = |waited| Error::ConnectTimeout {
             app: self.spec.app.to_string(),
@@ -331,15 +333,16 @@ impl<C: SessionConnection> Pool<C> {
         self.server.threads().execute_after(idle_timeout, move || {
             let Some(pool) = pool.upgrade() else { return };
             pool.ageing.store(false, Ordering::Release);
-            if pool.close_aged(idle_timeout) > 0 {
+            pool.close_aged(idle_timeout);
+            let control = &pool.control;
+            if control.connecting.load(Ordering::Acquire) > 0 || control.open.load(Ordering::Acquire) > 0 {
                 pool.age();
             }
         });
     }
 
-    /// Returns how many idle connections stay. r2d2 lends the last returned first, so all are taken out before any is put
-    /// back, each under a permit of its own.
-    fn close_aged(&self, idle_timeout: Duration) -> usize {
+    /// r2d2 lends the last returned first, so all are taken out before any is put back, each under a permit of its own.
+    fn close_aged(&self, idle_timeout: Duration) {
         let mut kept = Vec::new();
         while let Some(permit) = self.gate.try_acquire(self.housekeeper()) {
             let Some(mut stored) = self.storage.try_get() else { break };
@@ -351,13 +354,11 @@ impl<C: SessionConnection> Pool<C> {
                 }
             }
         }
-        let count = kept.len();
         // The one used longest ago goes back first.
         while let Some((stored, permit)) = kept.pop() {
             drop(stored);
             drop(permit);
         }
-        count
     }
 
     #[track_caller]

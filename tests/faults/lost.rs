@@ -1,0 +1,126 @@
+//! Connections that are lost: idle, in use, at `COMMIT`, and with the whole server.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use diesel::prelude::*;
+use diesel_session::{Config, ConnectErrorKind, Error};
+
+use crate::fixtures::{COUNT, Conn, INSERT, Site, Speak};
+use crate::on_every_server;
+use crate::support::proxy::{Mode, Moment, Proxy};
+use crate::support::{Kind, Mariadb, Postgres, enabled};
+
+on_every_server!(idle_ones_are_replaced, in_the_middle_of_a_transaction, at_commit);
+
+fn idle_ones_are_replaced<C: Conn>(site: &Site) {
+    let app = C::app(site.config());
+    app.create_all().unwrap();
+    // Just used, when it is handed out as it is, and idle for longer, when it is asked for a sign of life first.
+    for pause in [Duration::ZERO, Duration::from_millis(600)] {
+        for idle in [1, 5] {
+            let sessions: Vec<_> = (0..idle).map(|_| app.open_session().unwrap()).collect();
+            sessions.iter().for_each(|session| session.begin().unwrap());
+            drop(sessions);
+            assert!(app.status().idle >= idle);
+            site.terminate_all();
+            site.assert_connections(0);
+            thread::sleep(pause);
+            for _ in 0..100 {
+                app.context(|| C::db().session()?.number(COUNT)).unwrap();
+            }
+            site.terminate_all();
+            site.assert_connections(0);
+            thread::sleep(pause);
+            app.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT)).unwrap();
+        }
+    }
+    assert_eq!(app.open_session().unwrap().number(COUNT).unwrap(), 4);
+    assert_eq!((app.status().in_use, app.status().waiting), (0, 0));
+}
+
+fn in_the_middle_of_a_transaction<C: Conn>(site: &Site) {
+    let app = C::app(site.config());
+    app.create_all().unwrap();
+    let session = app.open_session().unwrap();
+    session.send(INSERT).unwrap();
+    site.terminate_all();
+    assert!(matches!(session.number(COUNT).unwrap_err(), Error::Query { .. }));
+    let error = session.commit().unwrap_err();
+    assert!(error.is_rollback_required(), "nothing is sent, so nothing is unknown: {error}");
+    session.rollback().unwrap();
+    assert_eq!(session.number(COUNT).unwrap(), 0, "it goes on with another connection");
+    session.rollback().unwrap();
+    assert_eq!(app.status().in_use, 0);
+}
+
+fn at_commit<C: Conn>(site: &Site) {
+    let proxy = Proxy::to(("127.0.0.1", site.port()));
+    let app = C::app(Config::new(site.url_at(proxy.port())));
+    app.create_all().unwrap();
+    for (moment, rows) in [(Moment::BeforeForwarding, 0), (Moment::BeforeAnswer, 1)] {
+        let session = app.open_session().unwrap();
+        session.send(INSERT).unwrap();
+        proxy.set(Mode::CutOn(b"COMMIT".to_vec(), moment));
+        let line = line!() + 1;
+        let error = session.commit().unwrap_err();
+        assert!(matches!(&error, Error::CommitUnknown { .. }) && error.is_commit_unknown(), "{moment:?}: {error}");
+        assert!(error.to_string().contains(&format!("{}:{line}:", file!())), "{error}");
+        proxy.set(Mode::Pass);
+        assert!(!session.in_transaction());
+        assert_eq!(session.number(COUNT).unwrap(), rows, "{moment:?}");
+        session.rollback().unwrap();
+
+        session.send(INSERT).unwrap();
+        session.rollback().unwrap();
+        proxy.set(Mode::CutOn(b"COMMIT".to_vec(), moment));
+        let scope = app.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT));
+        assert!(scope.unwrap_err().is_commit_unknown());
+        proxy.set(Mode::Pass);
+        app.scope().commit_on_ok().run(|| C::db().session()?.send("DELETE FROM entries")).unwrap();
+    }
+    assert_eq!(app.status().in_use, 0);
+}
+
+/// A server of the test's own, killed and started again on its port.
+fn a_server_dies<C: Conn>(url: String, kill: impl FnOnce(), restart: impl FnOnce()) {
+    let app = C::app(Config::new(url));
+    app.create_all().unwrap();
+    let session = app.open_session().unwrap();
+    session.send(INSERT).unwrap();
+    app.context(|| C::db().session()?.number(COUNT)).unwrap();
+    kill();
+    session.number(COUNT).unwrap_err();
+    session.commit().unwrap_err();
+    session.rollback().unwrap();
+    let started = Instant::now();
+    let error = session.number(COUNT).unwrap_err();
+    assert!(matches!(&error, Error::Connect { kind: ConnectErrorKind::Unreachable, .. }), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(1));
+    restart();
+    assert_eq!(session.number(COUNT).unwrap(), 0);
+    session.send(INSERT).unwrap();
+    session.commit().unwrap();
+    app.drop_all().unwrap();
+    assert!(app.dispose().unwrap().is_complete());
+}
+
+#[test]
+fn postgres_dies_and_comes_back() {
+    if !enabled(Kind::Postgres) {
+        return;
+    }
+    let server = std::cell::RefCell::new(Postgres::start());
+    let url = server.borrow().url();
+    a_server_dies::<PgConnection>(url, || server.borrow_mut().kill9(), || server.borrow_mut().restart());
+}
+
+#[test]
+fn mysql_dies_and_comes_back() {
+    if !enabled(Kind::Mysql) {
+        return;
+    }
+    let server = std::cell::RefCell::new(Mariadb::start());
+    let url = server.borrow().url();
+    a_server_dies::<MysqlConnection>(url, || server.borrow_mut().kill9(), || server.borrow_mut().restart());
+}

@@ -1,0 +1,17 @@
+//! What has a bound in time, counts what the whole process has open, or breaks servers: one test after the other.
+
+// Half of a test is in helpers, which the lint does not take for tests.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[path = "../fixtures/mod.rs"]
+mod fixtures;
+
+mod connect;
+mod lost;
+mod pool;
+mod seed;
+mod sqlite;
+mod stress;

@@ -1,0 +1,206 @@
+//! How long callers wait for a connection, and what they are told when they do not get one.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use diesel::prelude::*;
+use diesel::result::ConnectionResult;
+use diesel_session::{Database, Error};
+
+use crate::fixtures::threads::together;
+use crate::fixtures::{COUNT, Conn, Site, Speak};
+use crate::on_every_database;
+use crate::support::wait;
+
+on_every_database!(
+    held_by_the_caller,
+    held_by_others,
+    the_scope_has_less_time,
+    a_broken_connection_comes_back,
+    waiters_are_served_in_order,
+);
+
+/// HikariCP's spike: many callers at once, connecting is slow, working is fast.
+#[test]
+fn a_spike_is_served_by_what_is_there() {
+    static CONNECTS: AtomicUsize = AtomicUsize::new(0);
+    fn slow(url: &str) -> ConnectionResult<SqliteConnection> {
+        CONNECTS.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(150));
+        SqliteConnection::establish(url)
+    }
+    let site = Site::sqlite();
+    let db = Database::<SqliteConnection>::without_migrations().connect_with(slow);
+    let app = db.init_app("spike", site.config().max_size(50)).unwrap();
+    let work = |time: Duration| {
+        app.scope()
+            .read_only()
+            .run(|| {
+                db.session()?.begin()?;
+                thread::sleep(time);
+                Ok::<_, Error>(())
+            })
+            .unwrap();
+    };
+    // None of the five is back before all five are out.
+    together(5, |_| work(Duration::from_millis(400)));
+    let warm = CONNECTS.load(Ordering::Relaxed);
+    assert_eq!((warm, app.status().idle), (5, 5));
+
+    let times = together(50, |_| {
+        let started = Instant::now();
+        work(Duration::from_millis(2));
+        (started, Instant::now())
+    });
+    let started = times.iter().map(|time| time.0).min().unwrap();
+    let served = times.iter().map(|time| time.1).max().unwrap() - started;
+    assert!(served < Duration::from_millis(60), "{served:?}");
+    assert!(wait::until(Duration::from_secs(2), || app.status().connecting == 0));
+    // Longer than one more connect would take, if one were queued.
+    assert!(!wait::until(Duration::from_millis(200), || app.status().connecting > 0));
+    let more = CONNECTS.load(Ordering::Relaxed) - warm;
+    assert!(more <= 4, "{more} connects more");
+    assert_eq!((app.status().in_use, app.status().waiting), (0, 0));
+    app.dispose().unwrap();
+    site.assert_connections(0);
+}
+
+fn held_by_the_caller<C: Conn>(site: &Site) {
+    let app = C::app(site.config().max_size(1));
+    let outer = app.open_session().unwrap();
+    let line = line!() + 1;
+    outer.begin().unwrap();
+    let started = Instant::now();
+    let error = app.open_session().unwrap().begin().unwrap_err();
+    assert!(started.elapsed() < Duration::from_millis(50), "{:?}", started.elapsed());
+    assert!(matches!(&error, Error::WouldDeadlock { holders, .. } if holders.len() == 1), "{error}");
+    assert!(error.to_string().contains(&format!("{}:{line}:", file!())), "{error}");
+    assert!(matches!(app.ping().unwrap_err(), Error::WouldDeadlock { .. }));
+    outer.rollback().unwrap();
+    app.ping().unwrap();
+}
+
+fn held_by_others<C: Conn>(site: &Site) {
+    let patience = Duration::from_millis(200);
+    let app = C::app(site.config().max_size(2).acquire_timeout(patience));
+    thread::scope(|scope| {
+        let (tell, told) = mpsc::channel();
+        let mut releases = Vec::new();
+        for name in ["one", "two"] {
+            let (release, released) = mpsc::channel::<()>();
+            let (app, tell) = (&app, tell.clone());
+            let holder = thread::Builder::new().name(name.into());
+            holder
+                .spawn_scoped(scope, move || {
+                    app.scope()
+                        .read_only()
+                        .run(|| {
+                            let session = C::db().session()?;
+                            let place = line!() + 1;
+                            session.begin()?;
+                            tell.send(place).unwrap();
+                            let _ = released.recv();
+                            Ok::<_, Error>(())
+                        })
+                        .unwrap();
+                })
+                .unwrap();
+            releases.push(release);
+        }
+        let lines: Vec<u32> = told.iter().take(2).collect();
+        let started = Instant::now();
+        let error = app.ping().unwrap_err();
+        let took = started.elapsed();
+        assert!((patience..patience * 3 / 2).contains(&took), "{took:?}");
+        let Error::AcquireTimeout { waited, max_size, waiting, holders, .. } = &error else { panic!("{error}") };
+        assert_eq!((*max_size, *waiting, holders.len()), (2, 0, 2));
+        assert!(*waited >= patience && error.is_timeout() && error.is_transient());
+        let text = error.to_string();
+        for (line, name) in lines.iter().zip(["one", "two"]) {
+            assert!(text.contains(&format!("{}:{line}:", file!())) && text.contains(name), "{text}");
+        }
+        assert!(text.contains("in a transaction"), "{text}");
+        drop(releases);
+    });
+    app.ping().unwrap();
+    assert_eq!((app.status().waiting, app.status().in_use), (0, 0));
+}
+
+fn the_scope_has_less_time<C: Conn>(site: &Site) {
+    let app = C::app(site.config().max_size(1));
+    thread::scope(|scope| {
+        let (tell, told) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let holder = &app;
+        scope.spawn(move || {
+            let session = holder.open_session().unwrap();
+            session.begin().unwrap();
+            tell.send(()).unwrap();
+            let _ = released.recv();
+        });
+        told.recv().unwrap();
+        let started = Instant::now();
+        let limit = Duration::from_millis(150);
+        let outcome = app.scope().deadline(limit).run(|| C::db().session()?.number(COUNT));
+        let took = started.elapsed();
+        assert!(outcome.unwrap_err().is_timeout());
+        assert!((limit..limit * 2).contains(&took), "{took:?}");
+        drop(release);
+    });
+}
+
+fn a_broken_connection_comes_back<C: Conn>(site: &Site) {
+    for round in 0..10 {
+        let app = C::app(site.config().max_size(1).acquire_timeout(Duration::from_secs(20)));
+        app.ping().unwrap();
+        thread::scope(|scope| {
+            let session = app.open_session().unwrap();
+            session.begin().unwrap();
+            let waiter = scope.spawn(|| {
+                app.ping().unwrap();
+                Instant::now()
+            });
+            assert!(wait::until(Duration::from_secs(5), || app.status().waiting == 1));
+            match (round % 2, site) {
+                (0, Site::Postgres(_) | Site::Mysql(_)) => {
+                    site.terminate_all();
+                    session.number("SELECT count(*) AS number FROM (SELECT 1 AS one) AS t").unwrap_err();
+                }
+                // A session whose transaction was ended behind its back closes its connection.
+                _ => {
+                    session.send("ROLLBACK").unwrap();
+                    session.commit().unwrap_err();
+                }
+            }
+            let returned = Instant::now();
+            session.rollback().unwrap();
+            let waited = waiter.join().unwrap().duration_since(returned);
+            assert!(waited < Duration::from_millis(100), "{waited:?}");
+        });
+        assert_eq!((app.status().in_use, app.status().waiting), (0, 0));
+    }
+}
+
+fn waiters_are_served_in_order<C: Conn>(site: &Site) {
+    let app = C::app(site.config().max_size(1));
+    let (tell, served) = mpsc::channel();
+    thread::scope(|scope| {
+        let session = app.open_session().unwrap();
+        session.begin().unwrap();
+        for number in 0..10 {
+            let (app, tell) = (&app, tell.clone());
+            scope.spawn(move || {
+                app.scope().read_only().run(|| {
+                    C::db().session()?.begin()?;
+                    tell.send(number).unwrap();
+                    Ok::<_, Error>(())
+                })
+            });
+            assert!(wait::until(Duration::from_secs(5), || app.status().waiting == number + 1));
+        }
+        session.rollback().unwrap();
+    });
+    assert_eq!(served.try_iter().collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+}

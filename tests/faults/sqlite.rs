@@ -1,0 +1,69 @@
+//! Many writers of one SQLite file: threads and processes.
+
+use diesel::prelude::*;
+use diesel_session::{App, Config, Error};
+
+use crate::fixtures::threads::{Process, answer_parent, child_of, together};
+use crate::fixtures::{Any, COUNT, Conn, INSERT, Site, Speak};
+
+/// Reads, then writes: what a transaction that only becomes a writer on the way is refused without waiting.
+fn write<C: Conn>(app: &App<C>) -> Result<(), Error> {
+    app.scope().commit_on_ok().run(|| {
+        let session = C::db().session()?;
+        session.number(COUNT)?;
+        session.send(INSERT)?;
+        session.number(COUNT).map(drop)
+    })
+}
+
+fn eight_writers<C: Conn>() {
+    let site = Site::sqlite();
+    let app = C::app(site.config());
+    app.create_all().unwrap();
+    together(8, |_| (0..50).for_each(|_| write(&app).unwrap()));
+    // Two pools on one file stand in the same queue.
+    let other = C::app(site.config());
+    together(8, |number| (0..50).for_each(|_| write(if number % 2 == 0 { &app } else { &other }).unwrap()));
+    assert_eq!(app.open_session().unwrap().number(COUNT).unwrap(), 2 * 8 * 50);
+}
+
+#[test]
+fn eight_writers_in_one_process() {
+    eight_writers::<SqliteConnection>();
+    eight_writers::<Any>();
+}
+
+#[test]
+fn readers_beside_a_writer() {
+    let site = Site::sqlite();
+    let app = SqliteConnection::app(site.config());
+    app.create_all().unwrap();
+    let writer = app.open_session().unwrap();
+    writer.send(INSERT).unwrap();
+    let counts =
+        together(4, |_| app.scope().read_only().run(|| SqliteConnection::db().session()?.number(COUNT)).unwrap());
+    assert_eq!(counts, [0; 4], "they see what is committed");
+    writer.commit().unwrap();
+    assert_eq!(app.open_session().unwrap().number(COUNT).unwrap(), 1);
+}
+
+#[test]
+fn four_writing_processes() {
+    if let Some(url) = child_of() {
+        let app = SqliteConnection::app(Config::new(url));
+        answer_parent(|_| {
+            let outcomes = together(2, |_| (0..50).try_for_each(|_| write(&app)));
+            format!("{:?}", outcomes.into_iter().collect::<Result<Vec<_>, _>>().map(|threads| threads.len()))
+        });
+        return;
+    }
+    let site = Site::sqlite();
+    let app = SqliteConnection::app(site.config());
+    app.create_all().unwrap();
+    let mut children: Vec<_> = (0..4).map(|_| Process::spawn("sqlite::four_writing_processes", &site.url())).collect();
+    children.iter_mut().for_each(|child| child.order("write"));
+    for child in &mut children {
+        assert_eq!(child.answer(), "Ok(2)");
+    }
+    assert_eq!(app.open_session().unwrap().number(COUNT).unwrap(), 4 * 2 * 50);
+}
