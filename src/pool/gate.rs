@@ -225,6 +225,15 @@ impl Waiter {
     }
 }
 
+impl Permit {
+    /// From here on it is the calling thread that holds it.
+    pub(crate) fn adopt(&self) {
+        if let Some(holder) = &mut self.gate.lock().seats[self.seat] {
+            holder.thread = std::thread::current();
+        }
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         self.gate.release(self.seat);

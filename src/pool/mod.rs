@@ -300,6 +300,7 @@ impl<C: SessionConnection> Pool<C> {
         let server = Arc::clone(&self.server);
         let (answer, answered) = mpsc::sync_channel(1);
         self.server.threads().execute(move || {
+            permit.adopt();
             let call = server.call();
             let pinged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| live(&mut stored).conn.ping()));
             drop(call);
@@ -312,7 +313,10 @@ impl<C: SessionConnection> Pool<C> {
             }
         });
         match answered.recv_timeout(patience) {
-            Ok((mut stored, permit)) => Ok((!live(&mut stored).doomed).then_some((stored, permit))),
+            Ok((mut stored, permit)) => {
+                permit.adopt();
+                Ok((!live(&mut stored).doomed).then_some((stored, permit)))
+            }
             Err(_) => {
                 log::warn!(target: "diesel_session::pool", "app `{}`: an idle connection to {} gave no sign of life within {patience:?}; it is closed when it does", self.spec.app, self.spec.target.shown);
                 Ok(None)
