@@ -151,7 +151,9 @@ mod tests {
         struct WithBinds;
         impl std::fmt::Display for WithBinds {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                write!(f, "{} -- binds: {:?}", "SELECT $1", ["COMMIT"])
+                // A literal argument would become part of the format's own text.
+                let statement = String::from("SELECT $1");
+                write!(f, "{statement} -- binds: {:?}", ["COMMIT"])
             }
         }
         assert_eq!(statement(&WithBinds), "SELECT $1");
