@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::Thread;
 use std::time::Instant;
 
 use super::ledger::{Holder, Holders};
@@ -227,10 +226,10 @@ impl Waiter {
 }
 
 impl Permit {
-    /// From here on `thread` is the one that holds it.
-    pub(crate) fn hand_to(&self, thread: Thread) {
+    /// From here on it is the calling thread that holds it.
+    pub(crate) fn adopt(&self) {
         if let Some(holder) = &mut self.gate.lock().seats[self.seat] {
-            holder.thread = thread;
+            holder.thread = std::thread::current();
         }
     }
 }

@@ -293,16 +293,14 @@ impl<C: SessionConnection> Pool<C> {
         let patience = self.spec.config.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
         let server = Arc::clone(&self.server);
         let (answer, answered) = mpsc::sync_channel(1);
-        let caller = std::thread::current();
         self.server.threads().execute(move || {
             // Meanwhile it is not the caller who holds it, and who would wait for itself.
-            permit.hand_to(std::thread::current());
+            permit.adopt();
             let call = server.call();
             let pinged = catch_unwind(AssertUnwindSafe(|| live(&mut stored).conn.ping()));
             drop(call);
             live(&mut stored).doomed = !matches!(pinged, Ok(Ok(())));
             live(&mut stored).witness.take();
-            permit.hand_to(caller);
             if let Err(mpsc::SendError((mut late, permit))) = answer.send((stored, permit)) {
                 live(&mut late).doomed = true;
                 drop(late);
@@ -310,7 +308,10 @@ impl<C: SessionConnection> Pool<C> {
             }
         });
         match answered.recv_timeout(patience) {
-            Ok((mut stored, permit)) => (!live(&mut stored).doomed).then_some((stored, permit)),
+            Ok((mut stored, permit)) => {
+                permit.adopt();
+                (!live(&mut stored).doomed).then_some((stored, permit))
+            }
             Err(_) => {
                 log::warn!(
                     target: "diesel_session::pool",
