@@ -109,7 +109,8 @@ impl<C: SessionConnection, M> Database<C, M> {
         self
     }
 
-    /// Runs on every new connection, after the library's own settings and [`Config::on_connect`].
+    /// Runs on every new connection, after the library's own settings and [`Config::on_connect`]. An instrumentation set here
+    /// is replaced by the library's, which passes on to that of [`diesel::connection::set_default_instrumentation`].
     pub const fn on_connect(mut self, prepare: fn(&mut C) -> QueryResult<()>) -> Self {
         self.on_connect = Some(prepare);
         self

@@ -1,11 +1,12 @@
 //! The session: what a program sends its statements through.
 
+mod block;
 mod hooks;
 mod lend;
+mod shared;
 mod transaction;
 
 use std::any::type_name;
-use std::cell::{Cell, RefCell, RefMut};
 use std::panic::Location;
 use std::rc::Rc;
 
@@ -17,13 +18,12 @@ use diesel::result::QueryResult;
 
 pub use hooks::HookOutcome;
 pub use lend::LentConnection;
+pub(crate) use shared::Shared;
 
-use crate::app::App;
 use crate::connection::SessionConnection;
-use crate::context::Settings;
 use crate::error::{Error, Place, Result};
-use hooks::{Hooks, Mark};
-use transaction::{Access, Core};
+use block::Block;
+use transaction::Access;
 
 /// A handle to a session: statements, one transaction at a time, and what happens around it.
 ///
@@ -55,7 +55,7 @@ impl<C: SessionConnection> Clone for Session<C> {
 impl<C: SessionConnection> std::fmt::Debug for Session<C> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session")
-            .field("app", &self.0.app.id())
+            .field("app", &self.0.app().id())
             .field("ended", &self.0.ended.get())
             .finish_non_exhaustive()
     }
@@ -352,233 +352,6 @@ impl<C: SessionConnection> Session<C> {
         self.0.not_ended(Location::caller())?;
         self.0.hooks.borrow_mut().after_rollback(hook);
         Ok(())
-    }
-}
-
-/// What the handles of one session share.
-#[derive(Debug)]
-pub(crate) struct Shared<C: SessionConnection> {
-    app: App<C>,
-    core: RefCell<Core<C>>,
-    /// Who has `core`, or has been lent the connection.
-    used_at: Cell<Option<Place>>,
-    lent: Cell<bool>,
-    ended: Cell<bool>,
-    blocks: RefCell<Vec<(&'static str, Place)>>,
-    hooks: RefCell<Hooks>,
-}
-
-/// A `before_commit` hook may register another; that goes on for so long.
-const HOOK_ROUNDS: usize = 100;
-
-impl<C: SessionConnection> Shared<C> {
-    pub(crate) fn new(app: App<C>, settings: Settings) -> Self {
-        Self {
-            core: RefCell::new(Core::new(app.clone(), settings)),
-            app,
-            used_at: Cell::new(None),
-            lent: Cell::new(false),
-            ended: Cell::new(false),
-            blocks: RefCell::default(),
-            hooks: RefCell::default(),
-        }
-    }
-
-    pub(crate) fn app(&self) -> &App<C> {
-        &self.app
-    }
-
-    pub(crate) fn has_begun(&self) -> bool {
-        self.core.try_borrow().map_or(true, |core| core.is_active())
-    }
-
-    /// Commits, hooks included.
-    pub(crate) fn commit(&self, at: Place) -> Result<()> {
-        drop(self.enter(at)?);
-        for round in 0.. {
-            let hooks = self.hooks.borrow_mut().take_before_commit();
-            if hooks.is_empty() {
-                break;
-            }
-            if round == HOOK_ROUNDS {
-                let message = format!("before_commit hooks went on registering others for {HOOK_ROUNDS} rounds");
-                return Err(Error::HookFailed { hook: "before_commit", committed: false, message });
-            }
-            for hook in hooks {
-                hooks::run_before_commit(hook)?;
-            }
-        }
-        let mut core = self.enter(at)?;
-        let outcome = core.commit(at);
-        let over = !core.is_active();
-        drop(core);
-        match outcome {
-            Ok(()) => self.take_hooks().run_after_commit(),
-            Err(error) if over => {
-                let _ = self.take_hooks().run_after_rollback();
-                Err(error)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    pub(crate) fn rollback(&self, at: Place) -> Result<()> {
-        let mut core = self.enter(at)?;
-        let active = core.is_active();
-        core.rollback();
-        drop(core);
-        let hooks = self.take_hooks();
-        if active { hooks.run_after_rollback() } else { Ok(()) }
-    }
-
-    /// Rolls back and drops all hooks; what the hooks do cannot prevent it.
-    fn clear(&self, at: Place) {
-        let _ = self.rollback(at);
-        drop(self.take_hooks());
-    }
-
-    /// The end: afterwards every use is an error. A connection that is still lent goes back when its guard is dropped.
-    pub(crate) fn end(&self) {
-        if self.ended.get() {
-            return;
-        }
-        let at = Location::caller();
-        if self.lent.get() {
-            drop(self.take_hooks());
-        } else {
-            self.used_at.set(None);
-            self.clear(at);
-        }
-        self.ended.set(true);
-        // A hook of the rollback may have used the session once more. What is lent is rolled back when it is back.
-        if let (false, Ok(mut core)) = (self.lent.get(), self.core.try_borrow_mut()) {
-            core.rollback();
-        }
-        drop(self.take_hooks());
-    }
-
-    fn run<T>(&self, access: Access, at: Place, send: impl FnOnce(&mut C) -> QueryResult<T>) -> Result<T> {
-        let mut core = self.enter(at)?;
-        let _using = Using::new(&self.used_at, at);
-        core.run(access, at, send)
-    }
-
-    fn enter(&self, at: Place) -> Result<RefMut<'_, Core<C>>> {
-        self.not_ended(at)?;
-        let held_at = self.used_at.get().unwrap_or(at);
-        if self.lent.get() {
-            return Err(Error::SessionBusy { held_at, at });
-        }
-        self.core.try_borrow_mut().map_err(|_| Error::SessionBusy { held_at, at })
-    }
-
-    fn not_ended(&self, at: Place) -> Result<()> {
-        if self.ended.get() { Err(Error::SessionEnded { app: self.app.id().into(), at }) } else { Ok(()) }
-    }
-
-    fn outside_blocks(&self, operation: &'static str, at: Place) -> Result<()> {
-        match self.blocks.borrow().last() {
-            Some(&(outer, outer_at)) => Err(Error::InsideTransaction { operation, outer, outer_at, at }),
-            None => Ok(()),
-        }
-    }
-
-    fn is_in_block(&self) -> bool {
-        !self.blocks.borrow().is_empty()
-    }
-
-    /// After a commit that failed and left the transaction open.
-    fn roll_back_for(&self, error: &Error, at: Place) {
-        if !matches!(error, Error::HookFailed { committed: true, .. }) {
-            self.undo(at);
-        }
-    }
-
-    /// Rolls back what a closure of `transaction` did.
-    fn undo(&self, at: Place) {
-        if self.enter_at_end(at).is_ok() {
-            let _ = self.rollback(at);
-        }
-    }
-
-    /// Enters at the end of a closure of `transaction` or `savepoint`. Where that cannot be, because the closure has left the
-    /// connection lent, its work can be neither kept nor undone by itself: the whole transaction has to be rolled back.
-    fn enter_at_end(&self, at: Place) -> Result<RefMut<'_, Core<C>>> {
-        let entered = self.enter(at);
-        if entered.is_err() {
-            if let Ok(mut core) = self.core.try_borrow_mut() {
-                core.spoil("its closure ended while the connection was lent".into(), at, true);
-            }
-        }
-        entered
-    }
-
-    fn take_hooks(&self) -> Hooks {
-        std::mem::take(&mut *self.hooks.borrow_mut())
-    }
-
-    fn forget_hooks(&self, mark: Mark) {
-        let forgotten = self.hooks.borrow_mut().since(mark);
-        drop(forgotten);
-    }
-}
-
-impl<C: SessionConnection> Drop for Shared<C> {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-/// An open closure of `transaction` or `savepoint`. Dropped by a panic, it undoes what the closure did.
-struct Block<'s, C: SessionConnection> {
-    session: &'s Shared<C>,
-    mark: Mark,
-    savepoint: bool,
-    open: bool,
-}
-
-impl<'s, C: SessionConnection> Block<'s, C> {
-    fn open(session: &'s Shared<C>, name: &'static str, at: Place, savepoint: bool) -> Self {
-        session.blocks.borrow_mut().push((name, at));
-        Self { session, mark: session.hooks.borrow().mark(), savepoint, open: true }
-    }
-
-    fn close(mut self) {
-        self.open = false;
-        self.session.blocks.borrow_mut().pop();
-    }
-}
-
-impl<C: SessionConnection> Drop for Block<'_, C> {
-    fn drop(&mut self) {
-        if !self.open {
-            return;
-        }
-        let Some((_, at)) = self.session.blocks.borrow_mut().pop() else { return };
-        if self.savepoint {
-            if let Ok(mut core) = self.session.enter_at_end(at) {
-                core.undo_level(at);
-            }
-            self.session.forget_hooks(self.mark);
-        } else {
-            self.session.undo(at);
-        }
-    }
-}
-
-/// Says who uses the session, for as long as that lasts.
-struct Using<'s>(&'s Cell<Option<Place>>);
-
-impl<'s> Using<'s> {
-    fn new(cell: &'s Cell<Option<Place>>, at: Place) -> Self {
-        cell.set(Some(at));
-        Self(cell)
-    }
-}
-
-impl Drop for Using<'_> {
-    fn drop(&mut self) {
-        self.0.set(None);
     }
 }
 

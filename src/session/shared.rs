@@ -1,0 +1,203 @@
+//! What the handles of one session share: the transaction, the hooks, and who is using it.
+
+use std::cell::{Cell, RefCell, RefMut};
+use std::panic::Location;
+
+use diesel::result::QueryResult;
+
+use super::hooks::{self, Hooks, Mark};
+use super::transaction::{Access, Core};
+use crate::app::App;
+use crate::connection::SessionConnection;
+use crate::context::Settings;
+use crate::error::{Error, Place, Result};
+
+/// What the handles of one session share.
+#[derive(Debug)]
+pub(crate) struct Shared<C: SessionConnection> {
+    app: App<C>,
+    pub(super) core: RefCell<Core<C>>,
+    /// Who has `core`, or has been lent the connection.
+    pub(super) used_at: Cell<Option<Place>>,
+    pub(super) lent: Cell<bool>,
+    pub(super) ended: Cell<bool>,
+    pub(super) blocks: RefCell<Vec<(&'static str, Place)>>,
+    pub(super) hooks: RefCell<Hooks>,
+}
+
+/// A `before_commit` hook may register another; that goes on for so long.
+const HOOK_ROUNDS: usize = 100;
+
+impl<C: SessionConnection> Shared<C> {
+    pub(crate) fn new(app: App<C>, settings: Settings) -> Self {
+        Self {
+            core: RefCell::new(Core::new(app.clone(), settings)),
+            app,
+            used_at: Cell::new(None),
+            lent: Cell::new(false),
+            ended: Cell::new(false),
+            blocks: RefCell::default(),
+            hooks: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn app(&self) -> &App<C> {
+        &self.app
+    }
+
+    pub(crate) fn has_begun(&self) -> bool {
+        self.core.try_borrow().map_or(true, |core| core.is_active())
+    }
+
+    /// Commits, hooks included.
+    pub(crate) fn commit(&self, at: Place) -> Result<()> {
+        drop(self.enter(at)?);
+        for round in 0.. {
+            let hooks = self.hooks.borrow_mut().take_before_commit();
+            if hooks.is_empty() {
+                break;
+            }
+            if round == HOOK_ROUNDS {
+                let message = format!("before_commit hooks went on registering others for {HOOK_ROUNDS} rounds");
+                return Err(Error::HookFailed { hook: "before_commit", committed: false, message });
+            }
+            for hook in hooks {
+                hooks::run_before_commit(hook)?;
+            }
+        }
+        let mut core = self.enter(at)?;
+        let outcome = core.commit(at);
+        let over = !core.is_active();
+        drop(core);
+        match outcome {
+            Ok(()) => self.take_hooks().run_after_commit(),
+            Err(error) if over => {
+                let _ = self.take_hooks().run_after_rollback();
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) fn rollback(&self, at: Place) -> Result<()> {
+        let mut core = self.enter(at)?;
+        let active = core.is_active();
+        core.rollback();
+        drop(core);
+        let hooks = self.take_hooks();
+        if active { hooks.run_after_rollback() } else { Ok(()) }
+    }
+
+    /// Rolls back and drops all hooks; what the hooks do cannot prevent it.
+    pub(super) fn clear(&self, at: Place) {
+        let _ = self.rollback(at);
+        drop(self.take_hooks());
+    }
+
+    /// The end: afterwards every use is an error. A connection that is still lent goes back when its guard is dropped.
+    pub(crate) fn end(&self) {
+        if self.ended.get() {
+            return;
+        }
+        let at = Location::caller();
+        if self.lent.get() {
+            drop(self.take_hooks());
+        } else {
+            self.used_at.set(None);
+            self.clear(at);
+        }
+        self.ended.set(true);
+        // A hook of the rollback may have used the session once more. What is lent is rolled back when it is back.
+        if let (false, Ok(mut core)) = (self.lent.get(), self.core.try_borrow_mut()) {
+            core.rollback();
+        }
+        drop(self.take_hooks());
+    }
+
+    pub(super) fn run<T>(&self, access: Access, at: Place, send: impl FnOnce(&mut C) -> QueryResult<T>) -> Result<T> {
+        let mut core = self.enter(at)?;
+        let _using = Using::new(&self.used_at, at);
+        core.run(access, at, send)
+    }
+
+    pub(super) fn enter(&self, at: Place) -> Result<RefMut<'_, Core<C>>> {
+        self.not_ended(at)?;
+        let held_at = self.used_at.get().unwrap_or(at);
+        if self.lent.get() {
+            return Err(Error::SessionBusy { held_at, at });
+        }
+        self.core.try_borrow_mut().map_err(|_| Error::SessionBusy { held_at, at })
+    }
+
+    pub(super) fn not_ended(&self, at: Place) -> Result<()> {
+        if self.ended.get() { Err(Error::SessionEnded { app: self.app.id().into(), at }) } else { Ok(()) }
+    }
+
+    pub(super) fn outside_blocks(&self, operation: &'static str, at: Place) -> Result<()> {
+        match self.blocks.borrow().last() {
+            Some(&(outer, outer_at)) => Err(Error::InsideTransaction { operation, outer, outer_at, at }),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn is_in_block(&self) -> bool {
+        !self.blocks.borrow().is_empty()
+    }
+
+    /// After a commit that failed and left the transaction open.
+    pub(super) fn roll_back_for(&self, error: &Error, at: Place) {
+        if !matches!(error, Error::HookFailed { committed: true, .. }) {
+            self.undo(at);
+        }
+    }
+
+    /// Rolls back what a closure of `transaction` did.
+    pub(super) fn undo(&self, at: Place) {
+        if self.enter_at_end(at).is_ok() {
+            let _ = self.rollback(at);
+        }
+    }
+
+    /// Enters at the end of a closure of `transaction` or `savepoint`. Where that cannot be, because the closure has left the
+    /// connection lent, its work can be neither kept nor undone by itself: the whole transaction has to be rolled back.
+    pub(super) fn enter_at_end(&self, at: Place) -> Result<RefMut<'_, Core<C>>> {
+        let entered = self.enter(at);
+        if entered.is_err() {
+            if let Ok(mut core) = self.core.try_borrow_mut() {
+                core.spoil("its closure ended while the connection was lent".into(), at, true);
+            }
+        }
+        entered
+    }
+
+    fn take_hooks(&self) -> Hooks {
+        std::mem::take(&mut *self.hooks.borrow_mut())
+    }
+
+    pub(super) fn forget_hooks(&self, mark: Mark) {
+        let forgotten = self.hooks.borrow_mut().since(mark);
+        drop(forgotten);
+    }
+}
+
+impl<C: SessionConnection> Drop for Shared<C> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Says who uses the session, for as long as that lasts.
+struct Using<'s>(&'s Cell<Option<Place>>);
+
+impl<'s> Using<'s> {
+    fn new(cell: &'s Cell<Option<Place>>, at: Place) -> Self {
+        cell.set(Some(at));
+        Self(cell)
+    }
+}
+
+impl Drop for Using<'_> {
+    fn drop(&mut self) {
+        self.0.set(None);
+    }
+}
