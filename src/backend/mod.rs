@@ -191,7 +191,7 @@ impl Kind {
 
     /// Whether a raw statement begins a transaction.
     pub(crate) fn begins(self, sql: &str) -> bool {
-        sql_text::begins(sql)
+        sql_text::begins(sql, self == Self::Mysql)
     }
 
     /// The word in a raw statement that ends the transaction it is sent in, if one does.
