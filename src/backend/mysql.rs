@@ -34,6 +34,9 @@ pub(super) const HAS_BOOKKEEPING: &str = "SELECT 'yes' AS value FROM information
 pub(super) const TABLES: &str = "SELECT table_name AS value FROM information_schema.tables \
      WHERE table_schema = DATABASE() AND table_type = 'BASE TABLE' ORDER BY 1";
 
+/// The longest limit the server takes.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
 pub(super) const DEFAULT_LOCK_LIMIT: &str =
     "SET SESSION lock_wait_timeout = DEFAULT, SESSION innodb_lock_wait_timeout = DEFAULT";
 
@@ -90,8 +93,10 @@ pub(super) fn begin(how: Beginning) -> Option<String> {
 /// MariaDB and MySQL name the limit differently, and each reads only the comment meant for it. `None` goes back to the
 /// server's default.
 pub(super) fn limit(limit: Option<Duration>) -> String {
-    let (mariadb, mysql) = match limit {
-        Some(limit) => (format!("{:.3}", millis(limit) as f64 / 1000.0), millis(limit).to_string()),
+    let (mariadb, mysql) = match limit.map(|limit| limit.min(LONGEST)) {
+        Some(limit) => {
+            (format!("{:.3}", millis(limit) as f64 / 1000.0), millis(limit).min(u64::from(u32::MAX)).to_string())
+        }
         None => ("DEFAULT".into(), "DEFAULT".into()),
     };
     format!(
@@ -101,7 +106,7 @@ pub(super) fn limit(limit: Option<Duration>) -> String {
 }
 
 pub(super) fn lock_limit(limit: Duration) -> String {
-    let seconds = limit.as_secs_f64().ceil().max(1.0);
+    let seconds = limit.min(LONGEST).as_secs_f64().ceil().max(1.0);
     format!("SET SESSION lock_wait_timeout = {seconds:.0}, SESSION innodb_lock_wait_timeout = {seconds:.0}")
 }
 

@@ -476,8 +476,10 @@ impl<C: SessionConnection> Core<C> {
         Beginning { mode: self.settings.mode, isolation: self.settings.isolation, remaining: self.remaining() }
     }
 
+    /// What is left of the deadline, and no more than the application gives any statement.
     fn remaining(&self) -> Option<Duration> {
-        self.settings.deadline.map(|deadline| deadline.end.saturating_duration_since(Instant::now()))
+        let left = self.settings.deadline?.end.saturating_duration_since(Instant::now());
+        Some(self.app.spec().config.statement_timeout.map_or(left, |most| most.min(left)))
     }
 
     fn limit(&self) -> Option<Instant> {
