@@ -87,7 +87,7 @@ impl Gate {
             return Ok(Permit { gate: Arc::clone(self), seat });
         }
         let me = holder.thread.id();
-        if state.seats.iter().flatten().all(|other| other.thread.id() == me) {
+        if state.seats.iter().flatten().all(|other| other.is_on(me)) {
             return Err(Refused::HeldByCaller(state.holders()));
         }
         let waiter = Arc::new(Waiter { wake: Condvar::new(), answer: Mutex::new(Answer::Waiting(holder)) });
@@ -227,6 +227,13 @@ impl Waiter {
 }
 
 impl Permit {
+    /// While it is lent to a helper, the thread that asked for it does not hold it.
+    pub(crate) fn lend(&self, lent: bool) {
+        if let Some(holder) = &mut self.gate.lock().seats[self.seat] {
+            holder.lent = lent;
+        }
+    }
+
     /// From here on `thread` is the one that holds it.
     pub(crate) fn hand_to(&self, thread: Thread) {
         if let Some(holder) = &mut self.gate.lock().seats[self.seat] {
