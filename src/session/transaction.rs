@@ -112,7 +112,11 @@ impl<C: SessionConnection> Core<C> {
         }
         if self.settings.mode == Mode::Autocommit {
             if access != Access::Read && self.turn_to_write.is_none() {
-                match self.pool()?.turn_to_write(at, self.limit()) {
+                let turn = match &self.lease {
+                    Some(lease) => lease.pool().turn_to_write(at, self.limit()),
+                    None => Ok(None),
+                };
+                match turn {
                     Ok(turn) => self.turn_to_write = turn,
                     Err(error) => {
                         self.rest();
@@ -120,7 +124,11 @@ impl<C: SessionConnection> Core<C> {
                     }
                 }
             }
-            self.limit_session(at)
+            let limited = self.limit_session(at);
+            if limited.is_err() {
+                self.rest();
+            }
+            limited
         } else {
             self.phase = Phase::Reading;
             Ok(())
