@@ -294,11 +294,32 @@ pub(crate) fn is_connection_lost(error: &DieselError) -> bool {
                 "terminating connection",
                 "Lost connection",
                 "server has gone away",
+                "Connection was killed",
             ]
             .iter()
             .any(|known| text.contains(known))
         }
-        DieselError::RollbackErrorOnCommit { commit_error, .. } => is_connection_lost(commit_error),
+        // An error nobody can name, after which not even a rollback is answered, may be the loss itself.
+        DieselError::RollbackErrorOnCommit { commit_error, rollback_error } => {
+            is_connection_lost(commit_error)
+                || matches!(**commit_error, DieselError::DatabaseError(DatabaseErrorKind::Unknown, _))
+                    && is_connection_lost(rollback_error)
+        }
+        _ => false,
+    }
+}
+
+/// Whether it is only that there was no statement in the text. To PostgreSQL itself that is no error, and it aborts nothing.
+pub(crate) fn is_empty_query(error: &DieselError) -> bool {
+    matches!(error, DieselError::DatabaseError(DatabaseErrorKind::Unknown, information)
+        if information.message() == "Received an empty query")
+}
+
+/// Whether an error is one of those that MySQL ends a transaction with; Diesel knows it of prepared statements only.
+pub(crate) fn is_deadlock(error: &DieselError) -> bool {
+    match error {
+        DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => true,
+        DieselError::DatabaseError(_, information) => information.message().contains("Deadlock found"),
         _ => false,
     }
 }

@@ -142,7 +142,8 @@ impl<C: SessionConnection> Session<C> {
     /// connection.
     ///
     /// The closure may use the connection's own `transaction`, which is a savepoint here. It must not end the session's
-    /// transaction, and it must not use this session: that is [`Error::SessionBusy`].
+    /// transaction, replace the connection or its instrumentation (that is [`Error::RollbackRequired`] afterwards), and it must
+    /// not use this session: that is [`Error::SessionBusy`].
     ///
     /// # Errors
     /// See [`Session`].
@@ -228,8 +229,7 @@ impl<C: SessionConnection> Session<C> {
                 }
             },
             Err(error) => {
-                // Its hooks have been told; the caller gets the error that matters more.
-                let _ = self.0.rollback(at);
+                self.0.undo(at);
                 Err(error)
             }
         }
@@ -298,11 +298,15 @@ impl<C: SessionConnection> Session<C> {
         let mark = block.mark;
         let outcome = body(self);
         block.close();
-        let kept = match outcome {
-            Ok(value) => self.0.enter(at)?.keep_level(at).map(|()| value).map_err(E::from),
-            Err(error) => {
-                self.0.enter(at)?.undo_level(at);
+        let kept = match (outcome, self.0.enter(at)) {
+            (Ok(value), Ok(mut core)) => core.keep_level(at).map(|()| value).map_err(E::from),
+            (Err(error), Ok(mut core)) => {
+                core.undo_level(at);
                 Err(error)
+            }
+            (outcome, Err(busy)) => {
+                self.0.abandon(at);
+                outcome.and(Err(busy.into()))
             }
         };
         if kept.is_err() {
@@ -390,7 +394,7 @@ impl<C: SessionConnection> Shared<C> {
 
     /// Commits, hooks included.
     pub(crate) fn commit(&self, at: Place) -> Result<()> {
-        drop(self.enter(at)?);
+        let rollbacks = self.enter(at)?.rollbacks();
         for round in 0.. {
             let hooks = self.hooks.borrow_mut().take_before_commit();
             if hooks.is_empty() {
@@ -400,8 +404,16 @@ impl<C: SessionConnection> Shared<C> {
                 let message = format!("before_commit hooks went on registering others for {HOOK_ROUNDS} rounds");
                 return Err(Error::HookFailed { hook: "before_commit", committed: false, message });
             }
-            for hook in hooks {
-                hooks::run_before_commit(hook)?;
+            let mut hooks = hooks.into_iter();
+            while let Some(hook) = hooks.next() {
+                if let Err(error) = hooks::run_before_commit(hook) {
+                    self.hooks.borrow_mut().put_back(hooks);
+                    return Err(error);
+                }
+                if self.enter(at)?.rollbacks() != rollbacks {
+                    let message = "it rolled back what was to be committed".into();
+                    return Err(Error::HookFailed { hook: "before_commit", committed: false, message });
+                }
             }
         }
         let mut core = self.enter(at)?;
@@ -430,7 +442,7 @@ impl<C: SessionConnection> Shared<C> {
     /// Rolls back and drops all hooks; what the hooks do cannot prevent it.
     fn clear(&self, at: Place) {
         let _ = self.rollback(at);
-        drop(self.take_hooks());
+        self.take_hooks().discard();
     }
 
     /// The end: afterwards every use is an error. A connection that is still lent goes back when its guard is dropped.
@@ -440,17 +452,19 @@ impl<C: SessionConnection> Shared<C> {
         }
         let at = Location::caller();
         if self.lent.get() {
-            drop(self.take_hooks());
+            self.take_hooks().discard();
         } else {
             self.used_at.set(None);
             self.clear(at);
         }
         self.ended.set(true);
-        // A hook of the rollback may have used the session once more.
-        if let Ok(mut core) = self.core.try_borrow_mut() {
-            core.rollback();
+        // A hook of the rollback may have used the session once more. What is lent is rolled back when it comes back.
+        if !self.lent.get() {
+            if let Ok(mut core) = self.core.try_borrow_mut() {
+                core.rollback();
+            }
         }
-        drop(self.take_hooks());
+        self.take_hooks().discard();
     }
 
     fn run<T>(&self, access: Access, at: Place, send: impl FnOnce(&mut C) -> QueryResult<T>) -> Result<T> {
@@ -486,7 +500,22 @@ impl<C: SessionConnection> Shared<C> {
     /// After a commit that failed and left the transaction open.
     fn roll_back_for(&self, error: &Error, at: Place) {
         if !matches!(error, Error::HookFailed { committed: true, .. }) {
-            let _ = self.rollback(at);
+            self.undo(at);
+        }
+    }
+
+    /// Rolls back for an error that matters more than what the hooks say.
+    fn undo(&self, at: Place) {
+        let _ = self.rollback(at);
+        self.abandon(at);
+    }
+
+    /// What could not be undone at the end of a closure, as the connection is lent, cannot be committed either.
+    fn abandon(&self, at: Place) {
+        if self.lent.get() {
+            if let Ok(mut core) = self.core.try_borrow_mut() {
+                core.abandon(at);
+            }
         }
     }
 
@@ -496,7 +525,7 @@ impl<C: SessionConnection> Shared<C> {
 
     fn forget_hooks(&self, mark: Mark) {
         let forgotten = self.hooks.borrow_mut().since(mark);
-        drop(forgotten);
+        forgotten.discard();
     }
 }
 
@@ -536,9 +565,10 @@ impl<C: SessionConnection> Drop for Block<'_, C> {
             if let Ok(mut core) = self.session.enter(at) {
                 core.undo_level(at);
             }
+            self.session.abandon(at);
             self.session.forget_hooks(self.mark);
         } else {
-            let _ = self.session.rollback(at);
+            self.session.undo(at);
         }
     }
 }

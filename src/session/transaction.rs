@@ -55,6 +55,8 @@ pub(crate) struct Core<C: SessionConnection> {
     spoiled: Option<Spoiled>,
     /// The statement limit the server was told last.
     limit_sent: Option<Duration>,
+    /// Transactions rolled back so far.
+    rollbacks: u64,
 }
 
 impl<C: SessionConnection> Core<C> {
@@ -68,7 +70,12 @@ impl<C: SessionConnection> Core<C> {
             levels: 0,
             spoiled: None,
             limit_sent: None,
+            rollbacks: 0,
         }
+    }
+
+    pub(crate) fn rollbacks(&self) -> u64 {
+        self.rollbacks
     }
 
     pub(crate) fn begun_at(&self) -> Option<Place> {
@@ -91,7 +98,7 @@ impl<C: SessionConnection> Core<C> {
     ) -> Result<T> {
         self.prepare(access, at)?;
         let outcome = self.send(access, send);
-        self.settle(access, at);
+        self.settle(access, at, outcome.as_ref().err());
         self.rest();
         outcome.map_err(|error| self.explain(error, at))
     }
@@ -191,6 +198,10 @@ impl<C: SessionConnection> Core<C> {
             self.release();
             return Ok(());
         }
+        if self.levels != 0 || self.depth() != Some(1) {
+            self.spoil("a savepoint in it was not closed".into(), at, true);
+            self.check_spoiled()?;
+        }
         let outcome = self.send(Access::Write, C::commit_level);
         match outcome {
             Ok(()) => {
@@ -216,7 +227,8 @@ impl<C: SessionConnection> Core<C> {
     /// Ends the transaction without committing; afterwards the session is as new. A connection on which that fails is
     /// closed, which rolls back too.
     pub(crate) fn rollback(&mut self) {
-        if matches!(self.phase, Phase::Begun(_)) && !self.is_doomed() {
+        self.rollbacks += u64::from(matches!(self.phase, Phase::Begun(_)));
+        if matches!(self.phase, Phase::Begun(_)) && self.lease.is_some() && !self.is_doomed() {
             // One more than there are levels: a failed rollback of a level leaves the next to try.
             for _ in 0..=self.levels + 1 {
                 match self.depth() {
@@ -243,7 +255,7 @@ impl<C: SessionConnection> Core<C> {
                 Ok(())
             }
             Err(error) => {
-                self.settle(Access::Write, at);
+                self.settle(Access::Write, at, Some(&error));
                 Err(self.explain(error, at))
             }
         }
@@ -261,7 +273,7 @@ impl<C: SessionConnection> Core<C> {
                 Ok(())
             }
             Err(error) => {
-                self.settle(Access::Write, at);
+                self.settle(Access::Write, at, Some(&error));
                 let error = self.explain(error, at);
                 self.undo_level(at);
                 Err(error)
@@ -287,6 +299,14 @@ impl<C: SessionConnection> Core<C> {
         self.levels -= 1;
     }
 
+    /// A closure has returned while the connection was lent, so that what it did can be neither kept nor undone now: the
+    /// transaction as a whole cannot go on.
+    pub(crate) fn abandon(&mut self, at: Place) {
+        if matches!(self.phase, Phase::Begun(_)) {
+            self.spoil("a closure returned while its session's connection was still lent".into(), at, true);
+        }
+    }
+
     /// Takes the connection out, for a guard that owns it.
     pub(crate) fn lend(&mut self) -> Lease<C> {
         let mut lease = self.lease.take().expect("prepared: there is a lease");
@@ -298,7 +318,7 @@ impl<C: SessionConnection> Core<C> {
     pub(crate) fn take_back(&mut self, lease: Lease<C>, at: Place) {
         self.lease = Some(lease);
         self.live_witness(|witness| witness.stop_reading());
-        self.settle(Access::Raw, at);
+        self.settle(Access::Raw, at, None);
         self.rest();
     }
 
@@ -318,16 +338,24 @@ impl<C: SessionConnection> Core<C> {
         outcome
     }
 
-    /// Compares what the session believes with what the connection went through.
-    fn settle(&mut self, access: Access, at: Place) {
+    /// Compares what the session believes with what the connection went through, and with how the statement ended: errors
+    /// that come while rows are read are not seen by the instrumentation of every database.
+    fn settle(&mut self, access: Access, at: Place, failure: Option<&diesel::result::Error>) {
         let Some(lease) = self.lease.as_mut() else { return };
         let live = lease.live();
-        if access != Access::Raw && !live.witness.has_notes() {
+        let raw = access == Access::Raw;
+        let failure = failure.filter(|error| matches!(error, diesel::result::Error::DatabaseError(..)));
+        if !raw && failure.is_none() && !live.witness.has_notes() {
             return;
         }
-        let notes = live.witness.take();
+        // Whoever had the connection may have put another in its place, or have replaced its instrumentation.
+        let watched = !raw || live.witness.watches(live.conn.instrumentation());
+        let mut notes = live.witness.take();
+        if let Some(error) = failure {
+            notes.complete(error, !raw);
+        }
         let depth = live.conn.depth();
-        if notes.lost {
+        if notes.lost || !watched {
             self.doom();
         }
         if !matches!(self.phase, Phase::Begun(_)) {
@@ -341,6 +369,8 @@ impl<C: SessionConnection> Core<C> {
         if let Some(word) = ended_by {
             self.spoil(format!("`{word}` was sent to the database inside it"), at, true);
             self.doom();
+        } else if !watched {
+            self.spoil("the code that had the connection replaced it, or its instrumentation".into(), at, true);
         } else if lost || depth.is_none_or(|depth| depth < expected) {
             self.spoil(
                 first_error.unwrap_or_else(|| "it was ended by the code that had the connection".into()),
@@ -349,16 +379,17 @@ impl<C: SessionConnection> Core<C> {
             );
         } else if depth.is_some_and(|depth| depth > expected) {
             self.spoil("the code that had the connection left a transaction of its own open".into(), at, true);
-        } else if let Some(error) = first_error {
+        } else if first_error.is_some() || raw && self.kind() == Kind::Sqlite {
             let kind = self.kind();
             if kind == Kind::Postgres && !last_failed {
                 return;
             }
-            let after = match self.lease.as_mut() {
-                Some(lease) => kind.after_error(lease.conn(), serialization_failure),
-                None => return,
-            };
-            self.forget_notes();
+            let error = first_error.unwrap_or_else(|| "it was ended by the code that had the connection".into());
+            let Some(lease) = self.lease.as_mut() else { return };
+            let live = lease.live();
+            live.witness.look_away(true);
+            let after = kind.after_error(&mut live.conn, serialization_failure);
+            live.witness.look_away(false);
             match after {
                 AfterError::Alive => {}
                 AfterError::Aborted => self.spoil(error, at, false),
@@ -464,7 +495,7 @@ impl<C: SessionConnection> Core<C> {
 
     fn send_setting(&mut self, sql: &str, at: Place) -> Result<()> {
         let outcome = self.send(Access::Write, |conn| conn.batch_execute(sql));
-        self.settle(Access::Write, at);
+        self.settle(Access::Write, at, outcome.as_ref().err());
         outcome.map_err(|error| self.explain(error, at))
     }
 
