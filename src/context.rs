@@ -158,11 +158,12 @@ impl Frame {
 
     /// Commits the sessions in the order in which they were opened.
     fn commit(&self, at: Place) -> Result<()> {
-        let sessions: Vec<Rc<dyn Scoped>> =
-            self.sessions.borrow().iter().map(|(_, session)| Rc::clone(session)).collect();
         let mut committed = Vec::new();
         let mut hooks = Ok(());
-        for session in sessions {
+        // A hook may open one more on the way.
+        for index in 0.. {
+            let session = self.sessions.borrow().get(index).map(|(_, session)| Rc::clone(session));
+            let Some(session) = session else { break };
             let begun = session.has_begun();
             match session.commit(at) {
                 Ok(()) if begun => committed.push(session.name()),
@@ -338,7 +339,8 @@ impl<C: SessionConnection> Scope<C> {
 }
 
 impl<C: SessionConnection, P> Scope<C, P> {
-    /// Transactions that only read. On SQLite they run beside a writer.
+    /// Transactions that only read. On SQLite they run beside a writer. This holds whatever else is chosen: of
+    /// [`autocommit`](Self::autocommit) it leaves nothing.
     pub fn read_only(mut self) -> Self {
         self.settings.mode = Mode::ReadOnly;
         self
@@ -347,7 +349,9 @@ impl<C: SessionConnection, P> Scope<C, P> {
     /// No transaction: every statement is committed by itself and holds a connection no longer than it runs.
     /// [`Session::transaction`](crate::Session::transaction), `savepoint` and `begin` begin one all the same.
     pub fn autocommit(mut self) -> Self {
-        self.settings.mode = Mode::Autocommit;
+        if self.settings.mode != Mode::ReadOnly {
+            self.settings.mode = Mode::Autocommit;
+        }
         self
     }
 

@@ -84,7 +84,11 @@ impl Target {
         let as_url = url.contains("://");
         for (name, value) in parameters {
             if as_url {
-                url.push(if url.contains('?') { '&' } else { '?' });
+                match url.contains('?') {
+                    true if url.ends_with(['?', '&']) => {}
+                    true => url.push('&'),
+                    false => url.push('?'),
+                }
                 url.push_str(&format!("{name}={}", percent_encode(value)));
             } else {
                 url.push_str(&format!(" {name}='{}'", value.replace('\\', "\\\\").replace('\'', "\\'")));
@@ -260,12 +264,19 @@ impl Target {
             });
         }
         // SQLite would make a file of that name, password included.
-        let credentials = path.split_once('@').is_some_and(|(before, _)| before.contains([':', '=']));
-        if path.contains("://") || credentials {
+        let name = path.strip_prefix("file:").unwrap_or(path);
+        let credentials = name.split_once('@').is_some_and(|(before, _)| before.contains([':', '=']));
+        if name.contains("://") || credentials {
             return Err(malformed(Kind::Sqlite, "it looks like the URL of a server"));
         }
-        let file = path.strip_prefix("file:").map_or(path, |name| name.split('?').next().unwrap_or(name));
-        let absolute = absolute(Path::new(file));
+        // Of `file://host/path` SQLite takes no host but this one.
+        let local = name.strip_prefix("//localhost").or(name.strip_prefix("//")).filter(|rest| rest.starts_with('/'));
+        let (file, absolute) = if name == path {
+            (name, absolute(Path::new(name)))
+        } else {
+            let file = local.unwrap_or(name).split('?').next().unwrap_or(name);
+            (file, absolute(Path::new(&percent_decode(file).unwrap_or_else(|| file.to_owned()))))
+        };
         // Diesel itself turns `sqlite://` into `file:`, where a `?` starts parameters; a plain path has none.
         let url =
             if url.starts_with("sqlite:") && path.contains('?') { format!("file:{path}") } else { path.to_owned() };

@@ -38,17 +38,6 @@ pub(crate) struct Beginning {
     pub(crate) remaining: Option<Duration>,
 }
 
-/// Whether a transaction is still the one that was begun, after a statement of it failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum AfterError {
-    /// It goes on as if the statement had not been sent.
-    Alive,
-    /// It takes no more statements; a savepoint's rollback revives it.
-    Aborted,
-    /// It is gone.
-    Ended,
-}
-
 impl Kind {
     /// The kind of a connection type, where the type alone says it.
     pub(crate) fn of_type<C: 'static>() -> Option<Self> {
@@ -180,18 +169,19 @@ impl Kind {
         }
     }
 
-    /// What an error did to the transaction it happened in.
-    pub(crate) fn after_error<C: SessionConnection>(self, conn: &mut C, serialization_failure: bool) -> AfterError {
+    /// Whether the transaction is still there, after an error or after statements that nobody has read. PostgreSQL need not be
+    /// asked: libpq tells Diesel.
+    pub(crate) fn is_in_transaction<C: SessionConnection>(self, conn: &mut C, serialization_failure: bool) -> bool {
         match self {
-            Self::Postgres => AfterError::Aborted,
-            Self::Mysql => mysql::after_error(conn, serialization_failure),
-            Self::Sqlite => sqlite::after_error(conn),
+            Self::Postgres => true,
+            Self::Mysql => mysql::is_in_transaction(conn, serialization_failure),
+            Self::Sqlite => sqlite::is_in_transaction(conn),
         }
     }
 
     /// Whether a raw statement begins a transaction.
     pub(crate) fn begins(self, sql: &str) -> bool {
-        sql_text::begins(sql)
+        sql_text::begins(sql, self == Self::Mysql)
     }
 
     /// The word in a raw statement that ends the transaction it is sent in, if one does.
@@ -300,11 +290,32 @@ pub(crate) fn is_connection_lost(error: &DieselError) -> bool {
                 "Lost connection",
                 // MariaDB's client begins it with "Server", MySQL's with "MySQL server".
                 "erver has gone away",
+                "Connection was killed",
             ]
             .iter()
             .any(|known| text.contains(known))
         }
-        DieselError::RollbackErrorOnCommit { commit_error, .. } => is_connection_lost(commit_error),
+        // An error nobody can name, after which not even a rollback is answered, may be the loss itself.
+        DieselError::RollbackErrorOnCommit { commit_error, rollback_error } => {
+            is_connection_lost(commit_error)
+                || matches!(**commit_error, DieselError::DatabaseError(DatabaseErrorKind::Unknown, _))
+                    && is_connection_lost(rollback_error)
+        }
+        _ => false,
+    }
+}
+
+/// Whether it is only that there was no statement in the text. To PostgreSQL itself that is no error, and it aborts nothing.
+pub(crate) fn is_empty_query(error: &DieselError) -> bool {
+    matches!(error, DieselError::DatabaseError(DatabaseErrorKind::Unknown, information)
+        if information.message() == "Received an empty query")
+}
+
+/// Whether an error is one of those that MySQL ends a transaction with; Diesel knows it of prepared statements only.
+pub(crate) fn is_deadlock(error: &DieselError) -> bool {
+    match error {
+        DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => true,
+        DieselError::DatabaseError(_, information) => information.message().contains("Deadlock found"),
         _ => false,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{AfterError, Beginning, millis};
+use super::{Beginning, millis};
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
@@ -33,6 +33,9 @@ pub(super) const HAS_BOOKKEEPING: &str = "SELECT 'yes' AS value FROM information
 
 pub(super) const TABLES: &str = "SELECT table_name AS value FROM information_schema.tables \
      WHERE table_schema = DATABASE() AND table_type = 'BASE TABLE' ORDER BY 1";
+
+/// The longest limit the server takes.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(super) const DEFAULT_LOCK_LIMIT: &str =
     "SET SESSION lock_wait_timeout = DEFAULT, SESSION innodb_lock_wait_timeout = DEFAULT";
@@ -90,8 +93,10 @@ pub(super) fn begin(how: Beginning) -> Option<String> {
 /// MariaDB and MySQL name the limit differently, and each reads only the comment meant for it. `None` goes back to the
 /// server's default.
 pub(super) fn limit(limit: Option<Duration>) -> String {
-    let (mariadb, mysql) = match limit {
-        Some(limit) => (format!("{:.3}", millis(limit) as f64 / 1000.0), millis(limit).to_string()),
+    let (mariadb, mysql) = match limit.map(|limit| limit.min(LONGEST)) {
+        Some(limit) => {
+            (format!("{:.3}", millis(limit) as f64 / 1000.0), millis(limit).min(u64::from(u32::MAX)).to_string())
+        }
         None => ("DEFAULT".into(), "DEFAULT".into()),
     };
     format!(
@@ -101,18 +106,16 @@ pub(super) fn limit(limit: Option<Duration>) -> String {
 }
 
 pub(super) fn lock_limit(limit: Duration) -> String {
-    let seconds = limit.as_secs_f64().ceil().max(1.0);
+    let seconds = limit.min(LONGEST).as_secs_f64().ceil().max(1.0);
     format!("SET SESSION lock_wait_timeout = {seconds:.0}, SESSION innodb_lock_wait_timeout = {seconds:.0}")
 }
 
 /// MariaDB tells; MySQL has no such variable, and of its errors only a deadlock ends the transaction.
-pub(super) fn after_error<C: SessionConnection>(conn: &mut C, serialization_failure: bool) -> AfterError {
-    let in_transaction = conn.texts("SELECT CAST(@@in_transaction AS CHAR) AS value");
-    let lost = in_transaction.as_ref().is_err_and(super::is_connection_lost);
-    match in_transaction.ok().and_then(|rows| rows.into_iter().next().flatten()).as_deref() {
-        Some("1") => AfterError::Alive,
-        Some(_) => AfterError::Ended,
-        None if lost || serialization_failure => AfterError::Ended,
-        None => AfterError::Alive,
+pub(super) fn is_in_transaction<C: SessionConnection>(conn: &mut C, serialization_failure: bool) -> bool {
+    let answer = conn.texts("SELECT CAST(@@in_transaction AS CHAR) AS value");
+    let lost = answer.as_ref().is_err_and(super::is_connection_lost);
+    match answer.ok().and_then(|rows| rows.into_iter().next().flatten()) {
+        Some(answer) => answer == "1",
+        None => !lost && !serialization_failure,
     }
 }

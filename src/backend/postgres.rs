@@ -89,16 +89,21 @@ pub(super) fn begin(how: Beginning) -> Option<String> {
 }
 
 pub(super) fn limit_in_transaction(remaining: Duration) -> String {
-    format!("SET LOCAL statement_timeout = {}", millis(remaining))
+    format!("SET LOCAL statement_timeout = {}", setting(remaining))
 }
 
 pub(super) fn limit_in_session(limit: Option<Duration>) -> String {
     match limit {
-        Some(limit) => format!("SET statement_timeout = {}", millis(limit)),
+        Some(limit) => format!("SET statement_timeout = {}", setting(limit)),
         None => "RESET statement_timeout".into(),
     }
 }
 
 pub(super) fn lock_limit(limit: Duration) -> String {
-    format!("SET lock_timeout = {}", millis(limit))
+    format!("SET lock_timeout = {}", setting(limit))
+}
+
+/// Milliseconds, as many as the server can count.
+fn setting(limit: Duration) -> u64 {
+    millis(limit).min(i32::MAX as u64)
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use super::{AfterError, Beginning, millis};
+use super::{Beginning, millis};
 use crate::Mode;
 use crate::config::Config;
 use crate::connection::SessionConnection;
@@ -55,12 +55,12 @@ pub(super) fn begin(how: Beginning) -> Option<String> {
 }
 
 /// A second `BEGIN` is refused while there is a transaction, and harmless.
-pub(super) fn after_error<C: SessionConnection>(conn: &mut C) -> AfterError {
+pub(super) fn is_in_transaction<C: SessionConnection>(conn: &mut C) -> bool {
     match conn.batch_execute("BEGIN") {
-        Err(_) => AfterError::Alive,
+        Err(error) => error.to_string().contains("within a transaction"),
         Ok(()) => {
             let _ = conn.batch_execute("ROLLBACK");
-            AfterError::Ended
+            false
         }
     }
 }

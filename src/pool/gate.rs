@@ -86,7 +86,7 @@ impl Gate {
             return Ok(Permit { gate: Arc::clone(self), seat });
         }
         let me = holder.thread.id();
-        if state.seats.iter().flatten().all(|other| other.thread.id() == me) {
+        if state.seats.iter().flatten().all(|other| other.is_on(me)) {
             return Err(Refused::HeldByCaller(state.holders()));
         }
         let waiter = Arc::new(Waiter { wake: Condvar::new(), answer: Mutex::new(Answer::Waiting(holder)) });
@@ -226,10 +226,18 @@ impl Waiter {
 }
 
 impl Permit {
+    /// From here until a thread adopts it nobody's thread holds it.
+    pub(crate) fn lend(&self) {
+        if let Some(holder) = &mut self.gate.lock().seats[self.seat] {
+            holder.lent = true;
+        }
+    }
+
     /// From here on it is the calling thread that holds it.
     pub(crate) fn adopt(&self) {
         if let Some(holder) = &mut self.gate.lock().seats[self.seat] {
             holder.thread = std::thread::current();
+            holder.lent = false;
         }
     }
 }

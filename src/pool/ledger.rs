@@ -14,12 +14,18 @@ pub struct Holder {
     pub(crate) thread: Thread,
     pub(crate) since: Instant,
     pub(crate) in_transaction: bool,
+    /// A helper thread has it, or will have it, for the thread that is named.
+    pub(crate) lent: bool,
 }
 
 impl Holder {
     #[inline]
     pub(crate) fn new(app: std::sync::Arc<str>, place: Place, in_transaction: bool) -> Self {
-        Self { app, place, thread: std::thread::current(), since: Instant::now(), in_transaction }
+        Self { app, place, thread: std::thread::current(), since: Instant::now(), in_transaction, lent: false }
+    }
+
+    pub(crate) fn is_on(&self, thread: ThreadId) -> bool {
+        !self.lent && self.thread.id() == thread
     }
 
     /// The application.
@@ -75,7 +81,7 @@ pub struct Holders(pub(crate) Vec<Holder>);
 impl Holders {
     pub(crate) fn on_this_thread(self) -> Self {
         let me = std::thread::current().id();
-        Self(self.0.into_iter().filter(|holder| holder.thread.id() == me).collect())
+        Self(self.0.into_iter().filter(|holder| holder.is_on(me)).collect())
     }
 }
 

@@ -58,15 +58,14 @@ impl<C> fmt::Debug for Live<C> {
 }
 
 impl<C> Live<C> {
-    /// Whether the connection still has the instrumentation it was given, which is the witness's other owner.
-    pub(crate) fn is_watched(&self) -> bool {
-        Arc::strong_count(&self.witness) > 1
-    }
-
     /// Whether it may be lent once more.
     pub(crate) fn is_fit(&self, control: &Control) -> bool {
+        self.is_current(control) && self.expires.is_none_or(|expires| Instant::now() < expires)
+    }
+
+    /// Whether the schema is still that of the time when it was made.
+    pub(crate) fn is_current(&self, control: &Control) -> bool {
         self.schema == control.schema.load(Ordering::Acquire)
-            && self.expires.is_none_or(|expires| Instant::now() < expires)
     }
 }
 

@@ -171,7 +171,7 @@ impl<C: SessionConnection> Pool<C> {
     pub(crate) fn wait_until_drained(&self, deadline: Instant) -> bool {
         let me = std::thread::current().id();
         self.gate.wait_until(deadline, |holders| {
-            holders.iter().all(|holder| holder.thread.id() == me) && self.control.connecting.load(Ordering::SeqCst) == 0
+            holders.iter().all(|holder| holder.is_on(me)) && self.control.connecting.load(Ordering::SeqCst) == 0
         })
     }
 
@@ -268,7 +268,8 @@ impl<C: SessionConnection> Pool<C> {
                 return Err(timed_out(started.elapsed()));
             };
             match &mut *stored {
-                Slot::Live(live) if live.is_fit(&self.control) => return Ok(Ok(stored)),
+                // However short its lifetime, it serves once: another would be no younger.
+                Slot::Live(live) if live.is_current(&self.control) => return Ok(Ok(stored)),
                 Slot::Live(live) => live.doomed = true,
                 Slot::Surplus => {}
                 Slot::Failed(failure) if failure.kind.is_transient() => return Ok(Err(failure.clone())),
@@ -293,8 +294,9 @@ impl<C: SessionConnection> Pool<C> {
         let patience = self.spec.config.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
         let server = Arc::clone(&self.server);
         let (answer, answered) = mpsc::sync_channel(1);
+        // From here on it is not the caller who holds it, and who would wait for itself.
+        permit.lend();
         self.server.threads().execute(move || {
-            // Meanwhile it is not the caller who holds it, and who would wait for itself.
             permit.adopt();
             let call = server.call();
             let pinged = catch_unwind(AssertUnwindSafe(|| live(&mut stored).conn.ping()));

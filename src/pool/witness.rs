@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use diesel::connection::{Instrumentation, InstrumentationEvent, get_default_instrumentation};
-use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel::result::Error as DieselError;
 
 use crate::backend::{self, Kind};
 
@@ -20,6 +20,8 @@ pub(crate) struct Witness {
     noted: AtomicBool,
     /// Raw statements may come: read their text.
     reading: AtomicBool,
+    /// What comes is the library's own question, to which an error is an answer.
+    looking_away: AtomicBool,
     notes: Mutex<Notes>,
 }
 
@@ -42,9 +44,30 @@ pub(crate) struct Notes {
     pub(crate) may_have_ended: bool,
 }
 
+impl Notes {
+    /// Adds an error. `last` says that it is the last statement's; otherwise it may be any error that was handed on.
+    pub(crate) fn complete(&mut self, error: &DieselError, last: bool) {
+        if backend::is_empty_query(error) {
+            return;
+        }
+        self.first_error.get_or_insert_with(|| error.to_string());
+        if last {
+            self.last_failed = true;
+            self.lost |= backend::is_connection_lost(error);
+            self.serialization_failure |= backend::is_deadlock(error);
+        }
+    }
+}
+
 impl Witness {
     pub(crate) fn new(kind: Kind) -> Self {
-        Self { kind, noted: AtomicBool::new(false), reading: AtomicBool::new(false), notes: Mutex::default() }
+        Self {
+            kind,
+            noted: AtomicBool::new(false),
+            reading: AtomicBool::new(false),
+            looking_away: AtomicBool::new(false),
+            notes: Mutex::default(),
+        }
     }
 
     /// Whether there is something to take.
@@ -65,6 +88,16 @@ impl Witness {
 
     pub(crate) fn stop_reading(&self) {
         self.reading.store(false, Ordering::Release);
+    }
+
+    /// While it looks away neither it nor the program's own instrumentation is told of anything.
+    pub(crate) fn look_away(&self, away: bool) {
+        self.looking_away.store(away, Ordering::Release);
+    }
+
+    /// Whether `installed` is this witness's.
+    pub(crate) fn watches(self: &Arc<Self>, installed: &dyn Instrumentation) -> bool {
+        installed.downcast_ref::<Watch>().is_some_and(|watch| Arc::ptr_eq(&watch.witness, self))
     }
 
     fn notes(&self) -> std::sync::MutexGuard<'_, Notes> {
@@ -90,12 +123,8 @@ impl Witness {
                     }
                 }
             }
-            Some(error @ DieselError::DatabaseError(kind, _)) => {
-                let mut notes = self.notes();
-                notes.lost |= backend::is_connection_lost(error);
-                notes.last_failed = true;
-                notes.serialization_failure |= matches!(kind, DatabaseErrorKind::SerializationFailure);
-                notes.first_error.get_or_insert_with(|| error.to_string());
+            Some(error @ DieselError::DatabaseError(..)) => {
+                self.notes().complete(error, true);
                 self.noted.store(true, Ordering::Release);
             }
             // Not the database's: it has not seen the statement.
@@ -138,6 +167,9 @@ impl Watch {
 
 impl Instrumentation for Watch {
     fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
+        if self.witness.looking_away.load(Ordering::Acquire) {
+            return;
+        }
         if let InstrumentationEvent::FinishQuery { query, error, .. } = &event {
             self.witness.finished(query, *error);
         }

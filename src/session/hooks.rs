@@ -97,13 +97,30 @@ impl Hooks {
         std::mem::take(&mut self.before_commit)
     }
 
-    /// Runs what is to run after a commit; every hook runs, the first failure is returned.
-    pub(crate) fn run_after_commit(self) -> Result<()> {
-        run_all("after_commit", true, self.after_commit)
+    /// Puts back those that were taken and have not run, before those registered since.
+    pub(crate) fn put_back(&mut self, hooks: impl Iterator<Item = Before>) {
+        self.before_commit.splice(..0, hooks);
     }
 
-    pub(crate) fn run_after_rollback(self) -> Result<()> {
-        run_all("after_rollback", false, self.after_rollback)
+    /// Drops hooks that do not run. What they own may panic in its drop; that is nobody's business any more.
+    pub(crate) fn discard(self) {
+        let Self { before_commit, after_commit, after_rollback } = self;
+        before_commit.into_iter().for_each(drop_contained);
+        after_commit.into_iter().for_each(drop_contained);
+        after_rollback.into_iter().for_each(drop_contained);
+    }
+
+    /// Runs what is to run after a commit; every hook runs, the first failure is returned.
+    pub(crate) fn run_after_commit(mut self) -> Result<()> {
+        let hooks = std::mem::take(&mut self.after_commit);
+        self.discard();
+        run_all("after_commit", true, hooks)
+    }
+
+    pub(crate) fn run_after_rollback(mut self) -> Result<()> {
+        let hooks = std::mem::take(&mut self.after_rollback);
+        self.discard();
+        run_all("after_rollback", false, hooks)
     }
 }
 
@@ -129,6 +146,13 @@ fn run_all(hook: &'static str, committed: bool, hooks: Vec<After>) -> Result<()>
         }
     }
     first
+}
+
+fn drop_contained<T>(hook: T) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(hook))) {
+        let message = panic_message(&*panic);
+        log::warn!(target: "diesel_session::session", "a hook that did not run panicked when it was dropped: {message}");
+    }
 }
 
 fn split<T>(hooks: &mut Vec<T>, at: usize) -> Vec<T> {

@@ -142,7 +142,8 @@ impl<C: SessionConnection> Session<C> {
     /// connection.
     ///
     /// The closure may use the connection's own `transaction`, which is a savepoint here. It must not end the session's
-    /// transaction, and it must not use this session: that is [`Error::SessionBusy`].
+    /// transaction, replace the connection or its instrumentation (that is [`Error::RollbackRequired`] afterwards), and it must
+    /// not use this session: that is [`Error::SessionBusy`].
     ///
     /// # Errors
     /// See [`Session`].
@@ -298,16 +299,13 @@ impl<C: SessionConnection> Session<C> {
         let mark = block.mark;
         let outcome = body(self);
         block.close();
-        let kept = match outcome {
-            Ok(value) => {
-                self.0.enter_at_end(at).and_then(|mut core| core.keep_level(at)).map(|()| value).map_err(E::from)
-            }
-            Err(error) => {
-                if let Ok(mut core) = self.0.enter_at_end(at) {
-                    core.undo_level(at);
-                }
+        let kept = match (outcome, self.0.enter_at_end(at)) {
+            (Ok(value), Ok(mut core)) => core.keep_level(at).map(|()| value).map_err(E::from),
+            (Err(error), Ok(mut core)) => {
+                core.undo_level(at);
                 Err(error)
             }
+            (outcome, Err(busy)) => outcome.and(Err(busy.into())),
         };
         if kept.is_err() {
             self.0.forget_hooks(mark);

@@ -51,7 +51,7 @@ impl<C: SessionConnection> Shared<C> {
 
     /// Commits, hooks included.
     pub(crate) fn commit(&self, at: Place) -> Result<()> {
-        drop(self.enter(at)?);
+        let rollbacks = self.enter(at)?.rollbacks();
         for round in 0.. {
             let hooks = self.hooks.borrow_mut().take_before_commit();
             if hooks.is_empty() {
@@ -61,8 +61,16 @@ impl<C: SessionConnection> Shared<C> {
                 let message = format!("before_commit hooks went on registering others for {HOOK_ROUNDS} rounds");
                 return Err(Error::HookFailed { hook: "before_commit", committed: false, message });
             }
-            for hook in hooks {
-                hooks::run_before_commit(hook)?;
+            let mut hooks = hooks.into_iter();
+            while let Some(hook) = hooks.next() {
+                if let Err(error) = hooks::run_before_commit(hook) {
+                    self.hooks.borrow_mut().put_back(hooks);
+                    return Err(error);
+                }
+                if self.enter(at)?.rollbacks() != rollbacks {
+                    let message = "it rolled back what was to be committed".into();
+                    return Err(Error::HookFailed { hook: "before_commit", committed: false, message });
+                }
             }
         }
         let mut core = self.enter(at)?;
@@ -91,7 +99,7 @@ impl<C: SessionConnection> Shared<C> {
     /// Rolls back and drops all hooks; what the hooks do cannot prevent it.
     pub(super) fn clear(&self, at: Place) {
         let _ = self.rollback(at);
-        drop(self.take_hooks());
+        self.take_hooks().discard();
     }
 
     /// The end: afterwards every use is an error. A connection that is still lent goes back when its guard is dropped.
@@ -101,7 +109,7 @@ impl<C: SessionConnection> Shared<C> {
         }
         let at = Location::caller();
         if self.lent.get() {
-            drop(self.take_hooks());
+            self.take_hooks().discard();
         } else {
             self.used_at.set(None);
             self.clear(at);
@@ -111,7 +119,7 @@ impl<C: SessionConnection> Shared<C> {
         if let (false, Ok(mut core)) = (self.lent.get(), self.core.try_borrow_mut()) {
             core.rollback();
         }
-        drop(self.take_hooks());
+        self.take_hooks().discard();
     }
 
     pub(super) fn run<T>(&self, access: Access, at: Place, send: impl FnOnce(&mut C) -> QueryResult<T>) -> Result<T> {
@@ -176,7 +184,7 @@ impl<C: SessionConnection> Shared<C> {
 
     pub(super) fn forget_hooks(&self, mark: Mark) {
         let forgotten = self.hooks.borrow_mut().since(mark);
-        drop(forgotten);
+        forgotten.discard();
     }
 }
 

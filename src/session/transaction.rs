@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use diesel::QueryResult;
 
 use crate::app::App;
-use crate::backend::{self, AfterError, Beginning, Kind};
+use crate::backend::{self, Beginning, Kind};
 use crate::connection::SessionConnection;
 use crate::context::Settings;
 use crate::error::{Error, Place, Result};
@@ -43,6 +43,9 @@ struct Spoiled {
     ended: bool,
 }
 
+/// The cause where no error says it.
+const ENDED: &str = "it was ended by the code that had the connection";
+
 #[derive(Debug)]
 pub(crate) struct Core<C: SessionConnection> {
     app: App<C>,
@@ -57,6 +60,8 @@ pub(crate) struct Core<C: SessionConnection> {
     limit_sent: Option<Duration>,
     /// Where the last statement was sent from.
     sent_at: Option<Place>,
+    /// Transactions rolled back so far.
+    rollbacks: u64,
 }
 
 impl<C: SessionConnection> Core<C> {
@@ -71,7 +76,12 @@ impl<C: SessionConnection> Core<C> {
             spoiled: None,
             limit_sent: None,
             sent_at: None,
+            rollbacks: 0,
         }
+    }
+
+    pub(crate) fn rollbacks(&self) -> u64 {
+        self.rollbacks
     }
 
     pub(crate) fn begun_at(&self) -> Option<Place> {
@@ -95,7 +105,7 @@ impl<C: SessionConnection> Core<C> {
         self.prepare(access, at)?;
         self.sent_at = Some(at);
         let outcome = self.send(access, send);
-        self.settle(access, at);
+        self.settle(access, at, outcome.as_ref().err());
         self.rest();
         outcome.map_err(|error| self.explain(error, at))
     }
@@ -116,7 +126,11 @@ impl<C: SessionConnection> Core<C> {
         }
         if self.settings.mode == Mode::Autocommit {
             if access != Access::Read && self.turn_to_write.is_none() {
-                match self.pool()?.turn_to_write(at, self.limit()) {
+                let turn = match &self.lease {
+                    Some(lease) => lease.pool().turn_to_write(at, self.limit()),
+                    None => Ok(None),
+                };
+                match turn {
                     Ok(turn) => self.turn_to_write = turn,
                     Err(error) => {
                         self.rest();
@@ -124,7 +138,11 @@ impl<C: SessionConnection> Core<C> {
                     }
                 }
             }
-            self.limit_session(at)
+            let limited = self.limit_session(at);
+            if limited.is_err() {
+                self.rest();
+            }
+            limited
         } else {
             self.phase = Phase::Reading;
             Ok(())
@@ -193,6 +211,10 @@ impl<C: SessionConnection> Core<C> {
             self.release();
             return Ok(());
         }
+        if self.levels != 0 || self.depth() != Some(1) {
+            self.spoil("a savepoint in it was not closed".into(), at, true);
+            self.check_spoiled()?;
+        }
         let outcome = self.send(Access::Write, C::commit_level);
         match outcome {
             Ok(()) => {
@@ -218,7 +240,8 @@ impl<C: SessionConnection> Core<C> {
     /// Ends the transaction without committing; afterwards the session is as new. A connection on which that fails is
     /// closed, which rolls back too.
     pub(crate) fn rollback(&mut self) {
-        if matches!(self.phase, Phase::Begun(_)) && !self.is_doomed() {
+        self.rollbacks += u64::from(matches!(self.phase, Phase::Begun(_)));
+        if matches!(self.phase, Phase::Begun(_)) && self.lease.is_some() && !self.is_doomed() {
             // One more than there are levels: a failed rollback of a level leaves the next to try.
             for _ in 0..=self.levels + 1 {
                 match self.depth() {
@@ -245,7 +268,7 @@ impl<C: SessionConnection> Core<C> {
                 Ok(())
             }
             Err(error) => {
-                self.settle(Access::Write, at);
+                self.settle(Access::Write, at, Some(&error));
                 Err(self.explain(error, at))
             }
         }
@@ -263,7 +286,7 @@ impl<C: SessionConnection> Core<C> {
                 Ok(())
             }
             Err(error) => {
-                self.settle(Access::Write, at);
+                self.settle(Access::Write, at, Some(&error));
                 let error = self.explain(error, at);
                 self.undo_level(at);
                 Err(error)
@@ -300,8 +323,8 @@ impl<C: SessionConnection> Core<C> {
     pub(crate) fn take_back(&mut self, lease: Lease<C>, at: Place) {
         self.lease = Some(lease);
         self.live_witness(|witness| witness.stop_reading());
-        self.settle(Access::Raw, at);
         self.sent_at = Some(at);
+        self.settle(Access::Raw, at, None);
         self.rest();
     }
 
@@ -321,16 +344,23 @@ impl<C: SessionConnection> Core<C> {
         outcome
     }
 
-    /// Compares what the session believes with what the connection went through.
-    fn settle(&mut self, access: Access, at: Place) {
+    /// Compares what the session believes with what the connection went through, and with how the statement ended: errors
+    /// that come while rows are read are not seen by the instrumentation of every database.
+    fn settle(&mut self, access: Access, at: Place, failure: Option<&diesel::result::Error>) {
         let Some(lease) = self.lease.as_mut() else { return };
         let live = lease.live();
-        if access != Access::Raw && !live.witness.has_notes() {
+        let raw = access == Access::Raw;
+        let failure = failure.filter(|error| matches!(error, diesel::result::Error::DatabaseError(..)));
+        if !raw && failure.is_none() && !live.witness.has_notes() {
             return;
         }
-        let notes = live.witness.take();
+        // Whoever had the connection may have put another in its place, or have replaced its instrumentation.
+        let watched = !raw || live.witness.watches(live.conn.instrumentation());
+        let mut notes = live.witness.take();
+        if let Some(error) = failure {
+            notes.complete(error, !raw);
+        }
         let depth = live.conn.depth();
-        let watched = live.is_watched();
         live.doomed |= !watched || notes.lost;
         if !matches!(self.phase, Phase::Begun(_)) {
             if depth != Some(0) || notes.began || notes.ended_by.is_some() {
@@ -338,50 +368,31 @@ impl<C: SessionConnection> Core<C> {
             }
             return;
         }
-        if !watched {
-            self.spoil(
-                "the code that had the connection replaced its instrumentation, so what it did is not known".into(),
-                at,
-                true,
-            );
-            return;
-        }
         let expected = self.levels + 1;
+        let kind = self.kind();
         let Notes { first_error, last_failed, serialization_failure, lost, ended_by, may_have_ended, .. } = notes;
         if let Some(word) = ended_by {
             self.spoil(format!("`{word}` was sent to the database inside it"), at, true);
             self.doom();
+        } else if !watched {
+            self.spoil("the code that had the connection replaced it, or its instrumentation".into(), at, true);
         } else if lost || depth.is_none_or(|depth| depth < expected) {
-            self.spoil(
-                first_error.unwrap_or_else(|| "it was ended by the code that had the connection".into()),
-                at,
-                true,
-            );
+            self.spoil(first_error.unwrap_or_else(|| ENDED.into()), at, true);
         } else if depth.is_some_and(|depth| depth > expected) {
             self.spoil("the code that had the connection left a transaction of its own open".into(), at, true);
-        } else if let Some(error) = first_error {
-            let kind = self.kind();
-            if kind == Kind::Postgres && !last_failed {
-                return;
+        } else if kind == Kind::Postgres {
+            if let Some(error) = first_error.filter(|_| last_failed) {
+                self.spoil(error, at, false);
             }
-            let after = match self.lease.as_mut() {
-                Some(lease) => kind.after_error(lease.conn(), serialization_failure),
-                None => return,
-            };
-            self.forget_notes();
-            match after {
-                AfterError::Alive => {}
-                AfterError::Aborted => self.spoil(error, at, false),
-                AfterError::Ended => self.spoil(error, at, true),
-            }
-        } else if may_have_ended {
-            let kind = self.kind();
-            let ended =
-                self.lease.as_mut().is_some_and(|lease| kind.after_error(lease.conn(), false) == AfterError::Ended);
-            self.forget_notes();
-            if ended {
-                self.spoil("a statement that was sent to the database inside it ended it".into(), at, true);
-                self.doom();
+        } else if first_error.is_some() || may_have_ended || raw && kind == Kind::Sqlite {
+            let Some(lease) = self.lease.as_mut() else { return };
+            let live = lease.live();
+            live.witness.look_away(true);
+            let alive = kind.is_in_transaction(&mut live.conn, serialization_failure);
+            live.witness.look_away(false);
+            if !alive {
+                live.doomed |= raw;
+                self.spoil(first_error.unwrap_or_else(|| ENDED.into()), at, true);
             }
         }
     }
@@ -483,7 +494,7 @@ impl<C: SessionConnection> Core<C> {
 
     fn send_setting(&mut self, sql: &str, at: Place) -> Result<()> {
         let outcome = self.send(Access::Write, |conn| conn.batch_execute(sql));
-        self.settle(Access::Write, at);
+        self.settle(Access::Write, at, outcome.as_ref().err());
         outcome.map_err(|error| self.explain(error, at))
     }
 
@@ -503,8 +514,10 @@ impl<C: SessionConnection> Core<C> {
         Beginning { mode: self.settings.mode, isolation: self.settings.isolation, remaining: self.remaining() }
     }
 
+    /// What is left of the deadline, and no more than the application gives any statement.
     fn remaining(&self) -> Option<Duration> {
-        self.settings.deadline.map(|deadline| deadline.end.saturating_duration_since(Instant::now()))
+        let left = self.settings.deadline?.end.saturating_duration_since(Instant::now());
+        Some(self.app.spec().config.statement_timeout.map_or(left, |most| most.min(left)))
     }
 
     fn limit(&self) -> Option<Instant> {

@@ -8,6 +8,7 @@ mod support;
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 
+mod attacks;
 mod connect;
 mod dispose;
 mod schema;
