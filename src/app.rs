@@ -84,7 +84,8 @@ impl<C: SessionConnection> App<C> {
         Scope::new(self.clone())
     }
 
-    /// A session outside of any context. It ends, and rolls back, when its last handle is dropped.
+    /// A session outside of any context. It ends, and rolls back, when its last handle is dropped. A hook that owns a handle of
+    /// its own session keeps it alive; call [`Session::remove`] where that may be.
     ///
     /// # Errors
     /// [`Error::Disposed`] after the application was removed.

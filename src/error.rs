@@ -239,7 +239,7 @@ pub enum Error {
 
     /// The transaction was aborted or ended by the database or behind the session's back.
     #[error(
-        "DS307 the transaction cannot go on: {cause} (at {at}). Nothing of it was committed here; call `rollback()` to start anew, and use `savepoint` around statements that may fail"
+        "DS307 the transaction cannot go on: {cause} (at {at}). This session commits nothing of it; call `rollback()` to start anew, and use `savepoint` around statements that may fail"
     )]
     RollbackRequired {
         /// The first error, or what ended the transaction.

@@ -30,14 +30,19 @@ pub(super) const TABLES: &str = "SELECT name AS value FROM sqlite_master WHERE t
 /// How long a statement waits for another writer where the configuration does not say.
 pub(crate) const BUSY: Duration = Duration::from_secs(5);
 
+/// The same while a connection is being set up.
+const BUSY_AT_FIRST: Duration = Duration::from_millis(100);
+
 pub(super) fn setup(config: &Config, in_memory: bool) -> Vec<String> {
-    // The busy timeout comes first, because the others may have to wait; each by itself, because a batch stops at the
-    // first statement that is refused.
-    let mut statements = vec![busy_timeout(config.lock_timeout.unwrap_or(BUSY)), "PRAGMA foreign_keys = 1".into()];
+    // A busy timeout comes first, because the others may have to wait; each by itself, because a batch stops at the first
+    // statement that is refused. A new connection does not wait long for a locked file: it is the caller who tries again,
+    // and the helper thread is free for other files meanwhile.
+    let mut statements = vec![busy_timeout(BUSY_AT_FIRST), "PRAGMA foreign_keys = 1".into()];
     if config.wal && !in_memory {
         statements.push("PRAGMA journal_mode = WAL".into());
         statements.push("PRAGMA synchronous = NORMAL".into());
     }
+    statements.push(busy_timeout(config.lock_timeout.unwrap_or(BUSY)));
     statements
 }
 

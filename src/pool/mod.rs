@@ -104,14 +104,15 @@ impl<C: SessionConnection> Pool<C> {
         let deadline = started + self.spec.config.acquire_timeout;
         let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
         let mut pause = FIRST_PAUSE;
+        let mut refusal = None;
         loop {
             let permit = self.permit(place, in_transaction, started, deadline)?;
             let stored = match self.idle() {
                 Some(stored) => stored,
-                None => match self.connected(deadline)? {
-                    Ok(stored) => stored,
+                None => match self.connected(deadline) {
+                    Ok(Ok(stored)) => stored,
                     // The server is full or starting: without the permit, so that the others can go on meanwhile.
-                    Err(failure) => {
+                    Ok(Err(failure)) => {
                         drop(permit);
                         let left = deadline.saturating_duration_since(Instant::now());
                         if left <= pause {
@@ -119,8 +120,16 @@ impl<C: SessionConnection> Pool<C> {
                         }
                         std::thread::sleep(pause);
                         pause = (pause * 2).min(LONGEST_PAUSE);
+                        refusal = Some(failure);
                         continue;
                     }
+                    // The last try was cut short by the deadline; what the server said before tells more.
+                    Err(error) => match refusal {
+                        Some(failure) if matches!(error, Error::ConnectTimeout { .. }) => {
+                            return Err(self.refused(failure));
+                        }
+                        _ => return Err(error),
+                    },
                 },
             };
             if let Some((stored, permit)) = self.alive(stored, permit, deadline) {

@@ -216,28 +216,12 @@ impl<C: SessionConnection> Session<C> {
         if self.0.is_in_block() {
             return self.savepoint_at("transaction", at, body);
         }
-        self.0.enter(at)?.begin(at)?;
-        let block = Block::open(&self.0, "transaction", at, false);
-        let outcome = body(self);
-        block.close();
-        match outcome {
-            Ok(value) => match self.0.commit(at) {
-                Ok(()) => Ok(value),
-                Err(error) => {
-                    self.0.roll_back_for(&error, at);
-                    Err(error.into())
-                }
-            },
-            Err(error) => {
-                // Its hooks have been told; the caller gets the error that matters more.
-                self.0.undo(at);
-                Err(error)
-            }
-        }
+        self.transaction_at("transaction", at, body)
     }
 
     /// Runs `body` in a savepoint: `Err` and a panic undo what it did, and nothing else. This is the portable way to go on
-    /// after a statement that may fail.
+    /// after a statement that may fail. In an autocommit scope, where there is no transaction around it, it is a
+    /// [`transaction`](Self::transaction).
     ///
     /// ```
     /// # use diesel_session::{Config, Database};
@@ -263,7 +247,11 @@ impl<C: SessionConnection> Session<C> {
     /// aborted the savepoint, [`Error::RollbackRequired`]; the session goes on all the same.
     #[track_caller]
     pub fn savepoint<T, E: From<Error>>(&self, body: impl FnOnce(&Self) -> Result<T, E>) -> Result<T, E> {
-        self.savepoint_at("savepoint", Location::caller(), body)
+        let at = Location::caller();
+        if self.0.enter(at)?.commits_by_itself() {
+            return self.transaction_at("savepoint", at, body);
+        }
+        self.savepoint_at("savepoint", at, body)
     }
 
     /// Whether a transaction has begun and not ended.
@@ -286,6 +274,32 @@ impl<C: SessionConnection> Session<C> {
         drop(self.0.enter(at)?);
         self.0.clear(at);
         Ok(())
+    }
+
+    fn transaction_at<T, E: From<Error>>(
+        &self,
+        name: &'static str,
+        at: Place,
+        body: impl FnOnce(&Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.0.enter(at)?.begin(at)?;
+        let block = Block::open(&self.0, name, at, false);
+        let outcome = body(self);
+        block.close();
+        match outcome {
+            Ok(value) => match self.0.commit(at) {
+                Ok(()) => Ok(value),
+                Err(error) => {
+                    self.0.roll_back_for(&error, at);
+                    Err(error.into())
+                }
+            },
+            Err(error) => {
+                // Its hooks have been told; the caller gets the error that matters more.
+                self.0.undo(at);
+                Err(error)
+            }
+        }
     }
 
     fn savepoint_at<T, E: From<Error>>(

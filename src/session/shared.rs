@@ -79,6 +79,11 @@ impl<C: SessionConnection> Shared<C> {
         drop(core);
         match outcome {
             Ok(()) => self.take_hooks().run_after_commit(),
+            // Neither is known to have happened.
+            Err(error @ Error::CommitUnknown { .. }) => {
+                self.take_hooks().discard();
+                Err(error)
+            }
             Err(error) if over => {
                 let _ = self.take_hooks().run_after_rollback();
                 Err(error)

@@ -91,6 +91,11 @@ impl<C: SessionConnection> Core<C> {
         }
     }
 
+    /// Whether a statement sent now would be committed by itself.
+    pub(crate) fn commits_by_itself(&self) -> bool {
+        self.settings.mode == Mode::Autocommit && !matches!(self.phase, Phase::Begun(_))
+    }
+
     pub(crate) fn is_active(&self) -> bool {
         !matches!(self.phase, Phase::Idle)
     }

@@ -1,5 +1,6 @@
 //! Connections that are lost: idle, in use, at `COMMIT`, and with the whole server.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -54,6 +55,9 @@ fn in_the_middle_of_a_transaction<C: Conn>(site: &Site) {
     assert_eq!(app.status().in_use, 0);
 }
 
+/// A hook of a rollback was run where none may be.
+static ROLLBACKS_TOLD: AtomicBool = AtomicBool::new(false);
+
 fn at_commit<C: Conn>(site: &Site) {
     let proxy = Proxy::to(("127.0.0.1", site.port()));
     let app = C::app(Config::new(site.url_at(proxy.port())));
@@ -62,8 +66,12 @@ fn at_commit<C: Conn>(site: &Site) {
         let session = app.open_session().unwrap();
         session.send(INSERT).unwrap();
         proxy.set(Mode::CutOn(b"COMMIT".to_vec(), moment));
+        // Whether it happened is not known, so neither kind of hook runs.
+        session.after_commit(|| panic!("told of a commit")).unwrap();
+        session.after_rollback(|| ROLLBACKS_TOLD.store(true, Ordering::SeqCst)).unwrap();
         let line = line!() + 1;
         let error = session.commit().unwrap_err();
+        assert!(!ROLLBACKS_TOLD.load(Ordering::SeqCst));
         assert!(matches!(&error, Error::CommitUnknown { .. }) && error.is_commit_unknown(), "{moment:?}: {error}");
         assert!(error.to_string().contains(&format!("{}:{line}:", file!())), "{error}");
         proxy.set(Mode::Pass);

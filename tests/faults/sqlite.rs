@@ -1,5 +1,9 @@
 //! Many writers of one SQLite file: threads and processes.
 
+use std::thread;
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_session::{App, Config, Error};
 
@@ -45,6 +49,32 @@ fn readers_beside_a_writer() {
     assert_eq!(counts, [0; 4], "they see what is committed");
     writer.commit().unwrap();
     assert_eq!(app.open_session().unwrap().number(COUNT).unwrap(), 1);
+}
+
+/// All files share their helper threads, so none of them may be waited for there.
+#[test]
+fn a_locked_file_keeps_no_other_waiting() {
+    let (locked, free) = (Site::sqlite(), Site::sqlite());
+    let mut stranger = SqliteConnection::establish(&locked.url()).unwrap();
+    stranger.batch_execute("PRAGMA journal_mode = DELETE; CREATE TABLE t (a INTEGER); BEGIN EXCLUSIVE").unwrap();
+    let waiting = SqliteConnection::app(locked.config().acquire_timeout(Duration::from_secs(2)));
+    thread::scope(|scope| {
+        let waiters: Vec<_> = (0..8).map(|_| scope.spawn(|| waiting.ping())).collect();
+        let neighbour = SqliteConnection::app(free.config());
+        let mut pings = 0;
+        while waiters.iter().any(|waiter| !waiter.is_finished()) {
+            neighbour.ping().unwrap();
+            neighbour.dispose().unwrap();
+            pings += 1;
+        }
+        for waiter in waiters {
+            let error = waiter.join().unwrap().unwrap_err();
+            assert!(error.to_string().contains("is locked"), "{error}");
+        }
+        assert!(pings > 4, "{pings}");
+    });
+    stranger.batch_execute("ROLLBACK").unwrap();
+    waiting.ping().unwrap();
 }
 
 #[test]

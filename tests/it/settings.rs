@@ -153,6 +153,29 @@ fn autocommit_commits_every_statement_and_holds_nothing_in_between() {
 }
 
 #[test]
+fn a_savepoint_in_an_autocommit_scope_is_a_transaction() {
+    test(|shop| {
+        shop.scope().autocommit().run(|| {
+            let session = DB.session()?;
+            session.savepoint(|s| {
+                add(s, "Ada")?;
+                s.savepoint(|s| add(s, "Grace").map(drop))
+            })?;
+            assert!(!session.in_transaction());
+            assert_eq!(shop.names(), ["Ada", "Grace"]);
+            let refused = session.savepoint(|s| {
+                add(s, "Eve")?;
+                Err::<(), _>(diesel::result::Error::RollbackTransaction.into())
+            });
+            assert_is!(refused, Err(Error::Query { .. }));
+            Ok::<_, Error>(())
+        })?;
+        assert_eq!(shop.names(), ["Ada", "Grace"]);
+        Ok(())
+    });
+}
+
+#[test]
 fn autocommit_leaves_room_for_transactions() {
     test(|shop| {
         shop.scope().autocommit().run(|| {
