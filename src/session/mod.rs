@@ -4,6 +4,7 @@ mod block;
 mod hooks;
 mod lend;
 mod shared;
+mod soundness;
 mod transaction;
 
 use std::any::type_name;
@@ -144,6 +145,9 @@ impl<C: SessionConnection> Session<C> {
     /// The closure may use the connection's own `transaction`, which is a savepoint here. It must not end the session's
     /// transaction, replace the connection or its instrumentation (that is [`Error::RollbackRequired`] afterwards), and it must
     /// not use this session: that is [`Error::SessionBusy`].
+    ///
+    /// What it sets on the connection for longer than the transaction (`SET`, `PRAGMA`, advisory locks, temporary tables) is still
+    /// there for the next who gets the connection: undo it, or set it for the transaction only (`SET LOCAL`).
     ///
     /// # Errors
     /// See [`Session`].

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use diesel::QueryResult;
 
+use super::soundness::Spoiled;
 use crate::app::App;
 use crate::backend::{self, Beginning, Kind};
 use crate::connection::SessionConnection;
 use crate::context::Settings;
 use crate::error::{Error, Place, Result};
-use crate::pool::{Lease, Notes, Permit};
+use crate::pool::{Lease, Permit};
 use crate::{Isolation, Mode};
 
 /// What a statement may do.
@@ -27,39 +28,27 @@ pub(crate) enum Access {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Phase {
+pub(super) enum Phase {
     Idle,
     /// SQLite: statements have been read outside of a transaction, as a default scope does there until it writes.
     Reading,
     Begun(Place),
 }
 
-/// Why the transaction cannot go on.
-#[derive(Debug)]
-struct Spoiled {
-    cause: String,
-    at: Place,
-    /// It is gone as a whole, so rolling a savepoint back does not heal it.
-    ended: bool,
-}
-
-/// The cause where no error says it.
-const ENDED: &str = "it was ended by the code that had the connection";
-
 #[derive(Debug)]
 pub(crate) struct Core<C: SessionConnection> {
     app: App<C>,
     settings: Settings,
-    lease: Option<Lease<C>>,
+    pub(super) lease: Option<Lease<C>>,
     turn_to_write: Option<Permit>,
-    phase: Phase,
+    pub(super) phase: Phase,
     /// Savepoints inside the transaction.
-    levels: u32,
-    spoiled: Option<Spoiled>,
+    pub(super) levels: u32,
+    pub(super) spoiled: Option<Spoiled>,
     /// The statement limit the server was told last.
     limit_sent: Option<Duration>,
     /// Where the last statement was sent from.
-    sent_at: Option<Place>,
+    pub(super) sent_at: Option<Place>,
     /// Transactions rolled back so far.
     rollbacks: u64,
 }
@@ -349,66 +338,6 @@ impl<C: SessionConnection> Core<C> {
         outcome
     }
 
-    /// Compares what the session believes with what the connection went through, and with how the statement ended: errors
-    /// that come while rows are read are not seen by the instrumentation of every database.
-    fn settle(&mut self, access: Access, at: Place, failure: Option<&diesel::result::Error>) {
-        let Some(lease) = self.lease.as_mut() else { return };
-        let live = lease.live();
-        let raw = access == Access::Raw;
-        let failure = failure.filter(|error| matches!(error, diesel::result::Error::DatabaseError(..)));
-        if !raw && failure.is_none() && !live.witness.has_notes() {
-            return;
-        }
-        // Whoever had the connection may have put another in its place, or have replaced its instrumentation.
-        let watched = !raw || live.witness.watches(live.conn.instrumentation());
-        let mut notes = live.witness.take();
-        if let Some(error) = failure {
-            notes.complete(error, !raw);
-        }
-        let depth = live.conn.depth();
-        live.doomed |= !watched || notes.lost;
-        if !matches!(self.phase, Phase::Begun(_)) {
-            if depth != Some(0) || notes.began || notes.ended_by.is_some() {
-                self.doom();
-            }
-            return;
-        }
-        let expected = self.levels + 1;
-        let kind = self.kind();
-        let Notes { first_error, last_failed, serialization_failure, lost, ended_by, may_have_ended, .. } = notes;
-        if let Some(word) = ended_by {
-            self.spoil(format!("`{word}` was sent to the database inside it"), at, true);
-            self.doom();
-        } else if !watched {
-            self.spoil("the code that had the connection replaced it, or its instrumentation".into(), at, true);
-        } else if lost || depth.is_none_or(|depth| depth < expected) {
-            self.spoil(first_error.unwrap_or_else(|| ENDED.into()), at, true);
-        } else if depth.is_some_and(|depth| depth > expected) {
-            self.spoil("the code that had the connection left a transaction of its own open".into(), at, true);
-        } else if kind == Kind::Postgres {
-            if let Some(error) = first_error.filter(|_| last_failed) {
-                self.spoil(error, at, false);
-            }
-        } else if first_error.is_some() || may_have_ended || raw && kind == Kind::Sqlite {
-            let Some(lease) = self.lease.as_mut() else { return };
-            let live = lease.live();
-            live.witness.look_away(true);
-            let alive = kind.is_in_transaction(&mut live.conn, serialization_failure);
-            live.witness.look_away(false);
-            if !alive {
-                live.doomed |= raw;
-                self.spoil(first_error.unwrap_or_else(|| ENDED.into()), at, true);
-            }
-        }
-    }
-
-    pub(crate) fn spoil(&mut self, cause: String, at: Place, ended: bool) {
-        match &mut self.spoiled {
-            Some(first) => first.ended |= ended,
-            None => self.spoiled = Some(Spoiled { cause, at, ended }),
-        }
-    }
-
     /// Between two statements of an autocommit session it holds nothing.
     fn rest(&mut self) {
         if !matches!(self.phase, Phase::Idle) {
@@ -465,20 +394,6 @@ impl<C: SessionConnection> Core<C> {
         }
     }
 
-    /// A statement that did not return left its connection doomed.
-    fn notice_panic(&mut self, at: Place) {
-        if self.spoiled.is_none() && self.is_doomed() {
-            self.spoil("code that had the connection panicked".into(), self.sent_at.unwrap_or(at), true);
-        }
-    }
-
-    fn check_spoiled(&self) -> Result<()> {
-        match &self.spoiled {
-            Some(spoiled) => Err(Error::RollbackRequired { cause: spoiled.cause.clone(), at: spoiled.at }),
-            None => Ok(()),
-        }
-    }
-
     /// Tells the server anew how much time is left, once that has become much less than it was told.
     fn renew_limit(&mut self, at: Place) -> Result<()> {
         let (Some(sent), Some(remaining)) = (self.limit_sent, self.remaining()) else { return Ok(()) };
@@ -529,7 +444,7 @@ impl<C: SessionConnection> Core<C> {
         self.settings.deadline.map(|deadline| deadline.end)
     }
 
-    fn kind(&self) -> Kind {
+    pub(super) fn kind(&self) -> Kind {
         self.app.spec().target.kind
     }
 
@@ -537,25 +452,17 @@ impl<C: SessionConnection> Core<C> {
         self.lease.as_mut().and_then(|lease| lease.conn().depth())
     }
 
-    fn is_doomed(&mut self) -> bool {
+    pub(super) fn is_doomed(&mut self) -> bool {
         self.lease.as_mut().is_some_and(|lease| lease.live().doomed)
     }
 
-    fn doom(&mut self) {
+    pub(super) fn doom(&mut self) {
         if let Some(lease) = &mut self.lease {
             lease.doom();
         }
     }
 
-    fn forget_notes(&mut self) {
-        self.live_witness(|witness| {
-            if witness.has_notes() {
-                witness.take();
-            }
-        });
-    }
-
-    fn live_witness(&mut self, with: impl FnOnce(&crate::pool::Witness)) {
+    pub(super) fn live_witness(&mut self, with: impl FnOnce(&crate::pool::Witness)) {
         if let Some(lease) = &mut self.lease {
             with(&lease.live().witness);
         }
