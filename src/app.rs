@@ -33,6 +33,10 @@ impl<C: SessionConnection> std::fmt::Debug for App<C> {
     }
 }
 
+// A panic inside a context rolls back, so nothing of an application is left half-done.
+impl<C: SessionConnection> std::panic::UnwindSafe for App<C> {}
+impl<C: SessionConnection> std::panic::RefUnwindSafe for App<C> {}
+
 /// What an application is made of.
 pub(crate) struct Spec<C: SessionConnection> {
     pub(crate) app: Arc<str>,
@@ -110,10 +114,12 @@ impl<C: SessionConnection> App<C> {
         answer.map_err(|error| Error::from_query(error, at))
     }
 
-    /// The application's pool at this moment.
+    /// The application's connections at this moment, with those that were out when it was disposed of and have not come back.
     pub fn status(&self) -> AppStatus {
-        let current = self.pools().current.clone();
-        current.map_or_else(|| AppStatus::at_rest(self.spec()), |pool| pool.status())
+        let pools = self.pools();
+        let each: Vec<_> = pools.current.iter().chain(&pools.retired).map(|pool| pool.status()).collect();
+        drop(pools);
+        each.into_iter().fold(AppStatus::at_rest(self.spec()), AppStatus::and)
     }
 
     pub(crate) fn spec(&self) -> &Spec<C> {

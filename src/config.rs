@@ -53,6 +53,9 @@ impl Config {
     /// * SQLite: a path, `sqlite://path`, or `:memory:`, which is one database for all connections of the application
     ///   and lives until it is disposed of.
     ///
+    /// A path is relative to the working directory unless it starts with `/`: `sqlite://shop.sqlite` is a file beside the program,
+    /// `sqlite:///shop.sqlite` one in the root folder. For an enum of connections a path ends in `.sqlite`, `.sqlite3` or `.db`.
+    ///
     /// Special characters of user and password are percent-encoded in URLs.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
@@ -164,6 +167,9 @@ impl Config {
         }
         for (name, value) in positive.into_iter().chain(optional) {
             match value {
+                Some(Duration::ZERO) if name == "acquire_timeout" || name == "connect_timeout" => {
+                    return Some(format!("{name} is zero; give a time"));
+                }
                 Some(Duration::ZERO) => {
                     return Some(format!("{name} is zero; give a time, or `None` where it may be switched off"));
                 }

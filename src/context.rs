@@ -164,17 +164,19 @@ impl Frame {
         for index in 0.. {
             let session = self.sessions.borrow().get(index).map(|(_, session)| Rc::clone(session));
             let Some(session) = session else { break };
+            // Two databases of one application may have the same name.
+            let name = format!("{} (number {} of the scope)", session.name(), index + 1);
             let begun = session.has_begun();
             match session.commit(at) {
-                Ok(()) if begun => committed.push(session.name()),
+                Ok(()) if begun => committed.push(name),
                 Ok(()) => {}
                 Err(error @ Error::HookFailed { committed: true, .. }) => {
-                    committed.push(session.name());
+                    committed.push(name);
                     hooks = hooks.and(Err(error));
                 }
                 Err(error) if committed.is_empty() => return Err(error),
                 Err(error) => {
-                    return Err(Error::PartialCommit { committed, failed: session.name(), source: Box::new(error) });
+                    return Err(Error::PartialCommit { committed, failed: name, source: Box::new(error) });
                 }
             }
         }

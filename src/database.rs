@@ -57,6 +57,9 @@ impl<C: SessionConnection, M> std::fmt::Debug for Database<C, M> {
     }
 }
 
+impl<C: SessionConnection, M> std::panic::UnwindSafe for Database<C, M> {}
+impl<C: SessionConnection, M> std::panic::RefUnwindSafe for Database<C, M> {}
+
 /// One set of migrations per kind of database, for [`Database::per_backend`].
 #[derive(Debug, Default)]
 #[allow(clippy::exhaustive_structs, reason = "made by naming its fields")]
@@ -104,6 +107,44 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// URL. The URL it gets is the configured one with the library's parameters; for SQLite in memory it starts with `file:`.
     ///
     /// Without it, an enum's own `establish` is used: it tries every variant in turn and tells no reason when all fail.
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "postgres", feature = "sqlite"))]
+    /// # mod program {
+    /// use diesel::prelude::*;
+    /// use diesel_session::{Config, Database};
+    ///
+    /// #[derive(diesel::MultiConnection)]
+    /// pub enum AnyConnection {
+    ///     Postgres(PgConnection),
+    ///     Sqlite(SqliteConnection),
+    /// }
+    ///
+    /// fn connect(url: &str) -> ConnectionResult<AnyConnection> {
+    ///     // Files and `:memory:` never start like this; libpq's `host=..` form would need a word here too.
+    ///     if url.starts_with("postgres") {
+    ///         PgConnection::establish(url).map(AnyConnection::Postgres)
+    ///     } else {
+    ///         SqliteConnection::establish(url).map(AnyConnection::Sqlite)
+    ///     }
+    /// }
+    ///
+    /// static DB: Database<AnyConnection> = Database::without_migrations().connect_with(connect);
+    ///
+    /// pub fn main() -> diesel_session::Result<()> {
+    ///     let app = DB.init_app("any", Config::new(":memory:"))?;
+    ///     app.ping()?;
+    ///     app.dispose().map(drop)
+    /// }
+    /// # }
+    /// # #[cfg(all(feature = "postgres", feature = "sqlite"))]
+    /// # fn main() { program::main().unwrap() }
+    /// # #[cfg(not(all(feature = "postgres", feature = "sqlite")))]
+    /// # fn main() {}
+    /// ```
+    ///
+    /// The kind of database is taken from the URL: `postgres://`, `mysql://`, `sqlite:`, `file:`, `:memory:`, libpq's
+    /// `keyword=value` form, or a path that ends in `.sqlite`, `.sqlite3` or `.db`.
     pub const fn connect_with(mut self, connect: fn(&str) -> ConnectionResult<C>) -> Self {
         self.connect_with = Some(connect);
         self

@@ -16,7 +16,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Everything that can go wrong.
 ///
 /// The text of each variant starts with a stable code ([`Error::code`]), names the application and the place
-/// where it knows them, and says what to do. `Debug` shows the same text, so that it is what `unwrap` and a `main` that
+/// where it knows them, and says what to do where that is not for the database to say. `Debug` shows the same text, so that it is what `unwrap` and a `main` that
 /// returns a `Result` print. No text contains a password.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
@@ -41,7 +41,7 @@ pub enum Error {
 
     /// `begin` was called although the session had begun already.
     #[error(
-        "DS104 `begin` at {at}, but this session's transaction has begun at {begun_at}; commit or roll it back first"
+        "DS104 `begin` at {at}, but this session's transaction has begun at {begun_at}; end it first, or use `savepoint` for a part of it"
     )]
     AlreadyBegun {
         /// Where the open transaction began.
@@ -72,7 +72,7 @@ pub enum Error {
     },
 
     /// No connection could be made.
-    #[error("DS202 app `{app}` cannot connect to {server}: {message}. {}", kind.advice())]
+    #[error("DS202 app `{app}` cannot connect to {server}: {message}. {}", kind.advice(server))]
     Connect {
         /// The application.
         app: String,
@@ -108,7 +108,9 @@ pub enum Error {
     },
 
     /// The application was disposed of while the caller waited, or it has been removed.
-    #[error("DS204 app `{app}` was disposed of; nobody gets a connection from the pool that was there")]
+    #[error(
+        "DS204 app `{app}` was disposed of or removed meanwhile. Try again after `dispose`; after `remove_app` register it anew with `init_app`"
+    )]
     Disposed {
         /// The application.
         app: String,
@@ -333,16 +335,15 @@ pub enum ConnectErrorKind {
 }
 
 impl ConnectErrorKind {
-    fn advice(self) -> &'static str {
+    fn advice(self, server: &str) -> &'static str {
         match self {
+            Self::Unreachable if server.starts_with("SQLite") => "Check that the folder exists and may be written to",
             Self::Authentication => "Check user, password and pg_hba.conf or grants",
             Self::Other => "The text above is the driver's",
             Self::ServerFull => "Close connections of other programs or raise the server's max_connections",
             Self::Starting => "Wait until the server accepts connections",
             Self::UnknownDatabase => "Create the database or correct its name in the URL",
-            Self::Unreachable => {
-                "Check host and port and that the server runs; for SQLite, that the folder exists and may be written to"
-            }
+            Self::Unreachable => "Check host and port, and that the server runs",
         }
     }
 

@@ -143,15 +143,19 @@ impl<C: SessionConnection> Manager<C> {
         let spec = &self.spec;
         let mut conn = self.establish().map_err(|error| self.failure(&error.to_string()))?;
         let witness = Arc::new(Witness::new(spec.target.kind));
-        for sql in spec.target.kind.setup(&spec.config, spec.target.in_memory).iter().chain(&spec.config.on_connect) {
+        for sql in spec.target.kind.setup(&spec.config, spec.target.in_memory) {
+            conn.batch_execute(&sql)
+                .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
+        }
+        for sql in &spec.config.on_connect {
             conn.batch_execute(sql)
-                .map_err(|error| self.failure(&format!("a statement for new connections failed: {error}")))?;
+                .map_err(|error| self.failure(&format!("`Config::on_connect` failed: {error} (at `{sql}`)")))?;
         }
         if let Some(prepare) = spec.on_connect {
-            prepare(&mut conn).map_err(|error| self.failure(&format!("on_connect failed: {error}")))?;
+            prepare(&mut conn).map_err(|error| self.failure(&format!("`Database::on_connect` failed: {error}")))?;
         }
         if conn.depth() != Some(0) {
-            return Err(self.failure("on_connect left a transaction open"));
+            return Err(self.failure("`on_connect` left a transaction open"));
         }
         conn.set_instrumentation(Watch::new(Arc::clone(&witness)));
         let now = Instant::now();
@@ -182,7 +186,12 @@ impl<C: SessionConnection> Manager<C> {
     }
 
     fn failure(&self, message: &str) -> ConnectFailure {
-        let message = self.spec.target.scrub(message);
+        let mut message = self.spec.target.scrub(message);
+        if self.spec.connect_with.is_none() && message.contains("url for multiconnection") {
+            message.push_str(
+                "; an enum of connections tells no reason: give `Database::connect_with` a function that does",
+            );
+        }
         ConnectFailure { kind: self.spec.target.kind.classify(&message), message }
     }
 }

@@ -46,6 +46,19 @@ impl AppStatus {
     }
 }
 
+impl AppStatus {
+    /// Two pools of one application as one.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.open += other.open;
+        self.idle += other.idle;
+        self.in_use += other.in_use;
+        self.connecting += other.connecting;
+        self.waiting += other.waiting;
+        self.holders.0.extend(other.holders.0);
+        self
+    }
+}
+
 impl fmt::Display for AppStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
