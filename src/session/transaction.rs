@@ -156,7 +156,8 @@ impl<C: SessionConnection> Core<C> {
             return self.renew_limit(at);
         }
         // A connection that was lost while it was idle shows it here, when nothing has been done yet: another is tried.
-        for _ in 0..=self.app.spec().config.max_size {
+        let mut tries = 0;
+        loop {
             let lease = match self.lease.take() {
                 Some(lease) => lease,
                 None => self.take(at, true)?,
@@ -184,17 +185,13 @@ impl<C: SessionConnection> Core<C> {
                 Err(error) => {
                     self.doom();
                     self.release();
-                    if !backend::is_connection_lost(&error) {
+                    tries += 1;
+                    if tries > self.app.spec().config.max_size || !backend::is_connection_lost(&error) {
                         return Err(self.explain(error, at));
                     }
                 }
             }
         }
-        Err(Error::ConnectTimeout {
-            app: self.app.id().into(),
-            server: self.app.spec().target.shown.clone(),
-            waited: Duration::ZERO,
-        })
     }
 
     /// Commits the transaction, if there is one, and gives the connection back.
