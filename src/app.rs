@@ -5,16 +5,14 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use diesel::result::{ConnectionResult, QueryResult};
-
-use crate::config::Config;
 use crate::connection::SessionConnection;
-use crate::context::{self, Scope, Settings};
+use crate::context::{self, Scope};
 use crate::error::{Error, Result};
 use crate::pool::{AppStatus, Pool};
 use crate::schema::MigrationSet;
 use crate::session::{Session, Shared};
-use crate::url::Target;
+use crate::settings::Settings;
+use crate::spec::Spec;
 
 /// A handle to a registered application: cheap to clone, usable from every thread.
 ///
@@ -36,15 +34,6 @@ impl<C: SessionConnection> std::fmt::Debug for App<C> {
 // A panic inside a context rolls back, so nothing of an application is left half-done.
 impl<C: SessionConnection> std::panic::UnwindSafe for App<C> {}
 impl<C: SessionConnection> std::panic::RefUnwindSafe for App<C> {}
-
-/// What an application is made of.
-pub(crate) struct Spec<C: SessionConnection> {
-    pub(crate) app: Arc<str>,
-    pub(crate) config: Config,
-    pub(crate) target: Target,
-    pub(crate) connect_with: Option<fn(&str) -> ConnectionResult<C>>,
-    pub(crate) on_connect: Option<fn(&mut C) -> QueryResult<()>>,
-}
 
 struct Application<C: SessionConnection> {
     spec: Arc<Spec<C>>,

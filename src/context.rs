@@ -15,51 +15,12 @@ use crate::app::App;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::session::{Session, Shared};
+use crate::settings::{Deadline, Isolation, Mode, Settings};
 
 scoped_tls::scoped_thread_local!(static CURRENT: Rc<Frame>);
 
 /// A hook of a session that is being removed may open another one; that goes on for so long.
 const REMOVAL_ROUNDS: usize = 100;
-
-/// A transaction isolation level. SQLite has only `Serializable`, which promises the most, and uses it for all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(clippy::exhaustive_enums, reason = "the SQL standard has four")]
-pub enum Isolation {
-    /// `READ UNCOMMITTED`; PostgreSQL treats it as `ReadCommitted`.
-    ReadUncommitted,
-    /// `READ COMMITTED`, PostgreSQL's default.
-    ReadCommitted,
-    /// `REPEATABLE READ`, the default of MySQL and MariaDB.
-    RepeatableRead,
-    /// `SERIALIZABLE`.
-    Serializable,
-}
-
-/// What the sessions of a scope do at their first statement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
-    Default,
-    ReadOnly,
-    Autocommit,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Deadline {
-    pub(crate) end: Instant,
-    pub(crate) limit: Duration,
-}
-
-/// What a scope says about the sessions in it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Settings {
-    pub(crate) mode: Mode,
-    pub(crate) isolation: Option<Isolation>,
-    pub(crate) deadline: Option<Deadline>,
-}
-
-impl Settings {
-    pub(crate) const DEFAULT: Self = Self { mode: Mode::Default, isolation: None, deadline: None };
-}
 
 /// One context.
 pub(crate) struct Frame {

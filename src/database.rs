@@ -8,7 +8,7 @@ use diesel::migration::MigrationSource;
 use diesel::result::{ConnectionResult, QueryResult};
 use diesel_migrations::EmbeddedMigrations;
 
-use crate::app::{App, Spec};
+use crate::app::App;
 use crate::backend::Kind;
 use crate::config::Config;
 use crate::connection::SessionConnection;
@@ -19,6 +19,7 @@ use crate::pool::AppStatus;
 use crate::registry::Registry;
 use crate::schema::{MigrationSet, Sources};
 use crate::session::Session;
+use crate::spec::Spec;
 use crate::url::Target;
 
 /// The database object of a program: its migrations, and the registry of its applications. It is made for a `static`.

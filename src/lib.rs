@@ -13,20 +13,21 @@ mod pool;
 mod registry;
 mod schema;
 mod session;
+mod settings;
+mod spec;
 mod url;
 
 pub use crate::app::App;
 pub use crate::config::Config;
 pub use crate::connection::SessionConnection;
-pub use crate::context::{CommitIf, CommitNothing, CommitOnOk, Isolation, Policy, Scope};
+pub use crate::context::{CommitIf, CommitNothing, CommitOnOk, Policy, Scope};
 pub use crate::database::{Database, PerBackend};
 pub use crate::dispose::DisposeReport;
 pub use crate::error::{ConnectErrorKind, Error, Place, Result, ResultExt};
 pub use crate::pool::{AppStatus, Holder, Holders};
 pub use crate::schema::{MigrationFailure, MigrationStatus};
 pub use crate::session::{HookOutcome, LentConnection, Session};
-
-pub(crate) use crate::context::Mode;
+pub use crate::settings::Isolation;
 
 /// The message of a caught panic.
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

@@ -8,7 +8,6 @@ pub(crate) mod sql_text;
 mod sqlite;
 
 use std::any::TypeId;
-use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
@@ -16,9 +15,8 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
-use crate::pool::Gate;
+use crate::settings::{Isolation, Mode};
 use crate::url::Target;
-use crate::{Isolation, Mode};
 
 pub(crate) use sqlite::{BUSY, memory_url};
 
@@ -124,9 +122,9 @@ impl Kind {
         self != Self::Sqlite
     }
 
-    /// The queue of writers, where the database has one writer at a time.
-    pub(crate) fn writers(self, target: &Target) -> Option<Arc<Gate>> {
-        (self == Self::Sqlite).then(|| sqlite::writers(target))
+    /// Whether the database has one writer at a time.
+    pub(crate) fn has_one_writer(self) -> bool {
+        self == Self::Sqlite
     }
 
     /// Begins a transaction.

@@ -6,7 +6,7 @@ use super::{Beginning, millis};
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
-use crate::{Isolation, Mode};
+use crate::settings::{Isolation, Mode};
 
 pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
     ("Access denied", ConnectErrorKind::Authentication),

@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::{Beginning, millis};
 use crate::config::Config;
 use crate::error::ConnectErrorKind;
+use crate::settings::{Isolation, Mode};
 use crate::url::Target;
-use crate::{Isolation, Mode};
 
 /// Keywords that libpq's `keyword=value` form usually starts with.
 pub(super) const KEYWORDS: &[&str] = &["host", "hostaddr", "port", "dbname", "user", "password", "service", "sslmode"];

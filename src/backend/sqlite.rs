@@ -1,17 +1,13 @@
 //! SQLite.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use super::{Beginning, millis};
-use crate::Mode;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
-use crate::pool::Gate;
-use crate::url::Target;
+use crate::settings::Mode;
 
 pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
     ("Unable to open the database file", ConnectErrorKind::Unreachable),
@@ -74,21 +70,4 @@ pub(super) fn is_in_transaction<C: SessionConnection>(conn: &mut C) -> bool {
 pub(crate) fn memory_url() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     format!("file:/diesel-session-{}?vfs=memdb", NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-/// The queue of this process's writers of one database file. SQLite's own waiting polls; this one is in order.
-pub(super) fn writers(target: &Target) -> Arc<Gate> {
-    if target.in_memory {
-        return Arc::new(Gate::new(1));
-    }
-    let database = target.database.as_str();
-    static QUEUES: LazyLock<Mutex<HashMap<String, Weak<Gate>>>> = LazyLock::new(Mutex::default);
-    let mut queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(queue) = queues.get(database).and_then(Weak::upgrade) {
-        return queue;
-    }
-    queues.retain(|_, queue| queue.strong_count() > 0);
-    let queue = Arc::new(Gate::new(1));
-    queues.insert(database.to_owned(), Arc::downgrade(&queue));
-    queue
 }

@@ -16,9 +16,9 @@ use diesel::result::ConnectionResult;
 use super::gate::Gate;
 use super::server::Server;
 use super::witness::{Watch, Witness};
-use crate::app::Spec;
 use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
+use crate::spec::Spec;
 
 /// What r2d2 takes for a connection.
 #[derive(Debug)]

@@ -10,21 +10,23 @@ mod manager;
 mod server;
 mod status;
 mod witness;
+mod writers;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-pub(crate) use gate::{Gate, Permit, Refused};
+pub(crate) use gate::Permit;
 pub use ledger::{Holder, Holders};
 use manager::{ConnectFailure, Control, Live, Slot};
 pub use status::AppStatus;
 pub(crate) use witness::{Notes, Witness};
 
-use crate::app::Spec;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
+use crate::spec::Spec;
+use gate::{Gate, Refused};
 use manager::Manager;
 use server::Server;
 
@@ -89,7 +91,7 @@ impl<C: SessionConnection> Pool<C> {
             .error_handler(Box::new(r2d2::NopErrorHandler))
             .thread_pool(Arc::clone(server.threads()))
             .build_unchecked(manager);
-        let writers = spec.target.kind.writers(&spec.target);
+        let writers = spec.target.kind.has_one_writer().then(|| writers::of(&spec.target));
         Self { storage, gate, control, server, spec, anchor, writers, ageing: AtomicBool::new(false) }
     }
 

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::ledger::Holders;
-use crate::app::Spec;
 use crate::connection::SessionConnection;
+use crate::spec::Spec;
 
 /// One application's pool at one moment.
 #[derive(Debug, Clone)]

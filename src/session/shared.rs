@@ -9,8 +9,8 @@ use super::hooks::{self, Hooks, Mark};
 use super::transaction::{Access, Core};
 use crate::app::App;
 use crate::connection::SessionConnection;
-use crate::context::Settings;
 use crate::error::{Error, Place, Result};
+use crate::settings::Settings;
 
 /// What the handles of one session share.
 #[derive(Debug)]

@@ -11,10 +11,10 @@ use super::soundness::Spoiled;
 use crate::app::App;
 use crate::backend::{self, Beginning, Kind};
 use crate::connection::SessionConnection;
-use crate::context::Settings;
 use crate::error::{Error, Place, Result};
 use crate::pool::{Lease, Permit};
-use crate::{Isolation, Mode};
+use crate::settings::Settings;
+use crate::settings::{Isolation, Mode};
 
 /// What a statement may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

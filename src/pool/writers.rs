@@ -1,0 +1,24 @@
+//! The queues of writers, where a database has one writer at a time.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+
+use super::gate::Gate;
+use crate::url::Target;
+
+/// The queue of this process's writers of one database file. SQLite's own waiting polls; this one is in order.
+pub(super) fn of(target: &Target) -> Arc<Gate> {
+    if target.in_memory {
+        return Arc::new(Gate::new(1));
+    }
+    let database = target.database.as_str();
+    static QUEUES: LazyLock<Mutex<HashMap<String, Weak<Gate>>>> = LazyLock::new(Mutex::default);
+    let mut queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(queue) = queues.get(database).and_then(Weak::upgrade) {
+        return queue;
+    }
+    queues.retain(|_, queue| queue.strong_count() > 0);
+    let queue = Arc::new(Gate::new(1));
+    queues.insert(database.to_owned(), Arc::downgrade(&queue));
+    queue
+}
