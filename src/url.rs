@@ -179,18 +179,23 @@ impl Target {
                 Some(socket) => percent_decode(socket).unwrap_or_default(),
                 None => percent_decode(hosts).unwrap_or_default(),
             };
-        let place = if place.is_empty() { "the default host".to_owned() } else { place };
+        Ok(Self::of_server(kind, &place, &user, database, url, secrets))
+    }
+
+    /// The longest secret comes first: another may be a part of it.
+    fn of_server(kind: Kind, place: &str, user: &str, database: String, url: &str, mut secrets: Vec<String>) -> Self {
+        let place = if place.is_empty() { "the default host" } else { place };
         secrets.retain(|secret| !secret.is_empty());
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-        Ok(Self {
+        Self {
             kind,
             server: format!("{}://{place}", kind.name()),
-            shown: format!("{} {}@{}/{}", kind.name(), plain(&user, ""), plain(&place, ":/,[] "), plain(&database, "")),
+            shown: format!("{} {}@{}/{}", kind.name(), plain(user, ""), plain(place, ":/,[] "), plain(&database, "")),
             database,
             url: url.to_owned(),
             secrets,
             in_memory: false,
-        })
+        }
     }
 
     /// libpq's `keyword = value` form.
@@ -228,21 +233,8 @@ impl Target {
         if database.contains("://") || database.contains('=') {
             return Err(malformed(kind, "`dbname` holds a connection string of its own; give that string itself"));
         }
-        secrets.retain(|secret| !secret.is_empty());
-        let place = match (host.is_empty(), port.is_empty()) {
-            (true, true) => "the default host".to_owned(),
-            (_, true) => host,
-            _ => format!("{host}:{port}"),
-        };
-        Ok(Self {
-            kind,
-            server: format!("{}://{place}", kind.name()),
-            shown: format!("{} {}@{}/{}", kind.name(), plain(&user, ""), plain(&place, ":/,[] "), plain(&database, "")),
-            database,
-            url: url.to_owned(),
-            secrets,
-            in_memory: false,
-        })
+        let place = if port.is_empty() { host } else { format!("{host}:{port}") };
+        Ok(Self::of_server(kind, &place, &user, database, url, secrets))
     }
 
     fn file(url: &str) -> Result<Self, String> {

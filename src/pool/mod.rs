@@ -164,10 +164,7 @@ impl<C: SessionConnection> Pool<C> {
     }
 
     /// Lends nothing any more, sends waiters away and closes what is idle. What is out is closed when it comes back.
-    ///
-    /// Returns how many were closed.
-    pub(crate) fn close(&self) -> usize {
-        let before = self.control.closings.load(Ordering::Acquire);
+    pub(crate) fn close(&self) {
         self.control.closed.store(true, Ordering::SeqCst);
         self.gate.close();
         while let Some(_permit) = self.gate.try_acquire(self.housekeeper()) {
@@ -175,7 +172,6 @@ impl<C: SessionConnection> Pool<C> {
                 break;
             }
         }
-        self.control.closings.load(Ordering::Acquire) - before
     }
 
     /// Waits until nothing is out or being connected, except what the calling thread holds itself.
