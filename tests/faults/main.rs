@@ -13,5 +13,6 @@ mod connect;
 mod lost;
 mod pool;
 mod seed;
+mod seed_story;
 mod sqlite;
 mod stress;

@@ -14,6 +14,7 @@ mod cluster;
 mod database;
 mod keeper;
 mod kind;
+#[cfg(feature = "mysql")]
 mod mariadb;
 mod observer;
 mod postgres;
@@ -23,6 +24,7 @@ mod text;
 
 pub use database::Database;
 pub use kind::{Kind, enabled};
+#[cfg(feature = "mysql")]
 pub use mariadb::{Mariadb, mariadb};
 pub use postgres::{Postgres, postgres};
 pub use sqlite::TempSqlite;

@@ -19,7 +19,7 @@ use super::{PASSWORD, ROLE, process, program, text, wait};
 #[track_caller]
 pub fn postgres() -> &'static Postgres {
     static SHARED: OnceLock<Result<Postgres, String>> = OnceLock::new();
-    SHARED.get_or_init(Postgres::try_start).as_ref().unwrap_or_else(|error| panic!("{error}"))
+    SHARED.get_or_init(Postgres::for_tests).as_ref().unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A throw-away PostgreSQL cluster with `max_connections = 20`.
@@ -34,7 +34,13 @@ impl Postgres {
     /// A cluster of one's own, for tests that break it; gone when it is dropped.
     #[track_caller]
     pub fn start() -> Postgres {
-        Postgres::try_start().unwrap_or_else(|error| panic!("{error}"))
+        Postgres::for_tests().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same for a program that is no test.
+    pub fn try_start() -> Result<Postgres, String> {
+        let inner = Inner::start().map_err(|error| format!("PostgreSQL cannot be started: {error}"))?;
+        Ok(Postgres { inner: Arc::new(inner) })
     }
 
     pub fn host(&self) -> &str {
@@ -79,6 +85,11 @@ impl Postgres {
     #[track_caller]
     pub fn admin(&self) -> PgConnection {
         self.inner.observer.connect().expect("a superuser can connect")
+    }
+
+    /// Asks on the observer's connection, which is there when the slots are taken.
+    pub fn try_ask<T>(&self, question: impl FnOnce(&mut PgConnection) -> QueryResult<T>) -> Result<T, String> {
+        self.inner.observer.try_ask(question)
     }
 
     /// Server sessions of the role `app`.
@@ -154,16 +165,15 @@ impl Postgres {
         row.number
     }
 
-    fn try_start() -> Result<Postgres, String> {
+    fn for_tests() -> Result<Postgres, String> {
         kind::require(Kind::Postgres);
-        let inner = Inner::start().map_err(|error| {
+        Postgres::try_start().map_err(|error| {
             format!(
-                "PostgreSQL cannot be started: {error}\n\
+                "{error}\n\
                  It is needed for the tests: `scripts/setup` installs it (Debian: postgresql libpq-dev), \
                  and DIESEL_SESSION_TEST_WITHOUT=postgres goes without."
             )
-        })?;
-        Ok(Postgres { inner: Arc::new(inner) })
+        })
     }
 }
 

@@ -1,0 +1,13 @@
+//! The table that every test makes, uses and drops.
+
+use diesel_migrations::{EmbeddedMigrations, embed_migrations};
+
+diesel::table! {
+    entries (id) {
+        id -> Integer,
+        author -> Text,
+        message -> Text,
+    }
+}
+
+pub(crate) const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/postgres");

@@ -1,0 +1,41 @@
+//! The suite with this crate.
+
+use diesel::prelude::*;
+use diesel_session::{App, Config, Database};
+
+use crate::Result;
+use crate::entry::{MIGRATIONS, entries};
+use crate::suite::Suite;
+
+pub(crate) static DB: Database<PgConnection> = Database::new(MIGRATIONS);
+
+pub(crate) struct Sessions {
+    url: String,
+    /// Kept to the end, as in the other worlds.
+    apps: Vec<App<PgConnection>>,
+}
+
+impl Sessions {
+    pub(crate) fn new(url: &str) -> Self {
+        Self { url: url.to_owned(), apps: Vec::new() }
+    }
+}
+
+impl Suite for Sessions {
+    fn test(&mut self, number: usize) -> Result<()> {
+        let app = DB.init_app(format!("test-{number}"), Config::new(&self.url))?;
+        app.create_all()?;
+        app.context(|| {
+            let session = DB.session()?;
+            let ada = (entries::author.eq("Ada"), entries::message.eq("Hello"));
+            session.execute(diesel::insert_into(entries::table).values(ada))?;
+            let authors: Vec<String> = session.load(entries::table.select(entries::author))?;
+            assert_eq!(authors, ["Ada"]);
+            session.commit()
+        })?;
+        app.drop_all()?;
+        app.dispose()?;
+        self.apps.push(app);
+        Ok(())
+    }
+}
