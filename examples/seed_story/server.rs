@@ -86,7 +86,7 @@ impl Server {
         let alone = slots.others == 1;
         if !alone && env::var_os(AMONG_OTHERS).is_none() {
             return Err(format!(
-                "{} other clients are connected to the server that DATABASE_URL names, and this story takes all its \
+                "other clients ({}) are connected to the server that DATABASE_URL names, and this story takes all its \
                  slots for some seconds.\nTake a server that nobody needs, or set {AMONG_OTHERS}=1",
                 slots.others - 1
             )

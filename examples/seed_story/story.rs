@@ -87,5 +87,5 @@ fn print_table(outcomes: &[Outcome]) {
 fn print_verdict([default, single, session]: &[Outcome; 3]) {
     let (default, single, session) = (default.verdict(), single.verdict(), session.verdict());
     println!();
-    page::print(0, &format!("r2d2's default pool {default}, a pool of one {single}, diesel-session {session}."));
+    page::print(0, &format!("r2d2's default {default}, pools of one {single}, diesel-session {session}."));
 }
