@@ -1,14 +1,29 @@
 //! The story: the same suite three times, and what each cost.
 
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+mod bar;
+mod entry;
+mod outcome;
+mod page;
+mod plain;
+mod schema;
+mod server;
+mod session;
+mod slots;
+mod suite;
+mod url;
+
 use std::process::ExitCode;
 
-use crate::bar::Scale;
-use crate::outcome::Outcome;
-use crate::plain::{PATIENCE, Plain};
-use crate::server::Server;
-use crate::session::Sessions;
-use crate::suite::{self, Suite};
-use crate::{Result, page, schema};
+use self::bar::Scale;
+use self::outcome::Outcome;
+use self::plain::{PATIENCE, Plain};
+use self::server::Server;
+use self::session::Sessions;
+use self::suite::Suite;
+use crate::Result;
 
 pub(crate) fn main_of() -> Result<ExitCode> {
     if let Some(code) = schema::keep() {

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use super::bar::Scale;
+use super::outcome::{Failure, Outcome};
+use super::page;
+use super::server::Server;
 use crate::Result;
-use crate::bar::Scale;
-use crate::outcome::{Failure, Outcome};
-use crate::page;
-use crate::server::Server;
 
 /// More applications tell nothing new.
 const MOST: usize = 130;

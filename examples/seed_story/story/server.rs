@@ -13,12 +13,12 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Text};
 use diesel_session::Config;
 
+use super::schema::Schema;
+use super::session::DB;
+use super::slots::Slots;
+use super::support::{Postgres, wait};
+use super::url;
 use crate::Result;
-use crate::schema::Schema;
-use crate::session::DB;
-use crate::slots::Slots;
-use crate::support::{Postgres, wait};
-use crate::url;
 
 /// Runs the story although other clients are on the server.
 const AMONG_OTHERS: &str = "SEED_STORY_AMONG_OTHERS";

@@ -12,8 +12,8 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
+use super::support::wait;
 use crate::Result;
-use crate::support::wait;
 
 const KEEPER: &str = "--keep-schema";
 

@@ -6,9 +6,9 @@ use diesel::prelude::*;
 use diesel::r2d2::{ConnectionManager, Pool};
 use diesel_migrations::MigrationHarness;
 
+use super::entry::{MIGRATIONS, entries};
+use super::suite::Suite;
 use crate::Result;
-use crate::entry::{MIGRATIONS, entries};
-use crate::suite::Suite;
 
 /// How long r2d2 tries before it gives up; its default is 30 s.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);

@@ -3,9 +3,9 @@
 use diesel::prelude::*;
 use diesel_session::{App, Config, Database};
 
+use super::entry::{MIGRATIONS, entries};
+use super::suite::Suite;
 use crate::Result;
-use crate::entry::{MIGRATIONS, entries};
-use crate::suite::Suite;
 
 pub(crate) static DB: Database<PgConnection> = Database::new(MIGRATIONS);
 
