@@ -161,10 +161,14 @@ impl Kind {
     /// What has to be sent after a transaction so that the connection is as it was before.
     pub(crate) fn after_transaction(self, how: Beginning, config: &Config) -> Option<String> {
         match self {
-            Self::Postgres => None,
             Self::Mysql => how.remaining.map(|_| mysql::limit(config.statement_timeout)),
-            Self::Sqlite => (how.mode == Mode::ReadOnly).then(|| "PRAGMA query_only = 0".into()),
+            Self::Postgres | Self::Sqlite => None,
         }
+    }
+
+    /// What makes this database refuse writes where a read-only transaction does not, and what ends that.
+    pub(crate) fn read_only_guard(self) -> Option<(&'static str, &'static str)> {
+        (self == Self::Sqlite).then_some(sqlite::READ_ONLY)
     }
 
     /// Whether the transaction is still there, after an error or after statements that nobody has read. PostgreSQL need not be

@@ -69,6 +69,9 @@ pub(super) fn setup(config: &Config) -> Vec<String> {
 
 /// `None` is Diesel's own `BEGIN`.
 pub(super) fn begin(how: Beginning) -> Option<String> {
+    if how.isolation.is_none() && how.mode != Mode::ReadOnly && how.remaining.is_none() {
+        return None;
+    }
     let mut sql = String::from("BEGIN");
     if let Some(isolation) = how.isolation {
         sql.push_str(match isolation {
@@ -85,7 +88,7 @@ pub(super) fn begin(how: Beginning) -> Option<String> {
         sql.push_str("; ");
         sql.push_str(&limit_in_transaction(remaining));
     }
-    (sql != "BEGIN").then_some(sql)
+    Some(sql)
 }
 
 pub(super) fn limit_in_transaction(remaining: Duration) -> String {

@@ -49,11 +49,11 @@ pub(super) fn busy_timeout(limit: Duration) -> String {
 /// A transaction that may write takes the write lock at once: one that asks for it later is refused without waiting
 /// when another has written in between.
 pub(super) fn begin(how: Beginning) -> Option<String> {
-    Some(match how.mode {
-        Mode::ReadOnly => "PRAGMA query_only = 1; BEGIN".into(),
-        Mode::Default | Mode::Autocommit => "BEGIN IMMEDIATE".into(),
-    })
+    (how.mode != Mode::ReadOnly).then(|| "BEGIN IMMEDIATE".into())
 }
+
+/// Nothing in a transaction itself keeps it from writing. Changing this makes SQLite prepare every statement anew.
+pub(super) const READ_ONLY: (&str, &str) = ("PRAGMA query_only = 1", "PRAGMA query_only = 0");
 
 /// A second `BEGIN` is refused while there is a transaction, and harmless.
 pub(super) fn is_in_transaction<C: SessionConnection>(conn: &mut C) -> bool {

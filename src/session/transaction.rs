@@ -47,6 +47,8 @@ pub(crate) struct Core<C: SessionConnection> {
     pub(super) spoiled: Option<Spoiled>,
     /// The statement limit the server was told last.
     limit_sent: Option<Duration>,
+    /// What lets the connection write again, where a read-only session had to forbid it.
+    unguard: Option<&'static str>,
     /// Where the last statement was sent from.
     pub(super) sent_at: Option<Place>,
     /// Transactions rolled back so far.
@@ -64,6 +66,7 @@ impl<C: SessionConnection> Core<C> {
             levels: 0,
             spoiled: None,
             limit_sent: None,
+            unguard: None,
             sent_at: None,
             rollbacks: 0,
         }
@@ -108,12 +111,16 @@ impl<C: SessionConnection> Core<C> {
     pub(crate) fn prepare(&mut self, access: Access, at: Place) -> Result<()> {
         self.check(at)?;
         let begins = match self.phase {
-            Phase::Begun(_) => return self.renew_limit(at),
+            Phase::Begun(_) => {
+                self.renew_limit(at)?;
+                return self.guard(access, at);
+            }
             _ if self.settings.mode == Mode::Autocommit => false,
             _ => !(access == Access::Read && self.kind() == Kind::Sqlite && self.reads_outside()),
         };
         if begins {
-            return self.begin(at);
+            self.begin(at)?;
+            return self.guard(access, at);
         }
         if self.lease.is_none() {
             self.lease = Some(self.take(at, false)?);
@@ -368,16 +375,34 @@ impl<C: SessionConnection> Core<C> {
         self.phase = Phase::Idle;
         self.levels = 0;
         self.limit_sent = None;
+        self.unguard = None;
     }
 
     /// Undoes the settings that outlive the transaction.
     fn restore(&mut self) {
         let how = self.beginning();
         if let Some(sql) = self.kind().after_transaction(how, &self.app.spec().config) {
-            if !self.is_doomed() && self.send(Access::Write, |conn| conn.batch_execute(&sql)).is_err() {
-                self.doom();
-            }
+            self.send_restoring(&sql);
         }
+        if let Some(sql) = self.unguard.take() {
+            self.send_restoring(sql);
+        }
+    }
+
+    fn send_restoring(&mut self, sql: &str) {
+        if !self.is_doomed() && self.send(Access::Write, |conn| conn.batch_execute(sql)).is_err() {
+            self.doom();
+        }
+    }
+
+    /// Forbids a read-only session to write where its transaction does not. A typed SELECT needs no guard.
+    fn guard(&mut self, access: Access, at: Place) -> Result<()> {
+        if access == Access::Read || self.settings.mode != Mode::ReadOnly || self.unguard.is_some() {
+            return Ok(());
+        }
+        let Some((guard, unguard)) = self.kind().read_only_guard() else { return Ok(()) };
+        self.unguard = Some(unguard);
+        self.send_setting(guard, at)
     }
 
     fn check(&mut self, at: Place) -> Result<()> {
