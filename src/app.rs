@@ -1,5 +1,6 @@
 //! One registered application.
 
+use std::any::Any;
 use std::panic::Location;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -109,6 +110,15 @@ impl<C: SessionConnection> App<C> {
         let each: Vec<_> = pools.current.iter().chain(&pools.retired).map(|pool| pool.status()).collect();
         drop(pools);
         each.into_iter().fold(AppStatus::at_rest(self.spec()), AppStatus::and)
+    }
+
+    /// Without its type, for [`of_erased`](Self::of_erased).
+    pub(crate) fn erased(&self) -> Arc<dyn Any + Send + Sync> {
+        Arc::clone(&self.0) as _
+    }
+
+    pub(crate) fn of_erased(erased: &Arc<dyn Any + Send + Sync>) -> Option<Self> {
+        Arc::clone(erased).downcast().ok().map(Self)
     }
 
     pub(crate) fn spec(&self) -> &Spec<C> {

@@ -17,20 +17,29 @@ use crate::error::{Error, Place, Result};
 use crate::session::{Session, Shared};
 use crate::settings::{Deadline, Isolation, Mode, Settings};
 
-scoped_tls::scoped_thread_local!(static CURRENT: Rc<Frame>);
+scoped_tls::scoped_thread_local!(static CURRENT: Frame);
 
 /// A hook of a session that is being removed may open another one; that goes on for so long.
 const REMOVAL_ROUNDS: usize = 100;
 
 /// One context.
 pub(crate) struct Frame {
-    /// The `App<C>` that was entered.
-    entered: Box<dyn Any>,
+    /// What [`App::erased`] made of the application that was entered.
+    entered: Arc<dyn Any + Send + Sync>,
     id: Arc<str>,
     /// The number of the database object whose application was entered.
     database: u64,
     settings: Settings,
-    sessions: RefCell<Vec<(u64, Rc<dyn Scoped>)>>,
+    sessions: RefCell<Vec<Opened>>,
+}
+
+/// A session of the context.
+struct Opened {
+    /// The number of its database object.
+    database: u64,
+    session: Rc<dyn Scoped>,
+    /// The context has committed something in it.
+    committed: bool,
 }
 
 /// A session of whatever connection type.
@@ -82,66 +91,76 @@ pub(crate) fn session<C: SessionConnection>(
     find: impl FnOnce(Current<C>) -> Result<App<C>>,
 ) -> Result<Session<C>> {
     in_frame(at, |frame| {
-        let open =
-            frame.sessions.borrow().iter().find(|(of, _)| *of == database).map(|(_, session)| Rc::clone(session));
+        let sessions = frame.sessions.borrow();
+        let open = sessions.iter().find(|opened| opened.database == database).map(|opened| Rc::clone(&opened.session));
+        drop(sessions);
         if let Some(shared) = open.and_then(|session| session.into_any().downcast::<Shared<C>>().ok()) {
             return Ok(Session(shared));
         }
         let app = find(frame.current(database))?;
         app.not_removed()?;
         let shared = Rc::new(Shared::new(app, frame.settings));
-        frame.sessions.borrow_mut().push((database, Rc::clone(&shared) as Rc<dyn Scoped>));
+        let session = Rc::clone(&shared) as Rc<dyn Scoped>;
+        frame.sessions.borrow_mut().push(Opened { database, session, committed: false });
         Ok(Session(shared))
     })
 }
 
-fn in_frame<T>(at: Place, f: impl FnOnce(&Rc<Frame>) -> Result<T>) -> Result<T> {
+fn in_frame<T>(at: Place, f: impl FnOnce(&Frame) -> Result<T>) -> Result<T> {
     if CURRENT.is_set() { CURRENT.with(f) } else { Err(Error::NoContext { at }) }
 }
 
 impl Frame {
-    fn new<C: SessionConnection>(app: &App<C>, settings: Settings) -> Rc<Self> {
-        Rc::new(Self {
-            entered: Box::new(app.clone()),
+    fn new<C: SessionConnection>(app: &App<C>, settings: Settings) -> Self {
+        Self {
+            entered: app.erased(),
             id: Arc::clone(&app.spec().app),
             database: app.database(),
             settings,
             sessions: RefCell::default(),
-        })
+        }
     }
 
     fn current<C: SessionConnection>(&self, database: u64) -> Current<C> {
-        match self.entered.downcast_ref::<App<C>>() {
-            Some(app) if self.database == database => Current::Entered(app.clone()),
+        match App::of_erased(&self.entered) {
+            Some(app) if self.database == database => Current::Entered(app),
             _ => Current::SameId(Arc::clone(&self.id)),
         }
     }
 
     /// Commits the sessions in the order in which they were opened.
     fn commit(&self, at: Place) -> Result<()> {
-        let mut committed = Vec::new();
         let mut hooks = Ok(());
         // A hook may open one more on the way.
         for index in 0.. {
-            let session = self.sessions.borrow().get(index).map(|(_, session)| Rc::clone(session));
+            let session = self.sessions.borrow().get(index).map(|opened| Rc::clone(&opened.session));
             let Some(session) = session else { break };
-            // Two databases of one application may have the same name.
-            let name = format!("{} (number {} of the scope)", session.name(), index + 1);
             let begun = session.has_begun();
-            match session.commit(at) {
-                Ok(()) if begun => committed.push(name),
-                Ok(()) => {}
+            let committed = match session.commit(at) {
+                Ok(()) => begun,
                 Err(error @ Error::HookFailed { committed: true, .. }) => {
-                    committed.push(name);
                     hooks = hooks.and(Err(error));
+                    true
                 }
-                Err(error) if committed.is_empty() => return Err(error),
-                Err(error) => {
-                    return Err(Error::PartialCommit { committed, failed: name, source: Box::new(error) });
-                }
+                Err(error) => return Err(self.partly(error, index)),
+            };
+            if let Some(opened) = self.sessions.borrow_mut().get_mut(index) {
+                opened.committed = committed;
             }
         }
         hooks
+    }
+
+    /// The error of the commit that failed, with what had been committed before it.
+    fn partly(&self, error: Error, failed: usize) -> Error {
+        let sessions = self.sessions.borrow();
+        // Two databases of one application may have the same name.
+        let name = |index: usize| format!("{} (number {} of the scope)", sessions[index].session.name(), index + 1);
+        let committed: Vec<String> = (0..failed).filter(|&index| sessions[index].committed).map(name).collect();
+        if committed.is_empty() {
+            return error;
+        }
+        Error::PartialCommit { committed, failed: name(failed), source: Box::new(error) }
     }
 
     /// Removes the sessions. A hook may open one more on the way.
@@ -151,8 +170,8 @@ impl Frame {
             if sessions.is_empty() {
                 return;
             }
-            for (_, session) in sessions {
-                session.end();
+            for opened in sessions {
+                opened.session.end();
             }
         }
         log::warn!(target: "diesel_session::session", "app `{}`: hooks went on opening sessions at the end of the context", self.id);

@@ -34,6 +34,7 @@ pub(crate) enum Refused {
 pub(crate) struct Permit {
     gate: Arc<Gate>,
     seat: usize,
+    since: Instant,
 }
 
 #[derive(Debug)]
@@ -56,7 +57,7 @@ struct Waiter {
 enum Answer {
     /// Still in the queue.
     Waiting(Holder),
-    Granted(usize),
+    Granted(usize, Instant),
     Closed,
     Taken,
 }
@@ -82,8 +83,7 @@ impl Gate {
             return Err(Refused::Closed);
         }
         if let Some(seat) = state.free_seat() {
-            state.seats[seat] = Some(holder);
-            return Ok(Permit { gate: Arc::clone(self), seat });
+            return Ok(self.seated(&mut state, seat, holder));
         }
         let me = holder.thread.id();
         if state.seats.iter().flatten().all(|other| other.is_on(me)) {
@@ -100,8 +100,7 @@ impl Gate {
     pub(crate) fn try_acquire(self: &Arc<Self>, holder: Holder) -> Option<Permit> {
         let mut state = self.lock();
         let seat = state.free_seat()?;
-        state.seats[seat] = Some(holder);
-        Some(Permit { gate: Arc::clone(self), seat })
+        Some(self.seated(&mut state, seat, holder))
     }
 
     /// Gives no more permits, except by [`try_acquire`](Self::try_acquire), and sends all waiters away.
@@ -146,11 +145,17 @@ impl Gate {
         (state.seats.iter().flatten().count(), state.waiters.len())
     }
 
+    fn seated(self: &Arc<Self>, state: &mut State, seat: usize, holder: Holder) -> Permit {
+        let since = holder.since;
+        state.seats[seat] = Some(holder);
+        Permit { gate: Arc::clone(self), seat, since }
+    }
+
     fn wait(self: &Arc<Self>, waiter: &Arc<Waiter>, deadline: Instant) -> Result<Permit, Refused> {
         let mut answer = waiter.lock();
         loop {
             match std::mem::replace(&mut *answer, Answer::Taken) {
-                Answer::Granted(seat) => return Ok(Permit { gate: Arc::clone(self), seat }),
+                Answer::Granted(seat, since) => return Ok(Permit { gate: Arc::clone(self), seat, since }),
                 Answer::Closed => return Err(Refused::Closed),
                 waiting => *answer = waiting,
             }
@@ -176,9 +181,9 @@ impl Gate {
         state.seats[seat] = None;
         match state.waiters.pop_front() {
             Some(waiter) => {
-                let mut answer = waiter.lock();
-                if let Answer::Waiting(holder) = std::mem::replace(&mut *answer, Answer::Granted(seat)) {
-                    state.seats[seat] = Some(Holder { since: Instant::now(), ..holder });
+                let (mut answer, since) = (waiter.lock(), Instant::now());
+                if let Answer::Waiting(holder) = std::mem::replace(&mut *answer, Answer::Granted(seat, since)) {
+                    state.seats[seat] = Some(Holder { since, ..holder });
                 }
                 drop(answer);
                 waiter.wake.notify_one();
@@ -226,6 +231,11 @@ impl Waiter {
 }
 
 impl Permit {
+    /// When it was given.
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
+
     /// From here until a thread adopts it nobody's thread holds it.
     pub(crate) fn lend(&self) {
         if let Some(holder) = &mut self.gate.lock().seats[self.seat] {
@@ -258,7 +268,7 @@ mod tests {
 
     #[track_caller]
     fn holder() -> Holder {
-        Holder::new("test".into(), Location::caller(), false)
+        Holder::new("test".into(), Location::caller(), Instant::now(), false)
     }
 
     fn soon() -> Instant {

@@ -20,8 +20,8 @@ pub struct Holder {
 
 impl Holder {
     #[inline]
-    pub(crate) fn new(app: std::sync::Arc<str>, place: Place, in_transaction: bool) -> Self {
-        Self { app, place, thread: std::thread::current(), since: Instant::now(), in_transaction, lent: false }
+    pub(crate) fn new(app: std::sync::Arc<str>, place: Place, since: Instant, in_transaction: bool) -> Self {
+        Self { app, place, thread: std::thread::current(), since, in_transaction, lent: false }
     }
 
     pub(crate) fn is_on(&self, thread: ThreadId) -> bool {

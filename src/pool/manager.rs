@@ -23,7 +23,8 @@ use crate::spec::Spec;
 /// What r2d2 takes for a connection.
 #[derive(Debug)]
 pub(crate) enum Slot<C> {
-    Live(Live<C>),
+    // Boxed, as r2d2 and a lease move it about: a connection can be some hundred bytes.
+    Live(Box<Live<C>>),
     Failed(ConnectFailure),
     /// Made when nobody waited any more.
     Surplus,
@@ -59,8 +60,8 @@ impl<C> fmt::Debug for Live<C> {
 
 impl<C> Live<C> {
     /// Whether it may be lent once more.
-    pub(crate) fn is_fit(&self, control: &Control) -> bool {
-        self.is_current(control) && self.expires.is_none_or(|expires| Instant::now() < expires)
+    pub(crate) fn is_fit(&self, control: &Control, now: Instant) -> bool {
+        self.is_current(control) && self.expires.is_none_or(|expires| now < expires)
     }
 
     /// Whether the schema is still that of the time when it was made.
@@ -219,7 +220,7 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
                 drop(live);
                 Slot::Surplus
             }
-            Ok(Ok(live)) => Slot::Live(live),
+            Ok(Ok(live)) => Slot::Live(Box::new(live)),
             Ok(Err(failure)) => Slot::Failed(failure),
             Err(panic) => Slot::Failed(ConnectFailure {
                 kind: ConnectErrorKind::Other,

@@ -64,7 +64,7 @@ impl<C: SessionConnection> std::fmt::Debug for Pool<C> {
 pub(crate) struct Lease<C: SessionConnection> {
     // Declared in the order in which they end: the connection is back, or closed, before its permit is free.
     stored: Stored<C>,
-    _permit: Permit,
+    permit: Permit,
     pool: Arc<Pool<C>>,
 }
 
@@ -97,7 +97,7 @@ impl<C: SessionConnection> Pool<C> {
 
     /// A connection, within the application's `acquire_timeout` and before `limit`.
     pub(crate) fn acquire(
-        self: &Arc<Self>,
+        self: Arc<Self>,
         place: Place,
         in_transaction: bool,
         limit: Option<Instant>,
@@ -107,9 +107,11 @@ impl<C: SessionConnection> Pool<C> {
         let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
         let mut pause = FIRST_PAUSE;
         let mut refusal = None;
+        let mut asked = started;
         loop {
-            let permit = self.permit(place, in_transaction, started, deadline)?;
-            let stored = match self.idle() {
+            let holder = Holder::new(Arc::clone(&self.spec.app), place, asked, in_transaction);
+            let permit = self.permit(holder, started, deadline)?;
+            let stored = match self.idle(permit.since()) {
                 Some(stored) => stored,
                 None => match self.connected(deadline) {
                     Ok(Ok(stored)) => stored,
@@ -123,6 +125,7 @@ impl<C: SessionConnection> Pool<C> {
                         std::thread::sleep(pause);
                         pause = (pause * 2).min(LONGEST_PAUSE);
                         refusal = Some(failure);
+                        asked = Instant::now();
                         continue;
                     }
                     // The last try was cut short by the deadline; what the server said before tells more.
@@ -135,8 +138,9 @@ impl<C: SessionConnection> Pool<C> {
                 },
             };
             if let Some((stored, permit)) = self.alive(stored, permit, deadline) {
-                return Ok(Lease { stored, _permit: permit, pool: Arc::clone(self) });
+                return Ok(Lease { stored, permit, pool: self });
             }
+            asked = Instant::now();
         }
     }
 
@@ -146,7 +150,7 @@ impl<C: SessionConnection> Pool<C> {
         let started = Instant::now();
         let deadline = started + self.spec.config.lock_timeout.unwrap_or(crate::backend::BUSY);
         let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
-        let holder = Holder::new(Arc::clone(&self.spec.app), place, true);
+        let holder = Holder::new(Arc::clone(&self.spec.app), place, started, true);
         let app = || self.spec.app.to_string();
         writers.acquire(holder, deadline).map(Some).map_err(|refused| match refused {
             Refused::Closed => Error::Disposed { app: app() },
@@ -220,9 +224,9 @@ impl<C: SessionConnection> Pool<C> {
         }
     }
 
-    fn permit(&self, place: Place, in_transaction: bool, started: Instant, deadline: Instant) -> Result<Permit> {
+    fn permit(&self, holder: Holder, started: Instant, deadline: Instant) -> Result<Permit> {
         let app = || self.spec.app.to_string();
-        let holder = Holder::new(Arc::clone(&self.spec.app), place, in_transaction);
+        let place = holder.place;
         self.gate.acquire(holder, deadline).map_err(|refused| match refused {
             Refused::Closed => Error::Disposed { app: app() },
             Refused::HeldByCaller(holders) => {
@@ -239,11 +243,11 @@ impl<C: SessionConnection> Pool<C> {
     }
 
     /// An idle connection that may be lent; those that may not are closed on the way.
-    fn idle(&self) -> Option<Stored<C>> {
+    fn idle(&self, now: Instant) -> Option<Stored<C>> {
         loop {
             let mut stored = self.storage.try_get()?;
             match &mut *stored {
-                Slot::Live(live) if live.is_fit(&self.control) => return Some(stored),
+                Slot::Live(live) if live.is_fit(&self.control, now) => return Some(stored),
                 Slot::Live(live) => live.doomed = true,
                 Slot::Failed(_) | Slot::Surplus => {}
             }
@@ -294,8 +298,8 @@ impl<C: SessionConnection> Pool<C> {
     /// The connection, if it has been used just now or gives a sign of life. It is asked on a helper thread: one that does
     /// not answer keeps its permit until it does, and is closed then.
     fn alive(&self, mut stored: Stored<C>, permit: Permit, deadline: Instant) -> Option<(Stored<C>, Permit)> {
-        let last_used = live(&mut stored).last_used;
-        if last_used.elapsed() < FRESH || !self.spec.target.kind.can_go_stale() {
+        let unused_for = permit.since().saturating_duration_since(live(&mut stored).last_used);
+        if unused_for < FRESH || !self.spec.target.kind.can_go_stale() {
             return Some((stored, permit));
         }
         let patience = self.spec.config.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
@@ -336,7 +340,8 @@ impl<C: SessionConnection> Pool<C> {
     /// Closes what has been idle, or has lived, for too long, and comes again when the next is due.
     fn age(self: &Arc<Self>) {
         let Some(idle_timeout) = self.spec.config.idle_timeout else { return };
-        if self.control.closed.load(Ordering::Acquire) || self.ageing.swap(true, Ordering::AcqRel) {
+        let ageing = || self.ageing.load(Ordering::Acquire) || self.ageing.swap(true, Ordering::AcqRel);
+        if self.control.closed.load(Ordering::Acquire) || ageing() {
             return;
         }
         let pool = Arc::downgrade(self);
@@ -354,10 +359,11 @@ impl<C: SessionConnection> Pool<C> {
     /// r2d2 lends the last returned first, so all are taken out before any is put back, each under a permit of its own.
     fn close_aged(&self, idle_timeout: Duration) {
         let mut kept = Vec::new();
+        let now = Instant::now();
         while let Some(permit) = self.gate.try_acquire(self.housekeeper()) {
             let Some(mut stored) = self.storage.try_get() else { break };
             if let Slot::Live(live) = &mut *stored {
-                if live.last_used.elapsed() < idle_timeout && live.is_fit(&self.control) {
+                if now.saturating_duration_since(live.last_used) < idle_timeout && live.is_fit(&self.control, now) {
                     kept.push((stored, permit));
                 } else {
                     live.doomed = true;
@@ -373,7 +379,7 @@ impl<C: SessionConnection> Pool<C> {
 
     #[track_caller]
     fn housekeeper(&self) -> Holder {
-        Holder::new(Arc::clone(&self.spec.app), std::panic::Location::caller(), false)
+        Holder::new(Arc::clone(&self.spec.app), std::panic::Location::caller(), Instant::now(), false)
     }
 }
 
@@ -418,8 +424,9 @@ impl<C: SessionConnection> Lease<C> {
         let live = self.live();
         live.last_used = Instant::now();
         live.unused = false;
-        let pool = Arc::clone(&self.pool);
-        drop(self);
+        let Self { stored, permit, pool } = self;
+        drop(stored);
+        drop(permit);
         pool.age();
     }
 }

@@ -42,7 +42,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
             return Err(Error::TransactionOpen { app: app.id().into(), operation, holders: mine });
         }
         let lease = pool.acquire(at, false, None)?;
-        let turn = pool.turn_to_write(at, None)?;
+        let turn = lease.pool().turn_to_write(at, None)?;
         let spec = app.spec();
         let mut change = Change {
             app,

@@ -78,6 +78,10 @@ impl Hooks {
         self.after_rollback.push(Box::new(hook));
     }
 
+    fn is_empty(&self) -> bool {
+        self.before_commit.is_empty() && self.after_commit.is_empty() && self.after_rollback.is_empty()
+    }
+
     pub(crate) fn mark(&self) -> Mark {
         Mark(self.before_commit.len(), self.after_commit.len(), self.after_rollback.len())
     }
@@ -104,6 +108,9 @@ impl Hooks {
 
     /// Drops hooks that do not run. What they own may panic in its drop; that is nobody's business any more.
     pub(crate) fn discard(self) {
+        if self.is_empty() {
+            return;
+        }
         let Self { before_commit, after_commit, after_rollback } = self;
         before_commit.into_iter().for_each(drop_contained);
         after_commit.into_iter().for_each(drop_contained);
@@ -112,12 +119,18 @@ impl Hooks {
 
     /// Runs what is to run after a commit; every hook runs, the first failure is returned.
     pub(crate) fn run_after_commit(mut self) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
         let hooks = std::mem::take(&mut self.after_commit);
         self.discard();
         run_all("after_commit", true, hooks)
     }
 
     pub(crate) fn run_after_rollback(mut self) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
         let hooks = std::mem::take(&mut self.after_rollback);
         self.discard();
         run_all("after_rollback", false, hooks)
