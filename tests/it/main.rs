@@ -11,6 +11,7 @@ mod fixtures;
 mod attacks;
 mod connect;
 mod dispose;
+mod round_trips;
 mod schema;
 mod schema_races;
 mod world;

@@ -1,0 +1,112 @@
+//! How often a program waits for the server, counted by a proxy between them.
+
+use diesel::prelude::*;
+use diesel_session::{Config, Error, Scope};
+
+use crate::fixtures::{Conn, Site};
+use crate::support::proxy::Proxy;
+use crate::support::{Kind, enabled};
+
+diesel::table! {
+    entries (id) { id -> Integer, author -> Text, message -> Text, }
+}
+
+type Entry = (i32, String, String);
+
+fn by_key() -> diesel::dsl::Find<entries::table, i32> {
+    entries::table.find(1)
+}
+
+/// What a connection type has to tell this file: the statements are typed, so each is written out for it.
+trait Reads: Conn {
+    /// Of a `BEGIN` or `COMMIT`: Diesel's MySQL driver allows several statements before each and forbids them after it.
+    const OF_BEGIN: usize;
+
+    fn read(&mut self) -> QueryResult<Option<Entry>>;
+    fn read_in_session() -> Result<Option<Entry>, Error>;
+}
+
+macro_rules! reads {
+    ($connection:ty, $of_begin:literal) => {
+        impl Reads for $connection {
+            const OF_BEGIN: usize = $of_begin;
+
+            fn read(&mut self) -> QueryResult<Option<Entry>> {
+                by_key().get_result(self).optional()
+            }
+
+            fn read_in_session() -> Result<Option<Entry>, Error> {
+                use diesel_session::ResultExt;
+                Self::db().session()?.get_result(by_key()).optional()
+            }
+        }
+    };
+}
+
+reads!(PgConnection, 1);
+reads!(MysqlConnection, 3);
+
+fn counted<C: Reads>(site: &Site) {
+    let proxy = Proxy::to(("127.0.0.1", site.port()));
+    let url = site.url_at(proxy.port());
+    let (app, mut plain) = (C::app(Config::new(&url)), C::establish(&url).unwrap());
+    app.create_all().unwrap();
+    let pool = |ping| {
+        let builder = r2d2::Pool::builder().max_size(1).test_on_check_out(ping);
+        builder.build(diesel::r2d2::ConnectionManager::<C>::new(&url)).unwrap()
+    };
+    let (pinging, trusting) = (pool(true), pool(false));
+
+    // Statements are prepared at their first use, which is a round trip of its own.
+    let scope = || app.scope();
+    let read = |scope: Scope<C>| scope.commit_on_ok().run(C::read_in_session).unwrap();
+    read(scope());
+    plain.read().unwrap();
+    for pool in [&pinging, &trusting] {
+        pool.get().unwrap().read().unwrap();
+    }
+
+    let round_trips = |run: &mut dyn FnMut()| {
+        let before = proxy.round_trips();
+        run();
+        proxy.round_trips() - before
+    };
+    let ends = 2 * C::OF_BEGIN;
+    let seen = [
+        ("an empty context", 0, round_trips(&mut || app.context(|| ()))),
+        ("a session at rest", 0, round_trips(&mut || app.context(|| drop(C::db().session().unwrap())))),
+        ("a commit of nothing", 0, round_trips(&mut || app.context(|| C::db().session()?.commit()).unwrap())),
+        ("SELECT, autocommit", 1, round_trips(&mut || drop(read(scope().autocommit())))),
+        ("SELECT, plain Diesel", 1, round_trips(&mut || drop(plain.read().unwrap()))),
+        ("SELECT, r2d2 without its ping", 1, round_trips(&mut || drop(trusting.get().unwrap().read().unwrap()))),
+        ("SELECT, r2d2", 2, round_trips(&mut || drop(pinging.get().unwrap().read().unwrap()))),
+        ("a transaction", 1 + ends, round_trips(&mut || drop(read(scope())))),
+        ("a read-only transaction", 1 + ends, round_trips(&mut || drop(read(scope().read_only())))),
+        ("rolled back", 1 + ends, round_trips(&mut || drop(scope().run(C::read_in_session).unwrap()))),
+        ("a transaction, plain Diesel", 1 + ends, round_trips(&mut || drop(plain.transaction(C::read).unwrap()))),
+        (
+            "two statements in one transaction",
+            2 + ends,
+            round_trips(&mut || {
+                scope().commit_on_ok().run(|| C::read_in_session().and_then(|_| C::read_in_session())).unwrap();
+            }),
+        ),
+    ];
+    for (what, wanted, seen) in seen {
+        assert_eq!(seen, wanted, "{what}");
+    }
+}
+
+#[test]
+fn postgres() {
+    if enabled(Kind::Postgres) {
+        counted::<PgConnection>(&Site::postgres());
+    }
+}
+
+#[test]
+fn mysql() {
+    if enabled(Kind::Mysql) {
+        counted::<MysqlConnection>(&Site::mysql());
+    }
+}
