@@ -1,0 +1,92 @@
+//! A context with one SELECT by primary key, against the same statements without this crate.
+
+use std::cell::Cell;
+use std::hint::black_box;
+
+use diesel_session::{App, Config, Error, Scope};
+
+use crate::contest::{Baseline, Contest, timed};
+use crate::peer::{self, Pool};
+use crate::table::{Conn, Item, ROWS};
+
+pub fn measure<C: Conn>(url: &str, rounds: usize) {
+    let mut held = C::establish(url).unwrap();
+    let app = C::db().init_app("reads", Config::new(url)).unwrap();
+    // Its connection is opened first, for what it sets for the whole file (SQLite's WAL).
+    app.ping().unwrap();
+    held.fill();
+    let held = std::cell::RefCell::new(held);
+    let (pinging, trusting) = (peer::pool::<C>(url, 8, true), peer::pool::<C>(url, 8, false));
+    let next = Ids::default();
+    let (held, app, next) = (&held, &app, &next);
+
+    let mut contest = Contest::new(format!("{}: one SELECT by primary key", C::NAME));
+    let mut compare =
+        |statements: &str, plain: fn(&mut C, i32) -> diesel::QueryResult<Item>, ours: &[(&str, Ours<C>)]| {
+            let baseline = contest.baseline(format!("{statements}: plain Diesel"), move |times| {
+                let mut conn = held.borrow_mut();
+                timed(times, || drop(black_box(plain(&mut conn, next.id()).unwrap())))
+            });
+            for &(name, ours) in ours {
+                contest.against(baseline, format!("  {name}"), move |times| {
+                    timed(times, || drop(black_box(ours(app, next.id()).unwrap())))
+                });
+            }
+            pooled(&mut contest, baseline, "  Diesel + r2d2, no ping", &trusting, plain, next);
+            pooled(&mut contest, baseline, "  Diesel + r2d2", &pinging, plain, next);
+        };
+    let by_itself: &[(&str, Ours<C>)] = &[("context, autocommit", |app, id| read(app.scope().autocommit(), id))];
+    let default: (&str, Ours<C>) = ("context", |app, id| read(app.scope().commit_on_ok(), id));
+    let written: (&str, Ours<C>) = ("context, begun to write", |app, id| {
+        app.scope().commit_on_ok().run(|| {
+            let session = C::db().session()?;
+            session.begin()?;
+            C::select_in(&session, id)
+        })
+    });
+    // SQLite's default scope reads outside of a transaction.
+    let reads_outside = C::NAME.starts_with("SQLite");
+    if reads_outside {
+        compare("SELECT", C::select, &[by_itself[0], default]);
+    } else {
+        compare("SELECT", C::select, by_itself);
+    }
+    compare(
+        "BEGIN READ ONLY, SELECT, COMMIT",
+        C::read_only,
+        &[("context, read-only", |app, id| read(app.scope().read_only().commit_on_ok(), id))],
+    );
+    compare("BEGIN, SELECT, COMMIT", C::read_write, &[if reads_outside { written } else { default }]);
+    contest.hold(rounds);
+    C::db().remove_app("reads").unwrap();
+}
+
+type Ours<C> = fn(&App<C>, i32) -> Result<Item, Error>;
+
+fn read<C: Conn, P: diesel_session::Policy<Item>>(scope: Scope<C, P>, id: i32) -> Result<Item, Error> {
+    scope.run(|| C::select_in(&C::db().session()?, id))
+}
+
+fn pooled<'c, C: Conn>(
+    contest: &mut Contest<'c>,
+    baseline: Baseline,
+    name: &str,
+    pool: &'c Pool<C>,
+    plain: fn(&mut C, i32) -> diesel::QueryResult<Item>,
+    next: &'c Ids,
+) {
+    contest.against(baseline, name, move |times| {
+        timed(times, || drop(black_box(plain(&mut pool.get().unwrap(), next.id()).unwrap())))
+    });
+}
+
+/// Keys in an order that is the same for every contender.
+#[derive(Default)]
+struct Ids(Cell<i32>);
+
+impl Ids {
+    fn id(&self) -> i32 {
+        self.0.set((self.0.get() + 7) % ROWS);
+        self.0.get()
+    }
+}
