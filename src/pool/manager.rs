@@ -41,7 +41,10 @@ pub(crate) struct ConnectFailure {
 pub(crate) struct Live<C> {
     pub(crate) conn: C,
     pub(crate) witness: Arc<Witness>,
-    pub(crate) last_used: Instant,
+    /// When it was lent last. Reading the clock once more at its return would cost a tenth of the loan.
+    pub(super) lent: Instant,
+    /// It has been lent since [`close_aged`](super::Pool::close_aged) looked at it.
+    pub(super) was_used: bool,
     expires: Option<Instant>,
     pub(super) schema: usize,
     /// It has not been lent yet.
@@ -163,7 +166,8 @@ impl<C: SessionConnection> Manager<C> {
         Ok(Live {
             conn,
             witness,
-            last_used: now,
+            lent: now,
+            was_used: false,
             expires: spec.config.max_lifetime.map(|lifetime| now + shortened(lifetime)),
             schema: self.control.schema.load(Ordering::Acquire),
             unused: true,

@@ -30,7 +30,7 @@ use gate::{Gate, Refused};
 use manager::Manager;
 use server::Server;
 
-/// Used less than that ago, a connection is handed out as it is.
+/// Lent less than that ago, a connection is handed out as it is.
 const FRESH: Duration = Duration::from_millis(500);
 
 /// The pause before a refusal by a full server is tried again; it doubles up to [`LONGEST_PAUSE`].
@@ -137,7 +137,8 @@ impl<C: SessionConnection> Pool<C> {
                     },
                 },
             };
-            if let Some((stored, permit)) = self.alive(stored, permit, deadline) {
+            if let Some((mut stored, permit)) = self.alive(stored, permit, deadline) {
+                live(&mut stored).lent = permit.since();
                 return Ok(Lease { stored, permit, pool: self });
             }
             asked = Instant::now();
@@ -298,8 +299,8 @@ impl<C: SessionConnection> Pool<C> {
     /// The connection, if it has been used just now or gives a sign of life. It is asked on a helper thread: one that does
     /// not answer keeps its permit until it does, and is closed then.
     fn alive(&self, mut stored: Stored<C>, permit: Permit, deadline: Instant) -> Option<(Stored<C>, Permit)> {
-        let unused_for = permit.since().saturating_duration_since(live(&mut stored).last_used);
-        if unused_for < FRESH || !self.spec.target.kind.can_go_stale() {
+        let age = permit.since().saturating_duration_since(live(&mut stored).lent);
+        if age < FRESH || !self.spec.target.kind.can_go_stale() {
             return Some((stored, permit));
         }
         let patience = self.spec.config.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
@@ -363,7 +364,9 @@ impl<C: SessionConnection> Pool<C> {
         while let Some(permit) = self.gate.try_acquire(self.housekeeper()) {
             let Some(mut stored) = self.storage.try_get() else { break };
             if let Slot::Live(live) = &mut *stored {
-                if now.saturating_duration_since(live.last_used) < idle_timeout && live.is_fit(&self.control, now) {
+                let was_used = std::mem::take(&mut live.was_used);
+                let is_young = was_used || now.saturating_duration_since(live.lent) < idle_timeout;
+                if is_young && live.is_fit(&self.control, now) {
                     kept.push((stored, permit));
                 } else {
                     live.doomed = true;
@@ -422,7 +425,7 @@ impl<C: SessionConnection> Lease<C> {
     /// Gives it back, from whatever state it is in.
     pub(crate) fn give_back(mut self) {
         let live = self.live();
-        live.last_used = Instant::now();
+        live.was_used = true;
         live.unused = false;
         let Self { stored, permit, pool } = self;
         drop(stored);

@@ -31,7 +31,7 @@ impl<C: SessionConnection> Core<C> {
         }
         // Whoever had the connection may have put another in its place, or have replaced its instrumentation.
         let watched = !raw || live.witness.watches(live.conn.instrumentation());
-        let mut notes = live.witness.take();
+        let mut notes = if live.witness.has_notes() { live.witness.take() } else { Notes::default() };
         if let Some(error) = failure {
             notes.complete(error, !raw);
         }
