@@ -66,6 +66,6 @@ fn answer(app: &App<AnyConnection>, request: &Request) -> Response {
     answered.unwrap_or_else(|error: Error| {
         // The text is for who runs the program: it names places in the source. A visitor learns only that it failed.
         eprintln!("guestbook: {} {}: {error}", request.method(), request.raw_url());
-        html::notice(500, "Something went wrong", "This is our fault. Please try again later.")
+        handlers::failure(request)
     })
 }
