@@ -1,5 +1,6 @@
 use std::fs;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use crate::support::{program, wait};
 
 /// A headless Chromium, driven by chromedriver through the WebDriver protocol.
 ///
-/// What is asked for and not there is a panic that shows the page.
+/// What is asked for and not there is a panic; every panic of its thread shows the page.
 pub(crate) struct Browser {
     agent: Agent,
     /// The address of the browser's session at chromedriver.
@@ -73,22 +74,18 @@ impl Browser {
         self.run("window.isLeft = true");
         step();
         let arrived = || self.run("return !window.isLeft && document.readyState === 'complete'") == true;
-        assert!(wait::until(LOAD_LIMIT, arrived), "the page stays:\n{}", self.source());
+        assert!(wait::until(LOAD_LIMIT, arrived), "the page stays");
     }
 
     pub(crate) fn url(&self) -> String {
-        text_of(self.get("/url"))
-    }
-
-    pub(crate) fn source(&self) -> String {
-        text_of(self.get("/source"))
+        self.get("/url").as_str().expect("an address").to_owned()
     }
 
     /// The one element that a CSS selector means.
     #[track_caller]
     pub(crate) fn find(&self, css: &str) -> Element<'_> {
         let mut found = self.find_all(css);
-        assert_eq!(found.len(), 1, "elements `{css}` of:\n{}", self.source());
+        assert_eq!(found.len(), 1, "elements `{css}`");
         found.remove(0)
     }
 
@@ -141,13 +138,13 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
+        if thread::panicking() {
+            let source = self.agent.get(format!("{}/source", self.session)).call();
+            eprintln!("What the browser showed:\n{}", Answer::of(source).body);
+        }
         // Only the polite way; the driver's end is the certain one.
         let _ = self.agent.delete(&self.session).call();
     }
-}
-
-fn text_of(value: Value) -> String {
-    value.as_str().expect("a text").to_owned()
 }
 
 fn base64_decoded(text: &str) -> Vec<u8> {

@@ -134,12 +134,17 @@ impl<'g> Visitor<'g> {
                 self.written += 1;
             }
             2 => {
-                let added = self.post("api/entries", &name, &message, 201).json();
-                assert_eq!((&added["author"], &added["message"]), (&name.as_str().into(), &message.as_str().into()));
-                self.written += 1;
-                self.get("api/entries?page=2", 200);
-                if round % 4 != 0 {
-                    self.delete(&added["id"].to_string());
+                // The database's share of a request is the largest here.
+                for number in 0..8 {
+                    let id = self.add_by_api(&name, &message);
+                    self.get(&format!("api/entries?page={number}"), 200);
+                    if number % 2 == 0 {
+                        self.delete(&id, 303);
+                        self.written -= 1;
+                    }
+                    if number == 0 {
+                        self.delete(&id, 404);
+                    }
                 }
             }
             3 => {
@@ -156,12 +161,16 @@ impl<'g> Visitor<'g> {
         }
     }
 
-    /// The second time there is nothing to delete.
-    fn delete(&mut self, id: &str) {
-        let path = format!("entries/{id}/delete");
-        self.post(&path, "", "", 303);
-        self.written -= 1;
-        self.post(&path, "", "", 404);
+    /// The new entry's id.
+    fn add_by_api(&mut self, author: &str, message: &str) -> String {
+        let added = self.post("api/entries", author, message, 201).json();
+        assert_eq!((&added["author"], &added["message"]), (&author.into(), &message.into()));
+        self.written += 1;
+        added["id"].to_string()
+    }
+
+    fn delete(&mut self, id: &str, wanted: u16) {
+        self.post(&format!("entries/{id}/delete"), "", "", wanted);
     }
 
     fn get(&mut self, path: &str, wanted: u16) -> Answer {
@@ -177,8 +186,7 @@ impl<'g> Visitor<'g> {
     fn expect(&mut self, request: &str, wanted: u16, answer: Answer) -> Answer {
         self.requests += 1;
         let Answer { status, body } = &answer;
-        let log = || self.guestbook.log();
-        assert!(*status == wanted, "{request}: {status}, not {wanted}\n{body}\nThe guestbook's log:\n{}", log());
+        assert!(*status == wanted, "{request}: {status}, not {wanted}\n{body}");
         answer
     }
 }

@@ -2,6 +2,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::thread;
 
 use serde_json::Value;
 
@@ -33,14 +34,18 @@ impl Guestbook {
         self.pid
     }
 
-    pub(crate) fn log(&self) -> String {
-        self.service.log()
-    }
-
     /// It speaks of nothing but errors once it is open.
     #[track_caller]
     pub(crate) fn assert_no_errors(&self) {
-        assert_eq!(self.log(), format!("{OPEN}{}\n", self.address), "the guestbook's log");
+        assert_eq!(self.service.log(), format!("{OPEN}{}\n", self.address), "the guestbook's log");
+    }
+}
+
+impl Drop for Guestbook {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("The guestbook's log:\n{}", self.service.log());
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! `cargo test --all-features --test web -- --test-threads=1`; the pictures are in `target/screenshots`.
 
 // Half of a test is in helpers, which the lint does not take for tests.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -13,6 +13,7 @@ mod fixtures;
 
 mod browser;
 mod client;
+mod clock;
 mod crowd;
 mod element;
 mod guestbook;

@@ -1,4 +1,4 @@
--- `written_at` is in UTC on every database, whatever time zone the server is in.
+-- `written_at` is in UTC, whatever time zone the session is in that writes.
 CREATE TABLE entries (
     id SERIAL PRIMARY KEY,
     author VARCHAR(100) NOT NULL CHECK (author <> ''),
