@@ -43,7 +43,10 @@ impl Service {
         let mut said = None;
         wait::until(START_LIMIT, || {
             let was_alive = process::alive(pid);
-            said = self.log().lines().find_map(|line| line.strip_prefix(sign).map(String::from));
+            // The last line may not be whole yet.
+            let log = self.log();
+            let mut lines = log.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+            said = lines.find_map(|line| line.strip_prefix(sign)).map(String::from);
             said.is_some() || !was_alive
         });
         (pid, said.unwrap_or_else(|| panic!("`{command}` did not say `{sign}`, but:\n{}", self.log())))
