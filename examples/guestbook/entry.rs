@@ -4,7 +4,7 @@ use chrono::NaiveDateTime;
 use diesel::prelude::*;
 use diesel_session::Result;
 
-use crate::DB;
+use crate::database::{AnyConnection, DB};
 
 diesel::table! {
     entries (id) {
@@ -35,10 +35,31 @@ pub(crate) struct NewEntry {
 
 impl NewEntry {
     /// Puts it into the book. It stays there when the request's scope commits.
-    pub(crate) fn insert(self) -> Result<Entry> {
-        let insert = diesel::insert_into(entries::table).values(self).returning(Entry::as_returning());
-        DB.session()?.get_result(insert)
+    pub(crate) fn insert(&self) -> Result<Entry> {
+        DB.session()?.with(|conn| self.insert_into(conn))
     }
+
+    /// What each database has to tell what it made of a new row. The other statements are the same for all.
+    fn insert_into(&self, conn: &mut AnyConnection) -> QueryResult<Entry> {
+        let insert = diesel::insert_into(entries::table).values(self);
+        match conn {
+            AnyConnection::Sqlite(conn) => insert.returning(Entry::as_returning()).get_result(conn),
+            #[cfg(feature = "postgres")]
+            AnyConnection::Postgres(conn) => insert.returning(Entry::as_returning()).get_result(conn),
+            #[cfg(feature = "mysql")]
+            AnyConnection::Mysql(conn) => {
+                insert.execute(conn)?;
+                entries::table.find(last_insert_id()).select(Entry::as_select()).get_result(conn)
+            }
+        }
+    }
+}
+
+#[cfg(feature = "mysql")]
+#[diesel::declare_sql_function]
+extern "SQL" {
+    /// MySQL's key of the row that this connection inserted last.
+    fn last_insert_id() -> Integer;
 }
 
 impl Entry {

@@ -25,7 +25,7 @@ pub(crate) struct Problems {
     pub(crate) message: Option<String>,
 }
 
-/// A body that is no form at all.
+/// Why a request is refused as a whole, such as for a body that is no form at all.
 pub(crate) struct Refusal {
     pub(crate) status: u16,
     pub(crate) reason: &'static str,

@@ -4,7 +4,7 @@ use diesel_session::Result;
 use rouille::{Request, Response};
 
 use crate::entry::Entry;
-use crate::form::{Form, Problems};
+use crate::form::{Form, Problems, Refusal};
 use crate::page::Page;
 use crate::{api, html};
 
@@ -18,8 +18,13 @@ pub(crate) fn answer(request: &Request) -> Result<Response> {
         ("POST", ["entries", id, "delete"]) => delete(request, id),
         ("GET" | "HEAD", ["api", "entries"]) => Ok(api::page(&Page::load(Page::wanted(request))?)),
         ("POST", ["api", "entries"]) => add_by_api(request),
-        _ => Ok(not_found()),
+        _ => Ok(not_found(request)),
     }
+}
+
+/// The answer where there is none because something broke. Why is not the visitor's business.
+pub(crate) fn failure(request: &Request) -> Response {
+    notice(request, 500, "Something went wrong", "This is our fault. Please try again later.")
 }
 
 fn show(request: &Request) -> Result<Response> {
@@ -55,10 +60,19 @@ fn add_by_api(request: &Request) -> Result<Response> {
 fn delete(request: &Request, id: &str) -> Result<Response> {
     match id.parse() {
         Ok(id) if Entry::delete(id)? => Ok(Response::redirect_303(Page::link(Page::wanted(request)))),
-        _ => Ok(not_found()),
+        _ => Ok(not_found(request)),
     }
 }
 
-fn not_found() -> Response {
-    html::notice(404, "Not found", "There is nothing here.")
+fn not_found(request: &Request) -> Response {
+    notice(request, 404, "Not found", "There is nothing here.")
+}
+
+/// One thing to say, in the form in which the request wants its answers.
+fn notice(request: &Request, status: u16, title: &str, reason: &'static str) -> Response {
+    if request.url().starts_with("/api/") {
+        api::refusal(&Refusal { status, reason })
+    } else {
+        html::notice(status, title, reason)
+    }
 }

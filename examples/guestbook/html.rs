@@ -11,7 +11,7 @@ use crate::page::Page;
 /// The guestbook: a form and a page of entries.
 pub(crate) fn guestbook(page: &Page, form: &Form, problems: &Problems) -> Response {
     let entries = if page.entries.is_empty() {
-        "<p class=\"quiet\">Nobody has written anything yet. Be the first!</p>".to_owned()
+        "<p class=\"quiet empty\">Nobody has written anything yet. Be the first!</p>".to_owned()
     } else {
         let items: String = page.entries.iter().map(|entry| item(entry, page.number)).collect();
         format!("<ol>{items}</ol>")
@@ -19,7 +19,9 @@ pub(crate) fn guestbook(page: &Page, form: &Form, problems: &Problems) -> Respon
     document(
         "Guestbook",
         &format!(
-            "<h1>Guestbook</h1>{form}<section aria-labelledby=\"entries\"><h2 id=\"entries\">Entries ({total})</h2>{entries}{links}</section>",
+            "<h1>Guestbook</h1><p class=\"lead\">Leave a few words for whoever comes after you.</p>{form}\
+             <section aria-labelledby=\"entries\">\
+             <h2 id=\"entries\">Entries <span class=\"count\">({total})</span></h2>{entries}{links}</section>",
             form = entry_form(form, problems),
             total = page.total,
             links = links(page),
@@ -30,7 +32,8 @@ pub(crate) fn guestbook(page: &Page, form: &Form, problems: &Problems) -> Respon
 /// A page that says one thing.
 pub(crate) fn notice(status: u16, title: &str, text: &str) -> Response {
     let (shown, text) = (Escaped(title), Escaped(text));
-    let body = format!("<h1>{shown}</h1><p>{text}</p><p><a href=\"/\">To the guestbook</a></p>");
+    let body =
+        format!("<h1>{shown}</h1><p class=\"lead\">{text}</p><a class=\"button\" href=\"/\">To the guestbook</a>");
     document(title, &body).with_status_code(status)
 }
 
@@ -51,35 +54,46 @@ fn document(title: &str, body: &str) -> Response {
 
 fn entry_form(form: &Form, problems: &Problems) -> String {
     let (author, message) = (Escaped(&form.author), Escaped(&form.message));
-    let (author_mark, author_problem) = complaint("author", problems.author.as_deref());
-    let (message_mark, message_problem) = complaint("message", problems.message.as_deref());
+    let author_problem = complaint("author", problems.author.as_deref());
+    let message_problem = complaint("message", problems.message.as_deref());
+    let author_mark = mark("author", problems.author.is_some(), true);
+    let message_mark = mark("message", problems.message.is_some(), problems.author.is_none());
     // HTML drops a line break right after `<textarea>`; the one written here saves the visitor's own.
     format!(
-        "<form method=\"post\" action=\"/entries\">\
-         <label for=\"author\">Your name</label>\
+        "<form class=\"card\" method=\"post\" action=\"/entries\">\
+         <div class=\"field\"><label for=\"author\">Your name</label>\
          <input id=\"author\" name=\"author\" value=\"{author}\" required maxlength=\"{AUTHOR_LENGTH}\" autocomplete=\"name\"{author_mark}>\
-         {author_problem}\
-         <label for=\"message\">Your message</label>\
+         {author_problem}</div>\
+         <div class=\"field\"><label for=\"message\">Your message</label>\
          <textarea id=\"message\" name=\"message\" rows=\"4\" required maxlength=\"{MESSAGE_LENGTH}\"{message_mark}>\n{message}</textarea>\
-         {message_problem}\
+         {message_problem}</div>\
          <button>Write</button></form>"
     )
 }
 
-/// The attributes that mark a field as wrong, and the text that tells why.
-fn complaint(field: &str, problem: Option<&str>) -> (String, String) {
-    let Some(problem) = problem else { return Default::default() };
-    let mark = format!(" aria-invalid=\"true\" aria-describedby=\"{field}-problem\"");
-    (mark, format!("<p class=\"problem\" id=\"{field}-problem\" role=\"alert\">{}</p>", Escaped(problem)))
+/// The attributes of a field that is wrong; the first of them gets the focus.
+fn mark(field: &str, wrong: bool, first: bool) -> String {
+    if !wrong {
+        return String::new();
+    }
+    let focus = if first { " autofocus" } else { "" };
+    format!(" aria-invalid=\"true\" aria-describedby=\"{field}-problem\"{focus}")
+}
+
+/// The text that tells why a field is wrong.
+fn complaint(field: &str, problem: Option<&str>) -> String {
+    problem.map_or_else(String::new, |problem| {
+        format!("<p class=\"problem\" id=\"{field}-problem\">{}</p>", Escaped(problem))
+    })
 }
 
 fn item(entry: &Entry, page: i64) -> String {
     let Entry { id, author, message, written_at } = entry;
     format!(
-        "<li><article><header><strong>{author}</strong> <time datetime=\"{machine}\">{human}</time></header>\
-         <p class=\"message\">{message}</p>\
+        "<li><article><header><strong>{author}</strong><time datetime=\"{machine}\">{human}</time></header>\
          <form method=\"post\" action=\"/entries/{id}/delete?page={page}\">\
-         <button aria-label=\"Delete the entry by {author}\">Delete</button></form></article></li>",
+         <button class=\"plain\" aria-label=\"Delete the entry by {author}\">Delete</button></form>\
+         <p class=\"message\">{message}</p></article></li>",
         author = Escaped(author),
         message = Escaped(message),
         machine = written_at.format("%Y-%m-%dT%H:%M:%SZ"),

@@ -1,13 +1,16 @@
 //! A guestbook on the web: `cargo run --example guestbook`, then open the address it prints.
 //!
-//! The parts that show the crate: the database object and the scope of a request are in this file, the statements are in
-//! `entry.rs` and `page.rs`. The others are a plain web application: `handlers.rs` says what is answered, `form.rs` checks
-//! what a visitor sends, `html.rs` and `api.rs` write the answers.
+//! The parts that show the crate: the database object is in `database.rs`, the scope of a request in this file, the statements
+//! are in `entry.rs` and `page.rs`. The others are a plain web application: `handlers.rs` says what is answered, `form.rs`
+//! checks what a visitor sends, `html.rs` and `api.rs` write the answers.
 //!
-//! `DATABASE_URL` (default `guestbook.sqlite`) and `PORT` (default 8000) choose another database file and port.
+//! `DATABASE_URL` chooses another database than the file `guestbook.sqlite`; PostgreSQL and MySQL or MariaDB take the feature
+//! of that name: `DATABASE_URL=postgres://user:password@host/database cargo run --features postgres --example guestbook`.
+//! `PORT` chooses another port than 8000.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program tells its user the address, and errors")]
 
 mod api;
+mod database;
 mod entry;
 mod form;
 mod handlers;
@@ -17,18 +20,10 @@ mod page;
 use std::env;
 use std::process::ExitCode;
 
-use diesel::prelude::*;
-use diesel_migrations::{EmbeddedMigrations, embed_migrations};
-use diesel_session::{App, Config, Database, Error};
+use diesel_session::{App, Config, Error};
 use rouille::{Request, Response, Server};
 
-/// The only place that names the kind of database.
-type Connection = SqliteConnection;
-
-const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
-
-/// One object for the whole program. It is not connected to anything: applications are, and `main` registers one.
-static DB: Database<Connection> = Database::new(MIGRATIONS);
+use crate::database::{AnyConnection, DB};
 
 fn main() -> ExitCode {
     match serve() {
@@ -41,8 +36,11 @@ fn main() -> ExitCode {
 }
 
 fn serve() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let url = env::var("DATABASE_URL").unwrap_or_else(|_| "guestbook.sqlite".into());
-    let app = DB.init_app("guestbook", Config::new(url))?;
+    let config = match env::var_os("DATABASE_URL") {
+        Some(_) => Config::from_env("DATABASE_URL")?,
+        None => Config::new("guestbook.sqlite"),
+    };
+    let app = DB.init_app("guestbook", config)?;
     app.create_all()?;
 
     let port = env::var("PORT").unwrap_or_else(|_| "8000".into());
@@ -58,7 +56,7 @@ fn serve() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 ///
 /// The session is committed here, once, where the answer is a success. An answer of 400 and above, an error and a panic roll
 /// back, so a handler that changes its mind half-way has nothing to undo.
-fn answer(app: &App<Connection>, request: &Request) -> Response {
+fn answer(app: &App<AnyConnection>, request: &Request) -> Response {
     let mut scope = app.scope();
     if matches!(request.method(), "GET" | "HEAD") {
         // All queries of a page see one state of the data, and a page that wrote by mistake would be refused.
@@ -68,6 +66,6 @@ fn answer(app: &App<Connection>, request: &Request) -> Response {
     answered.unwrap_or_else(|error: Error| {
         // The text is for who runs the program: it names places in the source. A visitor learns only that it failed.
         eprintln!("guestbook: {} {}: {error}", request.method(), request.raw_url());
-        html::notice(500, "Something went wrong", "This is our fault. Please try again later.")
+        handlers::failure(request)
     })
 }

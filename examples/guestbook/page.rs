@@ -4,7 +4,7 @@ use diesel::prelude::*;
 use diesel_session::Result;
 use rouille::Request;
 
-use crate::DB;
+use crate::database::DB;
 use crate::entry::{Entry, entries};
 
 const ENTRIES: i64 = 10;

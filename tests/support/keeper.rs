@@ -18,7 +18,7 @@ const SCRIPT: &str = r#"
 trap : PIPE
 while IFS= read -r order; do eval "$order"; done
 cd /
-if [ -n "$pid" ]; then kill "-$1" "$pid"; kill -CONT "$pid"; wait "$pid"; fi 2>/dev/null
+if [ -n "$pid" ]; then kill "-$1" "$pid"; kill -CONT "$pid"; wait "${pid#-}"; fi 2>/dev/null
 rm -rf "$2" 2>/dev/null || { sleep 0.2; rm -rf "$2"; }
 "#;
 
@@ -47,6 +47,11 @@ impl Keeper {
     /// Starts the server; its process id.
     pub fn start(&mut self, command: &str) -> Result<u32, String> {
         self.order(&format!("{command} </dev/null >>log 2>&1 & pid=$!; echo $pid"))
+    }
+
+    /// Starts a program that starts others: they are one process group, which ends as one. Its process id.
+    pub fn start_group(&mut self, command: &str) -> Result<u32, String> {
+        self.order(&format!("setsid {command} </dev/null >>log 2>&1 & pid=-$!; echo ${{pid#-}}"))
     }
 
     /// Ends the server with `kill -9` and reaps it.

@@ -3,9 +3,10 @@ use std::io::{self, Write};
 use std::sync::OnceLock;
 
 const WITHOUT: &str = "DIESEL_SESSION_TEST_WITHOUT";
+const NAMES: [&str; 3] = ["postgres", "mysql", "browser"];
 
 /// A database server that the tests want to talk to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Postgres,
     Mysql,
@@ -13,8 +14,15 @@ pub enum Kind {
 
 /// False only for a kind that `DIESEL_SESSION_TEST_WITHOUT=postgres,mysql` names.
 pub fn enabled(kind: Kind) -> bool {
-    static WITHOUT_KINDS: OnceLock<BTreeSet<Kind>> = OnceLock::new();
-    !WITHOUT_KINDS.get_or_init(announced).contains(&kind)
+    is_on(match kind {
+        Kind::Postgres => "postgres",
+        Kind::Mysql => "mysql",
+    })
+}
+
+/// False only where the same variable names `browser`.
+pub fn browser_enabled() -> bool {
+    is_on("browser")
 }
 
 /// What a test hears that asks for a server which was switched off.
@@ -22,20 +30,19 @@ pub(super) fn require(kind: Kind) {
     assert!(enabled(kind), "{kind:?} is switched off by {WITHOUT}; ask support::enabled first");
 }
 
-/// Written past the capture of the test harness, so that a switched off database never goes unnoticed.
-fn announced() -> BTreeSet<Kind> {
-    let list = std::env::var(WITHOUT).unwrap_or_default();
-    let kinds: BTreeSet<Kind> = list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(parse).collect();
-    for kind in &kinds {
-        let _ = writeln!(io::stderr(), "\n*** {WITHOUT}: every test that needs {kind:?} is SWITCHED OFF ***\n");
-    }
-    kinds
+fn is_on(name: &str) -> bool {
+    static SWITCHED_OFF: OnceLock<BTreeSet<String>> = OnceLock::new();
+    !SWITCHED_OFF.get_or_init(announced).contains(name)
 }
 
-fn parse(name: &str) -> Kind {
-    match name {
-        "postgres" => Kind::Postgres,
-        "mysql" => Kind::Mysql,
-        other => panic!("{WITHOUT} knows `postgres` and `mysql`, not `{other}`"),
+/// Written past the capture of the test harness, so that what is switched off never goes unnoticed.
+fn announced() -> BTreeSet<String> {
+    let list = std::env::var(WITHOUT).unwrap_or_default();
+    let names: BTreeSet<String> =
+        list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(String::from).collect();
+    for name in &names {
+        assert!(NAMES.contains(&name.as_str()), "{WITHOUT} knows {NAMES:?}, not `{name}`");
+        let _ = writeln!(io::stderr(), "\n*** {WITHOUT}: every test that needs {name} is SWITCHED OFF ***\n");
     }
+    names
 }

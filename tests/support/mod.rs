@@ -4,26 +4,26 @@
 // Not every test binary uses all of it.
 #![allow(dead_code, unused_imports, unreachable_pub, clippy::print_stderr)]
 
+pub mod keeper;
 pub mod listeners;
 pub mod process;
+pub mod program;
 pub mod proxy;
+pub mod text;
 pub mod wait;
 
 mod account;
 mod cluster;
 mod database;
-mod keeper;
 mod kind;
 #[cfg(feature = "mysql")]
 mod mariadb;
 mod observer;
 mod postgres;
-mod program;
 mod sqlite;
-mod text;
 
 pub use database::Database;
-pub use kind::{Kind, enabled};
+pub use kind::{Kind, browser_enabled, enabled};
 #[cfg(feature = "mysql")]
 pub use mariadb::{Mariadb, mariadb};
 pub use postgres::{Postgres, postgres};
