@@ -100,7 +100,7 @@ impl<C: SessionConnection> App<C> {
         if answer.is_err() {
             lease.doom();
         }
-        lease.give_back();
+        drop(lease);
         answer.map_err(|error| Error::from_query(error, at))
     }
 

@@ -1,9 +1,10 @@
-//! A fixed number of permits, given out in the order in which they were asked for.
+//! A fixed number of permits, given out in the order in which they were asked for, each with what its last holder left.
 //!
 //! Invariant: a permit is either free, or held by exactly one [`Permit`]. A free permit and a waiter never coexist while
-//! the gate is open, so nobody overtakes.
+//! the gate is open, so nobody overtakes. What was left is dropped by none but the holder of a permit.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -11,10 +12,12 @@ use super::ledger::{Holder, Holders};
 
 /// The queue in front of something of which there is only so much.
 #[derive(Debug)]
-pub(crate) struct Gate {
-    state: Mutex<State>,
+pub(crate) struct Gate<T = ()> {
+    state: Mutex<State<T>>,
     /// Told whenever a permit comes back to a closed gate.
     returned: Condvar,
+    /// Written under the lock of `state`.
+    seekers: AtomicUsize,
 }
 
 /// Why no permit was given.
@@ -29,61 +32,72 @@ pub(crate) enum Refused {
     },
 }
 
-/// The right to one of the gate's things; given back by drop.
+/// The right to one of so many; given back by drop.
 #[derive(Debug)]
-pub(crate) struct Permit {
-    gate: Arc<Gate>,
+pub(crate) struct Permit<T = ()> {
+    /// What the last holder left, and what this one leaves to the next.
+    pub(super) item: Option<T>,
+    gate: Arc<Gate<T>>,
     seat: usize,
     since: Instant,
 }
 
+/// A holder that waits for an item from elsewhere, as long as this lives.
 #[derive(Debug)]
-struct State {
+pub(crate) struct Seeker<T>(Arc<Gate<T>>);
+
+#[derive(Debug)]
+struct State<T> {
     /// One seat a permit.
     seats: Vec<Option<Holder>>,
-    free: Vec<usize>,
+    /// The free seats on which something was left; what was left last is taken first.
+    warm: Vec<(usize, T)>,
+    /// The other free seats.
+    cold: Vec<usize>,
     size: usize,
-    waiters: VecDeque<Arc<Waiter>>,
+    waiters: VecDeque<Arc<Waiter<T>>>,
     closed: bool,
 }
 
 #[derive(Debug)]
-struct Waiter {
+struct Waiter<T> {
     wake: Condvar,
-    answer: Mutex<Answer>,
+    answer: Mutex<Answer<T>>,
 }
 
 #[derive(Debug)]
-enum Answer {
+enum Answer<T> {
     /// Still in the queue.
     Waiting(Holder),
-    Granted(usize, Instant),
+    Granted(usize, Instant, Option<T>),
     Closed,
     Taken,
 }
 
-impl Gate {
+impl<T> Gate<T> {
     pub(crate) fn new(size: usize) -> Self {
         Self {
             state: Mutex::new(State {
                 seats: Vec::new(),
-                free: Vec::new(),
+                warm: Vec::new(),
+                cold: Vec::new(),
                 size,
                 waiters: VecDeque::new(),
                 closed: false,
             }),
             returned: Condvar::new(),
+            seekers: AtomicUsize::new(0),
         }
     }
 
     /// A permit, waiting for it in line until `deadline`.
-    pub(crate) fn acquire(self: &Arc<Self>, holder: Holder, deadline: Instant) -> Result<Permit, Refused> {
+    pub(crate) fn acquire(self: &Arc<Self>, holder: Holder, deadline: Instant) -> Result<Permit<T>, Refused> {
         let mut state = self.lock();
         if state.closed {
             return Err(Refused::Closed);
         }
-        if let Some(seat) = state.free_seat() {
-            return Ok(self.seated(&mut state, seat, holder));
+        if let Some((seat, item)) = state.free_seat() {
+            return Ok(self.seated(&mut state, seat, item, holder));
         }
         let me = holder.thread.id();
         if state.seats.iter().flatten().all(|other| other.is_on(me)) {
@@ -95,12 +109,12 @@ impl Gate {
         self.wait(&waiter, deadline)
     }
 
-    /// A permit that is free now and that nobody waits for. A closed gate gives it too: its holder is the one who
-    /// clears up.
-    pub(crate) fn try_acquire(self: &Arc<Self>, holder: Holder) -> Option<Permit> {
+    /// A permit that is free now and that nobody waits for; those with something on them come first. A closed gate gives
+    /// it too: its holder is the one who clears up.
+    pub(crate) fn try_acquire(self: &Arc<Self>, holder: Holder) -> Option<Permit<T>> {
         let mut state = self.lock();
-        let seat = state.free_seat()?;
-        Some(self.seated(&mut state, seat, holder))
+        let (seat, item) = state.free_seat()?;
+        Some(self.seated(&mut state, seat, item, holder))
     }
 
     /// Gives no more permits, except by [`try_acquire`](Self::try_acquire), and sends all waiters away.
@@ -145,17 +159,22 @@ impl Gate {
         (state.seats.iter().flatten().count(), state.waiters.len())
     }
 
-    fn seated(self: &Arc<Self>, state: &mut State, seat: usize, holder: Holder) -> Permit {
-        let since = holder.since;
-        state.seats[seat] = Some(holder);
-        Permit { gate: Arc::clone(self), seat, since }
+    /// Holders that wait for an item from elsewhere.
+    pub(crate) fn seekers(&self) -> usize {
+        self.seekers.load(Ordering::Acquire)
     }
 
-    fn wait(self: &Arc<Self>, waiter: &Arc<Waiter>, deadline: Instant) -> Result<Permit, Refused> {
+    fn seated(self: &Arc<Self>, state: &mut State<T>, seat: usize, item: Option<T>, holder: Holder) -> Permit<T> {
+        let since = holder.since;
+        state.seats[seat] = Some(holder);
+        Permit { item, gate: Arc::clone(self), seat, since }
+    }
+
+    fn wait(self: &Arc<Self>, waiter: &Arc<Waiter<T>>, deadline: Instant) -> Result<Permit<T>, Refused> {
         let mut answer = waiter.lock();
         loop {
             match std::mem::replace(&mut *answer, Answer::Taken) {
-                Answer::Granted(seat, since) => return Ok(Permit { gate: Arc::clone(self), seat, since }),
+                Answer::Granted(seat, since, item) => return Ok(Permit { item, gate: Arc::clone(self), seat, since }),
                 Answer::Closed => return Err(Refused::Closed),
                 waiting => *answer = waiting,
             }
@@ -176,19 +195,24 @@ impl Gate {
         }
     }
 
-    fn release(&self, seat: usize) {
+    fn release(&self, seat: usize, mut item: Option<T>) {
         let mut state = self.lock();
         state.seats[seat] = None;
+        // Dropped at the end, without the lock.
+        let _sought = if self.seekers() > 0 { item.take() } else { None };
         match state.waiters.pop_front() {
             Some(waiter) => {
                 let (mut answer, since) = (waiter.lock(), Instant::now());
-                if let Answer::Waiting(holder) = std::mem::replace(&mut *answer, Answer::Granted(seat, since)) {
+                if let Answer::Waiting(holder) = std::mem::replace(&mut *answer, Answer::Granted(seat, since, item)) {
                     state.seats[seat] = Some(Holder { since, ..holder });
                 }
                 drop(answer);
                 waiter.wake.notify_one();
             }
-            None => state.free.push(seat),
+            None => match item {
+                Some(item) => state.warm.push((seat, item)),
+                None => state.cold.push(seat),
+            },
         }
         let closed = state.closed;
         drop(state);
@@ -197,18 +221,22 @@ impl Gate {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    fn free_seat(&mut self) -> Option<usize> {
-        self.free.pop().or_else(|| {
-            (self.seats.len() < self.size).then(|| {
-                self.seats.push(None);
-                self.seats.len() - 1
-            })
+impl<T> State<T> {
+    fn free_seat(&mut self) -> Option<(usize, Option<T>)> {
+        if let Some((seat, item)) = self.warm.pop() {
+            return Some((seat, Some(item)));
+        }
+        if let Some(seat) = self.cold.pop() {
+            return Some((seat, None));
+        }
+        (self.seats.len() < self.size).then(|| {
+            self.seats.push(None);
+            (self.seats.len() - 1, None)
         })
     }
 
@@ -219,18 +247,43 @@ impl State {
     }
 }
 
-impl Waiter {
-    fn lock(&self) -> MutexGuard<'_, Answer> {
+impl<T> Waiter<T> {
+    fn lock(&self) -> MutexGuard<'_, Answer<T>> {
         self.answer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn answer(&self, answer: Answer) {
+    fn answer(&self, answer: Answer<T>) {
         *self.lock() = answer;
         self.wake.notify_one();
     }
 }
 
-impl Permit {
+impl<T> Permit<T> {
+    /// From here on what others leave is not kept but dropped, and finds its way to the seeker from there. `None` where
+    /// something is there already: the permit has it.
+    pub(crate) fn seek(&mut self) -> Option<Seeker<T>> {
+        let mut state = self.gate.lock();
+        if let Some((seat, item)) = state.warm.pop() {
+            state.cold.push(seat);
+            self.item = Some(item);
+            return None;
+        }
+        self.gate.seekers.fetch_add(1, Ordering::AcqRel);
+        Some(Seeker(Arc::clone(&self.gate)))
+    }
+
+    /// Takes what was left on another free seat, where nothing is left on this one.
+    pub(crate) fn refill(&mut self) {
+        if self.item.is_some() {
+            return;
+        }
+        let mut state = self.gate.lock();
+        if let Some((seat, item)) = state.warm.pop() {
+            state.cold.push(seat);
+            self.item = Some(item);
+        }
+    }
+
     /// When it was given.
     pub(crate) fn since(&self) -> Instant {
         self.since
@@ -252,9 +305,15 @@ impl Permit {
     }
 }
 
-impl Drop for Permit {
+impl<T> Drop for Seeker<T> {
     fn drop(&mut self) {
-        self.gate.release(self.seat);
+        self.0.seekers.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl<T> Drop for Permit<T> {
+    fn drop(&mut self) {
+        self.gate.release(self.seat, self.item.take());
     }
 }
 
@@ -275,7 +334,7 @@ mod tests {
         Instant::now() + Duration::from_secs(10)
     }
 
-    fn until_waiting(gate: &Gate, waiting: usize) {
+    fn until_waiting(gate: &Gate<u8>, waiting: usize) {
         while gate.counts().1 != waiting {
             std::thread::yield_now();
         }
@@ -283,7 +342,7 @@ mod tests {
 
     #[test]
     fn waiters_are_served_in_order() {
-        let gate = Arc::new(Gate::new(1));
+        let gate = Arc::new(Gate::<u8>::new(1));
         let first = gate.acquire(holder(), soon()).expect("free");
         let (tell, served) = mpsc::channel();
         let threads: Vec<_> = (0..10)
@@ -312,14 +371,14 @@ mod tests {
 
     #[test]
     fn what_only_the_caller_holds_is_not_waited_for() {
-        let gate = Arc::new(Gate::new(1));
+        let gate = Arc::new(Gate::<u8>::new(1));
         let _held = gate.acquire(holder(), soon()).expect("free");
         assert!(matches!(gate.acquire(holder(), soon()), Err(Refused::HeldByCaller(holders)) if holders.len() == 1));
     }
 
     #[test]
     fn closing_wakes_waiters() {
-        let gate = Arc::new(Gate::new(1));
+        let gate = Arc::new(Gate::<u8>::new(1));
         let held = gate.acquire(holder(), soon()).expect("free");
         let waiter = std::thread::spawn({
             let gate = Arc::clone(&gate);
@@ -335,7 +394,7 @@ mod tests {
 
     #[test]
     fn no_permit_is_lost_when_waiters_give_up() {
-        let gate = Arc::new(Gate::new(2));
+        let gate = Arc::new(Gate::<u8>::new(2));
         std::thread::scope(|scope| {
             for n in 0..8_u64 {
                 let gate = &gate;
@@ -353,5 +412,51 @@ mod tests {
         assert_eq!(gate.counts(), (0, 0));
         let both = [gate.try_acquire(holder()), gate.try_acquire(holder())];
         assert!(both.iter().all(Option::is_some));
+    }
+
+    #[test]
+    fn what_is_left_is_dropped_while_somebody_seeks() {
+        let gate = Arc::new(Gate::new(2));
+        let item = Arc::new(());
+        let (mut seeking, mut leaving) =
+            (gate.acquire(holder(), soon()).expect("free"), gate.acquire(holder(), soon()).expect("free"));
+        let seeker = seeking.seek().expect("nothing is there");
+        leaving.item = Some(Arc::clone(&item));
+        drop(leaving);
+        assert_eq!((Arc::strong_count(&item), gate.seekers()), (1, 1));
+
+        drop(seeker);
+        let mut leaving = gate.acquire(holder(), soon()).expect("free");
+        leaving.item = Some(Arc::clone(&item));
+        drop(leaving);
+        assert_eq!((Arc::strong_count(&item), gate.seekers()), (2, 0));
+        assert!(seeking.seek().is_none() && seeking.item.is_some());
+    }
+
+    #[test]
+    fn what_is_left_goes_to_the_next() {
+        let gate = Arc::new(Gate::new(3));
+        let mut all: Vec<Permit<u8>> = (0..3).map(|_| gate.acquire(holder(), soon()).expect("free")).collect();
+        assert!(all.iter().all(|permit| permit.item.is_none()));
+        let (mut last, mut second) = (all.pop().expect("three"), all.pop().expect("three"));
+        (second.item, last.item) = (Some(2), Some(3));
+        drop((second, last));
+        // Those with something come first, what was left last before all.
+        drop(all);
+        let mut three = gate.acquire(holder(), soon()).expect("free");
+        assert_eq!(three.item, Some(3));
+        three.item = None;
+        three.refill();
+        assert_eq!(three.item, Some(2));
+        let empty = [gate.acquire(holder(), soon()), gate.acquire(holder(), soon())];
+        assert!(empty.iter().flatten().all(|permit| permit.item.is_none()) && empty.iter().flatten().count() == 2);
+
+        let waiter = std::thread::spawn({
+            let gate = Arc::clone(&gate);
+            move || gate.acquire(holder(), soon()).expect("in turn").item
+        });
+        until_waiting(&gate, 1);
+        drop(three);
+        assert_eq!(waiter.join().expect("no panic"), Some(2));
     }
 }

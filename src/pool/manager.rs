@@ -8,11 +8,13 @@ use std::convert::Infallible;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use diesel::r2d2::R2D2Connection;
 use diesel::result::ConnectionResult;
 
+use super::Stored;
 use super::gate::Gate;
 use super::server::Server;
 use super::witness::{Watch, Witness};
@@ -78,8 +80,6 @@ impl<C> Live<C> {
 pub(crate) struct Control {
     /// Everything that comes back is closed.
     pub(crate) closed: AtomicBool,
-    /// Callers that wait for a connect.
-    pub(crate) wanted: AtomicUsize,
     /// Connects under way.
     pub(crate) connecting: AtomicUsize,
     /// Open connections.
@@ -88,6 +88,13 @@ pub(crate) struct Control {
     pub(crate) closings: AtomicUsize,
     /// Raised by every change of the schema; connections from before are not lent again.
     pub(crate) schema: AtomicUsize,
+}
+
+impl Control {
+    /// Whether a connection that comes back must not be kept.
+    pub(super) fn must_close<C: R2D2Connection>(&self, live: &mut Live<C>) -> bool {
+        self.closed.load(Ordering::Acquire) || live.doomed || live.conn.is_broken()
+    }
 }
 
 /// One open connection in [`Control::open`].
@@ -113,7 +120,8 @@ pub(crate) struct Manager<C: SessionConnection> {
     pub(crate) spec: Arc<Spec<C>>,
     pub(crate) control: Arc<Control>,
     pub(crate) server: Arc<Server>,
-    pub(crate) gate: Arc<Gate>,
+    /// Weak: what is left in the gate holds this.
+    gate: Weak<Gate<Stored<C>>>,
     /// The URL for the driver.
     url: String,
     /// Keeps a SQLite database in memory alive while the pool has no other connection to it.
@@ -131,7 +139,7 @@ impl<C: SessionConnection> Manager<C> {
         spec: Arc<Spec<C>>,
         control: Arc<Control>,
         server: Arc<Server>,
-        gate: Arc<Gate>,
+        gate: Weak<Gate<Stored<C>>>,
         anchor: Arc<Mutex<Option<C>>>,
     ) -> Self {
         let target = &spec.target;
@@ -190,6 +198,13 @@ impl<C: SessionConnection> Manager<C> {
         connect(&self.url)
     }
 
+    /// Tells whoever waits until nothing is being connected.
+    fn nudge(&self) {
+        if let Some(gate) = self.gate.upgrade() {
+            gate.nudge();
+        }
+    }
+
     fn failure(&self, message: &str) -> ConnectFailure {
         let mut message = self.spec.target.scrub(message);
         if self.spec.connect_with.is_none() && message.contains("url for multiconnection") {
@@ -206,13 +221,15 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
     type Error = Infallible;
 
     fn connect(&self) -> Result<Slot<C>, Infallible> {
-        let unwanted =
-            || self.control.closed.load(Ordering::SeqCst) || self.control.wanted.load(Ordering::Acquire) == 0;
+        let unwanted = || {
+            let sought = self.gate.upgrade().is_some_and(|gate| gate.seekers() > 0);
+            self.control.closed.load(Ordering::SeqCst) || !sought
+        };
         // Counted before `closed` is read: a disposal that has set it and counts none has none to wait for.
         self.control.connecting.fetch_add(1, Ordering::SeqCst);
         if unwanted() {
             self.control.connecting.fetch_sub(1, Ordering::AcqRel);
-            self.gate.nudge();
+            self.nudge();
             return Ok(Slot::Surplus);
         }
         let call = self.server.call();
@@ -232,7 +249,7 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
             }),
         };
         self.control.connecting.fetch_sub(1, Ordering::AcqRel);
-        self.gate.nudge();
+        self.nudge();
         Ok(slot)
     }
 
@@ -242,7 +259,7 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
 
     fn has_broken(&self, slot: &mut Slot<C>) -> bool {
         match slot {
-            Slot::Live(live) => self.control.closed.load(Ordering::Acquire) || live.doomed || live.conn.is_broken(),
+            Slot::Live(live) => self.control.must_close(live),
             Slot::Failed(_) | Slot::Surplus => true,
         }
     }

@@ -1,8 +1,11 @@
-//! One application's pool: r2d2 as the storage, the gate in front of it, helper threads behind it.
+//! One application's pool: r2d2 makes and counts the connections, the gate in front of it lends them, helper threads behind
+//! it connect.
 //!
-//! Every touch of the r2d2 pool happens under a permit of its gate. A caller with a permit who finds nothing idle
-//! therefore knows that r2d2 has room for one more, and r2d2's own waiting, which wakes nobody when a broken connection
-//! comes back, is used for nothing but a connect that is under way.
+//! A connection that comes back stays with its permit in the gate, so that a loan costs one lock and not three. Only while
+//! somebody waits for a connect is it given to r2d2, which wakes that caller. There are never more connections than permits, and
+//! every touch of the r2d2 pool happens under a permit. A caller with a permit who finds nothing idle therefore knows that r2d2
+//! has room for one more, and r2d2's own waiting, which wakes nobody when a broken connection comes back, is used for nothing
+//! but a connect that is under way.
 
 mod gate;
 mod ledger;
@@ -43,7 +46,7 @@ type Stored<C> = r2d2::PooledConnection<Manager<C>>;
 /// The connections of one application, from its first use to its disposal.
 pub(crate) struct Pool<C: SessionConnection> {
     storage: r2d2::Pool<Manager<C>>,
-    gate: Arc<Gate>,
+    gate: Arc<Gate<Stored<C>>>,
     control: Arc<Control>,
     server: Arc<Server>,
     spec: Arc<Spec<C>>,
@@ -62,9 +65,8 @@ impl<C: SessionConnection> std::fmt::Debug for Pool<C> {
 /// A connection on loan; drop gives it back, or closes it.
 #[derive(Debug)]
 pub(crate) struct Lease<C: SessionConnection> {
-    // Declared in the order in which they end: the connection is back, or closed, before its permit is free.
-    stored: Stored<C>,
-    permit: Permit,
+    /// With a connection that is live.
+    permit: Permit<Stored<C>>,
     pool: Arc<Pool<C>>,
 }
 
@@ -79,7 +81,7 @@ impl<C: SessionConnection> Pool<C> {
             Arc::clone(&spec),
             Arc::clone(&control),
             Arc::clone(&server),
-            Arc::clone(&gate),
+            Arc::downgrade(&gate),
             Arc::clone(&anchor),
         );
         let storage = r2d2::Pool::builder()
@@ -110,11 +112,11 @@ impl<C: SessionConnection> Pool<C> {
         let mut asked = started;
         loop {
             let holder = Holder::new(Arc::clone(&self.spec.app), place, asked, in_transaction);
-            let permit = self.permit(holder, started, deadline)?;
-            let stored = match self.idle(permit.since()) {
-                Some(stored) => stored,
-                None => match self.connected(deadline) {
-                    Ok(Ok(stored)) => stored,
+            let mut permit = self.permit(holder, started, deadline)?;
+            self.find_idle(&mut permit);
+            if permit.item.is_none() {
+                match self.connect(&mut permit, deadline) {
+                    Ok(Ok(())) => {}
                     // The server is full or starting: without the permit, so that the others can go on meanwhile.
                     Ok(Err(failure)) => {
                         drop(permit);
@@ -135,11 +137,11 @@ impl<C: SessionConnection> Pool<C> {
                         }
                         _ => return Err(error),
                     },
-                },
-            };
-            if let Some((mut stored, permit)) = self.alive(stored, permit, deadline) {
-                live(&mut stored).lent = permit.since();
-                return Ok(Lease { stored, permit, pool: self });
+                }
+            }
+            if let Some(mut permit) = self.alive(permit, deadline) {
+                live(&mut permit).lent = permit.since();
+                return Ok(Lease { permit, pool: self });
             }
             asked = Instant::now();
         }
@@ -172,8 +174,8 @@ impl<C: SessionConnection> Pool<C> {
     pub(crate) fn close(&self) {
         self.control.closed.store(true, Ordering::SeqCst);
         self.gate.close();
-        while let Some(_permit) = self.gate.try_acquire(self.housekeeper()) {
-            if self.storage.try_get().is_none() {
+        while let Some(mut permit) = self.gate.try_acquire(self.housekeeper()) {
+            if self.take_idle(&mut permit).is_none() {
                 break;
             }
         }
@@ -213,7 +215,7 @@ impl<C: SessionConnection> Pool<C> {
         let holders = self.gate.holders();
         let open = self.control.open.load(Ordering::Acquire);
         let connecting = self.control.connecting.load(Ordering::Acquire);
-        let in_use = holders.len().saturating_sub(self.control.wanted.load(Ordering::Acquire)).min(open);
+        let in_use = holders.len().saturating_sub(self.gate.seekers()).min(open);
         AppStatus {
             open,
             connecting,
@@ -225,7 +227,7 @@ impl<C: SessionConnection> Pool<C> {
         }
     }
 
-    fn permit(&self, holder: Holder, started: Instant, deadline: Instant) -> Result<Permit> {
+    fn permit(&self, holder: Holder, started: Instant, deadline: Instant) -> Result<Permit<Stored<C>>> {
         let app = || self.spec.app.to_string();
         let place = holder.place;
         self.gate.acquire(holder, deadline).map_err(|refused| match refused {
@@ -243,20 +245,33 @@ impl<C: SessionConnection> Pool<C> {
         })
     }
 
-    /// An idle connection that may be lent; those that may not are closed on the way.
-    fn idle(&self, now: Instant) -> Option<Stored<C>> {
-        loop {
-            let mut stored = self.storage.try_get()?;
+    /// Gives the permit an idle connection that may be lent, if there is one; those that may not are closed on the way.
+    fn find_idle(&self, permit: &mut Permit<Stored<C>>) {
+        while let Some(mut stored) = self.take_idle(permit) {
             match &mut *stored {
-                Slot::Live(live) if live.is_fit(&self.control, now) => return Some(stored),
+                Slot::Live(live) if live.is_fit(&self.control, permit.since()) => {
+                    permit.item = Some(stored);
+                    return;
+                }
                 Slot::Live(live) => live.doomed = true,
                 Slot::Failed(_) | Slot::Surplus => {}
             }
         }
     }
 
-    /// A new connection, or the reason that passes for which the server refused one.
-    fn connected(self: &Arc<Self>, deadline: Instant) -> Result<Result<Stored<C>, ConnectFailure>> {
+    /// Takes an idle connection: the one on the permit's seat, on another, or one that came when nobody waited any more.
+    fn take_idle(&self, permit: &mut Permit<Stored<C>>) -> Option<Stored<C>> {
+        permit.refill();
+        permit.item.take().or_else(|| self.storage.try_get())
+    }
+
+    /// Gives the permit a new connection, or one that comes back meanwhile; or says for which reason, that passes, the server
+    /// refused one.
+    fn connect(
+        self: &Arc<Self>,
+        permit: &mut Permit<Stored<C>>,
+        deadline: Instant,
+    ) -> Result<Result<(), ConnectFailure>> {
         // What is made may come when nobody waits any more, and then nobody gives it back.
         self.age();
         let patience = self.spec.config.connect_timeout;
@@ -270,7 +285,15 @@ impl<C: SessionConnection> Pool<C> {
         }
         let started = Instant::now();
         let end = (started + patience).min(deadline);
-        let _wanted = Wanted::new(&self.control);
+        let _seeker = loop {
+            if let Some(seeker) = permit.seek() {
+                break seeker;
+            }
+            self.find_idle(permit);
+            if permit.item.is_some() {
+                return Ok(Ok(()));
+            }
+        };
         loop {
             if self.control.closed.load(Ordering::Acquire) {
                 return Err(Error::Disposed { app: self.spec.app.to_string() });
@@ -281,7 +304,10 @@ impl<C: SessionConnection> Pool<C> {
             };
             match &mut *stored {
                 // However short its lifetime, it serves once: another would be no younger.
-                Slot::Live(live) if live.is_current(&self.control) => return Ok(Ok(stored)),
+                Slot::Live(live) if live.is_current(&self.control) => {
+                    permit.item = Some(stored);
+                    return Ok(Ok(()));
+                }
                 Slot::Live(live) => live.doomed = true,
                 Slot::Surplus => {}
                 Slot::Failed(failure) if failure.kind.is_transient() => return Ok(Err(failure.clone())),
@@ -296,12 +322,12 @@ impl<C: SessionConnection> Pool<C> {
         Error::Connect { app: self.spec.app.to_string(), server: self.spec.target.shown.clone(), kind, message }
     }
 
-    /// The connection, if it has been used just now or gives a sign of life. It is asked on a helper thread: one that does
-    /// not answer keeps its permit until it does, and is closed then.
-    fn alive(&self, mut stored: Stored<C>, permit: Permit, deadline: Instant) -> Option<(Stored<C>, Permit)> {
-        let age = permit.since().saturating_duration_since(live(&mut stored).lent);
+    /// The permit, if its connection has been lent just now or gives a sign of life. It is asked on a helper thread: one that
+    /// does not answer keeps its permit until it does, and is closed then.
+    fn alive(&self, mut permit: Permit<Stored<C>>, deadline: Instant) -> Option<Permit<Stored<C>>> {
+        let age = permit.since().saturating_duration_since(live(&mut permit).lent);
         if age < FRESH || !self.spec.target.kind.can_go_stale() {
-            return Some((stored, permit));
+            return Some(permit);
         }
         let patience = self.spec.config.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
         let server = Arc::clone(&self.server);
@@ -311,20 +337,20 @@ impl<C: SessionConnection> Pool<C> {
         self.server.threads().execute(move || {
             permit.adopt();
             let call = server.call();
-            let pinged = catch_unwind(AssertUnwindSafe(|| live(&mut stored).conn.ping()));
+            let pinged = catch_unwind(AssertUnwindSafe(|| live(&mut permit).conn.ping()));
             drop(call);
-            live(&mut stored).doomed = !matches!(pinged, Ok(Ok(())));
-            live(&mut stored).witness.take();
-            if let Err(mpsc::SendError((mut late, permit))) = answer.send((stored, permit)) {
-                live(&mut late).doomed = true;
-                drop(late);
-                drop(permit);
+            live(&mut permit).witness.take();
+            if !matches!(pinged, Ok(Ok(()))) {
+                discard(&mut permit);
+            }
+            if let Err(mpsc::SendError(mut late)) = answer.send(permit) {
+                discard(&mut late);
             }
         });
         match answered.recv_timeout(patience) {
-            Ok((mut stored, permit)) => {
+            Ok(permit) => {
                 permit.adopt();
-                (!live(&mut stored).doomed).then_some((stored, permit))
+                permit.item.is_some().then_some(permit)
             }
             Err(_) => {
                 log::warn!(
@@ -357,25 +383,24 @@ impl<C: SessionConnection> Pool<C> {
         });
     }
 
-    /// r2d2 lends the last returned first, so all are taken out before any is put back, each under a permit of its own.
+    /// What was left last is lent first, so all are taken out before any is put back, each under a permit of its own.
     fn close_aged(&self, idle_timeout: Duration) {
         let mut kept = Vec::new();
         let now = Instant::now();
-        while let Some(permit) = self.gate.try_acquire(self.housekeeper()) {
-            let Some(mut stored) = self.storage.try_get() else { break };
-            if let Slot::Live(live) = &mut *stored {
-                let was_used = std::mem::take(&mut live.was_used);
-                let is_young = was_used || now.saturating_duration_since(live.lent) < idle_timeout;
-                if is_young && live.is_fit(&self.control, now) {
-                    kept.push((stored, permit));
-                } else {
-                    live.doomed = true;
-                }
+        while let Some(mut permit) = self.gate.try_acquire(self.housekeeper()) {
+            let Some(mut stored) = self.take_idle(&mut permit) else { break };
+            let Slot::Live(live) = &mut *stored else { continue };
+            let was_used = std::mem::take(&mut live.was_used);
+            let is_young = was_used || now.saturating_duration_since(live.lent) < idle_timeout;
+            if is_young && live.is_fit(&self.control, now) {
+                permit.item = Some(stored);
+                kept.push(permit);
+            } else {
+                live.doomed = true;
             }
         }
-        // The one used longest ago goes back first.
-        while let Some((stored, permit)) = kept.pop() {
-            drop(stored);
+        // The one left longest ago goes back first.
+        while let Some(permit) = kept.pop() {
             drop(permit);
         }
     }
@@ -389,7 +414,7 @@ impl<C: SessionConnection> Pool<C> {
 impl<C: SessionConnection> Lease<C> {
     #[inline]
     pub(crate) fn live(&mut self) -> &mut Live<C> {
-        live(&mut self.stored)
+        live(&mut self.permit)
     }
 
     #[inline]
@@ -398,9 +423,9 @@ impl<C: SessionConnection> Lease<C> {
     }
 
     pub(crate) fn conn_ref(&self) -> &C {
-        match &*self.stored {
-            Slot::Live(live) => &live.conn,
-            Slot::Failed(_) | Slot::Surplus => unreachable!("a slot that is not live was lent"),
+        match self.permit.item.as_deref() {
+            Some(Slot::Live(live)) => &live.conn,
+            _ => unreachable!("{NOT_LIVE}"),
         }
     }
 
@@ -421,40 +446,37 @@ impl<C: SessionConnection> Lease<C> {
     pub(crate) fn pool(&self) -> &Arc<Pool<C>> {
         &self.pool
     }
+}
 
+impl<C: SessionConnection> Drop for Lease<C> {
     /// Gives it back, from whatever state it is in.
-    pub(crate) fn give_back(mut self) {
-        let live = self.live();
+    fn drop(&mut self) {
+        let live = live(&mut self.permit);
         live.was_used = true;
         live.unused = false;
-        let Self { stored, permit, pool } = self;
-        drop(stored);
-        drop(permit);
-        pool.age();
+        if self.pool.control.must_close(live) {
+            discard(&mut self.permit);
+        }
+        self.pool.age();
     }
 }
 
-/// What a lease holds is live: it is checked once, when it is taken out of the storage.
+/// What a lease holds is live: it is checked once, when it is taken.
 #[inline]
-fn live<C: SessionConnection>(stored: &mut Stored<C>) -> &mut Live<C> {
-    match &mut **stored {
-        Slot::Live(live) => live,
-        Slot::Failed(_) | Slot::Surplus => unreachable!("a slot that is not live was lent"),
+fn live<C: SessionConnection>(permit: &mut Permit<Stored<C>>) -> &mut Live<C> {
+    match permit.item.as_deref_mut() {
+        Some(Slot::Live(live)) => live,
+        _ => unreachable!("{NOT_LIVE}"),
     }
 }
 
-/// One more caller that waits for a connect, as long as it lives.
-struct Wanted<'p>(&'p Control);
-
-impl<'p> Wanted<'p> {
-    fn new(control: &'p Control) -> Self {
-        control.wanted.fetch_add(1, Ordering::AcqRel);
-        Self(control)
+/// Closes the connection, if there is one, before its permit is free. r2d2 would keep it otherwise.
+fn discard<C: SessionConnection>(permit: &mut Permit<Stored<C>>) {
+    if let Some(mut stored) = permit.item.take() {
+        if let Slot::Live(live) = &mut *stored {
+            live.doomed = true;
+        }
     }
 }
 
-impl Drop for Wanted<'_> {
-    fn drop(&mut self) {
-        self.0.wanted.fetch_sub(1, Ordering::AcqRel);
-    }
-}
+const NOT_LIVE: &str = "a permit without a live connection was lent";

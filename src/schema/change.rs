@@ -300,7 +300,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         };
         self.lease.live().doomed = !restored;
         self.lease.live().witness.take();
-        self.lease.give_back();
+        drop(self.lease);
         outcome.map(|()| self.done)
     }
 }

@@ -139,7 +139,7 @@ impl<C: SessionConnection> App<C> {
         let known = self.known_migrations()?;
         let mut lease = self.pool()?.acquire(at, false, None)?;
         let applied = self.applied(&mut lease, at);
-        lease.give_back();
+        drop(lease);
         let applied = applied?;
         let versions: HashSet<String> = known.iter().map(|migration| version(&**migration)).collect();
         let unknown = applied.iter().filter(|version| !versions.contains(*version));

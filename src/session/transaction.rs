@@ -367,9 +367,7 @@ impl<C: SessionConnection> Core<C> {
 
     fn release(&mut self) {
         self.forget_notes();
-        if let Some(lease) = self.lease.take() {
-            lease.give_back();
-        }
+        self.lease = None;
         // After the connection is back: the next writer finds the lock free.
         self.turn_to_write = None;
         self.phase = Phase::Idle;
