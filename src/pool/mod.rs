@@ -8,6 +8,7 @@
 //! but a connect that is under way.
 
 mod gate;
+mod lease;
 mod ledger;
 mod manager;
 mod server;
@@ -21,8 +22,10 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 pub(crate) use gate::Permit;
+pub(crate) use lease::Lease;
+use lease::{discard, live};
 pub use ledger::{Holder, Holders};
-use manager::{ConnectFailure, Control, Live, Slot};
+use manager::{ConnectFailure, Control, Slot};
 pub use status::AppStatus;
 pub(crate) use witness::{Notes, Witness};
 
@@ -60,14 +63,6 @@ impl<C: SessionConnection> std::fmt::Debug for Pool<C> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pool").field("app", &self.spec.app).finish_non_exhaustive()
     }
-}
-
-/// A connection on loan; drop gives it back, or closes it.
-#[derive(Debug)]
-pub(crate) struct Lease<C: SessionConnection> {
-    /// With a connection that is live.
-    permit: Permit<Stored<C>>,
-    pool: Arc<Pool<C>>,
 }
 
 impl<C: SessionConnection> Pool<C> {
@@ -141,7 +136,7 @@ impl<C: SessionConnection> Pool<C> {
             }
             if let Some(mut permit) = self.alive(permit, deadline) {
                 live(&mut permit).lent = permit.since();
-                return Ok(Lease { permit, pool: self });
+                return Ok(Lease::new(permit, self));
             }
             asked = Instant::now();
         }
@@ -410,73 +405,3 @@ impl<C: SessionConnection> Pool<C> {
         Holder::new(Arc::clone(&self.spec.app), std::panic::Location::caller(), Instant::now(), false)
     }
 }
-
-impl<C: SessionConnection> Lease<C> {
-    #[inline]
-    pub(crate) fn live(&mut self) -> &mut Live<C> {
-        live(&mut self.permit)
-    }
-
-    #[inline]
-    pub(crate) fn conn(&mut self) -> &mut C {
-        &mut self.live().conn
-    }
-
-    pub(crate) fn conn_ref(&self) -> &C {
-        match self.permit.item.as_deref() {
-            Some(Slot::Live(live)) => &live.conn,
-            _ => unreachable!("{NOT_LIVE}"),
-        }
-    }
-
-    /// Closes the connection when it goes back.
-    pub(crate) fn doom(&mut self) {
-        self.live().doomed = true;
-    }
-
-    /// This connection has changed the schema. It may stay in use itself where it has prepared nothing before.
-    pub(crate) fn schema_changed(&mut self) {
-        let schema = self.pool.schema_changed();
-        let live = self.live();
-        if live.unused {
-            live.schema = schema;
-        }
-    }
-
-    pub(crate) fn pool(&self) -> &Arc<Pool<C>> {
-        &self.pool
-    }
-}
-
-impl<C: SessionConnection> Drop for Lease<C> {
-    /// Gives it back, from whatever state it is in.
-    fn drop(&mut self) {
-        let live = live(&mut self.permit);
-        live.was_used = true;
-        live.unused = false;
-        if self.pool.control.must_close(live) {
-            discard(&mut self.permit);
-        }
-        self.pool.age();
-    }
-}
-
-/// What a lease holds is live: it is checked once, when it is taken.
-#[inline]
-fn live<C: SessionConnection>(permit: &mut Permit<Stored<C>>) -> &mut Live<C> {
-    match permit.item.as_deref_mut() {
-        Some(Slot::Live(live)) => live,
-        _ => unreachable!("{NOT_LIVE}"),
-    }
-}
-
-/// Closes the connection, if there is one, before its permit is free. r2d2 would keep it otherwise.
-fn discard<C: SessionConnection>(permit: &mut Permit<Stored<C>>) {
-    if let Some(mut stored) = permit.item.take() {
-        if let Slot::Live(live) = &mut *stored {
-            live.doomed = true;
-        }
-    }
-}
-
-const NOT_LIVE: &str = "a permit without a live connection was lent";

@@ -1,0 +1,91 @@
+//! A connection on loan.
+
+use std::sync::Arc;
+
+use super::gate::Permit;
+use super::manager::{Live, Slot};
+use super::{Pool, Stored};
+use crate::connection::SessionConnection;
+
+/// A connection on loan; drop gives it back, or closes it.
+#[derive(Debug)]
+pub(crate) struct Lease<C: SessionConnection> {
+    /// With a connection that is live.
+    permit: Permit<Stored<C>>,
+    pool: Arc<Pool<C>>,
+}
+
+impl<C: SessionConnection> Lease<C> {
+    /// The connection on `permit` is live.
+    pub(super) fn new(permit: Permit<Stored<C>>, pool: Arc<Pool<C>>) -> Self {
+        Self { permit, pool }
+    }
+
+    #[inline]
+    pub(crate) fn live(&mut self) -> &mut Live<C> {
+        live(&mut self.permit)
+    }
+
+    #[inline]
+    pub(crate) fn conn(&mut self) -> &mut C {
+        &mut self.live().conn
+    }
+
+    pub(crate) fn conn_ref(&self) -> &C {
+        match self.permit.item.as_deref() {
+            Some(Slot::Live(live)) => &live.conn,
+            _ => unreachable!("{NOT_LIVE}"),
+        }
+    }
+
+    /// Closes the connection when it goes back.
+    pub(crate) fn doom(&mut self) {
+        self.live().doomed = true;
+    }
+
+    /// This connection has changed the schema. It may stay in use itself where it has prepared nothing before.
+    pub(crate) fn schema_changed(&mut self) {
+        let schema = self.pool.schema_changed();
+        let live = self.live();
+        if live.unused {
+            live.schema = schema;
+        }
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<Pool<C>> {
+        &self.pool
+    }
+}
+
+impl<C: SessionConnection> Drop for Lease<C> {
+    /// Gives it back, from whatever state it is in.
+    fn drop(&mut self) {
+        let live = live(&mut self.permit);
+        live.was_used = true;
+        live.unused = false;
+        if self.pool.control.must_close(live) {
+            discard(&mut self.permit);
+        }
+        self.pool.age();
+    }
+}
+
+/// What a lease holds is live: it is checked once, when it is taken.
+#[inline]
+pub(super) fn live<C: SessionConnection>(permit: &mut Permit<Stored<C>>) -> &mut Live<C> {
+    match permit.item.as_deref_mut() {
+        Some(Slot::Live(live)) => live,
+        _ => unreachable!("{NOT_LIVE}"),
+    }
+}
+
+/// Closes the connection, if there is one, before its permit is free. r2d2 would keep it otherwise.
+pub(super) fn discard<C: SessionConnection>(permit: &mut Permit<Stored<C>>) {
+    if let Some(mut stored) = permit.item.take() {
+        if let Slot::Live(live) = &mut *stored {
+            live.doomed = true;
+        }
+    }
+}
+
+const NOT_LIVE: &str = "a permit without a live connection was lent";
