@@ -32,7 +32,7 @@ impl<C: SessionConnection> Lease<C> {
     }
 
     pub(crate) fn conn_ref(&self) -> &C {
-        match self.permit.item.as_deref() {
+        match self.permit.item.as_deref().map(|stored| &**stored) {
             Some(Slot::Live(live)) => &live.conn,
             _ => unreachable!("{NOT_LIVE}"),
         }
@@ -73,7 +73,7 @@ impl<C: SessionConnection> Drop for Lease<C> {
 /// What a lease holds is live: it is checked once, when it is taken.
 #[inline]
 pub(super) fn live<C: SessionConnection>(permit: &mut Permit<Stored<C>>) -> &mut Live<C> {
-    match permit.item.as_deref_mut() {
+    match permit.item.as_deref_mut().map(|stored| &mut **stored) {
         Some(Slot::Live(live)) => live,
         _ => unreachable!("{NOT_LIVE}"),
     }
@@ -82,7 +82,7 @@ pub(super) fn live<C: SessionConnection>(permit: &mut Permit<Stored<C>>) -> &mut
 /// Closes the connection, if there is one, before its permit is free. r2d2 would keep it otherwise.
 pub(super) fn discard<C: SessionConnection>(permit: &mut Permit<Stored<C>>) {
     if let Some(mut stored) = permit.item.take() {
-        if let Slot::Live(live) = &mut *stored {
+        if let Slot::Live(live) = &mut **stored {
             live.doomed = true;
         }
     }

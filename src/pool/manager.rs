@@ -25,8 +25,7 @@ use crate::spec::Spec;
 /// What r2d2 takes for a connection.
 #[derive(Debug)]
 pub(crate) enum Slot<C> {
-    // Boxed, as r2d2 and a lease move it about: a connection can be some hundred bytes.
-    Live(Box<Live<C>>),
+    Live(Live<C>),
     Failed(ConnectFailure),
     /// Made when nobody waited any more.
     Surplus,
@@ -45,7 +44,7 @@ pub(crate) struct Live<C> {
     pub(crate) witness: Arc<Witness>,
     /// When it was lent last. Reading the clock once more at its return would cost a tenth of the loan.
     pub(super) lent: Instant,
-    /// It has been lent since [`close_aged`](super::Pool::close_aged) looked at it.
+    /// It has been lent since [`stays_idle`](Self::stays_idle) was asked.
     pub(super) was_used: bool,
     expires: Option<Instant>,
     pub(super) schema: usize,
@@ -67,6 +66,12 @@ impl<C> Live<C> {
     /// Whether it may be lent once more.
     pub(crate) fn is_fit(&self, control: &Control, now: Instant) -> bool {
         self.is_current(control) && self.expires.is_none_or(|expires| now < expires)
+    }
+
+    /// Whether it may stay idle until the next look at it.
+    pub(super) fn stays_idle(&mut self, control: &Control, now: Instant, idle_timeout: Duration) -> bool {
+        let was_used = std::mem::take(&mut self.was_used);
+        self.is_fit(control, now) && (was_used || now.saturating_duration_since(self.lent) < idle_timeout)
     }
 
     /// Whether the schema is still that of the time when it was made.
@@ -241,7 +246,7 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
                 drop(live);
                 Slot::Surplus
             }
-            Ok(Ok(live)) => Slot::Live(Box::new(live)),
+            Ok(Ok(live)) => Slot::Live(live),
             Ok(Err(failure)) => Slot::Failed(failure),
             Err(panic) => Slot::Failed(ConnectFailure {
                 kind: ConnectErrorKind::Other,

@@ -43,8 +43,8 @@ const FRESH: Duration = Duration::from_millis(500);
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// What r2d2 lends.
-type Stored<C> = r2d2::PooledConnection<Manager<C>>;
+/// What r2d2 lends; boxed, as it changes hands often.
+type Stored<C> = Box<r2d2::PooledConnection<Manager<C>>>;
 
 /// The connections of one application, from its first use to its disposal.
 pub(crate) struct Pool<C: SessionConnection> {
@@ -170,9 +170,11 @@ impl<C: SessionConnection> Pool<C> {
         self.control.closed.store(true, Ordering::SeqCst);
         self.gate.close();
         while let Some(mut permit) = self.gate.try_acquire(self.housekeeper()) {
-            if self.take_idle(&mut permit).is_none() {
+            self.fill(&mut permit);
+            if permit.item.is_none() {
                 break;
             }
+            discard(&mut permit);
         }
     }
 
@@ -242,22 +244,23 @@ impl<C: SessionConnection> Pool<C> {
 
     /// Gives the permit an idle connection that may be lent, if there is one; those that may not are closed on the way.
     fn find_idle(&self, permit: &mut Permit<Stored<C>>) {
-        while let Some(mut stored) = self.take_idle(permit) {
-            match &mut *stored {
-                Slot::Live(live) if live.is_fit(&self.control, permit.since()) => {
-                    permit.item = Some(stored);
-                    return;
-                }
-                Slot::Live(live) => live.doomed = true,
-                Slot::Failed(_) | Slot::Surplus => {}
+        let now = permit.since();
+        loop {
+            self.fill(permit);
+            match permit.item.as_deref().map(|stored| &**stored) {
+                Some(Slot::Live(live)) if !live.is_fit(&self.control, now) => discard(permit),
+                Some(Slot::Failed(_) | Slot::Surplus) => permit.item = None,
+                Some(Slot::Live(_)) | None => return,
             }
         }
     }
 
-    /// Takes an idle connection: the one on the permit's seat, on another, or one that came when nobody waited any more.
-    fn take_idle(&self, permit: &mut Permit<Stored<C>>) -> Option<Stored<C>> {
+    /// Gives the permit an idle connection: the one left on it, on another, or one that came when nobody waited any more.
+    fn fill(&self, permit: &mut Permit<Stored<C>>) {
         permit.refill();
-        permit.item.take().or_else(|| self.storage.try_get())
+        if permit.item.is_none() {
+            permit.item = self.storage.try_get().map(Box::new);
+        }
     }
 
     /// Gives the permit a new connection, or one that comes back meanwhile; or says for which reason, that passes, the server
@@ -294,10 +297,10 @@ impl<C: SessionConnection> Pool<C> {
                 return Err(Error::Disposed { app: self.spec.app.to_string() });
             }
             let left = end.saturating_duration_since(Instant::now());
-            let Ok(mut stored) = self.storage.get_timeout(left) else {
+            let Ok(mut stored) = self.storage.get_timeout(left).map(Box::new) else {
                 return Err(timed_out(started.elapsed()));
             };
-            match &mut *stored {
+            match &mut **stored {
                 // However short its lifetime, it serves once: another would be no younger.
                 Slot::Live(live) if live.is_current(&self.control) => {
                     permit.item = Some(stored);
@@ -383,15 +386,16 @@ impl<C: SessionConnection> Pool<C> {
         let mut kept = Vec::new();
         let now = Instant::now();
         while let Some(mut permit) = self.gate.try_acquire(self.housekeeper()) {
-            let Some(mut stored) = self.take_idle(&mut permit) else { break };
-            let Slot::Live(live) = &mut *stored else { continue };
-            let was_used = std::mem::take(&mut live.was_used);
-            let is_young = was_used || now.saturating_duration_since(live.lent) < idle_timeout;
-            if is_young && live.is_fit(&self.control, now) {
-                permit.item = Some(stored);
+            self.fill(&mut permit);
+            let Some(stored) = &mut permit.item else { break };
+            let stays = match &mut ***stored {
+                Slot::Live(live) => live.stays_idle(&self.control, now, idle_timeout),
+                Slot::Failed(_) | Slot::Surplus => false,
+            };
+            if stays {
                 kept.push(permit);
             } else {
-                live.doomed = true;
+                discard(&mut permit);
             }
         }
         // The one left longest ago goes back first.
