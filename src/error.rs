@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::dispose::DisposeReport;
 use crate::pool::Holders;
 use crate::schema::MigrationFailure;
+use crate::wording::{phrase, sentence};
 
 /// A place in the program's source, as `#[track_caller]` sees it.
 pub type Place = &'static Location<'static>;
@@ -59,8 +60,9 @@ pub enum Error {
 
     /// The answer to `COMMIT` was lost: the server may have committed, or not.
     #[error(
-        "DS303 app `{app}`: the connection was lost at COMMIT ({at}), so whether it was committed is not known: {source}. \
-         Look for the rows before you do it again"
+        "DS303 app `{app}`: the connection was lost at COMMIT ({at}), so whether it was committed is not known: {} \
+         Look for the rows before you do it again",
+        sentence(source)
     )]
     CommitUnknown {
         /// The application.
@@ -72,7 +74,7 @@ pub enum Error {
     },
 
     /// No connection could be made.
-    #[error("DS202 app `{app}` cannot connect to {server}: {message}. {}", kind.advice(server))]
+    #[error("DS202 app `{app}` cannot connect to {server}: {} {}", sentence(message), kind.advice(server))]
     Connect {
         /// The application.
         app: String,
@@ -117,7 +119,7 @@ pub enum Error {
     },
 
     /// A hook panicked or refused.
-    #[error("DS304 hook `{hook}` failed: {message}. The transaction was {}", if *committed { "committed" } else { "not committed" })]
+    #[error("DS304 hook `{hook}` failed: {} The transaction was {}", sentence(message), if *committed { "committed" } else { "not committed" })]
     HookFailed {
         /// Which kind of hook.
         hook: &'static str,
@@ -153,8 +155,9 @@ pub enum Error {
 
     /// A schema operation could not get what another session has locked.
     #[error(
-        "DS405 app `{app}`: {operation} waited {waited:.3?} for a lock that another session holds: {message}. {left} \
-             End that session's transaction and call it again"
+        "DS405 app `{app}`: {operation} waited {waited:.3?} for a lock that another session holds: {} {left} \
+             End that session's transaction and call it again",
+        sentence(message)
     )]
     LockTimeout {
         /// The application.
@@ -218,8 +221,8 @@ pub enum Error {
 
     /// Of several databases used in one scope, some were committed and one failed.
     #[error(
-        "DS306 {failed} was not committed although {} {}: {source}. Repair the difference by hand or by a compensating change",
-        committed.join(" and "), if committed.len() == 1 { "was" } else { "were" }
+        "DS306 {failed} was not committed although {} {}: {} Repair the difference by hand or by a compensating change",
+        committed.join(" and "), if committed.len() == 1 { "was" } else { "were" }, sentence(source)
     )]
     PartialCommit {
         /// The databases that were committed, in order.
@@ -231,7 +234,7 @@ pub enum Error {
     },
 
     /// The database reported an error.
-    #[error("DS302 {source} (sent at {at})")]
+    #[error("DS302 {} (sent at {at})", phrase(source))]
     Query {
         /// What Diesel said.
         source: diesel::result::Error,
@@ -241,7 +244,8 @@ pub enum Error {
 
     /// The transaction was aborted or ended by the database or behind the session's back.
     #[error(
-        "DS307 the transaction cannot go on: {cause} (at {at}). This session commits nothing of it; call `rollback()` to start anew, and use `savepoint` around statements that may fail"
+        "DS307 the transaction cannot go on: {} (at {at}). This session commits nothing of it; call `rollback()` to start anew, and use `savepoint` around statements that may fail",
+        phrase(cause)
     )]
     RollbackRequired {
         /// The first error, or what ended the transaction.
@@ -339,7 +343,7 @@ impl ConnectErrorKind {
         match self {
             Self::Unreachable if server.starts_with("SQLite") => "Check that the folder exists and may be written to",
             Self::Authentication => "Check user, password and pg_hba.conf or grants",
-            Self::Other => "The text above is the driver's",
+            Self::Other => "This is the driver's text or, with `Database::connect_with`, the program's own",
             Self::ServerFull => "Close connections of other programs or raise the server's max_connections",
             Self::Starting => "Wait until the server accepts connections",
             Self::UnknownDatabase => "Create the database or correct its name in the URL",

@@ -16,6 +16,7 @@ mod session;
 mod settings;
 mod spec;
 mod url;
+mod wording;
 
 pub use crate::app::App;
 pub use crate::config::Config;

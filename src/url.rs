@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::backend::Kind;
+use crate::wording::phrase;
 
 /// A URL that was understood.
 #[derive(Clone, PartialEq, Eq)]
@@ -41,6 +42,12 @@ impl Target {
         if url.contains('\0') {
             return Err("the database URL contains a NUL character".into());
         }
+        if url.starts_with("mariadb:") && kind.is_none_or(|kind| kind == Kind::Mysql) {
+            let form = Kind::Mysql.url_form();
+            return Err(format!(
+                "the database URL starts with `mariadb:`; that of a MariaDB server is written {form} too"
+            ));
+        }
         let by_url = Kind::of_url(url);
         let kind = match (kind, by_url) {
             (Some(kind), Some(found)) if kind != found => {
@@ -69,13 +76,14 @@ impl Target {
         }
     }
 
-    /// `text` without the secrets.
+    /// `text` on one line and without the secrets.
     pub(crate) fn scrub(&self, text: &str) -> String {
-        let mut text = text.trim_end().replace('\n', " ");
+        let mut text = text.to_owned();
+        // First, as a secret may have white space of its own.
         for secret in &self.secrets {
             text = text.replace(secret.as_str(), "***");
         }
-        text
+        phrase(text)
     }
 
     /// `url` with parameters added, in its own syntax.
@@ -397,6 +405,7 @@ mod tests {
         "mysql://app:hunter2secret@h:x/db",
         "mysql://app:hunter2secret@h/a/b",
         "mysql://app:hunter2secret@x@h/db",
+        "mariadb://app:hunter2secret@h/shop.db",
         "http://app:hunter2secret@h/db",
         "postgres://app:hunter2secret\0@h/db",
     ];
@@ -435,6 +444,16 @@ mod tests {
     fn a_message_is_scrubbed_of_both_forms_of_the_password() {
         let target = Target::parse("postgres://app:hun%74er2@h/db", None).expect("valid");
         assert_eq!(target.scrub("no hunter2, no hun%74er2\n"), "no ***, no ***");
+        let target = Target::parse("host=h password='hun  ter2'", None).expect("valid");
+        assert_eq!(target.scrub("no hun  ter2:\n\tneither  here"), "no ***: neither here");
+    }
+
+    #[test]
+    fn mariadb_is_told_its_scheme() {
+        for kind in [None, Some(Kind::Mysql)] {
+            let refused = Target::parse("mariadb://h/shop.db", kind).expect_err("no scheme of ours");
+            assert!(refused.contains("mysql://user:password@host:port/database"), "{refused}");
+        }
     }
 
     #[test]

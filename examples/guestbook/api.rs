@@ -1,6 +1,8 @@
 //! The answers as JSON.
 
-use rouille::Response;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::entry::Entry;
@@ -9,20 +11,26 @@ use crate::page::Page;
 
 pub(crate) fn page(page: &Page) -> Response {
     let entries: Vec<Value> = page.entries.iter().map(value).collect();
-    Response::json(&json!({ "entries": entries, "page": page.number, "pages": page.pages, "total": page.total }))
+    let page = json!({ "entries": entries, "page": page.number, "pages": page.pages, "total": page.total });
+    answer(StatusCode::OK, &page)
 }
 
-pub(crate) fn entry(entry: &Entry) -> Response {
-    Response::json(&value(entry))
+/// An entry that has just been made.
+pub(crate) fn created(entry: &Entry) -> Response {
+    answer(StatusCode::CREATED, &value(entry))
 }
 
 pub(crate) fn problems(problems: &Problems) -> Response {
-    Response::json(&json!({ "errors": { "author": problems.author, "message": problems.message } }))
-        .with_status_code(400)
+    let problems = json!({ "errors": { "author": problems.author, "message": problems.message } });
+    answer(StatusCode::BAD_REQUEST, &problems)
 }
 
 pub(crate) fn refusal(refusal: &Refusal) -> Response {
-    Response::json(&json!({ "error": refusal.reason })).with_status_code(refusal.status)
+    answer(refusal.status, &json!({ "error": refusal.reason }))
+}
+
+fn answer(status: StatusCode, value: &Value) -> Response {
+    (status, [(CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
 
 fn value(entry: &Entry) -> Value {

@@ -1,15 +1,13 @@
 //! The form: what a visitor sends, before anybody has looked at it.
 
-use std::io::Read;
-
-use rouille::Request;
-use rouille::url::form_urlencoded;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 
 use crate::entry::NewEntry;
+use crate::request::Request;
 
 pub(crate) const AUTHOR_LENGTH: usize = 100;
 pub(crate) const MESSAGE_LENGTH: usize = 2000;
-const BODY_BYTES: usize = 64 * 1024;
 
 /// The fields as they came, to be shown again where something is wrong with them.
 #[derive(Default)]
@@ -27,30 +25,30 @@ pub(crate) struct Problems {
 
 /// Why a request is refused as a whole, such as for a body that is no form at all.
 pub(crate) struct Refusal {
-    pub(crate) status: u16,
+    pub(crate) status: StatusCode,
     pub(crate) reason: &'static str,
 }
 
 impl Form {
-    /// Reads the body of a request. The session has sent nothing yet, so a slow visitor keeps no connection busy.
+    /// What is in the body of a request.
     pub(crate) fn read(request: &Request) -> Result<Self, Refusal> {
         let refuse = |status, reason| Err(Refusal { status, reason });
-        let kind = request.header("Content-Type").unwrap_or_default();
+        let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         if !kind.to_ascii_lowercase().starts_with("application/x-www-form-urlencoded") {
-            return refuse(415, "The entry has to come as application/x-www-form-urlencoded.");
+            return refuse(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "The entry has to come as application/x-www-form-urlencoded.",
+            );
         }
-        let announced: Option<usize> = request.header("Content-Length").and_then(|length| length.parse().ok());
-        let Some(body) = request.data() else { return refuse(400, "There is no form in this request.") };
-        let mut bytes = Vec::new();
-        // One byte more than allowed tells a body that is too long from one that just fits.
-        match body.take(BODY_BYTES as u64 + 1).read_to_end(&mut bytes) {
-            Ok(length) if length > BODY_BYTES => return refuse(413, "That is too long for a guestbook."),
-            // A connection that broke looks like the end of the body.
-            Ok(length) if announced.is_none_or(|announced| length == announced) => {}
-            _ => return refuse(400, "The form did not arrive whole."),
-        }
+        let body = match request.body() {
+            Ok(body) => body,
+            Err(error) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                return refuse(error.status(), "That is too long for a guestbook.");
+            }
+            Err(_) => return refuse(StatusCode::BAD_REQUEST, "The form did not arrive whole."),
+        };
         let mut form = Self::default();
-        for (name, value) in form_urlencoded::parse(&bytes) {
+        for (name, value) in form_urlencoded::parse(body) {
             match &*name {
                 "author" => form.author = cleaned(&value),
                 "message" => form.message = cleaned(&value),

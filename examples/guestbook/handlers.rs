@@ -1,18 +1,19 @@
 //! What is answered to which request.
 
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Redirect, Response};
 use diesel_session::Result;
-use rouille::{Request, Response};
 
 use crate::entry::Entry;
 use crate::form::{Form, Problems, Refusal};
 use crate::page::Page;
+use crate::request::Request;
 use crate::{api, html};
 
 /// The answer to a request. It runs inside the request's context.
 pub(crate) fn answer(request: &Request) -> Result<Response> {
-    let path = request.url();
-    let path: Vec<&str> = path.split('/').skip(1).collect();
-    match (request.method(), &path[..]) {
+    let path: Vec<&str> = request.uri().path().split('/').skip(1).collect();
+    match (request.method().as_str(), &path[..]) {
         ("GET" | "HEAD", [""]) => show(request),
         ("POST", ["entries"]) => add(request),
         ("POST", ["entries", id, "delete"]) => delete(request, id),
@@ -24,7 +25,8 @@ pub(crate) fn answer(request: &Request) -> Result<Response> {
 
 /// The answer where there is none because something broke. Why is not the visitor's business.
 pub(crate) fn failure(request: &Request) -> Response {
-    notice(request, 500, "Something went wrong", "This is our fault. Please try again later.")
+    let reason = "This is our fault. Please try again later.";
+    notice(request, StatusCode::INTERNAL_SERVER_ERROR, "Something went wrong", reason)
 }
 
 fn show(request: &Request) -> Result<Response> {
@@ -40,9 +42,12 @@ fn add(request: &Request) -> Result<Response> {
     match form.check() {
         Ok(entry) => {
             entry.insert()?;
-            Ok(Response::redirect_303("/"))
+            Ok(Redirect::to("/").into_response())
         }
-        Err(problems) => Ok(html::guestbook(&Page::load(1)?, &form, &problems).with_status_code(400)),
+        Err(problems) => {
+            let page = html::guestbook(&Page::load(1)?, &form, &problems);
+            Ok((StatusCode::BAD_REQUEST, page).into_response())
+        }
     }
 }
 
@@ -52,25 +57,25 @@ fn add_by_api(request: &Request) -> Result<Response> {
         Err(refusal) => return Ok(api::refusal(&refusal)),
     };
     match form.check() {
-        Ok(entry) => Ok(api::entry(&entry.insert()?).with_status_code(201)),
+        Ok(entry) => Ok(api::created(&entry.insert()?)),
         Err(problems) => Ok(api::problems(&problems)),
     }
 }
 
 fn delete(request: &Request, id: &str) -> Result<Response> {
     match id.parse() {
-        Ok(id) if Entry::delete(id)? => Ok(Response::redirect_303(Page::link(Page::wanted(request)))),
+        Ok(id) if Entry::delete(id)? => Ok(Redirect::to(&Page::link(Page::wanted(request))).into_response()),
         _ => Ok(not_found(request)),
     }
 }
 
 fn not_found(request: &Request) -> Response {
-    notice(request, 404, "Not found", "There is nothing here.")
+    notice(request, StatusCode::NOT_FOUND, "Not found", "There is nothing here.")
 }
 
 /// One thing to say, in the form in which the request wants its answers.
-fn notice(request: &Request, status: u16, title: &str, reason: &'static str) -> Response {
-    if request.url().starts_with("/api/") {
+fn notice(request: &Request, status: StatusCode, title: &str, reason: &'static str) -> Response {
+    if request.uri().path().starts_with("/api/") {
         api::refusal(&Refusal { status, reason })
     } else {
         html::notice(status, title, reason)

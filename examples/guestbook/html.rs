@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use rouille::Response;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_SECURITY_POLICY;
+use axum::response::{Html, IntoResponse, Response};
 
 use crate::entry::Entry;
 use crate::form::{AUTHOR_LENGTH, Form, MESSAGE_LENGTH, Problems};
@@ -30,11 +32,11 @@ pub(crate) fn guestbook(page: &Page, form: &Form, problems: &Problems) -> Respon
 }
 
 /// A page that says one thing.
-pub(crate) fn notice(status: u16, title: &str, text: &str) -> Response {
+pub(crate) fn notice(status: StatusCode, title: &str, text: &str) -> Response {
     let (shown, text) = (Escaped(title), Escaped(text));
     let body =
         format!("<h1>{shown}</h1><p class=\"lead\">{text}</p><a class=\"button\" href=\"/\">To the guestbook</a>");
-    document(title, &body).with_status_code(status)
+    (status, document(title, &body)).into_response()
 }
 
 fn document(title: &str, body: &str) -> Response {
@@ -46,10 +48,9 @@ fn document(title: &str, body: &str) -> Response {
         style = include_str!("style.css"),
     );
     // Escaping keeps scripts out; should it ever be forgotten somewhere, the browser runs none.
-    Response::html(html).with_unique_header(
-        "Content-Security-Policy",
-        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    )
+    let policy =
+        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+    ([(CONTENT_SECURITY_POLICY, policy)], Html(html)).into_response()
 }
 
 fn entry_form(form: &Form, problems: &Problems) -> String {

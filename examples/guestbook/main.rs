@@ -16,17 +16,32 @@ mod form;
 mod handlers;
 mod html;
 mod page;
+mod request;
 
 use std::env;
+use std::error::Error;
+use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use diesel_session::{App, Config, Error};
-use rouille::{Request, Response, Server};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::Method;
+use axum::http::request::Parts;
+use axum::response::Response;
+use axum::serve::ListenerExt;
+use diesel_session::{App, Config};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::task::spawn_blocking;
 
 use crate::database::{AnyConnection, DB};
+use crate::request::{BODY_BYTES, Request};
 
 fn main() -> ExitCode {
-    match serve() {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("guestbook: {error}");
@@ -35,7 +50,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
     let config = match env::var_os("DATABASE_URL") {
         Some(_) => Config::from_env("DATABASE_URL")?,
         None => Config::new("guestbook.sqlite"),
@@ -45,27 +60,45 @@ fn serve() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 
     let port = env::var("PORT").unwrap_or_else(|_| "8000".into());
     let port: u16 = port.parse().map_err(|_| format!("PORT is `{port}`; it takes a number from 0 to 65535"))?;
-    let server = Server::new(("127.0.0.1", port), move |request| answer(&app, request))
-        .map_err(|error| format!("cannot listen on port {port}: {error}; PORT chooses another"))?;
-    println!("The guestbook is open at http://{}/", server.server_addr());
-    server.run();
+    Runtime::new()?.block_on(serve(app, port))?;
     Ok(())
+}
+
+async fn serve(app: App<AnyConnection>, port: u16) -> io::Result<()> {
+    let listener = TcpListener::bind(("127.0.0.1", port))
+        .await
+        .map_err(|error| io::Error::other(format!("cannot listen on port {port}: {error}; PORT chooses another")))?;
+    println!("The guestbook is open at http://{}/", listener.local_addr()?);
+    // An answer that is sent in two parts must not wait until the visitor has confirmed the first.
+    let listener = listener.tap_io(|visitor| drop(visitor.set_nodelay(true)));
+    axum::serve(listener, Router::new().fallback(respond).layer(DefaultBodyLimit::max(BODY_BYTES)).with_state(app))
+        .await
+}
+
+/// A context belongs to a thread, so a request runs whole, with its context, on a thread that may wait. That begins when its
+/// body is here: a slow visitor keeps neither a thread nor a connection to the database busy.
+async fn respond(State(app): State<App<AnyConnection>>, head: Parts, body: Result<Bytes, BytesRejection>) -> Response {
+    let request = Arc::new(Request::from_parts(head, body));
+    let asked = Arc::clone(&request);
+    let error: Box<dyn Error> = match spawn_blocking(move || answer(&app, &asked)).await {
+        Ok(Ok(response)) => return response,
+        Ok(Err(error)) => error.into(),
+        Err(panic) => panic.into(),
+    };
+    // The text is for who runs the program: it names places in the source. A visitor learns only that it failed.
+    eprintln!("guestbook: {} {}: {error}", request.method(), request.uri());
+    handlers::failure(&request)
 }
 
 /// A request is a context: whatever runs below finds its session with `DB.session()`, and nothing has to be handed down.
 ///
 /// The session is committed here, once, where the answer is a success. An answer of 400 and above, an error and a panic roll
 /// back, so a handler that changes its mind half-way has nothing to undo.
-fn answer(app: &App<AnyConnection>, request: &Request) -> Response {
+fn answer(app: &App<AnyConnection>, request: &Request) -> diesel_session::Result<Response> {
     let mut scope = app.scope();
-    if matches!(request.method(), "GET" | "HEAD") {
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
         // All queries of a page see one state of the data, and a page that wrote by mistake would be refused.
         scope = scope.read_only();
     }
-    let answered = scope.commit_if(|response: &Response| response.status_code < 400).run(|| handlers::answer(request));
-    answered.unwrap_or_else(|error: Error| {
-        // The text is for who runs the program: it names places in the source. A visitor learns only that it failed.
-        eprintln!("guestbook: {} {}: {error}", request.method(), request.raw_url());
-        handlers::failure(request)
-    })
+    scope.commit_if(|response: &Response| response.status().as_u16() < 400).run(|| handlers::answer(request))
 }

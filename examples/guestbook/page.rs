@@ -2,10 +2,10 @@
 
 use diesel::prelude::*;
 use diesel_session::Result;
-use rouille::Request;
 
 use crate::database::DB;
 use crate::entry::{Entry, entries};
+use crate::request::Request;
 
 const ENTRIES: i64 = 10;
 
@@ -41,7 +41,8 @@ impl Page {
 
     /// The number in `?page=N`; 1 where there is none, or nonsense.
     pub(crate) fn wanted(request: &Request) -> i64 {
-        request.get_param("page").and_then(|number| number.parse().ok()).unwrap_or(1)
+        let mut parameters = form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes());
+        parameters.find(|(name, _)| name == "page").and_then(|(_, number)| number.parse().ok()).unwrap_or(1)
     }
 
     /// Where the page of that number is.

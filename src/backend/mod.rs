@@ -107,7 +107,7 @@ impl Kind {
         }
     }
 
-    /// What a failed connect means.
+    /// What a failed connect means. In the message all white space is single blanks.
     pub(crate) fn classify(self, message: &str) -> ConnectErrorKind {
         let known = match self {
             Self::Postgres => postgres::CONNECT_ERRORS,

@@ -21,6 +21,7 @@ use crate::database::PerBackend;
 use crate::error::{Error, Place, Result};
 use crate::panic_message;
 use crate::pool::Lease;
+use crate::wording::sentence;
 use change::Change;
 
 /// A migration of an application.
@@ -58,7 +59,8 @@ pub struct MigrationFailure {
 
 impl fmt::Display for MigrationFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "app `{}`: {} failed at migration {}: {}. ", self.app, self.operation, self.migration, self.message)?;
+        let message = sentence(&self.message);
+        write!(f, "app `{}`: {} failed at migration {}: {message} ", self.app, self.operation, self.migration)?;
         if self.left_behind.is_empty() {
             f.write_str("Nothing of it remains. ")?;
         } else {

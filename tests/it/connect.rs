@@ -26,6 +26,8 @@ fn assert_tells<C: Conn>(app: &App<C>, error: &Error, secrets: &[&str]) {
         format!("{app:?} {:?} {}", app.status(), app.status()),
     ];
     assert!(texts[0].contains(&format!("`{}`", app.id())), "{error}");
+    assert!(!texts[0].contains(['\n', '\t']), "{error}");
+    assert!(!["  ", "?.", "!.", ".. "].iter().any(|double| texts[0].contains(double)), "{error}");
     for text in texts {
         for secret in secrets.iter().chain(&[PASSWORD, "s3cret%2Fpw%401", SECRET]) {
             assert!(!text.contains(secret), "{text}");
@@ -165,6 +167,22 @@ fn sqlite_files_that_cannot_be() {
     let app = SqliteConnection::app(Config::new(folder.url()));
     let error = app.ping().unwrap_err();
     assert!(matches!(&error, Error::Connect { message, .. } if message.contains("not a database")), "{error}");
+}
+
+/// The text of a program's own function is not taken for the driver's.
+#[test]
+fn a_refusal_of_the_programs_own() {
+    fn refuse(_: &str) -> ConnectionResult<SqliteConnection> {
+        Err(ConnectionError::BadConnection("built without that database,\n\tsorry.".into()))
+    }
+    let db = Database::<SqliteConnection>::without_migrations().connect_with(refuse);
+    let app = db.init_app("refused", Config::new(":memory:")).unwrap();
+    let error = app.ping().unwrap_err();
+    assert!(matches!(&error, Error::Connect { kind: ConnectErrorKind::Other, .. }), "{error}");
+    let text = "built without that database, sorry. This is the driver's text or, with `Database::connect_with`, \
+                the program's own";
+    assert!(error.to_string().ends_with(text), "{error}");
+    assert_tells(&app, &error, &[]);
 }
 
 #[test]

@@ -30,6 +30,11 @@ impl Guestbook {
         format!("{}{path}", self.address)
     }
 
+    /// Host and port.
+    pub(crate) fn place(&self) -> &str {
+        self.address.trim_start_matches("http://").trim_end_matches('/')
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.pid
     }

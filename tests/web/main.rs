@@ -11,6 +11,7 @@ mod support;
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 
+mod bodies;
 mod browser;
 mod client;
 mod clock;
