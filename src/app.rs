@@ -4,7 +4,7 @@ use std::any::Any;
 use std::panic::Location;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use crate::connection::SessionConnection;
 use crate::context::{self, Scope};
@@ -40,7 +40,7 @@ struct Application<C: SessionConnection> {
     spec: Arc<Spec<C>>,
     database: u64,
     migrations: Arc<dyn MigrationSet<C>>,
-    pools: Mutex<Pools<C>>,
+    pools: RwLock<Pools<C>>,
     removed: AtomicBool,
 }
 
@@ -56,7 +56,7 @@ impl<C: SessionConnection> App<C> {
             spec: Arc::new(spec),
             database,
             migrations,
-            pools: Mutex::new(Pools { current: None, retired: Vec::new() }),
+            pools: RwLock::new(Pools { current: None, retired: Vec::new() }),
             removed: AtomicBool::new(false),
         }))
     }
@@ -144,6 +144,11 @@ impl<C: SessionConnection> App<C> {
 
     /// The pool in use, made at the first call.
     pub(crate) fn pool(&self) -> Result<Arc<Pool<C>>> {
+        let pools = self.0.pools.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = &pools.current {
+            return Ok(Arc::clone(pool));
+        }
+        drop(pools);
         let mut pools = self.pools();
         // Under the lock, so that nobody makes a pool after `remove_app` has taken the last one.
         self.not_removed()?;
@@ -156,7 +161,7 @@ impl<C: SessionConnection> App<C> {
         Ok(pool)
     }
 
-    pub(crate) fn pools(&self) -> MutexGuard<'_, Pools<C>> {
-        self.0.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn pools(&self) -> RwLockWriteGuard<'_, Pools<C>> {
+        self.0.pools.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

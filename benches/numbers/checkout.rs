@@ -38,23 +38,19 @@ pub fn measure<C: Conn>(url: &str, rounds: usize) {
     }
 }
 
-/// From the moment when all threads are there to the moment when all are done.
+/// From the moment when the first thread begins to the moment when the last one is done.
 fn on_threads(threads: u64, times: u64, run: impl Fn(u64) + Sync) -> Duration {
-    let start = Barrier::new(threads as usize + 1);
-    thread::scope(|scope| {
-        let all: Vec<_> = (0..threads)
-            .map(|_| {
-                scope.spawn(|| {
-                    start.wait();
-                    run(times.div_ceil(threads));
-                })
-            })
-            .collect();
+    let start = Barrier::new(threads as usize);
+    let each = || {
         start.wait();
-        let started = Instant::now();
-        for thread in all {
-            thread.join().unwrap();
-        }
-        started.elapsed()
+        let began = Instant::now();
+        run(times.div_ceil(threads));
+        (began, Instant::now())
+    };
+    thread::scope(|scope| {
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(each)).collect();
+        let times: Vec<_> = all.into_iter().map(|thread| thread.join().unwrap()).collect();
+        let began = times.iter().map(|time| time.0).min().unwrap();
+        times.iter().map(|time| time.1).max().unwrap() - began
     })
 }

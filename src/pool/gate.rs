@@ -4,9 +4,11 @@
 //! the gate is open, so nobody overtakes. What was left is dropped by none but the holder of a permit.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::ledger::{Holder, Holders};
 
@@ -97,7 +99,7 @@ impl<T> Gate<T> {
             return Err(Refused::Closed);
         }
         if let Some((seat, item)) = state.free_seat() {
-            return Ok(self.seated(&mut state, seat, item, holder));
+            return Ok(self.seated(state, seat, item, holder));
         }
         let me = holder.thread.id();
         if state.seats.iter().flatten().all(|other| other.is_on(me)) {
@@ -114,7 +116,7 @@ impl<T> Gate<T> {
     pub(crate) fn try_acquire(self: &Arc<Self>, holder: Holder) -> Option<Permit<T>> {
         let mut state = self.lock();
         let (seat, item) = state.free_seat()?;
-        Some(self.seated(&mut state, seat, item, holder))
+        Some(self.seated(state, seat, item, holder))
     }
 
     /// Gives no more permits, except by [`try_acquire`](Self::try_acquire), and sends all waiters away.
@@ -139,7 +141,7 @@ impl<T> Gate<T> {
             if left.is_zero() {
                 return false;
             }
-            state = self.returned.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.returned.wait_for(&mut state, left);
         }
     }
 
@@ -164,9 +166,16 @@ impl<T> Gate<T> {
         self.seekers.load(Ordering::Acquire)
     }
 
-    fn seated(self: &Arc<Self>, state: &mut State<T>, seat: usize, item: Option<T>, holder: Holder) -> Permit<T> {
+    fn seated(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State<T>>,
+        seat: usize,
+        item: Option<T>,
+        holder: Holder,
+    ) -> Permit<T> {
         let since = holder.since;
         state.seats[seat] = Some(holder);
+        drop(state);
         Permit { item, gate: Arc::clone(self), seat, since }
     }
 
@@ -180,7 +189,7 @@ impl<T> Gate<T> {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if !left.is_zero() {
-                answer = waiter.wake.wait_timeout(answer, left).unwrap_or_else(PoisonError::into_inner).0;
+                waiter.wake.wait_for(&mut answer, left);
                 continue;
             }
             drop(answer);
@@ -197,8 +206,8 @@ impl<T> Gate<T> {
 
     fn release(&self, seat: usize, mut item: Option<T>) {
         let mut state = self.lock();
-        state.seats[seat] = None;
-        // Dropped at the end, without the lock.
+        // Both are dropped at the end, without the lock.
+        let _left = state.seats[seat].take();
         let _sought = if self.seekers() > 0 { item.take() } else { None };
         match state.waiters.pop_front() {
             Some(waiter) => {
@@ -222,7 +231,7 @@ impl<T> Gate<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -249,7 +258,7 @@ impl<T> State<T> {
 
 impl<T> Waiter<T> {
     fn lock(&self) -> MutexGuard<'_, Answer<T>> {
-        self.answer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.answer.lock()
     }
 
     fn answer(&self, answer: Answer<T>) {
