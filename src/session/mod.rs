@@ -74,7 +74,9 @@ impl<C: SessionConnection> Session<C> {
         self.0.run(access_of(&query), at, |conn| query.internal_load(conn)?.collect())
     }
 
-    /// Runs a query and returns its first row, asking for no more than one.
+    /// Runs a query and returns its first row, asking for no more than one. For a row by its key
+    /// [`get_result`](Self::get_result) does the same and costs less: SQLite prepares a statement with a bound `LIMIT` anew
+    /// each time.
     ///
     /// # Errors
     /// [`Error::NotFound`] where there is none; see [`Session`].
