@@ -44,55 +44,49 @@ pub trait Conn: SessionConnection {
     }
 }
 
-impl Conn for SqliteConnection {
-    const NAME: &'static str = "SQLite, a file";
-    const FILLED: &'static str = "";
+macro_rules! conn {
+    ($connection:ty, $name:literal, $filled:literal, $read_only:expr, $read_write:expr) => {
+        impl Conn for $connection {
+            const NAME: &'static str = $name;
+            const FILLED: &'static str = $filled;
 
-    fn db() -> &'static Database<Self> {
-        static DB: Database<SqliteConnection> = Database::without_migrations();
-        &DB
-    }
+            fn db() -> &'static Database<Self> {
+                static DB: Database<$connection> = Database::without_migrations();
+                &DB
+            }
 
-    fn select(&mut self, id: i32) -> QueryResult<Item> {
-        items::table.find(id).get_result(self)
-    }
+            fn select(&mut self, id: i32) -> QueryResult<Item> {
+                items::table.find(id).get_result(self)
+            }
 
-    fn select_in(session: &Session<Self>, id: i32) -> Result<Item> {
-        session.get_result(items::table.find(id))
-    }
+            fn select_in(session: &Session<Self>, id: i32) -> Result<Item> {
+                session.get_result(items::table.find(id))
+            }
 
-    fn read_only(&mut self, id: i32) -> QueryResult<Item> {
-        self.transaction(|conn| conn.select(id))
-    }
+            fn read_only(&mut self, id: i32) -> QueryResult<Item> {
+                $read_only(self, id)
+            }
 
-    fn read_write(&mut self, id: i32) -> QueryResult<Item> {
-        self.immediate_transaction(|conn| conn.select(id))
-    }
+            fn read_write(&mut self, id: i32) -> QueryResult<Item> {
+                $read_write(self, id)
+            }
+        }
+    };
 }
+
+conn!(
+    SqliteConnection,
+    "SQLite, a file",
+    "",
+    |conn: &mut Self, id| conn.transaction(|conn| conn.select(id)),
+    |conn: &mut Self, id| conn.immediate_transaction(|conn| conn.select(id))
+);
 
 #[cfg(feature = "postgres")]
-impl Conn for PgConnection {
-    const NAME: &'static str = "PostgreSQL";
-    const FILLED: &'static str = "VACUUM ANALYZE items";
-
-    fn db() -> &'static Database<Self> {
-        static DB: Database<PgConnection> = Database::without_migrations();
-        &DB
-    }
-
-    fn select(&mut self, id: i32) -> QueryResult<Item> {
-        items::table.find(id).get_result(self)
-    }
-
-    fn select_in(session: &Session<Self>, id: i32) -> Result<Item> {
-        session.get_result(items::table.find(id))
-    }
-
-    fn read_only(&mut self, id: i32) -> QueryResult<Item> {
-        self.build_transaction().read_only().run(|conn| conn.select(id))
-    }
-
-    fn read_write(&mut self, id: i32) -> QueryResult<Item> {
-        self.transaction(|conn| conn.select(id))
-    }
-}
+conn!(
+    PgConnection,
+    "PostgreSQL",
+    "VACUUM ANALYZE items",
+    |conn: &mut Self, id| conn.build_transaction().read_only().run(|conn| conn.select(id)),
+    |conn: &mut Self, id| conn.transaction(|conn| conn.select(id))
+);
