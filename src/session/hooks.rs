@@ -78,7 +78,8 @@ impl Hooks {
         self.after_rollback.push(Box::new(hook));
     }
 
-    fn is_empty(&self) -> bool {
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
         self.before_commit.is_empty() && self.after_commit.is_empty() && self.after_rollback.is_empty()
     }
 

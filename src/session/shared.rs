@@ -112,6 +112,10 @@ impl<C: SessionConnection> Shared<C> {
         if self.ended.get() {
             return;
         }
+        if self.is_at_rest() {
+            self.ended.set(true);
+            return;
+        }
         let at = Location::caller();
         if self.lent.get() {
             self.take_hooks().discard();
@@ -125,6 +129,12 @@ impl<C: SessionConnection> Shared<C> {
             core.rollback();
         }
         self.take_hooks().discard();
+    }
+
+    /// There is nothing to roll back, nothing to give back and nobody to tell.
+    fn is_at_rest(&self) -> bool {
+        let core = self.core.try_borrow();
+        !self.lent.get() && self.hooks.borrow().is_empty() && core.is_ok_and(|core| core.is_at_rest())
     }
 
     pub(super) fn run<T>(&self, access: Access, at: Place, send: impl FnOnce(&mut C) -> QueryResult<T>) -> Result<T> {

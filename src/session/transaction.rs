@@ -92,6 +92,10 @@ impl<C: SessionConnection> Core<C> {
         !matches!(self.phase, Phase::Idle)
     }
 
+    pub(crate) fn is_at_rest(&self) -> bool {
+        !self.is_active() && self.lease.is_none() && self.spoiled.is_none() && self.turn_to_write.is_none()
+    }
+
     /// Sends one statement.
     pub(crate) fn run<T>(
         &mut self,
