@@ -51,7 +51,8 @@ impl Config {
     /// * PostgreSQL: `postgres://user:password@host:port/database`, or libpq's `host=.. dbname=..`;
     /// * MySQL and MariaDB: `mysql://user:password@host:port/database`;
     /// * SQLite: a path, `sqlite://path`, or `:memory:`, which is one database for all connections of the application
-    ///   and lives until it is disposed of.
+    ///   and lives until it is disposed of. It has no write-ahead log: a reader and a writer that has not committed wait for each
+    ///   other, so where contexts overlap a temporary file is better.
     ///
     /// A path is relative to the working directory unless it starts with `/`: `sqlite://shop.sqlite` is a file beside the program,
     /// `sqlite:///shop.sqlite` one in the root folder. For an enum of connections a path ends in `.sqlite`, `.sqlite3` or `.db`.

@@ -321,7 +321,8 @@ impl<C: SessionConnection> Scope<C> {
 }
 
 impl<C: SessionConnection, P> Scope<C, P> {
-    /// Transactions that only read. On SQLite they run beside a writer. This holds whatever else is chosen: of
+    /// Transactions that only read. On a SQLite file they run beside a writer, in its write-ahead log; `:memory:` has none, so
+    /// there they wait for each other. This holds whatever else is chosen: of
     /// [`autocommit`](Self::autocommit) it leaves nothing.
     pub fn read_only(mut self) -> Self {
         self.settings.mode = Mode::ReadOnly;

@@ -4,6 +4,10 @@ use std::fmt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+const USAGE: &str = "cargo bench --all-features -- [--pin CPU] [--rounds N] [reads] [checkout] [apps]";
+
+const SECTIONS: [&str; 3] = ["reads", "checkout", "apps"];
+
 pub struct Arguments {
     pub rounds: usize,
     /// The CPU to run on.
@@ -18,15 +22,18 @@ impl Arguments {
         let mut read = Self { rounds: 15, pin: None, bound: false, only: Vec::new() };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
-            let mut value = || arguments.next().ok_or(format!("{argument} needs a number"));
+            let mut number = || {
+                let value = arguments.next().and_then(|value| value.parse::<usize>().ok());
+                value.ok_or_else(|| format!("{argument} needs a number: {USAGE}"))
+            };
             match &*argument {
                 // Cargo's own.
                 "--bench" => {}
-                "--rounds" => read.rounds = value()?.parse().map_err(|_| "--rounds needs a number")?,
-                "--pin" => read.pin = Some(value()?),
+                "--rounds" => read.rounds = number()?.max(1),
+                "--pin" => read.pin = Some(number()?.to_string()),
                 "--bound" => read.bound = true,
-                _ if argument.starts_with('-') => return Err(format!("there is no option {argument}")),
-                _ => read.only.push(argument),
+                section if SECTIONS.contains(&section) => read.only.push(argument),
+                _ => return Err(format!("`{argument}` is not known here: {USAGE}")),
             }
         }
         Ok(read)
@@ -42,7 +49,7 @@ impl Arguments {
     }
 
     pub fn runs(&self, section: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|only| section.contains(&**only))
+        self.only.is_empty() || self.only.iter().any(|only| only == section)
     }
 }
 

@@ -1,8 +1,8 @@
 //! What a context costs, measured side by side with plain Diesel and with r2d2 in one run: `cargo bench --all-features`.
 //!
 //! `-- --pin 0` binds this program, and the PostgreSQL it starts, to that CPU: between two CPUs of a small virtual machine a
-//! round trip swings by a factor of 2 to 10. `-- --rounds 31` takes more rounds than 15. `-- reads` runs only the sections
-//! whose name has that in it: `reads`, `checkout`, `apps`.
+//! round trip swings by a factor of 2 to 10. `-- --rounds 31` takes more rounds than 15. `-- reads` runs only that section of
+//! `reads`, `checkout` and `apps`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "numbers are printed")]
 #![allow(unreachable_pub, clippy::unwrap_used, reason = "a program of its own; a benchmark that fails ends")]
 
@@ -47,10 +47,10 @@ fn main() -> ExitCode {
             checkout::measure::<diesel::PgConnection>(&url, arguments.rounds);
         }
     }
-    #[cfg(not(feature = "postgres"))]
-    eprintln!("PostgreSQL is left out: this build lacks it; `cargo bench --all-features` has it");
     if arguments.runs("apps") {
         apps::measure(arguments.rounds);
     }
+    #[cfg(not(feature = "postgres"))]
+    eprintln!("PostgreSQL is left out: this build lacks it; `cargo bench --all-features` has it");
     ExitCode::SUCCESS
 }

@@ -35,9 +35,10 @@ pub fn measure<C: Conn>(url: &str, rounds: usize) {
             pooled(&mut contest, baseline, "  Diesel + r2d2, no ping", &trusting, plain, next);
             pooled(&mut contest, baseline, "  Diesel + r2d2", &pinging, plain, next);
         };
-    let by_itself: &[(&str, Ours<C>)] = &[("context, autocommit", |app, id| read(app.scope().autocommit(), id))];
+    let autocommit: (&str, Ours<C>) = ("context, autocommit", |app, id| read(app.scope().autocommit(), id));
     let default: (&str, Ours<C>) = ("context", |app, id| read(app.scope().commit_on_ok(), id));
-    let written: (&str, Ours<C>) = ("context, begun to write", |app, id| {
+    let read_only: (&str, Ours<C>) = ("context, read-only", |app, id| read(app.scope().read_only().commit_on_ok(), id));
+    let begun: (&str, Ours<C>) = ("context, begun to write", |app, id| {
         app.scope().commit_on_ok().run(|| {
             let session = C::db().session()?;
             session.begin()?;
@@ -45,18 +46,15 @@ pub fn measure<C: Conn>(url: &str, rounds: usize) {
         })
     });
     // SQLite's default scope reads outside of a transaction.
-    let reads_outside = C::NAME.starts_with("SQLite");
-    if reads_outside {
-        compare("SELECT", C::select, &[by_itself[0], default]);
+    if C::NAME.starts_with("SQLite") {
+        compare("SELECT", C::select, &[autocommit, default]);
+        compare("BEGIN, SELECT, COMMIT", C::read_only, &[read_only]);
+        compare("BEGIN IMMEDIATE, SELECT, COMMIT", C::read_write, &[begun]);
     } else {
-        compare("SELECT", C::select, by_itself);
+        compare("SELECT", C::select, &[autocommit]);
+        compare("BEGIN READ ONLY, SELECT, COMMIT", C::read_only, &[read_only]);
+        compare("BEGIN, SELECT, COMMIT", C::read_write, &[default]);
     }
-    compare(
-        "BEGIN READ ONLY, SELECT, COMMIT",
-        C::read_only,
-        &[("context, read-only", |app, id| read(app.scope().read_only().commit_on_ok(), id))],
-    );
-    compare("BEGIN, SELECT, COMMIT", C::read_write, &[if reads_outside { written } else { default }]);
     contest.hold(rounds);
     C::db().remove_app("reads").unwrap();
 }

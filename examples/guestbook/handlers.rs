@@ -16,6 +16,8 @@ pub(crate) fn answer(request: &Request) -> Result<Response> {
     match (request.method().as_str(), &path[..]) {
         ("GET" | "HEAD", [""]) => show(request),
         ("POST", ["entries"]) => add(request),
+        // Where a visitor is after an entry that was refused.
+        ("GET" | "HEAD", ["entries"]) => Ok(Redirect::to("/").into_response()),
         ("POST", ["entries", id, "delete"]) => delete(request, id),
         ("GET" | "HEAD", ["api", "entries"]) => Ok(api::page(&Page::load(Page::wanted(request))?)),
         ("POST", ["api", "entries"]) => add_by_api(request),
