@@ -206,9 +206,12 @@ impl<T> Gate<T> {
 
     fn release(&self, seat: usize, mut item: Option<T>) {
         let mut state = self.lock();
-        // Both are dropped at the end, without the lock.
+        if state.closed || self.seekers() > 0 {
+            // Without the lock, and before the permit is free: whoever waits for its end waits for this too.
+            MutexGuard::unlocked(&mut state, || drop(item.take()));
+        }
+        // Dropped at the end, without the lock.
         let _left = state.seats[seat].take();
-        let _sought = if self.seekers() > 0 { item.take() } else { None };
         match state.waiters.pop_front() {
             Some(waiter) => {
                 let (mut answer, since) = (waiter.lock(), Instant::now());
@@ -440,6 +443,34 @@ mod tests {
         drop(leaving);
         assert_eq!((Arc::strong_count(&item), gate.seekers()), (2, 0));
         assert!(seeking.seek().is_none() && seeking.item.is_some());
+    }
+
+    /// Notes how many permits are out when it is dropped.
+    struct Noting(Arc<Gate<Noting>>, mpsc::Sender<usize>);
+
+    impl Drop for Noting {
+        fn drop(&mut self) {
+            self.1.send(self.0.counts().0).expect("heard");
+        }
+    }
+
+    #[test]
+    fn what_is_not_kept_is_gone_before_its_permit_is_free() {
+        let gate = Arc::new(Gate::new(2));
+        let (tell, dropped) = mpsc::channel();
+        let mut seeking = gate.acquire(holder(), soon()).expect("free");
+        let mut leaving = gate.acquire(holder(), soon()).expect("free");
+        leaving.item = Some(Noting(Arc::clone(&gate), tell.clone()));
+        let seeker = seeking.seek().expect("nothing is there");
+        drop(leaving);
+        assert_eq!(dropped.try_recv(), Ok(2));
+
+        drop(seeker);
+        let mut leaving = gate.acquire(holder(), soon()).expect("free");
+        leaving.item = Some(Noting(Arc::clone(&gate), tell));
+        gate.close();
+        drop(leaving);
+        assert_eq!((dropped.try_recv(), gate.counts()), (Ok(2), (1, 0)));
     }
 
     #[test]

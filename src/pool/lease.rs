@@ -79,12 +79,11 @@ pub(super) fn live<C: SessionConnection>(permit: &mut Permit<Stored<C>>) -> &mut
     }
 }
 
-/// Closes the connection, if there is one, before its permit is free. r2d2 would keep it otherwise.
+/// Closes the connection, if there is one, before its permit is free.
 pub(super) fn discard<C: SessionConnection>(permit: &mut Permit<Stored<C>>) {
     if let Some(mut stored) = permit.item.take() {
-        if let Slot::Live(live) = &mut **stored {
-            live.doomed = true;
-        }
+        // While r2d2 counts it: r2d2 has room for another before what it drops is closed.
+        **stored = Slot::Surplus;
     }
 }
 

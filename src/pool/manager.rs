@@ -27,7 +27,7 @@ use crate::spec::Spec;
 pub(crate) enum Slot<C> {
     Live(Live<C>),
     Failed(ConnectFailure),
-    /// Made when nobody waited any more.
+    /// Nothing: made when nobody waited any more, or closed.
     Surplus,
 }
 

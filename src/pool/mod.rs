@@ -306,8 +306,7 @@ impl<C: SessionConnection> Pool<C> {
                     permit.item = Some(stored);
                     return Ok(Ok(()));
                 }
-                Slot::Live(live) => live.doomed = true,
-                Slot::Surplus => {}
+                slot @ (Slot::Live(_) | Slot::Surplus) => *slot = Slot::Surplus,
                 Slot::Failed(failure) if failure.kind.is_transient() => return Ok(Err(failure.clone())),
                 Slot::Failed(failure) => return Err(self.refused(failure.clone())),
             }

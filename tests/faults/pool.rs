@@ -1,7 +1,7 @@
 //! How long callers wait for a connection, and what they are told when they do not get one.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -206,4 +206,71 @@ fn waiters_are_served_in_order<C: Conn>(site: &Site) {
         session.rollback().unwrap();
     });
     assert_eq!(served.try_iter().collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+}
+
+/// A connection that nobody waits for any more is under way while another is being closed.
+#[test]
+fn what_is_being_closed_counts() {
+    static CONNECTS: AtomicUsize = AtomicUsize::new(0);
+    static CONNECTING: Mutex<()> = Mutex::new(());
+    static CLOSING: Mutex<()> = Mutex::new(());
+    static CLOSINGS: AtomicUsize = AtomicUsize::new(0);
+
+    /// Owned by a function registered with the connection: dropped while that is closed.
+    struct Closing;
+
+    impl Drop for Closing {
+        fn drop(&mut self) {
+            CLOSINGS.fetch_add(1, Ordering::SeqCst);
+            drop(CLOSING.lock());
+        }
+    }
+
+    fn connect(url: &str) -> ConnectionResult<SqliteConnection> {
+        if CONNECTS.fetch_add(1, Ordering::SeqCst) == 1 {
+            drop(CONNECTING.lock());
+        }
+        let conn = SqliteConnection::establish(url)?;
+        let closing = Arc::new(Closing);
+        let answer = move || {
+            let _kept = &closing;
+            1
+        };
+        answer_utils::register_nondeterministic_impl(&conn, answer)
+            .map_err(ConnectionError::CouldntSetupConfiguration)?;
+        Ok(conn)
+    }
+
+    let site = Site::sqlite();
+    let db = Database::<SqliteConnection>::without_migrations().connect_with(connect);
+    let config = site.config().max_size(2).connect_timeout(Duration::from_millis(300)).idle_timeout(None);
+    let app = db.init_app("closing", config).unwrap();
+    let first = app.open_session().unwrap();
+    first.load::<i32>(diesel::select(answer())).unwrap();
+    let (connecting, closing) = (CONNECTING.lock().unwrap(), CLOSING.lock().unwrap());
+    thread::scope(|scope| {
+        // It asks for the second connection, and is served with the first.
+        let served = scope.spawn(|| {
+            let session = app.open_session().unwrap();
+            session.load::<i32>(diesel::select(answer())).unwrap();
+            session.send("COMMIT").unwrap();
+        });
+        assert!(wait::until(Duration::from_secs(2), || app.status().connecting == 1));
+        first.rollback().unwrap();
+        // Spoiled, the first is being closed; the second is still under way.
+        assert!(wait::until(Duration::from_secs(2), || CLOSINGS.load(Ordering::SeqCst) == 1));
+        let third = app.ping();
+        drop(closing);
+        served.join().unwrap();
+        assert!(matches!(third, Err(Error::ConnectTimeout { .. })), "{third:?}");
+    });
+    assert_eq!(CONNECTS.load(Ordering::SeqCst), 2);
+    drop(connecting);
+    app.dispose().unwrap();
+    site.assert_connections(0);
+}
+
+#[diesel::declare_sql_function]
+extern "SQL" {
+    fn answer() -> Integer;
 }
