@@ -165,3 +165,27 @@ impl<C: SessionConnection> App<C> {
         self.0.pools.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(all(test, feature = "sqlite"))]
+mod tests {
+    use diesel::SqliteConnection;
+
+    use crate::{Config, Database};
+
+    #[test]
+    fn a_pool_with_something_open_is_not_forgotten() {
+        let db = Database::<SqliteConnection>::without_migrations();
+        let app = db.init_app("app", Config::new(":memory:")).expect("sound");
+        app.ping().expect("it answers");
+        // As far as a disposal in another thread has come before it closes anything.
+        let mut pools = app.pools();
+        let current = pools.current.take();
+        pools.retired.extend(current);
+        drop(pools);
+        app.ping().expect("it answers");
+        let retired = || app.pools().retired.len();
+        assert_eq!((retired(), app.status().open), (1, 2));
+        assert_eq!(app.dispose().expect("nothing is out").closed, 2);
+        assert_eq!((retired(), app.status().open), (0, 0));
+    }
+}

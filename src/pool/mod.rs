@@ -191,8 +191,10 @@ impl<C: SessionConnection> Pool<C> {
         drop(self.anchor.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
+    /// Nothing is open, out or being connected. A pool that is about to be closed is not drained yet.
     pub(crate) fn is_drained(&self) -> bool {
-        self.gate.counts().0 == 0 && self.control.connecting.load(Ordering::Acquire) == 0
+        let Control { open, connecting, .. } = &*self.control;
+        self.gate.counts().0 == 0 && connecting.load(Ordering::Acquire) == 0 && open.load(Ordering::Acquire) == 0
     }
 
     /// Makes every connection that is open now one from before the last change of the schema.
