@@ -3,6 +3,8 @@
 //! Invariant: a permit is either free, or held by exactly one [`Permit`]. A free permit and a waiter never coexist while
 //! the gate is open, so nobody overtakes. What was left is dropped by none but the holder of a permit.
 
+mod permit;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,6 +13,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::ledger::{Holder, Holders};
+pub(crate) use permit::Permit;
 
 /// The queue in front of something of which there is only so much.
 #[derive(Debug)]
@@ -33,20 +36,6 @@ pub(crate) enum Refused {
         holders: Holders,
     },
 }
-
-/// The right to one of so many; given back by drop.
-#[derive(Debug)]
-pub(crate) struct Permit<T = ()> {
-    /// What the last holder left, and what this one leaves to the next.
-    pub(super) item: Option<T>,
-    gate: Arc<Gate<T>>,
-    seat: usize,
-    since: Instant,
-}
-
-/// A holder that waits for an item from elsewhere, as long as this lives.
-#[derive(Debug)]
-pub(crate) struct Seeker<T>(Arc<Gate<T>>);
 
 #[derive(Debug)]
 struct State<T> {
@@ -267,65 +256,6 @@ impl<T> Waiter<T> {
     fn answer(&self, answer: Answer<T>) {
         *self.lock() = answer;
         self.wake.notify_one();
-    }
-}
-
-impl<T> Permit<T> {
-    /// From here on what others leave is not kept but dropped, and finds its way to the seeker from there. `None` where
-    /// something is there already: the permit has it.
-    pub(crate) fn seek(&mut self) -> Option<Seeker<T>> {
-        let mut state = self.gate.lock();
-        if let Some((seat, item)) = state.warm.pop() {
-            state.cold.push(seat);
-            self.item = Some(item);
-            return None;
-        }
-        self.gate.seekers.fetch_add(1, Ordering::AcqRel);
-        Some(Seeker(Arc::clone(&self.gate)))
-    }
-
-    /// Takes what was left on another free seat, where nothing is left on this one.
-    pub(crate) fn refill(&mut self) {
-        if self.item.is_some() {
-            return;
-        }
-        let mut state = self.gate.lock();
-        if let Some((seat, item)) = state.warm.pop() {
-            state.cold.push(seat);
-            self.item = Some(item);
-        }
-    }
-
-    /// When it was given.
-    pub(crate) fn since(&self) -> Instant {
-        self.since
-    }
-
-    /// From here until a thread adopts it nobody's thread holds it.
-    pub(crate) fn lend(&self) {
-        if let Some(holder) = &mut self.gate.lock().seats[self.seat] {
-            holder.lent = true;
-        }
-    }
-
-    /// From here on it is the calling thread that holds it.
-    pub(crate) fn adopt(&self) {
-        if let Some(holder) = &mut self.gate.lock().seats[self.seat] {
-            holder.thread = std::thread::current();
-            holder.lent = false;
-        }
-    }
-}
-
-impl<T> Drop for Seeker<T> {
-    fn drop(&mut self) {
-        self.0.seekers.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl<T> Drop for Permit<T> {
-    fn drop(&mut self) {
-        self.gate.release(self.seat, self.item.take());
     }
 }
 
