@@ -1,8 +1,7 @@
 //! How a caller gets a connection: a permit, then what is idle, then a connect.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use super::gate::{Permit, Refused};
@@ -174,37 +173,11 @@ impl<C: SessionConnection> Pool<C> {
             return Some(permit);
         }
         let patience = self.spec.config.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
-        let server = Arc::clone(&self.server);
-        let (answer, answered) = mpsc::sync_channel(1);
-        // From here on it is not the caller who holds it, and who would wait for itself.
-        permit.lend();
-        self.server.threads().execute(move || {
-            permit.adopt();
-            let call = server.call();
-            let pinged = catch_unwind(AssertUnwindSafe(|| live(&mut permit).conn.ping()));
-            drop(call);
-            live(&mut permit).witness.take();
-            if !matches!(pinged, Ok(Ok(()))) {
-                discard(&mut permit);
-            }
-            if let Err(mpsc::SendError(mut late)) = answer.send(permit) {
-                discard(&mut late);
-            }
-        });
-        match answered.recv_timeout(patience) {
-            Ok(permit) => {
-                permit.adopt();
-                permit.item.is_some().then_some(permit)
-            }
-            Err(_) => {
-                log::warn!(
-                    target: "diesel_session::pool",
-                    "app `{}`: an idle connection to {} gave no sign of life within {patience:?}; it is closed when it does",
-                    self.spec.app,
-                    self.spec.target.shown
-                );
-                None
-            }
-        }
+        let permit = self.errand(permit, patience, "gave no sign of life", |live| {
+            let answer = live.conn.ping();
+            live.witness.take();
+            answer.is_ok()
+        })?;
+        permit.item.is_some().then_some(permit)
     }
 }

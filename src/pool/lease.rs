@@ -10,20 +10,20 @@ use crate::connection::SessionConnection;
 /// A connection on loan; drop gives it back, or closes it.
 #[derive(Debug)]
 pub(crate) struct Lease<C: SessionConnection> {
-    /// With a connection that is live.
-    permit: Permit<Stored<C>>,
+    /// With a connection that is live; only drop takes it.
+    permit: Option<Permit<Stored<C>>>,
     pool: Arc<Pool<C>>,
 }
 
 impl<C: SessionConnection> Lease<C> {
     /// The connection on `permit` is live.
     pub(super) fn new(permit: Permit<Stored<C>>, pool: Arc<Pool<C>>) -> Self {
-        Self { permit, pool }
+        Self { permit: Some(permit), pool }
     }
 
     #[inline]
     pub(crate) fn live(&mut self) -> &mut Live<C> {
-        live(&mut self.permit)
+        live(self.permit.as_mut().expect(ONLY_DROP))
     }
 
     #[inline]
@@ -32,7 +32,7 @@ impl<C: SessionConnection> Lease<C> {
     }
 
     pub(crate) fn conn_ref(&self) -> &C {
-        match self.permit.item.as_deref().map(|stored| &**stored) {
+        match self.permit.as_ref().and_then(|permit| permit.item.as_deref()).map(|stored| &**stored) {
             Some(Slot::Live(live)) => &live.conn,
             _ => unreachable!("{NOT_LIVE}"),
         }
@@ -60,11 +60,14 @@ impl<C: SessionConnection> Lease<C> {
 impl<C: SessionConnection> Drop for Lease<C> {
     /// Gives it back, from whatever state it is in.
     fn drop(&mut self) {
-        let live = live(&mut self.permit);
+        let Some(mut permit) = self.permit.take() else { return };
+        let live = live(&mut permit);
         live.was_used = true;
         live.unused = false;
         if self.pool.control.must_close(live) {
-            discard(&mut self.permit);
+            self.pool.dismiss(permit);
+        } else {
+            drop(permit);
         }
         self.pool.age();
     }
@@ -88,3 +91,4 @@ pub(super) fn discard<C: SessionConnection>(permit: &mut Permit<Stored<C>>) {
 }
 
 const NOT_LIVE: &str = "a permit without a live connection was lent";
+const ONLY_DROP: &str = "only drop takes the permit";

@@ -87,6 +87,8 @@ pub(crate) struct Control {
     pub(crate) closed: AtomicBool,
     /// Connects under way.
     pub(crate) connecting: AtomicUsize,
+    /// Calls on helper threads that have not ended although their time is over.
+    pub(crate) suspect: AtomicUsize,
     /// Open connections.
     pub(crate) open: AtomicUsize,
     /// Connections closed since the pool was made.

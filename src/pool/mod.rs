@@ -8,6 +8,7 @@
 //! but a connect that is under way.
 
 mod acquire;
+mod errand;
 mod gate;
 mod lease;
 mod ledger;
@@ -24,7 +25,6 @@ use std::time::Instant;
 
 pub(crate) use gate::Permit;
 pub(crate) use lease::Lease;
-use lease::discard;
 pub use ledger::{Holder, Holders};
 use manager::Control;
 pub use status::AppStatus;
@@ -118,7 +118,7 @@ impl<C: SessionConnection> Pool<C> {
             if permit.item.is_none() {
                 break;
             }
-            discard(&mut permit);
+            self.dismiss(permit);
         }
     }
 
@@ -163,6 +163,7 @@ impl<C: SessionConnection> Pool<C> {
             open,
             connecting,
             in_use,
+            suspect: self.control.suspect.load(Ordering::Acquire),
             idle: open - in_use,
             waiting: self.gate.counts().1,
             holders,

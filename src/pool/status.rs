@@ -22,6 +22,8 @@ pub struct AppStatus {
     pub idle: usize,
     /// Open connections that somebody has.
     pub in_use: usize,
+    /// Open connections that did not answer in time; each is closed when it does.
+    pub suspect: usize,
     /// Connects under way.
     pub connecting: usize,
     /// Callers waiting in line.
@@ -39,6 +41,7 @@ impl AppStatus {
             open: 0,
             idle: 0,
             in_use: 0,
+            suspect: 0,
             connecting: 0,
             waiting: 0,
             holders: Holders::default(),
@@ -52,6 +55,7 @@ impl AppStatus {
         self.open += other.open;
         self.idle += other.idle;
         self.in_use += other.in_use;
+        self.suspect += other.suspect;
         self.connecting += other.connecting;
         self.waiting += other.waiting;
         self.holders.0.extend(other.holders.0);
@@ -63,13 +67,14 @@ impl fmt::Display for AppStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "app `{}` on {}: {} of {} open ({} idle, {} in use), {} connecting, {} waiting; held: {}",
+            "app `{}` on {}: {} of {} open ({} idle, {} in use, {} suspect), {} connecting, {} waiting; held: {}",
             self.app,
             self.server,
             self.open,
             self.max_size,
             self.idle,
             self.in_use,
+            self.suspect,
             self.connecting,
             self.waiting,
             self.holders

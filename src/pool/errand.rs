@@ -1,0 +1,64 @@
+//! A driver call on a helper thread, so that whoever asked for it can leave at a deadline of its own.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use super::gate::Permit;
+use super::lease::{discard, live};
+use super::manager::Live;
+use super::{Pool, Stored};
+use crate::connection::SessionConnection;
+
+impl<C: SessionConnection> Pool<C> {
+    /// Makes `call` with the connection, and closes the connection unless the call says that it is sound. `None` where that has
+    /// not ended within `patience`: then the connection is closed, and its permit free, when it has.
+    pub(super) fn errand(
+        &self,
+        mut permit: Permit<Stored<C>>,
+        patience: Duration,
+        what: &str,
+        call: impl FnOnce(&mut Live<C>) -> bool + Send + 'static,
+    ) -> Option<Permit<Stored<C>>> {
+        let (server, control) = (Arc::clone(&self.server), Arc::clone(&self.control));
+        // Without a buffer: what is sent has been received.
+        let (answer, answered) = mpsc::sync_channel(0);
+        // From here on it is not the caller who holds it, and who would wait for itself.
+        permit.lend();
+        self.server.threads().execute(move || {
+            let running = server.call();
+            let sound = catch_unwind(AssertUnwindSafe(|| call(live(&mut permit))));
+            if !matches!(sound, Ok(true)) {
+                discard(&mut permit);
+            }
+            drop(running);
+            if let Err(mpsc::SendError(mut late)) = answer.send(permit) {
+                discard(&mut late);
+                drop(late);
+                control.suspect.fetch_sub(1, Ordering::AcqRel);
+            }
+        });
+        if let Ok(permit) = answered.recv_timeout(patience) {
+            permit.adopt();
+            return Some(permit);
+        }
+        self.control.suspect.fetch_add(1, Ordering::AcqRel);
+        log::warn!(
+            target: "diesel_session::pool",
+            "app `{}`: a connection to {} {what} within {patience:?}; it is closed when it answers",
+            self.spec.app,
+            self.spec.target.shown
+        );
+        None
+    }
+
+    /// Closes the connection, waiting no longer than for a connect.
+    pub(super) fn dismiss(&self, mut permit: Permit<Stored<C>>) {
+        if self.spec.target.kind.can_go_stale() {
+            self.errand(permit, self.spec.config.connect_timeout, "could not be closed", |_| false);
+        } else {
+            discard(&mut permit);
+        }
+    }
+}
