@@ -15,7 +15,7 @@ use crate::connection::SessionConnection;
 use crate::context::{self, Current};
 use crate::dispose::{DisposeReport, dispose_each};
 use crate::error::{Error, Place, Result};
-use crate::pool::AppStatus;
+use crate::pool::{AppStatus, Budget};
 use crate::registry::Registry;
 use crate::schema::{MigrationSet, Sources};
 use crate::session::Session;
@@ -49,6 +49,8 @@ pub struct Database<C: SessionConnection, M = EmbeddedMigrations> {
     number: OnceLock<u64>,
     connect_with: Option<fn(&str) -> ConnectionResult<C>>,
     on_connect: Option<fn(&mut C) -> QueryResult<()>>,
+    max_connections: Option<usize>,
+    budget: OnceLock<Arc<Budget>>,
 }
 
 impl<C: SessionConnection, M> std::fmt::Debug for Database<C, M> {
@@ -102,6 +104,18 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// ```
     pub const fn per_backend(migrations: PerBackend<M>) -> Self {
         Self::from_sources(Sources::PerBackend(migrations))
+    }
+
+    /// Most connections that all applications of this database object have open at one time, on all servers together; those of
+    /// `create_all` and `drop_all` count too. Where it is reached, the idle connection of the application that was used least
+    /// recently is closed for whoever needs one; where all are in use, callers wait in order, and get
+    /// [`Error::BudgetExhausted`] after their `acquire_timeout`.
+    ///
+    /// Without it the database server's own limit is respected all the same: when it refuses, an idle connection of this
+    /// process goes, whatever the application. A limit is for servers that other programs need too.
+    pub const fn max_connections(mut self, connections: usize) -> Self {
+        self.max_connections = Some(connections);
+        self
     }
 
     /// Connects with a function of the program's own, such as the one that picks the variant of an enum of connections by the
@@ -166,6 +180,8 @@ impl<C: SessionConnection, M> Database<C, M> {
             number: OnceLock::new(),
             connect_with: None,
             on_connect: None,
+            max_connections: None,
+            budget: OnceLock::new(),
         }
     }
 
@@ -191,11 +207,25 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
         if let Some(problem) = config.problem() {
             return Err(invalid(problem));
         }
+        if self.max_connections == Some(0) {
+            return Err(invalid("`Database::max_connections` is 0; it takes 1 or more".into()));
+        }
         let kind = Kind::of_type::<C>();
         let target = Target::parse(&config.url, kind).map_err(invalid)?;
-        let spec =
-            Spec { app: id.into(), config, target, connect_with: self.connect_with, on_connect: self.on_connect };
+        let spec = Spec {
+            app: id.into(),
+            config,
+            target,
+            budget: self.budget(),
+            connect_with: self.connect_with,
+            on_connect: self.on_connect,
+        };
         self.registry.add(App::new(spec, self.number(), Arc::clone(self.migrations())))
+    }
+
+    fn budget(&self) -> Option<Arc<Budget>> {
+        let limit = self.max_connections?;
+        Some(Arc::clone(self.budget.get_or_init(|| Arc::new(Budget::new(Some(limit))))))
     }
 
     fn migrations(&self) -> &Arc<dyn MigrationSet<C>> {

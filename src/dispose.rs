@@ -12,6 +12,9 @@ use crate::pool::{Holders, Pool};
 /// How long [`App::dispose`] waits for connections that are out.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long it looks for what was on its way into the pool at that moment, whatever the patience.
+const LATE: Duration = Duration::from_millis(100);
+
 /// What a disposal did.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
@@ -93,11 +96,11 @@ impl<C: SessionConnection> App<C> {
         let now = Instant::now();
         // A patience beyond what the clock can count is a day.
         let deadline = now.checked_add(patience).unwrap_or_else(|| now + Duration::from_secs(24 * 3600));
-        self.drain(self.close(), deadline)
+        self.drain(self.close(deadline), deadline)
     }
 
     /// Closes what is idle, and waits for nothing.
-    fn close(&self) -> Disposal<C> {
+    fn close(&self, deadline: Instant) -> Disposal<C> {
         let started = Instant::now();
         let disposed = {
             let mut pools = self.pools();
@@ -107,7 +110,7 @@ impl<C: SessionConnection> App<C> {
         };
         let before = disposed.iter().map(|pool| pool.closings()).sum();
         for pool in &disposed {
-            pool.close();
+            pool.close(deadline);
         }
         Disposal { disposed, before, started }
     }
@@ -120,8 +123,9 @@ impl<C: SessionConnection> App<C> {
         let mut gone = Vec::new();
         for pool in &disposed {
             let drained = pool.wait_until_drained(deadline);
-            // What was on its way back when the pool was closed may have been stored after all.
-            pool.close();
+            if drained {
+                pool.close_late(deadline.max(Instant::now() + LATE));
+            }
             // From then on only those who clear up take permits, in other threads too, and they find nothing.
             let (out, connecting) = match drained {
                 true => (pool.holders().on_this_thread(), 0),
@@ -149,7 +153,7 @@ pub(crate) fn dispose_each<C: SessionConnection>(apps: Vec<App<C>>) -> Result<Di
     let mut complete = true;
     let deadline = Instant::now() + PATIENCE;
     // One application's connection that is out delays the closing of no other.
-    let disposals: Vec<_> = apps.into_iter().map(|app| (app.close(), app)).collect();
+    let disposals: Vec<_> = apps.into_iter().map(|app| (app.close(deadline), app)).collect();
     for (disposal, app) in disposals {
         match app.drain(disposal, deadline) {
             Ok(report) => whole.add(report),

@@ -144,6 +144,22 @@ pub enum Error {
         at: Place,
     },
 
+    /// All connections that `Database::max_connections` allows are in use, and none became free in time.
+    #[error(
+        "DS208 app `{app}` got no connection in {waited:.3?}: all {max_connections} of `Database::max_connections` are in use. \
+         Held: {holders}. End the transactions listed, or raise the limit"
+    )]
+    BudgetExhausted {
+        /// The application.
+        app: String,
+        /// How long the caller waited.
+        waited: Duration,
+        /// The limit.
+        max_connections: usize,
+        /// Who had the connections.
+        holders: Holders,
+    },
+
     /// A configuration that cannot work.
     #[error("DS101 app `{app}`: {reason}")]
     InvalidConfig {
@@ -375,6 +391,7 @@ impl Error {
             Self::Disposed { .. } => "DS204",
             Self::StillInUse(..) => "DS205",
             Self::WouldDeadlock { .. } => "DS206",
+            Self::BudgetExhausted { .. } => "DS208",
             Self::NotFound { .. } => "DS301",
             Self::Query { .. } => "DS302",
             Self::CommitUnknown { .. } => "DS303",
@@ -400,6 +417,7 @@ impl Error {
         matches!(
             self,
             Self::AcquireTimeout { .. }
+                | Self::BudgetExhausted { .. }
                 | Self::ConnectTimeout { .. }
                 | Self::DeadlineExceeded { .. }
                 | Self::LockTimeout { .. }

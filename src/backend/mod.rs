@@ -117,6 +117,34 @@ impl Kind {
         known.iter().find(|(text, _)| message.contains(text)).map_or(ConnectErrorKind::Other, |(_, kind)| *kind)
     }
 
+    /// How many connections this process keeps open while some of them are idle, on a server that allows `capacity`: a quarter is
+    /// left to others. For SQLite it is what keeps forgotten applications from using up the process's open files.
+    pub(crate) fn keeps_open(self, capacity: usize) -> usize {
+        match self {
+            Self::Sqlite => 64,
+            Self::Postgres | Self::Mysql if capacity == 0 => usize::MAX,
+            Self::Postgres | Self::Mysql => (capacity * 3 / 4).max(1),
+        }
+    }
+
+    /// A query for who has the server, each with how many connections.
+    pub(crate) fn census(self) -> Option<&'static str> {
+        match self {
+            Self::Postgres => Some(postgres::CENSUS),
+            Self::Mysql => Some(mysql::CENSUS),
+            Self::Sqlite => None,
+        }
+    }
+
+    /// A query that answers `1` where an ordinary role gets no connection any more.
+    pub(crate) fn is_full(self) -> Option<&'static str> {
+        match self {
+            Self::Postgres => Some(postgres::IS_FULL),
+            Self::Mysql => Some(mysql::IS_FULL),
+            Self::Sqlite => None,
+        }
+    }
+
     /// Whether an idle connection of this database can be dead.
     pub(crate) fn can_go_stale(self) -> bool {
         self != Self::Sqlite
@@ -276,6 +304,17 @@ impl Kind {
             Self::Sqlite => sqlite::HAS_BOOKKEEPING,
         }
     }
+}
+
+/// Whether the server has ended an idle connection, as far as can be told without asking it.
+pub(crate) fn has_hung_up<C: SessionConnection>(conn: &mut C) -> bool {
+    #[cfg(feature = "postgres")]
+    if let Some(conn) = (conn as &mut dyn std::any::Any).downcast_mut::<diesel::pg::PgConnection>() {
+        // libpq reads what has come: first what the server had to say, then that it has gone.
+        return (0..2).any(|_| conn.notifications_iter().any(|notification| notification.is_err()));
+    }
+    let _ = conn;
+    false
 }
 
 /// Whether the connection itself is lost.

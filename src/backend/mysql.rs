@@ -23,6 +23,13 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
     ("Lost connection", ConnectErrorKind::Unreachable),
 ];
 
+/// Without the right to see others' sessions these are the role's own.
+pub(super) const CENSUS: &str = "SELECT CONCAT(user, '@', SUBSTRING_INDEX(host, ':', 1), ' ', COUNT(*)) AS value \
+     FROM information_schema.processlist GROUP BY user, SUBSTRING_INDEX(host, ':', 1) ORDER BY COUNT(*) DESC, 1 LIMIT 20";
+
+pub(super) const IS_FULL: &str = "SELECT IF(variable_value >= @@max_connections, '1', '0') AS value \
+     FROM information_schema.global_status WHERE variable_name = 'THREADS_CONNECTED'";
+
 pub(super) const INVENTORY: &str = "SELECT CONCAT(table_name, '.', column_name) AS value FROM information_schema.columns \
      WHERE table_schema = DATABASE() \
      UNION SELECT CONCAT(table_name, '.', index_name) FROM information_schema.statistics \

@@ -31,6 +31,14 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
     ("No route to host", ConnectErrorKind::Unreachable),
 ];
 
+pub(super) const CENSUS: &str = "SELECT coalesce(nullif(application_name, ''), 'unnamed') || ' ' || count(*) AS value \
+     FROM pg_catalog.pg_stat_activity WHERE backend_type = 'client backend' \
+     GROUP BY application_name ORDER BY count(*) DESC, 1 LIMIT 20";
+
+pub(super) const IS_FULL: &str = "SELECT CASE WHEN count(*) >= current_setting('max_connections')::int \
+     - current_setting('superuser_reserved_connections')::int THEN '1' ELSE '0' END AS value \
+     FROM pg_catalog.pg_stat_activity WHERE backend_type = 'client backend'";
+
 pub(super) const INVENTORY: &str = "SELECT table_name || '.' || column_name AS value FROM information_schema.columns \
      WHERE table_schema = current_schema() \
      UNION SELECT tablename || '.' || indexname FROM pg_catalog.pg_indexes WHERE schemaname = current_schema() ORDER BY 1";

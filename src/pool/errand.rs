@@ -54,11 +54,18 @@ impl<C: SessionConnection> Pool<C> {
     }
 
     /// Closes the connection, waiting no longer than for a connect.
-    pub(super) fn dismiss(&self, mut permit: Permit<Stored<C>>) {
+    pub(super) fn dismiss(&self, permit: Permit<Stored<C>>) {
+        self.dismiss_within(permit, self.spec.config.connect_timeout);
+    }
+
+    /// Closes the connection, waiting no longer than `patience`.
+    pub(super) fn dismiss_within(&self, mut permit: Permit<Stored<C>>, patience: Duration) {
         if self.spec.target.kind.can_go_stale() {
-            self.errand(permit, self.spec.config.connect_timeout, "could not be closed", |_| false);
+            drop(self.errand(permit, patience, "could not be closed", |_| false));
         } else {
             discard(&mut permit);
+            drop(permit);
         }
+        self.leave_if_empty();
     }
 }

@@ -64,10 +64,14 @@ impl<C: SessionConnection> Drop for Lease<C> {
         let live = live(&mut permit);
         live.was_used = true;
         live.unused = false;
-        if self.pool.control.must_close(live) {
+        if live.lost {
+            self.pool.server.presence().doubt();
+        }
+        if self.pool.control.must_close(live) || self.pool.is_needed_elsewhere() {
             self.pool.dismiss(permit);
         } else {
             drop(permit);
+            self.pool.serve_others();
         }
         self.pool.age();
     }

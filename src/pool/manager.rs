@@ -15,7 +15,9 @@ use diesel::r2d2::R2D2Connection;
 use diesel::result::ConnectionResult;
 
 use super::Stored;
+use super::budget::Share;
 use super::gate::Gate;
+use super::orders::Orders;
 use super::server::Server;
 use super::witness::{Watch, Witness};
 use crate::connection::SessionConnection;
@@ -50,10 +52,15 @@ pub(crate) struct Live<C> {
     pub(super) schema: usize,
     /// It has not been lent yet.
     pub(super) unused: bool,
+    /// The doubts about its server when it was last proven sound.
+    pub(super) doubts: usize,
+    /// It is known to be lost.
+    pub(crate) lost: bool,
     /// Its state is not known: it is closed instead of pooled.
     pub(crate) doomed: bool,
     // After `conn`: the count falls when the connection is closed, not before.
     _counted: Counted,
+    _shares: (Option<Share>, Option<Share>),
 }
 
 impl<C> fmt::Debug for Live<C> {
@@ -93,6 +100,8 @@ pub(crate) struct Control {
     pub(crate) open: AtomicUsize,
     /// Connections closed since the pool was made.
     pub(crate) closings: AtomicUsize,
+    /// Callers who wait for a connect.
+    pub(super) orders: Orders,
     /// Raised by every change of the schema; connections from before are not lent again.
     pub(crate) schema: AtomicUsize,
 }
@@ -158,8 +167,10 @@ impl<C: SessionConnection> Manager<C> {
         Self { spec, control, server, gate, url, anchor }
     }
 
-    fn open(&self) -> Result<Live<C>, ConnectFailure> {
+    fn open(&self, share: Option<Share>) -> Result<Live<C>, ConnectFailure> {
         let spec = &self.spec;
+        let doubts = self.server.presence().doubts();
+        let place = self.server.room().try_take();
         let mut conn = self.establish().map_err(|error| self.failure(&error.to_string()))?;
         let witness = Arc::new(Witness::new(spec.target.kind));
         for sql in spec.target.kind.setup(&spec.config, spec.target.in_memory) {
@@ -176,6 +187,7 @@ impl<C: SessionConnection> Manager<C> {
         if conn.depth() != Some(0) {
             return Err(self.failure("`on_connect` left a transaction open"));
         }
+        self.take_census(&mut conn);
         conn.set_instrumentation(Watch::new(Arc::clone(&witness)));
         let now = Instant::now();
         Ok(Live {
@@ -186,8 +198,11 @@ impl<C: SessionConnection> Manager<C> {
             expires: spec.config.max_lifetime.map(|lifetime| now + shortened(lifetime)),
             schema: self.control.schema.load(Ordering::Acquire),
             unused: true,
+            doubts,
+            lost: false,
             doomed: false,
             _counted: Counted::new(&self.control),
+            _shares: (place, share),
         })
     }
 
@@ -203,6 +218,16 @@ impl<C: SessionConnection> Manager<C> {
             }
         }
         connect(&self.url)
+    }
+
+    /// Notes who has the server, once in a while: when it is full it is too late to ask.
+    fn take_census(&self, conn: &mut C) {
+        let Some(question) = self.spec.target.kind.census() else { return };
+        if self.server.census_is_old() {
+            if let Ok(rows) = conn.texts(question) {
+                self.server.note_census(rows.into_iter().flatten().collect());
+            }
+        }
     }
 
     /// Tells whoever waits until nothing is being connected.
@@ -228,20 +253,22 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
     type Error = Infallible;
 
     fn connect(&self) -> Result<Slot<C>, Infallible> {
-        let unwanted = || {
-            let sought = self.gate.upgrade().is_some_and(|gate| gate.seekers() > 0);
-            self.control.closed.load(Ordering::SeqCst) || !sought
-        };
         // Counted before `closed` is read: a disposal that has set it and counts none has none to wait for.
         self.control.connecting.fetch_add(1, Ordering::SeqCst);
-        if unwanted() {
+        let patience = Instant::now() + self.spec.config.connect_timeout;
+        let ordered = match self.control.closed.load(Ordering::SeqCst) {
+            true => None,
+            false => self.control.orders.take(self.spec.budget.is_some(), patience),
+        };
+        let Some((making, share)) = ordered else {
             self.control.connecting.fetch_sub(1, Ordering::AcqRel);
             self.nudge();
             return Ok(Slot::Surplus);
-        }
+        };
         let call = self.server.call();
-        let opened = catch_unwind(AssertUnwindSafe(|| self.open()));
+        let opened = catch_unwind(AssertUnwindSafe(|| self.open(share)));
         drop(call);
+        drop(making);
         let slot = match opened {
             // Closed while it was being made: it is closed here, before anybody is told.
             Ok(Ok(live)) if self.control.closed.load(Ordering::Acquire) => {
@@ -272,8 +299,8 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
     }
 }
 
-/// A lifetime less up to a tenth, so that connections opened together are not closed together.
-fn shortened(lifetime: Duration) -> Duration {
+/// A time less up to a tenth, so that what began together does not end together.
+pub(super) fn shortened(lifetime: Duration) -> Duration {
     use std::hash::{BuildHasher, RandomState};
     let chance = RandomState::new().hash_one(0_u8) % 1000;
     lifetime.mul_f64(1.0 - 0.1 * chance as f64 / 1000.0)

@@ -8,21 +8,27 @@
 //! but a connect that is under way.
 
 mod acquire;
+mod budget;
+mod connect;
 mod errand;
 mod gate;
 mod lease;
 mod ledger;
 mod manager;
+mod orders;
+mod outage;
+mod resident;
 mod server;
 mod status;
 mod upkeep;
 mod witness;
 mod writers;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+pub(crate) use budget::Budget;
 pub(crate) use gate::Permit;
 pub(crate) use lease::Lease;
 pub use ledger::{Holder, Holders};
@@ -42,6 +48,8 @@ type Stored<C> = Box<r2d2::PooledConnection<Manager<C>>>;
 
 /// The connections of one application, from its first use to its disposal.
 pub(crate) struct Pool<C: SessionConnection> {
+    /// Tells it from others on the same server.
+    number: u64,
     storage: r2d2::Pool<Manager<C>>,
     gate: Arc<Gate<Stored<C>>>,
     control: Arc<Control>,
@@ -83,7 +91,9 @@ impl<C: SessionConnection> Pool<C> {
             .thread_pool(Arc::clone(server.threads()))
             .build_unchecked(manager);
         let writers = spec.target.kind.has_one_writer().then(|| writers::of(&spec.target));
-        Self { storage, gate, control, server, spec, anchor, writers, ageing: AtomicBool::new(false) }
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { number, storage, gate, control, server, spec, anchor, writers, ageing: AtomicBool::new(false) }
     }
 
     /// The turn to write, where writers have to take turns.
@@ -110,15 +120,18 @@ impl<C: SessionConnection> Pool<C> {
     }
 
     /// Lends nothing any more, sends waiters away and closes what is idle. What is out is closed when it comes back.
-    pub(crate) fn close(&self) {
+    pub(crate) fn close(&self, deadline: Instant) {
         self.control.closed.store(true, Ordering::SeqCst);
         self.gate.close();
+        self.budgets().for_each(|budget| budget.close(self.number));
+        self.server.presence().nudge();
+        let patience = || self.spec.config.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
         while let Some(mut permit) = self.gate.try_acquire(self.housekeeper()) {
             self.fill(&mut permit);
             if permit.item.is_none() {
                 break;
             }
-            self.dismiss(permit);
+            self.dismiss_within(permit, patience());
         }
     }
 
@@ -128,6 +141,19 @@ impl<C: SessionConnection> Pool<C> {
         self.gate.wait_until(deadline, |holders| {
             holders.iter().all(|holder| holder.is_on(me)) && self.control.connecting.load(Ordering::SeqCst) == 0
         })
+    }
+
+    /// Closes what was on its way into the pool when it was closed: a connect that has ended is in nobody's hands for a
+    /// moment. What the calling thread holds stays.
+    pub(crate) fn close_late(&self, deadline: Instant) {
+        loop {
+            self.close(deadline);
+            let mine = self.holders().on_this_thread().len();
+            if self.control.open.load(Ordering::Acquire) <= mine || Instant::now() >= deadline {
+                return;
+            }
+            std::thread::yield_now();
+        }
     }
 
     /// The last of a closed pool: a SQLite database in memory ends with this.
@@ -174,5 +200,11 @@ impl<C: SessionConnection> Pool<C> {
     #[track_caller]
     fn housekeeper(&self) -> Holder {
         Holder::new(Arc::clone(&self.spec.app), std::panic::Location::caller(), Instant::now(), false)
+    }
+}
+
+impl<C: SessionConnection> Drop for Pool<C> {
+    fn drop(&mut self) {
+        self.budgets().for_each(|budget| budget.leave(self.number));
     }
 }

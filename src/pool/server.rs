@@ -5,11 +5,14 @@
 //! server; from then on that server fails fast, and other servers notice nothing.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
+
+use super::budget::Budget;
+use super::outage::Presence;
 
 /// Helper threads per server, and so the number of calls that may hang there.
 pub(crate) const HELPERS: usize = 4;
@@ -19,7 +22,21 @@ pub(crate) struct Server {
     threads: Arc<ScheduledThreadPool>,
     running: Mutex<HashMap<u64, Instant>>,
     next: AtomicU64,
+    room: Arc<Budget>,
+    presence: Presence,
+    census: Mutex<Option<Census>>,
+    /// The connections an ordinary role may have there; 0 where that is not known.
+    capacity: AtomicUsize,
 }
+
+/// Who had the server at one moment.
+struct Census {
+    taken: Instant,
+    occupants: Vec<String>,
+}
+
+/// A census is taken again when a connection is opened after that time.
+const CENSUS_AGE: Duration = Duration::from_secs(1);
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -48,13 +65,64 @@ impl Server {
             .thread_name_pattern("diesel-session-{}")
             .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled)
             .build();
-        let server = Arc::new(Self { threads: Arc::new(threads), running: Mutex::default(), next: AtomicU64::new(0) });
+        let server = Arc::new(Self {
+            threads: Arc::new(threads),
+            running: Mutex::default(),
+            next: AtomicU64::new(0),
+            room: Arc::new(Budget::new(None)),
+            presence: Presence::default(),
+            census: Mutex::default(),
+            capacity: AtomicUsize::new(0),
+        });
         servers.insert(name.to_owned(), Arc::downgrade(&server));
         server
     }
 
     pub(crate) fn threads(&self) -> &Arc<ScheduledThreadPool> {
         &self.threads
+    }
+
+    /// The connections to it of this whole process, and who waits for one.
+    pub(super) fn room(&self) -> &Arc<Budget> {
+        &self.room
+    }
+
+    pub(super) fn presence(&self) -> &Presence {
+        &self.presence
+    }
+
+    /// What an idle connection of this process answers, if there is one that does.
+    pub(super) fn ask(&self, question: &str) -> Option<Vec<String>> {
+        self.room.residents().into_iter().find_map(|(_, resident)| resident.ask(question))
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn census_is_old(&self) -> bool {
+        self.census().as_ref().is_none_or(|census| census.taken.elapsed() > CENSUS_AGE)
+    }
+
+    pub(super) fn note_census(&self, occupants: Vec<String>) {
+        *self.census() = Some(Census { taken: Instant::now(), occupants });
+    }
+
+    /// A sentence on who has the server.
+    pub(super) fn occupants(&self) -> String {
+        let mine = self.room.taken();
+        match &*self.census() {
+            Some(Census { taken, occupants }) => format!(
+                ". This process has {mine} connections there. Asked {:.1?} ago, the server had: {}",
+                taken.elapsed(),
+                occupants.join(", ")
+            ),
+            None => format!(". This process has {mine} connections there, so it cannot ask who has the others"),
+        }
+    }
+
+    fn census(&self) -> MutexGuard<'_, Option<Census>> {
+        self.census.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records a driver call until the returned value is dropped.

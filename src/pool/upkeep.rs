@@ -50,5 +50,7 @@ impl<C: SessionConnection> Pool<C> {
         while let Some(permit) = kept.pop() {
             drop(permit);
         }
+        self.leave_if_empty();
+        self.serve_others();
     }
 }

@@ -36,6 +36,7 @@ impl<C: SessionConnection> Core<C> {
             notes.complete(error, !raw);
         }
         let depth = live.conn.depth();
+        live.lost |= notes.lost;
         live.doomed |= !watched || notes.lost;
         if !matches!(self.phase, Phase::Begun(_)) {
             if depth != Some(0) || notes.began || notes.ended_by.is_some() {

@@ -47,6 +47,8 @@ struct State<T> {
     cold: Vec<usize>,
     size: usize,
     waiters: VecDeque<Arc<Waiter<T>>>,
+    /// When a permit was last given.
+    latest: Option<Instant>,
     closed: bool,
 }
 
@@ -74,6 +76,7 @@ impl<T> Gate<T> {
                 cold: Vec::new(),
                 size,
                 waiters: VecDeque::new(),
+                latest: None,
                 closed: false,
             }),
             returned: Condvar::new(),
@@ -144,6 +147,22 @@ impl<T> Gate<T> {
         self.lock().holders()
     }
 
+    /// When a permit was last given, where something is left on a free one.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        let state = self.lock();
+        if state.warm.is_empty() { None } else { state.latest }
+    }
+
+    /// Since when the first in line has been waiting.
+    pub(crate) fn waiting_since(&self) -> Option<Instant> {
+        let state = self.lock();
+        let first = state.waiters.front()?;
+        match &*first.lock() {
+            Answer::Waiting(holder) => Some(holder.since),
+            _ => None,
+        }
+    }
+
     /// Permits given out, and callers in line.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let state = self.lock();
@@ -164,6 +183,7 @@ impl<T> Gate<T> {
     ) -> Permit<T> {
         let since = holder.since;
         state.seats[seat] = Some(holder);
+        state.latest = Some(since);
         drop(state);
         Permit { item, gate: Arc::clone(self), seat, since }
     }
@@ -206,6 +226,7 @@ impl<T> Gate<T> {
                 let (mut answer, since) = (waiter.lock(), Instant::now());
                 if let Answer::Waiting(holder) = std::mem::replace(&mut *answer, Answer::Granted(seat, since, item)) {
                     state.seats[seat] = Some(Holder { since, ..holder });
+                    state.latest = Some(since);
                 }
                 drop(answer);
                 waiter.wake.notify_one();

@@ -1,0 +1,330 @@
+//! How many connections several pools have together, and which of them gives one up for another.
+//!
+//! There is one budget per database server, whose limit only the server knows, and one per `Database` that has a limit of its
+//! own. An open connection holds a [`Share`] of each until it is closed. Who needs room makes a claim; claims are served in the
+//! order in which their callers began to wait. What is in use is never taken: an idle connection goes, of the pool that was
+//! used least recently.
+//!
+//! Invariant: no wake-up is lost. A claim is in the queue before its caller looks for something idle, and a connection that
+//! comes back is idle before its holder looks for claims.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::ledger::Holders;
+
+/// A pool, as those see it that share a budget with it.
+pub(super) trait Resident: Send + Sync {
+    /// When the connection was lent that it would give up; `None` where it has none idle.
+    fn idle_since(&self) -> Option<Instant>;
+
+    /// Closes an idle connection; `false` where there is none any more.
+    fn give_up(&self) -> bool;
+
+    /// The column `value` that an idle connection answers; `None` where there is none, or no answer soon.
+    fn ask(&self, question: &str) -> Option<Vec<String>>;
+
+    /// Who has its connections.
+    fn holders(&self) -> Holders;
+
+    /// Whether one of its connections is idle, or will be without the doing of those who hold the others.
+    fn is_stirring(&self) -> bool;
+
+    /// Whether nothing is open or will soon be.
+    fn is_empty(&self) -> bool;
+}
+
+/// The connections that several pools have together.
+pub(crate) struct Budget {
+    /// `None`: somebody else sets the limit.
+    limit: Option<usize>,
+    state: Mutex<State>,
+    /// As many as there are claims.
+    waiting: AtomicUsize,
+}
+
+#[derive(Default)]
+struct State {
+    taken: usize,
+    /// Who began to wait first comes first.
+    claims: VecDeque<Arc<Waiter>>,
+    /// The pools with something open, by their numbers.
+    residents: BTreeMap<u64, Weak<dyn Resident>>,
+}
+
+struct Waiter {
+    pool: u64,
+    since: Instant,
+    answer: Mutex<Answer>,
+    wake: Condvar,
+}
+
+enum Answer {
+    Waiting,
+    Share(Share),
+    Look,
+    Closed,
+    Taken,
+}
+
+/// A place in the queue; left by drop.
+pub(super) struct Claim {
+    budget: Arc<Budget>,
+    waiter: Arc<Waiter>,
+}
+
+/// What became of a claim.
+pub(super) enum Served {
+    /// Room for one connection.
+    Room(Share),
+    /// Something has changed: look again.
+    Look,
+    Closed,
+    TimedOut,
+}
+
+/// One open connection, or one that is being made.
+pub(super) struct Share(Arc<Budget>);
+
+impl Budget {
+    pub(crate) fn new(limit: Option<usize>) -> Self {
+        Self { limit, state: Mutex::default(), waiting: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn limit(&self) -> Option<usize> {
+        self.limit
+    }
+
+    /// Open connections and those being made.
+    pub(super) fn taken(&self) -> usize {
+        self.state.lock().taken
+    }
+
+    /// A share, where that keeps nobody waiting.
+    pub(super) fn try_take(self: &Arc<Self>) -> Option<Share> {
+        let mut state = self.state.lock();
+        let free = self.limit.is_none_or(|limit| state.taken < limit && state.claims.is_empty());
+        free.then(|| {
+            state.taken += 1;
+            Share(Arc::clone(self))
+        })
+    }
+
+    /// A place in the queue for `pool`, as of `since`.
+    pub(super) fn claim(self: &Arc<Self>, pool: u64, since: Instant) -> Claim {
+        let waiter = Arc::new(Waiter { pool, since, answer: Mutex::new(Answer::Waiting), wake: Condvar::new() });
+        let mut state = self.state.lock();
+        let place = state.claims.partition_point(|other| other.since <= since);
+        state.claims.insert(place, Arc::clone(&waiter));
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        // Something may have become free since the caller looked.
+        if self.limit.is_some() {
+            self.grant(&mut state);
+        }
+        drop(state);
+        Claim { budget: Arc::clone(self), waiter }
+    }
+
+    /// Whether somebody waits.
+    #[inline]
+    pub(super) fn is_wanted(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
+    }
+
+    /// Whether another pool's claim is older than `since`, that of whoever would get a connection of `pool` next.
+    pub(super) fn prefers_another(&self, pool: u64, since: Option<Instant>) -> bool {
+        let state = self.state.lock();
+        state.claims.front().is_some_and(|first| first.pool != pool && since.is_none_or(|since| first.since < since))
+    }
+
+    /// Gives what is idle to the first claim: by telling its pool, or by closing another pool's.
+    pub(super) fn serve(&self) {
+        loop {
+            let Some((pool, resident)) = self.first_and_idle() else { return };
+            match resident {
+                None => return,
+                Some((number, _)) if number == pool => {
+                    self.tell(pool);
+                    return;
+                }
+                Some((_, resident)) => {
+                    if resident.give_up() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The least recently used pool with something idle, other than `except`.
+    pub(super) fn least_recently_used(&self, except: u64) -> Option<Arc<dyn Resident>> {
+        self.idle_ones()
+            .into_iter()
+            .filter(|(number, ..)| *number != except)
+            .min_by_key(|(_, _, since)| *since)
+            .map(|(_, resident, _)| resident)
+    }
+
+    /// The pools with something open.
+    pub(super) fn residents(&self) -> Vec<(u64, Arc<dyn Resident>)> {
+        let state = self.state.lock();
+        state.residents.iter().filter_map(|(number, resident)| Some((*number, resident.upgrade()?))).collect()
+    }
+
+    pub(super) fn enter(&self, number: u64, resident: Weak<dyn Resident>) {
+        self.state.lock().residents.insert(number, resident);
+    }
+
+    /// Forgets a pool that has nothing open any more. It comes back before it opens anything: that it is empty is asked under
+    /// the lock that [`enter`](Self::enter) takes.
+    pub(super) fn leave(&self, number: u64) {
+        let mut state = self.state.lock();
+        let resident = state.residents.get(&number).map(Weak::upgrade);
+        if resident.is_some_and(|resident| resident.is_none_or(|resident| resident.is_empty())) {
+            state.residents.remove(&number);
+        }
+    }
+
+    /// Who has the connections of all its pools.
+    pub(super) fn holders(&self) -> Holders {
+        let each = self.residents().into_iter().flat_map(|(_, resident)| resident.holders().0);
+        let mut holders: Vec<_> = each.collect();
+        holders.sort_by_key(|holder| holder.since);
+        Holders(holders)
+    }
+
+    /// Sends the claims of a pool away.
+    pub(super) fn close(&self, pool: u64) {
+        let mut state = self.state.lock();
+        self.answer_all(&mut state, |waiter| waiter.pool == pool, || Answer::Closed);
+    }
+
+    /// The pool of the first claim, with the one that has something idle: that pool itself, or the least recently used.
+    #[allow(clippy::type_complexity)]
+    fn first_and_idle(&self) -> Option<(u64, Option<(u64, Arc<dyn Resident>)>)> {
+        let pool = self.state.lock().claims.front()?.pool;
+        let idle = self.idle_ones();
+        let chosen = idle
+            .iter()
+            .find(|(number, ..)| *number == pool)
+            .or_else(|| idle.iter().min_by_key(|(_, _, since)| *since))
+            .map(|(number, resident, _)| (*number, Arc::clone(resident)));
+        Some((pool, chosen))
+    }
+
+    /// Asked without the lock: what they answer takes locks of their own.
+    fn idle_ones(&self) -> Vec<(u64, Arc<dyn Resident>, Instant)> {
+        let residents = self.residents();
+        residents
+            .into_iter()
+            .filter_map(|(number, resident)| {
+                let since = resident.idle_since()?;
+                Some((number, resident, since))
+            })
+            .collect()
+    }
+
+    /// Tells the first claim of that pool to look again.
+    fn tell(&self, pool: u64) {
+        let mut state = self.state.lock();
+        if let Some(place) = state.claims.iter().position(|waiter| waiter.pool == pool) {
+            self.answer(&mut state, place, Answer::Look);
+        }
+    }
+
+    /// A connection was closed, or not made.
+    fn freed(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        state.taken -= 1;
+        self.grant(&mut state);
+    }
+
+    /// Gives what is free to those who wait.
+    fn grant(self: &Arc<Self>, state: &mut State) {
+        match self.limit {
+            Some(limit) => {
+                while state.taken < limit && !state.claims.is_empty() {
+                    state.taken += 1;
+                    self.answer(state, 0, Answer::Share(Share(Arc::clone(self))));
+                }
+            }
+            // The server may have room now; only it knows.
+            None => {
+                if !state.claims.is_empty() {
+                    self.answer(state, 0, Answer::Look);
+                }
+            }
+        }
+    }
+
+    fn answer(&self, state: &mut State, place: usize, answer: Answer) {
+        if let Some(waiter) = state.claims.remove(place) {
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            *waiter.answer.lock() = answer;
+            waiter.wake.notify_one();
+        }
+    }
+
+    fn answer_all(&self, state: &mut State, which: impl Fn(&Waiter) -> bool, answer: impl Fn() -> Answer) {
+        while let Some(place) = state.claims.iter().position(|waiter| which(waiter)) {
+            self.answer(state, place, answer());
+        }
+    }
+}
+
+impl Claim {
+    /// What becomes of it until `deadline`. Afterwards it has left the queue.
+    pub(super) fn wait(self, deadline: Instant) -> Served {
+        let mut answer = self.waiter.answer.lock();
+        loop {
+            match std::mem::replace(&mut *answer, Answer::Taken) {
+                Answer::Waiting => *answer = Answer::Waiting,
+                Answer::Share(share) => return Served::Room(share),
+                Answer::Look | Answer::Taken => return Served::Look,
+                Answer::Closed => return Served::Closed,
+            }
+            if Instant::now() < deadline {
+                self.waiter.wake.wait_until(&mut answer, deadline);
+                continue;
+            }
+            drop(answer);
+            if self.withdraw() {
+                return Served::TimedOut;
+            }
+            answer = self.waiter.answer.lock();
+        }
+    }
+
+    /// Leaves the queue; `false` where it has been answered.
+    fn withdraw(&self) -> bool {
+        let mut state = self.budget.state.lock();
+        let place = state.claims.iter().position(|waiter| Arc::ptr_eq(waiter, &self.waiter));
+        if let Some(place) = place {
+            state.claims.remove(place);
+            self.budget.waiting.fetch_sub(1, Ordering::SeqCst);
+        }
+        place.is_some()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.withdraw();
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.0.freed();
+    }
+}
+
+impl std::fmt::Debug for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Share")
+    }
+}
