@@ -4,12 +4,12 @@ use std::any::Any;
 use std::panic::Location;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, Weak};
 
 use crate::connection::SessionConnection;
 use crate::context::{self, Scope};
 use crate::error::{Error, Result};
-use crate::pool::{AppStatus, Pool};
+use crate::pool::{AppStatus, Home, Pool};
 use crate::schema::MigrationSet;
 use crate::session::{Session, Shared};
 use crate::settings::Settings;
@@ -48,6 +48,18 @@ struct Application<C: SessionConnection> {
 pub(crate) struct Pools<C: SessionConnection> {
     pub(crate) current: Option<Arc<Pool<C>>>,
     pub(crate) retired: Vec<Arc<Pool<C>>>,
+}
+
+impl<C: SessionConnection> Home for Application<C> {
+    fn let_go(&self, number: u64) {
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        // Whoever is about to use it has taken it under the lock, and is counted.
+        let left = pools
+            .current
+            .take_if(|pool| pool.number() == number && Arc::strong_count(pool) == 1 && pool.is_worthless());
+        drop(pools);
+        drop(left);
+    }
 }
 
 impl<C: SessionConnection> App<C> {
@@ -156,7 +168,8 @@ impl<C: SessionConnection> App<C> {
             return Ok(Arc::clone(pool));
         }
         pools.retired.retain(|pool| !pool.is_drained());
-        let pool = Arc::new(Pool::new(Arc::clone(&self.0.spec)));
+        let home: Weak<Application<C>> = Arc::downgrade(&self.0);
+        let pool = Arc::new(Pool::new(Arc::clone(&self.0.spec), home));
         pools.current = Some(Arc::clone(&pool));
         Ok(pool)
     }

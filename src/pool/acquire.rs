@@ -80,17 +80,20 @@ impl<C: SessionConnection> Pool<C> {
             self.fill(permit);
             match permit.item.as_deref().map(|stored| &**stored) {
                 Some(Slot::Live(live)) if !live.is_fit(&self.control, now) => discard(permit),
-                Some(Slot::Failed(_) | Slot::Surplus) => permit.item = None,
-                Some(Slot::Live(_)) | None => return,
+                _ => return,
             }
         }
     }
 
-    /// Gives the permit an idle connection: the one left on it, on another, or one that came when nobody waited any more.
+    /// Gives the permit an idle connection that is live: the one left on it, on another, or one that came when nobody waited any more.
     pub(super) fn fill(&self, permit: &mut Permit<Stored<C>>) {
         permit.refill();
-        if permit.item.is_none() {
-            permit.item = self.storage.try_get().map(Box::new);
+        while permit.item.is_none() {
+            let Some(stored) = self.storage.try_get() else { return };
+            // What is not live came for a caller who has left, and goes.
+            if matches!(*stored, Slot::Live(_)) {
+                permit.item = Some(Box::new(stored));
+            }
         }
     }
 

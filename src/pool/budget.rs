@@ -16,9 +16,15 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use super::ledger::Holders;
+use super::resident::{Home, give_up};
 
 /// A pool, as those see it that share a budget with it.
 pub(super) trait Resident: Send + Sync {
+    fn number(&self) -> u64;
+
+    /// Where it is kept.
+    fn home(&self) -> Option<Arc<dyn Home>>;
+
     /// When the connection was lent that it would give up; `None` where it has none idle.
     fn idle_since(&self) -> Option<Instant>;
 
@@ -152,7 +158,7 @@ impl Budget {
                     return;
                 }
                 Some((_, resident)) => {
-                    if resident.give_up() {
+                    if give_up(resident) {
                         return;
                     }
                 }

@@ -13,6 +13,7 @@ use super::budget::{Served, Share};
 use super::gate::Permit;
 use super::manager::{ConnectFailure, Slot, shortened};
 use super::outage::{Probe, Turn};
+use super::resident::give_up;
 use super::{Pool, Stored};
 use crate::connection::SessionConnection;
 use crate::error::{ConnectErrorKind, Error, Result};
@@ -136,7 +137,7 @@ impl<C: SessionConnection> Pool<C> {
         // In the queue before anything idle is looked for, so that what comes back in between is not missed.
         let claim = room.claim(self.number, wish.since);
         self.take_census();
-        let closed = room.least_recently_used(self.number).is_some_and(|other| other.give_up());
+        let closed = room.least_recently_used(self.number).is_some_and(give_up);
         let served = claim.wait(now + pause);
         if closed || matches!(served, Served::Look) {
             *siege = Siege { pause: PAUSES.0, last_closed: Some(Instant::now()) };

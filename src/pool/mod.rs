@@ -25,7 +25,7 @@ mod witness;
 mod writers;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 pub(crate) use budget::Budget;
@@ -33,6 +33,7 @@ pub(crate) use gate::Permit;
 pub(crate) use lease::Lease;
 pub use ledger::{Holder, Holders};
 use manager::Control;
+pub(crate) use resident::Home;
 pub use status::AppStatus;
 pub(crate) use witness::{Notes, Witness};
 
@@ -50,6 +51,7 @@ type Stored<C> = Box<r2d2::PooledConnection<Manager<C>>>;
 pub(crate) struct Pool<C: SessionConnection> {
     /// Tells it from others on the same server.
     number: u64,
+    home: Weak<dyn Home>,
     storage: r2d2::Pool<Manager<C>>,
     gate: Arc<Gate<Stored<C>>>,
     control: Arc<Control>,
@@ -69,7 +71,7 @@ impl<C: SessionConnection> std::fmt::Debug for Pool<C> {
 
 impl<C: SessionConnection> Pool<C> {
     /// A pool that has opened nothing yet.
-    pub(crate) fn new(spec: Arc<Spec<C>>) -> Self {
+    pub(crate) fn new(spec: Arc<Spec<C>>, home: Weak<dyn Home>) -> Self {
         let gate = Arc::new(Gate::new(spec.config.max_size as usize));
         let control = Arc::new(Control::default());
         let server = Server::named(&spec.target.server);
@@ -93,7 +95,7 @@ impl<C: SessionConnection> Pool<C> {
         let writers = spec.target.kind.has_one_writer().then(|| writers::of(&spec.target));
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { number, storage, gate, control, server, spec, anchor, writers, ageing: AtomicBool::new(false) }
+        Self { number, home, storage, gate, control, server, spec, anchor, writers, ageing: AtomicBool::new(false) }
     }
 
     /// The turn to write, where writers have to take turns.
@@ -165,6 +167,11 @@ impl<C: SessionConnection> Pool<C> {
     pub(crate) fn is_drained(&self) -> bool {
         let Control { open, connecting, .. } = &*self.control;
         self.gate.counts().0 == 0 && connecting.load(Ordering::Acquire) == 0 && open.load(Ordering::Acquire) == 0
+    }
+
+    /// Another pool would be no different: nothing is open, and no database lives in it.
+    pub(crate) fn is_worthless(&self) -> bool {
+        self.is_drained() && self.anchor.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
     /// Makes every connection that is open now one from before the last change of the schema.

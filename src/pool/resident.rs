@@ -12,7 +12,30 @@ use crate::connection::SessionConnection;
 /// How long an idle connection has for the answer to a question about its server.
 const ASKING: Duration = Duration::from_millis(300);
 
+/// Where a pool is kept: it lets go of one that has become empty, and makes another when it is needed again. Ten thousand
+/// applications used once are then no heavier than ten thousand that were never used.
+pub(crate) trait Home: Send + Sync {
+    /// Lets go of the pool of that number, if it is empty and nobody uses it.
+    fn let_go(&self, pool: u64);
+}
+
+/// Makes a pool give up an idle connection; `false` where it has none any more.
+pub(super) fn give_up(resident: Arc<dyn Resident>) -> bool {
+    let given_up = resident.give_up();
+    let (number, home) = (resident.number(), resident.home());
+    let empty = resident.is_empty();
+    drop(resident);
+    if let (true, Some(home)) = (empty, home) {
+        home.let_go(number);
+    }
+    given_up
+}
+
 impl<C: SessionConnection> Pool<C> {
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// From here on others know of it, until it is empty.
     pub(super) fn enter(self: &Arc<Self>) {
         for budget in self.budgets() {
@@ -45,7 +68,7 @@ impl<C: SessionConnection> Pool<C> {
         let room = self.server.room();
         if room.taken() >= self.spec.target.kind.keeps_open(self.server.capacity()) {
             if let Some(other) = room.least_recently_used(self.number) {
-                other.give_up();
+                give_up(other);
             }
         }
     }
@@ -69,6 +92,14 @@ impl<C: SessionConnection> Resident for Pool<C> {
         };
         // What lies in storage came a moment ago, for somebody who was served otherwise.
         self.gate.idle_since().or_else(in_storage)
+    }
+
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn home(&self) -> Option<Arc<dyn Home>> {
+        self.home.upgrade()
     }
 
     fn give_up(&self) -> bool {

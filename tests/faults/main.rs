@@ -12,6 +12,7 @@ mod fixtures;
 mod connect;
 mod lost;
 mod pool;
+mod room;
 mod seed;
 mod seed_story;
 mod sqlite;

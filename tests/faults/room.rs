@@ -1,0 +1,278 @@
+//! Many applications on a server with few slots: who gets a connection, who gives one up, and who is told what.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use diesel::prelude::*;
+use diesel_session::{Database, Error, SessionConnection};
+
+use crate::fixtures::{Conn, Site, Speak, unique};
+use crate::on_every_server;
+use crate::support::{Kind, ROLE, enabled, mariadb, postgres, process, wait};
+
+const ONE: &str = "SELECT count(*) AS number FROM (SELECT 1 AS one) AS ones";
+
+/// The server as an ordinary role may use it: `max_connections = 20`, of which PostgreSQL reserves three.
+const SLOTS: usize = 17;
+
+on_every_server!(
+    a_limit_holds_for_all_applications,
+    what_is_in_use_is_never_taken,
+    a_limit_that_is_used_up_says_by_whom,
+    another_database_object_gives_way,
+);
+
+fn sessions_of_ours(site: &Site) -> usize {
+    let count = match site {
+        Site::Postgres(_) => postgres().connections_of(ROLE),
+        Site::Mysql(_) => mariadb().connections_of(ROLE),
+        Site::Sqlite(_) => unreachable!("it has no sessions"),
+    };
+    usize::try_from(count).unwrap()
+}
+
+/// Looks at the server as long as it lives; the most sessions it saw.
+fn watched<T>(site: &Site, body: impl FnOnce() -> T) -> (T, usize) {
+    let (stop, most, looks) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+    let out = thread::scope(|scope| {
+        struct Stop<'s>(&'s AtomicBool);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _stop = Stop(&stop);
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                most.fetch_max(sessions_of_ours(site), Ordering::Relaxed);
+                looks.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(2));
+            }
+        });
+        assert!(wait::until(Duration::from_secs(5), || looks.load(Ordering::Relaxed) > 0));
+        body()
+    });
+    assert!(looks.into_inner() > 3);
+    (out, most.into_inner())
+}
+
+fn resident_bytes() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+/// One application after another, and nobody disposes of any.
+fn ten_thousand_applications<C: Conn>(site: &Site) {
+    const APPLICATIONS: usize = 10_000;
+    const WARM_UP: usize = 1_000;
+    let db = C::new_db();
+    let one = |number: usize| {
+        let app = db.init_app(format!("app-{number}"), site.config()).unwrap();
+        app.context(|| {
+            let session = db.session()?;
+            assert_eq!(session.number(ONE)?, 1);
+            session.commit()
+        })
+        .unwrap();
+    };
+    let ((), most) = watched(site, || {
+        (0..WARM_UP).for_each(one);
+        let before = (process::threads(), process::fds(), resident_bytes());
+        (WARM_UP..APPLICATIONS).for_each(one);
+        let after = (process::threads(), process::fds(), resident_bytes());
+        assert!(after.0 <= before.0 && after.1 <= before.1 + 2, "threads and handles: {before:?}, {after:?}");
+        let each = after.2.saturating_sub(before.2) / (APPLICATIONS - WARM_UP);
+        println!("{each} bytes an application");
+        assert!(each < 4096, "{each} bytes an application");
+    });
+    println!("{most} sessions at most");
+    assert!(most <= SLOTS, "{most} sessions");
+    db.dispose_all().unwrap();
+    site.assert_connections(0);
+}
+
+#[test]
+fn ten_thousand_applications_postgres() {
+    if enabled(Kind::Postgres) {
+        ten_thousand_applications::<PgConnection>(&Site::postgres());
+    }
+}
+
+#[test]
+fn ten_thousand_applications_mysql() {
+    if enabled(Kind::Mysql) {
+        ten_thousand_applications::<MysqlConnection>(&Site::mysql());
+    }
+}
+
+/// A thousand applications alive together, each with rows that bear its name, in a schema that they share.
+fn a_thousand_together<C: Conn>(site: &Site) {
+    const APPLICATIONS: usize = 1_000;
+    const BUDGET: usize = 8;
+    const THREADS: usize = 32;
+    let time = Duration::from_secs(20);
+    let db = C::new_db().max_connections(BUDGET);
+    let schema = C::app(site.config());
+    schema.create_all().unwrap();
+    schema.dispose().unwrap();
+    let apps: Vec<_> = (0..APPLICATIONS).map(|n| db.init_app(format!("app-{n}"), site.config()).unwrap()).collect();
+    let slowest = Mutex::new(Duration::ZERO);
+    let served = AtomicUsize::new(0);
+    let ((), most) = watched(site, || {
+        let started = Instant::now();
+        crate::fixtures::threads::together(THREADS, |thread| {
+            let mut chance = thread as u64 + 1;
+            while started.elapsed() < time {
+                chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let number = (chance >> 33) as usize % APPLICATIONS;
+                let app = &apps[number];
+                let asked = Instant::now();
+                app.context(|| {
+                    let session = db.session()?;
+                    session.begin()?;
+                    let waited = asked.elapsed();
+                    let mut slowest = slowest.lock().unwrap();
+                    *slowest = waited.max(*slowest);
+                    drop(slowest);
+                    session.send(&format!("INSERT INTO entries (author, message) VALUES ('app-{number}', 'x')"))?;
+                    let foreign = session.number(&format!(
+                        "SELECT count(*) AS number FROM entries WHERE author <> 'app-{number}' AND message = 'open'"
+                    ))?;
+                    assert_eq!(foreign, 0);
+                    session.rollback()
+                })
+                .unwrap();
+                served.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    });
+    let slowest = slowest.into_inner().unwrap();
+    println!("{} contexts, the slowest waited {slowest:?}, {most} sessions at most", served.into_inner());
+    assert!(most <= BUDGET, "{most} sessions");
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    assert!(db.status().iter().all(|status| status.in_use == 0 && status.waiting == 0));
+    db.dispose_all().unwrap();
+    site.assert_connections(0);
+}
+
+#[test]
+fn a_thousand_together_postgres() {
+    if enabled(Kind::Postgres) {
+        a_thousand_together::<PgConnection>(&Site::postgres());
+    }
+}
+
+#[test]
+fn a_thousand_together_mysql() {
+    if enabled(Kind::Mysql) {
+        a_thousand_together::<MysqlConnection>(&Site::mysql());
+    }
+}
+
+fn connections_in_use<C: SessionConnection>(db: &Database<C>) -> usize {
+    db.status().iter().map(|status| status.open).sum()
+}
+
+fn a_limit_holds_for_all_applications<C: Conn>(site: &Site) {
+    let db = C::new_db().max_connections(3);
+    for number in 0..20 {
+        let app = db.init_app(unique("limited"), site.config()).unwrap();
+        app.ping().unwrap();
+        assert_eq!(connections_in_use(&db), (number + 1).min(3));
+    }
+    db.dispose_all().unwrap();
+    site.assert_connections(0);
+}
+
+fn what_is_in_use_is_never_taken<C: Conn>(site: &Site) {
+    let db = C::new_db().max_connections(2);
+    let app = |name: &str| db.init_app(unique(name), site.config()).unwrap();
+    let (held, idle, late) = (app("held"), app("idle"), app("late"));
+    let session = held.open_session().unwrap();
+    session.begin().unwrap();
+    idle.ping().unwrap();
+    late.ping().unwrap();
+    assert_eq!((held.status().open, idle.status().open, late.status().open), (1, 0, 1));
+    let second = late.open_session().unwrap();
+    second.begin().unwrap();
+    // Both are in use now. The first to come back goes to who waits.
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            let started = Instant::now();
+            idle.ping().map(|()| started.elapsed())
+        });
+        thread::sleep(Duration::from_millis(100));
+        assert!(!waiter.is_finished());
+        session.number(ONE).unwrap();
+        session.commit().unwrap();
+        assert!(waiter.join().unwrap().unwrap() < Duration::from_millis(500));
+    });
+    assert_eq!((held.status().open, idle.status().open, late.status().open), (0, 1, 1));
+    drop(second);
+    db.dispose_all().unwrap();
+}
+
+fn a_limit_that_is_used_up_says_by_whom<C: Conn>(site: &Site) {
+    let db = C::new_db().max_connections(1);
+    let config = || site.config().acquire_timeout(Duration::from_millis(400));
+    let (first, second) =
+        (db.init_app(unique("first"), config()).unwrap(), db.init_app(unique("second"), config()).unwrap());
+    thread::scope(|scope| {
+        let (tell, told) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let first = &first;
+        scope.spawn(move || {
+            let session = first.open_session().unwrap();
+            let line = line!() + 1;
+            session.begin().unwrap();
+            tell.send(line).unwrap();
+            // The holder is running, as far as anybody knows.
+            let _ = ended.recv();
+        });
+        let line = told.recv().unwrap();
+        let started = Instant::now();
+        let error = second.ping().unwrap_err();
+        let waited = started.elapsed();
+        drop(end);
+        assert!(matches!(&error, Error::BudgetExhausted { max_connections: 1, .. }) && error.is_timeout(), "{error}");
+        assert!(error.to_string().contains(&format!("{}:{line}", file!())), "{error}");
+        assert!(waited > Duration::from_millis(380) && waited < Duration::from_millis(700), "{waited:?}");
+    });
+    second.ping().unwrap();
+    db.dispose_all().unwrap();
+}
+
+/// Two database objects that know nothing of each other fill the server with what is idle.
+fn another_database_object_gives_way<C: Conn>(site: &Site) {
+    let many = C::new_db();
+    let other = C::new_db();
+    let crowd =
+        many.init_app(unique("crowd"), site.config().max_size(30).acquire_timeout(Duration::from_millis(700))).unwrap();
+    let mut held = Vec::new();
+    // All that the server gives.
+    let full = loop {
+        let session = crowd.open_session().unwrap();
+        match session.begin() {
+            Ok(()) => held.push(session),
+            Err(error) => break error,
+        }
+        assert!(held.len() <= 20);
+    };
+    assert!(matches!(&full, Error::Connect { kind: diesel_session::ConnectErrorKind::ServerFull, .. }), "{full}");
+    let text = full.to_string();
+    assert!(text.contains(&format!("This process has {} connections", held.len())), "{text}");
+    held.clear();
+    let before = crowd.status().idle;
+    assert!(before >= SLOTS, "{before}");
+    let late = other.init_app(unique("late"), site.config()).unwrap();
+    let started = Instant::now();
+    late.ping().unwrap();
+    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    let after = crowd.status().idle;
+    assert!(after < before && after + 4 > before, "{before} before, {after} after");
+    many.dispose_all().unwrap();
+    other.dispose_all().unwrap();
+    site.assert_connections(0);
+}
