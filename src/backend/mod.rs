@@ -127,6 +127,15 @@ impl Kind {
         }
     }
 
+    /// A query for the server's number of this session and how many connections an ordinary role may have.
+    pub(crate) fn introduction(self) -> Option<&'static str> {
+        match self {
+            Self::Postgres => Some(postgres::INTRODUCTION),
+            Self::Mysql => Some(mysql::INTRODUCTION),
+            Self::Sqlite => None,
+        }
+    }
+
     /// A query for who has the server, each with how many connections.
     pub(crate) fn census(self) -> Option<&'static str> {
         match self {

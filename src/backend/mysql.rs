@@ -23,6 +23,8 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
     ("Lost connection", ConnectErrorKind::Unreachable),
 ];
 
+pub(super) const INTRODUCTION: &str = "SELECT CONCAT(CONNECTION_ID(), ' ', @@max_connections) AS value";
+
 /// Without the right to see others' sessions these are the role's own.
 pub(super) const CENSUS: &str = "SELECT CONCAT(user, '@', SUBSTRING_INDEX(host, ':', 1), ' ', COUNT(*)) AS value \
      FROM information_schema.processlist GROUP BY user, SUBSTRING_INDEX(host, ':', 1) ORDER BY COUNT(*) DESC, 1 LIMIT 20";

@@ -31,6 +31,10 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
     ("No route to host", ConnectErrorKind::Unreachable),
 ];
 
+pub(super) const INTRODUCTION: &str = "SELECT pg_catalog.pg_backend_pid() || ' ' || \
+     (current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int \
+     - coalesce(current_setting('reserved_connections', true), '0')::int) AS value";
+
 pub(super) const CENSUS: &str = "SELECT coalesce(nullif(application_name, ''), 'unnamed') || ' ' || count(*) AS value \
      FROM pg_catalog.pg_stat_activity WHERE backend_type = 'client backend' \
      GROUP BY application_name ORDER BY count(*) DESC, 1 LIMIT 20";

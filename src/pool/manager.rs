@@ -50,6 +50,8 @@ pub(crate) struct Live<C> {
     pub(super) was_used: bool,
     expires: Option<Instant>,
     pub(super) schema: usize,
+    /// The server's number of it, where the server has told.
+    pub(super) session: Option<u64>,
     /// It has not been lent yet.
     pub(super) unused: bool,
     /// The doubts about its server when it was last proven sound.
@@ -177,6 +179,7 @@ impl<C: SessionConnection> Manager<C> {
             conn.batch_execute(&sql)
                 .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
         }
+        let session = self.introduce(&mut conn);
         for sql in &spec.config.on_connect {
             conn.batch_execute(sql)
                 .map_err(|error| self.failure(&format!("`Config::on_connect` failed: {error} (at `{sql}`)")))?;
@@ -187,7 +190,6 @@ impl<C: SessionConnection> Manager<C> {
         if conn.depth() != Some(0) {
             return Err(self.failure("`on_connect` left a transaction open"));
         }
-        self.take_census(&mut conn);
         conn.set_instrumentation(Watch::new(Arc::clone(&witness)));
         let now = Instant::now();
         Ok(Live {
@@ -198,6 +200,7 @@ impl<C: SessionConnection> Manager<C> {
             expires: spec.config.max_lifetime.map(|lifetime| now + shortened(lifetime)),
             schema: self.control.schema.load(Ordering::Acquire),
             unused: true,
+            session,
             doubts,
             lost: false,
             doomed: false,
@@ -220,7 +223,17 @@ impl<C: SessionConnection> Manager<C> {
         connect(&self.url)
     }
 
-    /// Notes who has the server, once in a while: when it is full it is too late to ask.
+    /// Asks the server for its number of this session and, once in a while, who else has it: when it is full it is too late to
+    /// ask. Whatever stands between us and the server and does not know may stay silent.
+    fn introduce(&self, conn: &mut C) -> Option<u64> {
+        let kind = self.spec.target.kind;
+        let answer = conn.texts(kind.introduction()?).ok()?.into_iter().next().flatten()?;
+        let (session, capacity) = answer.split_once(' ')?;
+        self.server.allows(capacity.parse().ok()?);
+        self.take_census(conn);
+        session.parse().ok()
+    }
+
     fn take_census(&self, conn: &mut C) {
         let Some(question) = self.spec.target.kind.census() else { return };
         if self.server.census_is_old() {

@@ -96,6 +96,11 @@ impl Server {
         self.room.residents().into_iter().find_map(|(_, resident)| resident.ask(question))
     }
 
+    /// It lets an ordinary role have so many connections.
+    pub(super) fn allows(&self, capacity: usize) {
+        self.capacity.store(capacity, Ordering::Relaxed);
+    }
+
     pub(super) fn capacity(&self) -> usize {
         self.capacity.load(Ordering::Relaxed)
     }
