@@ -89,7 +89,7 @@ impl<C: SessionConnection> Pool<C> {
     pub(super) fn fill(&self, permit: &mut Permit<Stored<C>>) {
         permit.refill();
         while permit.item.is_none() {
-            let Some(stored) = self.storage.try_get() else { return };
+            let Some(stored) = self.control.orders.unless_waited_for(|| self.storage.try_get()) else { return };
             // What is not live came for a caller who has left, and goes.
             if matches!(*stored, Slot::Live(_)) {
                 permit.item = Some(Box::new(stored));

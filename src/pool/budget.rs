@@ -11,9 +11,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use scheduled_thread_pool::ScheduledThreadPool;
 
 use super::ledger::Holders;
 use super::resident::{Home, give_up};
@@ -94,7 +95,27 @@ pub(super) enum Served {
 }
 
 /// One open connection, or one that is being made.
-pub(super) struct Share(Arc<Budget>);
+pub(super) struct Share {
+    /// Only drop takes it.
+    budget: Option<Arc<Budget>>,
+    /// The connection was open: who is to give the share back a little later.
+    after: Option<Arc<ScheduledThreadPool>>,
+}
+
+/// How long a server still has a session whose client has closed its connection. Until then its share of a limited budget is
+/// not free, so that the server, too, never has more sessions than the limit says.
+const LINGERING: Duration = Duration::from_millis(3);
+
+impl Share {
+    fn of(budget: &Arc<Budget>) -> Self {
+        Self { budget: Some(Arc::clone(budget)), after: None }
+    }
+
+    /// From here on there is a session for it.
+    pub(super) fn opened(&mut self, threads: &Arc<ScheduledThreadPool>) {
+        self.after = Some(Arc::clone(threads));
+    }
+}
 
 impl Budget {
     pub(crate) fn new(limit: Option<usize>) -> Self {
@@ -116,7 +137,7 @@ impl Budget {
         let free = self.limit.is_none_or(|limit| state.taken < limit && state.claims.is_empty());
         free.then(|| {
             state.taken += 1;
-            Share(Arc::clone(self))
+            Share::of(self)
         })
     }
 
@@ -255,7 +276,7 @@ impl Budget {
             Some(limit) => {
                 while state.taken < limit && !state.claims.is_empty() {
                     state.taken += 1;
-                    self.answer(state, 0, Answer::Share(Share(Arc::clone(self))));
+                    self.answer(state, 0, Answer::Share(Share::of(self)));
                 }
             }
             // The server may have room now; only it knows.
@@ -325,7 +346,13 @@ impl Drop for Claim {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.0.freed();
+        let Some(budget) = self.budget.take() else { return };
+        match &self.after {
+            Some(threads) if budget.limit.is_some() => {
+                threads.execute_after(LINGERING, move || budget.freed());
+            }
+            _ => budget.freed(),
+        }
     }
 }
 

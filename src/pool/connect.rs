@@ -28,6 +28,8 @@ const NOTICE: Duration = Duration::from_millis(20);
 /// What came of one try.
 enum Tried {
     Connected,
+    /// The order went to somebody else.
+    Again,
     Refused(ConnectFailure),
     TimedOut(Duration),
 }
@@ -75,6 +77,7 @@ impl<C: SessionConnection> Pool<C> {
                     self.server.presence().is_back();
                     return Ok(());
                 }
+                Tried::Again => {}
                 // The last try was cut short by the deadline; what the server said before tells more.
                 Tried::TimedOut(waited) => {
                     return Err(refusal.map_or_else(|| self.timed_out(waited), |last| self.refused(last)));
@@ -198,7 +201,12 @@ impl<C: SessionConnection> Pool<C> {
                     permit.item = Some(stored);
                     return Ok(Tried::Connected);
                 }
-                slot @ (Slot::Live(_) | Slot::Surplus) => *slot = Slot::Surplus,
+                slot @ (Slot::Live(_) | Slot::Surplus) => {
+                    *slot = Slot::Surplus;
+                    if self.spec.budget.is_some() {
+                        return Ok(Tried::Again);
+                    }
+                }
                 Slot::Failed(failure) => return Ok(Tried::Refused(failure.clone())),
             }
         }

@@ -169,7 +169,7 @@ impl<C: SessionConnection> Manager<C> {
         Self { spec, control, server, gate, url, anchor }
     }
 
-    fn open(&self, share: Option<Share>) -> Result<Live<C>, ConnectFailure> {
+    fn open(&self, mut share: Option<Share>) -> Result<Live<C>, ConnectFailure> {
         let spec = &self.spec;
         let doubts = self.server.presence().doubts();
         let place = self.server.room().try_take();
@@ -178,6 +178,9 @@ impl<C: SessionConnection> Manager<C> {
         for sql in spec.target.kind.setup(&spec.config, spec.target.in_memory) {
             conn.batch_execute(&sql)
                 .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
+        }
+        if let Some(share) = &mut share {
+            share.opened(self.server.threads());
         }
         let session = self.introduce(&mut conn);
         for sql in &spec.config.on_connect {
@@ -268,10 +271,9 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
     fn connect(&self) -> Result<Slot<C>, Infallible> {
         // Counted before `closed` is read: a disposal that has set it and counts none has none to wait for.
         self.control.connecting.fetch_add(1, Ordering::SeqCst);
-        let patience = Instant::now() + self.spec.config.connect_timeout;
         let ordered = match self.control.closed.load(Ordering::SeqCst) {
             true => None,
-            false => self.control.orders.take(self.spec.budget.is_some(), patience),
+            false => self.control.orders.take(self.spec.budget.is_some()),
         };
         let Some((making, share)) = ordered else {
             self.control.connecting.fetch_sub(1, Ordering::AcqRel);

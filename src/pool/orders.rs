@@ -3,8 +3,6 @@
 //! r2d2 tells no connect for whom it is, so callers put their shares in one place and connects take them from there.
 //! Invariant: shares that lie here and connects under way are never more than callers who wait.
 
-use std::time::Instant;
-
 use parking_lot::{Condvar, Mutex};
 
 use super::budget::Share;
@@ -38,9 +36,16 @@ impl Orders {
         Order(self)
     }
 
-    /// For a connect: the share it is to use, where there are shares. `None` where nobody waits for it: also of those who wait
-    /// others' connects take care, so it stays until that is settled.
-    pub(super) fn take(&self, with_share: bool, deadline: Instant) -> Option<(Making<'_>, Option<Share>)> {
+    /// What nobody waits for: `find` is called, under the lock, only where no caller is waiting. What a connect makes is for
+    /// those who ordered; whoever else took it would leave one of them without.
+    pub(super) fn unless_waited_for<T>(&self, find: impl FnOnce() -> Option<T>) -> Option<T> {
+        let state = self.state.lock();
+        if state.callers == 0 { find() } else { None }
+    }
+
+    /// For a connect: the share it is to use, where there are shares. `None` where nobody waits for it, or who waits has to
+    /// order anew. While other connects are under way for those who wait, that is not settled.
+    pub(super) fn take(&self, with_share: bool) -> Option<(Making<'_>, Option<Share>)> {
         let mut state = self.state.lock();
         loop {
             if state.callers == 0 {
@@ -51,9 +56,10 @@ impl Orders {
                 state.making += 1;
                 return Some((Making(self), share));
             }
-            if self.changed.wait_until(&mut state, deadline).timed_out() {
+            if state.making == 0 {
                 return None;
             }
+            self.changed.wait(&mut state);
         }
     }
 }
@@ -75,5 +81,6 @@ impl Drop for Order<'_> {
 impl Drop for Making<'_> {
     fn drop(&mut self) {
         self.0.state.lock().making -= 1;
+        self.0.changed.notify_all();
     }
 }
