@@ -15,7 +15,7 @@ use crate::connection::SessionConnection;
 use crate::context::{self, Current};
 use crate::dispose::{DisposeReport, dispose_each};
 use crate::error::{Error, Place, Result};
-use crate::pool::{AppStatus, Budget};
+use crate::pool::{AppStatus, Budget, budget_of};
 use crate::registry::Registry;
 use crate::schema::{MigrationSet, Sources};
 use crate::session::Session;
@@ -225,7 +225,7 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
 
     fn budget(&self) -> Option<Arc<Budget>> {
         let limit = self.max_connections?;
-        Some(Arc::clone(self.budget.get_or_init(|| Arc::new(Budget::new(Some(limit))))))
+        Some(Arc::clone(self.budget.get_or_init(|| budget_of(limit))))
     }
 
     fn migrations(&self) -> &Arc<dyn MigrationSet<C>> {

@@ -319,17 +319,21 @@ pub enum Error {
         known: Vec<String>,
     },
 
-    /// Waiting could never end: this thread itself holds everything it would wait for.
+    /// Waiting could never end: everything it would wait for is held by threads that wait themselves, for this one or for each
+    /// other. The simplest case is a pool of one whose connection the calling thread holds. As long as one of the threads runs, a
+    /// caller waits.
     #[error(
-        "DS206 app `{app}`: the call at {at} would wait for ever, as this thread itself holds {what}: {holders}. \
-         End the outer transaction first, or raise `Config::max_size` where the pool is what is short"
+        "DS206 app `{app}`: the call at {at} would wait for ever, as {} {what}: {holders}. \
+         End the outer transaction first, take connections in the same order everywhere, or raise `Config::max_size` where the \
+         pool is what is short",
+        if holders.are_all_on_this_thread() { "this thread itself holds" } else { "threads that wait themselves hold" }
     )]
     WouldDeadlock {
         /// The application.
         app: String,
         /// What is short.
         what: &'static str,
-        /// The connections this thread holds.
+        /// Who holds them, each with where its thread waits.
         holders: Holders,
         /// Where one more was asked for.
         at: Place,

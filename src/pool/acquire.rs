@@ -60,7 +60,7 @@ impl<C: SessionConnection> Pool<C> {
         let holder = Holder::new(Arc::clone(&self.spec.app), place, asked, in_transaction);
         self.gate.acquire(holder, deadline).map_err(|refused| match refused {
             Refused::Closed => Error::Disposed { app: app() },
-            Refused::HeldByCaller(holders) => {
+            Refused::Hopeless(holders) => {
                 Error::WouldDeadlock { app: app(), what: "every connection of the pool", holders, at: place }
             }
             Refused::TimedOut { waiting, holders } => Error::AcquireTimeout {

@@ -9,15 +9,13 @@
 //! comes back is idle before its holder looks for claims.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex};
-use scheduled_thread_pool::ScheduledThreadPool;
+use std::time::Duration;
 
 use super::ledger::Holders;
-use super::resident::{Home, give_up};
+use super::sync::{AtomicUsize, Condvar, Instant, Mutex, Ordering, ThreadId, Timer, current_thread};
+use super::waits::{Awaited, Waits};
+use crate::error::Place;
 
 /// A pool, as those see it that share a budget with it.
 pub(super) trait Resident: Send + Sync {
@@ -38,11 +36,18 @@ pub(super) trait Resident: Send + Sync {
     /// Who has its connections.
     fn holders(&self) -> Holders;
 
-    /// Whether one of its connections is idle, or will be without the doing of those who hold the others.
-    fn is_stirring(&self) -> bool;
+    /// Its open connections.
+    fn open(&self) -> usize;
 
     /// Whether nothing is open or will soon be.
     fn is_empty(&self) -> bool;
+}
+
+/// Where a pool is kept: it lets go of one that has become empty, and makes another when it is needed again. Ten thousand
+/// applications used once are then no heavier than ten thousand that were never used.
+pub(crate) trait Home: Send + Sync {
+    /// Lets go of the pool of that number, if it is empty and nobody uses it.
+    fn let_go(&self, pool: u64);
 }
 
 /// The connections that several pools have together.
@@ -52,6 +57,7 @@ pub(crate) struct Budget {
     state: Mutex<State>,
     /// As many as there are claims.
     waiting: AtomicUsize,
+    waits: Arc<Waits>,
 }
 
 #[derive(Default)]
@@ -65,6 +71,7 @@ struct State {
 
 struct Waiter {
     pool: u64,
+    thread: ThreadId,
     since: Instant,
     answer: Mutex<Answer>,
     wake: Condvar,
@@ -91,6 +98,8 @@ pub(super) enum Served {
     /// Something has changed: look again.
     Look,
     Closed,
+    /// All is held by threads that wait themselves, and none of those waits can end.
+    Hopeless(Holders),
     TimedOut,
 }
 
@@ -99,12 +108,24 @@ pub(super) struct Share {
     /// Only drop takes it.
     budget: Option<Arc<Budget>>,
     /// The connection was open: who is to give the share back a little later.
-    after: Option<Arc<ScheduledThreadPool>>,
+    after: Option<Arc<Timer>>,
 }
 
 /// How long a server still has a session whose client has closed its connection. Until then its share of a limited budget is
 /// not free, so that the server, too, never has more sessions than the limit says.
 const LINGERING: Duration = Duration::from_millis(3);
+
+/// Makes a pool give up an idle connection; `false` where it has none any more.
+pub(super) fn give_up(resident: Arc<dyn Resident>) -> bool {
+    let given_up = resident.give_up();
+    let (number, home) = (resident.number(), resident.home());
+    let empty = resident.is_empty();
+    drop(resident);
+    if let (true, Some(home)) = (empty, home) {
+        home.let_go(number);
+    }
+    given_up
+}
 
 impl Share {
     fn of(budget: &Arc<Budget>) -> Self {
@@ -112,14 +133,14 @@ impl Share {
     }
 
     /// From here on there is a session for it.
-    pub(super) fn opened(&mut self, threads: &Arc<ScheduledThreadPool>) {
-        self.after = Some(Arc::clone(threads));
+    pub(super) fn opened(&mut self, timer: &Arc<Timer>) {
+        self.after = Some(Arc::clone(timer));
     }
 }
 
 impl Budget {
-    pub(crate) fn new(limit: Option<usize>) -> Self {
-        Self { limit, state: Mutex::default(), waiting: AtomicUsize::new(0) }
+    pub(super) fn new(limit: Option<usize>, waits: Arc<Waits>) -> Self {
+        Self { limit, state: Mutex::default(), waiting: AtomicUsize::new(0), waits }
     }
 
     pub(super) fn limit(&self) -> Option<usize> {
@@ -143,7 +164,9 @@ impl Budget {
 
     /// A place in the queue for `pool`, as of `since`.
     pub(super) fn claim(self: &Arc<Self>, pool: u64, since: Instant) -> Claim {
-        let waiter = Arc::new(Waiter { pool, since, answer: Mutex::new(Answer::Waiting), wake: Condvar::new() });
+        let thread = current_thread().id();
+        let waiter =
+            Arc::new(Waiter { pool, thread, since, answer: Mutex::new(Answer::Waiting), wake: Condvar::new() });
         let mut state = self.state.lock();
         let place = state.claims.partition_point(|other| other.since <= since);
         state.claims.insert(place, Arc::clone(&waiter));
@@ -303,7 +326,43 @@ impl Budget {
     }
 }
 
+impl Awaited for Budget {
+    fn is_awaited_by(&self, thread: ThreadId) -> bool {
+        self.state.lock().claims.iter().any(|waiter| waiter.thread == thread)
+    }
+
+    /// A share that is not that of an open connection is on its way, to a new one or back.
+    fn holding_threads(&self) -> Option<Vec<ThreadId>> {
+        let taken = self.taken();
+        if self.limit.is_none_or(|limit| taken < limit) {
+            return None;
+        }
+        let (mut open, mut threads) = (0, Vec::new());
+        for (_, resident) in self.residents() {
+            if resident.idle_since().is_some() {
+                return None;
+            }
+            open += resident.open();
+            for holder in &*resident.holders() {
+                threads.push(holder.on_thread()?);
+            }
+        }
+        (taken <= open).then_some(threads)
+    }
+}
+
 impl Claim {
+    /// [`wait`](Self::wait), unless that can never be served.
+    pub(super) fn wait_if_it_can_end(self, place: Place, deadline: Instant) -> Served {
+        let what: Arc<Budget> = Arc::clone(&self.budget);
+        let waits = Arc::clone(&what.waits);
+        match waits.begin(self.waiter.thread, Arc::clone(&what) as Arc<dyn Awaited>, place) {
+            Ok(_waiting) => self.wait(deadline),
+            Err(hopeless) if self.withdraw() => Served::Hopeless(hopeless.explain(what.holders())),
+            Err(_) => self.wait(deadline),
+        }
+    }
+
     /// What becomes of it until `deadline`. Afterwards it has left the queue.
     pub(super) fn wait(self, deadline: Instant) -> Served {
         let mut answer = self.waiter.answer.lock();
@@ -348,8 +407,8 @@ impl Drop for Share {
     fn drop(&mut self) {
         let Some(budget) = self.budget.take() else { return };
         match &self.after {
-            Some(threads) if budget.limit.is_some() => {
-                threads.execute_after(LINGERING, move || budget.freed());
+            Some(timer) if budget.limit.is_some() => {
+                timer.execute_after(LINGERING, move || budget.freed());
             }
             _ => budget.freed(),
         }

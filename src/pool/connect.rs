@@ -9,11 +9,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::acquire::Wish;
-use super::budget::{Served, Share};
+use super::budget::{Served, Share, give_up};
 use super::gate::Permit;
 use super::manager::{ConnectFailure, Slot, shortened};
 use super::outage::{Probe, Turn};
-use super::resident::give_up;
 use super::{Pool, Stored};
 use crate::connection::SessionConnection;
 use crate::error::{ConnectErrorKind, Error, Result};
@@ -147,7 +146,7 @@ impl<C: SessionConnection> Pool<C> {
         }
         match served {
             Served::Closed => Err(self.disposed()),
-            Served::Room(_) | Served::Look | Served::TimedOut => Ok(()),
+            Served::Room(_) | Served::Look | Served::Hopeless(_) | Served::TimedOut => Ok(()),
         }
     }
 
@@ -165,10 +164,16 @@ impl<C: SessionConnection> Pool<C> {
         }
         let claim = budget.claim(self.number, wish.since);
         budget.serve();
-        match claim.wait(wish.deadline) {
+        match claim.wait_if_it_can_end(wish.place, wish.deadline) {
             Served::Room(share) => Ok(Some(Some(share))),
             Served::Look => Ok(None),
             Served::Closed => Err(self.disposed()),
+            Served::Hopeless(holders) => Err(Error::WouldDeadlock {
+                app: self.spec.app.to_string(),
+                what: "every connection that `Database::max_connections` allows",
+                holders,
+                at: wish.place,
+            }),
             Served::TimedOut => Err(Error::BudgetExhausted {
                 app: self.spec.app.to_string(),
                 waited: wish.since.elapsed(),

@@ -1,9 +1,9 @@
 //! Who holds what.
 
 use std::fmt;
-use std::thread::{Thread, ThreadId};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::sync::{Instant, Thread, ThreadId, current_thread};
 use crate::error::Place;
 
 /// Somebody who has a connection, or is connecting.
@@ -16,16 +16,23 @@ pub struct Holder {
     pub(crate) in_transaction: bool,
     /// A helper thread has it, or will have it, for the thread that is named.
     pub(crate) lent: bool,
+    /// Where its thread itself waits for a connection, in the account of a wait that cannot end.
+    pub(crate) waits_at: Option<Place>,
 }
 
 impl Holder {
     #[inline]
     pub(crate) fn new(app: std::sync::Arc<str>, place: Place, since: Instant, in_transaction: bool) -> Self {
-        Self { app, place, thread: std::thread::current(), since, in_transaction, lent: false }
+        Self { app, place, thread: current_thread(), since, in_transaction, lent: false, waits_at: None }
+    }
+
+    /// The thread that has it in its own hands.
+    pub(super) fn on_thread(&self) -> Option<ThreadId> {
+        (!self.lent).then(|| self.thread.id())
     }
 
     pub(crate) fn is_on(&self, thread: ThreadId) -> bool {
-        !self.lent && self.thread.id() == thread
+        self.on_thread() == Some(thread)
     }
 
     /// The application.
@@ -53,6 +60,11 @@ impl Holder {
         self.since.elapsed()
     }
 
+    /// Where its thread waits itself; told by [`Error::WouldDeadlock`](crate::Error::WouldDeadlock) only.
+    pub fn waits_at(&self) -> Option<Place> {
+        self.waits_at
+    }
+
     /// Whether it was taken for a transaction.
     pub fn in_transaction(&self) -> bool {
         self.in_transaction
@@ -70,7 +82,13 @@ impl fmt::Display for Holder {
             self.thread.id(),
             self.held_for()
         )?;
-        if self.in_transaction { f.write_str(", in a transaction") } else { Ok(()) }
+        if self.in_transaction {
+            f.write_str(", in a transaction")?;
+        }
+        match self.waits_at {
+            Some(place) => write!(f, ", itself waiting at {place}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -79,8 +97,13 @@ impl fmt::Display for Holder {
 pub struct Holders(pub(crate) Vec<Holder>);
 
 impl Holders {
+    pub(crate) fn are_all_on_this_thread(&self) -> bool {
+        let me = current_thread().id();
+        self.0.iter().all(|holder| holder.is_on(me))
+    }
+
     pub(crate) fn on_this_thread(self) -> Self {
-        let me = std::thread::current().id();
+        let me = current_thread().id();
         Self(self.0.into_iter().filter(|holder| holder.is_on(me)).collect())
     }
 }

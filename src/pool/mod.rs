@@ -12,6 +12,8 @@ mod budget;
 mod connect;
 mod errand;
 mod gate;
+#[cfg(test)]
+mod gate_tests;
 mod lease;
 mod ledger;
 mod manager;
@@ -20,20 +22,21 @@ mod outage;
 mod resident;
 mod server;
 mod status;
+mod sync;
 mod upkeep;
+mod waits;
 mod witness;
 mod writers;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
-pub(crate) use budget::Budget;
+pub(crate) use budget::{Budget, Home};
 pub(crate) use gate::Permit;
 pub(crate) use lease::Lease;
 pub use ledger::{Holder, Holders};
 use manager::Control;
-pub(crate) use resident::Home;
 pub use status::AppStatus;
 pub(crate) use witness::{Notes, Witness};
 
@@ -43,6 +46,18 @@ use crate::spec::Spec;
 use gate::{Gate, Refused};
 use manager::Manager;
 use server::Server;
+use waits::Waits;
+
+/// The waits for connections of this process.
+fn waits() -> Arc<Waits> {
+    static WAITS: LazyLock<Arc<Waits>> = LazyLock::new(Arc::default);
+    Arc::clone(&WAITS)
+}
+
+/// So many connections for several pools together.
+pub(crate) fn budget_of(connections: usize) -> Arc<Budget> {
+    Arc::new(Budget::new(Some(connections), waits()))
+}
 
 /// What r2d2 lends; boxed, as it changes hands often.
 type Stored<C> = Box<r2d2::PooledConnection<Manager<C>>>;
@@ -72,7 +87,7 @@ impl<C: SessionConnection> std::fmt::Debug for Pool<C> {
 impl<C: SessionConnection> Pool<C> {
     /// A pool that has opened nothing yet.
     pub(crate) fn new(spec: Arc<Spec<C>>, home: Weak<dyn Home>) -> Self {
-        let gate = Arc::new(Gate::new(spec.config.max_size as usize));
+        let gate = Arc::new(Gate::new(spec.config.max_size as usize, waits()));
         let control = Arc::new(Control::default());
         let server = Server::named(&spec.target.server);
         let anchor = Arc::new(Mutex::new(None));
@@ -108,7 +123,7 @@ impl<C: SessionConnection> Pool<C> {
         let app = || self.spec.app.to_string();
         writers.acquire(holder, deadline).map(Some).map_err(|refused| match refused {
             Refused::Closed => Error::Disposed { app: app() },
-            Refused::HeldByCaller(holders) => {
+            Refused::Hopeless(holders) => {
                 Error::WouldDeadlock { app: app(), what: "the write lock of this SQLite database", holders, at: place }
             }
             Refused::TimedOut { holders, .. } => Error::LockTimeout {

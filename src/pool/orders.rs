@@ -3,9 +3,8 @@
 //! r2d2 tells no connect for whom it is, so callers put their shares in one place and connects take them from there.
 //! Invariant: shares that lie here and connects under way are never more than callers who wait.
 
-use parking_lot::{Condvar, Mutex};
-
 use super::budget::Share;
+use super::sync::{Condvar, Mutex};
 
 #[derive(Debug, Default)]
 pub(super) struct Orders {

@@ -5,31 +5,12 @@ use std::sync::{Arc, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use super::Pool;
-use super::budget::{Budget, Resident};
+use super::budget::{Budget, Home, Resident, give_up};
 use super::ledger::Holders;
 use crate::connection::SessionConnection;
 
 /// How long an idle connection has for the answer to a question about its server.
 const ASKING: Duration = Duration::from_millis(300);
-
-/// Where a pool is kept: it lets go of one that has become empty, and makes another when it is needed again. Ten thousand
-/// applications used once are then no heavier than ten thousand that were never used.
-pub(crate) trait Home: Send + Sync {
-    /// Lets go of the pool of that number, if it is empty and nobody uses it.
-    fn let_go(&self, pool: u64);
-}
-
-/// Makes a pool give up an idle connection; `false` where it has none any more.
-pub(super) fn give_up(resident: Arc<dyn Resident>) -> bool {
-    let given_up = resident.give_up();
-    let (number, home) = (resident.number(), resident.home());
-    let empty = resident.is_empty();
-    drop(resident);
-    if let (true, Some(home)) = (empty, home) {
-        home.let_go(number);
-    }
-    given_up
-}
 
 impl<C: SessionConnection> Pool<C> {
     pub(crate) fn number(&self) -> u64 {
@@ -135,9 +116,8 @@ impl<C: SessionConnection> Resident for Pool<C> {
         self.gate.holders()
     }
 
-    fn is_stirring(&self) -> bool {
-        let idle = || self.storage.state().idle_connections > 0;
-        self.control.connecting.load(Ordering::Acquire) > 0 || self.gate.idle_since().is_some() || idle()
+    fn open(&self) -> usize {
+        self.control.open.load(Ordering::Acquire)
     }
 
     fn is_empty(&self) -> bool {

@@ -69,7 +69,7 @@ impl Server {
             threads: Arc::new(threads),
             running: Mutex::default(),
             next: AtomicU64::new(0),
-            room: Arc::new(Budget::new(None)),
+            room: Arc::new(Budget::new(None, super::waits())),
             presence: Presence::default(),
             census: Mutex::default(),
             capacity: AtomicUsize::new(0),

@@ -9,7 +9,7 @@ use crate::url::Target;
 /// The queue of this process's writers of one database file. SQLite's own waiting polls; this one is in order.
 pub(super) fn of(target: &Target) -> Arc<Gate> {
     if target.in_memory {
-        return Arc::new(Gate::new(1));
+        return Arc::new(Gate::new(1, super::waits()));
     }
     let database = target.database.as_str();
     static QUEUES: LazyLock<Mutex<HashMap<String, Weak<Gate>>>> = LazyLock::new(Mutex::default);
@@ -18,7 +18,7 @@ pub(super) fn of(target: &Target) -> Arc<Gate> {
         return queue;
     }
     queues.retain(|_, queue| queue.strong_count() > 0);
-    let queue = Arc::new(Gate::new(1));
+    let queue = Arc::new(Gate::new(1, super::waits()));
     queues.insert(database.to_owned(), Arc::downgrade(&queue));
     queue
 }

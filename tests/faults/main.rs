@@ -10,6 +10,7 @@ mod support;
 mod fixtures;
 
 mod connect;
+mod hopeless;
 mod lost;
 mod pool;
 mod room;

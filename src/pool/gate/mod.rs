@@ -7,12 +7,10 @@ mod permit;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
-
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::ledger::{Holder, Holders};
+use super::sync::{AtomicUsize, Condvar, Instant, Mutex, MutexGuard, Ordering, ThreadId};
+use super::waits::{Awaited, Waits};
 pub(crate) use permit::Permit;
 
 /// The queue in front of something of which there is only so much.
@@ -23,14 +21,15 @@ pub(crate) struct Gate<T = ()> {
     returned: Condvar,
     /// Written under the lock of `state`.
     seekers: AtomicUsize,
+    waits: Arc<Waits>,
 }
 
 /// Why no permit was given.
 #[derive(Debug)]
 pub(crate) enum Refused {
     Closed,
-    /// Everything is held by the calling thread itself.
-    HeldByCaller(Holders),
+    /// Everything is held by threads that wait themselves, and none of those waits can end.
+    Hopeless(Holders),
     TimedOut {
         waiting: usize,
         holders: Holders,
@@ -54,6 +53,7 @@ struct State<T> {
 
 #[derive(Debug)]
 struct Waiter<T> {
+    thread: ThreadId,
     wake: Condvar,
     answer: Mutex<Answer<T>>,
 }
@@ -68,7 +68,7 @@ enum Answer<T> {
 }
 
 impl<T> Gate<T> {
-    pub(crate) fn new(size: usize) -> Self {
+    pub(crate) fn new(size: usize, waits: Arc<Waits>) -> Self {
         Self {
             state: Mutex::new(State {
                 seats: Vec::new(),
@@ -81,11 +81,15 @@ impl<T> Gate<T> {
             }),
             returned: Condvar::new(),
             seekers: AtomicUsize::new(0),
+            waits,
         }
     }
 
     /// A permit, waiting for it in line until `deadline`.
-    pub(crate) fn acquire(self: &Arc<Self>, holder: Holder, deadline: Instant) -> Result<Permit<T>, Refused> {
+    pub(crate) fn acquire(self: &Arc<Self>, holder: Holder, deadline: Instant) -> Result<Permit<T>, Refused>
+    where
+        T: Send + 'static,
+    {
         let mut state = self.lock();
         if state.closed {
             return Err(Refused::Closed);
@@ -93,14 +97,21 @@ impl<T> Gate<T> {
         if let Some((seat, item)) = state.free_seat() {
             return Ok(self.seated(state, seat, item, holder));
         }
-        let me = holder.thread.id();
-        if state.seats.iter().flatten().all(|other| other.is_on(me)) {
-            return Err(Refused::HeldByCaller(state.holders()));
-        }
-        let waiter = Arc::new(Waiter { wake: Condvar::new(), answer: Mutex::new(Answer::Waiting(holder)) });
+        let (thread, place) = (holder.thread.id(), holder.place);
+        let waiter = Arc::new(Waiter { thread, wake: Condvar::new(), answer: Mutex::new(Answer::Waiting(holder)) });
         state.waiters.push_back(Arc::clone(&waiter));
         drop(state);
-        self.wait(&waiter, deadline)
+        let what: Arc<Self> = Arc::clone(self);
+        let waiting = match self.waits.begin(thread, what, place) {
+            Ok(waiting) => Some(waiting),
+            Err(hopeless) => match self.withdraw(&waiter) {
+                Some(state) => return Err(Refused::Hopeless(hopeless.explain(state.holders()))),
+                None => None,
+            },
+        };
+        let outcome = self.wait(&waiter, deadline);
+        drop(waiting);
+        outcome
     }
 
     /// A permit that is free now and that nobody waits for; those with something on them come first. A closed gate gives
@@ -202,15 +213,20 @@ impl<T> Gate<T> {
                 continue;
             }
             drop(answer);
-            // The gate's lock comes before a waiter's, as in `release`; whoever answered in between wins.
-            let mut state = self.lock();
-            if let Some(place) = state.waiters.iter().position(|other| Arc::ptr_eq(other, waiter)) {
-                state.waiters.remove(place);
+            if let Some(state) = self.withdraw(waiter) {
                 return Err(Refused::TimedOut { waiting: state.waiters.len(), holders: state.holders() });
             }
-            drop(state);
             answer = waiter.lock();
         }
+    }
+
+    /// Takes a waiter out of the line; `None` where it has been answered.
+    fn withdraw(&self, waiter: &Arc<Waiter<T>>) -> Option<MutexGuard<'_, State<T>>> {
+        // The gate's lock comes before a waiter's, as in `release`; whoever answered in between wins.
+        let mut state = self.lock();
+        let place = state.waiters.iter().position(|other| Arc::ptr_eq(other, waiter))?;
+        state.waiters.remove(place);
+        Some(state)
     }
 
     fn release(&self, seat: usize, mut item: Option<T>) {
@@ -248,6 +264,20 @@ impl<T> Gate<T> {
     }
 }
 
+impl<T: Send> Awaited for Gate<T> {
+    fn is_awaited_by(&self, thread: ThreadId) -> bool {
+        self.lock().waiters.iter().any(|waiter| waiter.thread == thread)
+    }
+
+    fn holding_threads(&self) -> Option<Vec<ThreadId>> {
+        let state = self.lock();
+        if state.seats.len() < state.size {
+            return None;
+        }
+        state.seats.iter().map(|seat| seat.as_ref()?.on_thread()).collect()
+    }
+}
+
 impl<T> State<T> {
     fn free_seat(&mut self) -> Option<(usize, Option<T>)> {
         if let Some((seat, item)) = self.warm.pop() {
@@ -277,177 +307,5 @@ impl<T> Waiter<T> {
     fn answer(&self, answer: Answer<T>) {
         *self.lock() = answer;
         self.wake.notify_one();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::panic::Location;
-    use std::sync::mpsc;
-    use std::time::Duration;
-
-    use super::*;
-
-    #[track_caller]
-    fn holder() -> Holder {
-        Holder::new("test".into(), Location::caller(), Instant::now(), false)
-    }
-
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(10)
-    }
-
-    fn until_waiting(gate: &Gate<u8>, waiting: usize) {
-        while gate.counts().1 != waiting {
-            std::thread::yield_now();
-        }
-    }
-
-    #[test]
-    fn waiters_are_served_in_order() {
-        let gate = Arc::new(Gate::<u8>::new(1));
-        let first = gate.acquire(holder(), soon()).expect("free");
-        let (tell, served) = mpsc::channel();
-        let threads: Vec<_> = (0..10)
-            .map(|n| {
-                let (gate, tell) = (Arc::clone(&gate), tell.clone());
-                let waiting = gate.counts().1;
-                let thread = std::thread::spawn({
-                    let gate = Arc::clone(&gate);
-                    move || {
-                        let permit = gate.acquire(holder(), soon()).expect("in turn");
-                        tell.send(n).expect("heard");
-                        drop(permit);
-                    }
-                });
-                until_waiting(&gate, waiting + 1);
-                thread
-            })
-            .collect();
-        drop(first);
-        for thread in threads {
-            thread.join().expect("no panic");
-        }
-        assert_eq!(served.try_iter().collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
-        assert_eq!(gate.counts(), (0, 0));
-    }
-
-    #[test]
-    fn what_only_the_caller_holds_is_not_waited_for() {
-        let gate = Arc::new(Gate::<u8>::new(1));
-        let _held = gate.acquire(holder(), soon()).expect("free");
-        assert!(matches!(gate.acquire(holder(), soon()), Err(Refused::HeldByCaller(holders)) if holders.len() == 1));
-    }
-
-    #[test]
-    fn closing_wakes_waiters() {
-        let gate = Arc::new(Gate::<u8>::new(1));
-        let held = gate.acquire(holder(), soon()).expect("free");
-        let waiter = std::thread::spawn({
-            let gate = Arc::clone(&gate);
-            move || gate.acquire(holder(), soon()).map(drop)
-        });
-        until_waiting(&gate, 1);
-        gate.close();
-        assert!(matches!(waiter.join().expect("no panic"), Err(Refused::Closed)));
-        assert!(!gate.wait_until(Instant::now(), |holders| holders.is_empty()));
-        drop(held);
-        assert!(gate.wait_until(soon(), |holders| holders.is_empty()));
-    }
-
-    #[test]
-    fn no_permit_is_lost_when_waiters_give_up() {
-        let gate = Arc::new(Gate::<u8>::new(2));
-        std::thread::scope(|scope| {
-            for n in 0..8_u64 {
-                let gate = &gate;
-                scope.spawn(move || {
-                    for round in 0..500 {
-                        let patience = Duration::from_micros((n * 37 + round * 13) % 200);
-                        if let Ok(permit) = gate.acquire(holder(), Instant::now() + patience) {
-                            std::thread::yield_now();
-                            drop(permit);
-                        }
-                    }
-                });
-            }
-        });
-        assert_eq!(gate.counts(), (0, 0));
-        let both = [gate.try_acquire(holder()), gate.try_acquire(holder())];
-        assert!(both.iter().all(Option::is_some));
-    }
-
-    #[test]
-    fn what_is_left_is_dropped_while_somebody_seeks() {
-        let gate = Arc::new(Gate::new(2));
-        let item = Arc::new(());
-        let (mut seeking, mut leaving) =
-            (gate.acquire(holder(), soon()).expect("free"), gate.acquire(holder(), soon()).expect("free"));
-        let seeker = seeking.seek().expect("nothing is there");
-        leaving.item = Some(Arc::clone(&item));
-        drop(leaving);
-        assert_eq!((Arc::strong_count(&item), gate.seekers()), (1, 1));
-
-        drop(seeker);
-        let mut leaving = gate.acquire(holder(), soon()).expect("free");
-        leaving.item = Some(Arc::clone(&item));
-        drop(leaving);
-        assert_eq!((Arc::strong_count(&item), gate.seekers()), (2, 0));
-        assert!(seeking.seek().is_none() && seeking.item.is_some());
-    }
-
-    /// Notes how many permits are out when it is dropped.
-    struct Noting(Arc<Gate<Noting>>, mpsc::Sender<usize>);
-
-    impl Drop for Noting {
-        fn drop(&mut self) {
-            self.1.send(self.0.counts().0).expect("heard");
-        }
-    }
-
-    #[test]
-    fn what_is_not_kept_is_gone_before_its_permit_is_free() {
-        let gate = Arc::new(Gate::new(2));
-        let (tell, dropped) = mpsc::channel();
-        let mut seeking = gate.acquire(holder(), soon()).expect("free");
-        let mut leaving = gate.acquire(holder(), soon()).expect("free");
-        leaving.item = Some(Noting(Arc::clone(&gate), tell.clone()));
-        let seeker = seeking.seek().expect("nothing is there");
-        drop(leaving);
-        assert_eq!(dropped.try_recv(), Ok(2));
-
-        drop(seeker);
-        let mut leaving = gate.acquire(holder(), soon()).expect("free");
-        leaving.item = Some(Noting(Arc::clone(&gate), tell));
-        gate.close();
-        drop(leaving);
-        assert_eq!((dropped.try_recv(), gate.counts()), (Ok(2), (1, 0)));
-    }
-
-    #[test]
-    fn what_is_left_goes_to_the_next() {
-        let gate = Arc::new(Gate::new(3));
-        let mut all: Vec<Permit<u8>> = (0..3).map(|_| gate.acquire(holder(), soon()).expect("free")).collect();
-        assert!(all.iter().all(|permit| permit.item.is_none()));
-        let (mut last, mut second) = (all.pop().expect("three"), all.pop().expect("three"));
-        (second.item, last.item) = (Some(2), Some(3));
-        drop((second, last));
-        // Those with something come first, what was left last before all.
-        drop(all);
-        let mut three = gate.acquire(holder(), soon()).expect("free");
-        assert_eq!(three.item, Some(3));
-        three.item = None;
-        three.refill();
-        assert_eq!(three.item, Some(2));
-        let empty = [gate.acquire(holder(), soon()), gate.acquire(holder(), soon())];
-        assert!(empty.iter().flatten().all(|permit| permit.item.is_none()) && empty.iter().flatten().count() == 2);
-
-        let waiter = std::thread::spawn({
-            let gate = Arc::clone(&gate);
-            move || gate.acquire(holder(), soon()).expect("in turn").item
-        });
-        until_waiting(&gate, 1);
-        drop(three);
-        assert_eq!(waiter.join().expect("no panic"), Some(2));
     }
 }

@@ -1,9 +1,8 @@
 //! The right to one of the things behind a gate.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Instant;
 
+use super::super::sync::{Instant, Ordering, current_thread};
 use super::Gate;
 
 /// The right to one of so many; given back by drop.
@@ -61,7 +60,7 @@ impl<T> Permit<T> {
     /// From here on it is the calling thread that holds it.
     pub(crate) fn adopt(&self) {
         if let Some(holder) = &mut self.gate.lock().seats[self.seat] {
-            holder.thread = std::thread::current();
+            holder.thread = current_thread();
             holder.lent = false;
         }
     }

@@ -1,0 +1,175 @@
+//! Tests of the gate. They are no part of it, because the model of the gate takes it as it is.
+
+use std::panic::Location;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use super::gate::{Gate, Permit, Refused};
+use super::ledger::Holder;
+
+#[track_caller]
+fn holder() -> Holder {
+    Holder::new("test".into(), Location::caller(), Instant::now(), false)
+}
+
+fn gate<T>(size: usize) -> Arc<Gate<T>> {
+    Arc::new(Gate::new(size, Arc::default()))
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
+fn until_waiting(gate: &Gate<u8>, waiting: usize) {
+    while gate.counts().1 != waiting {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn waiters_are_served_in_order() {
+    let gate = gate::<u8>(1);
+    let first = gate.acquire(holder(), soon()).expect("free");
+    let (tell, served) = mpsc::channel();
+    let threads: Vec<_> = (0..10)
+        .map(|n| {
+            let (gate, tell) = (Arc::clone(&gate), tell.clone());
+            let waiting = gate.counts().1;
+            let thread = std::thread::spawn({
+                let gate = Arc::clone(&gate);
+                move || {
+                    let permit = gate.acquire(holder(), soon()).expect("in turn");
+                    tell.send(n).expect("heard");
+                    drop(permit);
+                }
+            });
+            until_waiting(&gate, waiting + 1);
+            thread
+        })
+        .collect();
+    drop(first);
+    for thread in threads {
+        thread.join().expect("no panic");
+    }
+    assert_eq!(served.try_iter().collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+    assert_eq!(gate.counts(), (0, 0));
+}
+
+#[test]
+fn what_only_the_caller_holds_is_not_waited_for() {
+    let gate = gate::<u8>(1);
+    let _held = gate.acquire(holder(), soon()).expect("free");
+    assert!(matches!(gate.acquire(holder(), soon()), Err(Refused::Hopeless(holders)) if holders.len() == 1));
+}
+
+#[test]
+fn closing_wakes_waiters() {
+    let gate = gate::<u8>(1);
+    let held = gate.acquire(holder(), soon()).expect("free");
+    let waiter = std::thread::spawn({
+        let gate = Arc::clone(&gate);
+        move || gate.acquire(holder(), soon()).map(drop)
+    });
+    until_waiting(&gate, 1);
+    gate.close();
+    assert!(matches!(waiter.join().expect("no panic"), Err(Refused::Closed)));
+    assert!(!gate.wait_until(Instant::now(), |holders| holders.is_empty()));
+    drop(held);
+    assert!(gate.wait_until(soon(), |holders| holders.is_empty()));
+}
+
+#[test]
+fn no_permit_is_lost_when_waiters_give_up() {
+    let gate = gate::<u8>(2);
+    std::thread::scope(|scope| {
+        for n in 0..8_u64 {
+            let gate = &gate;
+            scope.spawn(move || {
+                for round in 0..500 {
+                    let patience = Duration::from_micros((n * 37 + round * 13) % 200);
+                    if let Ok(permit) = gate.acquire(holder(), Instant::now() + patience) {
+                        std::thread::yield_now();
+                        drop(permit);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(gate.counts(), (0, 0));
+    let both = [gate.try_acquire(holder()), gate.try_acquire(holder())];
+    assert!(both.iter().all(Option::is_some));
+}
+
+#[test]
+fn what_is_left_is_dropped_while_somebody_seeks() {
+    let gate = gate(2);
+    let item = Arc::new(());
+    let (mut seeking, mut leaving) =
+        (gate.acquire(holder(), soon()).expect("free"), gate.acquire(holder(), soon()).expect("free"));
+    let seeker = seeking.seek().expect("nothing is there");
+    leaving.item = Some(Arc::clone(&item));
+    drop(leaving);
+    assert_eq!((Arc::strong_count(&item), gate.seekers()), (1, 1));
+
+    drop(seeker);
+    let mut leaving = gate.acquire(holder(), soon()).expect("free");
+    leaving.item = Some(Arc::clone(&item));
+    drop(leaving);
+    assert_eq!((Arc::strong_count(&item), gate.seekers()), (2, 0));
+    assert!(seeking.seek().is_none() && seeking.item.is_some());
+}
+
+/// Notes how many permits are out when it is dropped.
+struct Noting(Arc<Gate<Noting>>, mpsc::Sender<usize>);
+
+impl Drop for Noting {
+    fn drop(&mut self) {
+        self.1.send(self.0.counts().0).expect("heard");
+    }
+}
+
+#[test]
+fn what_is_not_kept_is_gone_before_its_permit_is_free() {
+    let gate = gate(2);
+    let (tell, dropped) = mpsc::channel();
+    let mut seeking = gate.acquire(holder(), soon()).expect("free");
+    let mut leaving = gate.acquire(holder(), soon()).expect("free");
+    leaving.item = Some(Noting(Arc::clone(&gate), tell.clone()));
+    let seeker = seeking.seek().expect("nothing is there");
+    drop(leaving);
+    assert_eq!(dropped.try_recv(), Ok(2));
+
+    drop(seeker);
+    let mut leaving = gate.acquire(holder(), soon()).expect("free");
+    leaving.item = Some(Noting(Arc::clone(&gate), tell));
+    gate.close();
+    drop(leaving);
+    assert_eq!((dropped.try_recv(), gate.counts()), (Ok(2), (1, 0)));
+}
+
+#[test]
+fn what_is_left_goes_to_the_next() {
+    let gate = gate(3);
+    let mut all: Vec<Permit<u8>> = (0..3).map(|_| gate.acquire(holder(), soon()).expect("free")).collect();
+    assert!(all.iter().all(|permit| permit.item.is_none()));
+    let (mut last, mut second) = (all.pop().expect("three"), all.pop().expect("three"));
+    (second.item, last.item) = (Some(2), Some(3));
+    drop((second, last));
+    // Those with something come first, what was left last before all.
+    drop(all);
+    let mut three = gate.acquire(holder(), soon()).expect("free");
+    assert_eq!(three.item, Some(3));
+    three.item = None;
+    three.refill();
+    assert_eq!(three.item, Some(2));
+    let empty = [gate.acquire(holder(), soon()), gate.acquire(holder(), soon())];
+    assert!(empty.iter().flatten().all(|permit| permit.item.is_none()) && empty.iter().flatten().count() == 2);
+
+    let waiter = std::thread::spawn({
+        let gate = Arc::clone(&gate);
+        move || gate.acquire(holder(), soon()).expect("in turn").item
+    });
+    until_waiting(&gate, 1);
+    drop(three);
+    assert_eq!(waiter.join().expect("no panic"), Some(2));
+}
