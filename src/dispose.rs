@@ -12,9 +12,6 @@ use crate::pool::{Holders, Pool};
 /// How long [`App::dispose`] waits for connections that are out.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long it looks for what was on its way into the pool at that moment, whatever the patience.
-const LATE: Duration = Duration::from_millis(100);
-
 /// What a disposal did.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
@@ -123,9 +120,6 @@ impl<C: SessionConnection> App<C> {
         let mut gone = Vec::new();
         for pool in &disposed {
             let drained = pool.wait_until_drained(deadline);
-            if drained {
-                pool.close_late(deadline.max(Instant::now() + LATE));
-            }
             // From then on only those who clear up take permits, in other threads too, and they find nothing.
             let (out, connecting) = match drained {
                 true => (pool.holders().on_this_thread(), 0),

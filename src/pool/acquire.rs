@@ -43,8 +43,10 @@ impl<C: SessionConnection> Pool<C> {
         loop {
             let mut permit = self.permit(&wish, asked)?;
             self.find_idle(&mut permit);
-            if permit.item.is_none() {
-                self.connect(&mut permit, &wish)?;
+            while permit.item.is_none() {
+                permit = self.connect(permit, &wish)?;
+                // What came back may be too old.
+                self.find_idle(&mut permit);
             }
             if let Some(mut permit) = self.alive(permit, deadline) {
                 live(&mut permit).lent = permit.since();
@@ -77,22 +79,10 @@ impl<C: SessionConnection> Pool<C> {
     pub(super) fn find_idle(&self, permit: &mut Permit<Stored<C>>) {
         let now = permit.since();
         loop {
-            self.fill(permit);
+            permit.refill();
             match permit.item.as_deref().map(|stored| &**stored) {
-                Some(Slot::Live(live)) if !live.is_fit(&self.control, now) => discard(permit),
+                Some(Slot::Live(live)) if !live.may_be_lent(&self.control, now) => discard(permit),
                 _ => return,
-            }
-        }
-    }
-
-    /// Gives the permit an idle connection that is live: the one left on it, on another, or one that came when nobody waited any more.
-    pub(super) fn fill(&self, permit: &mut Permit<Stored<C>>) {
-        permit.refill();
-        while permit.item.is_none() {
-            let Some(stored) = self.control.orders.unless_waited_for(|| self.storage.try_get()) else { return };
-            // What is not live came for a caller who has left, and goes.
-            if matches!(*stored, Slot::Live(_)) {
-                permit.item = Some(Box::new(stored));
             }
         }
     }

@@ -19,16 +19,11 @@ use crate::error::Place;
 
 /// A pool, as those see it that share a budget with it.
 pub(super) trait Resident: Send + Sync {
-    fn number(&self) -> u64;
-
-    /// Where it is kept.
-    fn home(&self) -> Option<Arc<dyn Home>>;
-
     /// When the connection was lent that it would give up; `None` where it has none idle.
     fn idle_since(&self) -> Option<Instant>;
 
-    /// Closes an idle connection; `false` where there is none any more.
-    fn give_up(&self) -> bool;
+    /// Has an idle connection closed; `false` where there is none any more.
+    fn give_up(self: Arc<Self>) -> bool;
 
     /// The column `value` that an idle connection answers; `None` where there is none, or no answer soon.
     fn ask(&self, question: &str) -> Option<Vec<String>>;
@@ -36,8 +31,8 @@ pub(super) trait Resident: Send + Sync {
     /// Who has its connections.
     fn holders(&self) -> Holders;
 
-    /// Its open connections.
-    fn open(&self) -> usize;
+    /// How many connections it has open, and who holds them; `None` where one is idle or on its way.
+    fn holding(&self) -> Option<(usize, Holders)>;
 
     /// Whether nothing is open or will soon be.
     fn is_empty(&self) -> bool;
@@ -115,18 +110,6 @@ pub(super) struct Share {
 /// not free, so that the server, too, never has more sessions than the limit says.
 const LINGERING: Duration = Duration::from_millis(3);
 
-/// Makes a pool give up an idle connection; `false` where it has none any more.
-pub(super) fn give_up(resident: Arc<dyn Resident>) -> bool {
-    let given_up = resident.give_up();
-    let (number, home) = (resident.number(), resident.home());
-    let empty = resident.is_empty();
-    drop(resident);
-    if let (true, Some(home)) = (empty, home) {
-        home.let_go(number);
-    }
-    given_up
-}
-
 impl Share {
     fn of(budget: &Arc<Budget>) -> Self {
         Self { budget: Some(Arc::clone(budget)), after: None }
@@ -202,7 +185,7 @@ impl Budget {
                     return;
                 }
                 Some((_, resident)) => {
-                    if give_up(resident) {
+                    if resident.give_up() {
                         return;
                     }
                 }
@@ -339,11 +322,9 @@ impl Awaited for Budget {
         }
         let (mut open, mut threads) = (0, Vec::new());
         for (_, resident) in self.residents() {
-            if resident.idle_since().is_some() {
-                return None;
-            }
-            open += resident.open();
-            for holder in &*resident.holders() {
+            let (connections, holders) = resident.holding()?;
+            open += connections;
+            for holder in &*holders {
                 threads.push(holder.on_thread()?);
             }
         }

@@ -9,9 +9,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::acquire::Wish;
-use super::budget::{Served, Share, give_up};
-use super::gate::Permit;
-use super::manager::{ConnectFailure, Slot, shortened};
+use super::budget::{Served, Share};
+use super::gate::{Permit, Refused};
+use super::lease::{discard, live};
+use super::ledger::Holder;
+use super::manager::{ConnectFailure, Connecting, Seeking, Slot, shortened};
+use super::order::Order;
 use super::outage::{Probe, Turn};
 use super::{Pool, Stored};
 use crate::connection::SessionConnection;
@@ -24,12 +27,12 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_m
 /// How long the server is given to notice that a connection was closed for this caller, before another one is.
 const NOTICE: Duration = Duration::from_millis(20);
 
-/// What came of one try.
-enum Tried {
-    Connected,
-    /// The order went to somebody else.
-    Again,
-    Refused(ConnectFailure),
+/// What came of one try, with the permit where it has come back.
+enum Tried<P> {
+    Served(P),
+    Refused(P, ConnectFailure),
+    /// Another's connect failed that should have served this caller, or its connection went to who has waited for longer.
+    Missed(P),
     TimedOut(Duration),
 }
 
@@ -40,27 +43,18 @@ struct Siege {
 }
 
 impl<C: SessionConnection> Pool<C> {
-    /// Gives the permit a new connection, or one that comes back meanwhile.
-    pub(super) fn connect(self: &Arc<Self>, permit: &mut Permit<Stored<C>>, wish: &Wish) -> Result<()> {
-        // What is made may come when nobody waits any more, and then nobody gives it back.
-        self.age();
-        let _seeker = loop {
-            if let Some(seeker) = permit.seek() {
-                break seeker;
-            }
-            self.find_idle(permit);
-            if permit.item.is_some() {
-                return Ok(());
-            }
-        };
+    /// A permit with a connection, for one with nothing on it: a new one, or one that comes back meanwhile.
+    pub(super) fn connect(self: &Arc<Self>, mut permit: Permit<Stored<C>>, wish: &Wish) -> Result<Permit<Stored<C>>> {
+        let seeking = Seeking::begin(&self.control);
+        // Others have to know of it before it opens anything.
         self.enter();
         let mut siege = Siege { pause: PAUSES.0, last_closed: None };
         let mut refusal = None;
         loop {
             self.not_closed()?;
-            self.find_idle(permit);
+            self.find_idle(&mut permit);
             if permit.item.is_some() {
-                return Ok(());
+                return Ok(permit);
             }
             let probe = match self.server.presence().turn(wish.deadline, || self.is_closed()) {
                 Turn::Back => None,
@@ -71,17 +65,15 @@ impl<C: SessionConnection> Pool<C> {
                 }
             };
             let Some(share) = self.share(wish)? else { continue };
-            match self.try_connect(permit, share, wish)? {
-                Tried::Connected => {
-                    self.server.presence().is_back();
-                    return Ok(());
-                }
-                Tried::Again => {}
+            match self.try_connect(permit, share, &seeking, wish)? {
+                Tried::Served(permit) => return Ok(permit),
+                Tried::Missed(returned) => permit = returned,
                 // The last try was cut short by the deadline; what the server said before tells more.
                 Tried::TimedOut(waited) => {
                     return Err(refusal.map_or_else(|| self.timed_out(waited), |last| self.refused(last)));
                 }
-                Tried::Refused(failure) => {
+                Tried::Refused(returned, failure) => {
+                    permit = returned;
                     self.wait_after(&failure, probe, &mut siege, wish)?;
                     refusal = Some(failure);
                 }
@@ -139,7 +131,7 @@ impl<C: SessionConnection> Pool<C> {
         // In the queue before anything idle is looked for, so that what comes back in between is not missed.
         let claim = room.claim(self.number, wish.since);
         self.take_census();
-        let closed = room.least_recently_used(self.number).is_some_and(give_up);
+        let closed = room.least_recently_used(self.number).is_some_and(|other| other.give_up());
         let served = claim.wait(now + pause);
         if closed || matches!(served, Served::Look) {
             *siege = Siege { pause: PAUSES.0, last_closed: Some(Instant::now()) };
@@ -163,6 +155,8 @@ impl<C: SessionConnection> Pool<C> {
             return Ok(Some(Some(share)));
         }
         let claim = budget.claim(self.number, wish.since);
+        // A pool that was closed before has sent no claim away that came later.
+        self.not_closed()?;
         budget.serve();
         match claim.wait_if_it_can_end(wish.place, wish.deadline) {
             Served::Room(share) => Ok(Some(Some(share))),
@@ -183,7 +177,14 @@ impl<C: SessionConnection> Pool<C> {
         }
     }
 
-    fn try_connect(&self, permit: &mut Permit<Stored<C>>, share: Option<Share>, wish: &Wish) -> Result<Tried> {
+    /// Lets a helper thread connect with the permit, and lines up for what comes first: that, or what somebody gives back.
+    fn try_connect(
+        self: &Arc<Self>,
+        mut permit: Permit<Stored<C>>,
+        share: Option<Share>,
+        seeking: &Seeking,
+        wish: &Wish,
+    ) -> Result<Tried<Permit<Stored<C>>>> {
         let patience = self.spec.config.connect_timeout;
         if self.server.is_stuck(patience) {
             return Ok(Tried::TimedOut(patience));
@@ -191,30 +192,74 @@ impl<C: SessionConnection> Pool<C> {
         self.keep_in_bounds();
         let started = Instant::now();
         let end = (started + patience).min(wish.deadline);
-        let _order = self.control.orders.place(share);
-        loop {
-            self.not_closed()?;
-            let left = end.saturating_duration_since(Instant::now());
-            let Ok(mut stored) = self.storage.get_timeout(left).map(Box::new) else {
-                return Ok(Tried::TimedOut(started.elapsed()));
-            };
-            match &mut **stored {
-                // However short its lifetime, a new one serves once: another would be no younger.
-                Slot::Live(live)
-                    if live.unused && live.is_current(&self.control) || live.is_fit(&self.control, Instant::now()) =>
-                {
-                    permit.item = Some(stored);
-                    return Ok(Tried::Connected);
+        let holder = Holder::new(Arc::clone(&self.spec.app), wish.place, wish.since, wish.in_transaction);
+        let line = match permit.line_up(holder) {
+            Ok(Some(line)) => line,
+            Ok(None) => return Ok(Tried::Served(permit)),
+            Err(_) => return Err(self.disposed()),
+        };
+        permit.bequeath(line.ticket());
+        let order = self.connect_on_helper(permit, share, seeking.clone());
+        match line.wait(end) {
+            Ok(permit) if permit.item.is_some() => Ok(Tried::Served(permit)),
+            Ok(permit) => Ok(match order.take_failure() {
+                Some(failure) => Tried::Refused(permit, failure),
+                None => Tried::Missed(permit),
+            }),
+            Err(refused) => {
+                order.cancel();
+                match refused {
+                    Refused::Closed => Err(self.disposed()),
+                    Refused::TimedOut { .. } | Refused::Hopeless(_) => Ok(Tried::TimedOut(started.elapsed())),
                 }
-                slot @ (Slot::Live(_) | Slot::Surplus) => {
-                    *slot = Slot::Surplus;
-                    if self.spec.budget.is_some() {
-                        return Ok(Tried::Again);
-                    }
-                }
-                Slot::Failed(failure) => return Ok(Tried::Refused(failure.clone())),
             }
         }
+    }
+
+    /// The permit comes back with a connection, or to its heir with the reason why not. A connection that comes when its caller
+    /// has left is kept.
+    fn connect_on_helper(
+        self: &Arc<Self>,
+        permit: Permit<Stored<C>>,
+        share: Option<Share>,
+        seeking: Seeking,
+    ) -> Arc<Order<Stored<C>>> {
+        permit.lend();
+        let connecting = Connecting::begin(&self.control);
+        let order = Arc::new(Order::new(permit, share));
+        let (pool, ordered) = (Arc::clone(self), Arc::clone(&order));
+        self.server.threads().execute(move || {
+            if let Some((mut permit, share)) = ordered.begin() {
+                // Whoever waited may have been served otherwise.
+                if !pool.is_closed() && pool.gate.counts().1 > 0 {
+                    let call = pool.server.call();
+                    match pool.make(share) {
+                        Ok(stored) => permit.item = Some(stored),
+                        Err(failure) => ordered.fail(failure),
+                    }
+                    drop(call);
+                }
+                drop(connecting);
+                let closes = |live: &mut _| pool.control.must_close(live) || pool.is_needed_elsewhere();
+                if permit.item.is_some() && closes(live(&mut permit)) {
+                    discard(&mut permit);
+                }
+                drop(permit);
+            }
+            drop(seeking);
+            pool.serve_others();
+            pool.leave_if_empty();
+        });
+        order
+    }
+
+    /// A new connection, in a slot of r2d2's. There is room for it, as the caller has a permit.
+    fn make(&self, share: Option<Share>) -> Result<Stored<C>, ConnectFailure> {
+        let slot = self.storage.get_timeout(self.spec.config.connect_timeout);
+        let mut stored = Box::new(slot.map_err(|error| self.manager.failure(&format!("r2d2 made no room: {error}")))?);
+        **stored = Slot::Live(self.manager.make(share)?);
+        self.server.presence().is_back();
+        Ok(stored)
     }
 
     fn is_closed(&self) -> bool {

@@ -53,6 +53,23 @@ impl<C: SessionConnection> Pool<C> {
         None
     }
 
+    /// Closes the connection on a helper thread, and waits for nothing.
+    pub(super) fn close_soon(self: &Arc<Self>, mut permit: Permit<Stored<C>>) {
+        let pool = Arc::clone(self);
+        permit.lend();
+        self.server.threads().execute(move || {
+            let running = pool.server.call();
+            discard(&mut permit);
+            drop((running, permit));
+            pool.leave_if_empty();
+            let (number, home) = (pool.number, pool.home.upgrade());
+            drop(pool);
+            if let Some(home) = home {
+                home.let_go(number);
+            }
+        });
+    }
+
     /// Closes the connection, waiting no longer than for a connect.
     pub(super) fn dismiss(&self, permit: Permit<Stored<C>>) {
         self.dismiss_within(permit, self.spec.config.connect_timeout);

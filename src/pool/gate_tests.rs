@@ -101,22 +101,63 @@ fn no_permit_is_lost_when_waiters_give_up() {
 }
 
 #[test]
-fn what_is_left_is_dropped_while_somebody_seeks() {
-    let gate = gate(2);
-    let item = Arc::new(());
-    let (mut seeking, mut leaving) =
-        (gate.acquire(holder(), soon()).expect("free"), gate.acquire(holder(), soon()).expect("free"));
-    let seeker = seeking.seek().expect("nothing is there");
-    leaving.item = Some(Arc::clone(&item));
-    drop(leaving);
-    assert_eq!((Arc::strong_count(&item), gate.seekers()), (1, 1));
+fn who_lines_up_is_served_before_those_who_have_no_permit() {
+    let gate = gate::<u8>(2);
+    let mut given = gate.acquire(holder(), soon()).expect("free");
+    let mut other = gate.acquire(holder(), soon()).expect("free");
+    let line = given.line_up(holder()).expect("open").expect("nothing was left");
+    let waiter = std::thread::spawn({
+        let gate = Arc::clone(&gate);
+        move || gate.acquire(holder(), soon()).expect("in turn").item
+    });
+    until_waiting(&gate, 2);
+    other.item = Some(1);
+    drop(other);
+    assert_eq!(line.wait(soon()).expect("served").item, Some(1));
+    given.item = Some(2);
+    drop(given);
+    let served = waiter.join().expect("no panic");
+    assert!(served.is_some(), "by either");
+    assert_eq!(gate.counts(), (0, 0));
+}
 
-    drop(seeker);
-    let mut leaving = gate.acquire(holder(), soon()).expect("free");
-    leaving.item = Some(Arc::clone(&item));
-    drop(leaving);
-    assert_eq!((Arc::strong_count(&item), gate.seekers()), (2, 0));
-    assert!(seeking.seek().is_none() && seeking.item.is_some());
+#[test]
+fn a_permit_with_nothing_on_it_goes_to_its_heir_or_to_who_has_none() {
+    let gate = gate::<u8>(2);
+    let mut first = gate.acquire(holder(), soon()).expect("free");
+    let mut second = gate.acquire(holder(), soon()).expect("free");
+    let line = first.line_up(holder()).expect("open").expect("nothing was left");
+    let other = second.line_up(holder()).expect("open").expect("nothing was left");
+    first.bequeath(line.ticket());
+    drop(first);
+    assert_eq!(line.wait(soon()).expect("its own").item, None);
+    // The first is free again; its place in line is another's business.
+    assert_eq!(gate.counts(), (1, 1));
+    drop(second);
+    assert_eq!(gate.counts(), (0, 1), "who lined up needs no permit");
+    let newcomer = gate.acquire(holder(), soon()).expect("free");
+    assert_eq!(newcomer.item, None);
+    drop(other);
+    drop(newcomer);
+    assert_eq!(gate.counts(), (0, 0));
+}
+
+#[test]
+fn who_leaves_the_line_leaves_nothing_behind() {
+    let gate = gate::<u8>(1);
+    let mut permit = gate.acquire(holder(), soon()).expect("free");
+    let line = permit.line_up(holder()).expect("open").expect("nothing was left");
+    permit.item = Some(7);
+    drop(permit);
+    // Served, and gone before it was taken.
+    drop(line);
+    assert_eq!(gate.counts(), (0, 0));
+    let mut permit = gate.acquire(holder(), soon()).expect("free");
+    assert_eq!(permit.item.take(), Some(7));
+    let line = permit.line_up(holder()).expect("open").expect("nothing was left");
+    gate.close();
+    assert!(matches!(line.wait(soon()), Err(Refused::Closed)));
+    assert!(matches!(permit.line_up(holder()), Err(Refused::Closed)));
 }
 
 /// Notes how many permits are out when it is dropped.
@@ -132,19 +173,13 @@ impl Drop for Noting {
 fn what_is_not_kept_is_gone_before_its_permit_is_free() {
     let gate = gate(2);
     let (tell, dropped) = mpsc::channel();
-    let mut seeking = gate.acquire(holder(), soon()).expect("free");
-    let mut leaving = gate.acquire(holder(), soon()).expect("free");
-    leaving.item = Some(Noting(Arc::clone(&gate), tell.clone()));
-    let seeker = seeking.seek().expect("nothing is there");
-    drop(leaving);
-    assert_eq!(dropped.try_recv(), Ok(2));
-
-    drop(seeker);
+    let held = gate.acquire(holder(), soon()).expect("free");
     let mut leaving = gate.acquire(holder(), soon()).expect("free");
     leaving.item = Some(Noting(Arc::clone(&gate), tell));
     gate.close();
     drop(leaving);
     assert_eq!((dropped.try_recv(), gate.counts()), (Ok(2), (1, 0)));
+    drop(held);
 }
 
 #[test]

@@ -90,7 +90,7 @@ pub(super) fn live<C: SessionConnection>(permit: &mut Permit<Stored<C>>) -> &mut
 pub(super) fn discard<C: SessionConnection>(permit: &mut Permit<Stored<C>>) {
     if let Some(mut stored) = permit.item.take() {
         // While r2d2 counts it: r2d2 has room for another before what it drops is closed.
-        **stored = Slot::Surplus;
+        **stored = Slot::Empty;
     }
 }
 

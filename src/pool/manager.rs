@@ -1,23 +1,21 @@
 //! What r2d2 stores, and how it makes one.
 //!
-//! As far as r2d2 can see, connecting never fails and never panics: it always gets a [`Slot`]. So r2d2 never retries behind
-//! our back and holds no place in back-off; the waiter who finds a `Failed` slot decides. What is not live counts as broken
-//! and leaves r2d2 when it is put back.
+//! As far as r2d2 can see, connecting takes no time, never fails and never panics: it gets an empty [`Slot`]. So r2d2 never retries
+//! behind our back, holds no place in back-off and makes nobody wait. Whoever has the slot, and the permit for it, connects in it.
+//! What is empty counts as broken and leaves r2d2 when it is put back.
 
 use std::convert::Infallible;
 use std::fmt;
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use diesel::r2d2::R2D2Connection;
 use diesel::result::ConnectionResult;
 
-use super::Stored;
 use super::budget::Share;
-use super::gate::Gate;
-use super::orders::Orders;
 use super::server::Server;
 use super::witness::{Watch, Witness};
 use crate::connection::SessionConnection;
@@ -28,9 +26,8 @@ use crate::spec::Spec;
 #[derive(Debug)]
 pub(crate) enum Slot<C> {
     Live(Live<C>),
-    Failed(ConnectFailure),
-    /// Nothing: made when nobody waited any more, or closed.
-    Surplus,
+    /// Not connected yet, or closed.
+    Empty,
 }
 
 /// A failed connect, for whoever waits.
@@ -72,8 +69,13 @@ impl<C> fmt::Debug for Live<C> {
 }
 
 impl<C> Live<C> {
-    /// Whether it may be lent once more.
-    pub(crate) fn is_fit(&self, control: &Control, now: Instant) -> bool {
+    /// Whether it may be lent. However short its lifetime, a new one serves once: another would be no younger.
+    pub(crate) fn may_be_lent(&self, control: &Control, now: Instant) -> bool {
+        self.unused && self.is_current(control) || self.is_fit(control, now)
+    }
+
+    /// Whether it is neither too old nor from before a change of the schema.
+    fn is_fit(&self, control: &Control, now: Instant) -> bool {
         self.is_current(control) && self.expires.is_none_or(|expires| now < expires)
     }
 
@@ -102,8 +104,8 @@ pub(crate) struct Control {
     pub(crate) open: AtomicUsize,
     /// Connections closed since the pool was made.
     pub(crate) closings: AtomicUsize,
-    /// Callers who wait for a connect.
-    pub(super) orders: Orders,
+    /// Permits whose holders have no connection, or that are out to get one.
+    pub(super) seeking: AtomicUsize,
     /// Raised by every change of the schema; connections from before are not lent again.
     pub(crate) schema: AtomicUsize,
 }
@@ -112,6 +114,41 @@ impl Control {
     /// Whether a connection that comes back must not be kept.
     pub(super) fn must_close<C: R2D2Connection>(&self, live: &mut Live<C>) -> bool {
         self.closed.load(Ordering::Acquire) || live.doomed || live.conn.is_broken()
+    }
+}
+
+/// One in [`Control::seeking`], as long as it or a clone of it lives.
+#[derive(Clone)]
+pub(super) struct Seeking(#[allow(dead_code, reason = "it counts")] Arc<Counter>);
+
+struct Counter(Arc<Control>);
+
+impl Seeking {
+    pub(super) fn begin(control: &Arc<Control>) -> Self {
+        control.seeking.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::new(Counter(Arc::clone(control))))
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        self.0.seeking.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// One in [`Control::connecting`], as long as it lives.
+pub(super) struct Connecting(Arc<Control>);
+
+impl Connecting {
+    pub(super) fn begin(control: &Arc<Control>) -> Self {
+        control.connecting.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(control))
+    }
+}
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        self.0.connecting.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -133,13 +170,11 @@ impl Drop for Counted {
     }
 }
 
-/// Makes slots for one pool.
+/// Makes the connections of one pool.
 pub(crate) struct Manager<C: SessionConnection> {
     pub(crate) spec: Arc<Spec<C>>,
     pub(crate) control: Arc<Control>,
     pub(crate) server: Arc<Server>,
-    /// Weak: what is left in the gate holds this.
-    gate: Weak<Gate<Stored<C>>>,
     /// The URL for the driver.
     url: String,
     /// Keeps a SQLite database in memory alive while the pool has no other connection to it.
@@ -157,7 +192,6 @@ impl<C: SessionConnection> Manager<C> {
         spec: Arc<Spec<C>>,
         control: Arc<Control>,
         server: Arc<Server>,
-        gate: Weak<Gate<Stored<C>>>,
         anchor: Arc<Mutex<Option<C>>>,
     ) -> Self {
         let target = &spec.target;
@@ -166,7 +200,15 @@ impl<C: SessionConnection> Manager<C> {
         } else {
             target.kind.driver_url(target, &spec.config, &spec.app)
         };
-        Self { spec, control, server, gate, url, anchor }
+        Self { spec, control, server, url, anchor }
+    }
+
+    /// A new connection, whatever the driver and the program's own functions do.
+    pub(super) fn make(&self, share: Option<Share>) -> Result<Live<C>, ConnectFailure> {
+        catch_unwind(AssertUnwindSafe(|| self.open(share))).unwrap_or_else(|panic| {
+            let message = format!("connecting panicked: {}", crate::panic_message(&*panic));
+            Err(ConnectFailure { kind: ConnectErrorKind::Other, message: self.spec.target.scrub(&message) })
+        })
     }
 
     fn open(&self, mut share: Option<Share>) -> Result<Live<C>, ConnectFailure> {
@@ -246,14 +288,7 @@ impl<C: SessionConnection> Manager<C> {
         }
     }
 
-    /// Tells whoever waits until nothing is being connected.
-    fn nudge(&self) {
-        if let Some(gate) = self.gate.upgrade() {
-            gate.nudge();
-        }
-    }
-
-    fn failure(&self, message: &str) -> ConnectFailure {
+    pub(super) fn failure(&self, message: &str) -> ConnectFailure {
         let mut message = self.spec.target.scrub(message);
         if self.spec.connect_with.is_none() && message.contains("url for multiconnection") {
             message.push_str(
@@ -264,42 +299,30 @@ impl<C: SessionConnection> Manager<C> {
     }
 }
 
-impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
+/// What r2d2 makes for one pool: empty slots.
+pub(crate) struct Slots<C> {
+    control: Arc<Control>,
+    of: PhantomData<fn(C)>,
+}
+
+impl<C> fmt::Debug for Slots<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Slots")
+    }
+}
+
+impl<C> Slots<C> {
+    pub(super) fn new(control: &Arc<Control>) -> Self {
+        Self { control: Arc::clone(control), of: PhantomData }
+    }
+}
+
+impl<C: SessionConnection> r2d2::ManageConnection for Slots<C> {
     type Connection = Slot<C>;
     type Error = Infallible;
 
     fn connect(&self) -> Result<Slot<C>, Infallible> {
-        // Counted before `closed` is read: a disposal that has set it and counts none has none to wait for.
-        self.control.connecting.fetch_add(1, Ordering::SeqCst);
-        let ordered = match self.control.closed.load(Ordering::SeqCst) {
-            true => None,
-            false => self.control.orders.take(self.spec.budget.is_some()),
-        };
-        let Some((making, share)) = ordered else {
-            self.control.connecting.fetch_sub(1, Ordering::AcqRel);
-            self.nudge();
-            return Ok(Slot::Surplus);
-        };
-        let call = self.server.call();
-        let opened = catch_unwind(AssertUnwindSafe(|| self.open(share)));
-        drop(call);
-        drop(making);
-        let slot = match opened {
-            // Closed while it was being made: it is closed here, before anybody is told.
-            Ok(Ok(live)) if self.control.closed.load(Ordering::Acquire) => {
-                drop(live);
-                Slot::Surplus
-            }
-            Ok(Ok(live)) => Slot::Live(live),
-            Ok(Err(failure)) => Slot::Failed(failure),
-            Err(panic) => Slot::Failed(ConnectFailure {
-                kind: ConnectErrorKind::Other,
-                message: self.spec.target.scrub(&format!("connecting panicked: {}", crate::panic_message(&*panic))),
-            }),
-        };
-        self.control.connecting.fetch_sub(1, Ordering::AcqRel);
-        self.nudge();
-        Ok(slot)
+        Ok(Slot::Empty)
     }
 
     fn is_valid(&self, _: &mut Slot<C>) -> Result<(), Infallible> {
@@ -309,7 +332,7 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
     fn has_broken(&self, slot: &mut Slot<C>) -> bool {
         match slot {
             Slot::Live(live) => self.control.must_close(live),
-            Slot::Failed(_) | Slot::Surplus => true,
+            Slot::Empty => true,
         }
     }
 }

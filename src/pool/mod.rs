@@ -1,11 +1,10 @@
 //! One application's pool: r2d2 makes and counts the connections, the gate in front of it lends them, helper threads behind
 //! it connect.
 //!
-//! A connection that comes back stays with its permit in the gate, so that a loan costs one lock and not three. Only while
-//! somebody waits for a connect is it given to r2d2, which wakes that caller. There are never more connections than permits, and
-//! every touch of the r2d2 pool happens under a permit. A caller with a permit who finds nothing idle therefore knows that r2d2
-//! has room for one more, and r2d2's own waiting, which wakes nobody when a broken connection comes back, is used for nothing
-//! but a connect that is under way.
+//! A connection stays with its permit in the gate, so that a loan costs one lock and not three. There are never more connections
+//! than permits, and every touch of the r2d2 pool happens under a permit: whoever has one knows that r2d2 has room. Nobody waits in
+//! r2d2, which wakes nobody when a broken connection comes back: all waiting is in the gate, also that for a connect, which a
+//! helper thread makes with the caller's permit.
 
 mod acquire;
 mod budget;
@@ -17,7 +16,7 @@ mod gate_tests;
 mod lease;
 mod ledger;
 mod manager;
-mod orders;
+mod order;
 mod outage;
 mod resident;
 mod server;
@@ -44,7 +43,7 @@ use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::spec::Spec;
 use gate::{Gate, Refused};
-use manager::Manager;
+use manager::{Manager, Slots};
 use server::Server;
 use waits::Waits;
 
@@ -60,14 +59,15 @@ pub(crate) fn budget_of(connections: usize) -> Arc<Budget> {
 }
 
 /// What r2d2 lends; boxed, as it changes hands often.
-type Stored<C> = Box<r2d2::PooledConnection<Manager<C>>>;
+type Stored<C> = Box<r2d2::PooledConnection<Slots<C>>>;
 
 /// The connections of one application, from its first use to its disposal.
 pub(crate) struct Pool<C: SessionConnection> {
     /// Tells it from others on the same server.
     number: u64,
     home: Weak<dyn Home>,
-    storage: r2d2::Pool<Manager<C>>,
+    storage: r2d2::Pool<Slots<C>>,
+    manager: Manager<C>,
     gate: Arc<Gate<Stored<C>>>,
     control: Arc<Control>,
     server: Arc<Server>,
@@ -91,13 +91,7 @@ impl<C: SessionConnection> Pool<C> {
         let control = Arc::new(Control::default());
         let server = Server::named(&spec.target.server);
         let anchor = Arc::new(Mutex::new(None));
-        let manager = Manager::new(
-            Arc::clone(&spec),
-            Arc::clone(&control),
-            Arc::clone(&server),
-            Arc::downgrade(&gate),
-            Arc::clone(&anchor),
-        );
+        let manager = Manager::new(Arc::clone(&spec), Arc::clone(&control), Arc::clone(&server), Arc::clone(&anchor));
         let storage = r2d2::Pool::builder()
             .max_size(spec.config.max_size)
             .min_idle(Some(0))
@@ -105,12 +99,24 @@ impl<C: SessionConnection> Pool<C> {
             .idle_timeout(None)
             .max_lifetime(None)
             .error_handler(Box::new(r2d2::NopErrorHandler))
-            .thread_pool(Arc::clone(server.threads()))
-            .build_unchecked(manager);
+            .thread_pool(Arc::clone(server.slot_maker()))
+            .build_unchecked(Slots::new(&control));
         let writers = spec.target.kind.has_one_writer().then(|| writers::of(&spec.target));
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { number, home, storage, gate, control, server, spec, anchor, writers, ageing: AtomicBool::new(false) }
+        Self {
+            number,
+            home,
+            storage,
+            manager,
+            gate,
+            control,
+            server,
+            spec,
+            anchor,
+            writers,
+            ageing: AtomicBool::new(false),
+        }
     }
 
     /// The turn to write, where writers have to take turns.
@@ -144,7 +150,7 @@ impl<C: SessionConnection> Pool<C> {
         self.server.presence().nudge();
         let patience = || self.spec.config.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
         while let Some(mut permit) = self.gate.try_acquire(self.housekeeper()) {
-            self.fill(&mut permit);
+            permit.refill();
             if permit.item.is_none() {
                 break;
             }
@@ -152,25 +158,10 @@ impl<C: SessionConnection> Pool<C> {
         }
     }
 
-    /// Waits until nothing is out or being connected, except what the calling thread holds itself.
+    /// Waits until nothing is out, or being connected, except what the calling thread holds itself.
     pub(crate) fn wait_until_drained(&self, deadline: Instant) -> bool {
         let me = std::thread::current().id();
-        self.gate.wait_until(deadline, |holders| {
-            holders.iter().all(|holder| holder.is_on(me)) && self.control.connecting.load(Ordering::SeqCst) == 0
-        })
-    }
-
-    /// Closes what was on its way into the pool when it was closed: a connect that has ended is in nobody's hands for a
-    /// moment. What the calling thread holds stays.
-    pub(crate) fn close_late(&self, deadline: Instant) {
-        loop {
-            self.close(deadline);
-            let mine = self.holders().on_this_thread().len();
-            if self.control.open.load(Ordering::Acquire) <= mine || Instant::now() >= deadline {
-                return;
-            }
-            std::thread::yield_now();
-        }
+        self.gate.wait_until(deadline, |holders| holders.iter().all(|holder| holder.is_on(me)))
     }
 
     /// The last of a closed pool: a SQLite database in memory ends with this.
@@ -206,7 +197,7 @@ impl<C: SessionConnection> Pool<C> {
         let holders = self.gate.holders();
         let open = self.control.open.load(Ordering::Acquire);
         let connecting = self.control.connecting.load(Ordering::Acquire);
-        let in_use = holders.len().saturating_sub(self.gate.seekers()).min(open);
+        let in_use = holders.len().saturating_sub(self.control.seeking.load(Ordering::Acquire)).min(open);
         AppStatus {
             open,
             connecting,

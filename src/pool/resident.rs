@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use super::Pool;
-use super::budget::{Budget, Home, Resident, give_up};
+use super::budget::{Budget, Resident};
 use super::ledger::Holders;
 use crate::connection::SessionConnection;
 
@@ -49,7 +49,7 @@ impl<C: SessionConnection> Pool<C> {
         let room = self.server.room();
         if room.taken() >= self.spec.target.kind.keeps_open(self.server.capacity()) {
             if let Some(other) = room.least_recently_used(self.number) {
-                give_up(other);
+                other.give_up();
             }
         }
     }
@@ -67,36 +67,23 @@ impl<C: SessionConnection> Pool<C> {
 
 impl<C: SessionConnection> Resident for Pool<C> {
     fn idle_since(&self) -> Option<Instant> {
-        let in_storage = || {
-            let has_permit = self.gate.counts().0 < self.spec.config.max_size as usize;
-            (has_permit && self.storage.state().idle_connections > 0).then_some(Instant::now())
-        };
-        // What lies in storage came a moment ago, for somebody who was served otherwise.
-        self.gate.idle_since().or_else(in_storage)
+        self.gate.idle_since()
     }
 
-    fn number(&self) -> u64 {
-        self.number
-    }
-
-    fn home(&self) -> Option<Arc<dyn Home>> {
-        self.home.upgrade()
-    }
-
-    fn give_up(&self) -> bool {
+    fn give_up(self: Arc<Self>) -> bool {
         let Some(mut permit) = self.gate.try_acquire(self.housekeeper()) else { return false };
-        self.fill(&mut permit);
+        permit.refill();
         let found = permit.item.is_some();
         if found {
             log::debug!(target: "diesel_session::pool", "app `{}`: an idle connection makes room for another application", self.spec.app);
-            self.dismiss(permit);
+            self.close_soon(permit);
         }
         found
     }
 
     fn ask(&self, question: &str) -> Option<Vec<String>> {
         let mut permit = self.gate.try_acquire(self.housekeeper())?;
-        self.fill(&mut permit);
+        permit.refill();
         permit.item.as_ref()?;
         let (tell, told) = mpsc::channel();
         let question = question.to_owned();
@@ -116,12 +103,17 @@ impl<C: SessionConnection> Resident for Pool<C> {
         self.gate.holders()
     }
 
-    fn open(&self) -> usize {
-        self.control.open.load(Ordering::Acquire)
+    fn holding(&self) -> Option<(usize, Holders)> {
+        // What moves while it is looked at shows in the number of grants.
+        let (grants, holders) = self.gate.grants();
+        let open = self.control.open.load(Ordering::Acquire);
+        let moving = self.idle_since().is_some() || self.gate.grants().0 != grants;
+        (!moving).then_some((open, holders))
     }
 
     fn is_empty(&self) -> bool {
+        // In the order in which a connection comes about, so that none is missed on its way.
         let count = |counter: &std::sync::atomic::AtomicUsize| counter.load(Ordering::Acquire);
-        count(&self.control.open) == 0 && count(&self.control.connecting) == 0 && self.gate.seekers() == 0
+        count(&self.control.seeking) == 0 && count(&self.control.open) == 0
     }
 }

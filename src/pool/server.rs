@@ -20,6 +20,8 @@ pub(crate) const HELPERS: usize = 4;
 /// One database server as this process sees it. It lives while a pool uses it; then its threads end.
 pub(crate) struct Server {
     threads: Arc<ScheduledThreadPool>,
+    /// Where r2d2 makes empty slots: never in a line behind what may hang.
+    slot_maker: Arc<ScheduledThreadPool>,
     running: Mutex<HashMap<u64, Instant>>,
     next: AtomicU64,
     room: Arc<Budget>,
@@ -60,13 +62,13 @@ impl Server {
             return server;
         }
         servers.retain(|_, server| server.strong_count() > 0);
-        let threads = ScheduledThreadPool::builder()
-            .num_threads(HELPERS)
-            .thread_name_pattern("diesel-session-{}")
-            .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled)
-            .build();
+        let threads = |number: usize, names: &str| {
+            let threads = ScheduledThreadPool::builder().num_threads(number).thread_name_pattern(names);
+            Arc::new(threads.on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled).build())
+        };
         let server = Arc::new(Self {
-            threads: Arc::new(threads),
+            threads: threads(HELPERS, "diesel-session-{}"),
+            slot_maker: threads(1, "diesel-session-slots"),
             running: Mutex::default(),
             next: AtomicU64::new(0),
             room: Arc::new(Budget::new(None, super::waits())),
@@ -80,6 +82,10 @@ impl Server {
 
     pub(crate) fn threads(&self) -> &Arc<ScheduledThreadPool> {
         &self.threads
+    }
+
+    pub(super) fn slot_maker(&self) -> &Arc<ScheduledThreadPool> {
+        &self.slot_maker
     }
 
     /// The connections to it of this whole process, and who waits for one.

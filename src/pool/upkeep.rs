@@ -34,11 +34,11 @@ impl<C: SessionConnection> Pool<C> {
         let mut kept = Vec::new();
         let now = Instant::now();
         while let Some(mut permit) = self.gate.try_acquire(self.housekeeper()) {
-            self.fill(&mut permit);
+            permit.refill();
             let Some(stored) = &mut permit.item else { break };
             let stays = match &mut ***stored {
                 Slot::Live(live) => live.stays_idle(&self.control, now, idle_timeout),
-                Slot::Failed(_) | Slot::Surplus => false,
+                Slot::Empty => false,
             };
             if stays {
                 kept.push(permit);

@@ -1,15 +1,19 @@
 //! A fixed number of permits, given out in the order in which they were asked for, each with what its last holder left.
 //!
-//! Invariant: a permit is either free, or held by exactly one [`Permit`]. A free permit and a waiter never coexist while
-//! the gate is open, so nobody overtakes. What was left is dropped by none but the holder of a permit.
+//! A holder who finds nothing on his permit may let others work with it and line up again, before all who have none: he is
+//! served by whatever is left first, or by what was made with his permit.
+//!
+//! Invariants: a permit is either free, or held by exactly one [`Permit`]. While the gate is open, what was left and a waiter never
+//! coexist, nor a free permit and a waiter who has none, so nobody overtakes. What was left is dropped by none but the holder of a permit.
 
+mod line;
 mod permit;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::ledger::{Holder, Holders};
-use super::sync::{AtomicUsize, Condvar, Instant, Mutex, MutexGuard, Ordering, ThreadId};
+use super::sync::{Condvar, Instant, Mutex, MutexGuard, ThreadId};
 use super::waits::{Awaited, Waits};
 pub(crate) use permit::Permit;
 
@@ -19,8 +23,6 @@ pub(crate) struct Gate<T = ()> {
     state: Mutex<State<T>>,
     /// Told whenever a permit comes back to a closed gate.
     returned: Condvar,
-    /// Written under the lock of `state`.
-    seekers: AtomicUsize,
     waits: Arc<Waits>,
 }
 
@@ -45,15 +47,21 @@ struct State<T> {
     /// The other free seats.
     cold: Vec<usize>,
     size: usize,
+    /// Those who line up again come first.
     waiters: VecDeque<Arc<Waiter<T>>>,
     /// When a permit was last given.
     latest: Option<Instant>,
+    /// How many were given so far.
+    grants: u64,
     closed: bool,
 }
 
 #[derive(Debug)]
 struct Waiter<T> {
     thread: ThreadId,
+    since: Instant,
+    /// Its permit is being worked with: it needs no other, but what is left on one.
+    lined_up: bool,
     wake: Condvar,
     answer: Mutex<Answer<T>>,
 }
@@ -77,10 +85,10 @@ impl<T> Gate<T> {
                 size,
                 waiters: VecDeque::new(),
                 latest: None,
+                grants: 0,
                 closed: false,
             }),
             returned: Condvar::new(),
-            seekers: AtomicUsize::new(0),
             waits,
         }
     }
@@ -98,7 +106,7 @@ impl<T> Gate<T> {
             return Ok(self.seated(state, seat, item, holder));
         }
         let (thread, place) = (holder.thread.id(), holder.place);
-        let waiter = Arc::new(Waiter { thread, wake: Condvar::new(), answer: Mutex::new(Answer::Waiting(holder)) });
+        let waiter = Arc::new(Waiter::new(holder, false));
         state.waiters.push_back(Arc::clone(&waiter));
         drop(state);
         let what: Arc<Self> = Arc::clone(self);
@@ -133,7 +141,7 @@ impl<T> Gate<T> {
         self.returned.notify_all();
     }
 
-    /// Waits until `done` says so, asking it again whenever a permit comes back or [`nudge`](Self::nudge) is called.
+    /// Waits until `done` says so, asking it again whenever a permit comes back to the closed gate.
     pub(crate) fn wait_until(&self, deadline: Instant, mut done: impl FnMut(&Holders) -> bool) -> bool {
         let mut state = self.lock();
         loop {
@@ -148,14 +156,14 @@ impl<T> Gate<T> {
         }
     }
 
-    /// Makes [`wait_until`](Self::wait_until) ask again. Taking the lock orders this after its last look.
-    pub(crate) fn nudge(&self) {
-        drop(self.lock());
-        self.returned.notify_all();
-    }
-
     pub(crate) fn holders(&self) -> Holders {
         self.lock().holders()
+    }
+
+    /// How many permits were given so far, and who holds those that are out.
+    pub(crate) fn grants(&self) -> (u64, Holders) {
+        let state = self.lock();
+        (state.grants, state.holders())
     }
 
     /// When a permit was last given, where something is left on a free one.
@@ -166,23 +174,13 @@ impl<T> Gate<T> {
 
     /// Since when the first in line has been waiting.
     pub(crate) fn waiting_since(&self) -> Option<Instant> {
-        let state = self.lock();
-        let first = state.waiters.front()?;
-        match &*first.lock() {
-            Answer::Waiting(holder) => Some(holder.since),
-            _ => None,
-        }
+        self.lock().waiters.front().map(|waiter| waiter.since)
     }
 
     /// Permits given out, and callers in line.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let state = self.lock();
         (state.seats.iter().flatten().count(), state.waiters.len())
-    }
-
-    /// Holders that wait for an item from elsewhere.
-    pub(crate) fn seekers(&self) -> usize {
-        self.seekers.load(Ordering::Acquire)
     }
 
     fn seated(
@@ -195,15 +193,16 @@ impl<T> Gate<T> {
         let since = holder.since;
         state.seats[seat] = Some(holder);
         state.latest = Some(since);
+        state.grants += 1;
         drop(state);
-        Permit { item, gate: Arc::clone(self), seat, since }
+        Permit::new(self, seat, since, item)
     }
 
     fn wait(self: &Arc<Self>, waiter: &Arc<Waiter<T>>, deadline: Instant) -> Result<Permit<T>, Refused> {
         let mut answer = waiter.lock();
         loop {
             match std::mem::replace(&mut *answer, Answer::Taken) {
-                Answer::Granted(seat, since, item) => return Ok(Permit { item, gate: Arc::clone(self), seat, since }),
+                Answer::Granted(seat, since, item) => return Ok(Permit::new(self, seat, since, item)),
                 Answer::Closed => return Err(Refused::Closed),
                 waiting => *answer = waiting,
             }
@@ -229,20 +228,22 @@ impl<T> Gate<T> {
         Some(state)
     }
 
-    fn release(&self, seat: usize, mut item: Option<T>) {
+    /// A permit comes back. Without anything on it, and with an heir, it goes to those in line, to the heir before all.
+    fn release(&self, seat: usize, mut item: Option<T>, heir: Option<&Arc<Waiter<T>>>) {
         let mut state = self.lock();
-        if state.closed || self.seekers() > 0 {
+        if state.closed {
             // Without the lock, and before the permit is free: whoever waits for its end waits for this too.
             MutexGuard::unlocked(&mut state, || drop(item.take()));
         }
         // Dropped at the end, without the lock.
         let _left = state.seats[seat].take();
-        match state.waiters.pop_front() {
+        match state.next(item.is_some(), heir) {
             Some(waiter) => {
                 let (mut answer, since) = (waiter.lock(), Instant::now());
                 if let Answer::Waiting(holder) = std::mem::replace(&mut *answer, Answer::Granted(seat, since, item)) {
                     state.seats[seat] = Some(Holder { since, ..holder });
                     state.latest = Some(since);
+                    state.grants += 1;
                 }
                 drop(answer);
                 waiter.wake.notify_one();
@@ -279,6 +280,19 @@ impl<T: Send> Awaited for Gate<T> {
 }
 
 impl<T> State<T> {
+    /// Takes out of the line who is served by a permit, on which there is something or not.
+    fn next(&mut self, has_item: bool, heir: Option<&Arc<Waiter<T>>>) -> Option<Arc<Waiter<T>>> {
+        if has_item {
+            return self.waiters.pop_front();
+        }
+        let place_of = |is: &dyn Fn(&Arc<Waiter<T>>) -> bool| self.waiters.iter().position(is);
+        let inherited = heir.and_then(|heir| {
+            place_of(&|waiter| Arc::ptr_eq(heir, waiter)).or_else(|| place_of(&|waiter| waiter.lined_up))
+        });
+        let place = inherited.or_else(|| place_of(&|waiter| !waiter.lined_up))?;
+        self.waiters.remove(place)
+    }
+
     fn free_seat(&mut self) -> Option<(usize, Option<T>)> {
         if let Some((seat, item)) = self.warm.pop() {
             return Some((seat, Some(item)));
@@ -300,6 +314,11 @@ impl<T> State<T> {
 }
 
 impl<T> Waiter<T> {
+    fn new(holder: Holder, lined_up: bool) -> Self {
+        let (thread, since) = (holder.thread.id(), holder.since);
+        Self { thread, since, lined_up, wake: Condvar::new(), answer: Mutex::new(Answer::Waiting(holder)) }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Answer<T>> {
         self.answer.lock()
     }

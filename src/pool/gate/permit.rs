@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::super::sync::{Instant, Ordering, current_thread};
+use super::super::sync::{Instant, current_thread};
 use super::Gate;
+use super::line::Ticket;
 
 /// The right to one of so many; given back by drop.
 #[derive(Debug)]
@@ -13,24 +14,22 @@ pub(crate) struct Permit<T = ()> {
     pub(super) gate: Arc<Gate<T>>,
     pub(super) seat: usize,
     pub(super) since: Instant,
+    heir: Option<Ticket<T>>,
 }
 
-/// A holder that waits for an item from elsewhere, as long as this lives.
-#[derive(Debug)]
-pub(crate) struct Seeker<T>(Arc<Gate<T>>);
-
 impl<T> Permit<T> {
-    /// From here on what others leave is not kept but dropped, and finds its way to the seeker from there. `None` where
-    /// something is there already: the permit has it.
-    pub(crate) fn seek(&mut self) -> Option<Seeker<T>> {
-        let mut state = self.gate.lock();
-        if let Some((seat, item)) = state.warm.pop() {
-            state.cold.push(seat);
-            self.item = Some(item);
-            return None;
-        }
-        self.gate.seekers.fetch_add(1, Ordering::AcqRel);
-        Some(Seeker(Arc::clone(&self.gate)))
+    pub(super) fn new(gate: &Arc<Gate<T>>, seat: usize, since: Instant, item: Option<T>) -> Self {
+        Self { item, gate: Arc::clone(gate), seat, since, heir: None }
+    }
+
+    /// Where it comes back with nothing on it, it goes to whoever lined up there or, where that was served, to another in line.
+    pub(crate) fn bequeath(&mut self, line: Ticket<T>) {
+        self.heir = Some(line);
+    }
+
+    /// Where it comes back with nothing on it, it goes to those who have none.
+    pub(crate) fn disinherit(&mut self) {
+        self.heir = None;
     }
 
     /// Takes what was left on another free seat, where nothing is left on this one.
@@ -66,14 +65,9 @@ impl<T> Permit<T> {
     }
 }
 
-impl<T> Drop for Seeker<T> {
-    fn drop(&mut self) {
-        self.0.seekers.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 impl<T> Drop for Permit<T> {
     fn drop(&mut self) {
-        self.gate.release(self.seat, self.item.take());
+        let heir = self.heir.take();
+        self.gate.release(self.seat, self.item.take(), heir.as_ref().map(Ticket::waiter));
     }
 }

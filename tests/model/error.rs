@@ -1,0 +1,3 @@
+//! What the parts under test need of the library's errors.
+
+pub(crate) type Place = &'static std::panic::Location<'static>;
