@@ -1,9 +1,9 @@
 //! The one trait bound of the crate, and the few things it has to ask any connection.
 
+use diesel::backend::Backend;
 use diesel::connection::{
     Connection, LoadConnection, TransactionDepthChange, TransactionManager, TransactionManagerStatus,
 };
-use diesel::backend::Backend;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId, SqlQuery};
 use diesel::query_dsl::methods::LoadQuery;
 use diesel::r2d2::R2D2Connection;

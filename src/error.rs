@@ -4,7 +4,7 @@ use std::panic::Location;
 use std::time::Duration;
 
 use crate::dispose::DisposeReport;
-use crate::outcome::{CommitOutcome, UnknownCommit};
+use crate::outcome::UnknownCommit;
 use crate::pool::Holders;
 use crate::schema::MigrationFailure;
 use crate::wording::{phrase, sentence};
@@ -498,41 +498,6 @@ impl Error {
             Self::Query { source, .. } | Self::ConnectionLost { source, .. } => Some(source),
             Self::CommitUnknown(unknown) => Some(&unknown.source),
             _ => None,
-        }
-    }
-
-    /// What became of the commit that this error is about; see [`UnknownCommit::resolve`]. For [`Error::PartialCommit`] it is
-    /// the commit that failed. Of other errors only a hook's that failed after the commit says what became of it; the rest are
-    /// [`CommitOutcome::Unknown`], as there was no commit that could be asked for.
-    ///
-    /// ```
-    /// use diesel_session::{CommitOutcome, Error};
-    ///
-    /// /// Whether the order has to be placed again.
-    /// fn is_to_be_repeated(error: &Error) -> diesel_session::Result<bool> {
-    ///     match error.resolve()? {
-    ///         CommitOutcome::Committed => Ok(false),
-    ///         CommitOutcome::RolledBack => Ok(true),
-    ///         _ => Ok(false),                             // somebody has to look
-    ///     }
-    /// }
-    /// # let error = Error::from(diesel::result::Error::NotFound);
-    /// # assert!(!is_to_be_repeated(&error)?);
-    /// # Ok::<(), Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// What can go wrong with getting a connection. It can be called again.
-    #[track_caller]
-    pub fn resolve(&self) -> Result<CommitOutcome> {
-        match self {
-            Self::CommitUnknown(unknown) => unknown.resolve(),
-            Self::PartialCommit { source, .. } => source.resolve(),
-            Self::HookFailed { committed: true, .. } => Ok(CommitOutcome::Committed),
-            other => {
-                let reason = format!("this error ({}) is not that of a commit whose answer was lost", other.code());
-                Ok(CommitOutcome::Unknown { reason })
-            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::panic::Location;
 use std::sync::Arc;
 
-use crate::error::{Place, Result};
+use crate::error::{Error, Place, Result};
 use crate::wording::sentence;
 
 /// What became of a commit.
@@ -22,7 +22,7 @@ pub enum CommitOutcome {
     },
 }
 
-/// A commit whose answer was lost: the content of [`Error::CommitUnknown`](crate::Error::CommitUnknown).
+/// A commit whose answer was lost: the content of [`Error::CommitUnknown`].
 #[derive(thiserror::Error)]
 #[error(
     "DS303 app `{app}`: the connection was lost at COMMIT ({at}), so whether it was committed is not known: {} {}",
@@ -75,6 +75,43 @@ impl UnknownCommit {
             Resolver::Ask(ask) => ask(Location::caller()),
             Resolver::NothingWritten => Ok(CommitOutcome::RolledBack),
             Resolver::Silent(reason) => Ok(CommitOutcome::Unknown { reason: (*reason).into() }),
+        }
+    }
+}
+
+impl Error {
+    /// What became of the commit that this error is about; see [`UnknownCommit::resolve`]. For [`Error::PartialCommit`] it is
+    /// the commit that failed. Of other errors only a hook's that failed after the commit says what became of it; the rest are
+    /// [`CommitOutcome::Unknown`], as there was no commit that could be asked for.
+    ///
+    /// ```
+    /// use diesel_session::{CommitOutcome, Error};
+    ///
+    /// /// Whether the order has to be placed again.
+    /// fn is_to_be_repeated(error: &Error) -> diesel_session::Result<bool> {
+    ///     match error.resolve()? {
+    ///         CommitOutcome::Committed => Ok(false),
+    ///         CommitOutcome::RolledBack => Ok(true),
+    ///         _ => Ok(false),                             // somebody has to look
+    ///     }
+    /// }
+    /// # let error = Error::from(diesel::result::Error::NotFound);
+    /// # assert!(!is_to_be_repeated(&error)?);
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What can go wrong with getting a connection. It can be called again.
+    #[track_caller]
+    pub fn resolve(&self) -> Result<CommitOutcome> {
+        match self {
+            Self::CommitUnknown(unknown) => unknown.resolve(),
+            Self::PartialCommit { source, .. } => source.resolve(),
+            Self::HookFailed { committed: true, .. } => Ok(CommitOutcome::Committed),
+            other => {
+                let reason = format!("this error ({}) is not that of a commit whose answer was lost", other.code());
+                Ok(CommitOutcome::Unknown { reason })
+            }
         }
     }
 }

@@ -65,9 +65,7 @@ impl<C: SessionConnection> Core<C> {
             }));
         };
         if !self.settings.resolvable {
-            return Ok(Resolver::Silent(
-                "the transaction's number is not known, as its scope was not `resolvable()`",
-            ));
+            return Ok(Resolver::Silent("the transaction's number is not known, as its scope was not `resolvable()`"));
         }
         let number = self.send(Access::Read, |conn| conn.fixed_text(question))?;
         let Some(number) = number else { return Ok(Resolver::NothingWritten) };
