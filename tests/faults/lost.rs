@@ -63,6 +63,7 @@ fn in_the_middle_of_a_transaction<C: Conn>(site: &Site) {
     for lose in ways {
         session.send(INSERT).unwrap();
         site.terminate_all();
+        site.assert_connections(0);
         let error = lose(&session).unwrap_err();
         assert_lost(&error, true, app.id(), line);
         assert!(error.is_transient() && error.to_string().contains("call `rollback()`"), "{error}");
@@ -76,6 +77,7 @@ fn in_the_middle_of_a_transaction<C: Conn>(site: &Site) {
     // Swallowed by code that had the connection.
     session.send(INSERT).unwrap();
     site.terminate_all();
+    site.assert_connections(0);
     assert!(!session.with(|conn| Ok(conn.batch_execute(INSERT).is_ok())).unwrap());
     assert!(session.number(COUNT).unwrap_err().is_rollback_required());
     session.rollback().unwrap();
@@ -111,6 +113,7 @@ macro_rules! by_a_typed_statement {
                 let session = <$connection>::db().session()?;
                 session.count(entries::table)?;
                 site.terminate_all();
+                site.assert_connections(0);
                 assert_lost(&session.count(entries::table).unwrap_err(), true, app.id(), 1);
                 assert!(session.count(entries::table).unwrap_err().is_rollback_required());
                 Ok::<_, Error>(())
@@ -177,6 +180,7 @@ fn not_run_again_by_retry<C: Conn>(site: &Site) {
             runs += 1;
             session.send(INSERT)?;
             site.terminate_all();
+            site.assert_connections(0);
             session.send(INSERT)
         })
     });
