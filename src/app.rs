@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, Weak};
 
+use crate::backend;
 use crate::connection::SessionConnection;
 use crate::context::{self, Scope};
 use crate::error::{Error, Result};
@@ -103,7 +104,7 @@ impl<C: SessionConnection> App<C> {
     /// Makes sure that the database answers, with a connection of the pool.
     ///
     /// # Errors
-    /// What can go wrong with getting a connection, and [`Error::Query`]; see [`Session`].
+    /// What can go wrong with getting a connection, [`Error::ConnectionLost`] and [`Error::Query`]; see [`Session`].
     #[track_caller]
     pub fn ping(&self) -> Result<()> {
         let at = Location::caller();
@@ -113,7 +114,10 @@ impl<C: SessionConnection> App<C> {
             lease.doom();
         }
         drop(lease);
-        answer.map_err(|error| Error::from_query(error, at))
+        answer.map_err(|error| match backend::is_connection_lost(&error) {
+            true => Error::lost(self.id(), error, false, at),
+            false => Error::from_query(error, at),
+        })
     }
 
     /// The application's connections at this moment, with those that were out when it was disposed of and have not come back.

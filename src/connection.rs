@@ -1,9 +1,10 @@
 //! The one trait bound of the crate, and the few things it has to ask any connection.
 
+use diesel::backend::Backend;
 use diesel::connection::{
     Connection, LoadConnection, TransactionDepthChange, TransactionManager, TransactionManagerStatus,
 };
-use diesel::query_builder::SqlQuery;
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId, SqlQuery};
 use diesel::query_dsl::methods::LoadQuery;
 use diesel::r2d2::R2D2Connection;
 use diesel::result::QueryResult;
@@ -33,11 +34,38 @@ pub struct TextRow {
     value: Option<String>,
 }
 
+/// A query for one text that the server may keep prepared: sent again on the same connection it is one round trip.
+#[derive(Debug, Clone, Copy)]
+#[allow(unreachable_pub)]
+pub struct FixedText(&'static str);
+
+impl Query for FixedText {
+    type SqlType = Nullable<Text>;
+}
+
+/// Told apart by its text.
+impl QueryId for FixedText {
+    type QueryId = ();
+    const HAS_STATIC_QUERY_ID: bool = false;
+}
+
+impl<DB: Backend> QueryFragment<DB> for FixedText {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
+        out.push_sql(self.0);
+        Ok(())
+    }
+}
+
+impl<C> RunQueryDsl<C> for FixedText {}
+
 /// What the library asks of a connection beyond Diesel's public traits. Sealed by being unreachable.
 #[allow(unreachable_pub)]
 pub trait Inspect {
     /// The column `value` (text, may be NULL) of every row.
     fn texts(&mut self, sql: &str) -> QueryResult<Vec<Option<String>>>;
+
+    /// The one column of the one row of a fixed query, which the connection keeps prepared.
+    fn fixed_text(&mut self, sql: &'static str) -> QueryResult<Option<String>>;
 
     /// Diesel's own count of open transaction levels; `None` when its manager gave up.
     fn depth(&mut self) -> Option<u32>;
@@ -59,10 +87,15 @@ impl<C> Inspect for C
 where
     C: Connection + LoadConnection,
     SqlQuery: for<'q> LoadQuery<'q, C, TextRow>,
+    FixedText: for<'q> LoadQuery<'q, C, Option<String>>,
 {
     fn texts(&mut self, sql: &str) -> QueryResult<Vec<Option<String>>> {
         let rows: Vec<TextRow> = diesel::sql_query(sql).load(self)?;
         Ok(rows.into_iter().map(|row| row.value).collect())
+    }
+
+    fn fixed_text(&mut self, sql: &'static str) -> QueryResult<Option<String>> {
+        FixedText(sql).get_result(self)
     }
 
     fn depth(&mut self) -> Option<u32> {

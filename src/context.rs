@@ -352,6 +352,30 @@ impl<C: SessionConnection, P> Scope<C, P> {
         self
     }
 
+    /// Makes a commit whose answer is lost one that can be asked for: [`Error::resolve`] then says whether it happened, on
+    /// PostgreSQL 13 and newer. It costs one more round trip a transaction, right before `COMMIT`, for the transaction's number;
+    /// other databases do not tell, so there it costs and changes nothing.
+    ///
+    /// ```
+    /// # use diesel_session::{App, CommitOutcome, Error};
+    /// # use diesel::prelude::*;
+    /// # fn place_order() -> Result<(), Error> { Ok(()) }
+    /// # fn order(app: &App<SqliteConnection>) -> Result<(), Error> {
+    /// match app.scope().resolvable().commit_on_ok().run(place_order) {
+    ///     Err(error) if error.is_commit_unknown() => match error.resolve()? {
+    ///         CommitOutcome::Committed => Ok(()),
+    ///         CommitOutcome::RolledBack => app.scope().commit_on_ok().run(place_order),
+    ///         _ => Err(error),
+    ///     },
+    ///     outcome => outcome,
+    /// }
+    /// # }
+    /// ```
+    pub fn resolvable(mut self) -> Self {
+        self.settings.resolvable = true;
+        self
+    }
+
     /// Enters a context, runs `body` in it, commits where the scope's policy says so, and removes the context's sessions.
     /// `Err` and a panic roll back.
     ///

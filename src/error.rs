@@ -4,6 +4,7 @@ use std::panic::Location;
 use std::time::Duration;
 
 use crate::dispose::DisposeReport;
+use crate::outcome::UnknownCommit;
 use crate::pool::Holders;
 use crate::schema::MigrationFailure;
 use crate::wording::{phrase, sentence};
@@ -58,20 +59,9 @@ pub enum Error {
         app: String,
     },
 
-    /// The answer to `COMMIT` was lost: the server may have committed, or not.
-    #[error(
-        "DS303 app `{app}`: the connection was lost at COMMIT ({at}), so whether it was committed is not known: {} \
-         Look for the rows before you do it again",
-        sentence(source)
-    )]
-    CommitUnknown {
-        /// The application.
-        app: String,
-        /// Where the commit was asked for.
-        at: Place,
-        /// What the driver said.
-        source: diesel::result::Error,
-    },
+    /// The answer to `COMMIT` was lost: the server may have committed, or not. [`resolve`](Error::resolve) asks it.
+    #[error(transparent)]
+    CommitUnknown(Box<UnknownCommit>),
 
     /// No connection could be made.
     #[error("DS202 app `{app}` cannot connect to {server}: {} {}", sentence(message), kind.advice(server))]
@@ -84,6 +74,28 @@ pub enum Error {
         kind: ConnectErrorKind,
         /// What the driver or the server said, without the password.
         message: String,
+    },
+
+    /// The connection was lost while a statement was under way.
+    #[error(
+        "DS308 app `{app}`: the connection was lost by the statement sent at {at}: {} {}",
+        sentence(source),
+        if *in_transaction {
+            "The transaction it was in was not committed; call `rollback()` and run the whole of it again"
+        } else {
+            "It was outside of a transaction, so it may have been carried out; look before you send it again"
+        }
+    )]
+    ConnectionLost {
+        /// The application.
+        app: String,
+        /// Where the statement was sent.
+        at: Place,
+        /// Whether it was inside a transaction, which ended uncommitted with the connection, or was to begin one. A statement
+        /// outside of a transaction may have been carried out.
+        in_transaction: bool,
+        /// What the driver said.
+        source: diesel::result::Error,
     },
 
     /// The server did not answer in time.
@@ -211,6 +223,21 @@ pub enum Error {
         app: String,
         /// The kind of database.
         backend: &'static str,
+    },
+
+    /// `retry` was called where not everything it would have to repeat is in its closure.
+    #[error(
+        "DS109 `retry` at {at} could not repeat what came before its closure: {} at {since}. \
+         Put all of the transaction into the closure of `retry`, and call it before the session is used",
+        match inside { Some(outer) => format!("it is inside the `{outer}` that began"), None => "this session began".into() }
+    )]
+    NotRepeatable {
+        /// The closure that is open: of `transaction`, `savepoint` or another `retry`. None where the session has only begun.
+        inside: Option<&'static str>,
+        /// Where that closure was called, or where the session began.
+        since: Place,
+        /// Where `retry` was called.
+        at: Place,
     },
 
     /// The query found nothing.
@@ -389,6 +416,7 @@ impl Error {
             Self::SessionBusy { .. } => "DS106",
             Self::SessionEnded { .. } => "DS107",
             Self::UnknownApp { .. } => "DS108",
+            Self::NotRepeatable { .. } => "DS109",
             Self::AcquireTimeout { .. } => "DS201",
             Self::Connect { .. } => "DS202",
             Self::ConnectTimeout { .. } => "DS203",
@@ -403,6 +431,7 @@ impl Error {
             Self::DeadlineExceeded { .. } => "DS305",
             Self::PartialCommit { .. } => "DS306",
             Self::RollbackRequired { .. } => "DS307",
+            Self::ConnectionLost { .. } => "DS308",
             Self::NoMigrations { .. } => "DS401",
             Self::Migration(..) => "DS402",
             Self::NotReversible { .. } => "DS403",
@@ -449,11 +478,18 @@ impl Error {
         matches!(self, Self::CommitUnknown { .. })
     }
 
-    /// Whether running the whole transaction again may succeed: a serialization failure, a deadlock, a locked
-    /// SQLite database, a full or starting server, or a pool that was short of connections.
+    /// Whether a statement's connection was lost.
+    pub fn is_connection_lost(&self) -> bool {
+        matches!(self, Self::ConnectionLost { .. })
+    }
+
+    /// Whether running the whole transaction again may succeed, and does nothing twice: a serialization failure, a deadlock, a
+    /// locked SQLite database, a connection lost inside a transaction, a full or starting server, or a pool that was short of
+    /// connections. [`Session::retry`](crate::Session::retry) does it for the first three.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::AcquireTimeout { .. } | Self::ConnectTimeout { .. } | Self::LockTimeout { .. } => true,
+            Self::ConnectionLost { in_transaction, .. } => *in_transaction,
             Self::Connect { kind, .. } => kind.is_transient() || *kind == ConnectErrorKind::Unreachable,
             Self::Query { source, .. } => crate::backend::is_transient(source),
             _ => false,
@@ -463,7 +499,8 @@ impl Error {
     /// Diesel's error, where this is one: for its [`DatabaseErrorKind`](diesel::result::DatabaseErrorKind).
     pub fn diesel(&self) -> Option<&diesel::result::Error> {
         match self {
-            Self::Query { source, .. } | Self::CommitUnknown { source, .. } => Some(source),
+            Self::Query { source, .. } | Self::ConnectionLost { source, .. } => Some(source),
+            Self::CommitUnknown(unknown) => Some(&unknown.source),
             _ => None,
         }
     }
@@ -474,6 +511,11 @@ impl Error {
             diesel::result::Error::NotFound => Self::NotFound { at },
             source => Self::Query { source, at },
         }
+    }
+
+    /// The same of a connection that was lost.
+    pub(crate) fn lost(app: &str, source: diesel::result::Error, in_transaction: bool, at: Place) -> Self {
+        Self::ConnectionLost { app: app.into(), at, in_transaction, source }
     }
 }
 

@@ -9,6 +9,7 @@ mod context;
 mod database;
 mod dispose;
 mod error;
+mod outcome;
 mod pool;
 mod registry;
 mod schema;
@@ -25,9 +26,10 @@ pub use crate::context::{CommitIf, CommitNothing, CommitOnOk, Policy, Scope};
 pub use crate::database::{Database, PerBackend};
 pub use crate::dispose::DisposeReport;
 pub use crate::error::{ConnectErrorKind, Error, Place, Result, ResultExt};
+pub use crate::outcome::{CommitOutcome, UnknownCommit};
 pub use crate::pool::{AppStatus, Holder, Holders};
 pub use crate::schema::{MigrationFailure, MigrationStatus};
-pub use crate::session::{HookOutcome, LentConnection, Session};
+pub use crate::session::{HookOutcome, LentConnection, Retry, Session};
 pub use crate::settings::Isolation;
 
 /// The message of a caught panic.

@@ -36,8 +36,10 @@ pub(crate) struct Settings {
     pub(crate) mode: Mode,
     pub(crate) isolation: Option<Isolation>,
     pub(crate) deadline: Option<Deadline>,
+    /// The server is asked for the transaction's number before it is committed.
+    pub(crate) resolvable: bool,
 }
 
 impl Settings {
-    pub(crate) const DEFAULT: Self = Self { mode: Mode::Default, isolation: None, deadline: None };
+    pub(crate) const DEFAULT: Self = Self { mode: Mode::Default, isolation: None, deadline: None, resolvable: false };
 }

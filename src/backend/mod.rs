@@ -242,6 +242,34 @@ impl Kind {
         }
     }
 
+    /// Whether an error is a serialization failure, a deadlock or a lock that was not to be had: running the whole transaction
+    /// again may succeed. Diesel has a name for some of them only.
+    pub(crate) fn is_transient(self, error: &DieselError) -> bool {
+        match error {
+            DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => true,
+            DieselError::DatabaseError(DatabaseErrorKind::Unknown, information) => {
+                let known = match self {
+                    Self::Postgres => postgres::TRANSIENT_ERRORS,
+                    Self::Mysql => mysql::TRANSIENT_ERRORS,
+                    Self::Sqlite => sqlite::TRANSIENT_ERRORS,
+                };
+                known.iter().any(|known| information.message().contains(known))
+            }
+            DieselError::RollbackErrorOnCommit { commit_error, .. } => self.is_transient(commit_error),
+            _ => false,
+        }
+    }
+
+    /// A query for the number of the open transaction, by which it can be asked for later. NULL where it has written nothing.
+    pub(crate) fn transaction_number(self) -> Option<&'static str> {
+        (self == Self::Postgres).then_some(postgres::TRANSACTION_NUMBER)
+    }
+
+    /// A query for what became of the transaction of that number; `committed`, `aborted`, `in progress`, or NULL where it has been forgotten.
+    pub(crate) fn transaction_status(self, number: u64) -> Option<String> {
+        (self == Self::Postgres).then(|| postgres::transaction_status(number))
+    }
+
     /// SQL that limits the wait for locks on this connection.
     pub(crate) fn lock_limit(self, limit: Duration) -> String {
         match self {
@@ -370,25 +398,9 @@ pub(crate) fn is_deadlock(error: &DieselError) -> bool {
     }
 }
 
-/// Whether running the whole transaction again may succeed.
+/// Whether running the whole transaction again may succeed, whatever the kind of database.
 pub(crate) fn is_transient(error: &DieselError) -> bool {
-    match error {
-        DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => true,
-        DieselError::DatabaseError(DatabaseErrorKind::Unknown, information) => {
-            let text = information.message();
-            [
-                "deadlock detected",
-                "Deadlock found",
-                "Lock wait timeout exceeded",
-                "Record has changed since last read",
-                "is locked",
-            ]
-            .iter()
-            .any(|known| text.contains(known))
-        }
-        DieselError::RollbackErrorOnCommit { commit_error, .. } => is_transient(commit_error),
-        _ => false,
-    }
+    [Kind::Postgres, Kind::Mysql, Kind::Sqlite].into_iter().any(|kind| kind.is_transient(error))
 }
 
 /// Milliseconds, rounded up so that a positive time never becomes "no limit".

@@ -23,6 +23,10 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
     ("Lost connection", ConnectErrorKind::Unreachable),
 ];
 
+/// 1213, 1205 and 1020. Diesel knows the first by its number, of prepared statements.
+pub(super) const TRANSIENT_ERRORS: &[&str] =
+    &["Deadlock found", "Lock wait timeout exceeded", "Record has changed since last read"];
+
 pub(super) const INTRODUCTION: &str = "SELECT CONCAT(CONNECTION_ID(), ' ', @@max_connections) AS value";
 
 /// Without the right to see others' sessions these are the role's own.

@@ -31,6 +31,15 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
     ("No route to host", ConnectErrorKind::Unreachable),
 ];
 
+/// 40001 and 40P01. Diesel knows the first by its number, and of the second only the text.
+pub(super) const TRANSIENT_ERRORS: &[&str] = &["could not serialize access", "deadlock detected"];
+
+pub(super) const TRANSACTION_NUMBER: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()::text AS value";
+
+pub(super) fn transaction_status(number: u64) -> String {
+    format!("SELECT pg_catalog.pg_xact_status('{number}'::pg_catalog.xid8) AS value")
+}
+
 pub(super) const INTRODUCTION: &str = "SELECT pg_catalog.pg_backend_pid() || ' ' || \
      (current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int \
      - coalesce(current_setting('reserved_connections', true), '0')::int) AS value";

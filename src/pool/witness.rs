@@ -34,6 +34,8 @@ pub(crate) struct Notes {
     pub(crate) last_failed: bool,
     /// One of the errors was a serialization failure or deadlock.
     pub(crate) serialization_failure: bool,
+    /// After one of the errors running the whole transaction again may succeed.
+    pub(crate) transient: bool,
     /// One of the errors was the loss of the connection.
     pub(crate) lost: bool,
     /// A statement whose words end a transaction was sent and was not refused.
@@ -46,11 +48,12 @@ pub(crate) struct Notes {
 
 impl Notes {
     /// Adds an error. `last` says that it is the last statement's; otherwise it may be any error that was handed on.
-    pub(crate) fn complete(&mut self, error: &DieselError, last: bool) {
+    pub(crate) fn complete(&mut self, kind: Kind, error: &DieselError, last: bool) {
         if backend::is_empty_query(error) {
             return;
         }
         self.first_error.get_or_insert_with(|| error.to_string());
+        self.transient |= kind.is_transient(error);
         if last {
             self.last_failed = true;
             self.lost |= backend::is_connection_lost(error);
@@ -124,7 +127,7 @@ impl Witness {
                 }
             }
             Some(error @ DieselError::DatabaseError(..)) => {
-                self.notes().complete(error, true);
+                self.notes().complete(self.kind, error, true);
                 self.noted.store(true, Ordering::Release);
             }
             // Not the database's: it has not seen the statement.

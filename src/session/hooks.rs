@@ -83,6 +83,10 @@ impl Hooks {
         self.before_commit.is_empty() && self.after_commit.is_empty() && self.after_rollback.is_empty()
     }
 
+    pub(crate) fn has_before_commit(&self) -> bool {
+        !self.before_commit.is_empty()
+    }
+
     pub(crate) fn mark(&self) -> Mark {
         Mark(self.before_commit.len(), self.after_commit.len(), self.after_rollback.len())
     }

@@ -1,11 +1,14 @@
 //! The session: what a program sends its statements through.
 
 mod block;
+mod commit;
 mod hooks;
 mod lend;
+mod retry;
 mod shared;
 mod soundness;
 mod transaction;
+mod transient;
 
 use std::any::type_name;
 use std::panic::Location;
@@ -19,6 +22,7 @@ use diesel::result::QueryResult;
 
 pub use hooks::HookOutcome;
 pub use lend::LentConnection;
+pub use retry::Retry;
 pub(crate) use shared::Shared;
 
 use crate::connection::SessionConnection;
@@ -41,7 +45,7 @@ use transaction::Access;
 /// ```
 ///
 /// # Errors of every method that sends something
-/// [`Error::Query`] with Diesel's error, [`Error::NotFound`], [`Error::RollbackRequired`] after the database has aborted or
+/// [`Error::Query`] with Diesel's error, [`Error::NotFound`], [`Error::ConnectionLost`], [`Error::RollbackRequired`] after the database has aborted or
 /// ended the transaction, [`Error::SessionEnded`], [`Error::SessionBusy`], [`Error::DeadlineExceeded`]; for the first
 /// statement also what can go wrong with getting a connection: [`Error::AcquireTimeout`], [`Error::Connect`],
 /// [`Error::ConnectTimeout`], [`Error::Disposed`], [`Error::WouldDeadlock`].

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::panic::Location;
+use std::time::Instant;
 
 use diesel::result::QueryResult;
 
@@ -51,6 +52,11 @@ impl<C: SessionConnection> Shared<C> {
 
     /// Commits, hooks included.
     pub(crate) fn commit(&self, at: Place) -> Result<()> {
+        self.commit_with(at, |_| None)
+    }
+
+    /// Commits, hooks included. Of a failure that ended the transaction `keep` says how many of the hooks stay for another one.
+    pub(super) fn commit_with(&self, at: Place, keep: impl FnOnce(&Error) -> Option<Mark>) -> Result<()> {
         let rollbacks = self.enter(at)?.rollbacks();
         for round in 0.. {
             let hooks = self.hooks.borrow_mut().take_before_commit();
@@ -79,16 +85,22 @@ impl<C: SessionConnection> Shared<C> {
         drop(core);
         match outcome {
             Ok(()) => self.take_hooks().run_after_commit(),
-            // Neither is known to have happened.
-            Err(error @ Error::CommitUnknown { .. }) => {
-                self.take_hooks().discard();
+            Err(error) => {
+                let unknown = error.is_commit_unknown();
+                if unknown || over {
+                    let hooks = match keep(&error) {
+                        Some(mark) => self.hooks.borrow_mut().since(mark),
+                        None => self.take_hooks(),
+                    };
+                    if unknown {
+                        // Neither is known to have happened.
+                        hooks.discard();
+                    } else {
+                        let _ = hooks.run_after_rollback();
+                    }
+                }
                 Err(error)
             }
-            Err(error) if over => {
-                let _ = self.take_hooks().run_after_rollback();
-                Err(error)
-            }
-            Err(error) => Err(error),
         }
     }
 
@@ -179,6 +191,35 @@ impl<C: SessionConnection> Shared<C> {
         if self.enter_at_end(at).is_ok() {
             let _ = self.rollback(at);
         }
+    }
+
+    /// Rolls back what an attempt of `retry` did, with the hooks since `mark`. The next one finds the session at rest.
+    pub(super) fn undo_since(&self, mark: Mark, at: Place) {
+        if let Ok(mut core) = self.enter_at_end(at) {
+            core.rollback();
+            drop(core);
+            let hooks = self.hooks.borrow_mut().since(mark);
+            let _ = hooks.run_after_rollback();
+            // A hook may have used the session.
+            if let Ok(mut core) = self.enter(at) {
+                core.rollback();
+            }
+        }
+    }
+
+    /// Tells all that are left that the transaction was rolled back.
+    pub(super) fn tell_rollback(&self) {
+        let _ = self.take_hooks().run_after_rollback();
+    }
+
+    /// Whether something failed in the present transaction that may succeed in another.
+    pub(super) fn failed_transiently(&self) -> bool {
+        !self.lent.get() && self.core.try_borrow().is_ok_and(|core| core.transient.matters())
+    }
+
+    /// The end of the scope's time.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.core.try_borrow().ok()?.limit()
     }
 
     /// Enters at the end of a closure of `transaction` or `savepoint`. Where that cannot be, because the closure has left the

@@ -1,7 +1,7 @@
 //! Whether the transaction is still what the session believes it to be.
 
 use super::transaction::{Access, Core, Phase};
-use crate::backend::Kind;
+use crate::backend::{self, Kind};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::pool::Notes;
@@ -22,6 +22,7 @@ impl<C: SessionConnection> Core<C> {
     /// Compares what the session believes with what the connection went through, and with how the statement ended: errors
     /// that come while rows are read are not seen by the instrumentation of every database.
     pub(super) fn settle(&mut self, access: Access, at: Place, failure: Option<&diesel::result::Error>) {
+        let kind = self.kind();
         let Some(lease) = self.lease.as_mut() else { return };
         let live = lease.live();
         let raw = access == Access::Raw;
@@ -33,8 +34,15 @@ impl<C: SessionConnection> Core<C> {
         let watched = !raw || live.witness.watches(live.conn.instrumentation());
         let mut notes = if live.witness.has_notes() { live.witness.take() } else { Notes::default() };
         if let Some(error) = failure {
-            notes.complete(error, !raw);
+            notes.complete(kind, error, !raw);
+            // Nobody saw that statement: the loss may be that of another connection, which the code has too.
+            if raw && !notes.lost && backend::is_connection_lost(error) {
+                live.witness.look_away(true);
+                notes.lost = live.conn.ping().is_err_and(|error| backend::is_connection_lost(&error));
+                live.witness.look_away(false);
+            }
         }
+        let transient = notes.transient;
         let depth = live.conn.depth();
         live.lost |= notes.lost;
         live.doomed |= !watched || notes.lost;
@@ -45,7 +53,6 @@ impl<C: SessionConnection> Core<C> {
             return;
         }
         let expected = self.levels + 1;
-        let kind = self.kind();
         let Notes { first_error, last_failed, serialization_failure, lost, ended_by, may_have_ended, .. } = notes;
         if let Some(word) = ended_by {
             self.spoil(format!("`{word}` was sent to the database inside it"), at, true);
@@ -70,6 +77,11 @@ impl<C: SessionConnection> Core<C> {
                 live.doomed |= raw;
                 self.spoil(first_error.unwrap_or_else(|| ENDED.into()), at, true);
             }
+        }
+        if transient {
+            // Code that had the connection and did not hand the error on may have dealt with it.
+            let stands = !raw || failure.is_some() || self.spoiled.is_some();
+            self.transient.note(stands.then_some(self.levels));
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use diesel::QueryResult;
 
 use super::soundness::Spoiled;
+use super::transient::Transient;
 use crate::app::App;
 use crate::backend::{self, Beginning, Kind};
 use crate::connection::SessionConnection;
@@ -30,15 +31,15 @@ pub(crate) enum Access {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Phase {
     Idle,
-    /// SQLite: statements have been read outside of a transaction, as a default scope does there until it writes.
-    Reading,
+    /// SQLite: since then statements have been read outside of a transaction, as a default scope does there until it writes.
+    Reading(Place),
     Begun(Place),
 }
 
 #[derive(Debug)]
 pub(crate) struct Core<C: SessionConnection> {
-    app: App<C>,
-    settings: Settings,
+    pub(super) app: App<C>,
+    pub(super) settings: Settings,
     pub(super) lease: Option<Lease<C>>,
     turn_to_write: Option<Permit>,
     pub(super) phase: Phase,
@@ -53,6 +54,8 @@ pub(crate) struct Core<C: SessionConnection> {
     pub(super) sent_at: Option<Place>,
     /// Transactions rolled back so far.
     rollbacks: u64,
+    /// What failed in the last transaction and may succeed in another.
+    pub(super) transient: Transient,
 }
 
 impl<C: SessionConnection> Core<C> {
@@ -69,6 +72,7 @@ impl<C: SessionConnection> Core<C> {
             unguard: None,
             sent_at: None,
             rollbacks: 0,
+            transient: Transient::default(),
         }
     }
 
@@ -79,7 +83,15 @@ impl<C: SessionConnection> Core<C> {
     pub(crate) fn begun_at(&self) -> Option<Place> {
         match self.phase {
             Phase::Begun(at) => Some(at),
-            Phase::Idle | Phase::Reading => None,
+            Phase::Idle | Phase::Reading(_) => None,
+        }
+    }
+
+    /// Where the session began to hold a connection.
+    pub(super) fn active_since(&self) -> Option<Place> {
+        match self.phase {
+            Phase::Begun(at) | Phase::Reading(at) => Some(at),
+            Phase::Idle => None,
         }
     }
 
@@ -107,13 +119,15 @@ impl<C: SessionConnection> Core<C> {
         self.sent_at = Some(at);
         let outcome = self.send(access, send);
         self.settle(access, at, outcome.as_ref().err());
+        let outcome = outcome.map_err(|error| self.explain(error, at));
         self.rest();
-        outcome.map_err(|error| self.explain(error, at))
+        outcome
     }
 
     /// Makes the connection ready for `access`: taken, begun where that is due, and sound.
     pub(crate) fn prepare(&mut self, access: Access, at: Place) -> Result<()> {
         self.check(at)?;
+        self.transient.go_on();
         let begins = match self.phase {
             Phase::Begun(_) => {
                 self.renew_limit(at)?;
@@ -149,7 +163,9 @@ impl<C: SessionConnection> Core<C> {
             }
             limited
         } else {
-            self.phase = Phase::Reading;
+            if !self.is_active() {
+                self.phase = Phase::Reading(at);
+            }
             Ok(())
         }
     }
@@ -190,6 +206,7 @@ impl<C: SessionConnection> Core<C> {
             match self.send(Access::Write, |conn| kind.begin(conn, how)) {
                 Ok(()) => {
                     self.phase = Phase::Begun(at);
+                    self.transient = Transient::default();
                     self.limit_sent = how.remaining;
                     return Ok(());
                 }
@@ -197,44 +214,13 @@ impl<C: SessionConnection> Core<C> {
                     self.doom();
                     self.release();
                     tries += 1;
-                    if tries > self.app.spec().config.max_size || !backend::is_connection_lost(&error) {
+                    let lost = backend::is_connection_lost(&error);
+                    if lost && tries > self.app.spec().config.max_size {
+                        return Err(Error::lost(self.app.id(), error, true, at));
+                    } else if !lost {
                         return Err(self.explain(error, at));
                     }
                 }
-            }
-        }
-    }
-
-    /// Commits the transaction, if there is one, and gives the connection back.
-    pub(crate) fn commit(&mut self, at: Place) -> Result<()> {
-        self.notice_panic(at);
-        self.check_spoiled()?;
-        if !matches!(self.phase, Phase::Begun(_)) {
-            self.release();
-            return Ok(());
-        }
-        if self.levels != 0 || self.depth() != Some(1) {
-            self.spoil("a savepoint in it was not closed".into(), at, true);
-            self.check_spoiled()?;
-        }
-        let outcome = self.send(Access::Write, C::commit_level);
-        match outcome {
-            Ok(()) => {
-                self.restore();
-                self.release();
-                Ok(())
-            }
-            Err(error) => {
-                let lost = backend::is_connection_lost(&error);
-                let error = match lost {
-                    true => Error::CommitUnknown { app: self.app.id().into(), at, source: error },
-                    false => self.explain(error, at),
-                };
-                if lost {
-                    self.doom();
-                }
-                self.rollback();
-                Err(error)
             }
         }
     }
@@ -264,6 +250,7 @@ impl<C: SessionConnection> Core<C> {
     /// Opens a savepoint.
     pub(crate) fn open_level(&mut self, at: Place) -> Result<()> {
         self.begin(at)?;
+        self.transient.go_on();
         match self.send(Access::Write, C::begin_level) {
             Ok(()) => {
                 self.levels += 1;
@@ -285,6 +272,7 @@ impl<C: SessionConnection> Core<C> {
         match self.send(Access::Write, C::commit_level) {
             Ok(()) => {
                 self.levels -= 1;
+                self.transient.keep_level(self.levels);
                 Ok(())
             }
             Err(error) => {
@@ -306,6 +294,7 @@ impl<C: SessionConnection> Core<C> {
             match self.send(Access::Write, C::rollback_level) {
                 Ok(()) => {
                     self.spoiled = None;
+                    self.transient.undo_level(self.levels - 1);
                     self.forget_notes();
                 }
                 Err(error) => self.spoil(format!("a savepoint could not be rolled back: {error}"), at, true),
@@ -330,7 +319,7 @@ impl<C: SessionConnection> Core<C> {
         self.rest();
     }
 
-    fn send<T>(&mut self, access: Access, send: impl FnOnce(&mut C) -> QueryResult<T>) -> QueryResult<T> {
+    pub(super) fn send<T>(&mut self, access: Access, send: impl FnOnce(&mut C) -> QueryResult<T>) -> QueryResult<T> {
         let live = self.lease.as_mut().expect("prepared: there is a lease").live();
         let raw = access == Access::Raw;
         if raw {
@@ -369,7 +358,7 @@ impl<C: SessionConnection> Core<C> {
         self.app.pool()
     }
 
-    fn release(&mut self) {
+    pub(super) fn release(&mut self) {
         self.forget_notes();
         self.lease = None;
         // After the connection is back: the next writer finds the lock free.
@@ -381,7 +370,7 @@ impl<C: SessionConnection> Core<C> {
     }
 
     /// Undoes the settings that outlive the transaction.
-    fn restore(&mut self) {
+    pub(super) fn restore(&mut self) {
         let how = self.beginning();
         if let Some(sql) = self.kind().after_transaction(how, &self.app.spec().config) {
             self.send_restoring(&sql);
@@ -442,8 +431,12 @@ impl<C: SessionConnection> Core<C> {
         outcome.map_err(|error| self.explain(error, at))
     }
 
-    /// The driver's error, or the deadline's where that is what ended the statement.
-    fn explain(&self, error: diesel::result::Error, at: Place) -> Error {
+    /// The driver's error, or what is behind it: the connection was lost, or the deadline ended the statement. After
+    /// [`settle`](Self::settle), which knows of the connection whether it is lost.
+    pub(super) fn explain(&mut self, error: diesel::result::Error, at: Place) -> Error {
+        if backend::is_connection_lost(&error) && self.lease.as_mut().is_some_and(|lease| lease.live().lost) {
+            return Error::lost(self.app.id(), error, matches!(self.phase, Phase::Begun(_)), at);
+        }
         match self.settings.deadline {
             Some(deadline)
                 if Instant::now() >= deadline.end && matches!(error, diesel::result::Error::DatabaseError(..)) =>
@@ -464,7 +457,7 @@ impl<C: SessionConnection> Core<C> {
         Some(self.app.spec().config.statement_timeout.map_or(left, |most| most.min(left)))
     }
 
-    fn limit(&self) -> Option<Instant> {
+    pub(super) fn limit(&self) -> Option<Instant> {
         self.settings.deadline.map(|deadline| deadline.end)
     }
 
@@ -472,7 +465,7 @@ impl<C: SessionConnection> Core<C> {
         self.app.spec().target.kind
     }
 
-    fn depth(&mut self) -> Option<u32> {
+    pub(super) fn depth(&mut self) -> Option<u32> {
         self.lease.as_mut().and_then(|lease| lease.conn().depth())
     }
 

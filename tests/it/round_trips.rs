@@ -61,6 +61,7 @@ fn counted<C: Reads>(site: &Site) {
     let scope = || app.scope();
     let read = |scope: Scope<C>| scope.commit_on_ok().run(C::read_in_session).unwrap();
     read(scope());
+    read(scope().resolvable());
     plain.read().unwrap();
     for pool in [&pinging, &trusting] {
         pool.get().unwrap().read().unwrap();
@@ -72,6 +73,7 @@ fn counted<C: Reads>(site: &Site) {
         proxy.round_trips() - before
     };
     let ends = 2 * C::OF_BEGIN;
+    let number = usize::from(matches!(site, Site::Postgres(_)));
     let seen = [
         ("an empty context", 0, round_trips(&mut || app.context(|| ()))),
         ("a session at rest", 0, round_trips(&mut || app.context(|| drop(C::db().session().unwrap())))),
@@ -83,6 +85,18 @@ fn counted<C: Reads>(site: &Site) {
         ("a transaction", 1 + ends, round_trips(&mut || drop(read(scope())))),
         ("a read-only transaction", 1 + ends, round_trips(&mut || drop(read(scope().read_only())))),
         ("rolled back", 1 + ends, round_trips(&mut || drop(scope().run(C::read_in_session).unwrap()))),
+        ("one that can be asked for", 1 + number + ends, round_trips(&mut || drop(read(scope().resolvable())))),
+        (
+            "nothing that can be asked for",
+            0,
+            round_trips(&mut || scope().resolvable().commit_on_ok().run(|| C::db().session()?.commit()).unwrap()),
+        ),
+        ("SELECT, autocommit, to be asked for", 1, round_trips(&mut || drop(read(scope().autocommit().resolvable())))),
+        (
+            "rolled back, with nothing to ask for",
+            1 + ends,
+            round_trips(&mut || drop(scope().resolvable().run(C::read_in_session).unwrap())),
+        ),
         ("a transaction, plain Diesel", 1 + ends, round_trips(&mut || drop(plain.transaction(C::read).unwrap()))),
         (
             "two statements in one transaction",

@@ -18,6 +18,8 @@ mod lending;
 mod policy;
 #[path = "../queries.rs"]
 mod queries;
+#[path = "../retry.rs"]
+mod retry;
 #[path = "../settings.rs"]
 mod settings;
 #[path = "../spoiled.rs"]

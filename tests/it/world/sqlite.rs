@@ -14,6 +14,8 @@ mod lending;
 mod policy;
 #[path = "../queries.rs"]
 mod queries;
+#[path = "../retry.rs"]
+mod retry;
 #[path = "../returning.rs"]
 mod returning;
 #[path = "../settings.rs"]

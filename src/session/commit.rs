@@ -1,0 +1,119 @@
+//! The commit, and how to learn what became of one whose answer was lost.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::transaction::{Access, Core, Phase};
+use crate::app::App;
+use crate::backend::{self, Kind};
+use crate::connection::SessionConnection;
+use crate::error::{Error, Place, Result};
+use crate::outcome::{CommitOutcome, Resolver, UnknownCommit};
+
+/// How long to wait before a transaction in progress is asked for again, at first and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+
+impl<C: SessionConnection> Core<C> {
+    /// Commits the transaction, if there is one, and gives the connection back.
+    pub(crate) fn commit(&mut self, at: Place) -> Result<()> {
+        self.notice_panic(at);
+        self.check_spoiled()?;
+        if !matches!(self.phase, Phase::Begun(_)) {
+            self.release();
+            return Ok(());
+        }
+        if self.levels != 0 || self.depth() != Some(1) {
+            self.spoil("a savepoint in it was not closed".into(), at, true);
+            self.check_spoiled()?;
+        }
+        let resolver = match self.resolver() {
+            Ok(resolver) => resolver,
+            Err(error) => {
+                self.settle(Access::Read, at, Some(&error));
+                let error = self.explain(error, at);
+                self.rollback();
+                return Err(error);
+            }
+        };
+        match self.send(Access::Write, C::commit_level) {
+            Ok(()) => {
+                self.restore();
+                self.release();
+                Ok(())
+            }
+            Err(error) => {
+                let error = if backend::is_connection_lost(&error) {
+                    self.doom();
+                    let app = self.app.id().into();
+                    Error::CommitUnknown(Box::new(UnknownCommit { app, at, source: error, resolver }))
+                } else {
+                    self.explain(error, at)
+                };
+                self.rollback();
+                Err(error)
+            }
+        }
+    }
+
+    /// How to learn what will become of the commit that is about to be sent.
+    fn resolver(&mut self) -> diesel::QueryResult<Resolver> {
+        let kind = self.kind();
+        let Some(question) = kind.transaction_number() else {
+            return Ok(Resolver::Silent(match kind {
+                Kind::Mysql => "MySQL and MariaDB do not tell what became of a transaction",
+                Kind::Sqlite | Kind::Postgres => "this database does not tell what became of a transaction",
+            }));
+        };
+        if !self.settings.resolvable {
+            return Ok(Resolver::Silent("the transaction's number is not known, as its scope was not `resolvable()`"));
+        }
+        let number = self.send(Access::Read, |conn| conn.fixed_text(question))?;
+        let Some(number) = number else { return Ok(Resolver::NothingWritten) };
+        Ok(match number.parse() {
+            Ok(number) => {
+                let app = self.app.clone();
+                Resolver::Ask(Arc::new(move |at| ask(&app, number, at)))
+            }
+            Err(_) => Resolver::Silent("the server's number of the transaction could not be read"),
+        })
+    }
+}
+
+/// Asks the server what became of its transaction of that number.
+fn ask<C: SessionConnection>(app: &App<C>, number: u64, at: Place) -> Result<CommitOutcome> {
+    let Some(question) = app.spec().target.kind.transaction_status(number) else {
+        return Ok(unknown("this database does not tell what became of a transaction"));
+    };
+    let patience = app.spec().config.acquire_timeout;
+    let end = Instant::now() + patience;
+    let mut pause = PAUSES.0;
+    loop {
+        // For each question anew: between two of them others have the connection.
+        let mut lease = app.pool()?.acquire(at, false, Some(end))?;
+        let answer = lease.conn().texts(&question);
+        if answer.is_err() {
+            lease.doom();
+        }
+        drop(lease);
+        let status = match answer {
+            Ok(rows) => rows.into_iter().next().flatten(),
+            Err(error) if backend::is_connection_lost(&error) && Instant::now() < end => continue,
+            Err(error) => return Ok(unknown(format!("the server did not tell: {error}"))),
+        };
+        match status.as_deref() {
+            Some("committed") => return Ok(CommitOutcome::Committed),
+            Some("aborted") => return Ok(CommitOutcome::RolledBack),
+            Some("in progress") if Instant::now() + pause >= end => {
+                return Ok(unknown(format!("the transaction was still in progress after {patience:?}; ask again")));
+            }
+            Some("in progress") => std::thread::sleep(pause),
+            Some(other) => return Ok(unknown(format!("the server says `{other}`"))),
+            None => return Ok(unknown("the server has forgotten the transaction, which is too old")),
+        }
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+fn unknown(reason: impl Into<String>) -> CommitOutcome {
+    CommitOutcome::Unknown { reason: reason.into() }
+}
