@@ -217,34 +217,34 @@ fn a_wait_that_can_end_is_not_refused() {
 
 #[test]
 fn callers_of_one_pool() {
-    try_orders(1_500, everybody_is_served);
+    try_orders(400, everybody_is_served);
 }
 
 #[test]
 fn pools_under_one_limit() {
-    try_orders(1_500, pools_give_way_to_each_other);
-    try_orders(1_500, returns_and_connects_cross);
+    try_orders(400, pools_give_way_to_each_other);
+    try_orders(400, returns_and_connects_cross);
 }
 
 #[test]
 fn connects_that_fail() {
-    try_orders(1_000, failures_and_evictions);
+    try_orders(400, failures_and_evictions);
 }
 
 #[test]
 fn time_outs() {
-    try_orders(1_000, no_permit_is_lost_by_time_outs);
+    try_orders(400, no_permit_is_lost_by_time_outs);
 }
 
 #[test]
 fn disposal() {
-    try_orders(1_500, a_disposal_leaves_nothing);
+    try_orders(400, a_disposal_leaves_nothing);
 }
 
 #[test]
 fn circles() {
-    try_orders(1_500, of_a_circle_one_is_refused);
-    try_orders(1_500, a_wait_that_can_end_is_not_refused);
+    try_orders(400, of_a_circle_one_is_refused);
+    try_orders(400, a_wait_that_can_end_is_not_refused);
 }
 
 /// The model finds what it is there for: with any one of the first notifications lost, somebody waits for ever in some order.
