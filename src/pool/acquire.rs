@@ -46,7 +46,11 @@ impl<C: SessionConnection> Pool<C> {
             if permit.item.is_none() {
                 self.connect(&mut permit, &wish)?;
             }
-            if let Some(mut permit) = self.alive(permit, deadline) {
+            let ready = match (self.alive(permit, deadline), self.spec.on_checkout) {
+                (Some(permit), Some(hook)) => self.greeted(permit, hook)?,
+                (alive, _) => alive,
+            };
+            if let Some(mut permit) = ready {
                 live(&mut permit).lent = permit.since();
                 return Ok(Lease::new(permit, self));
             }

@@ -12,6 +12,7 @@ mod budget;
 mod connect;
 mod errand;
 mod gate;
+mod handover;
 mod lease;
 mod ledger;
 mod manager;
@@ -35,8 +36,9 @@ pub use ledger::{Holder, Holders};
 use manager::Control;
 pub(crate) use resident::Home;
 pub use status::AppStatus;
-pub(crate) use witness::{Notes, Witness};
+pub(crate) use witness::{Notes, Reading, Witness};
 
+use crate::config::Reset;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::spec::Spec;
@@ -61,6 +63,8 @@ pub(crate) struct Pool<C: SessionConnection> {
     /// Where one writer at a time is all the database allows: the queue for it.
     writers: Option<Arc<Gate>>,
     ageing: AtomicBool,
+    /// Something is to be done with every connection that comes back.
+    tidies_all: bool,
 }
 
 impl<C: SessionConnection> std::fmt::Debug for Pool<C> {
@@ -95,7 +99,9 @@ impl<C: SessionConnection> Pool<C> {
         let writers = spec.target.kind.has_one_writer().then(|| writers::of(&spec.target));
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { number, home, storage, gate, control, server, spec, anchor, writers, ageing: AtomicBool::new(false) }
+        let tidies_all = spec.config.reset == Reset::Always || spec.on_checkin.is_some();
+        let ageing = AtomicBool::new(false);
+        Self { number, home, storage, gate, control, server, spec, anchor, writers, ageing, tidies_all }
     }
 
     /// The turn to write, where writers have to take turns.

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use diesel::QueryResult;
 
 use super::soundness::Spoiled;
+use super::statement::{Statement, Traces};
 use crate::app::App;
 use crate::backend::{self, Beginning, Kind};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
-use crate::pool::{Lease, Permit};
+use crate::pool::{Lease, Permit, Reading};
 use crate::settings::Settings;
 use crate::settings::{Isolation, Mode};
 
@@ -99,13 +100,17 @@ impl<C: SessionConnection> Core<C> {
     /// Sends one statement.
     pub(crate) fn run<T>(
         &mut self,
-        access: Access,
+        statement: Statement,
         at: Place,
         send: impl FnOnce(&mut C) -> QueryResult<T>,
     ) -> Result<T> {
+        let Statement { access, traces } = statement;
         self.prepare(access, at)?;
         self.sent_at = Some(at);
-        let outcome = self.send(access, send);
+        let outcome = match traces {
+            Traces::None => self.send(send),
+            _ => self.send_read(statement, send),
+        };
         self.settle(access, at, outcome.as_ref().err());
         self.rest();
         outcome.map_err(|error| self.explain(error, at))
@@ -187,7 +192,7 @@ impl<C: SessionConnection> Core<C> {
             }
             let how = self.beginning();
             let kind = self.kind();
-            match self.send(Access::Write, |conn| kind.begin(conn, how)) {
+            match self.send(|conn| kind.begin(conn, how)) {
                 Ok(()) => {
                     self.phase = Phase::Begun(at);
                     self.limit_sent = how.remaining;
@@ -217,7 +222,7 @@ impl<C: SessionConnection> Core<C> {
             self.spoil("a savepoint in it was not closed".into(), at, true);
             self.check_spoiled()?;
         }
-        let outcome = self.send(Access::Write, C::commit_level);
+        let outcome = self.send(C::commit_level);
         match outcome {
             Ok(()) => {
                 self.restore();
@@ -248,7 +253,7 @@ impl<C: SessionConnection> Core<C> {
             for _ in 0..=self.levels + 1 {
                 match self.depth() {
                     Some(0) => break,
-                    Some(_) => drop(self.send(Access::Write, C::rollback_level)),
+                    Some(_) => drop(self.send(C::rollback_level)),
                     None => break,
                 }
             }
@@ -264,7 +269,7 @@ impl<C: SessionConnection> Core<C> {
     /// Opens a savepoint.
     pub(crate) fn open_level(&mut self, at: Place) -> Result<()> {
         self.begin(at)?;
-        match self.send(Access::Write, C::begin_level) {
+        match self.send(C::begin_level) {
             Ok(()) => {
                 self.levels += 1;
                 Ok(())
@@ -282,7 +287,7 @@ impl<C: SessionConnection> Core<C> {
             self.undo_level(at);
             return Err(error);
         }
-        match self.send(Access::Write, C::commit_level) {
+        match self.send(C::commit_level) {
             Ok(()) => {
                 self.levels -= 1;
                 Ok(())
@@ -303,7 +308,7 @@ impl<C: SessionConnection> Core<C> {
         }
         self.notice_panic(at);
         if !self.spoiled.as_ref().is_some_and(|spoiled| spoiled.ended) && !self.is_doomed() {
-            match self.send(Access::Write, C::rollback_level) {
+            match self.send(C::rollback_level) {
                 Ok(()) => {
                     self.spoiled = None;
                     self.forget_notes();
@@ -316,9 +321,8 @@ impl<C: SessionConnection> Core<C> {
 
     /// Takes the connection out, for a guard that owns it.
     pub(crate) fn lend(&mut self) -> Lease<C> {
-        let mut lease = self.lease.take().expect("prepared: there is a lease");
-        lease.live().witness.read_statements();
-        lease
+        self.look_at(Statement::RAW);
+        self.lease.take().expect("prepared: there is a lease")
     }
 
     /// Puts back what [`lend`](Self::lend) took.
@@ -330,20 +334,34 @@ impl<C: SessionConnection> Core<C> {
         self.rest();
     }
 
-    fn send<T>(&mut self, access: Access, send: impl FnOnce(&mut C) -> QueryResult<T>) -> QueryResult<T> {
+    fn send<T>(&mut self, send: impl FnOnce(&mut C) -> QueryResult<T>) -> QueryResult<T> {
         let live = self.lease.as_mut().expect("prepared: there is a lease").live();
-        let raw = access == Access::Raw;
-        if raw {
-            live.witness.read_statements();
-        }
         // Until it returns: code that panics leaves a connection in a state nobody knows.
         let doomed = std::mem::replace(&mut live.doomed, true);
         let outcome = send(&mut live.conn);
         live.doomed = doomed;
-        if raw {
-            live.witness.stop_reading();
-        }
         outcome
+    }
+
+    /// Sends what may leave something on the connection.
+    fn send_read<T>(&mut self, statement: Statement, send: impl FnOnce(&mut C) -> QueryResult<T>) -> QueryResult<T> {
+        self.look_at(statement);
+        let outcome = self.send(send);
+        self.live_witness(|witness| witness.stop_reading());
+        outcome
+    }
+
+    /// Marks the connection where a reset removes whatever was left; otherwise the text says whether it has to be closed.
+    fn look_at(&mut self, Statement { access, traces }: Statement) {
+        let can_reset = self.kind().can_reset();
+        let Some(lease) = &mut self.lease else { return };
+        let live = lease.live();
+        live.marked |= can_reset && traces == Traces::Some;
+        if access == Access::Raw {
+            live.witness.read_statements(Reading::Raw);
+        } else if !live.marked {
+            live.witness.read_statements(Reading::Typed);
+        }
     }
 
     /// Between two statements of an autocommit session it holds nothing.
@@ -354,7 +372,7 @@ impl<C: SessionConnection> Core<C> {
         if self.limit_sent.is_some() && self.lease.is_some() && !self.is_doomed() {
             let limit = self.app.spec().config.statement_timeout;
             let sql = self.kind().limit_session(limit).unwrap_or_default();
-            if self.send(Access::Write, |conn| conn.batch_execute(&sql)).is_err() {
+            if self.send(|conn| conn.batch_execute(&sql)).is_err() {
                 self.doom();
             }
         }
@@ -392,7 +410,7 @@ impl<C: SessionConnection> Core<C> {
     }
 
     fn send_restoring(&mut self, sql: &str) {
-        if !self.is_doomed() && self.send(Access::Write, |conn| conn.batch_execute(sql)).is_err() {
+        if !self.is_doomed() && self.send(|conn| conn.batch_execute(sql)).is_err() {
             self.doom();
         }
     }
@@ -437,7 +455,7 @@ impl<C: SessionConnection> Core<C> {
     }
 
     fn send_setting(&mut self, sql: &str, at: Place) -> Result<()> {
-        let outcome = self.send(Access::Write, |conn| conn.batch_execute(sql));
+        let outcome = self.send(|conn| conn.batch_execute(sql));
         self.settle(Access::Write, at, outcome.as_ref().err());
         outcome.map_err(|error| self.explain(error, at))
     }
