@@ -127,6 +127,13 @@ impl Witness {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What a reset removes need not be read, nor how it ends.
+    fn started(&self) {
+        if self.reading.load(Ordering::Acquire) == Reading::Raw as u8 && self.kind.can_reset() {
+            self.left_something.store(true, Ordering::Release);
+        }
+    }
+
     fn finished(&self, query: &dyn fmt::Display, error: Option<&DieselError>) {
         let reading = self.reading.load(Ordering::Acquire);
         let raw = reading == Reading::Raw as u8;
@@ -198,8 +205,10 @@ impl Instrumentation for Watch {
         if self.witness.looking_away.load(Ordering::Acquire) {
             return;
         }
-        if let InstrumentationEvent::FinishQuery { query, error, .. } = &event {
-            self.witness.finished(query, *error);
+        match &event {
+            InstrumentationEvent::StartQuery { .. } => self.witness.started(),
+            InstrumentationEvent::FinishQuery { query, error, .. } => self.witness.finished(query, *error),
+            _ => {}
         }
         if let Some(next) = &mut self.next {
             next.on_connection_event(event);

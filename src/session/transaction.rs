@@ -351,16 +351,16 @@ impl<C: SessionConnection> Core<C> {
         outcome
     }
 
-    /// Marks the connection where a reset removes whatever was left; otherwise the text says whether it has to be closed.
+    /// Raw statements are read. A typed one marks the connection where a reset removes whatever it leaves; otherwise its text says
+    /// whether the connection has to be closed.
     fn look_at(&mut self, Statement { access, traces }: Statement) {
         let can_reset = self.kind().can_reset();
         let Some(lease) = &mut self.lease else { return };
         let live = lease.live();
-        live.marked |= can_reset && traces == Traces::Some;
-        if access == Access::Raw {
-            live.witness.read_statements(Reading::Raw);
-        } else if !live.marked {
-            live.witness.read_statements(Reading::Typed);
+        match (access, traces) {
+            (Access::Raw, _) => live.witness.read_statements(Reading::Raw),
+            (_, Traces::Some) if can_reset => live.marked = true,
+            _ => live.witness.read_statements(Reading::Typed),
         }
     }
 

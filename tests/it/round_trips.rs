@@ -134,6 +134,11 @@ fn counted<C: Reads>(site: &Site) {
         ("a struct's own columns", 1 + ends, round_trips(&mut || run(selected))),
         ("raw SQL", C::OF_BEGIN + ends + C::OF_RESET, round_trips(&mut || scope().commit_on_ok().run(raw).unwrap())),
         ("a fragment", unreset + C::OF_RESET, round_trips(&mut || run(fragment))),
+        (
+            "a connection lent for nothing",
+            0,
+            round_trips(&mut || scope().autocommit().run(|| C::db().session()?.with(|_| Ok(()))).unwrap()),
+        ),
         ("raw SQL, autocommit", C::OF_BEGIN + C::OF_RESET, round_trips(&mut || scope().autocommit().run(raw).unwrap())),
         (
             "raw SQL, never reset",
