@@ -74,7 +74,9 @@ fn resets<C: Conn>(url: &str, rounds: usize) {
     let baseline = contest.baseline("Reset::Never", |times| lent(&never, times));
     contest.against(baseline, "Reset::WhenLent", |times| lent(&when_lent, times));
     contest.hold(rounds);
-    ["never", "when lent"].map(|id| C::db().remove_app(id).unwrap());
+    for id in ["never", "when lent"] {
+        C::db().remove_app(id).unwrap();
+    }
 }
 
 type Ours<C> = fn(&App<C>, i32) -> Result<Item, Error>;

@@ -7,6 +7,7 @@ mod shared;
 mod soundness;
 mod statement;
 mod transaction;
+mod watch;
 
 use std::panic::Location;
 use std::rc::Rc;

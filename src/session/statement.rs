@@ -1,7 +1,7 @@
 //! What a statement may do and may leave behind, by its type.
 //!
 //! A type's name tells which parts of Diesel a query is made of, and which are not Diesel's. It is read once a thread and then
-//! found by its address.
+//! found by its address; so is, where only the text tells, what it told.
 
 use std::any::type_name;
 use std::cell::Cell;
@@ -9,12 +9,16 @@ use std::cell::Cell;
 use diesel::query_builder::AsQuery;
 
 use super::transaction::Access;
+use crate::backend::Kind;
 
 /// What is known of a statement before it is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Statement {
     pub(crate) access: Access,
     pub(crate) traces: Traces,
+    /// A bit for each kind of database for which the text of a `Selected` has told that it leaves nothing.
+    cleared: u8,
+    name: &'static str,
 }
 
 /// What a statement may leave on the connection that outlives its transaction.
@@ -22,6 +26,8 @@ pub(crate) struct Statement {
 pub(crate) enum Traces {
     /// Nothing: it is made of Diesel's own parts, of columns and of values.
     None,
+    /// Its type does not tell, its text does, which is the same each time: columns or expressions of a struct.
+    Selected,
     /// Its type does not tell, its text does.
     Unknown,
     /// Something: there is SQL of the program's own in it.
@@ -30,7 +36,27 @@ pub(crate) enum Traces {
 
 impl Statement {
     /// Whatever code the connection is lent to sends.
-    pub(crate) const RAW: Self = Self { access: Access::Raw, traces: Traces::Some };
+    pub(crate) const RAW: Self = Self { access: Access::Raw, traces: Traces::Some, cleared: 0, name: "" };
+
+    /// Whether the connection is afterwards as it was.
+    #[inline]
+    pub(crate) fn leaves_nothing(&self, kind: impl FnOnce() -> Kind) -> bool {
+        self.traces == Traces::None || self.traces < Traces::Some && self.was_cleared(kind())
+    }
+
+    /// Its text, which is the same each time, has told that it leaves nothing on this kind of database.
+    pub(crate) fn clear(mut self, kind: Kind) {
+        if self.traces == Traces::Selected {
+            self.cleared |= bit(kind);
+            // A thread that ends remembers nothing.
+            let _ = MEMORY.try_with(|memory| memory[place(self.name)].set(self));
+        }
+    }
+
+    /// On SQLite there is nothing that a function could leave.
+    fn was_cleared(&self, kind: Kind) -> bool {
+        kind == Kind::Sqlite || self.cleared & bit(kind) != 0
+    }
 
     /// A query: a typed SELECT only reads, raw SQL may do anything.
     #[inline]
@@ -41,45 +67,52 @@ impl Statement {
     /// A statement that is no SELECT.
     #[inline]
     pub(super) fn of_command<Q>() -> Self {
-        let Self { access, traces } = known(type_name::<Q>());
-        Self { access: if access == Access::Raw { Access::Raw } else { Access::Write }, traces }
+        let known = known(type_name::<Q>());
+        Self { access: if known.access == Access::Raw { Access::Raw } else { Access::Write }, ..known }
     }
 }
 
 /// As many types as a thread remembers; a power of two.
 const REMEMBERED: usize = 128;
 
-type Memory = [Cell<(usize, usize, Statement)>; REMEMBERED];
+thread_local! {
+    static MEMORY: [Cell<Statement>; REMEMBERED] = const { [const { Cell::new(Statement::RAW) }; REMEMBERED] };
+}
 
-/// Names of types are not moved while the program runs, but one may begin where another does.
+fn place(name: &str) -> usize {
+    let address = name.as_ptr() as usize;
+    (address ^ (address >> 7)).wrapping_add(name.len()) % REMEMBERED
+}
+
 #[inline]
 fn known(name: &'static str) -> Statement {
-    thread_local! {
-        static MEMORY: Memory = const { [const { Cell::new((0, 0, Statement::RAW)) }; REMEMBERED] };
-    }
-    let (address, length) = (name.as_ptr() as usize, name.len());
-    let place = (address ^ (address >> 7)).wrapping_add(length) % REMEMBERED;
-    let read = |memory: &Memory| {
-        let remembered = memory[place].get();
-        if (remembered.0, remembered.1) == (address, length) {
-            return remembered.2;
+    let look_up = |memory: &[Cell<Statement>; REMEMBERED]| {
+        let place = &memory[place(name)];
+        let remembered = place.get();
+        // Names are not moved while the program runs, but one may begin where another does.
+        if remembered.name.as_ptr() == name.as_ptr() && remembered.name.len() == name.len() {
+            return remembered;
         }
         let statement = read(name);
-        memory[place].set((address, length, statement));
+        place.set(statement);
         statement
     };
-    MEMORY.try_with(read).unwrap_or_else(|_| self::read(name))
+    MEMORY.try_with(look_up).unwrap_or_else(|_| read(name))
+}
+
+fn bit(kind: Kind) -> u8 {
+    1 << kind as u8
 }
 
 #[cold]
-fn read(name: &str) -> Statement {
+fn read(name: &'static str) -> Statement {
     let typed = name.starts_with("diesel::query_builder::") && !name.starts_with("diesel::query_builder::sql_query::");
     let access = match typed {
         true if name.starts_with("diesel::query_builder::select_statement::") => Access::Read,
         true => Access::Write,
         false => Access::Raw,
     };
-    Statement { access, traces: if typed { traces(name) } else { Traces::Some } }
+    Statement { access, traces: if typed { traces(name) } else { Traces::Some }, cleared: 0, name }
 }
 
 /// The path of a type is one word here, `{` of closures included.
@@ -100,7 +133,7 @@ fn traces(name: &str) -> Traces {
             rest = after_arguments(rest);
         } else if path == SELECTABLE {
             // The columns of a struct, or whatever expression it has been given for one.
-            worst = worst.max(Traces::Unknown);
+            worst = worst.max(Traces::Selected);
             rest = after_arguments(rest);
         } else {
             worst = worst.max(traces_of(path));
@@ -203,13 +236,16 @@ mod tests {
 
     #[track_caller]
     fn query<Q: AsQuery>(query: Q, access: Access, traces: Traces) {
-        let twice = [Statement::of_query(&query), Statement::of_query(&query)];
-        assert_eq!(twice, [Statement { access, traces }; 2], "{}", type_name::<Q::Query>());
+        for _ in 0..2 {
+            let known = Statement::of_query(&query);
+            assert_eq!((known.access, known.traces), (access, traces), "{}", type_name::<Q::Query>());
+        }
     }
 
     #[track_caller]
     fn command<Q>(_: Q, access: Access, traces: Traces) {
-        assert_eq!(Statement::of_command::<Q>(), Statement { access, traces }, "{}", type_name::<Q>());
+        let known = Statement::of_command::<Q>();
+        assert_eq!((known.access, known.traces), (access, traces), "{}", type_name::<Q>());
     }
 
     #[test]
@@ -283,7 +319,7 @@ mod tests {
     fn where_the_type_does_not_tell_the_text_is_read() {
         let read = Access::Read;
         query(users::table.into_boxed::<Sqlite>(), read, Traces::Unknown);
-        query(users::table.select(<User as SelectableHelper<Sqlite>>::as_select()), read, Traces::Unknown);
+        query(users::table.select(<User as SelectableHelper<Sqlite>>::as_select()), read, Traces::Selected);
         let condition: Box<dyn BoxableExpression<users::table, Sqlite, SqlType = Bool>> = Box::new(users::id.eq(1));
         query(users::table.filter(condition), read, Traces::Unknown);
         query(
@@ -297,5 +333,17 @@ mod tests {
             Access::Write,
             Traces::Unknown,
         );
+    }
+
+    #[test]
+    fn what_the_text_has_told_once_is_remembered_for_that_kind() {
+        let query = users::table.select(<User as SelectableHelper<Sqlite>>::as_select());
+        let leaves_nothing = |kind| Statement::of_query(&query).leaves_nothing(|| kind);
+        assert!(!leaves_nothing(Kind::Postgres) && !leaves_nothing(Kind::Mysql) && leaves_nothing(Kind::Sqlite));
+        Statement::of_query(&query).clear(Kind::Postgres);
+        assert!(leaves_nothing(Kind::Postgres) && !leaves_nothing(Kind::Mysql));
+        let boxed = users::table.into_boxed::<Sqlite>();
+        Statement::of_query(&boxed).clear(Kind::Postgres);
+        assert!(!Statement::of_query(&boxed).leaves_nothing(|| Kind::Postgres));
     }
 }

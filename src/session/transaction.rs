@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use diesel::QueryResult;
 
 use super::soundness::Spoiled;
-use super::statement::{Statement, Traces};
+use super::statement::Statement;
 use crate::app::App;
 use crate::backend::{self, Beginning, Kind};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
-use crate::pool::{Lease, Permit, Reading};
+use crate::pool::{Lease, Permit};
 use crate::settings::Settings;
 use crate::settings::{Isolation, Mode};
 
@@ -104,12 +104,12 @@ impl<C: SessionConnection> Core<C> {
         at: Place,
         send: impl FnOnce(&mut C) -> QueryResult<T>,
     ) -> Result<T> {
-        let Statement { access, traces } = statement;
+        let access = statement.access;
         self.prepare(access, at)?;
         self.sent_at = Some(at);
-        let outcome = match traces {
-            Traces::None => self.send(send),
-            _ => self.send_read(statement, send),
+        let outcome = match statement.leaves_nothing(|| self.kind()) {
+            true => self.send(send),
+            false => self.send_read(statement, send),
         };
         self.settle(access, at, outcome.as_ref().err());
         self.rest();
@@ -319,22 +319,7 @@ impl<C: SessionConnection> Core<C> {
         self.levels -= 1;
     }
 
-    /// Takes the connection out, for a guard that owns it.
-    pub(crate) fn lend(&mut self) -> Lease<C> {
-        self.look_at(Statement::RAW);
-        self.lease.take().expect("prepared: there is a lease")
-    }
-
-    /// Puts back what [`lend`](Self::lend) took.
-    pub(crate) fn take_back(&mut self, lease: Lease<C>, at: Place) {
-        self.lease = Some(lease);
-        self.live_witness(|witness| witness.stop_reading());
-        self.sent_at = Some(at);
-        self.settle(Access::Raw, at, None);
-        self.rest();
-    }
-
-    fn send<T>(&mut self, send: impl FnOnce(&mut C) -> QueryResult<T>) -> QueryResult<T> {
+    pub(super) fn send<T>(&mut self, send: impl FnOnce(&mut C) -> QueryResult<T>) -> QueryResult<T> {
         let live = self.lease.as_mut().expect("prepared: there is a lease").live();
         // Until it returns: code that panics leaves a connection in a state nobody knows.
         let doomed = std::mem::replace(&mut live.doomed, true);
@@ -343,29 +328,8 @@ impl<C: SessionConnection> Core<C> {
         outcome
     }
 
-    /// Sends what may leave something on the connection.
-    fn send_read<T>(&mut self, statement: Statement, send: impl FnOnce(&mut C) -> QueryResult<T>) -> QueryResult<T> {
-        self.look_at(statement);
-        let outcome = self.send(send);
-        self.live_witness(|witness| witness.stop_reading());
-        outcome
-    }
-
-    /// Raw statements are read. A typed one marks the connection where a reset removes whatever it leaves; otherwise its text says
-    /// whether the connection has to be closed.
-    fn look_at(&mut self, Statement { access, traces }: Statement) {
-        let can_reset = self.kind().can_reset();
-        let Some(lease) = &mut self.lease else { return };
-        let live = lease.live();
-        match (access, traces) {
-            (Access::Raw, _) => live.witness.read_statements(Reading::Raw),
-            (_, Traces::Some) if can_reset => live.marked = true,
-            _ => live.witness.read_statements(Reading::Typed),
-        }
-    }
-
     /// Between two statements of an autocommit session it holds nothing.
-    fn rest(&mut self) {
+    pub(super) fn rest(&mut self) {
         if !matches!(self.phase, Phase::Idle) {
             return;
         }
