@@ -192,10 +192,16 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// use diesel::prelude::*;
     /// use diesel_session::Database;
     ///
-    /// static DB: Database<SqliteConnection> = Database::without_migrations()
-    ///     .on_checkout(|conn| conn.batch_execute("PRAGMA case_sensitive_like = 1"))
-    ///     .on_checkin(|conn| conn.batch_execute("PRAGMA case_sensitive_like = 0"))
-    ///     .on_close(|conn| drop(conn.batch_execute("PRAGMA optimize")));
+    /// fn careful(conn: &mut SqliteConnection) -> QueryResult<()> {
+    ///     conn.batch_execute("PRAGMA cell_size_check = 1")
+    /// }
+    ///
+    /// fn careless(conn: &mut SqliteConnection) -> QueryResult<()> {
+    ///     conn.batch_execute("PRAGMA cell_size_check = 0")
+    /// }
+    ///
+    /// static DB: Database<SqliteConnection> =
+    ///     Database::without_migrations().on_checkout(careful).on_checkin(careless);
     /// # let app = DB.init_app("hooks", diesel_session::Config::new(":memory:"))?;
     /// # app.ping()?;
     /// # app.dispose()?;
