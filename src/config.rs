@@ -55,6 +55,8 @@ pub struct Config {
 /// connection, prepared statements of Diesel stay, and `on_connect` has run again. MySQL, MariaDB and SQLite have no such
 /// statement: there the connection is closed, and the next borrower gets a new one.
 ///
+/// A connection goes back at commit and rollback; in an autocommit scope after each statement or lending.
+///
 /// An open transaction is not among it: a connection that comes back with one is closed, whatever is chosen here.
 ///
 /// Not seen, and not cleaned: on PostgreSQL statements of SQL's `PREPARE`, loaded libraries, and the numbers of types that

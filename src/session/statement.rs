@@ -143,7 +143,8 @@ fn traces(name: &str) -> Traces {
 }
 
 /// Values and their types, and names of aliases.
-const HOLD_NO_SQL: [&str; 3] = [
+const HOLD_NO_SQL: [&str; 4] = [
+    "diesel::expression::array_comparison::Many",
     "diesel::expression::bound::Bound",
     "diesel::query_source::aliasing::alias::Alias",
     "diesel::query_source::aliasing::aliased_field::AliasedField",
@@ -255,6 +256,7 @@ mod tests {
         query(users::table.find(1).select((users::id, users::name)).limit(3), read, Traces::None);
         query(users::table.filter(users::id.eq_any([1, 2])).order(users::name.desc()), read, Traces::None);
         query(users::table.filter(users::id.eq(UserId(7))), read, Traces::None);
+        query(users::table.filter(users::id.eq_any(vec![UserId(7), UserId(8)])), read, Traces::None);
         query(users::table.filter(users::age.is_null().and(not(users::name.like("A%")))), read, Traces::None);
         query(posts::table.inner_join(users::table).select((posts::title, users::name)), read, Traces::None);
         query(posts::table.left_join(users::table).select(users::name.nullable()), read, Traces::None);

@@ -1,6 +1,5 @@
 //! How often a program waits for the server, counted by a proxy between them.
 
-use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_session::{Config, Error, Reset, Scope};
 
