@@ -18,6 +18,7 @@ use crate::url;
 /// | [`statement_timeout`](Self::statement_timeout) | none | the server ends a longer statement |
 /// | [`lock_timeout`](Self::lock_timeout) | none; 5 s for SQLite and for `create_all`, `drop_all` | longest wait for another session's lock |
 /// | [`application_name`](Self::application_name) | `diesel-session/` and the application's id | what PostgreSQL shows in `pg_stat_activity` |
+/// | [`reset`](Self::reset) | [`Reset::WhenLent`] | which connections are cleaned before the next borrower gets them |
 /// | [`wal`](Self::wal) | on | SQLite files use write-ahead logging |
 ///
 /// ```
@@ -42,7 +43,41 @@ pub struct Config {
     pub(crate) lock_timeout: Option<Duration>,
     pub(crate) application_name: Option<String>,
     pub(crate) on_connect: Vec<String>,
+    pub(crate) reset: Reset,
     pub(crate) wal: bool,
+}
+
+/// Which connections are cleaned when they come back, so that what a borrower left on them does not reach the next; for
+/// [`Config::reset`].
+///
+/// *Cleaned* means, on PostgreSQL, one message with a batch of its own: settings (`SET`, `search_path`, `SET ROLE`,
+/// `SET SESSION AUTHORIZATION`), advisory locks, temporary tables, `LISTEN`, cursors and what sequences remember are as on a new
+/// connection, prepared statements of Diesel stay, and `on_connect` has run again. MySQL, MariaDB and SQLite have no such
+/// statement: there the connection is closed, and the next borrower gets a new one.
+///
+/// A connection goes back at commit and rollback; in an autocommit scope after each statement or lending.
+///
+/// An open transaction is not among it: a connection that comes back with one is closed, whatever is chosen here.
+///
+/// Not seen, and not cleaned: on PostgreSQL statements of SQL's `PREPARE`, loaded libraries, and the numbers of types that
+/// Diesel remembers by name; what functions, triggers and procedures that a typed statement calls without naming them leave behind, on MySQL
+/// and MariaDB also those that are named; and what is set by calls of the driver and not by SQL, such as SQLite's functions and
+/// collations. Set such things in `on_connect`, for all connections alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Reset {
+    /// Those on which code ran that may have left something: raw SQL, [`Session::with`](crate::Session::with) and
+    /// [`Session::connection`](crate::Session::connection), and typed statements with raw fragments or functions of the program's
+    /// own. `create_all` and `drop_all` count too where they changed anything.
+    ///
+    /// MySQL, MariaDB and SQLite keep the connection where all that was sent was SELECT, INSERT, UPDATE, DELETE and savepoints,
+    /// without what is known to leave something (`GET_LOCK`, user variables, `load_extension`).
+    #[default]
+    WhenLent,
+    /// All, after typed statements too. On MySQL, MariaDB and SQLite every connection then serves once.
+    Always,
+    /// None: the program cleans up itself.
+    Never,
 }
 
 impl Config {
@@ -70,6 +105,7 @@ impl Config {
             lock_timeout: None,
             application_name: None,
             on_connect: Vec::new(),
+            reset: Reset::WhenLent,
             wal: true,
         }
     }
@@ -141,9 +177,16 @@ impl Config {
         self
     }
 
-    /// SQL to run on every new connection, after the library's own settings. May be called several times.
+    /// SQL to run on every new connection, after the library's own settings. May be called several times. On PostgreSQL it runs
+    /// again after each [`reset`](Self::reset) of the connection, so it is something that can be done twice.
     pub fn on_connect(mut self, sql: impl Into<String>) -> Self {
         self.on_connect.push(sql.into());
+        self
+    }
+
+    /// Which connections are cleaned when they come back.
+    pub fn reset(mut self, reset: Reset) -> Self {
+        self.reset = reset;
         self
     }
 
@@ -197,6 +240,7 @@ impl fmt::Debug for Config {
             .field("lock_timeout", &self.lock_timeout)
             .field("application_name", &self.application_name)
             .field("on_connect", &format_args!("{} statements", self.on_connect.len()))
+            .field("reset", &self.reset)
             .field("wal", &self.wal)
             .finish()
     }

@@ -49,6 +49,9 @@ pub struct Database<C: SessionConnection, M = EmbeddedMigrations> {
     number: OnceLock<u64>,
     connect_with: Option<fn(&str) -> ConnectionResult<C>>,
     on_connect: Option<fn(&mut C) -> QueryResult<()>>,
+    on_checkout: Option<fn(&mut C) -> QueryResult<()>>,
+    on_checkin: Option<fn(&mut C) -> QueryResult<()>>,
+    on_close: Option<fn(&mut C)>,
     max_connections: Option<usize>,
     budget: OnceLock<Arc<Budget>>,
 }
@@ -165,10 +168,69 @@ impl<C: SessionConnection, M> Database<C, M> {
         self
     }
 
-    /// Runs on every new connection, after the library's own settings and [`Config::on_connect`]. An instrumentation set here
-    /// is replaced by the library's, which passes on to that of [`diesel::connection::set_default_instrumentation`].
+    /// Runs on every new connection, after the library's own settings and [`Config::on_connect`]; on PostgreSQL also after each
+    /// reset of a connection ([`Config::reset`]), so it is something that can be done twice. An instrumentation set here is
+    /// replaced by the library's, which passes on to that of [`diesel::connection::set_default_instrumentation`].
+    ///
+    /// An error or a panic fails the connect.
     pub const fn on_connect(mut self, prepare: fn(&mut C) -> QueryResult<()>) -> Self {
         self.on_connect = Some(prepare);
+        self
+    }
+
+    /// Runs each time a connection is lent, on the borrower's thread, before its transaction begins: also for
+    /// [`App::ping`](crate::App::ping) and the schema's operations, not for the pool's own looking after idle connections.
+    ///
+    /// What it sets on the connection is not counted as something the borrower left: [`on_checkin`](Self::on_checkin) undoes it,
+    /// or the next `on_checkout` sets it anew. It has no time limit of its own, and must not use this database object.
+    ///
+    /// After an error, a panic or a transaction left open the connection is closed, and the borrower gets
+    /// [`Error::HookFailed`]; where the connection turns out to be lost, another one is tried.
+    ///
+    /// ```
+    /// use diesel::connection::SimpleConnection;
+    /// use diesel::prelude::*;
+    /// use diesel_session::Database;
+    ///
+    /// fn careful(conn: &mut SqliteConnection) -> QueryResult<()> {
+    ///     conn.batch_execute("PRAGMA cell_size_check = 1")
+    /// }
+    ///
+    /// fn careless(conn: &mut SqliteConnection) -> QueryResult<()> {
+    ///     conn.batch_execute("PRAGMA cell_size_check = 0")
+    /// }
+    ///
+    /// static DB: Database<SqliteConnection> =
+    ///     Database::without_migrations().on_checkout(careful).on_checkin(careless);
+    /// # let app = DB.init_app("hooks", diesel_session::Config::new(":memory:"))?;
+    /// # app.ping()?;
+    /// # app.dispose()?;
+    /// # Ok::<(), diesel_session::Error>(())
+    /// ```
+    pub const fn on_checkout(mut self, hook: fn(&mut C) -> QueryResult<()>) -> Self {
+        self.on_checkout = Some(hook);
+        self
+    }
+
+    /// Runs when a connection comes back and is to be kept, after its reset: not for one that is closed instead.
+    ///
+    /// On PostgreSQL, MySQL and MariaDB it runs on a helper thread, for which the returning thread waits up to
+    /// [`Config::connect_timeout`]; on SQLite on the returning thread. It must not use this database object.
+    ///
+    /// After an error, a panic or a transaction left open the connection is closed, and the log has a warning: whoever has
+    /// returned it is done with it.
+    pub const fn on_checkin(mut self, hook: fn(&mut C) -> QueryResult<()>) -> Self {
+        self.on_checkin = Some(hook);
+        self
+    }
+
+    /// Runs before a connection is closed, whatever the reason, on the thread that closes it: a helper thread, the one that
+    /// returned it, or the one that disposes. It must not wait, as the connection may be lost, and must not use this database
+    /// object. Connections on which [`on_connect`](Self::on_connect) failed were never in use and are closed without it.
+    ///
+    /// A panic is contained; the log has a warning.
+    pub const fn on_close(mut self, hook: fn(&mut C)) -> Self {
+        self.on_close = Some(hook);
         self
     }
 
@@ -180,6 +242,9 @@ impl<C: SessionConnection, M> Database<C, M> {
             number: OnceLock::new(),
             connect_with: None,
             on_connect: None,
+            on_checkout: None,
+            on_checkin: None,
+            on_close: None,
             max_connections: None,
             budget: OnceLock::new(),
         }
@@ -219,6 +284,9 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
             budget: self.budget(),
             connect_with: self.connect_with,
             on_connect: self.on_connect,
+            on_checkout: self.on_checkout,
+            on_checkin: self.on_checkin,
+            on_close: self.on_close,
         };
         self.registry.add(App::new(spec, self.number(), Arc::clone(self.migrations())))
     }

@@ -131,9 +131,9 @@ pub enum Error {
     },
 
     /// A hook panicked or refused.
-    #[error("DS304 hook `{hook}` failed: {} The transaction was {}", sentence(message), if *committed { "committed" } else { "not committed" })]
+    #[error("DS304 hook `{hook}` failed: {} {} was committed", sentence(message), if *committed { "The transaction" } else { "Nothing" })]
     HookFailed {
-        /// Which kind of hook.
+        /// Which kind of hook; `on_checkout` is one of the database object.
         hook: &'static str,
         /// Whether the transaction had been committed when the hook ran.
         committed: bool,

@@ -20,7 +20,7 @@ mod url;
 mod wording;
 
 pub use crate::app::App;
-pub use crate::config::Config;
+pub use crate::config::{Config, Reset};
 pub use crate::connection::SessionConnection;
 pub use crate::context::{CommitIf, CommitNothing, CommitOnOk, Policy, Scope};
 pub use crate::database::{Database, PerBackend};

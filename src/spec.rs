@@ -18,4 +18,7 @@ pub(crate) struct Spec<C: SessionConnection> {
     pub(crate) budget: Option<Arc<Budget>>,
     pub(crate) connect_with: Option<fn(&str) -> ConnectionResult<C>>,
     pub(crate) on_connect: Option<fn(&mut C) -> QueryResult<()>>,
+    pub(crate) on_checkout: Option<fn(&mut C) -> QueryResult<()>>,
+    pub(crate) on_checkin: Option<fn(&mut C) -> QueryResult<()>>,
+    pub(crate) on_close: Option<fn(&mut C)>,
 }

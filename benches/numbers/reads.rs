@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::hint::black_box;
 
-use diesel_session::{App, Config, Error, Scope};
+use diesel_session::{App, Config, Error, Reset, Scope};
 
 use crate::contest::{Baseline, Contest, timed};
 use crate::peer::{self, Pool};
@@ -56,7 +56,27 @@ pub fn measure<C: Conn>(url: &str, rounds: usize) {
         compare("BEGIN, SELECT, COMMIT", C::read_write, &[default]);
     }
     contest.hold(rounds);
+    resets::<C>(url, rounds);
     C::db().remove_app("reads").unwrap();
+}
+
+/// What it costs that nothing a borrower leaves reaches the next: code that has the connection, with and without.
+fn resets<C: Conn>(url: &str, rounds: usize) {
+    let app = |id: &str, reset| C::db().init_app(id, Config::new(url).reset(reset)).unwrap();
+    let (never, when_lent) = (app("never", Reset::Never), app("when lent", Reset::WhenLent));
+    let lent = |app: &App<C>, times| {
+        timed(times, || {
+            let run = || C::db().session()?.with(|conn| conn.batch_execute("SELECT 1"));
+            app.scope().commit_on_ok().run(run).unwrap();
+        })
+    };
+    let mut contest = Contest::new(format!("{}: a connection lent for `SELECT 1`, in a transaction", C::NAME));
+    let baseline = contest.baseline("Reset::Never", |times| lent(&never, times));
+    contest.against(baseline, "Reset::WhenLent", |times| lent(&when_lent, times));
+    contest.hold(rounds);
+    for id in ["never", "when lent"] {
+        C::db().remove_app(id).unwrap();
+    }
 }
 
 type Ours<C> = fn(&App<C>, i32) -> Result<Item, Error>;

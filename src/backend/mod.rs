@@ -2,6 +2,7 @@
 //!
 //! Everything here is SQL text and texts of errors, so it needs no driver: which drivers are built in changes nothing.
 
+mod leftovers;
 mod mysql;
 mod postgres;
 pub(crate) mod sql_text;
@@ -221,6 +222,29 @@ impl Kind {
     /// Whether a raw statement begins a transaction.
     pub(crate) fn begins(self, sql: &str) -> bool {
         sql_text::begins(sql, self == Self::Mysql)
+    }
+
+    /// Whether [`reset`](Self::reset) makes a connection what it was when it was new; otherwise only closing it does.
+    pub(crate) fn can_reset(self) -> bool {
+        self == Self::Postgres
+    }
+
+    /// Removes what a borrower has left on a connection, as one message to be sent outside of any transaction.
+    pub(crate) fn reset(self, config: &Config) -> String {
+        match self {
+            Self::Postgres => postgres::reset(config),
+            Self::Mysql | Self::Sqlite => String::new(),
+        }
+    }
+
+    /// Whether a statement may leave something on the connection that outlives its transaction. Where a reset removes it, a raw
+    /// statement is not looked at, and a typed one only for calls of functions that are not known.
+    pub(crate) fn leaves_something(self, sql: &str, raw: bool) -> bool {
+        match self {
+            Self::Postgres => raw || leftovers::calls_unknown_function(sql),
+            Self::Mysql => leftovers::leaves_something(sql, true),
+            Self::Sqlite => leftovers::leaves_something(sql, false),
+        }
     }
 
     /// The word in a raw statement that ends the transaction it is sent in, if one does.

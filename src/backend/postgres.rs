@@ -88,6 +88,18 @@ pub(super) fn setup(config: &Config) -> Vec<String> {
     if settings.is_empty() { settings } else { vec![settings.join("; ")] }
 }
 
+/// Role and user come first, so that the rest is allowed. Time zone and encoding are what Diesel sets on every connection.
+/// `DISCARD ALL` would take Diesel's prepared statements too.
+const RESET: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; \
+     SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP; \
+     SET TIME ZONE 'UTC'; SET CLIENT_ENCODING TO 'UTF8'";
+
+pub(super) fn reset(config: &Config) -> String {
+    let mut statements = vec![RESET.to_owned()];
+    statements.extend(setup(config));
+    statements.join("; ")
+}
+
 /// `None` is Diesel's own `BEGIN`.
 pub(super) fn begin(how: Beginning) -> Option<String> {
     if how.isolation.is_none() && how.mode != Mode::ReadOnly && how.remaining.is_none() {

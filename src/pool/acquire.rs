@@ -48,7 +48,11 @@ impl<C: SessionConnection> Pool<C> {
                 // What came back may be too old.
                 self.find_idle(&mut permit);
             }
-            if let Some(mut permit) = self.alive(permit, deadline) {
+            let ready = match (self.alive(permit, deadline), self.spec.on_checkout) {
+                (Some(permit), Some(hook)) => self.greeted(permit, hook)?,
+                (alive, _) => alive,
+            };
+            if let Some(mut permit) = ready {
                 live(&mut permit).lent = permit.since();
                 return Ok(Lease::new(permit, self));
             }

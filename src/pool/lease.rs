@@ -47,6 +47,8 @@ impl<C: SessionConnection> Lease<C> {
     pub(crate) fn schema_changed(&mut self) {
         let schema = self.pool.schema_changed();
         let live = self.live();
+        // Migrations are anybody's SQL.
+        live.marked = true;
         if live.unused {
             live.schema = schema;
         }
@@ -69,6 +71,8 @@ impl<C: SessionConnection> Drop for Lease<C> {
         }
         if self.pool.control.must_close(live) || self.pool.is_needed_elsewhere() {
             self.pool.dismiss(permit);
+        } else if live.may_have_leftovers() || self.pool.tidies_all {
+            self.pool.tidy(permit);
         } else {
             drop(permit);
             self.pool.serve_others();

@@ -41,6 +41,9 @@ pub(crate) struct ConnectFailure {
 pub(crate) struct Live<C> {
     pub(crate) conn: C,
     pub(crate) witness: Arc<Witness>,
+    /// Somebody had it who may have left something on it, whatever the witness has seen.
+    pub(crate) marked: bool,
+    on_close: Option<fn(&mut C)>,
     /// When it was lent last. Reading the clock once more at its return would cost a tenth of the loan.
     pub(super) lent: Instant,
     /// It has been lent since [`stays_idle`](Self::stays_idle) was asked.
@@ -69,6 +72,12 @@ impl<C> fmt::Debug for Live<C> {
 }
 
 impl<C> Live<C> {
+    /// Whether there may be something on it that the next borrower must not find.
+    #[inline]
+    pub(super) fn may_have_leftovers(&self) -> bool {
+        self.marked || self.witness.has_seen_leftovers()
+    }
+
     /// Whether it may be lent. However short its lifetime, a new one serves once: another would be no younger.
     pub(crate) fn may_be_lent(&self, control: &Control, now: Instant) -> bool {
         self.unused && self.is_current(control) || self.is_fit(control, now)
@@ -88,6 +97,17 @@ impl<C> Live<C> {
     /// Whether the schema is still that of the time when it was made.
     pub(crate) fn is_current(&self, control: &Control) -> bool {
         self.schema == control.schema.load(Ordering::Acquire)
+    }
+}
+
+impl<C> Drop for Live<C> {
+    /// Before the connection itself is dropped.
+    fn drop(&mut self) {
+        let Some(hook) = self.on_close.take() else { return };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| hook(&mut self.conn))) {
+            let message = crate::panic_message(&*panic);
+            log::warn!(target: "diesel_session::pool", "hook `on_close` panicked: {message}; the connection is closed all the same");
+        }
     }
 }
 
@@ -240,6 +260,8 @@ impl<C: SessionConnection> Manager<C> {
         Ok(Live {
             conn,
             witness,
+            marked: false,
+            on_close: spec.on_close,
             lent: now,
             was_used: false,
             expires: spec.config.max_lifetime.map(|lifetime| now + shortened(lifetime)),

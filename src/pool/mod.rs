@@ -13,6 +13,7 @@ mod errand;
 mod gate;
 #[cfg(test)]
 mod gate_tests;
+mod handover;
 mod lease;
 mod ledger;
 mod manager;
@@ -37,8 +38,9 @@ pub(crate) use lease::Lease;
 pub use ledger::{Holder, Holders};
 use manager::Control;
 pub use status::AppStatus;
-pub(crate) use witness::{Notes, Witness};
+pub(crate) use witness::{Notes, Reading, Witness};
 
+use crate::config::Reset;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::spec::Spec;
@@ -76,6 +78,8 @@ pub(crate) struct Pool<C: SessionConnection> {
     /// Where one writer at a time is all the database allows: the queue for it.
     writers: Option<Arc<Gate>>,
     ageing: AtomicBool,
+    /// Something is to be done with every connection that comes back.
+    tidies_all: bool,
 }
 
 impl<C: SessionConnection> std::fmt::Debug for Pool<C> {
@@ -104,6 +108,7 @@ impl<C: SessionConnection> Pool<C> {
         let writers = spec.target.kind.has_one_writer().then(|| writers::of(&spec.target));
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let tidies_all = spec.config.reset == Reset::Always || spec.on_checkin.is_some();
         Self {
             number,
             home,
@@ -116,6 +121,7 @@ impl<C: SessionConnection> Pool<C> {
             anchor,
             writers,
             ageing: AtomicBool::new(false),
+            tidies_all,
         }
     }
 

@@ -2,7 +2,7 @@
 //! connection was lent and which kept their errors to itself.
 
 use std::fmt::{self, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use diesel::connection::{Instrumentation, InstrumentationEvent, get_default_instrumentation};
@@ -18,11 +18,22 @@ pub(crate) struct Witness {
     kind: Kind,
     /// There is something to report.
     noted: AtomicBool,
-    /// Raw statements may come: read their text.
-    reading: AtomicBool,
+    /// Whose statements come, by their number; what may be in them is read in their text.
+    reading: AtomicU8,
+    /// A statement that was read may have left something on the connection.
+    left_something: AtomicBool,
     /// What comes is the library's own question, to which an error is an answer.
     looking_away: AtomicBool,
     notes: Mutex<Notes>,
+}
+
+/// Statements whose text is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// Those of the query builder, with parts that its types do not tell.
+    Typed = 1,
+    /// Raw ones.
+    Raw = 2,
 }
 
 /// What happened since it was last taken.
@@ -67,7 +78,8 @@ impl Witness {
         Self {
             kind,
             noted: AtomicBool::new(false),
-            reading: AtomicBool::new(false),
+            reading: AtomicU8::new(0),
+            left_something: AtomicBool::new(false),
             looking_away: AtomicBool::new(false),
             notes: Mutex::default(),
         }
@@ -84,13 +96,24 @@ impl Witness {
         std::mem::take(&mut *self.notes())
     }
 
-    /// From here on the text of statements is read for words that end a transaction.
-    pub(crate) fn read_statements(&self) {
-        self.reading.store(true, Ordering::Release);
+    /// From here on the text of statements is read, for words that end a transaction and for what outlives one.
+    pub(crate) fn read_statements(&self, whose: Reading) {
+        self.reading.store(whose as u8, Ordering::Release);
     }
 
     pub(crate) fn stop_reading(&self) {
-        self.reading.store(false, Ordering::Release);
+        self.reading.store(0, Ordering::Release);
+    }
+
+    /// Whether a statement that was read may have left something on the connection that outlives its transaction.
+    #[inline]
+    pub(crate) fn has_seen_leftovers(&self) -> bool {
+        self.left_something.load(Ordering::Acquire)
+    }
+
+    /// They are gone.
+    pub(crate) fn forget_leftovers(&self) {
+        self.left_something.store(false, Ordering::Release);
     }
 
     /// While it looks away neither it nor the program's own instrumentation is told of anything.
@@ -107,15 +130,27 @@ impl Witness {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What a reset removes need not be read, nor how it ends.
+    fn started(&self) {
+        if self.reading.load(Ordering::Acquire) == Reading::Raw as u8 && self.kind.can_reset() {
+            self.left_something.store(true, Ordering::Release);
+        }
+    }
+
     fn finished(&self, query: &dyn fmt::Display, error: Option<&DieselError>) {
         let reading = self.reading.load(Ordering::Acquire);
+        let raw = reading == Reading::Raw as u8;
+        let text = if reading > 0 { statement(query) } else { String::new() };
+        // An error too: of several statements in one text it may be the last one's.
+        if reading > 0 && self.kind.leaves_something(&text, raw) {
+            self.left_something.store(true, Ordering::Release);
+        }
         match error {
-            None if !reading && !self.has_notes() => {}
+            None if !raw && !self.has_notes() => {}
             None => {
                 let mut notes = self.notes();
                 notes.last_failed = false;
-                if reading {
-                    let text = statement(query);
+                if raw {
                     notes.began |= self.kind.begins(&text);
                     notes.may_have_ended |= self.kind.may_hide_an_end(&text);
                     if let Some(word) = self.kind.ending_word(&text) {
@@ -173,8 +208,10 @@ impl Instrumentation for Watch {
         if self.witness.looking_away.load(Ordering::Acquire) {
             return;
         }
-        if let InstrumentationEvent::FinishQuery { query, error, .. } = &event {
-            self.witness.finished(query, *error);
+        match &event {
+            InstrumentationEvent::StartQuery { .. } => self.witness.started(),
+            InstrumentationEvent::FinishQuery { query, error, .. } => self.witness.finished(query, *error),
+            _ => {}
         }
         if let Some(next) = &mut self.next {
             next.on_connection_event(event);

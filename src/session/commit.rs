@@ -35,7 +35,7 @@ impl<C: SessionConnection> Core<C> {
                 return Err(error);
             }
         };
-        match self.send(Access::Write, C::commit_level) {
+        match self.send(C::commit_level) {
             Ok(()) => {
                 self.restore();
                 self.release();
@@ -67,7 +67,7 @@ impl<C: SessionConnection> Core<C> {
         if !self.settings.resolvable {
             return Ok(Resolver::Silent("the transaction's number is not known, as its scope was not `resolvable()`"));
         }
-        let number = self.send(Access::Read, |conn| conn.fixed_text(question))?;
+        let number = self.send(|conn| conn.fixed_text(question))?;
         let Some(number) = number else { return Ok(Resolver::NothingWritten) };
         Ok(match number.parse() {
             Ok(number) => {

@@ -7,10 +7,11 @@ mod lend;
 mod retry;
 mod shared;
 mod soundness;
+mod statement;
 mod transaction;
 mod transient;
+mod watch;
 
-use std::any::type_name;
 use std::panic::Location;
 use std::rc::Rc;
 
@@ -28,7 +29,7 @@ pub(crate) use shared::Shared;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use block::Block;
-use transaction::Access;
+use statement::Statement;
 
 /// A handle to a session: statements, one transaction at a time, and what happens around it.
 ///
@@ -48,7 +49,8 @@ use transaction::Access;
 /// [`Error::Query`] with Diesel's error, [`Error::NotFound`], [`Error::ConnectionLost`], [`Error::RollbackRequired`] after the database has aborted or
 /// ended the transaction, [`Error::SessionEnded`], [`Error::SessionBusy`], [`Error::DeadlineExceeded`]; for the first
 /// statement also what can go wrong with getting a connection: [`Error::AcquireTimeout`], [`Error::Connect`],
-/// [`Error::ConnectTimeout`], [`Error::Disposed`], [`Error::WouldDeadlock`].
+/// [`Error::ConnectTimeout`], [`Error::Disposed`], [`Error::WouldDeadlock`], and [`Error::HookFailed`] of
+/// [`Database::on_checkout`](crate::Database::on_checkout).
 pub struct Session<C: SessionConnection>(pub(crate) Rc<Shared<C>>);
 
 impl<C: SessionConnection> Clone for Session<C> {
@@ -75,7 +77,7 @@ impl<C: SessionConnection> Session<C> {
     #[track_caller]
     pub fn load<'q, U>(&self, query: impl LoadQuery<'q, C, U> + AsQuery) -> Result<Vec<U>> {
         let at = Location::caller();
-        self.0.run(access_of(&query), at, |conn| query.internal_load(conn)?.collect())
+        self.0.run(Statement::of_query(&query), at, |conn| query.internal_load(conn)?.collect())
     }
 
     /// Runs a query and returns its first row, asking for no more than one. For a row by its key
@@ -91,7 +93,7 @@ impl<C: SessionConnection> Session<C> {
     {
         let at = Location::caller();
         let query = query.limit(1);
-        self.0.run(access_of(&query), at, |conn| query.get_result(conn))
+        self.0.run(Statement::of_query(&query), at, |conn| query.get_result(conn))
     }
 
     /// Runs a query that gives one row, such as a count or an `INSERT .. RETURNING`.
@@ -101,7 +103,7 @@ impl<C: SessionConnection> Session<C> {
     #[track_caller]
     pub fn get_result<'q, U>(&self, query: impl LoadQuery<'q, C, U> + AsQuery) -> Result<U> {
         let at = Location::caller();
-        self.0.run(access_of(&query), at, |conn| query.get_result(conn))
+        self.0.run(Statement::of_query(&query), at, |conn| query.get_result(conn))
     }
 
     /// Runs a statement and returns the number of rows it changed.
@@ -111,8 +113,7 @@ impl<C: SessionConnection> Session<C> {
     #[track_caller]
     pub fn execute<Q: ExecuteDsl<C> + RunQueryDsl<C>>(&self, statement: Q) -> Result<usize> {
         let at = Location::caller();
-        let access = if is_typed(type_name::<Q>()) { Access::Write } else { Access::Raw };
-        self.0.run(access, at, |conn| RunQueryDsl::execute(statement, conn))
+        self.0.run(Statement::of_command::<Q>(), at, |conn| RunQueryDsl::execute(statement, conn))
     }
 
     /// Whether a query has any row.
@@ -128,7 +129,7 @@ impl<C: SessionConnection> Session<C> {
     {
         let at = Location::caller();
         let query = diesel::select(diesel::dsl::exists(query.as_query()));
-        self.0.run(access_of(&query), at, |conn| query.get_result(conn))
+        self.0.run(Statement::of_query(&query), at, |conn| query.get_result(conn))
     }
 
     /// How many rows a query has.
@@ -142,7 +143,7 @@ impl<C: SessionConnection> Session<C> {
     {
         let at = Location::caller();
         let query = query.select(diesel::dsl::count_star());
-        self.0.run(access_of(&query), at, |conn| query.get_result(conn))
+        self.0.run(Statement::of_query(&query), at, |conn| query.get_result(conn))
     }
 
     /// Runs any Diesel code on the session's connection, inside its transaction. This is the way to use code that takes a
@@ -152,14 +153,16 @@ impl<C: SessionConnection> Session<C> {
     /// transaction, replace the connection or its instrumentation (that is [`Error::RollbackRequired`] afterwards), and it must
     /// not use this session: that is [`Error::SessionBusy`].
     ///
-    /// What it sets on the connection for longer than the transaction (`SET`, `PRAGMA`, advisory locks, temporary tables) is still
-    /// there for the next who gets the connection: undo it, or set it for the transaction only (`SET LOCAL`).
+    /// What it sets on the connection for longer than the transaction (`SET`, `PRAGMA`, advisory locks, temporary tables) stays
+    /// until the connection goes back, at commit and rollback, and does not reach the next who gets it: on PostgreSQL that costs
+    /// one more round trip, elsewhere the connection is closed where something may have been set. [`Reset`](crate::Reset) says
+    /// how, and what is not covered.
     ///
     /// # Errors
     /// See [`Session`].
     #[track_caller]
     pub fn with<T>(&self, run: impl FnOnce(&mut C) -> QueryResult<T>) -> Result<T> {
-        self.0.run(Access::Raw, Location::caller(), run)
+        self.0.run(Statement::RAW, Location::caller(), run)
     }
 
     /// The session's connection as an owned guard, for code that [`with`](Self::with) does not fit. While it lives, the
@@ -375,20 +378,4 @@ impl<C: SessionConnection> Session<C> {
         self.0.hooks.borrow_mut().after_rollback(hook);
         Ok(())
     }
-}
-
-/// What a query may do, by its type: a typed SELECT only reads, raw SQL may do anything.
-fn access_of<Q: AsQuery>(_: &Q) -> Access {
-    let query = type_name::<Q::Query>();
-    if query.starts_with("diesel::query_builder::select_statement::") {
-        Access::Read
-    } else if is_typed(query) {
-        Access::Write
-    } else {
-        Access::Raw
-    }
-}
-
-fn is_typed(query: &str) -> bool {
-    query.starts_with("diesel::query_builder::") && !query.starts_with("diesel::query_builder::sql_query::")
 }

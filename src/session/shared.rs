@@ -7,7 +7,8 @@ use std::time::Instant;
 use diesel::result::QueryResult;
 
 use super::hooks::{self, Hooks, Mark};
-use super::transaction::{Access, Core};
+use super::statement::Statement;
+use super::transaction::Core;
 use crate::app::App;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
@@ -149,10 +150,15 @@ impl<C: SessionConnection> Shared<C> {
         !self.lent.get() && self.hooks.borrow().is_empty() && core.is_ok_and(|core| core.is_at_rest())
     }
 
-    pub(super) fn run<T>(&self, access: Access, at: Place, send: impl FnOnce(&mut C) -> QueryResult<T>) -> Result<T> {
+    pub(super) fn run<T>(
+        &self,
+        statement: Statement,
+        at: Place,
+        send: impl FnOnce(&mut C) -> QueryResult<T>,
+    ) -> Result<T> {
         let mut core = self.enter(at)?;
         let _using = Using::new(&self.used_at, at);
-        core.run(access, at, send)
+        core.run(statement, at, send)
     }
 
     pub(super) fn enter(&self, at: Place) -> Result<RefMut<'_, Core<C>>> {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use diesel::QueryResult;
 
 use super::soundness::Spoiled;
+use super::statement::Statement;
 use super::transient::Transient;
 use crate::app::App;
 use crate::backend::{self, Beginning, Kind};
@@ -111,13 +112,17 @@ impl<C: SessionConnection> Core<C> {
     /// Sends one statement.
     pub(crate) fn run<T>(
         &mut self,
-        access: Access,
+        statement: Statement,
         at: Place,
         send: impl FnOnce(&mut C) -> QueryResult<T>,
     ) -> Result<T> {
+        let access = statement.access;
         self.prepare(access, at)?;
         self.sent_at = Some(at);
-        let outcome = self.send(access, send);
+        let outcome = match statement.leaves_nothing(|| self.kind()) {
+            true => self.send(send),
+            false => self.send_read(statement, send),
+        };
         self.settle(access, at, outcome.as_ref().err());
         let outcome = outcome.map_err(|error| self.explain(error, at));
         self.rest();
@@ -203,7 +208,7 @@ impl<C: SessionConnection> Core<C> {
             }
             let how = self.beginning();
             let kind = self.kind();
-            match self.send(Access::Write, |conn| kind.begin(conn, how)) {
+            match self.send(|conn| kind.begin(conn, how)) {
                 Ok(()) => {
                     self.phase = Phase::Begun(at);
                     self.transient = Transient::default();
@@ -234,7 +239,7 @@ impl<C: SessionConnection> Core<C> {
             for _ in 0..=self.levels + 1 {
                 match self.depth() {
                     Some(0) => break,
-                    Some(_) => drop(self.send(Access::Write, C::rollback_level)),
+                    Some(_) => drop(self.send(C::rollback_level)),
                     None => break,
                 }
             }
@@ -251,7 +256,7 @@ impl<C: SessionConnection> Core<C> {
     pub(crate) fn open_level(&mut self, at: Place) -> Result<()> {
         self.begin(at)?;
         self.transient.go_on();
-        match self.send(Access::Write, C::begin_level) {
+        match self.send(C::begin_level) {
             Ok(()) => {
                 self.levels += 1;
                 Ok(())
@@ -269,7 +274,7 @@ impl<C: SessionConnection> Core<C> {
             self.undo_level(at);
             return Err(error);
         }
-        match self.send(Access::Write, C::commit_level) {
+        match self.send(C::commit_level) {
             Ok(()) => {
                 self.levels -= 1;
                 self.transient.keep_level(self.levels);
@@ -291,7 +296,7 @@ impl<C: SessionConnection> Core<C> {
         }
         self.notice_panic(at);
         if !self.spoiled.as_ref().is_some_and(|spoiled| spoiled.ended) && !self.is_doomed() {
-            match self.send(Access::Write, C::rollback_level) {
+            match self.send(C::rollback_level) {
                 Ok(()) => {
                     self.spoiled = None;
                     self.transient.undo_level(self.levels - 1);
@@ -303,47 +308,24 @@ impl<C: SessionConnection> Core<C> {
         self.levels -= 1;
     }
 
-    /// Takes the connection out, for a guard that owns it.
-    pub(crate) fn lend(&mut self) -> Lease<C> {
-        let mut lease = self.lease.take().expect("prepared: there is a lease");
-        lease.live().witness.read_statements();
-        lease
-    }
-
-    /// Puts back what [`lend`](Self::lend) took.
-    pub(crate) fn take_back(&mut self, lease: Lease<C>, at: Place) {
-        self.lease = Some(lease);
-        self.live_witness(|witness| witness.stop_reading());
-        self.sent_at = Some(at);
-        self.settle(Access::Raw, at, None);
-        self.rest();
-    }
-
-    pub(super) fn send<T>(&mut self, access: Access, send: impl FnOnce(&mut C) -> QueryResult<T>) -> QueryResult<T> {
+    pub(super) fn send<T>(&mut self, send: impl FnOnce(&mut C) -> QueryResult<T>) -> QueryResult<T> {
         let live = self.lease.as_mut().expect("prepared: there is a lease").live();
-        let raw = access == Access::Raw;
-        if raw {
-            live.witness.read_statements();
-        }
         // Until it returns: code that panics leaves a connection in a state nobody knows.
         let doomed = std::mem::replace(&mut live.doomed, true);
         let outcome = send(&mut live.conn);
         live.doomed = doomed;
-        if raw {
-            live.witness.stop_reading();
-        }
         outcome
     }
 
     /// Between two statements of an autocommit session it holds nothing.
-    fn rest(&mut self) {
+    pub(super) fn rest(&mut self) {
         if !matches!(self.phase, Phase::Idle) {
             return;
         }
         if self.limit_sent.is_some() && self.lease.is_some() && !self.is_doomed() {
             let limit = self.app.spec().config.statement_timeout;
             let sql = self.kind().limit_session(limit).unwrap_or_default();
-            if self.send(Access::Write, |conn| conn.batch_execute(&sql)).is_err() {
+            if self.send(|conn| conn.batch_execute(&sql)).is_err() {
                 self.doom();
             }
         }
@@ -381,7 +363,7 @@ impl<C: SessionConnection> Core<C> {
     }
 
     fn send_restoring(&mut self, sql: &str) {
-        if !self.is_doomed() && self.send(Access::Write, |conn| conn.batch_execute(sql)).is_err() {
+        if !self.is_doomed() && self.send(|conn| conn.batch_execute(sql)).is_err() {
             self.doom();
         }
     }
@@ -426,7 +408,7 @@ impl<C: SessionConnection> Core<C> {
     }
 
     fn send_setting(&mut self, sql: &str, at: Place) -> Result<()> {
-        let outcome = self.send(Access::Write, |conn| conn.batch_execute(sql));
+        let outcome = self.send(|conn| conn.batch_execute(sql));
         self.settle(Access::Write, at, outcome.as_ref().err());
         outcome.map_err(|error| self.explain(error, at))
     }

@@ -9,6 +9,7 @@ mod support;
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 
+mod clean_hands;
 mod commit_unknown;
 mod connect;
 mod hopeless;

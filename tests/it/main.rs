@@ -9,8 +9,10 @@ mod support;
 mod fixtures;
 
 mod attacks;
+mod clean_hands;
 mod connect;
 mod dispose;
+mod pool_hooks;
 mod round_trips;
 mod schema;
 mod schema_races;

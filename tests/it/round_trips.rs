@@ -1,7 +1,7 @@
 //! How often a program waits for the server, counted by a proxy between them.
 
 use diesel::prelude::*;
-use diesel_session::{Config, Error, Scope};
+use diesel_session::{Config, Error, Reset, Scope};
 
 use crate::fixtures::{Conn, Site};
 use crate::support::proxy::Proxy;
@@ -13,23 +13,50 @@ diesel::table! {
 
 type Entry = (i32, String, String);
 
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = entries)]
+#[allow(dead_code)]
+struct Author {
+    author: String,
+}
+
 fn by_key() -> diesel::dsl::Find<entries::table, i32> {
     entries::table.find(1)
 }
 
 /// What a connection type has to tell this file: the statements are typed, so each is written out for it.
 trait Reads: Conn {
-    /// Of a `BEGIN` or `COMMIT`: Diesel's MySQL driver allows several statements before each and forbids them after it.
+    /// Of a `BEGIN`, a `COMMIT` or another batch: Diesel's MySQL driver allows several statements before each and forbids them after it.
     const OF_BEGIN: usize;
 
+    /// Of making a connection on which code of the program's own ran ready for the next borrower.
+    const OF_RESET: usize;
+
     fn read(&mut self) -> QueryResult<Option<Entry>>;
+    fn boxed_in_session() -> Result<Vec<String>, Error>;
+    fn selected_in_session() -> Result<Vec<Author>, Error>;
+    fn fragment_in_session() -> Result<i32, Error>;
     fn read_in_session() -> Result<Option<Entry>, Error>;
 }
 
 macro_rules! reads {
-    ($connection:ty, $of_begin:literal) => {
+    ($connection:ty, $of_begin:literal, $of_reset:literal) => {
         impl Reads for $connection {
             const OF_BEGIN: usize = $of_begin;
+            const OF_RESET: usize = $of_reset;
+
+            fn boxed_in_session() -> Result<Vec<String>, Error> {
+                let boxed = entries::table.select(entries::author).into_boxed();
+                Self::db().session()?.load(boxed.filter(entries::id.eq(1)))
+            }
+
+            fn selected_in_session() -> Result<Vec<Author>, Error> {
+                Self::db().session()?.load(entries::table.find(1).select(Author::as_select()))
+            }
+
+            fn fragment_in_session() -> Result<i32, Error> {
+                Self::db().session()?.get_result(diesel::select(diesel::dsl::sql::<diesel::sql_types::Integer>("1")))
+            }
 
             fn read(&mut self) -> QueryResult<Option<Entry>> {
                 by_key().get_result(self).optional()
@@ -43,8 +70,8 @@ macro_rules! reads {
     };
 }
 
-reads!(PgConnection, 1);
-reads!(MysqlConnection, 3);
+reads!(PgConnection, 1, 1);
+reads!(MysqlConnection, 3, 0);
 
 fn counted<C: Reads>(site: &Site) {
     let proxy = Proxy::to(("127.0.0.1", site.port()));
@@ -74,6 +101,17 @@ fn counted<C: Reads>(site: &Site) {
     };
     let ends = 2 * C::OF_BEGIN;
     let number = usize::from(matches!(site, Site::Postgres(_)));
+    let raw = || C::db().session()?.with(|conn| conn.batch_execute("SELECT 1"));
+    let run = |body: fn() -> Result<(), Error>| scope().commit_on_ok().run(body).unwrap();
+    let (boxed, selected): (fn() -> _, fn() -> _) =
+        (|| C::boxed_in_session().map(drop), || C::selected_in_session().map(drop));
+    let fragment = || C::fragment_in_session().map(drop);
+    scope().commit_on_ok().run(raw).unwrap();
+    let never = C::app(Config::new(&url).reset(Reset::Never));
+    never.scope().commit_on_ok().run(raw).unwrap();
+    [boxed, selected, fragment].into_iter().for_each(run);
+    // Diesel's MySQL driver prepares a fragment each time.
+    let unreset = round_trips(&mut || never.scope().commit_on_ok().run(fragment).unwrap());
     let seen = [
         ("an empty context", 0, round_trips(&mut || app.context(|| ()))),
         ("a session at rest", 0, round_trips(&mut || app.context(|| drop(C::db().session().unwrap())))),
@@ -105,6 +143,23 @@ fn counted<C: Reads>(site: &Site) {
                 scope().commit_on_ok().run(|| C::read_in_session().and_then(|_| C::read_in_session())).unwrap();
             }),
         ),
+        ("a boxed query", 1 + ends, round_trips(&mut || run(boxed))),
+        ("a struct's own columns", 1 + ends, round_trips(&mut || run(selected))),
+        ("raw SQL", C::OF_BEGIN + ends + C::OF_RESET, round_trips(&mut || scope().commit_on_ok().run(raw).unwrap())),
+        ("a fragment", unreset + C::OF_RESET, round_trips(&mut || run(fragment))),
+        (
+            "a connection lent for nothing",
+            0,
+            round_trips(&mut || scope().autocommit().run(|| C::db().session()?.with(|_| Ok(()))).unwrap()),
+        ),
+        ("raw SQL, autocommit", C::OF_BEGIN + C::OF_RESET, round_trips(&mut || scope().autocommit().run(raw).unwrap())),
+        (
+            "raw SQL, never reset",
+            C::OF_BEGIN + ends,
+            round_trips(&mut || never.scope().commit_on_ok().run(raw).unwrap()),
+        ),
+        // What Diesel has prepared is still prepared.
+        ("a transaction after a reset", 1 + ends, round_trips(&mut || drop(read(scope())))),
     ];
     for (what, wanted, seen) in seen {
         assert_eq!(seen, wanted, "{what}");

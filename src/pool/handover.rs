@@ -1,0 +1,154 @@
+//! What a connection goes through between two borrowers: what the first left is removed, and the program's hooks run.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use diesel::QueryResult;
+
+use super::gate::Permit;
+use super::lease::{discard, live};
+use super::manager::Live;
+use super::witness::{Reading, Watch};
+use super::{Pool, Stored};
+use crate::backend::{self, Kind};
+use crate::config::Reset;
+use crate::connection::SessionConnection;
+use crate::error::{Error, Result};
+use crate::spec::Spec;
+
+impl<C: SessionConnection> Pool<C> {
+    /// Takes back a connection that may stay: cleans it where that is due, tells the program, and closes it where either fails.
+    /// Whoever returns it waits for that, so that a lock of the session is gone when `commit` has returned.
+    pub(super) fn tidy(&self, mut permit: Permit<Stored<C>>) {
+        let (config, kind) = (&self.spec.config, self.spec.target.kind);
+        let due = match config.reset {
+            Reset::WhenLent => live(&mut permit).may_have_leftovers(),
+            Reset::Always => true,
+            Reset::Never => false,
+        };
+        if due && !kind.can_reset() {
+            self.dismiss(permit);
+            return;
+        }
+        let left = if due || self.spec.on_checkin.is_some() { self.make_ready(permit, due) } else { Some(permit) };
+        let closed = left.as_ref().is_none_or(|permit| permit.item.is_none());
+        drop(left);
+        if closed {
+            self.leave_if_empty();
+        }
+        self.serve_others();
+    }
+
+    fn make_ready(&self, mut permit: Permit<Stored<C>>, reset: bool) -> Option<Permit<Stored<C>>> {
+        let spec = Arc::clone(&self.spec);
+        let call = move |live: &mut Live<C>| {
+            let outcome = if reset { live.reset(&spec) } else { Ok(()) };
+            let outcome = outcome.and_then(|()| match spec.on_checkin {
+                Some(hook) => live.run_hook(hook, spec.target.kind).map_err(|failure| ("hook `on_checkin`", failure)),
+                None => Ok(()),
+            });
+            match outcome {
+                Ok(()) => true,
+                Err((what, Failure { message, .. })) => {
+                    let (app, message) = (&spec.app, spec.target.scrub(&message));
+                    log::warn!(target: "diesel_session::pool", "app `{app}`: {what} failed on a connection that came back, so it is closed: {message}");
+                    false
+                }
+            }
+        };
+        if self.spec.target.kind.can_go_stale() {
+            let patience = self.spec.config.connect_timeout;
+            // Where all helpers hang, another who waits for one would wait in vain.
+            let patience = if self.server.is_stuck(patience) { Duration::ZERO } else { patience };
+            return self.errand(permit, patience, "could not be cleaned for the next borrower", call);
+        }
+        if !call(live(&mut permit)) {
+            discard(&mut permit);
+        }
+        Some(permit)
+    }
+
+    /// The permit, after the program was told that its connection is about to be lent. `None` where that has been lost
+    /// while it was idle: then another is tried.
+    pub(super) fn greeted(
+        &self,
+        mut permit: Permit<Stored<C>>,
+        hook: fn(&mut C) -> QueryResult<()>,
+    ) -> Result<Option<Permit<Stored<C>>>> {
+        let live = live(&mut permit);
+        let was_idle = !live.unused;
+        let Err(Failure { message, lost }) = live.run_hook(hook, self.spec.target.kind) else {
+            return Ok(Some(permit));
+        };
+        self.dismiss(permit);
+        if lost {
+            self.server.presence().doubt();
+        }
+        if lost && was_idle {
+            return Ok(None);
+        }
+        Err(Error::HookFailed { hook: "on_checkout", committed: false, message: self.spec.target.scrub(&message) })
+    }
+}
+
+/// Why a connection is not in order.
+struct Failure {
+    message: String,
+    lost: bool,
+}
+
+impl From<diesel::result::Error> for Failure {
+    fn from(error: diesel::result::Error) -> Self {
+        Self { message: error.to_string(), lost: backend::is_connection_lost(&error) }
+    }
+}
+
+impl<C: SessionConnection> Live<C> {
+    /// Makes it what it was when it was new, except for Diesel's prepared statements. A failure comes with what failed.
+    fn reset(&mut self, spec: &Spec<C>) -> Result<(), (&'static str, Failure)> {
+        let batch = spec.target.kind.reset(&spec.config);
+        self.conn.batch_execute(&batch).map_err(|error| ("the reset", error.into()))?;
+        for sql in &spec.config.on_connect {
+            self.conn.batch_execute(sql).map_err(|error| ("`Config::on_connect`, after the reset,", error.into()))?;
+        }
+        if let Some(prepare) = spec.on_connect {
+            let prepared = self.run_hook(prepare, spec.target.kind);
+            prepared.map_err(|failure| ("`Database::on_connect`, after the reset,", failure))?;
+        }
+        self.witness.take();
+        self.witness.forget_leftovers();
+        self.marked = false;
+        Ok(())
+    }
+
+    /// Runs a hook of the program; what it sends is nobody else's business. It leaves neither a transaction nor another
+    /// instrumentation.
+    fn run_hook(&mut self, hook: fn(&mut C) -> QueryResult<()>, kind: Kind) -> Result<(), Failure> {
+        let failure = |message: &str| Failure { message: message.into(), lost: false };
+        let seen_before = self.witness.has_seen_leftovers();
+        self.witness.read_statements(Reading::Raw);
+        let outcome = catch_unwind(AssertUnwindSafe(|| hook(&mut self.conn)));
+        self.witness.stop_reading();
+        let notes = self.witness.take();
+        if !seen_before {
+            self.witness.forget_leftovers();
+        }
+        match outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(error.into()),
+            Err(panic) => return Err(failure(&format!("it panicked: {}", crate::panic_message(&*panic)))),
+        }
+        if !self.witness.watches(self.conn.instrumentation()) {
+            self.conn.set_instrumentation(Watch::new(Arc::clone(&self.witness)));
+        }
+        // Of a raw `BEGIN` Diesel knows nothing.
+        let began = notes.began
+            && (notes.ended_by.is_none() || kind != Kind::Postgres && kind.is_in_transaction(&mut self.conn, false));
+        if began || self.conn.depth() != Some(0) {
+            return Err(failure("it left a transaction open"));
+        }
+        self.witness.take();
+        Ok(())
+    }
+}

@@ -1,0 +1,351 @@
+//! What a statement may do and may leave behind, by its type.
+//!
+//! A type's name tells which parts of Diesel a query is made of, and which are not Diesel's. It is read once a thread and then
+//! found by its address; so is, where only the text tells, what it told.
+
+use std::any::type_name;
+use std::cell::Cell;
+
+use diesel::query_builder::AsQuery;
+
+use super::transaction::Access;
+use crate::backend::Kind;
+
+/// What is known of a statement before it is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Statement {
+    pub(crate) access: Access,
+    pub(crate) traces: Traces,
+    /// A bit for each kind of database for which the text of a `Selected` has told that it leaves nothing.
+    cleared: u8,
+    name: &'static str,
+}
+
+/// What a statement may leave on the connection that outlives its transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Traces {
+    /// Nothing: it is made of Diesel's own parts, of columns and of values.
+    None,
+    /// Its type does not tell, its text does, which is the same each time: columns or expressions of a struct.
+    Selected,
+    /// Its type does not tell, its text does.
+    Unknown,
+    /// Something: there is SQL of the program's own in it.
+    Some,
+}
+
+impl Statement {
+    /// Whatever code the connection is lent to sends.
+    pub(crate) const RAW: Self = Self { access: Access::Raw, traces: Traces::Some, cleared: 0, name: "" };
+
+    /// Whether the connection is afterwards as it was.
+    #[inline]
+    pub(crate) fn leaves_nothing(&self, kind: impl FnOnce() -> Kind) -> bool {
+        self.traces == Traces::None || self.traces < Traces::Some && self.was_cleared(kind())
+    }
+
+    /// Its text, which is the same each time, has told that it leaves nothing on this kind of database.
+    pub(crate) fn clear(mut self, kind: Kind) {
+        if self.traces == Traces::Selected {
+            self.cleared |= bit(kind);
+            // A thread that ends remembers nothing.
+            let _ = MEMORY.try_with(|memory| memory[place(self.name)].set(self));
+        }
+    }
+
+    /// On SQLite there is nothing that a function could leave.
+    fn was_cleared(&self, kind: Kind) -> bool {
+        kind == Kind::Sqlite || self.cleared & bit(kind) != 0
+    }
+
+    /// A query: a typed SELECT only reads, raw SQL may do anything.
+    #[inline]
+    pub(super) fn of_query<Q: AsQuery>(_: &Q) -> Self {
+        known(type_name::<Q::Query>())
+    }
+
+    /// A statement that is no SELECT.
+    #[inline]
+    pub(super) fn of_command<Q>() -> Self {
+        let known = known(type_name::<Q>());
+        Self { access: if known.access == Access::Raw { Access::Raw } else { Access::Write }, ..known }
+    }
+}
+
+/// As many types as a thread remembers; a power of two.
+const REMEMBERED: usize = 128;
+
+thread_local! {
+    static MEMORY: [Cell<Statement>; REMEMBERED] = const { [const { Cell::new(Statement::RAW) }; REMEMBERED] };
+}
+
+fn place(name: &str) -> usize {
+    let address = name.as_ptr() as usize;
+    (address ^ (address >> 7)).wrapping_add(name.len()) % REMEMBERED
+}
+
+#[inline]
+fn known(name: &'static str) -> Statement {
+    let look_up = |memory: &[Cell<Statement>; REMEMBERED]| {
+        let place = &memory[place(name)];
+        let remembered = place.get();
+        // Names are not moved while the program runs, but one may begin where another does.
+        if remembered.name.as_ptr() == name.as_ptr() && remembered.name.len() == name.len() {
+            return remembered;
+        }
+        let statement = read(name);
+        place.set(statement);
+        statement
+    };
+    MEMORY.try_with(look_up).unwrap_or_else(|_| read(name))
+}
+
+fn bit(kind: Kind) -> u8 {
+    1 << kind as u8
+}
+
+#[cold]
+fn read(name: &'static str) -> Statement {
+    let typed = name.starts_with("diesel::query_builder::") && !name.starts_with("diesel::query_builder::sql_query::");
+    let access = match typed {
+        true if name.starts_with("diesel::query_builder::select_statement::") => Access::Read,
+        true => Access::Write,
+        false => Access::Raw,
+    };
+    Statement { access, traces: if typed { traces(name) } else { Traces::Some }, cleared: 0, name }
+}
+
+/// The path of a type is one word here, `{` of closures included.
+fn is_path(c: char) -> bool {
+    c.is_alphanumeric() || matches!(c, '_' | ':' | '{' | '}' | '#')
+}
+
+/// Functions and operators that a program defines are types of its own, as are its tables and columns, which have names that
+/// tell. Everything else that is not Diesel's counts as SQL, except inside of types that hold no SQL.
+fn traces(name: &str) -> Traces {
+    let mut worst = Traces::None;
+    let mut rest = name;
+    while let Some(start) = rest.find(is_path) {
+        rest = &rest[start..];
+        let path;
+        (path, rest) = rest.split_at(rest.find(|c| !is_path(c)).unwrap_or(rest.len()));
+        if HOLD_NO_SQL.contains(&path) {
+            rest = after_arguments(rest);
+        } else if path == SELECTABLE {
+            // The columns of a struct, or whatever expression it has been given for one.
+            worst = worst.max(Traces::Selected);
+            rest = after_arguments(rest);
+        } else {
+            worst = worst.max(traces_of(path));
+        }
+    }
+    worst
+}
+
+/// Values and their types, and names of aliases.
+const HOLD_NO_SQL: [&str; 4] = [
+    "diesel::expression::array_comparison::Many",
+    "diesel::expression::bound::Bound",
+    "diesel::query_source::aliasing::alias::Alias",
+    "diesel::query_source::aliasing::aliased_field::AliasedField",
+];
+
+const SELECTABLE: &str = "diesel::expression::select_by::SelectBy";
+
+fn traces_of(path: &str) -> Traces {
+    match path.split_once("::") {
+        Some(("diesel", _)) if path.contains("::sql_literal::") || path.contains("::sql_query::") => Traces::Some,
+        Some(("diesel", _)) if path.contains("Boxed") => Traces::Unknown,
+        None if path == "dyn" => Traces::Unknown,
+        Some(("diesel" | "core" | "alloc" | "std", _)) | None => Traces::None,
+        Some(_) if path.ends_with("::table") => Traces::None,
+        Some((_, inner)) => match inner.rsplit_once("::") {
+            Some((module, _)) if module == "columns" || module.ends_with("::columns") => Traces::None,
+            _ => Traces::Some,
+        },
+    }
+}
+
+/// What follows the `<..>` that `text` starts with.
+fn after_arguments(text: &str) -> &str {
+    if !text.starts_with('<') {
+        return text;
+    }
+    let mut depth = 0_usize;
+    let mut before = ' ';
+    for (at, c) in text.char_indices() {
+        match c {
+            '<' => depth += 1,
+            // Not of the arrow in the type of a function.
+            '>' if before != '-' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return &text[at + c.len_utf8()..];
+        }
+        before = c;
+    }
+    ""
+}
+
+#[cfg(all(test, feature = "sqlite"))]
+mod tests {
+    // Of the macros' makings not everything is used.
+    #![allow(unreachable_pub, dead_code)]
+
+    use diesel::dsl::{count_star, exists, not, now, sql};
+    use diesel::prelude::*;
+    use diesel::sql_types::{Bool, Integer, Text};
+    use diesel::sqlite::Sqlite;
+
+    use super::*;
+
+    diesel::table! {
+        users (id) { id -> Integer, name -> Text, age -> Nullable<Integer>, }
+    }
+    diesel::table! {
+        posts (id) { id -> Integer, user_id -> Integer, title -> Text, }
+    }
+    diesel::joinable!(posts -> users (user_id));
+    diesel::allow_tables_to_appear_in_same_query!(posts, users);
+
+    #[derive(Queryable, Selectable, Insertable, AsChangeset, Identifiable)]
+    #[diesel(table_name = users)]
+    struct User {
+        id: i32,
+        name: String,
+    }
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, diesel::expression::AsExpression)]
+    #[diesel(sql_type = Integer)]
+    struct UserId(i32);
+
+    impl diesel::serialize::ToSql<Integer, Sqlite> for UserId {
+        fn to_sql<'b>(&'b self, out: &mut diesel::serialize::Output<'b, '_, Sqlite>) -> diesel::serialize::Result {
+            out.set_value(self.0);
+            Ok(diesel::serialize::IsNull::No)
+        }
+    }
+
+    #[diesel::declare_sql_function]
+    extern "SQL" {
+        fn declared(number: Integer) -> Integer;
+        fn without_arguments() -> Integer;
+    }
+    diesel::define_sql_function!(fn defined(number: Integer) -> Integer);
+    diesel::infix_operator!(Matches, " @@ ", backend: Sqlite);
+
+    #[track_caller]
+    fn query<Q: AsQuery>(query: Q, access: Access, traces: Traces) {
+        for _ in 0..2 {
+            let known = Statement::of_query(&query);
+            assert_eq!((known.access, known.traces), (access, traces), "{}", type_name::<Q::Query>());
+        }
+    }
+
+    #[track_caller]
+    fn command<Q>(_: Q, access: Access, traces: Traces) {
+        let known = Statement::of_command::<Q>();
+        assert_eq!((known.access, known.traces), (access, traces), "{}", type_name::<Q>());
+    }
+
+    #[test]
+    fn typed_statements_leave_nothing() {
+        let read = Access::Read;
+        query(users::table, read, Traces::None);
+        query(users::table.find(1).select((users::id, users::name)).limit(3), read, Traces::None);
+        query(users::table.filter(users::id.eq_any([1, 2])).order(users::name.desc()), read, Traces::None);
+        query(users::table.filter(users::id.eq(UserId(7))), read, Traces::None);
+        query(users::table.filter(users::id.eq_any(vec![UserId(7), UserId(8)])), read, Traces::None);
+        query(users::table.filter(users::age.is_null().and(not(users::name.like("A%")))), read, Traces::None);
+        query(posts::table.inner_join(users::table).select((posts::title, users::name)), read, Traces::None);
+        query(posts::table.left_join(users::table).select(users::name.nullable()), read, Traces::None);
+        query(diesel::select(exists(users::table.filter(users::id.eq(1)))), read, Traces::None);
+        query(users::table.select(count_star()), read, Traces::None);
+        query(
+            users::table.group_by(users::name).select((users::name, diesel::dsl::max(users::age))),
+            read,
+            Traces::None,
+        );
+        query(diesel::select(now), read, Traces::None);
+        let other = diesel::alias!(users as other);
+        query(other.filter(other.field(users::id).eq(1)).select(other.field(users::name)), read, Traces::None);
+        let write = Access::Write;
+        let user = User { id: 1, name: "Ada".into() };
+        command(diesel::insert_into(users::table).values(&user), write, Traces::None);
+        command(diesel::insert_into(users::table).values(vec![users::name.eq("Ada")]), write, Traces::None);
+        command(
+            diesel::insert_into(users::table).values((users::id.eq(UserId(1)), users::name.eq("a"))),
+            write,
+            Traces::None,
+        );
+        command(diesel::update(users::table.find(1)).set(&user), write, Traces::None);
+        command(diesel::update(&user).set(users::age.eq(users::age + 1)), write, Traces::None);
+        command(diesel::delete(users::table.filter(users::id.gt(1))), write, Traces::None);
+        query(diesel::insert_into(users::table).values(&user).returning(users::id), write, Traces::None);
+        command(diesel::insert_or_ignore_into(users::table).values(&user), write, Traces::None);
+        command(
+            diesel::insert_into(users::table)
+                .values(&user)
+                .on_conflict(users::id)
+                .do_update()
+                .set(users::name.eq("Bob")),
+            write,
+            Traces::None,
+        );
+    }
+
+    #[test]
+    fn sql_of_the_programs_own_may_leave_something() {
+        let read = Access::Read;
+        query(diesel::select(sql::<Integer>("1")), read, Traces::Some);
+        query(users::table.filter(sql::<Bool>("1 = ").bind::<Integer, _>(1)), read, Traces::Some);
+        query(users::table.select(declared(users::id)), read, Traces::Some);
+        query(diesel::select(defined(1)), read, Traces::Some);
+        query(diesel::select(without_arguments()), read, Traces::Some);
+        query(users::table.filter(users::id.eq(defined(users::id))), read, Traces::Some);
+        query(users::table.filter(Matches::new(users::name, users::name)).select(users::id), read, Traces::Some);
+        query(users::table.order(defined(users::id)), read, Traces::Some);
+        command(diesel::update(users::table).set(users::id.eq(defined(users::id))), Access::Write, Traces::Some);
+        command(
+            diesel::insert_into(users::table).values(users::id.eq(sql::<Integer>("1"))),
+            Access::Write,
+            Traces::Some,
+        );
+        command(diesel::delete(users::table.filter(users::id.eq(defined(1)))), Access::Write, Traces::Some);
+        query(diesel::sql_query("SELECT 1"), Access::Raw, Traces::Some);
+        command(diesel::sql_query("SELECT 1").bind::<Text, _>("a"), Access::Raw, Traces::Some);
+    }
+
+    #[test]
+    fn where_the_type_does_not_tell_the_text_is_read() {
+        let read = Access::Read;
+        query(users::table.into_boxed::<Sqlite>(), read, Traces::Unknown);
+        query(users::table.select(<User as SelectableHelper<Sqlite>>::as_select()), read, Traces::Selected);
+        let condition: Box<dyn BoxableExpression<users::table, Sqlite, SqlType = Bool>> = Box::new(users::id.eq(1));
+        query(users::table.filter(condition), read, Traces::Unknown);
+        query(
+            users::table.select(<User as SelectableHelper<Sqlite>>::as_select()).filter(users::id.eq(defined(1))),
+            read,
+            Traces::Some,
+        );
+        command(diesel::delete(users::table).into_boxed::<Sqlite>(), Access::Write, Traces::Unknown);
+        command(
+            diesel::update(users::table).set(users::id.eq(1)).into_boxed::<Sqlite>(),
+            Access::Write,
+            Traces::Unknown,
+        );
+    }
+
+    #[test]
+    fn what_the_text_has_told_once_is_remembered_for_that_kind() {
+        let query = users::table.select(<User as SelectableHelper<Sqlite>>::as_select());
+        let leaves_nothing = |kind| Statement::of_query(&query).leaves_nothing(|| kind);
+        assert!(!leaves_nothing(Kind::Postgres) && !leaves_nothing(Kind::Mysql) && leaves_nothing(Kind::Sqlite));
+        Statement::of_query(&query).clear(Kind::Postgres);
+        assert!(leaves_nothing(Kind::Postgres) && !leaves_nothing(Kind::Mysql));
+        let boxed = users::table.into_boxed::<Sqlite>();
+        Statement::of_query(&boxed).clear(Kind::Postgres);
+        assert!(!Statement::of_query(&boxed).leaves_nothing(|| Kind::Postgres));
+    }
+}
