@@ -25,7 +25,7 @@ pub use crate::context::{CommitIf, CommitNothing, CommitOnOk, Policy, Scope};
 pub use crate::database::{Database, PerBackend};
 pub use crate::dispose::DisposeReport;
 pub use crate::error::{ConnectErrorKind, Error, Place, Result, ResultExt};
-pub use crate::pool::{AppStatus, Holder, Holders};
+pub use crate::pool::{AppStatus, Blocker, Blockers, Holder, Holders};
 pub use crate::schema::{MigrationFailure, MigrationStatus};
 pub use crate::session::{HookOutcome, LentConnection, Session};
 pub use crate::settings::Isolation;

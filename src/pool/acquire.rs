@@ -79,7 +79,7 @@ impl<C: SessionConnection> Pool<C> {
         loop {
             self.fill(permit);
             match permit.item.as_deref().map(|stored| &**stored) {
-                Some(Slot::Live(live)) if !live.is_fit(&self.control, now) => discard(permit),
+                Some(Slot::Live(live)) if !live.is_fit(now) => discard(permit),
                 _ => return,
             }
         }
@@ -92,9 +92,17 @@ impl<C: SessionConnection> Pool<C> {
             let Some(stored) = self.control.orders.unless_waited_for(|| self.storage.try_get()) else { return };
             // What is not live came for a caller who has left, and goes.
             if matches!(*stored, Slot::Live(_)) {
-                permit.item = Some(Box::new(stored));
+                self.hand_over(permit, Box::new(stored));
             }
         }
+    }
+
+    /// Gives the permit a live connection that comes from elsewhere than the gate.
+    pub(super) fn hand_over(&self, permit: &mut Permit<Stored<C>>, stored: Stored<C>) {
+        permit.item = Some(stored);
+        let session = live(permit).session;
+        permit.label(session);
+        self.watch();
     }
 
     /// The permit, if its connection has been lent just now or gives a sign of life. It is asked on a helper thread: one that

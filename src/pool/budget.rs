@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use scheduled_thread_pool::ScheduledThreadPool;
 
-use super::ledger::Holders;
+use super::ledger::{Holder, Holders};
 use super::resident::{Home, give_up};
 
 /// A pool, as those see it that share a budget with it.
@@ -37,6 +37,9 @@ pub(super) trait Resident: Send + Sync {
 
     /// Who has its connections.
     fn holders(&self) -> Holders;
+
+    /// The server's numbers of its connections, with who has them.
+    fn sessions(&self) -> Vec<(u64, Option<Holder>)>;
 
     /// Whether one of its connections is idle, or will be without the doing of those who hold the others.
     fn is_stirring(&self) -> bool;

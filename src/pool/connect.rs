@@ -195,10 +195,8 @@ impl<C: SessionConnection> Pool<C> {
             };
             match &mut **stored {
                 // However short its lifetime, a new one serves once: another would be no younger.
-                Slot::Live(live)
-                    if live.unused && live.is_current(&self.control) || live.is_fit(&self.control, Instant::now()) =>
-                {
-                    permit.item = Some(stored);
+                Slot::Live(live) if live.unused && live.schema.is_current() || live.is_fit(Instant::now()) => {
+                    self.hand_over(permit, stored);
                     return Ok(Tried::Connected);
                 }
                 slot @ (Slot::Live(_) | Slot::Surplus) => {

@@ -16,12 +16,19 @@ pub struct Holder {
     pub(crate) in_transaction: bool,
     /// A helper thread has it, or will have it, for the thread that is named.
     pub(crate) lent: bool,
+    /// It waits for a connect.
+    pub(crate) seeking: bool,
+    /// It was told that it holds a connection for too long.
+    pub(crate) overdue: bool,
+    /// The server's number of the connection; the gate fills it in.
+    pub(crate) session: Option<u64>,
 }
 
 impl Holder {
     #[inline]
     pub(crate) fn new(app: std::sync::Arc<str>, place: Place, since: Instant, in_transaction: bool) -> Self {
-        Self { app, place, thread: std::thread::current(), since, in_transaction, lent: false }
+        let thread = std::thread::current();
+        Self { app, place, thread, since, in_transaction, lent: false, seeking: false, overdue: false, session: None }
     }
 
     pub(crate) fn is_on(&self, thread: ThreadId) -> bool {
@@ -53,6 +60,12 @@ impl Holder {
         self.since.elapsed()
     }
 
+    /// The database server's number of the connection: PostgreSQL's backend process, the connection id of MySQL and MariaDB.
+    /// `None` where it has none, as with SQLite, where the server has not told it, or while it is being made.
+    pub fn session(&self) -> Option<u64> {
+        self.session
+    }
+
     /// Whether it was taken for a transaction.
     pub fn in_transaction(&self) -> bool {
         self.in_transaction
@@ -70,7 +83,16 @@ impl fmt::Display for Holder {
             self.thread.id(),
             self.held_for()
         )?;
-        if self.in_transaction { f.write_str(", in a transaction") } else { Ok(()) }
+        if self.in_transaction {
+            f.write_str(", in a transaction")?;
+        }
+        if self.seeking {
+            f.write_str(", waiting for a connect")?;
+        }
+        match self.session {
+            Some(session) => write!(f, ", server session {session}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Pool;
 use super::budget::{Budget, Resident};
-use super::ledger::Holders;
+use super::ledger::{Holder, Holders};
 use crate::connection::SessionConnection;
 
 /// How long an idle connection has for the answer to a question about its server.
@@ -133,6 +133,10 @@ impl<C: SessionConnection> Resident for Pool<C> {
 
     fn holders(&self) -> Holders {
         self.gate.holders()
+    }
+
+    fn sessions(&self) -> Vec<(u64, Option<Holder>)> {
+        self.gate.labels()
     }
 
     fn is_stirring(&self) -> bool {

@@ -10,6 +10,7 @@ mod support;
 mod fixtures;
 
 mod connect;
+mod leak;
 mod lost;
 mod pool;
 mod room;
@@ -17,3 +18,4 @@ mod seed;
 mod seed_story;
 mod sqlite;
 mod stress;
+mod turn;

@@ -9,8 +9,10 @@ mod support;
 mod fixtures;
 
 mod attacks;
+mod blockers;
 mod connect;
 mod dispose;
+mod generation;
 mod round_trips;
 mod schema;
 mod schema_races;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::Gate;
+use super::{Gate, State};
 
 /// The right to one of so many; given back by drop.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(crate) struct Permit<T = ()> {
 
 /// A holder that waits for an item from elsewhere, as long as this lives.
 #[derive(Debug)]
-pub(crate) struct Seeker<T>(Arc<Gate<T>>);
+pub(crate) struct Seeker<T>(Arc<Gate<T>>, usize);
 
 impl<T> Permit<T> {
     /// From here on what others leave is not kept but dropped, and finds its way to the seeker from there. `None` where
@@ -26,12 +26,15 @@ impl<T> Permit<T> {
     pub(crate) fn seek(&mut self) -> Option<Seeker<T>> {
         let mut state = self.gate.lock();
         if let Some((seat, item)) = state.warm.pop() {
-            state.cold.push(seat);
+            state.empty(seat, self.seat);
             self.item = Some(item);
             return None;
         }
+        if let Some(holder) = &mut state.seats[self.seat] {
+            holder.seeking = true;
+        }
         self.gate.seekers.fetch_add(1, Ordering::AcqRel);
-        Some(Seeker(Arc::clone(&self.gate)))
+        Some(Seeker(Arc::clone(&self.gate), self.seat))
     }
 
     /// Takes what was left on another free seat, where nothing is left on this one.
@@ -41,9 +44,14 @@ impl<T> Permit<T> {
         }
         let mut state = self.gate.lock();
         if let Some((seat, item)) = state.warm.pop() {
-            state.cold.push(seat);
+            state.empty(seat, self.seat);
             self.item = Some(item);
         }
+    }
+
+    /// What its item is called; an item from elsewhere has no name yet, and what was taken away has none any more.
+    pub(crate) fn label(&self, label: Option<u64>) {
+        self.gate.lock().labels[self.seat] = label;
     }
 
     /// When it was given.
@@ -67,8 +75,20 @@ impl<T> Permit<T> {
     }
 }
 
+impl<T> State<T> {
+    /// The item of a free seat goes to another seat.
+    fn empty(&mut self, seat: usize, to: usize) {
+        self.cold.push(seat);
+        self.labels[to] = self.labels[seat].take();
+    }
+}
+
 impl<T> Drop for Seeker<T> {
     fn drop(&mut self) {
+        let mut state = self.0.lock();
+        if let Some(holder) = &mut state.seats[self.1] {
+            holder.seeking = false;
+        }
         self.0.seekers.fetch_sub(1, Ordering::AcqRel);
     }
 }
