@@ -17,6 +17,7 @@ use crate::url;
 /// | [`max_lifetime`](Self::max_lifetime) | 30 min | a connection is closed after that, less up to a tenth |
 /// | [`statement_timeout`](Self::statement_timeout) | none | the server ends a longer statement |
 /// | [`lock_timeout`](Self::lock_timeout) | none; 5 s for SQLite and for `create_all`, `drop_all` | longest wait for another session's lock |
+/// | [`leak_threshold`](Self::leak_threshold) | 30 s | a connection that is held longer is logged |
 /// | [`application_name`](Self::application_name) | `diesel-session/` and the application's id | what PostgreSQL shows in `pg_stat_activity` |
 /// | [`reset`](Self::reset) | [`Reset::WhenLent`] | which connections are cleaned before the next borrower gets them |
 /// | [`wal`](Self::wal) | on | SQLite files use write-ahead logging |
@@ -41,6 +42,7 @@ pub struct Config {
     pub(crate) max_lifetime: Option<Duration>,
     pub(crate) statement_timeout: Option<Duration>,
     pub(crate) lock_timeout: Option<Duration>,
+    pub(crate) leak_threshold: Option<Duration>,
     pub(crate) application_name: Option<String>,
     pub(crate) on_connect: Vec<String>,
     pub(crate) reset: Reset,
@@ -103,6 +105,7 @@ impl Config {
             max_lifetime: Some(Duration::from_secs(30 * 60)),
             statement_timeout: None,
             lock_timeout: None,
+            leak_threshold: Some(Duration::from_secs(30)),
             application_name: None,
             on_connect: Vec::new(),
             reset: Reset::WhenLent,
@@ -171,6 +174,14 @@ impl Config {
         self
     }
 
+    /// A connection that is held for longer is logged, once, as a warning: the application, the first statement that took it
+    /// (`file:line`), the thread, for how long, and whether it was taken for a transaction. When it comes back, that is logged
+    /// too, for information. Both lines have the target `diesel_session::leak`. `None` logs nothing.
+    pub fn leak_threshold(mut self, threshold: impl Into<Option<Duration>>) -> Self {
+        self.leak_threshold = threshold.into();
+        self
+    }
+
     /// The name in PostgreSQL's `pg_stat_activity`; other databases have none.
     pub fn application_name(mut self, name: impl Into<String>) -> Self {
         self.application_name = Some(name.into());
@@ -205,6 +216,7 @@ impl Config {
             ("max_lifetime", self.max_lifetime),
             ("statement_timeout", self.statement_timeout),
             ("lock_timeout", self.lock_timeout),
+            ("leak_threshold", self.leak_threshold),
         ];
         if self.max_size == 0 || self.max_size > 10_000 {
             return Some(format!("max_size is {}; it takes 1 to 10,000", self.max_size));
@@ -238,6 +250,7 @@ impl fmt::Debug for Config {
             .field("max_lifetime", &self.max_lifetime)
             .field("statement_timeout", &self.statement_timeout)
             .field("lock_timeout", &self.lock_timeout)
+            .field("leak_threshold", &self.leak_threshold)
             .field("application_name", &self.application_name)
             .field("on_connect", &format_args!("{} statements", self.on_connect.len()))
             .field("reset", &self.reset)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::dispose::DisposeReport;
 use crate::outcome::UnknownCommit;
-use crate::pool::Holders;
+use crate::pool::{Blockers, Holders};
 use crate::schema::MigrationFailure;
 use crate::wording::{phrase, sentence};
 
@@ -183,7 +183,7 @@ pub enum Error {
 
     /// A schema operation could not get what another session has locked.
     #[error(
-        "DS405 app `{app}`: {operation} waited {waited:.3?} for a lock that another session holds: {} {left} \
+        "DS405 app `{app}`: {operation} waited {waited:.3?} for a lock that another session holds: {} {blockers}{left} \
              End that session's transaction and call it again",
         sentence(message)
     )]
@@ -196,6 +196,8 @@ pub enum Error {
         waited: Duration,
         /// What the server said.
         message: String,
+        /// Who was in the way, as far as that can be told.
+        blockers: Blockers,
         /// What state the schema was left in.
         left: String,
     },

@@ -29,6 +29,9 @@ pub(crate) enum Kind {
     Sqlite,
 }
 
+/// Stands between the parts of an answer: no text that is meant to be read has it.
+pub(crate) const BETWEEN: char = '\u{1f}';
+
 /// How a transaction is begun.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Beginning {
@@ -128,7 +131,8 @@ impl Kind {
         }
     }
 
-    /// A query for the server's number of this session and how many connections an ordinary role may have.
+    /// A query for the server's number of this session, how many connections an ordinary role may have, what tells this server
+    /// from others by whatever address it was reached, and the name of the database; with blanks between.
     pub(crate) fn introduction(self) -> Option<&'static str> {
         match self {
             Self::Postgres => Some(postgres::INTRODUCTION),
@@ -328,6 +332,26 @@ impl Kind {
             Self::Postgres => Some(postgres::UNLOCK_SCHEMA.into()),
             Self::Mysql => Some(mysql::unlock_schema(database)),
             Self::Sqlite => None,
+        }
+    }
+
+    /// Queries for the sessions that have had what this one waited for in vain; the first that is permitted is the one to ask. An
+    /// answer is the session's number, its name, its state, for how many seconds it has had that, and its last statement, with
+    /// [`BETWEEN`] between them.
+    pub(crate) fn blockers(self, waited: Duration) -> Vec<String> {
+        match self {
+            Self::Postgres => vec![postgres::blockers(waited)],
+            Self::Mysql => mysql::blockers(waited),
+            Self::Sqlite => Vec::new(),
+        }
+    }
+
+    /// The same for the session that has the lock of all schema operations on `database`.
+    pub(crate) fn schema_lock_holders(self, database: &str) -> Vec<String> {
+        match self {
+            Self::Postgres => vec![postgres::schema_lock_holder()],
+            Self::Mysql => mysql::schema_lock_holders(database),
+            Self::Sqlite => Vec::new(),
         }
     }
 

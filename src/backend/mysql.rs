@@ -27,7 +27,8 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
 pub(super) const TRANSIENT_ERRORS: &[&str] =
     &["Deadlock found", "Lock wait timeout exceeded", "Record has changed since last read"];
 
-pub(super) const INTRODUCTION: &str = "SELECT CONCAT(CONNECTION_ID(), ' ', @@max_connections) AS value";
+pub(super) const INTRODUCTION: &str = "SELECT CONCAT(CONNECTION_ID(), ' ', @@max_connections, ' ', \
+     MD5(CONCAT_WS(' ', @@hostname, @@port, @@datadir)), ' ', IFNULL(DATABASE(), '')) AS value";
 
 /// Without the right to see others' sessions these are the role's own.
 pub(super) const CENSUS: &str = "SELECT CONCAT(user, '@', SUBSTRING_INDEX(host, ':', 1), ' ', COUNT(*)) AS value \
@@ -68,6 +69,46 @@ fn lock_name(database: &str) -> String {
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     format!("diesel-session/schema/{hash:016x}")
+}
+
+/// Who has locked a table is not told, only who is in a transaction, and that to those who may see all processes. Without that
+/// right these are the role's own sessions in the database, whatever they do. What an idle one did last is known where the server
+/// keeps it and the role may read it.
+pub(super) fn blockers(waited: Duration) -> Vec<String> {
+    let transaction = "LEFT JOIN information_schema.innodb_trx t ON t.trx_mysql_thread_id = p.id";
+    // The first of them are told to have had their locks before this session began to wait.
+    let old = format!("t.trx_started <= NOW() - INTERVAL {} SECOND", waited.as_secs());
+    let rank = format!("IF({old}, 0, IF(t.trx_id IS NOT NULL OR p.command <> 'Sleep', 1, 2))");
+    let state = "IF(p.command <> 'Sleep', LOWER(p.command), IF(t.trx_id IS NULL, 'idle', 'idle in transaction'))";
+    let unknown = "IF(p.command = 'Sleep', 'idle, perhaps in transaction', LOWER(p.command))";
+    let others = "p.db = DATABASE() AND IFNULL(p.state, '') <> 'Waiting for table metadata lock'";
+    vec![
+        sessions(state, LAST_STATEMENT, transaction, others, &rank),
+        sessions(state, "p.info", transaction, others, &rank),
+        sessions(unknown, "p.info", "", others, "0"),
+    ]
+}
+
+pub(super) fn schema_lock_holders(database: &str) -> Vec<String> {
+    let holds = format!("p.id = IS_USED_LOCK('{}')", lock_name(database));
+    let state = "IF(p.command = 'Sleep', 'idle', LOWER(p.command))";
+    vec![sessions(state, LAST_STATEMENT, "", &holds, "0"), sessions(state, "p.info", "", &holds, "0")]
+}
+
+/// After a statement a client sends more, of which there is no text. MariaDB keeps none of a prepared statement either.
+const LAST_STATEMENT: &str = "IFNULL(p.info, (SELECT s.sql_text FROM performance_schema.events_statements_history s \
+     JOIN performance_schema.threads h USING (thread_id) WHERE h.processlist_id = p.id AND IFNULL(s.nesting_event_type, '') <> 'STATEMENT' \
+     AND s.event_name NOT IN ('statement/com/Set option', 'statement/com/Close stmt', 'statement/com/Ping') \
+     ORDER BY s.event_id DESC LIMIT 1))";
+
+/// Of the other sessions of that condition those of the lowest rank, one row each.
+fn sessions(state: &str, statement: &str, joined: &str, condition: &str, rank: &str) -> String {
+    format!(
+        "SELECT value FROM (SELECT CONCAT_WS(CHAR(31), p.id, CONCAT(p.user, '@', SUBSTRING_INDEX(p.host, ':', 1)), {state}, \
+         p.time, IFNULL(LEFT({statement}, 1000), '')) AS value, {rank} AS rank_, MIN({rank}) OVER () AS least, p.id AS id \
+         FROM information_schema.processlist p {joined} WHERE p.id <> CONNECTION_ID() AND {condition}) AS found \
+         WHERE rank_ = least ORDER BY id LIMIT 20"
+    )
 }
 
 pub(super) fn setup(config: &Config) -> Vec<String> {

@@ -42,7 +42,8 @@ pub(super) fn transaction_status(number: u64) -> String {
 
 pub(super) const INTRODUCTION: &str = "SELECT pg_catalog.pg_backend_pid() || ' ' || \
      (current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int \
-     - coalesce(current_setting('reserved_connections', true), '0')::int) AS value";
+     - coalesce(current_setting('reserved_connections', true), '0')::int) || ' ' || \
+     extract(epoch FROM pg_catalog.pg_postmaster_start_time()) || ' ' || current_database() AS value";
 
 pub(super) const CENSUS: &str = "SELECT coalesce(nullif(application_name, ''), 'unnamed') || ' ' || count(*) AS value \
      FROM pg_catalog.pg_stat_activity WHERE backend_type = 'client backend' \
@@ -66,6 +67,38 @@ pub(super) const TABLES: &str =
 pub(super) const TRY_LOCK_SCHEMA: &str =
     "SELECT CASE WHEN pg_catalog.pg_try_advisory_lock(7236271, 5331310) THEN '1' ELSE '0' END AS value";
 pub(super) const UNLOCK_SCHEMA: &str = "SELECT pg_catalog.pg_advisory_unlock(7236271, 5331310)::text AS value";
+
+/// One row a session. Of others' sessions an ordinary role sees neither state nor statement.
+const SESSION: &str = "concat_ws(chr(31), a.pid, \
+     coalesce(nullif(a.application_name, ''), a.usename || '@' || coalesce(host(a.client_addr), 'local'), a.backend_type, ''), \
+     coalesce(a.state, ''), coalesce(extract(epoch FROM clock_timestamp() - a.state_change)::text, ''), \
+     coalesce(left(a.query, 1000), '')) AS value";
+
+/// Whoever has any lock on a table is in the way of its removal. Who came after this session had begun to wait had to wait too,
+/// and has the lock only since this one gave up. Those are named where nobody else is found, and other schemas' after them.
+pub(super) fn blockers(waited: Duration) -> String {
+    format!(
+        "SELECT {SESSION} FROM pg_catalog.pg_stat_activity a JOIN ( \
+         SELECT pid, rank, min(rank) OVER () AS least FROM ( \
+         SELECT l.pid, min(CASE WHEN n.nspname <> ALL (current_schemas(false)) THEN 2 \
+         WHEN s.xact_start > now() - interval '{} milliseconds' THEN 1 ELSE 0 END) AS rank \
+         FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_class c ON c.oid = l.relation \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace JOIN pg_catalog.pg_stat_activity s ON s.pid = l.pid \
+         WHERE l.locktype = 'relation' AND l.granted AND l.pid <> pg_catalog.pg_backend_pid() AND c.oid >= 16384 \
+         AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
+         GROUP BY l.pid) AS found) AS ranked USING (pid) \
+         WHERE rank = least ORDER BY a.xact_start, a.pid LIMIT 20",
+        setting(waited)
+    )
+}
+
+pub(super) fn schema_lock_holder() -> String {
+    format!(
+        "SELECT {SESSION} FROM pg_catalog.pg_stat_activity a JOIN pg_catalog.pg_locks l USING (pid) \
+         WHERE l.locktype = 'advisory' AND l.granted AND l.classid = 7236271 AND l.objid = 5331310 AND l.objsubid = 2 \
+         AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())"
+    )
+}
 
 /// The caller's own deadline rules; libpq's is the backstop that frees the helper thread, in whole seconds from 2.
 pub(super) fn driver_url(target: &Target, config: &Config, app: &str) -> String {

@@ -85,7 +85,7 @@ impl<C: SessionConnection> Pool<C> {
         loop {
             permit.refill();
             match permit.item.as_deref().map(|stored| &**stored) {
-                Some(Slot::Live(live)) if !live.may_be_lent(&self.control, now) => discard(permit),
+                Some(Slot::Live(live)) if !live.may_be_lent(now) => discard(permit),
                 _ => return,
             }
         }

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::ledger::Holders;
+use super::ledger::{Holder, Holders};
 use super::sync::{AtomicUsize, Condvar, Instant, Mutex, Ordering, ThreadId, Timer, current_thread};
 use super::waits::{Awaited, Waits};
 use crate::error::Place;
@@ -33,6 +33,9 @@ pub(super) trait Resident: Send + Sync {
 
     /// How many connections it has open, and who holds them; `None` where one is idle or on its way.
     fn holding(&self) -> Option<(usize, Holders)>;
+
+    /// The server's numbers of its connections, with who has them.
+    fn sessions(&self) -> Vec<(u64, Option<Holder>)>;
 
     /// Whether nothing is open or will soon be.
     fn is_empty(&self) -> bool;

@@ -46,6 +46,7 @@ impl<C: SessionConnection> Pool<C> {
     /// A permit with a connection, for one with nothing on it: a new one, or one that comes back meanwhile.
     pub(super) fn connect(self: &Arc<Self>, mut permit: Permit<Stored<C>>, wish: &Wish) -> Result<Permit<Stored<C>>> {
         let seeking = Seeking::begin(&self.control);
+        permit.seek(true);
         // Others have to know of it before it opens anything.
         self.enter();
         let mut siege = Siege { pause: PAUSES.0, last_closed: None };
@@ -54,6 +55,7 @@ impl<C: SessionConnection> Pool<C> {
             self.not_closed()?;
             self.find_idle(&mut permit);
             if permit.item.is_some() {
+                permit.seek(false);
                 return Ok(permit);
             }
             let probe = match self.server.presence().turn(wish.deadline, || self.is_closed()) {
@@ -67,12 +69,16 @@ impl<C: SessionConnection> Pool<C> {
             let Some(share) = self.share(wish)? else { continue };
             match self.try_connect(permit, share, &seeking, wish)? {
                 Tried::Served(permit) => return Ok(permit),
-                Tried::Missed(returned) => permit = returned,
+                Tried::Missed(returned) => {
+                    returned.seek(true);
+                    permit = returned;
+                }
                 // The last try was cut short by the deadline; what the server said before tells more.
                 Tried::TimedOut(waited) => {
                     return Err(refusal.map_or_else(|| self.timed_out(waited), |last| self.refused(last)));
                 }
                 Tried::Refused(returned, failure) => {
+                    returned.seek(true);
                     permit = returned;
                     self.wait_after(&failure, probe, &mut siege, wish)?;
                     refusal = Some(failure);
@@ -195,7 +201,10 @@ impl<C: SessionConnection> Pool<C> {
         let holder = Holder::new(Arc::clone(&self.spec.app), wish.place, wish.since, wish.in_transaction);
         let line = match permit.line_up(holder) {
             Ok(Some(line)) => line,
-            Ok(None) => return Ok(Tried::Served(permit)),
+            Ok(None) => {
+                permit.seek(false);
+                return Ok(Tried::Served(permit));
+            }
             Err(_) => return Err(self.disposed()),
         };
         permit.bequeath(line.ticket());
@@ -234,7 +243,7 @@ impl<C: SessionConnection> Pool<C> {
                 if !pool.is_closed() && pool.gate.counts().1 > 0 {
                     let call = pool.server.call();
                     match pool.make(share) {
-                        Ok(stored) => permit.item = Some(stored),
+                        Ok(stored) => pool.hand_over(&mut permit, stored),
                         Err(failure) => ordered.fail(failure),
                     }
                     drop(call);
@@ -251,6 +260,14 @@ impl<C: SessionConnection> Pool<C> {
             pool.leave_if_empty();
         });
         order
+    }
+
+    /// Gives the permit a connection that is new.
+    fn hand_over(&self, permit: &mut Permit<Stored<C>>, stored: Stored<C>) {
+        permit.item = Some(stored);
+        let session = live(permit).session;
+        permit.label(session);
+        self.watch();
     }
 
     /// A new connection, in a slot of r2d2's. There is room for it, as the caller has a permit.

@@ -208,3 +208,61 @@ fn what_is_left_goes_to_the_next() {
     drop(three);
     assert_eq!(waiter.join().expect("no panic"), Some(2));
 }
+
+#[track_caller]
+fn take(gate: &Arc<Gate<u8>>, since: Instant) -> Permit<u8> {
+    let holder = Holder::new("test".into(), Location::caller(), since, false);
+    gate.acquire(holder, since + Duration::from_secs(60)).expect("free")
+}
+
+#[test]
+fn each_is_told_once_and_the_next_is_known() {
+    let (gate, start) = (gate::<u8>(4), Instant::now());
+    let after = |millis| start + Duration::from_millis(millis);
+    let threshold = Duration::from_millis(100);
+    let look = |now| {
+        let (told, pause) = gate.overdue(after(now), threshold);
+        (told.len(), pause.as_millis())
+    };
+    assert_eq!(look(0), (0, 100));
+    let (_first, second) = (take(&gate, start), take(&gate, after(30)));
+    assert_eq!(look(99), (0, 1));
+    assert_eq!(look(100), (1, 30));
+    assert_eq!(look(131), (1, 100));
+    assert_eq!(look(500), (0, 100));
+    drop(second);
+    let third = take(&gate, after(500));
+    third.seek(true);
+    assert_eq!(look(700), (0, 100), "it has none yet");
+    third.seek(false);
+    assert_eq!(look(700), (1, 100));
+}
+
+#[test]
+fn a_label_stays_with_its_item() {
+    let (gate, now) = (gate::<u8>(3), Instant::now());
+    let (mut first, mut second) = (take(&gate, now), take(&gate, now));
+    for (permit, label) in [(&mut first, 10), (&mut second, 20)] {
+        permit.item = Some(0);
+        permit.label(Some(label));
+    }
+    let labels = || {
+        let held = |(label, holder): (u64, Option<Holder>)| (label, holder.is_some());
+        let mut all: Vec<_> = gate.labels().into_iter().map(held).collect();
+        all.sort_unstable();
+        all
+    };
+    assert_eq!(labels(), [(10, true), (20, true)]);
+    drop(second);
+    assert_eq!(labels(), [(10, true), (20, false)]);
+    // Its own item is gone, and it takes the one of the free seat.
+    first.item = None;
+    first.refill();
+    assert_eq!((labels(), gate.holders()[0].session), (vec![(20, true)], Some(20)));
+    drop(first);
+    let mut last = take(&gate, now);
+    assert_eq!((last.item, labels()), (Some(0), vec![(20, true)]));
+    last.item = None;
+    drop(last);
+    assert_eq!(labels(), []);
+}

@@ -43,15 +43,14 @@ impl<C: SessionConnection> Lease<C> {
         self.live().doomed = true;
     }
 
-    /// This connection has changed the schema. It may stay in use itself where it has prepared nothing before.
-    pub(crate) fn schema_changed(&mut self) {
-        let schema = self.pool.schema_changed();
+    /// The schema is, or is about to be, another. No connection from before stays in use, except this one where it has
+    /// prepared nothing before.
+    pub(crate) fn schema_changes(&mut self) {
+        let prepared_nothing = self.pool.spec.on_connect.is_none();
         let live = self.live();
         // Migrations are anybody's SQL.
         live.marked = true;
-        if live.unused {
-            live.schema = schema;
-        }
+        live.schema.change(live.unused && prepared_nothing);
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool<C>> {
@@ -95,6 +94,7 @@ pub(super) fn discard<C: SessionConnection>(permit: &mut Permit<Stored<C>>) {
     if let Some(mut stored) = permit.item.take() {
         // While r2d2 counts it: r2d2 has room for another before what it drops is closed.
         **stored = Slot::Empty;
+        permit.label(None);
     }
 }
 

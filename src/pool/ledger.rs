@@ -18,12 +18,30 @@ pub struct Holder {
     pub(crate) lent: bool,
     /// Where its thread itself waits for a connection, in the account of a wait that cannot end.
     pub(crate) waits_at: Option<Place>,
+    /// It waits for a connect.
+    pub(crate) seeking: bool,
+    /// It was told that it holds a connection for too long.
+    pub(crate) overdue: bool,
+    /// The server's number of the connection; the gate fills it in.
+    pub(crate) session: Option<u64>,
 }
 
 impl Holder {
     #[inline]
     pub(crate) fn new(app: std::sync::Arc<str>, place: Place, since: Instant, in_transaction: bool) -> Self {
-        Self { app, place, thread: current_thread(), since, in_transaction, lent: false, waits_at: None }
+        let thread = current_thread();
+        Self {
+            app,
+            place,
+            thread,
+            since,
+            in_transaction,
+            lent: false,
+            waits_at: None,
+            seeking: false,
+            overdue: false,
+            session: None,
+        }
     }
 
     /// The thread that has it in its own hands.
@@ -65,6 +83,12 @@ impl Holder {
         self.waits_at
     }
 
+    /// The database server's number of the connection: PostgreSQL's backend process, the connection id of MySQL and MariaDB.
+    /// `None` where it has none, as with SQLite, where the server has not told it, or while it is being made.
+    pub fn session(&self) -> Option<u64> {
+        self.session
+    }
+
     /// Whether it was taken for a transaction.
     pub fn in_transaction(&self) -> bool {
         self.in_transaction
@@ -84,6 +108,12 @@ impl fmt::Display for Holder {
         )?;
         if self.in_transaction {
             f.write_str(", in a transaction")?;
+        }
+        if self.seeking {
+            f.write_str(", waiting for a connect")?;
+        }
+        if let Some(session) = self.session {
+            write!(f, ", server session {session}")?;
         }
         match self.waits_at {
             Some(place) => write!(f, ", itself waiting at {place}"),

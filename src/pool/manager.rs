@@ -16,6 +16,7 @@ use diesel::r2d2::R2D2Connection;
 use diesel::result::ConnectionResult;
 
 use super::budget::Share;
+use super::generation::{Generation, Seen};
 use super::server::Server;
 use super::witness::{Watch, Witness};
 use crate::connection::SessionConnection;
@@ -49,7 +50,7 @@ pub(crate) struct Live<C> {
     /// It has been lent since [`stays_idle`](Self::stays_idle) was asked.
     pub(super) was_used: bool,
     expires: Option<Instant>,
-    pub(super) schema: usize,
+    pub(super) schema: Seen,
     /// The server's number of it, where the server has told.
     pub(super) session: Option<u64>,
     /// It has not been lent yet.
@@ -79,24 +80,19 @@ impl<C> Live<C> {
     }
 
     /// Whether it may be lent. However short its lifetime, a new one serves once: another would be no younger.
-    pub(crate) fn may_be_lent(&self, control: &Control, now: Instant) -> bool {
-        self.unused && self.is_current(control) || self.is_fit(control, now)
+    pub(super) fn may_be_lent(&self, now: Instant) -> bool {
+        self.unused && self.schema.is_current() || self.is_fit(now)
     }
 
     /// Whether it is neither too old nor from before a change of the schema.
-    fn is_fit(&self, control: &Control, now: Instant) -> bool {
-        self.is_current(control) && self.expires.is_none_or(|expires| now < expires)
+    fn is_fit(&self, now: Instant) -> bool {
+        self.schema.is_current() && self.expires.is_none_or(|expires| now < expires)
     }
 
     /// Whether it may stay idle until the next look at it.
-    pub(super) fn stays_idle(&mut self, control: &Control, now: Instant, idle_timeout: Duration) -> bool {
+    pub(super) fn stays_idle(&mut self, now: Instant, idle_timeout: Duration) -> bool {
         let was_used = std::mem::take(&mut self.was_used);
-        self.is_fit(control, now) && (was_used || now.saturating_duration_since(self.lent) < idle_timeout)
-    }
-
-    /// Whether the schema is still that of the time when it was made.
-    pub(crate) fn is_current(&self, control: &Control) -> bool {
-        self.schema == control.schema.load(Ordering::Acquire)
+        self.is_fit(now) && (was_used || now.saturating_duration_since(self.lent) < idle_timeout)
     }
 }
 
@@ -126,14 +122,14 @@ pub(crate) struct Control {
     pub(crate) closings: AtomicUsize,
     /// Permits whose holders have no connection, or that are out to get one.
     pub(super) seeking: AtomicUsize,
-    /// Raised by every change of the schema; connections from before are not lent again.
-    pub(crate) schema: AtomicUsize,
+    /// Somebody looks for connections that are held for too long.
+    pub(super) watching: AtomicBool,
 }
 
 impl Control {
     /// Whether a connection that comes back must not be kept.
     pub(super) fn must_close<C: R2D2Connection>(&self, live: &mut Live<C>) -> bool {
-        self.closed.load(Ordering::Acquire) || live.doomed || live.conn.is_broken()
+        self.closed.load(Ordering::Acquire) || live.doomed || !live.schema.is_current() || live.conn.is_broken()
     }
 }
 
@@ -199,6 +195,8 @@ pub(crate) struct Manager<C: SessionConnection> {
     url: String,
     /// Keeps a SQLite database in memory alive while the pool has no other connection to it.
     anchor: Arc<Mutex<Option<C>>>,
+    /// That of the database's name, for servers that do not tell what they are.
+    generation: Arc<Generation>,
 }
 
 impl<C: SessionConnection> fmt::Debug for Manager<C> {
@@ -220,7 +218,8 @@ impl<C: SessionConnection> Manager<C> {
         } else {
             target.kind.driver_url(target, &spec.config, &spec.app)
         };
-        Self { spec, control, server, url, anchor }
+        let generation = Generation::of(target);
+        Self { spec, control, server, url, anchor, generation }
     }
 
     /// A new connection, whatever the driver and the program's own functions do.
@@ -244,7 +243,12 @@ impl<C: SessionConnection> Manager<C> {
         if let Some(share) = &mut share {
             share.opened(self.server.threads());
         }
-        let session = self.introduce(&mut conn);
+        let (session, generation) = match self.introduce(&mut conn) {
+            Some((session, generation)) => (session, generation),
+            None => (None, Arc::clone(&self.generation)),
+        };
+        // Before the program's own statements, which may be kept as they are.
+        let schema = Seen::now(generation);
         for sql in &spec.config.on_connect {
             conn.batch_execute(sql)
                 .map_err(|error| self.failure(&format!("`Config::on_connect` failed: {error} (at `{sql}`)")))?;
@@ -265,7 +269,7 @@ impl<C: SessionConnection> Manager<C> {
             lent: now,
             was_used: false,
             expires: spec.config.max_lifetime.map(|lifetime| now + shortened(lifetime)),
-            schema: self.control.schema.load(Ordering::Acquire),
+            schema,
             unused: true,
             session,
             doubts,
@@ -290,15 +294,17 @@ impl<C: SessionConnection> Manager<C> {
         connect(&self.url)
     }
 
-    /// Asks the server for its number of this session and, once in a while, who else has it: when it is full it is too late to
-    /// ask. Whatever stands between us and the server and does not know may stay silent.
-    fn introduce(&self, conn: &mut C) -> Option<u64> {
+    /// Asks the server for its number of this session, what it is and, once in a while, who else has it: when it is full it is
+    /// too late to ask. Whatever stands between us and the server and does not know may stay silent.
+    fn introduce(&self, conn: &mut C) -> Option<(Option<u64>, Arc<Generation>)> {
         let kind = self.spec.target.kind;
         let answer = conn.texts(kind.introduction()?).ok()?.into_iter().next().flatten()?;
-        let (session, capacity) = answer.split_once(' ')?;
+        let mut parts = answer.splitn(4, ' ');
+        let (session, capacity, instance, database) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         self.server.allows(capacity.parse().ok()?);
+        self.server.is_instance(instance);
         self.take_census(conn);
-        session.parse().ok()
+        Some((session.parse().ok(), Generation::of_instance(instance, database)))
     }
 
     fn take_census(&self, conn: &mut C) {

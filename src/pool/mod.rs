@@ -7,13 +7,16 @@
 //! helper thread makes with the caller's permit.
 
 mod acquire;
+mod blocker;
 mod budget;
 mod connect;
 mod errand;
 mod gate;
 #[cfg(test)]
 mod gate_tests;
+mod generation;
 mod handover;
+mod leak;
 mod lease;
 mod ledger;
 mod manager;
@@ -32,6 +35,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
+pub use blocker::{Blocker, Blockers};
 pub(crate) use budget::{Budget, Home};
 pub(crate) use gate::Permit;
 pub(crate) use lease::Lease;
@@ -142,7 +146,8 @@ impl<C: SessionConnection> Pool<C> {
                 app: app(),
                 operation: "a write",
                 waited: started.elapsed(),
-                message: format!("SQLite has one writer at a time; now {holders}"),
+                message: "SQLite has one writer at a time".into(),
+                blockers: Blockers::of_queue(holders),
                 left: "Nothing was written.".into(),
             },
         })
@@ -184,11 +189,6 @@ impl<C: SessionConnection> Pool<C> {
     /// Another pool would be no different: nothing is open, and no database lives in it.
     pub(crate) fn is_worthless(&self) -> bool {
         self.is_drained() && self.anchor.lock().unwrap_or_else(PoisonError::into_inner).is_none()
-    }
-
-    /// Makes every connection that is open now one from before the last change of the schema.
-    fn schema_changed(&self) -> usize {
-        self.control.schema.fetch_add(1, Ordering::AcqRel) + 1
     }
 
     pub(crate) fn holders(&self) -> Holders {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Pool;
 use super::budget::{Budget, Resident};
-use super::ledger::Holders;
+use super::ledger::{Holder, Holders};
 use crate::connection::SessionConnection;
 
 /// How long an idle connection has for the answer to a question about its server.
@@ -109,6 +109,10 @@ impl<C: SessionConnection> Resident for Pool<C> {
         let open = self.control.open.load(Ordering::Acquire);
         let moving = self.idle_since().is_some() || self.gate.grants().0 != grants;
         (!moving).then_some((open, holders))
+    }
+
+    fn sessions(&self) -> Vec<(u64, Option<Holder>)> {
+        self.gate.labels()
     }
 
     fn is_empty(&self) -> bool {

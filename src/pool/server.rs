@@ -29,6 +29,8 @@ pub(crate) struct Server {
     census: Mutex<Option<Census>>,
     /// The connections an ordinary role may have there; 0 where that is not known.
     capacity: AtomicUsize,
+    /// What it says it is; the same server may have another name.
+    instance: Mutex<Option<String>>,
 }
 
 /// Who had the server at one moment.
@@ -46,6 +48,8 @@ impl std::fmt::Debug for Server {
     }
 }
 
+static SERVERS: LazyLock<Mutex<HashMap<String, Weak<Server>>>> = LazyLock::new(Mutex::default);
+
 /// A driver call under way.
 #[derive(Debug)]
 pub(crate) struct Running<'s> {
@@ -56,7 +60,6 @@ pub(crate) struct Running<'s> {
 impl Server {
     /// The server of that name; two pools with equal names share it.
     pub(crate) fn named(name: &str) -> Arc<Self> {
-        static SERVERS: LazyLock<Mutex<HashMap<String, Weak<Server>>>> = LazyLock::new(Mutex::default);
         let mut servers = SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(server) = servers.get(name).and_then(Weak::upgrade) {
             return server;
@@ -75,6 +78,7 @@ impl Server {
             presence: Presence::default(),
             census: Mutex::default(),
             capacity: AtomicUsize::new(0),
+            instance: Mutex::default(),
         });
         servers.insert(name.to_owned(), Arc::downgrade(&server));
         server
@@ -100,6 +104,28 @@ impl Server {
     /// What an idle connection of this process answers, if there is one that does.
     pub(super) fn ask(&self, question: &str) -> Option<Vec<String>> {
         self.room.residents().into_iter().find_map(|(_, resident)| resident.ask(question))
+    }
+
+    /// It has told what it is.
+    pub(super) fn is_instance(&self, instance: &str) {
+        let mut known = self.instance();
+        if known.as_deref() != Some(instance) {
+            *known = Some(instance.to_owned());
+        }
+    }
+
+    /// This server under all the names that it has in this process.
+    pub(super) fn under_all_names(self: &Arc<Self>) -> Vec<Arc<Self>> {
+        let Some(instance) = self.instance().clone() else { return vec![Arc::clone(self)] };
+        let servers: Vec<_> = {
+            let servers = SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
+            servers.values().filter_map(Weak::upgrade).collect()
+        };
+        servers.into_iter().filter(|server| server.instance().as_ref() == Some(&instance)).collect()
+    }
+
+    fn instance(&self) -> MutexGuard<'_, Option<String>> {
+        self.instance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// It lets an ordinary role have so many connections.

@@ -37,7 +37,7 @@ impl<C: SessionConnection> Pool<C> {
             permit.refill();
             let Some(stored) = &mut permit.item else { break };
             let stays = match &mut ***stored {
-                Slot::Live(live) => live.stays_idle(&self.control, now, idle_timeout),
+                Slot::Live(live) => live.stays_idle(now, idle_timeout),
                 Slot::Empty => false,
             };
             if stays {

@@ -30,6 +30,8 @@ pub(super) struct Change<'a, C: SessionConnection> {
     lock_timeout: Duration,
     started: Instant,
     done: Vec<String>,
+    /// Something may have been changed in the transaction that is open.
+    changed: bool,
 }
 
 impl<'a, C: SessionConnection> Change<'a, C> {
@@ -55,6 +57,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
             lock_timeout: spec.config.lock_timeout.unwrap_or(LOCK_TIMEOUT),
             started: Instant::now(),
             done: Vec::new(),
+            changed: false,
         };
         // Until it is finished in order: with the connection, whatever it has locked goes too.
         change.lease.doom();
@@ -80,6 +83,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
                     operation: self.operation,
                     waited: TURN_TIMEOUT,
                     message: "another create_all or drop_all is at work on this database".into(),
+                    blockers: self.lease.blockers(&self.kind.schema_lock_holders(&self.app.spec().target.database)),
                     left: "Nothing was changed.".into(),
                 });
             }
@@ -122,10 +126,11 @@ impl<'a, C: SessionConnection> Change<'a, C> {
 
     fn apply(&mut self, index: usize) -> Result<()> {
         let before = self.inventory(index);
+        self.changes();
         let migration = &self.migrations[index];
         let conn = self.lease.conn();
         let outcome = caught(|| conn.run_migration(&**migration).map(drop));
-        self.lease.schema_changed();
+        self.changes();
         match outcome {
             Ok(()) => {
                 self.done.push(version(&*self.migrations[index]));
@@ -161,8 +166,9 @@ impl<'a, C: SessionConnection> Change<'a, C> {
             self.revert(index, atomic)?;
         }
         let bookkeeping = format!("DROP TABLE {}", self.kind.quote("__diesel_schema_migrations"));
+        self.changes();
         let dropped = self.lease.conn().batch_execute(&bookkeeping);
-        self.lease.schema_changed();
+        self.changes();
         dropped.map_err(|error| self.explain("the bookkeeping table", &error.to_string(), Vec::new(), atomic))?;
         if atomic { self.commit() } else { Ok(()) }
     }
@@ -201,10 +207,11 @@ impl<'a, C: SessionConnection> Change<'a, C> {
 
     fn revert(&mut self, index: usize, atomic: bool) -> Result<()> {
         let before = self.inventory(index);
+        self.changes();
         let migration = &self.migrations[index];
         let conn = self.lease.conn();
         let outcome = caught(|| conn.revert_migration(&**migration).map(drop));
-        self.lease.schema_changed();
+        self.changes();
         match outcome {
             Ok(()) => {
                 self.done.push(version(&*self.migrations[index]));
@@ -218,6 +225,13 @@ impl<'a, C: SessionConnection> Change<'a, C> {
                 Err(self.failed(index, message, &before))
             }
         }
+    }
+
+    /// Before a change, so that no connection of the old schema is lent while it takes effect, and after it, for those that were
+    /// opened meanwhile.
+    fn changes(&mut self) {
+        self.changed = true;
+        self.lease.schema_changes();
     }
 
     fn failed(&mut self, index: usize, message: String, before: &[Option<String>]) -> Error {
@@ -254,6 +268,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
                 operation: self.operation,
                 waited: self.started.elapsed(),
                 message,
+                blockers: self.lease.blockers(&self.kind.blockers(self.lock_timeout)),
                 left,
             };
         }
@@ -274,6 +289,10 @@ impl<'a, C: SessionConnection> Change<'a, C> {
 
     fn commit(&mut self) -> Result<()> {
         let committed = self.lease.conn().commit_level();
+        // Nobody saw the change before this.
+        if self.changed {
+            self.changes();
+        }
         committed.map_err(|error| self.explain("the commit", &error.to_string(), Vec::new(), true))
     }
 

@@ -122,7 +122,11 @@ impl<C: SessionConnection> App<C> {
     /// Reverts all applied migrations, the newest first, removes their bookkeeping table, and returns the versions reverted.
     ///
     /// It first makes sure that every applied version is known and has a way back. Another session's lock is waited for up to
-    /// [`Config::lock_timeout`](crate::Config::lock_timeout), 5 s by default, and then the schema is as it was.
+    /// [`Config::lock_timeout`](crate::Config::lock_timeout), 5 s by default, and then the schema is as it was and the error
+    /// names who was in the way.
+    ///
+    /// No connection of before is lent again, by any application of this process on that database. A transaction that is open
+    /// meanwhile may get one error, such as PostgreSQL's `cached plan must not change result type`.
     ///
     /// # Errors
     /// [`Error::NotReversible`], and those of [`create_all`](Self::create_all).

@@ -1,7 +1,6 @@
 //! How long a bad address takes, what it tells, and what an application costs that nobody uses.
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,7 +8,7 @@ use diesel::prelude::*;
 use diesel_session::{App, Config, Database, Error};
 
 use crate::fixtures::threads::together;
-use crate::fixtures::{Any, Conn, Site};
+use crate::fixtures::{Any, Conn, Site, logged};
 use crate::on_every_server;
 use crate::support::listeners::{full_backlog_listener, silent_listener};
 use crate::support::proxy::{Mode, Proxy};
@@ -19,31 +18,6 @@ on_every_server!(refused_in_under_a_second, a_frozen_idle_connection);
 
 const SECRET: &str = "hunter2hunter2";
 const PATIENCE: Duration = Duration::from_millis(300);
-
-static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-/// Every log line of the process.
-struct Log;
-
-impl log::Log for Log {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        LOGGED.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{} {}", record.target(), record.args()));
-    }
-
-    fn flush(&self) {}
-}
-
-fn listen_to_the_log() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        log::set_logger(&Log).unwrap();
-        log::set_max_level(log::LevelFilter::Trace);
-    });
-}
 
 /// The error of a first statement, and how long it took.
 #[track_caller]
@@ -60,7 +34,7 @@ fn fails<C: Conn>(app: &App<C>) -> (Error, Duration) {
 }
 
 fn refused_in_under_a_second<C: Conn>(site: &Site) {
-    listen_to_the_log();
+    logged::listen();
     let url = site.url();
     let good = url.replace("app:s3cret%2Fpw%401@", "");
     assert_ne!(good, url);
@@ -83,9 +57,9 @@ fn refused_in_under_a_second<C: Conn>(site: &Site) {
     assert!(matches!(malformed.unwrap_err(), Error::InvalidConfig { .. }));
     assert!(started.elapsed() < Duration::from_millis(50));
 
-    let lines = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+    let lines = logged::lines();
     assert!(lines.iter().any(|line| line.contains("cannot connect")), "the log was listened to");
-    for line in lines.iter() {
+    for line in lines {
         assert!(!line.contains(SECRET) && !line.contains(PASSWORD) && !line.contains("s3cret%2Fpw"), "{line}");
     }
 }

@@ -9,9 +9,11 @@ mod support;
 mod fixtures;
 
 mod attacks;
+mod blockers;
 mod clean_hands;
 mod connect;
 mod dispose;
+mod generation;
 mod pool_hooks;
 mod round_trips;
 mod schema;

@@ -11,6 +11,8 @@ pub(crate) mod order;
 #[path = "../../src/pool/waits.rs"]
 pub(crate) mod waits;
 
+#[path = "leak.rs"]
+mod leak;
 #[path = "manager.rs"]
 pub(crate) mod manager;
 #[path = "sync.rs"]

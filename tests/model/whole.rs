@@ -300,6 +300,10 @@ impl Resident for Pool {
         self.gate.holders()
     }
 
+    fn sessions(&self) -> Vec<(u64, Option<Holder>)> {
+        self.gate.labels()
+    }
+
     fn holding(&self) -> Option<(usize, Holders)> {
         let (grants, holders) = self.gate.grants();
         let open = self.open();

@@ -32,7 +32,7 @@ impl<T> Permit<T> {
             return Err(Refused::Closed);
         }
         if let Some((seat, item)) = state.warm.pop() {
-            state.cold.push(seat);
+            state.empty(seat, self.seat);
             self.item = Some(item);
             return Ok(None);
         }

@@ -7,6 +7,7 @@
 //! coexist, nor a free permit and a waiter who has none, so nobody overtakes. What was left is dropped by none but the holder of a permit.
 
 mod line;
+mod overdue;
 mod permit;
 
 use std::collections::VecDeque;
@@ -42,6 +43,8 @@ pub(crate) enum Refused {
 struct State<T> {
     /// One seat a permit.
     seats: Vec<Option<Holder>>,
+    /// What the item of each seat is called, free or not; it stays while the item stays.
+    labels: Vec<Option<u64>>,
     /// The free seats on which something was left; what was left last is taken first.
     warm: Vec<(usize, T)>,
     /// The other free seats.
@@ -80,6 +83,7 @@ impl<T> Gate<T> {
         Self {
             state: Mutex::new(State {
                 seats: Vec::new(),
+                labels: Vec::new(),
                 warm: Vec::new(),
                 cold: Vec::new(),
                 size,
@@ -166,6 +170,12 @@ impl<T> Gate<T> {
         (state.grants, state.holders())
     }
 
+    /// What the items are called, each with its holder if it has one.
+    pub(crate) fn labels(&self) -> Vec<(u64, Option<Holder>)> {
+        let state = self.lock();
+        (0..state.seats.len()).filter_map(|seat| Some((state.labels[seat]?, state.holder(seat)))).collect()
+    }
+
     /// When a permit was last given, where something is left on a free one.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
         let state = self.lock();
@@ -236,7 +246,10 @@ impl<T> Gate<T> {
             MutexGuard::unlocked(&mut state, || drop(item.take()));
         }
         // Dropped at the end, without the lock.
-        let _left = state.seats[seat].take();
+        let left = state.seats[seat].take();
+        if item.is_none() {
+            state.labels[seat] = None;
+        }
         match state.next(item.is_some(), heir) {
             Some(waiter) => {
                 let (mut answer, since) = (waiter.lock(), Instant::now());
@@ -257,6 +270,9 @@ impl<T> Gate<T> {
         drop(state);
         if closed {
             self.returned.notify_all();
+        }
+        if let Some(left) = left.filter(|left| left.overdue) {
+            left.is_back();
         }
     }
 
@@ -302,14 +318,20 @@ impl<T> State<T> {
         }
         (self.seats.len() < self.size).then(|| {
             self.seats.push(None);
+            self.labels.push(None);
             (self.seats.len() - 1, None)
         })
     }
 
     fn holders(&self) -> Holders {
-        let mut holders: Vec<Holder> = self.seats.iter().flatten().cloned().collect();
+        let mut holders: Vec<Holder> = (0..self.seats.len()).filter_map(|seat| self.holder(seat)).collect();
         holders.sort_by_key(|holder| holder.since);
         Holders(holders)
+    }
+
+    fn holder(&self, seat: usize) -> Option<Holder> {
+        let holder = self.seats[seat].clone()?;
+        Some(Holder { session: self.labels[seat], ..holder })
     }
 }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::super::sync::{Instant, current_thread};
-use super::Gate;
 use super::line::Ticket;
+use super::{Gate, State};
 
 /// The right to one of so many; given back by drop.
 #[derive(Debug)]
@@ -39,14 +39,26 @@ impl<T> Permit<T> {
         }
         let mut state = self.gate.lock();
         if let Some((seat, item)) = state.warm.pop() {
-            state.cold.push(seat);
+            state.empty(seat, self.seat);
             self.item = Some(item);
         }
+    }
+
+    /// What its item is called; an item from elsewhere has no name yet, and what was taken away has none any more.
+    pub(crate) fn label(&self, label: Option<u64>) {
+        self.gate.lock().labels[self.seat] = label;
     }
 
     /// When it was given.
     pub(crate) fn since(&self) -> Instant {
         self.since
+    }
+
+    /// Its holder looks for an item elsewhere.
+    pub(crate) fn seek(&self, seeking: bool) {
+        if let Some(holder) = &mut self.gate.lock().seats[self.seat] {
+            holder.seeking = seeking;
+        }
     }
 
     /// From here until a thread adopts it nobody's thread holds it.
@@ -62,6 +74,14 @@ impl<T> Permit<T> {
             holder.thread = current_thread();
             holder.lent = false;
         }
+    }
+}
+
+impl<T> State<T> {
+    /// The item of a free seat goes to another seat.
+    pub(super) fn empty(&mut self, seat: usize, to: usize) {
+        self.cold.push(seat);
+        self.labels[to] = self.labels[seat].take();
     }
 }
 
