@@ -15,7 +15,7 @@ use crate::connection::SessionConnection;
 use crate::context::{self, Current};
 use crate::dispose::{DisposeReport, dispose_each};
 use crate::error::{Error, Place, Result};
-use crate::pool::{AppStatus, Budget};
+use crate::pool::{AppStatus, Limit};
 use crate::registry::Registry;
 use crate::schema::{MigrationSet, Sources};
 use crate::session::Session;
@@ -50,7 +50,7 @@ pub struct Database<C: SessionConnection, M = EmbeddedMigrations> {
     connect_with: Option<fn(&str) -> ConnectionResult<C>>,
     on_connect: Option<fn(&mut C) -> QueryResult<()>>,
     max_connections: Option<usize>,
-    budget: OnceLock<Arc<Budget>>,
+    limit: OnceLock<Arc<Limit>>,
 }
 
 impl<C: SessionConnection, M> std::fmt::Debug for Database<C, M> {
@@ -112,7 +112,8 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// [`Error::BudgetExhausted`] after their `acquire_timeout`.
     ///
     /// Without it the database server's own limit is respected all the same: when it refuses, an idle connection of this
-    /// process goes, whatever the application. A limit is for servers that other programs need too.
+    /// process goes, whatever the application. A limit is for servers that other programs need too. A process that was forked
+    /// counts for itself.
     pub const fn max_connections(mut self, connections: usize) -> Self {
         self.max_connections = Some(connections);
         self
@@ -181,7 +182,7 @@ impl<C: SessionConnection, M> Database<C, M> {
             connect_with: None,
             on_connect: None,
             max_connections: None,
-            budget: OnceLock::new(),
+            limit: OnceLock::new(),
         }
     }
 
@@ -223,9 +224,9 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
         self.registry.add(App::new(spec, self.number(), Arc::clone(self.migrations())))
     }
 
-    fn budget(&self) -> Option<Arc<Budget>> {
-        let limit = self.max_connections?;
-        Some(Arc::clone(self.budget.get_or_init(|| Arc::new(Budget::new(Some(limit))))))
+    fn budget(&self) -> Option<Arc<Limit>> {
+        let connections = self.max_connections?;
+        Some(Arc::clone(self.limit.get_or_init(|| Arc::new(Limit::new(connections)))))
     }
 
     fn migrations(&self) -> &Arc<dyn MigrationSet<C>> {

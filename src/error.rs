@@ -118,6 +118,17 @@ pub enum Error {
         app: String,
     },
 
+    /// This process was forked from one that had pools in use. Their connections are the parent's and were not touched.
+    #[error(
+        "DS209 app `{app}`: this process was forked while its parent had connections. They are the parent's, and nothing was sent \
+         on them; the threads that connect do not come along. Call `dispose_all()` in the parent before it forks, or make the new \
+         process a program of its own (`exec`)"
+    )]
+    Forked {
+        /// The application.
+        app: String,
+    },
+
     /// A hook panicked or refused.
     #[error("DS304 hook `{hook}` failed: {} The transaction was {}", sentence(message), if *committed { "committed" } else { "not committed" })]
     HookFailed {
@@ -392,6 +403,7 @@ impl Error {
             Self::StillInUse(..) => "DS205",
             Self::WouldDeadlock { .. } => "DS206",
             Self::BudgetExhausted { .. } => "DS208",
+            Self::Forked { .. } => "DS209",
             Self::NotFound { .. } => "DS301",
             Self::Query { .. } => "DS302",
             Self::CommitUnknown { .. } => "DS303",

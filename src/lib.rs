@@ -10,6 +10,7 @@ mod database;
 mod dispose;
 mod error;
 mod pool;
+mod process;
 mod registry;
 mod schema;
 mod session;

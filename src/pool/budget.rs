@@ -18,6 +18,7 @@ use scheduled_thread_pool::ScheduledThreadPool;
 
 use super::ledger::Holders;
 use super::resident::{Home, give_up};
+use crate::process::PerProcess;
 
 /// A pool, as those see it that share a budget with it.
 pub(super) trait Resident: Send + Sync {
@@ -114,6 +115,29 @@ impl Share {
     /// From here on there is a session for it.
     pub(super) fn opened(&mut self, threads: &Arc<ScheduledThreadPool>) {
         self.after = Some(Arc::clone(threads));
+    }
+}
+
+/// The limit of a database object, which holds for each process by itself.
+#[derive(Debug)]
+pub(crate) struct Limit {
+    connections: usize,
+    budget: PerProcess<Arc<Budget>>,
+}
+
+impl Limit {
+    pub(crate) fn new(connections: usize) -> Self {
+        Self { connections, budget: PerProcess::new() }
+    }
+
+    pub(super) fn budget(&self) -> Arc<Budget> {
+        Arc::clone(self.budget.get_or_init(|| Arc::new(Budget::new(Some(self.connections)))))
+    }
+}
+
+impl std::fmt::Debug for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Budget").field("limit", &self.limit).finish_non_exhaustive()
     }
 }
 
@@ -349,10 +373,24 @@ impl Drop for Share {
         let Some(budget) = self.budget.take() else { return };
         match &self.after {
             Some(threads) if budget.limit.is_some() => {
-                threads.execute_after(LINGERING, move || budget.freed());
+                let lingering = Lingering { budget, until: Instant::now() + LINGERING };
+                threads.execute_after(LINGERING, move || drop(lingering));
             }
             _ => budget.freed(),
         }
+    }
+}
+
+/// A share whose connection was closed a moment ago. Threads that end discard what is scheduled, so it is drop that gives it back.
+struct Lingering {
+    budget: Arc<Budget>,
+    until: Instant,
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        std::thread::sleep(self.until.saturating_duration_since(Instant::now()));
+        self.budget.freed();
     }
 }
 

@@ -159,7 +159,7 @@ impl<C: SessionConnection> Pool<C> {
 
     /// Room for one connection in the budget of the database object, if it has one. `None`: something has changed meanwhile.
     fn share(&self, wish: &Wish) -> Result<Option<Option<Share>>> {
-        let Some(budget) = &self.spec.budget else { return Ok(Some(None)) };
+        let Some(budget) = &self.budget else { return Ok(Some(None)) };
         if let Some(share) = budget.try_take() {
             return Ok(Some(Some(share)));
         }
@@ -203,7 +203,7 @@ impl<C: SessionConnection> Pool<C> {
                 }
                 slot @ (Slot::Live(_) | Slot::Surplus) => {
                     *slot = Slot::Surplus;
-                    if self.spec.budget.is_some() {
+                    if self.budget.is_some() {
                         return Ok(Tried::Again);
                     }
                 }

@@ -12,6 +12,7 @@ mod budget;
 mod connect;
 mod errand;
 mod gate;
+mod helpers;
 mod lease;
 mod ledger;
 mod manager;
@@ -28,8 +29,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
-pub(crate) use budget::Budget;
+use budget::Budget;
+pub(crate) use budget::Limit;
 pub(crate) use gate::Permit;
+pub(crate) use helpers::{Helpers, were_inherited};
 pub(crate) use lease::Lease;
 pub use ledger::{Holder, Holders};
 use manager::Control;
@@ -51,6 +54,8 @@ type Stored<C> = Box<r2d2::PooledConnection<Manager<C>>>;
 pub(crate) struct Pool<C: SessionConnection> {
     /// Tells it from others on the same server.
     number: u64,
+    /// The one that made it, and that alone may touch its connections.
+    process: u32,
     home: Weak<dyn Home>,
     storage: r2d2::Pool<Manager<C>>,
     gate: Arc<Gate<Stored<C>>>,
@@ -58,6 +63,8 @@ pub(crate) struct Pool<C: SessionConnection> {
     server: Arc<Server>,
     spec: Arc<Spec<C>>,
     anchor: Arc<Mutex<Option<C>>>,
+    /// What it shares with the other applications of its database object, where that has a limit.
+    budget: Option<Arc<Budget>>,
     /// Where one writer at a time is all the database allows: the queue for it.
     writers: Option<Arc<Gate>>,
     ageing: AtomicBool,
@@ -75,6 +82,7 @@ impl<C: SessionConnection> Pool<C> {
         let gate = Arc::new(Gate::new(spec.config.max_size as usize));
         let control = Arc::new(Control::default());
         let server = Server::named(&spec.target.server);
+        server.helpers().used();
         let anchor = Arc::new(Mutex::new(None));
         let manager = Manager::new(
             Arc::clone(&spec),
@@ -93,9 +101,33 @@ impl<C: SessionConnection> Pool<C> {
             .thread_pool(Arc::clone(server.threads()))
             .build_unchecked(manager);
         let writers = spec.target.kind.has_one_writer().then(|| writers::of(&spec.target));
+        let budget = spec.budget.as_ref().map(|limit| limit.budget());
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { number, home, storage, gate, control, server, spec, anchor, writers, ageing: AtomicBool::new(false) }
+        Self {
+            number,
+            process: std::process::id(),
+            home,
+            storage,
+            gate,
+            control,
+            server,
+            spec,
+            anchor,
+            budget,
+            writers,
+            ageing: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether this process is not the one that made it but was forked from that.
+    pub(crate) fn is_inherited(&self) -> bool {
+        std::process::id() != self.process
+    }
+
+    /// The threads that end with the last pool on its server.
+    pub(crate) fn helpers(&self) -> Arc<Helpers> {
+        Arc::clone(self.server.helpers())
     }
 
     /// The turn to write, where writers have to take turns.
@@ -213,5 +245,6 @@ impl<C: SessionConnection> Pool<C> {
 impl<C: SessionConnection> Drop for Pool<C> {
     fn drop(&mut self) {
         self.budgets().for_each(|budget| budget.leave(self.number));
+        self.server.helpers().left();
     }
 }

@@ -80,7 +80,7 @@ impl<C: SessionConnection> Pool<C> {
     }
 
     pub(super) fn budgets(&self) -> impl Iterator<Item = &Arc<Budget>> {
-        std::iter::once(self.server.room()).chain(&self.spec.budget)
+        std::iter::once(self.server.room()).chain(&self.budget)
     }
 }
 

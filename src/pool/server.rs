@@ -6,13 +6,15 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 
 use super::budget::Budget;
+use super::helpers::Helpers;
 use super::outage::Presence;
+use crate::process::PerProcess;
 
 /// Helper threads per server, and so the number of calls that may hang there.
 pub(crate) const HELPERS: usize = 4;
@@ -20,6 +22,7 @@ pub(crate) const HELPERS: usize = 4;
 /// One database server as this process sees it. It lives while a pool uses it; then its threads end.
 pub(crate) struct Server {
     threads: Arc<ScheduledThreadPool>,
+    helpers: Arc<Helpers>,
     running: Mutex<HashMap<u64, Instant>>,
     next: AtomicU64,
     room: Arc<Budget>,
@@ -52,10 +55,11 @@ pub(crate) struct Running<'s> {
 }
 
 impl Server {
-    /// The server of that name; two pools with equal names share it.
+    /// The server of that name; two pools with equal names share it. A process that was forked has others than its parent, whose
+    /// threads it does not have.
     pub(crate) fn named(name: &str) -> Arc<Self> {
-        static SERVERS: LazyLock<Mutex<HashMap<String, Weak<Server>>>> = LazyLock::new(Mutex::default);
-        let mut servers = SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
+        static SERVERS: PerProcess<Mutex<HashMap<String, Weak<Server>>>> = PerProcess::new();
+        let mut servers = SERVERS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(server) = servers.get(name).and_then(Weak::upgrade) {
             return server;
         }
@@ -66,6 +70,7 @@ impl Server {
             .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled)
             .build();
         let server = Arc::new(Self {
+            helpers: Helpers::of(&threads),
             threads: Arc::new(threads),
             running: Mutex::default(),
             next: AtomicU64::new(0),
@@ -76,6 +81,10 @@ impl Server {
         });
         servers.insert(name.to_owned(), Arc::downgrade(&server));
         server
+    }
+
+    pub(super) fn helpers(&self) -> &Arc<Helpers> {
+        &self.helpers
     }
 
     pub(crate) fn threads(&self) -> &Arc<ScheduledThreadPool> {

@@ -2,6 +2,7 @@
 
 mod block;
 mod hooks;
+mod inherited;
 mod lend;
 mod shared;
 mod soundness;

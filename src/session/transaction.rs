@@ -37,10 +37,10 @@ pub(super) enum Phase {
 
 #[derive(Debug)]
 pub(crate) struct Core<C: SessionConnection> {
-    app: App<C>,
+    pub(super) app: App<C>,
     settings: Settings,
     pub(super) lease: Option<Lease<C>>,
-    turn_to_write: Option<Permit>,
+    pub(super) turn_to_write: Option<Permit>,
     pub(super) phase: Phase,
     /// Savepoints inside the transaction.
     pub(super) levels: u32,
@@ -106,6 +106,9 @@ impl<C: SessionConnection> Core<C> {
         self.prepare(access, at)?;
         self.sent_at = Some(at);
         let outcome = self.send(access, send);
+        if access == Access::Raw {
+            self.not_inherited(at)?;
+        }
         self.settle(access, at, outcome.as_ref().err());
         self.rest();
         outcome.map_err(|error| self.explain(error, at))
@@ -116,6 +119,7 @@ impl<C: SessionConnection> Core<C> {
         self.check(at)?;
         let begins = match self.phase {
             Phase::Begun(_) => {
+                self.not_inherited(at)?;
                 self.renew_limit(at)?;
                 return self.guard(access, at);
             }
@@ -163,6 +167,7 @@ impl<C: SessionConnection> Core<C> {
     /// Begins the transaction unless it has begun.
     pub(crate) fn begin(&mut self, at: Place) -> Result<()> {
         self.check(at)?;
+        self.not_inherited(at)?;
         if matches!(self.phase, Phase::Begun(_)) {
             return self.renew_limit(at);
         }
@@ -209,6 +214,10 @@ impl<C: SessionConnection> Core<C> {
     pub(crate) fn commit(&mut self, at: Place) -> Result<()> {
         self.notice_panic(at);
         self.check_spoiled()?;
+        if let Err(error) = self.not_inherited(at) {
+            self.rollback();
+            return Err(error);
+        }
         if !matches!(self.phase, Phase::Begun(_)) {
             self.release();
             return Ok(());
@@ -243,6 +252,7 @@ impl<C: SessionConnection> Core<C> {
     /// closed, which rolls back too.
     pub(crate) fn rollback(&mut self) {
         self.rollbacks += u64::from(matches!(self.phase, Phase::Begun(_)));
+        let _ = self.not_inherited(self.sent_at.unwrap_or(std::panic::Location::caller()));
         if matches!(self.phase, Phase::Begun(_)) && self.lease.is_some() && !self.is_doomed() {
             // One more than there are levels: a failed rollback of a level leaves the next to try.
             for _ in 0..=self.levels + 1 {
@@ -278,7 +288,7 @@ impl<C: SessionConnection> Core<C> {
 
     /// Keeps what was done since the savepoint. Where that cannot be, it is rolled back and the error says why.
     pub(crate) fn keep_level(&mut self, at: Place) -> Result<()> {
-        if let Err(error) = self.check_spoiled() {
+        if let Err(error) = self.check_spoiled().and_then(|()| self.not_inherited(at)) {
             self.undo_level(at);
             return Err(error);
         }
@@ -302,6 +312,7 @@ impl<C: SessionConnection> Core<C> {
             return;
         }
         self.notice_panic(at);
+        let _ = self.not_inherited(at);
         if !self.spoiled.as_ref().is_some_and(|spoiled| spoiled.ended) && !self.is_doomed() {
             match self.send(Access::Write, C::rollback_level) {
                 Ok(()) => {
@@ -324,6 +335,9 @@ impl<C: SessionConnection> Core<C> {
     /// Puts back what [`lend`](Self::lend) took.
     pub(crate) fn take_back(&mut self, lease: Lease<C>, at: Place) {
         self.lease = Some(lease);
+        if self.not_inherited(at).is_err() {
+            return;
+        }
         self.live_witness(|witness| witness.stop_reading());
         self.sent_at = Some(at);
         self.settle(Access::Raw, at, None);
@@ -369,9 +383,12 @@ impl<C: SessionConnection> Core<C> {
         self.app.pool()
     }
 
-    fn release(&mut self) {
+    /// After [`not_inherited`](Self::not_inherited).
+    pub(super) fn release(&mut self) {
         self.forget_notes();
-        self.lease = None;
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
         // After the connection is back: the next writer finds the lock free.
         self.turn_to_write = None;
         self.phase = Phase::Idle;

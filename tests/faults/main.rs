@@ -10,6 +10,7 @@ mod support;
 mod fixtures;
 
 mod connect;
+mod fork;
 mod lost;
 mod pool;
 mod room;
