@@ -33,8 +33,8 @@ pub(super) trait Resident: Send + Sync {
     /// Closes an idle connection; `false` where there is none any more.
     fn give_up(&self) -> bool;
 
-    /// The column `value` that an idle connection answers; `None` where there is none, or no answer soon.
-    fn ask(&self, question: &str) -> Option<Vec<String>>;
+    /// The column `value` that an idle connection answers; `None` where there is none, or no answer within `patience`.
+    fn ask(&self, question: &str, patience: Duration) -> Option<Vec<String>>;
 
     /// Who has its connections.
     fn holders(&self) -> Holders;

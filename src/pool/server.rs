@@ -38,6 +38,9 @@ struct Census {
     occupants: Vec<String>,
 }
 
+/// How long one idle connection has for the answer to a question about its server, and all of them together.
+const ASKING: (Duration, Duration) = (Duration::from_millis(300), Duration::from_millis(600));
+
 /// A census is taken again when a connection is opened after that time.
 const CENSUS_AGE: Duration = Duration::from_secs(1);
 
@@ -100,9 +103,20 @@ impl Server {
         &self.presence
     }
 
-    /// What an idle connection of this process answers, if there is one that does.
-    pub(super) fn ask(&self, question: &str) -> Option<Vec<String>> {
-        self.room.residents().into_iter().find_map(|(_, resident)| resident.ask(question))
+    /// What an idle connection of this process answers, if there is one that does before `deadline`. Several that are frozen are
+    /// not waited for one after the other for long.
+    pub(super) fn ask(&self, question: &str, deadline: Instant) -> Option<Vec<String>> {
+        let deadline = deadline.min(Instant::now() + ASKING.1);
+        for (_, resident) in self.room.residents() {
+            let patience = ASKING.0.min(deadline.saturating_duration_since(Instant::now()));
+            if patience.is_zero() {
+                return None;
+            }
+            if let Some(answer) = resident.ask(question, patience) {
+                return Some(answer);
+            }
+        }
+        None
     }
 
     /// It lets an ordinary role have so many connections.

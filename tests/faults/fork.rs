@@ -210,7 +210,7 @@ fn parent<C: Conn>(url: &str) {
                 );
             }
             ("dispose", _) => {
-                let Scene { db, app, session, .. } = scene.as_ref().unwrap();
+                let Scene { db, session, .. } = scene.as_ref().unwrap();
                 let anew = || {
                     assert_eq!(db.dispose_all().unwrap().closed, 0, "nothing of its own");
                     session.rollback().unwrap();

@@ -12,6 +12,7 @@ mod fixtures;
 mod connect;
 mod fork;
 mod lost;
+mod outage;
 mod pool;
 mod room;
 mod seed;
