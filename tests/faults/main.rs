@@ -19,3 +19,4 @@ mod seed;
 mod seed_story;
 mod sqlite;
 mod stress;
+mod translated;
