@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::url;
+use crate::wording::{is_unprintable, name};
 
 /// The URL of an application's database, and its options.
 ///
@@ -91,7 +92,7 @@ impl Config {
         };
         Err(Error::InvalidConfig {
             app: "-".into(),
-            reason: format!("the environment variable {variable} {reason}; it holds the database URL"),
+            reason: format!("the environment variable {} {reason}; it holds the database URL", name(variable)),
         })
     }
 
@@ -169,6 +170,12 @@ impl Config {
         ];
         if self.max_size == 0 || self.max_size > 10_000 {
             return Some(format!("max_size is {}; it takes 1 to 10,000", self.max_size));
+        }
+        if self.application_name.as_ref().is_some_and(|name| name.contains(is_unprintable)) {
+            return Some("application_name has characters that cannot be seen".into());
+        }
+        if self.on_connect.iter().any(|sql| sql.contains('\0')) {
+            return Some("the SQL of on_connect contains a NUL character".into());
         }
         for (name, value) in positive.into_iter().chain(optional) {
             match value {

@@ -21,6 +21,7 @@ use crate::schema::{MigrationSet, Sources};
 use crate::session::Session;
 use crate::spec::Spec;
 use crate::url::Target;
+use crate::wording::{is_unprintable, name};
 
 /// The database object of a program: its migrations, and the registry of its applications. It is made for a `static`.
 ///
@@ -201,9 +202,9 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
     /// malformed or is for another kind of database.
     pub fn init_app(&self, id: impl Into<String>, config: Config) -> Result<App<C>> {
         let id = id.into();
-        let invalid = |reason| Error::InvalidConfig { app: id.escape_debug().to_string(), reason };
-        if id.is_empty() || id.len() > 200 || id.chars().any(char::is_control) {
-            return Err(invalid("an application id has 1 to 200 bytes and no control characters".into()));
+        let invalid = |reason| Error::InvalidConfig { app: name(&id), reason };
+        if id.is_empty() || id.len() > 200 || id.contains(is_unprintable) {
+            return Err(invalid("an application id has 1 to 200 bytes and no characters that cannot be seen".into()));
         }
         if let Some(problem) = config.problem() {
             return Err(invalid(problem));

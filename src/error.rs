@@ -235,7 +235,7 @@ pub enum Error {
     #[error(
         "DS403 app `{app}`: drop_all would stop half-way, so nothing was reverted. Unknown to this program: [{}]; \
          without a way back (no down.sql): [{}]. Add what is missing, or drop the database itself",
-        unknown.join(", "), irreversible.join(", ")
+        phrase(unknown.join(", ")), phrase(irreversible.join(", "))
     )]
     NotReversible {
         /// The application.

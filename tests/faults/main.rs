@@ -9,12 +9,14 @@ mod support;
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 
+mod absurd;
 mod connect;
 mod fork;
 mod lost;
 mod outage;
 mod pool;
 mod room;
+mod secrets;
 mod seed;
 mod seed_story;
 mod sqlite;
