@@ -20,7 +20,7 @@ on_every_server!(refused_in_under_a_second, a_frozen_idle_connection);
 const SECRET: &str = "hunter2hunter2";
 const PATIENCE: Duration = Duration::from_millis(300);
 
-pub static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+pub(crate) static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Every log line of the process.
 struct Log;
@@ -37,7 +37,7 @@ impl log::Log for Log {
     fn flush(&self) {}
 }
 
-pub fn listen_to_the_log() {
+pub(crate) fn listen_to_the_log() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         log::set_logger(&Log).unwrap();

@@ -225,7 +225,7 @@ fn names(url: &str) -> Vec<String> {
     let path = tail.split('?').next().unwrap_or_default();
     let parameters = tail.split_once('?').map_or("", |(_, query)| query).split('&');
     let unknown = parameters.filter(|pair| !pair.contains("password=") && !pair.starts_with("key="));
-    [user, hosts, path].into_iter().chain(unknown).map(|name| decoded(name)).collect()
+    [user, hosts, path].into_iter().chain(unknown).map(decoded).collect()
 }
 
 fn decoded(text: &str) -> String {
@@ -304,6 +304,6 @@ fn no_mutation_shows_the_password() {
         *counts = (counts.0 + 1, counts.1 + became_a_name);
     });
     let (tried, names) = *COUNTS.lock().unwrap();
-    println!("of {tried} mutated URLs {names} had the password, or a piece of it, in the place of a name");
+    // Of most URLs something can be asked: few have become sound ones with the password in the place of a name.
     assert!(names * 20 < tried, "{names} of {tried}");
 }

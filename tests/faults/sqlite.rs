@@ -153,6 +153,6 @@ fn control_writing_processes() {
     app.dispose().unwrap();
     let answers = at_once("sqlite::control_writing_processes", &site.url());
     let locked: usize = answers.iter().map(|errors| errors.parse::<usize>().unwrap()).sum();
-    println!("{locked} of {} transactions: database is locked", PROCESSES * 2 * 50);
+    // Most of the 800, where several processes run at a time.
     assert!(locked > 0);
 }
