@@ -5,6 +5,7 @@ use std::panic::Location;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, Weak};
+use std::time::Instant;
 
 use crate::connection::SessionConnection;
 use crate::context::{self, Scope};
@@ -174,7 +175,12 @@ impl<C: SessionConnection> App<C> {
 
     /// The pool in use, made at the first call. A process that was forked while there were pools makes none.
     pub(crate) fn pool(&self) -> Result<Arc<Pool<C>>> {
-        if let Some(shelf) = self.0.shelf.get() {
+        self.pool_at(Instant::now())
+    }
+
+    /// The same at a moment that the caller has just read from the clock.
+    pub(crate) fn pool_at(&self, now: Instant) -> Result<Arc<Pool<C>>> {
+        if let Some(shelf) = self.0.shelf.get_at(now) {
             let pools = shelf.pools.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(pool) = &pools.current {
                 return Ok(Arc::clone(pool));

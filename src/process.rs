@@ -1,13 +1,35 @@
 //! What every process has for itself. Memory is inherited by a fork; connections are not to be used by both sides, and
 //! threads and the holders of locks do not exist in the new process.
 
+use std::cell::Cell;
 use std::process;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// No fork is over so soon: before it returns in the new process all the tables of the memory have been copied.
+const BRIEF: Duration = Duration::from_micros(5);
+
+/// The number of this process. `now` is this moment.
+///
+/// Asking the system costs more than a whole loan of a connection. A fork is called by the thread that finds itself in the new
+/// process, so what this thread was told a moment ago is still true.
+#[inline]
+pub(crate) fn id_at(now: Instant) -> u32 {
+    thread_local! {
+        static TOLD: Cell<Option<(Instant, u32)>> = const { Cell::new(None) };
+    }
+    match TOLD.get() {
+        Some((at, id)) if now.saturating_duration_since(at) < BRIEF => id,
+        _ => {
+            let id = process::id();
+            TOLD.set(Some((now, id)));
+            id
+        }
+    }
+}
 
 /// A value of each process: after a fork the new process makes its own and leaves its parent's as it found it. That one is never
 /// dropped there.
-///
-/// Every look costs one `getpid`, as nothing else in safe code tells of a fork.
 #[derive(Debug)]
 pub(crate) struct PerProcess<T>(OnceLock<Box<Generation<T>>>);
 
@@ -24,9 +46,18 @@ impl<T> PerProcess<T> {
     }
 
     /// This process's own, if it has one.
-    #[inline]
     pub(crate) fn get(&self) -> Option<&T> {
-        let me = process::id();
+        self.of(process::id())
+    }
+
+    /// The same at a moment that the caller has just read from the clock.
+    #[inline]
+    pub(crate) fn get_at(&self, now: Instant) -> Option<&T> {
+        self.of(id_at(now))
+    }
+
+    #[inline]
+    fn of(&self, me: u32) -> Option<&T> {
         let mut generation = self.0.get()?;
         while generation.process != me {
             generation = generation.next.0.get()?;

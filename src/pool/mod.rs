@@ -122,7 +122,7 @@ impl<C: SessionConnection> Pool<C> {
 
     /// Whether this process is not the one that made it but was forked from that.
     pub(crate) fn is_inherited(&self) -> bool {
-        std::process::id() != self.process
+        crate::process::id_at(Instant::now()) != self.process
     }
 
     /// The threads that end with the last pool on its server.

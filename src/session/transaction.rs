@@ -376,11 +376,8 @@ impl<C: SessionConnection> Core<C> {
     }
 
     fn take(&self, at: Place, in_transaction: bool) -> Result<Lease<C>> {
-        self.pool()?.acquire(at, in_transaction, self.limit())
-    }
-
-    fn pool(&self) -> Result<std::sync::Arc<crate::pool::Pool<C>>> {
-        self.app.pool()
+        let now = Instant::now();
+        self.app.pool_at(now)?.acquire_since(now, at, in_transaction, self.limit())
     }
 
     /// After [`not_inherited`](Self::not_inherited).
