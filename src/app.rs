@@ -5,12 +5,14 @@ use std::panic::Location;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, Weak};
+use std::time::Instant;
 
 use crate::backend;
 use crate::connection::SessionConnection;
 use crate::context::{self, Scope};
 use crate::error::{Error, Result};
-use crate::pool::{AppStatus, Home, Pool};
+use crate::pool::{AppStatus, Home, Pool, were_inherited};
+use crate::process::PerProcess;
 use crate::schema::MigrationSet;
 use crate::session::{Session, Shared};
 use crate::settings::Settings;
@@ -41,8 +43,13 @@ struct Application<C: SessionConnection> {
     spec: Arc<Spec<C>>,
     database: u64,
     migrations: Arc<dyn MigrationSet<C>>,
-    pools: RwLock<Pools<C>>,
+    shelf: PerProcess<Shelf<C>>,
     removed: AtomicBool,
+}
+
+/// One process's pools of an application.
+struct Shelf<C: SessionConnection> {
+    pools: RwLock<Pools<C>>,
 }
 
 /// The pool in use, and those disposed of that have not drained yet.
@@ -51,9 +58,20 @@ pub(crate) struct Pools<C: SessionConnection> {
     pub(crate) retired: Vec<Arc<Pool<C>>>,
 }
 
+impl<C: SessionConnection> Shelf<C> {
+    fn new() -> Self {
+        Self { pools: RwLock::new(Pools { current: None, retired: Vec::new() }) }
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Pools<C>> {
+        self.pools.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl<C: SessionConnection> Home for Application<C> {
     fn let_go(&self, number: u64) {
-        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(shelf) = self.shelf.get() else { return };
+        let mut pools = shelf.write();
         // Whoever is about to use it has taken it under the lock, and is counted.
         let left = pools
             .current
@@ -69,7 +87,7 @@ impl<C: SessionConnection> App<C> {
             spec: Arc::new(spec),
             database,
             migrations,
-            pools: RwLock::new(Pools { current: None, retired: Vec::new() }),
+            shelf: PerProcess::new(),
             removed: AtomicBool::new(false),
         }))
     }
@@ -122,9 +140,10 @@ impl<C: SessionConnection> App<C> {
 
     /// The application's connections at this moment, with those that were out when it was disposed of and have not come back.
     pub fn status(&self) -> AppStatus {
-        let pools = self.pools();
-        let each: Vec<_> = pools.current.iter().chain(&pools.retired).map(|pool| pool.status()).collect();
-        drop(pools);
+        let each: Vec<_> = match self.pools() {
+            Some(pools) => pools.current.iter().chain(&pools.retired).map(|pool| pool.status()).collect(),
+            None => Vec::new(),
+        };
         each.into_iter().fold(AppStatus::at_rest(self.spec()), AppStatus::and)
     }
 
@@ -158,14 +177,24 @@ impl<C: SessionConnection> App<C> {
         if self.0.removed.load(Ordering::Acquire) { Err(Error::Disposed { app: self.id().into() }) } else { Ok(()) }
     }
 
-    /// The pool in use, made at the first call.
+    /// The pool in use, made at the first call. A process that was forked while there were pools makes none.
     pub(crate) fn pool(&self) -> Result<Arc<Pool<C>>> {
-        let pools = self.0.pools.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pool) = &pools.current {
-            return Ok(Arc::clone(pool));
+        self.pool_at(Instant::now())
+    }
+
+    /// The same at a moment that the caller has just read from the clock.
+    pub(crate) fn pool_at(&self, now: Instant) -> Result<Arc<Pool<C>>> {
+        if let Some(shelf) = self.0.shelf.get_at(now) {
+            let pools = shelf.pools.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(pool) = &pools.current {
+                return Ok(Arc::clone(pool));
+            }
         }
-        drop(pools);
-        let mut pools = self.pools();
+        if were_inherited() {
+            return Err(Error::Forked { app: self.id().into() });
+        }
+        let shelf = self.0.shelf.get_or_init(Shelf::new);
+        let mut pools = shelf.write();
         // Under the lock, so that nobody makes a pool after `remove_app` has taken the last one.
         self.not_removed()?;
         if let Some(pool) = &pools.current {
@@ -178,8 +207,26 @@ impl<C: SessionConnection> App<C> {
         Ok(pool)
     }
 
-    pub(crate) fn pools(&self) -> RwLockWriteGuard<'_, Pools<C>> {
-        self.0.pools.write().unwrap_or_else(PoisonError::into_inner)
+    /// This process's pools, if it has had any.
+    fn pools(&self) -> Option<RwLockWriteGuard<'_, Pools<C>>> {
+        self.0.shelf.get().map(Shelf::write)
+    }
+
+    /// The pools that are to be drained; from here on the next use makes another. What was inherited by a fork is the parent's and
+    /// is not among them.
+    pub(crate) fn retire(&self) -> Vec<Arc<Pool<C>>> {
+        let Some(mut pools) = self.pools() else { return Vec::new() };
+        let current = pools.current.take();
+        pools.retired.extend(current);
+        pools.retired.clone()
+    }
+
+    /// Lets go of pools that have drained.
+    pub(crate) fn forget(&self, gone: &[*const Pool<C>]) {
+        if let Some(shelf) = self.0.shelf.get() {
+            let mut pools = shelf.write();
+            pools.retired.retain(|pool| !gone.contains(&Arc::as_ptr(pool)));
+        }
     }
 }
 
@@ -195,12 +242,12 @@ mod tests {
         let app = db.init_app("app", Config::new(":memory:")).expect("sound");
         app.ping().expect("it answers");
         // As far as a disposal in another thread has come before it closes anything.
-        let mut pools = app.pools();
+        let mut pools = app.pools().expect("it was used");
         let current = pools.current.take();
         pools.retired.extend(current);
         drop(pools);
         app.ping().expect("it answers");
-        let retired = || app.pools().retired.len();
+        let retired = || app.pools().expect("it was used").retired.len();
         assert_eq!((retired(), app.status().open), (1, 2));
         assert_eq!(app.dispose().expect("nothing is out").closed, 2);
         assert_eq!((retired(), app.status().open), (0, 0));

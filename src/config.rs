@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::url;
+use crate::wording::{is_unprintable, name};
 
 /// The URL of an application's database, and its options.
 ///
@@ -95,6 +96,10 @@ impl Config {
     /// `sqlite:///shop.sqlite` one in the root folder. For an enum of connections a path ends in `.sqlite`, `.sqlite3` or `.db`.
     ///
     /// Special characters of user and password are percent-encoded in URLs.
+    ///
+    /// To a PostgreSQL URL over TCP the library adds `keepalives_idle=10`, `keepalives_interval=3`, `keepalives_count=3` and
+    /// `tcp_user_timeout=20000`, each unless the URL sets it itself: a statement on a network that is gone fails after some
+    /// 20 s, where the operating system's defaults take hours. MySQL's client has no such parameters.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -126,7 +131,7 @@ impl Config {
         };
         Err(Error::InvalidConfig {
             app: "-".into(),
-            reason: format!("the environment variable {variable} {reason}; it holds the database URL"),
+            reason: format!("the environment variable {} {reason}; it holds the database URL", name(variable)),
         })
     }
 
@@ -220,6 +225,12 @@ impl Config {
         ];
         if self.max_size == 0 || self.max_size > 10_000 {
             return Some(format!("max_size is {}; it takes 1 to 10,000", self.max_size));
+        }
+        if self.application_name.as_ref().is_some_and(|name| name.contains(is_unprintable)) {
+            return Some("application_name has characters that cannot be seen".into());
+        }
+        if self.on_connect.iter().any(|sql| sql.contains('\0')) {
+            return Some("the SQL of on_connect contains a NUL character".into());
         }
         for (name, value) in positive.into_iter().chain(optional) {
             match value {

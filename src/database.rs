@@ -15,12 +15,13 @@ use crate::connection::SessionConnection;
 use crate::context::{self, Current};
 use crate::dispose::{DisposeReport, dispose_each};
 use crate::error::{Error, Place, Result};
-use crate::pool::{AppStatus, Budget, budget_of};
+use crate::pool::{AppStatus, Limit};
 use crate::registry::Registry;
 use crate::schema::{MigrationSet, Sources};
 use crate::session::Session;
 use crate::spec::Spec;
 use crate::url::Target;
+use crate::wording::{is_unprintable, name};
 
 /// The database object of a program: its migrations, and the registry of its applications. It is made for a `static`.
 ///
@@ -53,7 +54,7 @@ pub struct Database<C: SessionConnection, M = EmbeddedMigrations> {
     on_checkin: Option<fn(&mut C) -> QueryResult<()>>,
     on_close: Option<fn(&mut C)>,
     max_connections: Option<usize>,
-    budget: OnceLock<Arc<Budget>>,
+    limit: OnceLock<Arc<Limit>>,
 }
 
 impl<C: SessionConnection, M> std::fmt::Debug for Database<C, M> {
@@ -115,7 +116,8 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// [`Error::BudgetExhausted`] after their `acquire_timeout`.
     ///
     /// Without it the database server's own limit is respected all the same: when it refuses, an idle connection of this
-    /// process goes, whatever the application. A limit is for servers that other programs need too.
+    /// process goes, whatever the application. A limit is for servers that other programs need too. A process that was forked
+    /// counts for itself.
     pub const fn max_connections(mut self, connections: usize) -> Self {
         self.max_connections = Some(connections);
         self
@@ -246,7 +248,7 @@ impl<C: SessionConnection, M> Database<C, M> {
             on_checkin: None,
             on_close: None,
             max_connections: None,
-            budget: OnceLock::new(),
+            limit: OnceLock::new(),
         }
     }
 
@@ -265,9 +267,9 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
     /// malformed or is for another kind of database.
     pub fn init_app(&self, id: impl Into<String>, config: Config) -> Result<App<C>> {
         let id = id.into();
-        let invalid = |reason| Error::InvalidConfig { app: id.escape_debug().to_string(), reason };
-        if id.is_empty() || id.len() > 200 || id.chars().any(char::is_control) {
-            return Err(invalid("an application id has 1 to 200 bytes and no control characters".into()));
+        let invalid = |reason| Error::InvalidConfig { app: name(&id), reason };
+        if id.is_empty() || id.len() > 200 || id.contains(is_unprintable) {
+            return Err(invalid("an application id has 1 to 200 bytes and no characters that cannot be seen".into()));
         }
         if let Some(problem) = config.problem() {
             return Err(invalid(problem));
@@ -291,9 +293,9 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
         self.registry.add(App::new(spec, self.number(), Arc::clone(self.migrations())))
     }
 
-    fn budget(&self) -> Option<Arc<Budget>> {
-        let limit = self.max_connections?;
-        Some(Arc::clone(self.budget.get_or_init(|| budget_of(limit))))
+    fn budget(&self) -> Option<Arc<Limit>> {
+        let connections = self.max_connections?;
+        Some(Arc::clone(self.limit.get_or_init(|| Arc::new(Limit::new(connections)))))
     }
 
     fn migrations(&self) -> &Arc<dyn MigrationSet<C>> {

@@ -12,6 +12,9 @@ use crate::pool::{Holders, Pool};
 /// How long [`App::dispose`] waits for connections that are out.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long it waits for the end of the helper threads, whatever the patience.
+const LATE: Duration = Duration::from_millis(100);
+
 /// What a disposal did.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
@@ -79,6 +82,10 @@ impl<C: SessionConnection> App<C> {
     /// are in the report and are closed when they come back. The application stays registered and opens a fresh pool at its
     /// next use. It may be called any number of times and from several threads.
     ///
+    /// Before a `fork`, dispose of all applications ([`Database::dispose_all`](crate::Database::dispose_all)): then parent and child both
+    /// open connections of their own when they need them. In a process that was forked without that it closes nothing, as what is
+    /// open is the parent's, and every use is [`Error::Forked`].
+    ///
     /// # Errors
     /// [`Error::StillInUse`] with the report, where connections did not come back in time.
     pub fn dispose(&self) -> Result<DisposeReport> {
@@ -99,12 +106,7 @@ impl<C: SessionConnection> App<C> {
     /// Closes what is idle, and waits for nothing.
     fn close(&self, deadline: Instant) -> Disposal<C> {
         let started = Instant::now();
-        let disposed = {
-            let mut pools = self.pools();
-            let current = pools.current.take();
-            pools.retired.extend(current);
-            pools.retired.clone()
-        };
+        let disposed = self.retire();
         let before = disposed.iter().map(|pool| pool.closings()).sum();
         for pool in &disposed {
             pool.close(deadline);
@@ -135,7 +137,10 @@ impl<C: SessionConnection> App<C> {
         }
         report.closed = disposed.iter().map(|pool| pool.closings()).sum::<usize>() - before;
         report.waited = started.elapsed();
-        self.pools().retired.retain(|pool| !gone.contains(&Arc::as_ptr(pool)));
+        self.forget(&gone);
+        let helpers: Vec<_> = disposed.iter().map(|pool| pool.helpers()).collect();
+        drop(disposed);
+        helpers.iter().for_each(|helpers| helpers.wait_for_their_end(LATE));
         log::info!(target: "diesel_session::pool", "disposed of {report}");
         if overdue { Err(Error::StillInUse(Box::new(report))) } else { Ok(report) }
     }

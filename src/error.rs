@@ -130,6 +130,17 @@ pub enum Error {
         app: String,
     },
 
+    /// This process was forked from one that had pools in use. Their connections are the parent's and were not touched.
+    #[error(
+        "DS209 app `{app}`: this process was forked while its parent had connections. They are the parent's, and nothing was sent \
+         on them; the threads that connect do not come along. Call `dispose_all()` in the parent before it forks, or make the new \
+         process a program of its own (`exec`)"
+    )]
+    Forked {
+        /// The application.
+        app: String,
+    },
+
     /// A hook panicked or refused.
     #[error("DS304 hook `{hook}` failed: {} {} was committed", sentence(message), if *committed { "The transaction" } else { "Nothing" })]
     HookFailed {
@@ -253,7 +264,7 @@ pub enum Error {
     #[error(
         "DS403 app `{app}`: drop_all would stop half-way, so nothing was reverted. Unknown to this program: [{}]; \
          without a way back (no down.sql): [{}]. Add what is missing, or drop the database itself",
-        unknown.join(", "), irreversible.join(", ")
+        phrase(unknown.join(", ")), phrase(irreversible.join(", "))
     )]
     NotReversible {
         /// The application.
@@ -426,6 +437,7 @@ impl Error {
             Self::StillInUse(..) => "DS205",
             Self::WouldDeadlock { .. } => "DS206",
             Self::BudgetExhausted { .. } => "DS208",
+            Self::Forked { .. } => "DS209",
             Self::NotFound { .. } => "DS301",
             Self::Query { .. } => "DS302",
             Self::CommitUnknown { .. } => "DS303",

@@ -56,5 +56,5 @@ fn unknown<C: SessionConnection>(id: &str, apps: &BTreeMap<String, App<C>>) -> E
     if apps.len() > known.len() {
         known.push(format!("and {} more", apps.len() - known.len()));
     }
-    Error::UnknownApp { app: id.into(), known }
+    Error::UnknownApp { app: crate::wording::name(id), known }
 }

@@ -5,6 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::backend::Kind;
+use crate::percent::{decode as percent_decode, encode as percent_encode};
+use crate::secrets::{MASK, PIECE, Secrets, is_harmless};
 use crate::wording::phrase;
 
 /// A URL that was understood.
@@ -20,7 +22,7 @@ pub(crate) struct Target {
     /// What the driver gets, before options are added.
     pub(crate) url: String,
     /// Texts that must not appear anywhere.
-    secrets: Vec<String>,
+    secrets: Secrets,
     /// SQLite in memory.
     pub(crate) in_memory: bool,
 }
@@ -78,12 +80,8 @@ impl Target {
 
     /// `text` on one line and without the secrets.
     pub(crate) fn scrub(&self, text: &str) -> String {
-        let mut text = text.to_owned();
         // First, as a secret may have white space of its own.
-        for secret in &self.secrets {
-            text = text.replace(secret.as_str(), "***");
-        }
-        phrase(text)
+        phrase(self.secrets.scrub(text))
     }
 
     /// `url` with parameters added, in its own syntax.
@@ -152,31 +150,31 @@ impl Target {
         if let Some(password) = password {
             let decoded = percent_decode(password)
                 .ok_or_else(|| malformed(kind, "the password is not valid percent-encoding (`%` itself is `%25`)"))?;
-            secrets.extend([password.to_owned(), decoded]);
+            secrets.extend([password.to_owned(), percent_encode(&decoded), decoded]);
         }
         for host in hosts.split(',') {
-            let port = match host.rsplit_once(':') {
-                Some((name, _)) if name.starts_with('[') && !name.ends_with(']') => None,
-                Some((_, port)) => Some(port),
-                None => None,
+            let (name, port) = match host.rsplit_once(':') {
+                Some((name, _)) if name.starts_with('[') && !name.ends_with(']') => (host, ""),
+                Some(both) => both,
+                None => (host, ""),
             };
-            if port.is_some_and(|port| !port.is_empty() && port.parse::<u16>().is_err()) {
+            let usual = |c: char| c.is_alphanumeric() || "-._%~".contains(c);
+            let is_name = name.starts_with('[') || name.chars().all(usual) && percent_decode(name).is_some();
+            if !is_name || !port.is_empty() && port.parse::<u16>().is_err() {
                 return Err(malformed(
                     kind,
-                    "the port is not a number from 0 to 65535 (a `:` or `@` of the password is percent-encoded)",
+                    "the host is no name or address, or the port is not a number from 0 to 65535 (a `:` or `@` of the \
+                     password is percent-encoded)",
                 ));
             }
         }
         let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (name, value) =
-                pair.split_once('=').ok_or_else(|| malformed(kind, "a parameter after `?` has no `=`"))?;
-            let value = percent_decode(value)
+            let (_, value) = pair.split_once('=').ok_or_else(|| malformed(kind, "a parameter after `?` has no `=`"))?;
+            percent_decode(value)
                 .ok_or_else(|| malformed(kind, "a parameter after `?` is not valid percent-encoding"))?;
-            if name == "password" || name == "sslpassword" {
-                secrets.push(value);
-            }
         }
+        secrets.extend(secret_parameters(query));
         let database = percent_decode(path.trim_start_matches('/'))
             .ok_or_else(|| malformed(kind, "the database name is not valid percent-encoding"))?;
         if kind == Kind::Mysql && database.contains('/') {
@@ -187,21 +185,32 @@ impl Target {
                 Some(socket) => percent_decode(socket).unwrap_or_default(),
                 None => percent_decode(hosts).unwrap_or_default(),
             };
+        // A name with no password beside it may be the password, where the `:` before it was forgotten.
+        let lone = password.is_none() && !query.split('&').any(|pair| pair.starts_with("password="));
+        if lone && user.len() >= PIECE {
+            secrets.extend([credentials.to_owned(), user.clone()]);
+        }
         Ok(Self::of_server(kind, &place, &user, database, url, secrets))
     }
 
-    /// The longest secret comes first: another may be a part of it.
     fn of_server(kind: Kind, place: &str, user: &str, database: String, url: &str, mut secrets: Vec<String>) -> Self {
         let place = if place.is_empty() { "the default host" } else { place };
-        secrets.retain(|secret| !secret.is_empty());
-        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        let known = Secrets::new(secrets.iter().cloned());
+        let [user, shown_place, shown] = [(user, ""), (place, ":/,[] "), (&database, "")].map(|(name, also)| {
+            let shown = if known.are_in(name) { MASK } else { plain(name, also) };
+            // What is too odd to be shown is not to come by way of the driver either.
+            if shown != name && name.len() >= PIECE {
+                secrets.extend([percent_encode(name), name.to_owned()]);
+            }
+            shown
+        });
         Self {
             kind,
             server: format!("{}://{place}", kind.name()),
-            shown: format!("{} {}@{}/{}", kind.name(), plain(user, ""), plain(place, ":/,[] "), plain(&database, "")),
+            shown: format!("{} {user}@{shown_place}/{shown}", kind.name()),
             database,
             url: url.to_owned(),
-            secrets,
+            secrets: Secrets::new(secrets),
             in_memory: false,
         }
     }
@@ -230,8 +239,8 @@ impl Target {
                 "port" => port = value,
                 "user" => user = value,
                 "dbname" => database = value,
-                "password" | "sslpassword" => secrets.push(value),
-                _ => {}
+                name if is_harmless(name) => {}
+                _ => secrets.extend(Some(value).filter(|value| value.len() >= PIECE)),
             }
             rest = remaining.trim_start();
         }
@@ -259,14 +268,15 @@ impl Target {
                 shown: "SQLite :memory:".into(),
                 database: name.clone(),
                 url: name,
-                secrets: Vec::new(),
+                secrets: Secrets::default(),
                 in_memory,
             });
         }
         // SQLite would make a file of that name, password included.
         let name = path.strip_prefix("file:").unwrap_or(path);
-        let credentials = name.split_once('@').is_some_and(|(before, _)| before.contains([':', '=']));
-        if name.contains("://") || credentials {
+        let schemes = ["postgres", "mysql", "mariadb", "http"];
+        let of_a_server = name.contains('@') || schemes.iter().any(|scheme| name.starts_with(scheme));
+        if name.contains("://") || of_a_server && name.contains([':', '=']) {
             return Err(malformed(Kind::Sqlite, "it looks like the URL of a server"));
         }
         // Of `file://host/path` SQLite takes no host but this one.
@@ -280,27 +290,42 @@ impl Target {
         // Diesel itself turns `sqlite://` into `file:`, where a `?` starts parameters; a plain path has none.
         let url =
             if url.starts_with("sqlite:") && path.contains('?') { format!("file:{path}") } else { path.to_owned() };
+        let shown = plain(file, ":/\\,()~+ ");
+        let odd = (shown == MASK).then(|| path.to_owned());
+        let parameters = path.split_once('?').into_iter().flat_map(|(_, query)| secret_parameters(query));
+        let secrets = Secrets::new(parameters.chain(odd));
         Ok(Self {
             kind: Kind::Sqlite,
             server: "sqlite".into(),
-            shown: format!("SQLite {}", plain(file, ":/\\,()~+ ")),
+            shown: format!("SQLite {shown}"),
             database: absolute.to_string_lossy().into_owned(),
             url,
-            secrets: Vec::new(),
+            secrets,
             in_memory,
         })
     }
 }
 
+/// What may be a password among the parameters of a URL, as it stands there and decoded.
+fn secret_parameters(query: &str) -> impl Iterator<Item = String> {
+    let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.filter(|(name, _)| !is_harmless(name)).flat_map(|(name, value)| {
+        let decoded = percent_decode(value).unwrap_or_default();
+        let slipped = (!name.contains("password")).then(|| name.to_owned());
+        let forms = [value.to_owned(), percent_encode(&decoded), decoded].into_iter().chain(slipped);
+        forms.filter(|form| form.len() >= PIECE)
+    })
+}
+
 /// What may be shown of any text that stands where a URL should: server and database where it was understood, else nothing.
 pub(crate) fn redacted(url: &str) -> String {
-    Target::parse(url, None).map_or_else(|_| "***".into(), |target| target.shown)
+    Target::parse(url, None).map_or_else(|_| MASK.into(), |target| target.shown)
 }
 
 /// A name that may be shown: one with characters that names rarely have is more likely something that slipped.
 fn plain<'a>(name: &'a str, also: &str) -> &'a str {
     let usual = |c: char| c.is_alphanumeric() || "_-.".contains(c) || also.contains(c);
-    if name.chars().all(usual) { name } else { "***" }
+    if name.chars().all(usual) { name } else { MASK }
 }
 
 fn malformed(kind: Kind, reason: &str) -> String {
@@ -321,38 +346,6 @@ fn keyword_value(text: &str) -> Option<(String, &str)> {
         }
     }
     (!quoted).then_some((value, ""))
-}
-
-fn percent_decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte == b'%' {
-            let digits = [rest.next()?, rest.next()?];
-            let digits = std::str::from_utf8(&digits).ok()?;
-            if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-                return None;
-            }
-            match u8::from_str_radix(digits, 16).ok()? {
-                0 => return None,
-                byte => bytes.push(byte),
-            }
-        } else {
-            bytes.push(byte);
-        }
-    }
-    String::from_utf8(bytes).ok()
-}
-
-fn percent_encode(text: &str) -> String {
-    let mut encoded = String::new();
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => encoded.push(byte as char),
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    encoded
 }
 
 /// An absolute path whose folder has no links, whether or not the file is there yet.

@@ -2,11 +2,39 @@
 
 use std::fmt::Display;
 
-/// On one line, without the full stop: more follows.
+/// On one line, without the full stop: more follows. What would change how a terminal or a log shows it is written out.
 pub(crate) fn phrase(said: impl Display) -> String {
     let said = said.to_string();
     let line = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    line.trim_end_matches('.').to_owned()
+    visible(line.trim_end_matches('.'))
+}
+
+/// A name on one line, cut where it is longer than a name.
+pub(crate) fn name(name: &str) -> String {
+    const LONGEST: usize = 100;
+    match name.char_indices().nth(LONGEST) {
+        Some((end, _)) => visible(&name[..end]) + "..",
+        None => visible(name),
+    }
+}
+
+/// Whether a character ends a line, moves a cursor, or hides or turns round what is beside it.
+pub(crate) fn is_unprintable(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+fn visible(text: &str) -> String {
+    if !text.contains(is_unprintable) {
+        return text.to_owned();
+    }
+    text.chars().fold(String::new(), |mut line, c| {
+        match is_unprintable(c) {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+        line
+    })
 }
 
 /// On one line, as a sentence of its own.
@@ -26,6 +54,13 @@ mod tests {
     fn lines_become_one() {
         assert_eq!(phrase("refused\n\tIs it running?\n"), "refused Is it running?");
         assert_eq!(phrase(" lost\r\n\r\n at once.\n"), "lost at once");
+    }
+
+    #[test]
+    fn nothing_forges_a_line() {
+        assert_eq!(phrase("a\n[ERROR] b\u{1b}[31m c\u{2028}d\u{202e}e"), "a [ERROR] b\\u{1b}[31m c d\\u{202e}e");
+        assert_eq!(name("a\nb"), "a\\nb");
+        assert_eq!(name(&"x".repeat(10_000)), "x".repeat(100) + "..");
     }
 
     #[test]

@@ -45,13 +45,17 @@ pub(super) const INTRODUCTION: &str = "SELECT pg_catalog.pg_backend_pid() || ' '
      - coalesce(current_setting('reserved_connections', true), '0')::int) || ' ' || \
      extract(epoch FROM pg_catalog.pg_postmaster_start_time()) || ' ' || current_database() AS value";
 
+// Of other roles' sessions an ordinary role is not told the kind.
 pub(super) const CENSUS: &str = "SELECT coalesce(nullif(application_name, ''), 'unnamed') || ' ' || count(*) AS value \
-     FROM pg_catalog.pg_stat_activity WHERE backend_type = 'client backend' \
+     FROM pg_catalog.pg_stat_activity WHERE usesysid IS NOT NULL AND datid IS NOT NULL \
+     AND coalesce(backend_type, 'client backend') = 'client backend' \
      GROUP BY application_name ORDER BY count(*) DESC, 1 LIMIT 20";
 
 pub(super) const IS_FULL: &str = "SELECT CASE WHEN count(*) >= current_setting('max_connections')::int \
-     - current_setting('superuser_reserved_connections')::int THEN '1' ELSE '0' END AS value \
-     FROM pg_catalog.pg_stat_activity WHERE backend_type = 'client backend'";
+     - current_setting('superuser_reserved_connections')::int \
+     - coalesce(current_setting('reserved_connections', true), '0')::int THEN '1' ELSE '0' END AS value \
+     FROM pg_catalog.pg_stat_activity WHERE usesysid IS NOT NULL AND datid IS NOT NULL \
+     AND coalesce(backend_type, 'client backend') = 'client backend'";
 
 pub(super) const INVENTORY: &str = "SELECT table_name || '.' || column_name AS value FROM information_schema.columns \
      WHERE table_schema = current_schema() \
@@ -99,6 +103,14 @@ pub(super) fn schema_lock_holder() -> String {
          AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())"
     )
 }
+/// So that no wait for a network that is gone lasts for ever: an idle peer is asked after 10 s, and what it has not acknowledged for
+/// 20 s ends the connection. A statement may take as long as it likes, as the server's kernel answers meanwhile.
+const DEAD_NETWORK: &[(&str, &str)] = &[
+    ("keepalives_idle", "10"),
+    ("keepalives_interval", "3"),
+    ("keepalives_count", "3"),
+    ("tcp_user_timeout", "20000"),
+];
 
 /// The caller's own deadline rules; libpq's is the backstop that frees the helper thread, in whole seconds from 2.
 pub(super) fn driver_url(target: &Target, config: &Config, app: &str) -> String {
@@ -107,6 +119,8 @@ pub(super) fn driver_url(target: &Target, config: &Config, app: &str) -> String 
         let seconds = config.connect_timeout.as_secs_f64().ceil().max(2.0);
         parameters.push(("connect_timeout", format!("{seconds:.0}")));
     }
+    let dead_network = DEAD_NETWORK.iter().filter(|(name, _)| !target.sets(name));
+    parameters.extend(dead_network.map(|(name, value)| (*name, (*value).to_owned())));
     match &config.application_name {
         Some(name) => parameters.push(("application_name", name.clone())),
         None => parameters.push(("fallback_application_name", format!("diesel-session/{app}"))),

@@ -35,7 +35,17 @@ impl<C: SessionConnection> Pool<C> {
         in_transaction: bool,
         limit: Option<Instant>,
     ) -> Result<Lease<C>> {
-        let since = Instant::now();
+        self.acquire_since(Instant::now(), place, in_transaction, limit)
+    }
+
+    /// The same for a caller who has just read the clock.
+    pub(crate) fn acquire_since(
+        self: Arc<Self>,
+        since: Instant,
+        place: Place,
+        in_transaction: bool,
+        limit: Option<Instant>,
+    ) -> Result<Lease<C>> {
         let deadline = since + self.spec.config.acquire_timeout;
         let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
         let wish = Wish { place, in_transaction, since, deadline };

@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::ledger::{Holder, Holders};
-use super::sync::{AtomicUsize, Condvar, Instant, Mutex, Ordering, ThreadId, Timer, current_thread};
+use super::sync::{AtomicUsize, Condvar, Instant, Mutex, Ordering, ThreadId, Timer, current_thread, sleep};
 use super::waits::{Awaited, Waits};
 use crate::error::Place;
 
@@ -25,8 +25,8 @@ pub(super) trait Resident: Send + Sync {
     /// Has an idle connection closed; `false` where there is none any more.
     fn give_up(self: Arc<Self>) -> bool;
 
-    /// The column `value` that an idle connection answers; `None` where there is none, or no answer soon.
-    fn ask(&self, question: &str) -> Option<Vec<String>>;
+    /// The column `value` that an idle connection answers; `None` where there is none, or no answer within `patience`.
+    fn ask(&self, question: &str, patience: Duration) -> Option<Vec<String>>;
 
     /// Who has its connections.
     fn holders(&self) -> Holders;
@@ -121,6 +121,12 @@ impl Share {
     /// From here on there is a session for it.
     pub(super) fn opened(&mut self, timer: &Arc<Timer>) {
         self.after = Some(Arc::clone(timer));
+    }
+}
+
+impl std::fmt::Debug for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Budget").field("limit", &self.limit).finish_non_exhaustive()
     }
 }
 
@@ -392,10 +398,24 @@ impl Drop for Share {
         let Some(budget) = self.budget.take() else { return };
         match &self.after {
             Some(timer) if budget.limit.is_some() => {
-                timer.execute_after(LINGERING, move || budget.freed());
+                let lingering = Lingering { budget, until: Instant::now() + LINGERING };
+                timer.execute_after(LINGERING, move || drop(lingering));
             }
             _ => budget.freed(),
         }
+    }
+}
+
+/// A share whose connection was closed a moment ago. Threads that end discard what is scheduled, so it is drop that gives it back.
+struct Lingering {
+    budget: Arc<Budget>,
+    until: Instant,
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        sleep(self.until.saturating_duration_since(Instant::now()));
+        self.budget.freed();
     }
 }
 

@@ -97,7 +97,7 @@ impl<C: SessionConnection> Pool<C> {
     ) -> Result<()> {
         let presence = self.server.presence();
         let kind = match failure.kind {
-            ConnectErrorKind::Other if self.server_is_full() => ConnectErrorKind::ServerFull,
+            ConnectErrorKind::Other if self.server_is_full(wish.deadline) => ConnectErrorKind::ServerFull,
             known => known,
         };
         match kind {
@@ -136,7 +136,7 @@ impl<C: SessionConnection> Pool<C> {
         let room = self.server.room();
         // In the queue before anything idle is looked for, so that what comes back in between is not missed.
         let claim = room.claim(self.number, wish.since);
-        self.take_census();
+        self.take_census(wish.deadline);
         let closed = room.least_recently_used(self.number).is_some_and(|other| other.give_up());
         let served = claim.wait(now + pause);
         if closed || matches!(served, Served::Look) {
@@ -149,14 +149,14 @@ impl<C: SessionConnection> Pool<C> {
     }
 
     /// Whether a refusal whose text says nothing was one for want of room. It is asked over an idle connection of this process.
-    fn server_is_full(&self) -> bool {
+    fn server_is_full(&self, deadline: Instant) -> bool {
         let Some(question) = self.spec.target.kind.is_full() else { return false };
-        self.server.ask(question).is_some_and(|answer| answer.first().is_some_and(|full| full == "1"))
+        self.server.ask(question, deadline).is_some_and(|answer| answer.first().is_some_and(|full| full == "1"))
     }
 
     /// Room for one connection in the budget of the database object, if it has one. `None`: something has changed meanwhile.
     fn share(&self, wish: &Wish) -> Result<Option<Option<Share>>> {
-        let Some(budget) = &self.spec.budget else { return Ok(Some(None)) };
+        let Some(budget) = &self.budget else { return Ok(Some(None)) };
         if let Some(share) = budget.try_take() {
             return Ok(Some(Some(share)));
         }

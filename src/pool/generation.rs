@@ -6,8 +6,9 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use crate::process::PerProcess;
 use crate::url::Target;
 
 /// How often the schema of one database has been changed by this process.
@@ -26,8 +27,8 @@ impl Generation {
     }
 
     fn named(name: String) -> Arc<Self> {
-        static GENERATIONS: LazyLock<Mutex<HashMap<String, Weak<Generation>>>> = LazyLock::new(Mutex::default);
-        let mut generations = GENERATIONS.lock().unwrap_or_else(PoisonError::into_inner);
+        static GENERATIONS: PerProcess<Mutex<HashMap<String, Weak<Generation>>>> = PerProcess::new();
+        let mut generations = GENERATIONS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(generation) = generations.get(&name).and_then(Weak::upgrade) {
             return generation;
         }

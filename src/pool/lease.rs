@@ -13,12 +13,14 @@ pub(crate) struct Lease<C: SessionConnection> {
     /// With a connection that is live; only drop takes it.
     permit: Option<Permit<Stored<C>>>,
     pool: Arc<Pool<C>>,
+    /// Whose it is has been looked at a moment ago.
+    is_own: bool,
 }
 
 impl<C: SessionConnection> Lease<C> {
     /// The connection on `permit` is live.
     pub(super) fn new(permit: Permit<Stored<C>>, pool: Arc<Pool<C>>) -> Self {
-        Self { permit: Some(permit), pool }
+        Self { permit: Some(permit), pool, is_own: false }
     }
 
     #[inline]
@@ -56,11 +58,30 @@ impl<C: SessionConnection> Lease<C> {
     pub(crate) fn pool(&self) -> &Arc<Pool<C>> {
         &self.pool
     }
+
+    /// Whether the process that took it is not this one: then nothing may be sent on it.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.pool.is_inherited()
+    }
+
+    /// Gives it back. That it is not inherited has just been asked.
+    pub(crate) fn give_back(mut self) {
+        self.is_own = true;
+    }
+
+    /// Leaves it to the parent, untouched: its permit too, as the gate's lock may be held by a thread that is not here.
+    fn abandon(&mut self) {
+        std::mem::forget(self.permit.take());
+        std::mem::forget(Arc::clone(&self.pool));
+    }
 }
 
 impl<C: SessionConnection> Drop for Lease<C> {
     /// Gives it back, from whatever state it is in.
     fn drop(&mut self) {
+        if !self.is_own && self.is_inherited() {
+            return self.abandon();
+        }
         let Some(mut permit) = self.permit.take() else { return };
         let live = live(&mut permit);
         live.was_used = true;

@@ -102,7 +102,7 @@ impl fmt::Display for Holder {
             "app `{}` at {} on thread {} ({:?}) for {:.3?}",
             self.app,
             self.place,
-            self.thread_name(),
+            crate::wording::name(self.thread_name()),
             self.thread.id(),
             self.held_for()
         )?;

@@ -22,6 +22,7 @@ use super::witness::{Watch, Witness};
 use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
 use crate::spec::Spec;
+use crate::wording::phrase;
 
 /// What r2d2 takes for a connection.
 #[derive(Debug)]
@@ -317,13 +318,15 @@ impl<C: SessionConnection> Manager<C> {
     }
 
     pub(super) fn failure(&self, message: &str) -> ConnectFailure {
+        // What it means is read before anything is masked: a password may be a common word.
+        let kind = self.spec.target.kind.classify(&phrase(message));
         let mut message = self.spec.target.scrub(message);
         if self.spec.connect_with.is_none() && message.contains("url for multiconnection") {
             message.push_str(
                 "; an enum of connections tells no reason: give `Database::connect_with` a function that does",
             );
         }
-        ConnectFailure { kind: self.spec.target.kind.classify(&message), message }
+        ConnectFailure { kind, message }
     }
 }
 

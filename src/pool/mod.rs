@@ -16,9 +16,11 @@ mod gate;
 mod gate_tests;
 mod generation;
 mod handover;
+mod helpers;
 mod leak;
 mod lease;
 mod ledger;
+mod limit;
 mod manager;
 mod order;
 mod outage;
@@ -32,14 +34,17 @@ mod witness;
 mod writers;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 pub use blocker::{Blocker, Blockers};
-pub(crate) use budget::{Budget, Home};
+use budget::Budget;
+pub(crate) use budget::Home;
 pub(crate) use gate::Permit;
+pub(crate) use helpers::{Helpers, were_inherited};
 pub(crate) use lease::Lease;
 pub use ledger::{Holder, Holders};
+pub(crate) use limit::Limit;
 use manager::Control;
 pub use status::AppStatus;
 pub(crate) use witness::{Notes, Reading, Witness};
@@ -47,6 +52,7 @@ pub(crate) use witness::{Notes, Reading, Witness};
 use crate::config::Reset;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
+use crate::process::PerProcess;
 use crate::spec::Spec;
 use gate::{Gate, Refused};
 use manager::{Manager, Slots};
@@ -55,13 +61,8 @@ use waits::Waits;
 
 /// The waits for connections of this process.
 fn waits() -> Arc<Waits> {
-    static WAITS: LazyLock<Arc<Waits>> = LazyLock::new(Arc::default);
-    Arc::clone(&WAITS)
-}
-
-/// So many connections for several pools together.
-pub(crate) fn budget_of(connections: usize) -> Arc<Budget> {
-    Arc::new(Budget::new(Some(connections), waits()))
+    static WAITS: PerProcess<Arc<Waits>> = PerProcess::new();
+    Arc::clone(WAITS.get_or_init(Arc::default))
 }
 
 /// What r2d2 lends; boxed, as it changes hands often.
@@ -71,6 +72,8 @@ type Stored<C> = Box<r2d2::PooledConnection<Slots<C>>>;
 pub(crate) struct Pool<C: SessionConnection> {
     /// Tells it from others on the same server.
     number: u64,
+    /// The one that made it, and that alone may touch its connections.
+    process: u32,
     home: Weak<dyn Home>,
     storage: r2d2::Pool<Slots<C>>,
     manager: Manager<C>,
@@ -79,6 +82,8 @@ pub(crate) struct Pool<C: SessionConnection> {
     server: Arc<Server>,
     spec: Arc<Spec<C>>,
     anchor: Arc<Mutex<Option<C>>>,
+    /// What it shares with the other applications of its database object, where that has a limit.
+    budget: Option<Arc<Budget>>,
     /// Where one writer at a time is all the database allows: the queue for it.
     writers: Option<Arc<Gate>>,
     ageing: AtomicBool,
@@ -98,6 +103,7 @@ impl<C: SessionConnection> Pool<C> {
         let gate = Arc::new(Gate::new(spec.config.max_size as usize, waits()));
         let control = Arc::new(Control::default());
         let server = Server::named(&spec.target.server);
+        server.helpers().used();
         let anchor = Arc::new(Mutex::new(None));
         let manager = Manager::new(Arc::clone(&spec), Arc::clone(&control), Arc::clone(&server), Arc::clone(&anchor));
         let storage = r2d2::Pool::builder()
@@ -110,11 +116,13 @@ impl<C: SessionConnection> Pool<C> {
             .thread_pool(Arc::clone(server.slot_maker()))
             .build_unchecked(Slots::new(&control));
         let writers = spec.target.kind.has_one_writer().then(|| writers::of(&spec.target));
+        let budget = spec.budget.as_ref().map(|limit| limit.budget());
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let tidies_all = spec.config.reset == Reset::Always || spec.on_checkin.is_some();
         Self {
             number,
+            process: std::process::id(),
             home,
             storage,
             manager,
@@ -123,10 +131,21 @@ impl<C: SessionConnection> Pool<C> {
             server,
             spec,
             anchor,
+            budget,
             writers,
             ageing: AtomicBool::new(false),
             tidies_all,
         }
+    }
+
+    /// Whether this process is not the one that made it but was forked from that.
+    pub(crate) fn is_inherited(&self) -> bool {
+        crate::process::id_at(Instant::now()) != self.process
+    }
+
+    /// The threads that end with the last pool on its server.
+    pub(crate) fn helpers(&self) -> Arc<Helpers> {
+        Arc::clone(self.server.helpers())
     }
 
     /// The turn to write, where writers have to take turns.
@@ -225,5 +244,6 @@ impl<C: SessionConnection> Pool<C> {
 impl<C: SessionConnection> Drop for Pool<C> {
     fn drop(&mut self) {
         self.budgets().for_each(|budget| budget.leave(self.number));
+        self.server.helpers().left();
     }
 }

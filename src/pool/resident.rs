@@ -9,9 +9,6 @@ use super::budget::{Budget, Resident};
 use super::ledger::{Holder, Holders};
 use crate::connection::SessionConnection;
 
-/// How long an idle connection has for the answer to a question about its server.
-const ASKING: Duration = Duration::from_millis(300);
-
 impl<C: SessionConnection> Pool<C> {
     pub(crate) fn number(&self) -> u64 {
         self.number
@@ -54,14 +51,14 @@ impl<C: SessionConnection> Pool<C> {
         }
     }
 
-    pub(super) fn take_census(&self) {
-        if let Some(answer) = self.spec.target.kind.census().and_then(|question| self.server.ask(question)) {
+    pub(super) fn take_census(&self, deadline: Instant) {
+        if let Some(answer) = self.spec.target.kind.census().and_then(|question| self.server.ask(question, deadline)) {
             self.server.note_census(answer);
         }
     }
 
     pub(super) fn budgets(&self) -> impl Iterator<Item = &Arc<Budget>> {
-        std::iter::once(self.server.room()).chain(&self.spec.budget)
+        std::iter::once(self.server.room()).chain(&self.budget)
     }
 }
 
@@ -81,13 +78,13 @@ impl<C: SessionConnection> Resident for Pool<C> {
         found
     }
 
-    fn ask(&self, question: &str) -> Option<Vec<String>> {
+    fn ask(&self, question: &str, patience: Duration) -> Option<Vec<String>> {
         let mut permit = self.gate.try_acquire(self.housekeeper())?;
         permit.refill();
         permit.item.as_ref()?;
         let (tell, told) = mpsc::channel();
         let question = question.to_owned();
-        self.errand(permit, ASKING, "did not say who has the server", move |live| {
+        self.errand(permit, patience, "did not say who has the server", move |live| {
             let answer = live.conn.texts(&question);
             live.witness.take();
             let sound = answer.is_ok();

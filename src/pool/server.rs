@@ -6,13 +6,15 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 
 use super::budget::Budget;
+use super::helpers::Helpers;
 use super::outage::Presence;
+use crate::process::PerProcess;
 
 /// Helper threads per server, and so the number of calls that may hang there.
 pub(crate) const HELPERS: usize = 4;
@@ -22,6 +24,7 @@ pub(crate) struct Server {
     threads: Arc<ScheduledThreadPool>,
     /// Where r2d2 makes empty slots: never in a line behind what may hang.
     slot_maker: Arc<ScheduledThreadPool>,
+    helpers: Arc<Helpers>,
     running: Mutex<HashMap<u64, Instant>>,
     next: AtomicU64,
     room: Arc<Budget>,
@@ -39,6 +42,9 @@ struct Census {
     occupants: Vec<String>,
 }
 
+/// How long one idle connection has for the answer to a question about its server, and all of them together.
+const ASKING: (Duration, Duration) = (Duration::from_millis(300), Duration::from_millis(600));
+
 /// A census is taken again when a connection is opened after that time.
 const CENSUS_AGE: Duration = Duration::from_secs(1);
 
@@ -48,7 +54,7 @@ impl std::fmt::Debug for Server {
     }
 }
 
-static SERVERS: LazyLock<Mutex<HashMap<String, Weak<Server>>>> = LazyLock::new(Mutex::default);
+static SERVERS: PerProcess<Mutex<HashMap<String, Weak<Server>>>> = PerProcess::new();
 
 /// A driver call under way.
 #[derive(Debug)]
@@ -58,20 +64,23 @@ pub(crate) struct Running<'s> {
 }
 
 impl Server {
-    /// The server of that name; two pools with equal names share it.
+    /// The server of that name; two pools with equal names share it. A process that was forked has others than its parent, whose
+    /// threads it does not have.
     pub(crate) fn named(name: &str) -> Arc<Self> {
-        let mut servers = SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut servers = SERVERS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(server) = servers.get(name).and_then(Weak::upgrade) {
             return server;
         }
         servers.retain(|_, server| server.strong_count() > 0);
-        let threads = |number: usize, names: &str| {
+        let made = |number: usize, names: &str| {
             let threads = ScheduledThreadPool::builder().num_threads(number).thread_name_pattern(names);
             Arc::new(threads.on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled).build())
         };
+        let (threads, slot_maker) = (made(HELPERS, "diesel-session-{}"), made(1, "diesel-session-slots"));
         let server = Arc::new(Self {
-            threads: threads(HELPERS, "diesel-session-{}"),
-            slot_maker: threads(1, "diesel-session-slots"),
+            helpers: Helpers::of([&threads, &slot_maker]),
+            threads,
+            slot_maker,
             running: Mutex::default(),
             next: AtomicU64::new(0),
             room: Arc::new(Budget::new(None, super::waits())),
@@ -82,6 +91,10 @@ impl Server {
         });
         servers.insert(name.to_owned(), Arc::downgrade(&server));
         server
+    }
+
+    pub(super) fn helpers(&self) -> &Arc<Helpers> {
+        &self.helpers
     }
 
     pub(crate) fn threads(&self) -> &Arc<ScheduledThreadPool> {
@@ -101,9 +114,20 @@ impl Server {
         &self.presence
     }
 
-    /// What an idle connection of this process answers, if there is one that does.
-    pub(super) fn ask(&self, question: &str) -> Option<Vec<String>> {
-        self.room.residents().into_iter().find_map(|(_, resident)| resident.ask(question))
+    /// What an idle connection of this process answers, if there is one that does before `deadline`. Several that are frozen are
+    /// not waited for one after the other for long.
+    pub(super) fn ask(&self, question: &str, deadline: Instant) -> Option<Vec<String>> {
+        let deadline = deadline.min(Instant::now() + ASKING.1);
+        for (_, resident) in self.room.residents() {
+            let patience = ASKING.0.min(deadline.saturating_duration_since(Instant::now()));
+            if patience.is_zero() {
+                return None;
+            }
+            if let Some(answer) = resident.ask(question, patience) {
+                return Some(answer);
+            }
+        }
+        None
     }
 
     /// It has told what it is.
@@ -118,7 +142,7 @@ impl Server {
     pub(super) fn under_all_names(self: &Arc<Self>) -> Vec<Arc<Self>> {
         let Some(instance) = self.instance().clone() else { return vec![Arc::clone(self)] };
         let servers: Vec<_> = {
-            let servers = SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
+            let servers = SERVERS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
             servers.values().filter_map(Weak::upgrade).collect()
         };
         servers.into_iter().filter(|server| server.instance().as_ref() == Some(&instance)).collect()

@@ -2,7 +2,7 @@
 //! order of events.
 
 pub(super) use std::sync::atomic::{AtomicUsize, Ordering};
-pub(super) use std::thread::{Thread, ThreadId, current as current_thread};
+pub(super) use std::thread::{Thread, ThreadId, current as current_thread, sleep};
 pub(super) use std::time::Instant;
 
 pub(super) use parking_lot::{Condvar, Mutex, MutexGuard};

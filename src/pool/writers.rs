@@ -1,9 +1,10 @@
 //! The queues of writers, where a database has one writer at a time.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::gate::Gate;
+use crate::process::PerProcess;
 use crate::url::Target;
 
 /// The queue of this process's writers of one database file. SQLite's own waiting polls; this one is in order.
@@ -12,8 +13,8 @@ pub(super) fn of(target: &Target) -> Arc<Gate> {
         return Arc::new(Gate::new(1, super::waits()));
     }
     let database = target.database.as_str();
-    static QUEUES: LazyLock<Mutex<HashMap<String, Weak<Gate>>>> = LazyLock::new(Mutex::default);
-    let mut queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
+    static QUEUES: PerProcess<Mutex<HashMap<String, Weak<Gate>>>> = PerProcess::new();
+    let mut queues = QUEUES.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(queue) = queues.get(database).and_then(Weak::upgrade) {
         return queue;
     }

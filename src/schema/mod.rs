@@ -21,7 +21,7 @@ use crate::database::PerBackend;
 use crate::error::{Error, Place, Result};
 use crate::panic_message;
 use crate::pool::Lease;
-use crate::wording::sentence;
+use crate::wording::{name, phrase, sentence};
 use change::Change;
 
 /// A migration of an application.
@@ -60,18 +60,18 @@ pub struct MigrationFailure {
 impl fmt::Display for MigrationFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message = sentence(&self.message);
-        write!(f, "app `{}`: {} failed at migration {}: {message} ", self.app, self.operation, self.migration)?;
+        write!(f, "app `{}`: {} failed at migration {}: {message} ", self.app, self.operation, name(&self.migration))?;
         if self.left_behind.is_empty() {
             f.write_str("Nothing of it remains. ")?;
         } else {
             write!(
                 f,
                 "The database keeps what it had done of it: {}. Undo that by hand, as the migration would fail on it the next time. ",
-                self.left_behind.join(", ")
+                phrase(self.left_behind.join(", "))
             )?;
         }
         if !self.done.is_empty() {
-            write!(f, "Done before it, and kept: {}. ", self.done.join(", "))?;
+            write!(f, "Done before it, and kept: {}. ", phrase(self.done.join(", ")))?;
         }
         f.write_str("Correct the migration and call it again")
     }

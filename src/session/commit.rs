@@ -18,6 +18,10 @@ impl<C: SessionConnection> Core<C> {
     pub(crate) fn commit(&mut self, at: Place) -> Result<()> {
         self.notice_panic(at);
         self.check_spoiled()?;
+        if let Err(error) = self.not_inherited(at) {
+            self.rollback();
+            return Err(error);
+        }
         if !matches!(self.phase, Phase::Begun(_)) {
             self.release();
             return Ok(());

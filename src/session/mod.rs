@@ -3,6 +3,7 @@
 mod block;
 mod commit;
 mod hooks;
+mod inherited;
 mod lend;
 mod retry;
 mod shared;

@@ -42,7 +42,7 @@ pub(crate) struct Core<C: SessionConnection> {
     pub(super) app: App<C>,
     pub(super) settings: Settings,
     pub(super) lease: Option<Lease<C>>,
-    turn_to_write: Option<Permit>,
+    pub(super) turn_to_write: Option<Permit>,
     pub(super) phase: Phase,
     /// Savepoints inside the transaction.
     pub(super) levels: u32,
@@ -123,6 +123,9 @@ impl<C: SessionConnection> Core<C> {
             true => self.send(send),
             false => self.send_read(statement, send),
         };
+        if access == Access::Raw {
+            self.not_inherited(at)?;
+        }
         self.settle(access, at, outcome.as_ref().err());
         let outcome = outcome.map_err(|error| self.explain(error, at));
         self.rest();
@@ -135,6 +138,7 @@ impl<C: SessionConnection> Core<C> {
         self.transient.go_on();
         let begins = match self.phase {
             Phase::Begun(_) => {
+                self.not_inherited(at)?;
                 self.renew_limit(at)?;
                 return self.guard(access, at);
             }
@@ -184,6 +188,7 @@ impl<C: SessionConnection> Core<C> {
     /// Begins the transaction unless it has begun.
     pub(crate) fn begin(&mut self, at: Place) -> Result<()> {
         self.check(at)?;
+        self.not_inherited(at)?;
         if matches!(self.phase, Phase::Begun(_)) {
             return self.renew_limit(at);
         }
@@ -234,6 +239,7 @@ impl<C: SessionConnection> Core<C> {
     /// closed, which rolls back too.
     pub(crate) fn rollback(&mut self) {
         self.rollbacks += u64::from(matches!(self.phase, Phase::Begun(_)));
+        let _ = self.not_inherited(self.sent_at.unwrap_or(std::panic::Location::caller()));
         if matches!(self.phase, Phase::Begun(_)) && self.lease.is_some() && !self.is_doomed() {
             // One more than there are levels: a failed rollback of a level leaves the next to try.
             for _ in 0..=self.levels + 1 {
@@ -270,7 +276,7 @@ impl<C: SessionConnection> Core<C> {
 
     /// Keeps what was done since the savepoint. Where that cannot be, it is rolled back and the error says why.
     pub(crate) fn keep_level(&mut self, at: Place) -> Result<()> {
-        if let Err(error) = self.check_spoiled() {
+        if let Err(error) = self.check_spoiled().and_then(|()| self.not_inherited(at)) {
             self.undo_level(at);
             return Err(error);
         }
@@ -295,6 +301,7 @@ impl<C: SessionConnection> Core<C> {
             return;
         }
         self.notice_panic(at);
+        let _ = self.not_inherited(at);
         if !self.spoiled.as_ref().is_some_and(|spoiled| spoiled.ended) && !self.is_doomed() {
             match self.send(C::rollback_level) {
                 Ok(()) => {
@@ -333,16 +340,16 @@ impl<C: SessionConnection> Core<C> {
     }
 
     fn take(&self, at: Place, in_transaction: bool) -> Result<Lease<C>> {
-        self.pool()?.acquire(at, in_transaction, self.limit())
+        let now = Instant::now();
+        self.app.pool_at(now)?.acquire_since(now, at, in_transaction, self.limit())
     }
 
-    fn pool(&self) -> Result<std::sync::Arc<crate::pool::Pool<C>>> {
-        self.app.pool()
-    }
-
+    /// After [`not_inherited`](Self::not_inherited).
     pub(super) fn release(&mut self) {
         self.forget_notes();
-        self.lease = None;
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
         // After the connection is back: the next writer finds the lock free.
         self.turn_to_write = None;
         self.phase = Phase::Idle;

@@ -18,6 +18,9 @@ impl<C: SessionConnection> Core<C> {
     /// Puts back what [`lend`](Self::lend) took.
     pub(crate) fn take_back(&mut self, lease: Lease<C>, at: Place) {
         self.lease = Some(lease);
+        if self.not_inherited(at).is_err() {
+            return;
+        }
         self.live_witness(|witness| witness.stop_reading());
         self.sent_at = Some(at);
         self.settle(Access::Raw, at, None);

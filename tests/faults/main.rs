@@ -9,16 +9,21 @@ mod support;
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 
+mod absurd;
 mod clean_hands;
 mod commit_unknown;
 mod connect;
+mod fork;
 mod hopeless;
 mod leak;
 mod lost;
+mod outage;
 mod pool;
 mod room;
+mod secrets;
 mod seed;
 mod seed_story;
 mod sqlite;
 mod stress;
+mod translated;
 mod turn;

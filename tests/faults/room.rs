@@ -184,6 +184,14 @@ fn a_limit_holds_for_all_applications<C: Conn>(site: &Site) {
     }
     db.dispose_all().unwrap();
     site.assert_connections(0);
+    // The limit is not used up by what has been closed, also where nothing is left of the server's pools.
+    let app = db.init_app(unique("limited"), site.config().acquire_timeout(Duration::from_secs(2))).unwrap();
+    for _ in 0..3 {
+        let sessions: Vec<_> = (0..3).map(|_| app.open_session().unwrap()).collect();
+        sessions.iter().for_each(|session| session.begin().unwrap());
+        drop(sessions);
+        assert_eq!(app.dispose().unwrap().closed, 3);
+    }
 }
 
 fn what_is_in_use_is_never_taken<C: Conn>(site: &Site) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
+use diesel::r2d2::{ConnectionManager, Pool};
 use diesel_session::{App, Config, Error};
 
 use crate::fixtures::threads::{Process, answer_parent, child_of, together};
@@ -77,8 +78,17 @@ fn a_locked_file_keeps_no_other_waiting() {
     waiting.ping().unwrap();
 }
 
+const PROCESSES: usize = 8;
+
+/// So many processes that start to write at the same moment; what each answered.
+fn at_once(test: &str, told: &str) -> Vec<String> {
+    let mut children: Vec<_> = (0..PROCESSES).map(|_| Process::spawn(test, told)).collect();
+    children.iter_mut().for_each(|child| child.order("write"));
+    children.iter_mut().map(Process::answer).collect()
+}
+
 #[test]
-fn four_writing_processes() {
+fn eight_writing_processes() {
     if let Some(url) = child_of() {
         let app = SqliteConnection::app(Config::new(url));
         answer_parent(|_| {
@@ -90,10 +100,59 @@ fn four_writing_processes() {
     let site = Site::sqlite();
     let app = SqliteConnection::app(site.config());
     app.create_all().unwrap();
-    let mut children: Vec<_> = (0..4).map(|_| Process::spawn("sqlite::four_writing_processes", &site.url())).collect();
-    children.iter_mut().for_each(|child| child.order("write"));
-    for child in &mut children {
-        assert_eq!(child.answer(), "Ok(2)");
+    let answers = at_once("sqlite::eight_writing_processes", &site.url());
+    assert_eq!(answers, ["Ok(2)"; PROCESSES]);
+    assert_eq!(app.open_session().unwrap().number(COUNT).unwrap(), (PROCESSES * 2 * 50) as i64);
+}
+
+/// A file that is not there yet: all of them make it, switch it to a write-ahead log and create the schema.
+#[test]
+fn eight_processes_and_a_fresh_file() {
+    if let Some(url) = child_of() {
+        answer_parent(|_| {
+            let app = SqliteConnection::app(Config::new(&url));
+            let outcome = app.create_all().and_then(|_| (0..10).try_for_each(|_| write(&app)));
+            format!("{outcome:?}")
+        });
+        return;
     }
-    assert_eq!(app.open_session().unwrap().number(COUNT).unwrap(), 4 * 2 * 50);
+    for _ in 0..3 {
+        let site = Site::sqlite();
+        let answers = at_once("sqlite::eight_processes_and_a_fresh_file", &site.url());
+        assert_eq!(answers, ["Ok(())"; PROCESSES]);
+        let app = SqliteConnection::app(site.config());
+        let session = app.open_session().unwrap();
+        assert_eq!(session.number(COUNT).unwrap(), (PROCESSES * 10) as i64);
+    }
+}
+
+/// Plain r2d2 and Diesel with the same work, without a busy timeout, as that is their default.
+#[test]
+fn control_writing_processes() {
+    if let Some(url) = child_of() {
+        let pool = Pool::builder().max_size(2).build(ConnectionManager::<SqliteConnection>::new(url)).unwrap();
+        let one = || {
+            pool.get().unwrap().immediate_transaction(|conn| {
+                conn.number(COUNT)?;
+                conn.batch_execute(INSERT)?;
+                conn.number(COUNT)
+            })
+        };
+        answer_parent(|_| {
+            let outcomes =
+                together(2, |_| (0..50).filter_map(|_| one().err()).map(|error| error.to_string()).collect());
+            let errors: Vec<String> = outcomes.into_iter().flat_map(|errors: Vec<String>| errors).collect();
+            assert!(errors.iter().all(|error| error.contains("database is locked")), "{errors:?}");
+            errors.len().to_string()
+        });
+        return;
+    }
+    let site = Site::sqlite();
+    let app = SqliteConnection::app(site.config());
+    app.create_all().unwrap();
+    app.dispose().unwrap();
+    let answers = at_once("sqlite::control_writing_processes", &site.url());
+    let locked: usize = answers.iter().map(|errors| errors.parse::<usize>().unwrap()).sum();
+    // Most of the 800, where several processes run at a time.
+    assert!(locked > 0);
 }

@@ -10,3 +10,5 @@
 mod error;
 mod pool;
 mod scenarios;
+#[path = "../../src/wording.rs"]
+mod wording;

@@ -292,7 +292,7 @@ impl Resident for Pool {
         found
     }
 
-    fn ask(&self, _: &str) -> Option<Vec<String>> {
+    fn ask(&self, _: &str, _: Duration) -> Option<Vec<String>> {
         None
     }
 

@@ -18,7 +18,7 @@ use super::{PASSWORD, ROLE, process, program, text, wait};
 #[track_caller]
 pub fn mariadb() -> &'static Mariadb {
     static SHARED: OnceLock<Result<Mariadb, String>> = OnceLock::new();
-    SHARED.get_or_init(Mariadb::try_start).as_ref().unwrap_or_else(|error| panic!("{error}"))
+    SHARED.get_or_init(|| Mariadb::try_start(&[])).as_ref().unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A throw-away MariaDB cluster with `max_connections = 20`, all of them for the ordinary role: the observer and
@@ -31,7 +31,13 @@ impl Mariadb {
     /// A cluster of one's own, for tests that break it; gone when it is dropped.
     #[track_caller]
     pub fn start() -> Mariadb {
-        Mariadb::try_start().unwrap_or_else(|error| panic!("{error}"))
+        Mariadb::try_start(&[]).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same, with further options.
+    #[track_caller]
+    pub fn start_with(options: &[&str]) -> Mariadb {
+        Mariadb::try_start(options).unwrap_or_else(|error| panic!("{error}"))
     }
 
     pub fn host(&self) -> &str {
@@ -153,9 +159,9 @@ impl Mariadb {
         row.number
     }
 
-    fn try_start() -> Result<Mariadb, String> {
+    fn try_start(options: &[&str]) -> Result<Mariadb, String> {
         kind::require(Kind::Mysql);
-        let inner = Inner::start().map_err(|error| {
+        let inner = Inner::start(options).map_err(|error| {
             format!(
                 "MariaDB cannot be started: {error}\n\
                  It is needed for the tests: `scripts/setup` installs it (Debian: mariadb-server libmariadb-dev), \
@@ -172,6 +178,7 @@ struct Inner {
     port: u16,
     extra_port: u16,
     observer: Observer<MysqlConnection>,
+    options: Vec<String>,
 }
 
 const SUPERUSER: &str = "bench";
@@ -198,7 +205,7 @@ const FAST: &[&str] = &[
 ];
 
 impl Inner {
-    fn start() -> Result<Inner, String> {
+    fn start(options: &[&str]) -> Result<Inner, String> {
         let folders = ["/usr/sbin", "/usr/libexec", "/usr/local/sbin"].map(PathBuf::from);
         let install = program::find("mariadb-install-db", &[])?;
         let server = program::find("mariadbd", &folders)?;
@@ -209,7 +216,9 @@ impl Inner {
         let secret = format!("{:x}", text::random());
         cluster.write("accounts.sql", &accounts(&secret))?;
 
-        let mut inner = Inner { cluster, server, port: 0, extra_port: 0, observer: Observer::new(String::new()) };
+        let options = options.iter().map(ToString::to_string).collect();
+        let observer = Observer::new(String::new());
+        let mut inner = Inner { cluster, server, port: 0, extra_port: 0, observer, options };
         let mut last = Ok(());
         // Somebody else may take a free port first.
         for _ in 0..3 {
@@ -235,7 +244,8 @@ impl Inner {
             format!("--port={}", self.port),
             format!("--extra-port={}", self.extra_port),
         ];
-        let args: Vec<String> = own.into_iter().chain(SETTINGS.iter().chain(FAST).map(ToString::to_string)).collect();
+        let common = SETTINGS.iter().chain(FAST).map(ToString::to_string);
+        let args: Vec<String> = own.into_iter().chain(common).chain(self.options.iter().cloned()).collect();
         self.cluster.start(&self.server, &args, || self.observer.arrive())
     }
 

@@ -37,9 +37,17 @@ impl Postgres {
         Postgres::for_tests().unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// The same for a program that is no test.
+    /// The same, whose messages are those of a locale such as `de_DE`.
+    #[track_caller]
+    pub fn start_speaking(locale: &str) -> Postgres {
+        kind::require(Kind::Postgres);
+        let inner = Inner::start(Some(locale)).unwrap_or_else(|error| panic!("PostgreSQL cannot be started: {error}"));
+        Postgres { inner: Arc::new(inner) }
+    }
+
+    /// The same as [`start`](Self::start) for a program that is no test.
     pub fn try_start() -> Result<Postgres, String> {
-        let inner = Inner::start().map_err(|error| format!("PostgreSQL cannot be started: {error}"))?;
+        let inner = Inner::start(None).map_err(|error| format!("PostgreSQL cannot be started: {error}"))?;
         Ok(Postgres { inner: Arc::new(inner) })
     }
 
@@ -182,6 +190,8 @@ struct Inner {
     binaries: PathBuf,
     port: u16,
     observer: Observer<PgConnection>,
+    /// Where the locale of its messages lies, if not with the system's.
+    locales: Option<String>,
 }
 
 const SUPERUSER: &str = "postgres";
@@ -198,7 +208,7 @@ lc_messages = 'C'
 ";
 
 impl Inner {
-    fn start() -> Result<Inner, String> {
+    fn start(locale: Option<&str>) -> Result<Inner, String> {
         let initdb = program::find("initdb", &program::versioned_folders(Path::new("/usr/lib/postgresql")))?;
         let binaries = initdb.parent().expect("a program is in a folder").to_owned();
         let cluster = Cluster::new(&["postgres", "nobody"], "QUIT")?;
@@ -209,9 +219,19 @@ impl Inner {
         let args = args.into_iter().map(String::from).chain([format!("--pwfile={secret_file}")]);
         cluster.run(&initdb, &args.collect::<Vec<_>>())?;
         let sockets = cluster.folder().display();
-        cluster.write("data/postgresql.auto.conf", &format!("{SETTINGS}unix_socket_directories = '{sockets}'\n"))?;
+        let mut settings = format!("{SETTINGS}unix_socket_directories = '{sockets}'\n");
+        let mut locales = None;
+        if let Some(locale) = locale {
+            // A small system has none of its own built.
+            let localedef = program::find("localedef", &[])?;
+            let args = ["-i", locale, "-f", "UTF-8", &cluster.path(&format!("{locale}.UTF-8"))].map(String::from);
+            cluster.run(&localedef, &args)?;
+            locales = Some(format!("LOCPATH={}", cluster.folder().display()));
+            settings.push_str(&format!("lc_messages = '{locale}.UTF-8'\n"));
+        }
+        cluster.write("data/postgresql.auto.conf", &settings)?;
 
-        let mut inner = Inner { cluster, binaries, port: 0, observer: Observer::new(String::new()) };
+        let mut inner = Inner { cluster, binaries, port: 0, observer: Observer::new(String::new()), locales };
         let mut last = Ok(());
         // Somebody else may take the free port first.
         for _ in 0..3 {
@@ -231,8 +251,14 @@ impl Inner {
     }
 
     fn boot(&self) -> Result<(), String> {
+        let postgres = self.binaries.join("postgres");
         let args = ["-D".to_owned(), self.cluster.path("data"), "-p".to_owned(), self.port.to_string()];
-        self.cluster.start(&self.binaries.join("postgres"), &args, || self.observer.arrive())
+        let Some(locales) = &self.locales else {
+            return self.cluster.start(&postgres, &args, || self.observer.arrive());
+        };
+        let env = program::find("env", &[])?;
+        let args: Vec<_> = [locales.clone(), postgres.display().to_string()].into_iter().chain(args).collect();
+        self.cluster.start(&env, &args, || self.observer.arrive())
     }
 
     /// A killed server leaves a System V segment behind, which only its next start would remove.

@@ -96,6 +96,11 @@ impl Proxy {
         self.shared.round_trips.load(SeqCst)
     }
 
+    /// Bytes that clients have sent so far.
+    pub fn sent(&self) -> usize {
+        self.shared.sent.load(SeqCst)
+    }
+
     /// Waits until the acceptor has opened or closed the port as the mode says.
     fn settle(&self) {
         self.shared.changed.notify_all();
@@ -133,6 +138,7 @@ struct Shared {
     server: SocketAddr,
     accepted: AtomicUsize,
     round_trips: AtomicUsize,
+    sent: AtomicUsize,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -155,8 +161,8 @@ impl State {
 impl Shared {
     fn new(server: SocketAddr) -> Shared {
         let state = State { mode: Mode::Pass, epoch: 0, listening: false, stopping: false, links: Vec::new() };
-        let (accepted, round_trips) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Shared { server, accepted, round_trips, state: Mutex::new(state), changed: Condvar::new() }
+        let (accepted, round_trips, sent) = Default::default();
+        Shared { server, accepted, round_trips, sent, state: Mutex::new(state), changed: Condvar::new() }
     }
 
     fn accept_all(&self, listener: TcpListener, port: u16) {
@@ -258,7 +264,12 @@ impl Shared {
         loop {
             match from.read(&mut buffer) {
                 Ok(0) => ended = true,
-                Ok(count) => held.extend_from_slice(&buffer[..count]),
+                Ok(count) => {
+                    held.extend_from_slice(&buffer[..count]);
+                    if direction == Direction::ToServer {
+                        self.sent.fetch_add(count, SeqCst);
+                    }
+                }
                 Err(error) if is_tick(&error) => {}
                 Err(_) => break,
             }

@@ -1,0 +1,148 @@
+//! Configurations that nobody means: a typed error each, and no line in a log but the library's own.
+
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel_session::{Config, Database, Error};
+
+use crate::fixtures::{Site, Speak, Steps, logged, step};
+
+const NEVER: Duration = Duration::MAX;
+const NOW: Duration = Duration::ZERO;
+
+/// Names that would begin a line of their own, colour a terminal or turn the text round.
+const FORGED: &[&str] =
+    &["a\nERROR forged", "a\r\nb", "\u{1b}[31mred", "a\0b", "a\u{2028}b", "a\u{202e}b", "a\u{7}b", "a\u{85}b"];
+
+#[track_caller]
+fn is_one_line(text: &str) {
+    let seen = |c: char| !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}' | '\u{202e}');
+    assert!(text.chars().all(seen) && text.len() < 1000, "{text:?}");
+}
+
+#[track_caller]
+fn is_invalid<T>(outcome: Result<T, Error>, what: &str) {
+    let Err(error) = outcome else { panic!("{what} was taken") };
+    assert!(matches!(error, Error::InvalidConfig { .. }), "{what}: {error}");
+    is_one_line(&error.to_string());
+}
+
+#[test]
+fn absurd_options() {
+    let config = || Config::new(":memory:");
+    let cases = [
+        ("max_size 0", config().max_size(0)),
+        ("max_size beyond the limit", config().max_size(10_001)),
+        ("max_size at its end", config().max_size(u32::MAX)),
+        ("acquire_timeout zero", config().acquire_timeout(NOW)),
+        ("acquire_timeout endless", config().acquire_timeout(NEVER)),
+        ("connect_timeout zero", config().connect_timeout(NOW)),
+        ("connect_timeout endless", config().connect_timeout(NEVER)),
+        ("idle_timeout zero", config().idle_timeout(NOW)),
+        ("idle_timeout endless", config().idle_timeout(NEVER)),
+        ("max_lifetime zero", config().max_lifetime(NOW)),
+        ("max_lifetime endless", config().max_lifetime(NEVER)),
+        ("statement_timeout zero", config().statement_timeout(NOW)),
+        ("statement_timeout endless", config().statement_timeout(NEVER)),
+        ("lock_timeout zero", config().lock_timeout(NOW)),
+        ("lock_timeout endless", config().lock_timeout(NEVER)),
+        ("application_name of two lines", config().application_name("a\nb")),
+        ("application_name with a NUL", config().application_name("a\0b")),
+        ("on_connect with a NUL", config().on_connect("SELECT\0 1")),
+        ("no URL", Config::new("")),
+        ("a URL without a value", Config::new("host")),
+    ];
+    let db = Database::<SqliteConnection>::without_migrations();
+    let postgres = Database::<PgConnection>::without_migrations();
+    for (what, config) in cases {
+        assert!(format!("{config:?}").len() < 1000);
+        // A path may have any name.
+        if what == "a URL without a value" {
+            is_invalid(postgres.init_app("app", config), what);
+        } else {
+            is_invalid(db.init_app("app", config), what);
+        }
+    }
+    is_invalid(
+        Database::<SqliteConnection>::without_migrations().max_connections(0).init_app("app", config()),
+        "no room",
+    );
+    assert!(db.status().is_empty());
+    // The ends of what is taken.
+    let year = Duration::from_secs(366 * 24 * 3600);
+    let tiny = Duration::from_nanos(1);
+    let most =
+        config().max_size(10_000).acquire_timeout(year).connect_timeout(year).idle_timeout(year).max_lifetime(year);
+    db.init_app("most", most.statement_timeout(year).lock_timeout(year)).unwrap().ping().unwrap();
+    let least = config().max_size(1).idle_timeout(tiny).max_lifetime(tiny).statement_timeout(tiny).lock_timeout(tiny);
+    db.init_app("least", least).unwrap().ping().unwrap();
+    let hasty = db.init_app("hasty", config().acquire_timeout(tiny)).unwrap();
+    assert!(hasty.ping().unwrap_err().is_timeout());
+    db.dispose_all().unwrap();
+    let wide = Database::<SqliteConnection>::without_migrations().max_connections(usize::MAX);
+    wide.init_app("wide", config()).unwrap().ping().unwrap();
+}
+
+#[test]
+fn absurd_times_of_scopes_and_disposals() {
+    let db = Database::<SqliteConnection>::without_migrations();
+    let app = db.init_app("app", Config::new(":memory:")).unwrap();
+    let one = || db.session()?.number("SELECT 1 AS number");
+    assert_eq!(app.scope().deadline(NEVER).run(one).unwrap(), 1);
+    assert!(app.scope().deadline(NOW).run(one).unwrap_err().is_timeout());
+    app.dispose_within(NEVER).unwrap();
+    assert_eq!(app.scope().run(one).unwrap(), 1);
+    app.dispose_within(NOW).unwrap();
+}
+
+#[test]
+fn absurd_ids() {
+    let db = Database::<SqliteConnection>::without_migrations();
+    let long = "x".repeat(10_000);
+    for id in FORGED.iter().copied().chain(["", &long, "\n", "\t"]) {
+        is_invalid(db.init_app(id, Config::new(":memory:")), id);
+        for error in [db.app(id).unwrap_err(), db.remove_app(id).unwrap_err()] {
+            assert!(matches!(error, Error::UnknownApp { .. }), "{error}");
+            is_one_line(&error.to_string());
+        }
+        let variable = Config::from_env(id).unwrap_err();
+        is_one_line(&variable.to_string());
+    }
+    let longest = "x".repeat(200);
+    db.init_app(longest.as_str(), Config::new(":memory:")).unwrap().ping().unwrap();
+    let taken = db.init_app(longest, Config::new(":memory:")).unwrap_err();
+    assert!(matches!(taken, Error::AlreadyRegistered { .. }));
+}
+
+#[test]
+fn no_line_is_forged() {
+    logged::listen();
+    let site = Site::sqlite();
+    for forged in FORGED.iter().copied().filter(|name| !name.contains('\0')) {
+        let steps =
+            Steps(vec![step("1", "CREATE TABLE one (a INTEGER)", "DROP TABLE one"), step(forged, "SELEC", "SELEC")]);
+        let db = Database::<SqliteConnection, _>::new(steps);
+        let app = db.init_app("app", site.config().max_size(1)).unwrap();
+        is_one_line(&app.create_all().unwrap_err().to_string());
+        // The name of a thread is in every list of holders.
+        std::thread::scope(|scope| {
+            let holder = std::thread::Builder::new().name(forged.into());
+            let app = &app;
+            let held = holder
+                .spawn_scoped(scope, move || {
+                    let session = app.open_session().unwrap();
+                    session.begin().unwrap();
+                    is_one_line(&app.status().to_string());
+                    is_one_line(&app.ping().unwrap_err().to_string());
+                    session.after_rollback(move || std::panic::panic_any(forged.to_owned())).unwrap();
+                    is_one_line(&session.rollback().unwrap_err().to_string());
+                })
+                .unwrap();
+            held.join().unwrap();
+        });
+        db.dispose_all().unwrap();
+    }
+    let lines = logged::lines();
+    assert!(lines.iter().any(|line| line.contains("hook panicked")), "the log was listened to");
+    lines.iter().for_each(|line| is_one_line(line));
+}
