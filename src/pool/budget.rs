@@ -31,7 +31,10 @@ pub(super) trait Resident: Send + Sync {
     /// Who has its connections.
     fn holders(&self) -> Holders;
 
-    /// How many connections it has open, and who holds them; `None` where one is idle or on its way.
+    /// How many connections it has open.
+    fn open(&self) -> usize;
+
+    /// The same, and who holds them; `None` where one is idle or on its way.
     fn holding(&self) -> Option<(usize, Holders)>;
 
     /// The server's numbers of its connections, with who has them.
@@ -209,6 +212,11 @@ impl Budget {
             .filter(|(number, ..)| *number != except)
             .min_by_key(|(_, _, since)| *since)
             .map(|(_, resident, _)| resident)
+    }
+
+    /// Open connections of all its pools.
+    pub(super) fn open(&self) -> usize {
+        self.residents().iter().map(|(_, resident)| resident.open()).sum()
     }
 
     /// The pools with something open.

@@ -100,10 +100,14 @@ impl<C: SessionConnection> Resident for Pool<C> {
         self.gate.holders()
     }
 
+    fn open(&self) -> usize {
+        self.control.open.load(Ordering::Acquire)
+    }
+
     fn holding(&self) -> Option<(usize, Holders)> {
         // What moves while it is looked at shows in the number of grants.
         let (grants, holders) = self.gate.grants();
-        let open = self.control.open.load(Ordering::Acquire);
+        let open = self.open();
         let moving = self.idle_since().is_some() || self.gate.grants().0 != grants;
         (!moving).then_some((open, holders))
     }

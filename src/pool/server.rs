@@ -171,7 +171,7 @@ impl Server {
 
     /// A sentence on who has the server.
     pub(super) fn occupants(&self) -> String {
-        let mine = self.room.taken();
+        let mine = self.room.open();
         match &*self.census() {
             Some(Census { taken, occupants }) => format!(
                 ". This process has {mine} connections there. Asked {:.1?} ago, the server had: {}",

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel::prelude::*;
-use diesel_session::{App, Config, Database, Error};
+use diesel_session::{App, Config, ConnectErrorKind, Database, Error};
 
 use crate::fixtures::threads::together;
 use crate::fixtures::{Any, Conn, Site, logged};
@@ -46,12 +46,18 @@ fn refused_in_under_a_second<C: Conn>(site: &Site) {
         at(1),
         format!("{scheme}://app:{SECRET}@no-such-host.invalid/app"),
     ];
+    let mut refused = 0;
     for url in cases {
         let app = C::app(Config::new(url));
         let (error, took) = fails(&app);
         assert!(matches!(error, Error::Connect { .. }), "{error}");
         assert!(took < Duration::from_secs(1), "{took:?}: {error}");
+        if let Error::Connect { kind: ConnectErrorKind::Authentication, .. } = &error {
+            assert!(took < Duration::from_millis(100), "{took:?}: {error}");
+            refused += 1;
+        }
     }
+    assert_eq!(refused, 1, "one of them has a wrong password");
     let started = Instant::now();
     let malformed = C::db().init_app("malformed", Config::new(format!("{scheme}://app:{SECRET}@host:x/db"))).map(drop);
     assert!(matches!(malformed.unwrap_err(), Error::InvalidConfig { .. }));

@@ -13,6 +13,7 @@ mod absurd;
 mod clean_hands;
 mod commit_unknown;
 mod connect;
+mod crowd;
 mod fork;
 mod hopeless;
 mod leak;

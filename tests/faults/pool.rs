@@ -182,7 +182,7 @@ fn a_broken_connection_comes_back<C: Conn>(site: &Site) {
             let returned = Instant::now();
             session.rollback().unwrap();
             let waited = waiter.join().unwrap().duration_since(returned);
-            assert!(waited < Duration::from_millis(100), "{waited:?}");
+            assert!(waited < Duration::from_millis(50), "{waited:?}");
         });
         assert_eq!((app.status().in_use, app.status().waiting), (0, 0));
     }

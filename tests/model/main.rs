@@ -10,5 +10,4 @@
 mod error;
 mod pool;
 mod scenarios;
-#[path = "../../src/wording.rs"]
 mod wording;

@@ -300,6 +300,10 @@ impl Resident for Pool {
         self.gate.holders()
     }
 
+    fn open(&self) -> usize {
+        Pool::open(self)
+    }
+
     fn sessions(&self) -> Vec<(u64, Option<Holder>)> {
         self.gate.labels()
     }
