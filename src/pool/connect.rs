@@ -103,18 +103,21 @@ impl<C: SessionConnection> Pool<C> {
         match kind {
             ConnectErrorKind::Unreachable if !presence.was_reached() => Err(self.refused(failure.clone())),
             ConnectErrorKind::Unreachable | ConnectErrorKind::Starting if self.spec.target.kind.can_go_stale() => {
-                presence.went_away(failure.clone());
+                if presence.went_away(failure.clone()) {
+                    let (server, message) = (&self.spec.target.shown, &failure.message);
+                    log::warn!(target: "diesel_session::pool", "{server} is away: {message}; it is asked again until it answers");
+                }
                 drop(probe);
                 Ok(())
             }
             ConnectErrorKind::ServerFull | ConnectErrorKind::Starting => {
                 if kind == ConnectErrorKind::ServerFull {
-                    presence.is_back();
+                    self.answers();
                 }
                 self.besiege(failure, siege, wish)
             }
             _ => {
-                presence.is_back();
+                self.answers();
                 Err(self.refused(failure.clone()))
             }
         }
@@ -275,8 +278,16 @@ impl<C: SessionConnection> Pool<C> {
         let slot = self.storage.get_timeout(self.spec.config.connect_timeout);
         let mut stored = Box::new(slot.map_err(|error| self.manager.failure(&format!("r2d2 made no room: {error}")))?);
         **stored = Slot::Live(self.manager.make(share)?);
-        self.server.presence().is_back();
+        self.answers();
+        log::debug!(target: "diesel_session::pool", "app `{}` has opened a connection", self.spec.app);
         Ok(stored)
+    }
+
+    /// The server has answered, whatever it said.
+    fn answers(&self) {
+        if self.server.presence().is_back() {
+            log::info!(target: "diesel_session::pool", "{} is back", self.spec.target.shown);
+        }
     }
 
     fn is_closed(&self) -> bool {

@@ -65,27 +65,31 @@ impl Presence {
         self.is_away.load(Ordering::Acquire)
     }
 
-    /// It has answered.
-    pub(super) fn is_back(&self) {
+    /// It has answered; whether it was away.
+    pub(super) fn is_back(&self) -> bool {
         self.reached.store(true, Ordering::Release);
-        if self.is_away() {
-            let mut state = self.state.lock();
-            state.away = None;
-            self.is_away.store(false, Ordering::Release);
-            drop(state);
-            self.changed.notify_all();
+        if !self.is_away() {
+            return false;
         }
+        let mut state = self.state.lock();
+        let was_away = state.away.take().is_some();
+        self.is_away.store(false, Ordering::Release);
+        drop(state);
+        self.changed.notify_all();
+        was_away
     }
 
-    /// It could not be reached, or does not accept connections yet.
-    pub(super) fn went_away(&self, last: ConnectFailure) {
+    /// It could not be reached, or does not accept connections yet; whether that is news.
+    pub(super) fn went_away(&self, last: ConnectFailure) -> bool {
         let mut state = self.state.lock();
         let pause = state.away.as_ref().map_or(PAUSES.0, |outage| (outage.pause * 2).min(PAUSES.1));
-        if state.away.is_none() {
+        let is_news = state.away.is_none();
+        if is_news {
             self.doubt();
         }
         state.away = Some(Outage { last, next_try: Instant::now() + super::manager::shortened(pause), pause });
         self.is_away.store(true, Ordering::Release);
+        is_news
     }
 
     /// Waits until the server is back, or it is this caller's turn to try.

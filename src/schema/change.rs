@@ -320,6 +320,11 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         self.lease.live().doomed = !restored;
         self.lease.live().witness.take();
         drop(self.lease);
+        let (app, done) = (self.app.id(), list(&self.done));
+        match &outcome {
+            Ok(()) => log::info!(target: "diesel_session::schema", "app `{app}`: {} is done: {done}", self.operation),
+            Err(error) => log::warn!(target: "diesel_session::schema", "{error}"),
+        }
         outcome.map(|()| self.done)
     }
 }

@@ -9,7 +9,7 @@ use diesel::r2d2::{ConnectionManager, Pool};
 use diesel_session::{App, Config, ConnectErrorKind, Error};
 
 use crate::fixtures::threads::together;
-use crate::fixtures::{COUNT, Conn, INSERT, Site, Speak};
+use crate::fixtures::{COUNT, Conn, INSERT, Site, Speak, logged};
 use crate::on_every_server;
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::{Kind, Mariadb, Postgres, ROLE, enabled, postgres, wait};
@@ -36,10 +36,15 @@ fn killed_and_started_again<C: Conn>(url: &str, kill: impl FnOnce(), restart: im
     for (app, idle) in apps.iter().zip([2, 4, 4]) {
         warm_up(app, idle);
     }
+    let told = |what: &str| {
+        let port = url.rsplit(':').next().and_then(|rest| rest.split('/').next()).unwrap();
+        logged::lines_with(what).iter().filter(|line| line.contains(port)).count()
+    };
+    logged::listen();
     kill();
     for session in &sessions {
         let error = session.number(COUNT).unwrap_err();
-        assert!(!error.is_rollback_required() && !error.is_timeout(), "{error}");
+        assert!(matches!(&error, Error::ConnectionLost { in_transaction: true, .. }), "{error}");
         // Nothing more is sent, and there is nothing more to tell.
         session.rollback().unwrap();
     }
@@ -64,6 +69,7 @@ fn killed_and_started_again<C: Conn>(url: &str, kill: impl FnOnce(), restart: im
             assert!(late < Duration::from_millis(500), "{late:?} after the server accepts");
         }
     });
+    assert_eq!((told(" is away: "), told(" is back")), (1, 1), "each is told once");
     for session in &sessions {
         session.send(INSERT).unwrap();
         session.commit().unwrap();
