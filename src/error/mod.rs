@@ -1,7 +1,13 @@
 //! What can go wrong, in one enum; every text says what happened, where, and what to do.
 
+mod kind;
+mod optional;
+
 use std::panic::Location;
 use std::time::Duration;
+
+pub use kind::ConnectErrorKind;
+pub use optional::ResultExt;
 
 use crate::dispose::DisposeReport;
 use crate::outcome::UnknownCommit;
@@ -380,43 +386,6 @@ pub enum Error {
     },
 }
 
-/// Why a connection could not be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ConnectErrorKind {
-    /// User, password or permission.
-    Authentication,
-    /// The server refused for another reason; its text tells.
-    Other,
-    /// The server has no free slot.
-    ServerFull,
-    /// The server is starting, recovering or shutting down.
-    Starting,
-    /// The database does not exist.
-    UnknownDatabase,
-    /// Nothing answers at that address.
-    Unreachable,
-}
-
-impl ConnectErrorKind {
-    fn advice(self, server: &str) -> &'static str {
-        match self {
-            Self::Unreachable if server.starts_with("SQLite") => "Check that the folder exists and may be written to",
-            Self::Authentication => "Check user, password and pg_hba.conf or grants",
-            Self::Other => "This is the driver's text or, with `Database::connect_with`, the program's own",
-            Self::ServerFull => "Close connections of other programs or raise the server's max_connections",
-            Self::Starting => "Wait until the server accepts connections",
-            Self::UnknownDatabase => "Create the database or correct its name in the URL",
-            Self::Unreachable => "Check host and port, and that the server runs",
-        }
-    }
-
-    /// Whether trying again a little later may help.
-    pub(crate) fn is_transient(self) -> bool {
-        matches!(self, Self::ServerFull | Self::Starting)
-    }
-}
-
 impl Error {
     /// The stable code at the start of the error's text, `DS` and three digits.
     pub fn code(&self) -> &'static str {
@@ -545,31 +514,5 @@ impl From<diesel::result::Error> for Error {
     #[track_caller]
     fn from(source: diesel::result::Error) -> Self {
         Self::from_query(source, Location::caller())
-    }
-}
-
-/// `.optional()` on this crate's results, as Diesel has it on its own.
-///
-/// ```
-/// use diesel_session::{Error, ResultExt};
-/// # fn find() -> diesel_session::Result<i32> { Err(diesel::result::Error::NotFound.into()) }
-/// assert_eq!(find().optional()?, None);
-/// # Ok::<(), Error>(())
-/// ```
-pub trait ResultExt<T> {
-    /// Turns "nothing found" into `Ok(None)`; other errors stay.
-    ///
-    /// # Errors
-    /// Every error but [`Error::NotFound`].
-    fn optional(self) -> Result<Option<T>>;
-}
-
-impl<T> ResultExt<T> for Result<T> {
-    fn optional(self) -> Result<Option<T>> {
-        match self {
-            Ok(value) => Ok(Some(value)),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 }
