@@ -214,7 +214,8 @@ impl<C: SessionConnection, M> Database<C, M> {
         self
     }
 
-    /// Runs when a connection comes back and is to be kept, after its reset: not for one that is closed instead.
+    /// Runs when a connection comes back and is to be kept, after its reset: not for one that is closed instead, as on MySQL, MariaDB
+    /// and SQLite after raw SQL that may have left something, or with [`Reset::Always`](crate::Reset::Always).
     ///
     /// On PostgreSQL, MySQL and MariaDB it runs on a helper thread, for which the returning thread waits up to
     /// [`Config::connect_timeout`]; on SQLite on the returning thread. It must not use this database object.

@@ -141,7 +141,12 @@ impl<C: SessionConnection> App<C> {
         let helpers: Vec<_> = disposed.iter().map(|pool| pool.helpers()).collect();
         drop(disposed);
         helpers.iter().for_each(|helpers| helpers.wait_for_their_end(LATE));
-        log::info!(target: "diesel_session::pool", "disposed of {report}");
+        let level = match report.closed {
+            _ if overdue => log::Level::Warn,
+            0 => log::Level::Debug,
+            _ => log::Level::Info,
+        };
+        log::log!(target: "diesel_session::pool", level, "disposed of {report}");
         if overdue { Err(Error::StillInUse(Box::new(report))) } else { Ok(report) }
     }
 }

@@ -28,7 +28,7 @@ pub use crate::connection::SessionConnection;
 pub use crate::context::{CommitIf, CommitNothing, CommitOnOk, Policy, Scope};
 pub use crate::database::{Database, PerBackend};
 pub use crate::dispose::DisposeReport;
-pub use crate::error::{ConnectErrorKind, Error, Place, Result, ResultExt};
+pub use crate::error::{ConnectErrorKind, Error, Place, Result, ResultExt, Shortage};
 pub use crate::outcome::{CommitOutcome, UnknownCommit};
 pub use crate::pool::{AppStatus, Blocker, Blockers, Holder, Holders};
 pub use crate::schema::{MigrationFailure, MigrationStatus};

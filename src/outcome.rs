@@ -81,7 +81,8 @@ impl UnknownCommit {
 
 impl Error {
     /// What became of the commit that this error is about; see [`UnknownCommit::resolve`]. For [`Error::PartialCommit`] it is
-    /// the commit that failed. Of other errors only a hook's that failed after the commit says what became of it; the rest are
+    /// the commit that failed. Of other errors a hook's that failed after the commit says what became of it, and a connection that was
+    /// lost inside a transaction, before its commit; the rest are
     /// [`CommitOutcome::Unknown`], as there was no commit that could be asked for.
     ///
     /// ```
@@ -108,6 +109,7 @@ impl Error {
             Self::CommitUnknown(unknown) => unknown.resolve(),
             Self::PartialCommit { source, .. } => source.resolve(),
             Self::HookFailed { committed: true, .. } => Ok(CommitOutcome::Committed),
+            Self::ConnectionLost { in_transaction: true, .. } => Ok(CommitOutcome::RolledBack),
             other => {
                 let reason = format!("this error ({}) is not that of a commit whose answer was lost", other.code());
                 Ok(CommitOutcome::Unknown { reason })

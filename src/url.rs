@@ -279,9 +279,15 @@ impl Target {
         if name.contains("://") || of_a_server && name.contains([':', '=']) {
             return Err(malformed(Kind::Sqlite, "it looks like the URL of a server"));
         }
+        if name == path && !url.starts_with("sqlite:") && name.contains('?') {
+            return Err(malformed(
+                Kind::Sqlite,
+                "a plain path has no parameters; those follow sqlite://path or file:path",
+            ));
+        }
         // Of `file://host/path` SQLite takes no host but this one.
         let local = name.strip_prefix("//localhost").or(name.strip_prefix("//")).filter(|rest| rest.starts_with('/'));
-        let (file, absolute) = if name == path {
+        let (file, absolute) = if name == path && !name.contains('?') {
             (name, absolute(Path::new(name)))
         } else {
             let file = local.unwrap_or(name).split('?').next().unwrap_or(name);

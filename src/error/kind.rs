@@ -24,7 +24,9 @@ impl ConnectErrorKind {
             Self::Unreachable if server.starts_with("SQLite") => "Check that the folder exists and may be written to",
             Self::Authentication => "Check user, password and pg_hba.conf or grants",
             Self::Other => "This is the driver's text or, with `Database::connect_with`, the program's own",
-            Self::ServerFull => "Close connections of other programs or raise the server's max_connections",
+            Self::ServerFull => {
+                "End the transactions listed, close connections of other programs or raise the server's max_connections"
+            }
             Self::Starting => "Wait until the server accepts connections",
             Self::UnknownDatabase => "Create the database or correct its name in the URL",
             Self::Unreachable => "Check host and port, and that the server runs",

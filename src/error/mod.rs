@@ -2,12 +2,14 @@
 
 mod kind;
 mod optional;
+mod shortage;
 
 use std::panic::Location;
 use std::time::Duration;
 
 pub use kind::ConnectErrorKind;
 pub use optional::ResultExt;
+pub use shortage::Shortage;
 
 use crate::dispose::DisposeReport;
 use crate::outcome::UnknownCommit;
@@ -31,7 +33,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// The connection pool has no connection to give and one did not come back in time.
     #[error(
-        "DS201 app `{app}` got no connection in {waited:.3?}: all {max_size} are in use and {waiting} other callers wait. \
+        "DS201 app `{app}` got no connection in {waited:.3?} (at {at}): all {max_size} are in use and {waiting} other callers wait. \
          Held: {holders}. End the transactions listed, or raise `Config::max_size`"
     )]
     AcquireTimeout {
@@ -45,6 +47,8 @@ pub enum Error {
         waiting: usize,
         /// Who had the connections.
         holders: Holders,
+        /// Where one was asked for.
+        at: Place,
     },
 
     /// `begin` was called although the session had begun already.
@@ -70,7 +74,7 @@ pub enum Error {
     CommitUnknown(Box<UnknownCommit>),
 
     /// No connection could be made.
-    #[error("DS202 app `{app}` cannot connect to {server}: {} {}", sentence(message), kind.advice(server))]
+    #[error("DS202 app `{app}` cannot connect to {server} (at {at}): {} {}", sentence(message), kind.advice(server))]
     Connect {
         /// The application.
         app: String,
@@ -80,6 +84,8 @@ pub enum Error {
         kind: ConnectErrorKind,
         /// What the driver or the server said, without the password.
         message: String,
+        /// Where a connection was asked for.
+        at: Place,
     },
 
     /// The connection was lost while a statement was under way.
@@ -106,7 +112,7 @@ pub enum Error {
 
     /// The server did not answer in time.
     #[error(
-        "DS203 app `{app}`: {server} did not answer within {waited:.3?}. \
+        "DS203 app `{app}`: {server} did not answer within {waited:.3?} (at {at}). \
          Check that it runs and is reachable, or raise `Config::connect_timeout`"
     )]
     ConnectTimeout {
@@ -116,6 +122,8 @@ pub enum Error {
         server: String,
         /// How long the caller waited.
         waited: Duration,
+        /// Where a connection was asked for.
+        at: Place,
     },
 
     /// The scope's deadline has passed.
@@ -175,7 +183,7 @@ pub enum Error {
 
     /// All connections that `Database::max_connections` allows are in use, and none became free in time.
     #[error(
-        "DS208 app `{app}` got no connection in {waited:.3?}: all {max_connections} of `Database::max_connections` are in use. \
+        "DS208 app `{app}` got no connection in {waited:.3?} (at {at}): all {max_connections} of `Database::max_connections` are in use. \
          Held: {holders}. End the transactions listed, or raise the limit"
     )]
     BudgetExhausted {
@@ -187,6 +195,8 @@ pub enum Error {
         max_connections: usize,
         /// Who had the connections.
         holders: Holders,
+        /// Where one was asked for.
+        at: Place,
     },
 
     /// A configuration that cannot work.
@@ -198,7 +208,7 @@ pub enum Error {
         reason: String,
     },
 
-    /// A schema operation could not get what another session has locked.
+    /// A schema operation, or a write to a SQLite file, could not get what another session has locked.
     #[error(
         "DS405 app `{app}`: {operation} waited {waited:.3?} for a lock that another session holds: {} {blockers}{left} \
              End that session's transaction and call it again",
@@ -207,7 +217,7 @@ pub enum Error {
     LockTimeout {
         /// The application.
         app: String,
-        /// `create_all` or `drop_all`.
+        /// `create_all`, `drop_all`, or a write.
         operation: &'static str,
         /// How long it waited.
         waited: Duration,
@@ -215,7 +225,7 @@ pub enum Error {
         message: String,
         /// Who was in the way, as far as that can be told.
         blockers: Blockers,
-        /// What state the schema was left in.
+        /// What state it was left in.
         left: String,
     },
 
@@ -369,16 +379,16 @@ pub enum Error {
     /// other. The simplest case is a pool of one whose connection the calling thread holds. As long as one of the threads runs, a
     /// caller waits.
     #[error(
-        "DS206 app `{app}`: the call at {at} would wait for ever, as {} {what}: {holders}. \
-         End the outer transaction first, take connections in the same order everywhere, or raise `Config::max_size` where the \
-         pool is what is short",
-        if holders.are_all_on_this_thread() { "this thread itself holds" } else { "threads that wait themselves hold" }
+        "DS206 app `{app}`: the call at {at} would wait for ever, as {} {short}: {holders}. \
+         {}",
+        if holders.are_all_on_this_thread() { "this thread itself holds" } else { "threads that wait themselves hold" },
+        short.advice(holders.are_all_on_this_thread())
     )]
     WouldDeadlock {
         /// The application.
         app: String,
         /// What is short.
-        what: &'static str,
+        short: Shortage,
         /// Who holds them, each with where its thread waits.
         holders: Holders,
         /// Where one more was asked for.
@@ -471,7 +481,10 @@ impl Error {
     /// connections. [`Session::retry`](crate::Session::retry) does it for the first three.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::AcquireTimeout { .. } | Self::ConnectTimeout { .. } | Self::LockTimeout { .. } => true,
+            Self::AcquireTimeout { .. }
+            | Self::BudgetExhausted { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::LockTimeout { .. } => true,
             Self::ConnectionLost { in_transaction, .. } => *in_transaction,
             Self::Connect { kind, .. } => kind.is_transient() || *kind == ConnectErrorKind::Unreachable,
             Self::Query { source, .. } => crate::backend::is_transient(source),

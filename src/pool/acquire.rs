@@ -10,7 +10,7 @@ use super::manager::Slot;
 use super::{Pool, Stored};
 use crate::backend;
 use crate::connection::SessionConnection;
-use crate::error::{Error, Place, Result};
+use crate::error::{Error, Place, Result, Shortage};
 
 /// Lent less than that ago, a connection is handed out as it is.
 const FRESH: Duration = Duration::from_millis(500);
@@ -77,7 +77,7 @@ impl<C: SessionConnection> Pool<C> {
         self.gate.acquire(holder, deadline).map_err(|refused| match refused {
             Refused::Closed => Error::Disposed { app: app() },
             Refused::Hopeless(holders) => {
-                Error::WouldDeadlock { app: app(), what: "every connection of the pool", holders, at: place }
+                Error::WouldDeadlock { app: app(), short: Shortage::Pool, holders, at: place }
             }
             Refused::TimedOut { waiting, holders } => Error::AcquireTimeout {
                 app: app(),
@@ -85,6 +85,7 @@ impl<C: SessionConnection> Pool<C> {
                 max_size: self.spec.config.max_size,
                 waiting,
                 holders,
+                at: place,
             },
         })
     }

@@ -242,7 +242,7 @@ impl Budget {
     /// Who has the connections of all its pools.
     pub(super) fn holders(&self) -> Holders {
         let each = self.residents().into_iter().flat_map(|(_, resident)| resident.holders().0);
-        let mut holders: Vec<_> = each.collect();
+        let mut holders: Vec<_> = each.filter(|holder| !holder.seeking).collect();
         holders.sort_by_key(|holder| holder.since);
         Holders(holders)
     }

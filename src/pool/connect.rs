@@ -18,7 +18,7 @@ use super::order::Order;
 use super::outage::{Probe, Turn};
 use super::{Pool, Stored};
 use crate::connection::SessionConnection;
-use crate::error::{ConnectErrorKind, Error, Result};
+use crate::error::{ConnectErrorKind, Error, Result, Shortage};
 
 /// The pause before a full server is asked again; it doubles up to the second. A server has a slot free some 2 ms after its
 /// client has closed.
@@ -63,7 +63,7 @@ impl<C: SessionConnection> Pool<C> {
                 Turn::Try(probe) => Some(probe),
                 Turn::TimedOut(last) => {
                     self.not_closed()?;
-                    return Err(self.refused(last));
+                    return Err(self.refused(last, wish));
                 }
             };
             let Some(share) = self.share(wish)? else { continue };
@@ -75,7 +75,7 @@ impl<C: SessionConnection> Pool<C> {
                 }
                 // The last try was cut short by the deadline; what the server said before tells more.
                 Tried::TimedOut(waited) => {
-                    return Err(refusal.map_or_else(|| self.timed_out(waited), |last| self.refused(last)));
+                    return Err(refusal.map_or_else(|| self.timed_out(waited, wish), |last| self.refused(last, wish)));
                 }
                 Tried::Refused(returned, failure) => {
                     returned.seek(true);
@@ -101,7 +101,7 @@ impl<C: SessionConnection> Pool<C> {
             known => known,
         };
         match kind {
-            ConnectErrorKind::Unreachable if !presence.was_reached() => Err(self.refused(failure.clone())),
+            ConnectErrorKind::Unreachable if !presence.was_reached() => Err(self.refused(failure.clone(), wish)),
             ConnectErrorKind::Unreachable | ConnectErrorKind::Starting if self.spec.target.kind.can_go_stale() => {
                 if presence.went_away(failure.clone()) {
                     let (server, message) = (&self.spec.target.shown, &failure.message);
@@ -118,7 +118,7 @@ impl<C: SessionConnection> Pool<C> {
             }
             _ => {
                 self.answers();
-                Err(self.refused(failure.clone()))
+                Err(self.refused(failure.clone(), wish))
             }
         }
     }
@@ -129,7 +129,7 @@ impl<C: SessionConnection> Pool<C> {
         let now = Instant::now();
         let pause = shortened(siege.pause);
         if wish.deadline.saturating_duration_since(now) <= pause {
-            return Err(self.refused(failure.clone()));
+            return Err(self.refused(failure.clone(), wish));
         }
         siege.pause = (siege.pause * 2).min(PAUSES.1);
         if siege.last_closed.is_some_and(|last| now - last < NOTICE) {
@@ -173,7 +173,7 @@ impl<C: SessionConnection> Pool<C> {
             Served::Closed => Err(self.disposed()),
             Served::Hopeless(holders) => Err(Error::WouldDeadlock {
                 app: self.spec.app.to_string(),
-                what: "every connection that `Database::max_connections` allows",
+                short: Shortage::Limit,
                 holders,
                 at: wish.place,
             }),
@@ -182,6 +182,7 @@ impl<C: SessionConnection> Pool<C> {
                 waited: wish.since.elapsed(),
                 max_connections: budget.limit().unwrap_or_default(),
                 holders: budget.holders(),
+                at: wish.place,
             }),
         }
     }
@@ -302,16 +303,18 @@ impl<C: SessionConnection> Pool<C> {
         Error::Disposed { app: self.spec.app.to_string() }
     }
 
-    fn timed_out(&self, waited: Duration) -> Error {
-        Error::ConnectTimeout { app: self.spec.app.to_string(), server: self.spec.target.shown.clone(), waited }
+    fn timed_out(&self, waited: Duration, wish: &Wish) -> Error {
+        let (app, server) = (self.spec.app.to_string(), self.spec.target.shown.clone());
+        Error::ConnectTimeout { app, server, waited, at: wish.place }
     }
 
-    fn refused(&self, failure: ConnectFailure) -> Error {
+    fn refused(&self, failure: ConnectFailure, wish: &Wish) -> Error {
         let ConnectFailure { kind, mut message } = failure;
         if kind == ConnectErrorKind::ServerFull {
             message.push_str(&self.server.occupants());
         }
         log::debug!(target: "diesel_session::pool", "app `{}` cannot connect: {message}", self.spec.app);
-        Error::Connect { app: self.spec.app.to_string(), server: self.spec.target.shown.clone(), kind, message }
+        let (app, server) = (self.spec.app.to_string(), self.spec.target.shown.clone());
+        Error::Connect { app, server, kind, message, at: wish.place }
     }
 }

@@ -171,12 +171,12 @@ impl Drop for Connecting {
 
 /// One open connection in [`Control::open`].
 #[derive(Debug)]
-struct Counted(Arc<Control>);
+struct Counted(Arc<Control>, Arc<str>);
 
 impl Counted {
-    fn new(control: &Arc<Control>) -> Self {
+    fn new(control: &Arc<Control>, app: &Arc<str>) -> Self {
         control.open.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(control))
+        Self(Arc::clone(control), Arc::clone(app))
     }
 }
 
@@ -184,6 +184,7 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::AcqRel);
         self.0.closings.fetch_add(1, Ordering::AcqRel);
+        log::debug!(target: "diesel_session::pool", "app `{}` has closed a connection", self.1);
     }
 }
 
@@ -276,7 +277,7 @@ impl<C: SessionConnection> Manager<C> {
             doubts,
             lost: false,
             doomed: false,
-            _counted: Counted::new(&self.control),
+            _counted: Counted::new(&self.control, &spec.app),
             _shares: (place, share),
         })
     }

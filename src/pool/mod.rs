@@ -51,7 +51,7 @@ pub(crate) use witness::{Notes, Reading, Witness};
 
 use crate::config::Reset;
 use crate::connection::SessionConnection;
-use crate::error::{Error, Place, Result};
+use crate::error::{Error, Place, Result, Shortage};
 use crate::process::PerProcess;
 use crate::spec::Spec;
 use gate::{Gate, Refused};
@@ -159,7 +159,7 @@ impl<C: SessionConnection> Pool<C> {
         writers.acquire(holder, deadline).map(Some).map_err(|refused| match refused {
             Refused::Closed => Error::Disposed { app: app() },
             Refused::Hopeless(holders) => {
-                Error::WouldDeadlock { app: app(), what: "the write lock of this SQLite database", holders, at: place }
+                Error::WouldDeadlock { app: app(), short: Shortage::WriteLock, holders, at: place }
             }
             Refused::TimedOut { holders, .. } => Error::LockTimeout {
                 app: app(),
@@ -229,7 +229,8 @@ impl<C: SessionConnection> Pool<C> {
             in_use,
             suspect: self.control.suspect.load(Ordering::Acquire),
             idle: open - in_use,
-            waiting: self.gate.counts().1,
+            // Who waits for room under a limit has a permit already.
+            waiting: self.gate.counts().1 + holders.iter().filter(|holder| holder.seeking && !holder.lent).count(),
             holders,
             ..AppStatus::at_rest(&self.spec)
         }

@@ -171,14 +171,15 @@ impl Server {
 
     /// A sentence on who has the server.
     pub(super) fn occupants(&self) -> String {
-        let mine = self.room.open();
+        let (mine, holders) = (self.room.open(), self.room.holders());
+        let held = if holders.is_empty() { String::new() } else { format!(", held: {holders}") };
         match &*self.census() {
             Some(Census { taken, occupants }) => format!(
-                ". This process has {mine} connections there. Asked {:.1?} ago, the server had: {}",
+                ". This process has {mine} connections there{held}. Asked {:.1?} ago, the server had: {}",
                 taken.elapsed(),
                 occupants.join(", ")
             ),
-            None => format!(". This process has {mine} connections there, so it cannot ask who has the others"),
+            None => format!(". This process has {mine} connections there{held}, and could not ask who has the others"),
         }
     }
 

@@ -50,7 +50,8 @@ use statement::Statement;
 /// [`Error::Query`] with Diesel's error, [`Error::NotFound`], [`Error::ConnectionLost`], [`Error::RollbackRequired`] after the database has aborted or
 /// ended the transaction, [`Error::SessionEnded`], [`Error::SessionBusy`], [`Error::DeadlineExceeded`]; for the first
 /// statement also what can go wrong with getting a connection: [`Error::AcquireTimeout`], [`Error::Connect`],
-/// [`Error::ConnectTimeout`], [`Error::Disposed`], [`Error::WouldDeadlock`], and [`Error::HookFailed`] of
+/// [`Error::ConnectTimeout`], [`Error::BudgetExhausted`], [`Error::Disposed`], [`Error::WouldDeadlock`], [`Error::Forked`], on
+/// SQLite [`Error::LockTimeout`], and [`Error::HookFailed`] of
 /// [`Database::on_checkout`](crate::Database::on_checkout).
 pub struct Session<C: SessionConnection>(pub(crate) Rc<Shared<C>>);
 

@@ -92,7 +92,8 @@ impl<C: SessionConnection> Session<C> {
     ///
     /// **Not repeated** is [`Error::CommitUnknown`], because what may have been done would be done twice
     /// ([`Retry::even_if_commit_unknown`] allows it; [`Error::resolve`] may know), and [`Error::ConnectionLost`]: for that the program
-    /// calls `retry` again where it may.
+    /// calls `retry` again where it may. Nor is an `Err` of `body`'s own making, whatever [`Error::is_transient`] says of it: the database
+    /// has not asked.
     ///
     /// **Hooks** of an attempt that is rolled back go with it: its `after_rollback` hooks run, the others are dropped. Those registered
     /// before `retry` belong to the last attempt. A `before_commit` hook among them can run only once, so with one an
