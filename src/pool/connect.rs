@@ -40,6 +40,8 @@ enum Tried<P> {
 struct Siege {
     pause: Duration,
     last_closed: Option<Instant>,
+    /// What could not be understood has been tried once more.
+    looked_again: bool,
 }
 
 impl<C: SessionConnection> Pool<C> {
@@ -49,7 +51,7 @@ impl<C: SessionConnection> Pool<C> {
         permit.seek(true);
         // Others have to know of it before it opens anything.
         self.enter();
-        let mut siege = Siege { pause: PAUSES.0, last_closed: None };
+        let mut siege = Siege { pause: PAUSES.0, last_closed: None, looked_again: false };
         let mut refusal = None;
         loop {
             self.not_closed()?;
@@ -97,7 +99,12 @@ impl<C: SessionConnection> Pool<C> {
     ) -> Result<()> {
         let presence = self.server.presence();
         let kind = match failure.kind {
-            ConnectErrorKind::Other if self.server_is_full(wish.deadline) => ConnectErrorKind::ServerFull,
+            ConnectErrorKind::Other => match self.server_is_full(wish.deadline) {
+                Some(true) => ConnectErrorKind::ServerFull,
+                // It may have been a moment ago.
+                Some(false) if !std::mem::replace(&mut siege.looked_again, true) => return Ok(()),
+                _ => ConnectErrorKind::Other,
+            },
             known => known,
         };
         match kind {
@@ -143,7 +150,7 @@ impl<C: SessionConnection> Pool<C> {
         let closed = room.least_recently_used(self.number).is_some_and(|other| other.give_up());
         let served = claim.wait(now + pause);
         if closed || matches!(served, Served::Look) {
-            *siege = Siege { pause: PAUSES.0, last_closed: Some(Instant::now()) };
+            *siege = Siege { pause: PAUSES.0, last_closed: Some(Instant::now()), ..*siege };
         }
         match served {
             Served::Closed => Err(self.disposed()),
@@ -151,10 +158,11 @@ impl<C: SessionConnection> Pool<C> {
         }
     }
 
-    /// Whether a refusal whose text says nothing was one for want of room. It is asked over an idle connection of this process.
-    fn server_is_full(&self, deadline: Instant) -> bool {
-        let Some(question) = self.spec.target.kind.is_full() else { return false };
-        self.server.ask(question, deadline).is_some_and(|answer| answer.first().is_some_and(|full| full == "1"))
+    /// Whether a refusal whose text says nothing was one for want of room. It is asked over an idle connection of this process;
+    /// `None` where there is none that answers.
+    fn server_is_full(&self, deadline: Instant) -> Option<bool> {
+        let answer = self.server.ask(self.spec.target.kind.is_full()?, deadline)?;
+        answer.first().map(|full| full == "1")
     }
 
     /// Room for one connection in the budget of the database object, if it has one. `None`: something has changed meanwhile.
