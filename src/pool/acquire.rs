@@ -67,6 +67,10 @@ impl<C: SessionConnection> Pool<C> {
                 return Ok(Lease::new(permit, self));
             }
             asked = Instant::now();
+            // Who has no time left would find no other alive either, and close them all.
+            if asked >= deadline {
+                return Err(self.timed_out(since.elapsed(), &wish));
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use super::gate::Bell;
 use super::ledger::{Holder, Holders};
 use super::sync::{AtomicUsize, Condvar, Instant, Mutex, Ordering, ThreadId, Timer, current_thread, sleep};
 use super::waits::{Awaited, Waits};
@@ -350,6 +351,17 @@ impl Awaited for Budget {
 }
 
 impl Claim {
+    /// Has it look again, whatever its place in the queue.
+    pub(super) fn bell(&self) -> Bell {
+        let (budget, waiter) = (Arc::clone(&self.budget), Arc::clone(&self.waiter));
+        Bell(Box::new(move || {
+            let mut state = budget.state.lock();
+            if let Some(place) = state.claims.iter().position(|other| Arc::ptr_eq(other, &waiter)) {
+                budget.answer(&mut state, place, Answer::Look);
+            }
+        }))
+    }
+
     /// [`wait`](Self::wait), unless that can never be served.
     pub(super) fn wait_if_it_can_end(self, place: Place, deadline: Instant) -> Served {
         let what: Arc<Budget> = Arc::clone(&self.budget);

@@ -48,7 +48,6 @@ impl<C: SessionConnection> Pool<C> {
     /// A permit with a connection, for one with nothing on it: a new one, or one that comes back meanwhile.
     pub(super) fn connect(self: &Arc<Self>, mut permit: Permit<Stored<C>>, wish: &Wish) -> Result<Permit<Stored<C>>> {
         let seeking = Seeking::begin(&self.control);
-        permit.seek(true);
         // Others have to know of it before it opens anything.
         self.enter();
         let mut siege = Siege { pause: PAUSES.0, last_closed: None, looked_again: false };
@@ -57,9 +56,9 @@ impl<C: SessionConnection> Pool<C> {
             self.not_closed()?;
             self.find_idle(&mut permit);
             if permit.item.is_some() {
-                permit.seek(false);
                 return Ok(permit);
             }
+            permit.seek(true);
             let probe = match self.server.presence().turn(wish.deadline, || self.is_closed()) {
                 Turn::Back => None,
                 Turn::Try(probe) => Some(probe),
@@ -68,13 +67,22 @@ impl<C: SessionConnection> Pool<C> {
                     return Err(self.refused(last, wish));
                 }
             };
-            let Some(share) = self.share(wish)? else { continue };
+            let (probe, share) = match self.share_now() {
+                Some(share) => (probe, share),
+                None => {
+                    // Whose turn it is to try waits for nothing else, as all others wait for what it finds.
+                    drop(probe);
+                    let Some(share) = self.share(&mut permit, wish)? else { continue };
+                    match self.server.presence().turn_now() {
+                        Some(Turn::Try(probe)) => (Some(probe), share),
+                        Some(_) => (None, share),
+                        None => continue,
+                    }
+                }
+            };
             match self.try_connect(permit, share, &seeking, wish)? {
                 Tried::Served(permit) => return Ok(permit),
-                Tried::Missed(returned) => {
-                    returned.seek(true);
-                    permit = returned;
-                }
+                Tried::Missed(returned) => permit = returned,
                 // The last try was cut short by the deadline; what the server said before tells more.
                 Tried::TimedOut(waited) => {
                     return Err(refusal.map_or_else(|| self.timed_out(waited, wish), |last| self.refused(last, wish)));
@@ -165,8 +173,17 @@ impl<C: SessionConnection> Pool<C> {
         answer.first().map(|full| full == "1")
     }
 
+    /// Room for one connection in the budget of the database object, if it has one; `None` where that has to be waited for.
+    fn share_now(&self) -> Option<Option<Share>> {
+        match &self.budget {
+            Some(budget) => budget.try_take().map(Some),
+            None => Some(None),
+        }
+    }
+
     /// Room for one connection in the budget of the database object, if it has one. `None`: something has changed meanwhile.
-    fn share(&self, wish: &Wish) -> Result<Option<Option<Share>>> {
+    /// What comes back meanwhile serves this caller too, and before those who came later: it is on the permit then.
+    fn share(&self, permit: &mut Permit<Stored<C>>, wish: &Wish) -> Result<Option<Option<Share>>> {
         let Some(budget) = &self.budget else { return Ok(Some(None)) };
         if let Some(share) = budget.try_take() {
             return Ok(Some(Some(share)));
@@ -174,8 +191,18 @@ impl<C: SessionConnection> Pool<C> {
         let claim = budget.claim(self.number, wish.since);
         // A pool that was closed before has sent no claim away that came later.
         self.not_closed()?;
+        let holder = Holder::new(Arc::clone(&self.spec.app), wish.place, wish.since, wish.in_transaction);
+        let line = match permit.line_up_beside(holder, claim.bell()) {
+            Ok(Some(line)) => line,
+            Ok(None) => return Ok(None),
+            Err(_) => return Err(self.disposed()),
+        };
         budget.serve();
-        match claim.wait_if_it_can_end(wish.place, wish.deadline) {
+        let served = claim.wait_if_it_can_end(wish.place, wish.deadline);
+        if line.leave(permit) {
+            return Ok(None);
+        }
+        match served {
             Served::Room(share) => Ok(Some(Some(share))),
             Served::Look => Ok(None),
             Served::Closed => Err(self.disposed()),
@@ -213,10 +240,7 @@ impl<C: SessionConnection> Pool<C> {
         let holder = Holder::new(Arc::clone(&self.spec.app), wish.place, wish.since, wish.in_transaction);
         let line = match permit.line_up(holder) {
             Ok(Some(line)) => line,
-            Ok(None) => {
-                permit.seek(false);
-                return Ok(Tried::Served(permit));
-            }
+            Ok(None) => return Ok(Tried::Served(permit)),
             Err(_) => return Err(self.disposed()),
         };
         permit.bequeath(line.ticket());
@@ -249,7 +273,7 @@ impl<C: SessionConnection> Pool<C> {
         let connecting = Connecting::begin(&self.control);
         let order = Arc::new(Order::new(permit, share));
         let (pool, ordered) = (Arc::clone(self), Arc::clone(&order));
-        self.server.threads().execute(move || {
+        self.server.help(move || {
             if let Some((mut permit, share)) = ordered.begin() {
                 // Whoever waited may have been served otherwise.
                 if !pool.is_closed() && pool.gate.counts().1 > 0 {
@@ -311,7 +335,7 @@ impl<C: SessionConnection> Pool<C> {
         Error::Disposed { app: self.spec.app.to_string() }
     }
 
-    fn timed_out(&self, waited: Duration, wish: &Wish) -> Error {
+    pub(super) fn timed_out(&self, waited: Duration, wish: &Wish) -> Error {
         let (app, server) = (self.spec.app.to_string(), self.spec.target.shown.clone());
         Error::ConnectTimeout { app, server, waited, at: wish.place }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::gate::Permit;
 use super::lease::{discard, live};
 use super::manager::Live;
+use super::server::is_helper;
 use super::{Pool, Stored};
 use crate::connection::SessionConnection;
 
@@ -21,12 +22,19 @@ impl<C: SessionConnection> Pool<C> {
         what: &str,
         call: impl FnOnce(&mut Live<C>) -> bool + Send + 'static,
     ) -> Option<Permit<Stored<C>>> {
+        if is_helper() {
+            let sound = catch_unwind(AssertUnwindSafe(|| call(live(&mut permit))));
+            if !matches!(sound, Ok(true)) {
+                discard(&mut permit);
+            }
+            return Some(permit);
+        }
         let (server, control) = (Arc::clone(&self.server), Arc::clone(&self.control));
         // Without a buffer: what is sent has been received.
         let (answer, answered) = mpsc::sync_channel(0);
         // From here on it is not the caller who holds it, and who would wait for itself.
         permit.lend();
-        self.server.threads().execute(move || {
+        self.server.help(move || {
             let running = server.call();
             let sound = catch_unwind(AssertUnwindSafe(|| call(live(&mut permit))));
             if !matches!(sound, Ok(true)) {
@@ -44,6 +52,8 @@ impl<C: SessionConnection> Pool<C> {
             return Some(permit);
         }
         self.control.suspect.fetch_add(1, Ordering::AcqRel);
+        // From here on the helper thread is not kept waiting: the program's log may take its time.
+        drop(answered);
         log::warn!(
             target: "diesel_session::pool",
             "app `{}`: a connection to {} {what} within {patience:?}; it is closed when it answers",
@@ -57,7 +67,7 @@ impl<C: SessionConnection> Pool<C> {
     pub(super) fn close_soon(self: &Arc<Self>, mut permit: Permit<Stored<C>>) {
         let pool = Arc::clone(self);
         permit.lend();
-        self.server.threads().execute(move || {
+        self.server.help(move || {
             let running = pool.server.call();
             discard(&mut permit);
             drop((running, permit));

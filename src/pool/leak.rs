@@ -11,7 +11,7 @@ use super::Pool;
 use super::gate::Gate;
 use super::ledger::Holder;
 use super::manager::Control;
-use super::server::Server;
+use super::server::{Server, begins_to_help};
 use crate::connection::SessionConnection;
 use crate::wording::phrase;
 
@@ -35,6 +35,7 @@ fn look_after<T: Send + 'static>(
 ) {
     let pool = (Arc::downgrade(gate), Arc::downgrade(control), Arc::downgrade(server));
     server.threads().execute_after(pause, move || {
+        begins_to_help();
         let (gate, control, server) = (pool.0.upgrade(), pool.1.upgrade(), pool.2.upgrade());
         let (Some(gate), Some(control), Some(server)) = (gate, control, server) else { return };
         let (overdue, pause) = gate.overdue(Instant::now(), threshold);

@@ -243,7 +243,7 @@ impl<C: SessionConnection> Manager<C> {
                 .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
         }
         if let Some(share) = &mut share {
-            share.opened(self.server.threads());
+            share.opened(self.server.slot_maker());
         }
         let (session, generation) = match self.introduce(&mut conn) {
             Some((session, generation)) => (session, generation),

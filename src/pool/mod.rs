@@ -229,8 +229,7 @@ impl<C: SessionConnection> Pool<C> {
             in_use,
             suspect: self.control.suspect.load(Ordering::Acquire),
             idle: open - in_use,
-            // Who waits for room under a limit has a permit already.
-            waiting: self.gate.counts().1 + holders.iter().filter(|holder| holder.seeking && !holder.lent).count(),
+            waiting: self.gate.counts().1,
             holders,
             ..AppStatus::at_rest(&self.spec)
         }

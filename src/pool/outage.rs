@@ -113,6 +113,19 @@ impl Presence {
         }
     }
 
+    /// The same without waiting; `None` where it is not this caller's turn.
+    pub(super) fn turn_now(&self) -> Option<Turn<'_>> {
+        let mut state = self.state.lock();
+        match &*state {
+            State { away: None, .. } => Some(Turn::Back),
+            State { away: Some(outage), probing: false } if Instant::now() >= outage.next_try => {
+                state.probing = true;
+                Some(Turn::Try(Probe(self)))
+            }
+            State { .. } => None,
+        }
+    }
+
     /// Makes everybody who waits look again.
     pub(super) fn nudge(&self) {
         drop(self.state.lock());

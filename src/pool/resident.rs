@@ -84,14 +84,21 @@ impl<C: SessionConnection> Resident for Pool<C> {
         permit.item.as_ref()?;
         let (tell, told) = mpsc::channel();
         let question = question.to_owned();
-        self.errand(permit, patience, "did not say who has the server", move |live| {
+        let permit = self.errand(permit, patience, "did not say who has the server", move |live| {
             let answer = live.conn.texts(&question);
             live.witness.take();
             let sound = answer.is_ok();
             // Nobody may be there any more.
             let _ = tell.send(answer);
             sound
-        })?;
+        });
+        // Meanwhile somebody may have found nothing idle.
+        let answered = permit.is_some();
+        drop(permit);
+        self.serve_others();
+        if !answered {
+            return None;
+        }
         let rows = told.try_recv().ok()?.ok()?;
         Some(rows.into_iter().flatten().collect())
     }
@@ -109,7 +116,9 @@ impl<C: SessionConnection> Resident for Pool<C> {
         let (grants, holders) = self.gate.grants();
         let open = self.open();
         let moving = self.idle_since().is_some() || self.gate.grants().0 != grants;
-        (!moving).then_some((open, holders))
+        // Who looks for a connection has none to give back; a helper thread that makes one may have it already.
+        let has_one = |holder: &Holder| !holder.seeking || holder.lent;
+        (!moving).then(|| (open, Holders(holders.0.into_iter().filter(has_one).collect())))
     }
 
     fn sessions(&self) -> Vec<(u64, Option<Holder>)> {

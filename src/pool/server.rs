@@ -4,6 +4,7 @@
 //! idle connection) runs here, so that the caller can leave at its own deadline. At most [`HELPERS`] calls can hang per
 //! server; from then on that server fails fast, and other servers notice nothing.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -61,6 +62,20 @@ static SERVERS: PerProcess<Mutex<HashMap<String, Weak<Server>>>> = PerProcess::n
 pub(crate) struct Running<'s> {
     server: &'s Server,
     number: u64,
+}
+
+thread_local! {
+    static HELPS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// This is a helper thread, and will be one until it ends.
+pub(super) fn begins_to_help() {
+    HELPS.set(true);
+}
+
+/// Whether this is a helper thread, of whatever server.
+pub(super) fn is_helper() -> bool {
+    HELPS.get()
 }
 
 impl Server {
@@ -185,6 +200,18 @@ impl Server {
 
     fn census(&self) -> MutexGuard<'_, Option<Census>> {
         self.census.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `job` on a helper thread. One that is on a helper thread already, in a hook of the program that uses another database
+    /// object, runs it at once: all of them may wait for such a job.
+    pub(super) fn help(&self, job: impl FnOnce() + Send + 'static) {
+        if is_helper() {
+            return job();
+        }
+        self.threads.execute(move || {
+            begins_to_help();
+            job();
+        });
     }
 
     /// Records a driver call until the returned value is dropped.

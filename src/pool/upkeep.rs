@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::Pool;
 use super::lease::discard;
 use super::manager::Slot;
+use super::server::begins_to_help;
 use crate::connection::SessionConnection;
 
 impl<C: SessionConnection> Pool<C> {
@@ -19,6 +20,7 @@ impl<C: SessionConnection> Pool<C> {
         }
         let pool = Arc::downgrade(self);
         self.server.threads().execute_after(idle_timeout, move || {
+            begins_to_help();
             let Some(pool) = pool.upgrade() else { return };
             pool.ageing.store(false, Ordering::Release);
             pool.close_aged(idle_timeout);

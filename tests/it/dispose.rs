@@ -242,7 +242,8 @@ fn a_connect_that_does_not_return_is_counted() {
     let app = PgConnection::app(Config::new(site.url_at(proxy.port())));
     thread::scope(|scope| {
         let caller = scope.spawn(|| app.ping());
-        assert!(wait::until(Duration::from_secs(5), || app.status().connecting == 1));
+        // Under way, and not only ordered.
+        assert!(wait::until(Duration::from_secs(5), || proxy.accepted() == 1));
         let error = app.dispose_within(Duration::from_millis(50)).unwrap_err();
         let Error::StillInUse(report) = &error else { panic!("{error}") };
         assert_eq!(report.connecting, 1, "{report}");

@@ -115,7 +115,8 @@ impl Pool {
             if permit.item.is_some() {
                 return Ok(permit);
             }
-            let Some(share) = self.share(wish)? else { continue };
+            permit.seek(true);
+            let Some(share) = self.share(&mut permit, wish)? else { continue };
             let line = match permit.line_up(holder(wish.since)) {
                 Ok(Some(line)) => line,
                 Ok(None) => return Ok(permit),
@@ -171,7 +172,7 @@ impl Pool {
         Ok(Stored::open(&self.storage, &self.server, &self.control, share))
     }
 
-    fn share(&self, wish: &Wish) -> Result<Option<Share>, Told> {
+    fn share(&self, permit: &mut Permit<Stored>, wish: &Wish) -> Result<Option<Share>, Told> {
         if let Some(share) = self.budget.try_take() {
             return Ok(Some(share));
         }
@@ -179,8 +180,17 @@ impl Pool {
         if self.control.is_closed() {
             return Err(Told::Closed);
         }
+        let line = match permit.line_up_beside(holder(wish.since), claim.bell()) {
+            Ok(Some(line)) => line,
+            Ok(None) => return Ok(None),
+            Err(_) => return Err(Told::Closed),
+        };
         self.budget.serve();
-        match claim.wait_if_it_can_end(std::panic::Location::caller(), wish.deadline) {
+        let served = claim.wait_if_it_can_end(std::panic::Location::caller(), wish.deadline);
+        if line.leave(permit) {
+            return Ok(None);
+        }
+        match served {
             Served::Room(share) => Ok(Some(share)),
             Served::Look => Ok(None),
             Served::Closed => Err(Told::Closed),
@@ -312,7 +322,8 @@ impl Resident for Pool {
         let (grants, holders) = self.gate.grants();
         let open = self.open();
         let moving = self.idle_since().is_some() || self.gate.grants().0 != grants;
-        (!moving).then_some((open, holders))
+        let has_one = |holder: &Holder| !holder.seeking || holder.lent;
+        (!moving).then(|| (open, Holders(holders.0.into_iter().filter(has_one).collect())))
     }
 
     fn is_empty(&self) -> bool {

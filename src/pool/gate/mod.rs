@@ -65,15 +65,27 @@ struct Waiter<T> {
     since: Instant,
     /// Its permit is being worked with: it needs no other, but what is left on one.
     lined_up: bool,
+    /// It has its permit and waits for something else meanwhile; this ends that, and is called with the gate's lock.
+    bell: Option<Bell>,
     wake: Condvar,
     answer: Mutex<Answer<T>>,
+}
+
+/// Tells who waits elsewhere.
+pub(crate) struct Bell(pub(crate) Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Bell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Bell")
+    }
 }
 
 #[derive(Debug)]
 enum Answer<T> {
     /// Still in the queue.
     Waiting(Holder),
-    Granted(usize, Instant, Option<T>),
+    /// With whether somebody in line has worked for it.
+    Granted(usize, Instant, Option<T>, bool),
     Closed,
     Taken,
 }
@@ -110,7 +122,7 @@ impl<T> Gate<T> {
             return Ok(self.seated(state, seat, item, holder));
         }
         let (thread, place) = (holder.thread.id(), holder.place);
-        let waiter = Arc::new(Waiter::new(holder, false));
+        let waiter = Arc::new(Waiter::new(holder, false, None));
         state.waiters.push_back(Arc::clone(&waiter));
         drop(state);
         let what: Arc<Self> = Arc::clone(self);
@@ -212,7 +224,7 @@ impl<T> Gate<T> {
         let mut answer = waiter.lock();
         loop {
             match std::mem::replace(&mut *answer, Answer::Taken) {
-                Answer::Granted(seat, since, item) => return Ok(Permit::new(self, seat, since, item)),
+                Answer::Granted(seat, since, item, _) => return Ok(Permit::new(self, seat, since, item)),
                 Answer::Closed => return Err(Refused::Closed),
                 waiting => *answer = waiting,
             }
@@ -253,13 +265,18 @@ impl<T> Gate<T> {
         match state.next(item.is_some(), heir) {
             Some(waiter) => {
                 let (mut answer, since) = (waiter.lock(), Instant::now());
-                if let Answer::Waiting(holder) = std::mem::replace(&mut *answer, Answer::Granted(seat, since, item)) {
+                if let Answer::Waiting(holder) =
+                    std::mem::replace(&mut *answer, Answer::Granted(seat, since, item, heir.is_some()))
+                {
                     state.seats[seat] = Some(Holder { since, ..holder });
                     state.latest = Some(since);
                     state.grants += 1;
                 }
                 drop(answer);
                 waiter.wake.notify_one();
+                if let Some(bell) = &waiter.bell {
+                    bell.0();
+                }
             }
             None => match item {
                 Some(item) => state.warm.push((seat, item)),
@@ -303,7 +320,8 @@ impl<T> State<T> {
         }
         let place_of = |is: &dyn Fn(&Arc<Waiter<T>>) -> bool| self.waiters.iter().position(is);
         let inherited = heir.and_then(|heir| {
-            place_of(&|waiter| Arc::ptr_eq(heir, waiter)).or_else(|| place_of(&|waiter| waiter.lined_up))
+            place_of(&|waiter| Arc::ptr_eq(heir, waiter))
+                .or_else(|| place_of(&|waiter| waiter.lined_up && waiter.bell.is_none()))
         });
         let place = inherited.or_else(|| place_of(&|waiter| !waiter.lined_up))?;
         self.waiters.remove(place)
@@ -336,9 +354,9 @@ impl<T> State<T> {
 }
 
 impl<T> Waiter<T> {
-    fn new(holder: Holder, lined_up: bool) -> Self {
+    fn new(holder: Holder, lined_up: bool, bell: Option<Bell>) -> Self {
         let (thread, since) = (holder.thread.id(), holder.since);
-        Self { thread, since, lined_up, wake: Condvar::new(), answer: Mutex::new(Answer::Waiting(holder)) }
+        Self { thread, since, lined_up, bell, wake: Condvar::new(), answer: Mutex::new(Answer::Waiting(holder)) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Answer<T>> {

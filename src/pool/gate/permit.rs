@@ -40,6 +40,7 @@ impl<T> Permit<T> {
         let mut state = self.gate.lock();
         if let Some((seat, item)) = state.warm.pop() {
             state.empty(seat, self.seat);
+            state.found(self.seat);
             self.item = Some(item);
         }
     }
@@ -82,6 +83,13 @@ impl<T> State<T> {
     pub(super) fn empty(&mut self, seat: usize, to: usize) {
         self.cold.push(seat);
         self.labels[to] = self.labels[seat].take();
+    }
+
+    /// The holder of that seat has an item now, and looks for none.
+    pub(super) fn found(&mut self, seat: usize) {
+        if let Some(holder) = &mut self.seats[seat] {
+            holder.seeking = false;
+        }
     }
 }
 
