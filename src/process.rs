@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// No fork is over so soon: before it returns in the new process all the tables of the memory have been copied.
-const BRIEF: Duration = Duration::from_micros(5);
+const BRIEF: Duration = Duration::from_micros(10);
 
 /// The number of this process. `now` is this moment.
 ///
