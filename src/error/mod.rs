@@ -2,6 +2,7 @@
 
 mod kind;
 mod optional;
+mod questions;
 mod shortage;
 
 use std::panic::Location;
@@ -394,125 +395,6 @@ pub enum Error {
         /// Where one more was asked for.
         at: Place,
     },
-}
-
-impl Error {
-    /// The stable code at the start of the error's text, `DS` and three digits.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::InvalidConfig { .. } => "DS101",
-            Self::AlreadyRegistered { .. } => "DS102",
-            Self::NoContext { .. } => "DS103",
-            Self::AlreadyBegun { .. } => "DS104",
-            Self::InsideTransaction { .. } => "DS105",
-            Self::SessionBusy { .. } => "DS106",
-            Self::SessionEnded { .. } => "DS107",
-            Self::UnknownApp { .. } => "DS108",
-            Self::NotRepeatable { .. } => "DS109",
-            Self::AcquireTimeout { .. } => "DS201",
-            Self::Connect { .. } => "DS202",
-            Self::ConnectTimeout { .. } => "DS203",
-            Self::Disposed { .. } => "DS204",
-            Self::StillInUse(..) => "DS205",
-            Self::WouldDeadlock { .. } => "DS206",
-            Self::BudgetExhausted { .. } => "DS208",
-            Self::Forked { .. } => "DS209",
-            Self::NotFound { .. } => "DS301",
-            Self::Query { .. } => "DS302",
-            Self::CommitUnknown { .. } => "DS303",
-            Self::HookFailed { .. } => "DS304",
-            Self::DeadlineExceeded { .. } => "DS305",
-            Self::PartialCommit { .. } => "DS306",
-            Self::RollbackRequired { .. } => "DS307",
-            Self::ConnectionLost { .. } => "DS308",
-            Self::NoMigrations { .. } => "DS401",
-            Self::Migration(..) => "DS402",
-            Self::NotReversible { .. } => "DS403",
-            Self::TransactionOpen { .. } => "DS404",
-            Self::LockTimeout { .. } => "DS405",
-        }
-    }
-
-    /// Whether a query found nothing; see [`ResultExt::optional`].
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::NotFound { .. } | Self::Query { source: diesel::result::Error::NotFound, .. })
-    }
-
-    /// Whether a deadline passed: for a connection, a connect, a lock, a scope or a disposal.
-    pub fn is_timeout(&self) -> bool {
-        matches!(
-            self,
-            Self::AcquireTimeout { .. }
-                | Self::BudgetExhausted { .. }
-                | Self::ConnectTimeout { .. }
-                | Self::DeadlineExceeded { .. }
-                | Self::LockTimeout { .. }
-                | Self::StillInUse(..)
-        )
-    }
-
-    /// Whether the application was disposed of or removed.
-    pub fn is_disposed(&self) -> bool {
-        matches!(self, Self::Disposed { .. })
-    }
-
-    /// Whether there was no context.
-    pub fn is_no_context(&self) -> bool {
-        matches!(self, Self::NoContext { .. })
-    }
-
-    /// Whether the session asks for [`rollback`](crate::Session::rollback) before it can go on.
-    pub fn is_rollback_required(&self) -> bool {
-        matches!(self, Self::RollbackRequired { .. })
-    }
-
-    /// Whether the outcome of a commit is not known.
-    pub fn is_commit_unknown(&self) -> bool {
-        matches!(self, Self::CommitUnknown { .. })
-    }
-
-    /// Whether a statement's connection was lost.
-    pub fn is_connection_lost(&self) -> bool {
-        matches!(self, Self::ConnectionLost { .. })
-    }
-
-    /// Whether running the whole transaction again may succeed, and does nothing twice: a serialization failure, a deadlock, a
-    /// locked SQLite database, a connection lost inside a transaction, a full or starting server, or a pool that was short of
-    /// connections. [`Session::retry`](crate::Session::retry) does it for the first three.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::AcquireTimeout { .. }
-            | Self::BudgetExhausted { .. }
-            | Self::ConnectTimeout { .. }
-            | Self::LockTimeout { .. } => true,
-            Self::ConnectionLost { in_transaction, .. } => *in_transaction,
-            Self::Connect { kind, .. } => kind.is_transient() || *kind == ConnectErrorKind::Unreachable,
-            Self::Query { source, .. } => crate::backend::is_transient(source),
-            _ => false,
-        }
-    }
-
-    /// Diesel's error, where this is one: for its [`DatabaseErrorKind`](diesel::result::DatabaseErrorKind).
-    pub fn diesel(&self) -> Option<&diesel::result::Error> {
-        match self {
-            Self::Query { source, .. } | Self::ConnectionLost { source, .. } => Some(source),
-            Self::CommitUnknown(unknown) => Some(&unknown.source),
-            _ => None,
-        }
-    }
-
-    #[track_caller]
-    pub(crate) fn from_query(source: diesel::result::Error, at: Place) -> Self {
-        match source {
-            diesel::result::Error::NotFound => Self::NotFound { at },
-            source => Self::Query { source, at },
-        }
-    }
-
-    /// The same of a connection that was lost.
-    pub(crate) fn lost(app: &str, source: diesel::result::Error, in_transaction: bool, at: Place) -> Self {
-        Self::ConnectionLost { app: app.into(), at, in_transaction, source }
-    }
 }
 
 impl std::fmt::Debug for Error {
