@@ -125,11 +125,14 @@ impl<C: SessionConnection> Pool<C> {
                 drop(probe);
                 Ok(())
             }
-            ConnectErrorKind::ServerFull | ConnectErrorKind::Starting => {
-                if kind == ConnectErrorKind::ServerFull {
-                    self.answers();
-                }
+            ConnectErrorKind::ServerFull => {
+                self.answers();
                 self.besiege(failure, siege, wish)
+            }
+            // A file is locked.
+            ConnectErrorKind::Starting => {
+                std::thread::sleep(self.next_pause(failure, siege, wish)?);
+                Ok(())
             }
             _ => {
                 self.answers();
@@ -138,15 +141,20 @@ impl<C: SessionConnection> Pool<C> {
         }
     }
 
-    /// The server is full, or the file is locked: another application's idle connection is closed, and then it is waited a
-    /// little.
-    fn besiege(&self, failure: &ConnectFailure, siege: &mut Siege, wish: &Wish) -> Result<()> {
-        let now = Instant::now();
+    /// The pause before the next try, if there is time for one.
+    fn next_pause(&self, failure: &ConnectFailure, siege: &mut Siege, wish: &Wish) -> Result<Duration> {
         let pause = shortened(siege.pause);
-        if wish.deadline.saturating_duration_since(now) <= pause {
+        if wish.deadline.saturating_duration_since(Instant::now()) <= pause {
             return Err(self.refused(failure.clone(), wish));
         }
         siege.pause = (siege.pause * 2).min(PAUSES.1);
+        Ok(pause)
+    }
+
+    /// The server is full: another application's idle connection is closed, and then it is waited a little.
+    fn besiege(&self, failure: &ConnectFailure, siege: &mut Siege, wish: &Wish) -> Result<()> {
+        let pause = self.next_pause(failure, siege, wish)?;
+        let now = Instant::now();
         if siege.last_closed.is_some_and(|last| now - last < NOTICE) {
             std::thread::sleep(pause);
             return Ok(());

@@ -63,21 +63,24 @@ impl<C: SessionConnection> Pool<C> {
         None
     }
 
-    /// Closes the connection on a helper thread, and waits for nothing.
-    pub(super) fn close_soon(self: &Arc<Self>, mut permit: Permit<Stored<C>>) {
-        let pool = Arc::clone(self);
+    /// Closes the connection and waits for nothing: on a helper thread, where closing may hang.
+    pub(super) fn close_soon(self: Arc<Self>, mut permit: Permit<Stored<C>>) {
+        let server = Arc::clone(&self.server);
+        let may_hang = self.spec.target.kind.can_go_stale();
         permit.lend();
-        self.server.help(move || {
-            let running = pool.server.call();
+        let close = move || {
+            let running = self.server.call();
             discard(&mut permit);
             drop((running, permit));
-            pool.leave_if_empty();
-            let (number, home) = (pool.number, pool.home.upgrade());
-            drop(pool);
+            self.leave_if_empty();
+            let (number, home) = (self.number, self.home.upgrade());
+            // Whoever keeps an empty pool lets go of it, if nobody else has it.
+            drop(self);
             if let Some(home) = home {
                 home.let_go(number);
             }
-        });
+        };
+        if may_hang { server.help(close) } else { close() }
     }
 
     /// Closes the connection, waiting no longer than for a connect.

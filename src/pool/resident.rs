@@ -70,12 +70,12 @@ impl<C: SessionConnection> Resident for Pool<C> {
     fn give_up(self: Arc<Self>) -> bool {
         let Some(mut permit) = self.gate.try_acquire(self.housekeeper()) else { return false };
         permit.refill();
-        let found = permit.item.is_some();
-        if found {
-            log::debug!(target: "diesel_session::pool", "app `{}`: an idle connection makes room for another application", self.spec.app);
-            self.close_soon(permit);
+        if permit.item.is_none() {
+            return false;
         }
-        found
+        log::debug!(target: "diesel_session::pool", "app `{}`: an idle connection makes room for another application", self.spec.app);
+        self.close_soon(permit);
+        true
     }
 
     fn ask(&self, question: &str, patience: Duration) -> Option<Vec<String>> {

@@ -43,8 +43,14 @@ impl Drop for Token {
     }
 }
 
+/// Connects that failed or panicked.
+static MISBEHAVED: AtomicUsize = AtomicUsize::new(0);
+
 /// What goes wrong with the connect of that number: always the same.
 fn misbehave(number: usize) -> ConnectionResult<()> {
+    if matches!(number % 30, 7 | 13) {
+        MISBEHAVED.fetch_add(1, Ordering::Relaxed);
+    }
     match number % 30 {
         7 => Err(ConnectionError::BadConnection("asked to fail".into())),
         13 => resume_unwind(Box::new("asked to panic")),
@@ -129,7 +135,7 @@ fn stress<C: Conn>(connect: fn(&str) -> ConnectionResult<C>, config: Config, kil
     let config = config.max_size(SIZE).acquire_timeout(Duration::from_secs(10));
     let config = config.idle_timeout(Duration::from_millis(3)).max_lifetime(Duration::from_millis(200));
     let app = db.init_app("stress", config).unwrap();
-    let started = Instant::now();
+    let (started, misbehaved) = (Instant::now(), MISBEHAVED.load(Ordering::Relaxed));
     let failures = together(THREADS, |thread| {
         let mut failures = 0;
         for round in 0..ROUNDS {
@@ -147,7 +153,9 @@ fn stress<C: Conn>(connect: fn(&str) -> ConnectionResult<C>, config: Config, kil
         failures
     });
     let failures: usize = failures.iter().sum();
-    assert!(failures > 0 && failures < THREADS * ROUNDS / 4, "{failures} connects failed");
+    let misbehaved = MISBEHAVED.load(Ordering::Relaxed) - misbehaved;
+    // A caller who has been served otherwise meanwhile is not told.
+    assert!(misbehaved > 0 && failures <= misbehaved, "{failures} of {misbehaved} failures were told");
     assert!(started.elapsed() < Duration::from_secs(60));
 
     // At rest every permit is back, and nothing stays open for longer than it may.
