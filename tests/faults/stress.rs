@@ -191,7 +191,10 @@ fn watched<C: Conn>(site: &Site, connect: fn(&str) -> ConnectionResult<C>, kill:
     thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                most.fetch_max(client_ports(site.port()).len(), Ordering::Relaxed);
+                // The table is not read at one instant; what stands in two readings was open between them.
+                let (first, second) = (client_ports(site.port()), client_ports(site.port()));
+                let both = second.iter().filter(|port| first.contains(port)).count();
+                most.fetch_max(both, Ordering::Relaxed);
                 samples.fetch_add(1, Ordering::Relaxed);
                 thread::sleep(Duration::from_micros(500));
             }
