@@ -9,6 +9,8 @@ mod context;
 mod database;
 mod dispose;
 mod error;
+#[doc(hidden)]
+pub mod orm;
 mod outcome;
 mod percent;
 mod pool;
@@ -29,6 +31,7 @@ pub use crate::context::{CommitIf, CommitNothing, CommitOnOk, Policy, Scope};
 pub use crate::database::{Database, PerBackend};
 pub use crate::dispose::DisposeReport;
 pub use crate::error::{ConnectErrorKind, Error, Place, Result, ResultExt, Shortage};
+pub use crate::orm::{Entity, Fk, NewEntity};
 pub use crate::outcome::{CommitOutcome, UnknownCommit};
 pub use crate::pool::{AppStatus, Blocker, Blockers, Holder, Holders};
 pub use crate::schema::{MigrationFailure, MigrationStatus};

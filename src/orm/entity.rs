@@ -1,0 +1,147 @@
+//! What a struct has to say of itself so that a session can keep its rows. Derived; nothing here is written by hand.
+
+use std::any::TypeId;
+use std::fmt::Debug;
+use std::hash::Hash;
+
+use diesel::result::QueryResult;
+
+/// Which columns of a row, a bit for each in the order of the struct's fields; Diesel's tables end at 128.
+pub type Columns = u128;
+
+/// A struct whose rows a session can keep; made by `#[derive(Entity)]`.
+///
+/// A row is known by its key: [`Session::get`](crate::Session::get) of one key is one handle for as long as the session's context
+/// lasts. The [module documentation](crate::orm) has the whole of it.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an entity",
+    label = "not an entity",
+    note = "add `#[derive(Entity)]` beside `#[derive(Queryable, Selectable)]` of `{Self}`"
+)]
+pub trait Entity: Clone + 'static {
+    /// The primary key; a tuple, in the order of `#[diesel(primary_key(..))]`, where it has several columns.
+    type Id: Clone + Eq + Hash + Debug + 'static;
+
+    /// The struct's name, for error texts.
+    const NAME: &'static str;
+
+    /// Whether a version column counts its updates.
+    const VERSIONED: bool;
+
+    /// The key of this row.
+    fn id(&self) -> Self::Id;
+
+    /// The entities that this one has foreign keys to.
+    #[doc(hidden)]
+    fn parents() -> Vec<TypeId>;
+
+    /// The columns that differ, without key and version.
+    #[doc(hidden)]
+    fn differences(old: &Self, new: &Self) -> Columns;
+
+    /// What an UPDATE does to the version.
+    #[doc(hidden)]
+    fn bump_version(&mut self);
+
+    /// Whether a foreign key to rows of `parent` differs.
+    #[doc(hidden)]
+    fn refers_anew(old: &Self, new: &Self, parent: TypeId) -> bool;
+
+    /// The keys of rows of its own type that it refers to.
+    #[doc(hidden)]
+    fn own_parents(&self) -> Vec<Self::Id>;
+
+    /// The key of that number, where the database makes integers of this type.
+    #[doc(hidden)]
+    fn id_of_number(number: u64) -> Option<Self::Id>;
+}
+
+/// An entity on connections of type `C`: the SQL of it. `#[derive(Entity)]` writes it for each backend that this crate is built
+/// with, and for the enum that `#[entity(connection = ..)]` names.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an entity on `{C}`",
+    label = "no entity on this connection",
+    note = "add `#[derive(Entity)]` beside `#[derive(Queryable, Selectable)]` of `{Self}`; for an enum of connections also `#[entity(connection = ..)]`, \
+            and for a database that `#[diesel(check_for_backend(..))]` leaves out name that one too"
+)]
+pub trait Persist<C>: Entity {
+    /// Most keys of one `find_many`.
+    #[doc(hidden)]
+    const FINDS: usize;
+
+    /// Most rows of one `delete`.
+    #[doc(hidden)]
+    const DELETES: usize;
+
+    #[doc(hidden)]
+    fn find(conn: &mut C, id: &Self::Id) -> QueryResult<Option<Self>>;
+
+    #[doc(hidden)]
+    fn find_many(conn: &mut C, ids: &[Self::Id]) -> QueryResult<Vec<Self>>;
+
+    /// Sets the columns that differ, where key and version are the old ones; how many rows that were.
+    #[doc(hidden)]
+    fn update(conn: &mut C, old: &Self, new: &Self) -> QueryResult<usize>;
+
+    /// The same for rows that differ in the same `columns`, in one statement; the keys of those that were there. `None` where this
+    /// backend has no such statement.
+    #[doc(hidden)]
+    fn update_many(conn: &mut C, rows: &[(&Self, &Self)], columns: Columns) -> Option<QueryResult<Vec<Self::Id>>> {
+        let _ = (conn, rows, columns);
+        None
+    }
+
+    /// Deletes the rows of these keys and versions; how many those were.
+    #[doc(hidden)]
+    fn delete(conn: &mut C, rows: &[&Self]) -> QueryResult<usize>;
+}
+
+/// A new row of an entity; made by `#[entity(new = ..)]` or `#[derive(NewEntity)]`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a new row of an entity",
+    label = "not a new row",
+    note = "`#[entity(new = New..)]` beside `#[derive(Entity)]` makes such a struct, and `#[derive(Insertable, NewEntity)]` with `#[entity(..)]` makes one of `{Self}`"
+)]
+pub trait NewEntity: 'static {
+    /// What it is a row of.
+    type Entity: Entity;
+
+    /// How many columns it sets.
+    #[doc(hidden)]
+    const COLUMNS: usize;
+
+    /// Whether several rows of one INSERT can be told apart: the program makes the key, or the database counts.
+    #[doc(hidden)]
+    const IN_BATCHES: bool;
+
+    /// The key, where the program makes it and all of it is known.
+    #[doc(hidden)]
+    fn key(&self) -> Option<<Self::Entity as Entity>::Id>;
+
+    /// Whether every row that it refers to has its key.
+    #[doc(hidden)]
+    fn is_ready(&self) -> bool;
+
+    /// The columns in which the row has the value that was sent; those that cannot be compared are among them. A bit for each field of
+    /// the new row.
+    #[doc(hidden)]
+    fn agrees(&self, row: &Self::Entity) -> Columns;
+}
+
+/// A new row on connections of type `C`; derived with [`NewEntity`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be added to a session on `{C}`",
+    label = "not a new row of an entity on this connection",
+    note = "`#[entity(new = New..)]` beside `#[derive(Entity)]` makes such a struct, and `#[derive(Insertable, NewEntity)]` with `#[entity(..)]` makes one of \
+            `{Self}`; an enum of connections is named by `#[entity(connection = ..)]`"
+)]
+pub trait Insert<C>: NewEntity<Entity: Persist<C>> {
+    /// Most rows of one INSERT.
+    #[doc(hidden)]
+    const ROWS: usize;
+
+    /// Inserts the rows and reads them back; in the order of the rows as far as the database keeps it. `returning` is whether the
+    /// database behind an enum of connections has `RETURNING`.
+    #[doc(hidden)]
+    fn insert(conn: &mut C, rows: &[&Self], returning: bool) -> QueryResult<Vec<Self::Entity>>;
+}
