@@ -13,6 +13,7 @@ pub use optional::ResultExt;
 pub use shortage::Shortage;
 
 use crate::dispose::DisposeReport;
+use crate::orm::State;
 use crate::outcome::UnknownCommit;
 use crate::pool::{Blockers, Holders};
 use crate::schema::MigrationFailure;
@@ -32,6 +33,18 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The flush that goes before a query failed.
+    #[error(
+        "DS310 the flush before the query at {at} failed: {} Flush or commit where it can be dealt with, or query inside `no_autoflush`",
+        sentence(source)
+    )]
+    Autoflush {
+        /// What went wrong.
+        source: Box<Error>,
+        /// Where the query was sent.
+        at: Place,
+    },
+
     /// The connection pool has no connection to give and one did not come back in time.
     #[error(
         "DS201 app `{app}` got no connection in {waited:.3?} (at {at}): all {max_size} are in use and {waiting} other callers wait. \
@@ -209,6 +222,22 @@ pub enum Error {
         reason: String,
     },
 
+    /// The key of a row was written.
+    #[error(
+        "DS311 the key of {entity} {from} was changed to {to}, so the flush at {at} cannot tell which row is meant. Nothing was sent. \
+         Write the old key back or `refresh` the handle; for another key add a new row and delete this one"
+    )]
+    KeyChanged {
+        /// The entity.
+        entity: &'static str,
+        /// The key in the database.
+        from: String,
+        /// The key in memory.
+        to: String,
+        /// Where it was flushed.
+        at: Place,
+    },
+
     /// A schema operation, or a write to a SQLite file, could not get what another session has locked.
     #[error(
         "DS405 app `{app}`: {operation} waited {waited:.3?} for a lock that another session holds: {} {blockers}{left} \
@@ -255,6 +284,17 @@ pub enum Error {
         backend: &'static str,
     },
 
+    /// A handle of another session.
+    #[error("DS110 the handle of {entity} {} given to a session at {at} is another session's; `get` it in this one", key.as_deref().unwrap_or("(no key yet)"))]
+    NotMine {
+        /// The entity.
+        entity: &'static str,
+        /// The row's key.
+        key: Option<String>,
+        /// Where it was given.
+        at: Place,
+    },
+
     /// `retry` was called where not everything it would have to repeat is in its closure.
     #[error(
         "DS109 `retry` at {at} could not repeat what came before its closure: {} at {since}. \
@@ -271,9 +311,38 @@ pub enum Error {
     },
 
     /// The query found nothing.
-    #[error("DS301 nothing found by the query at {at}; add `.optional()` where that is an answer")]
+    #[error("DS301 {} at {at}; add `.optional()` where that is an answer",
+        match row { Some(row) => format!("there is no {row}, asked for"), None => "nothing found by the query".into() })]
     NotFound {
+        /// Entity and key, where one row was asked for by its key.
+        row: Option<String>,
         /// Where the query was sent.
+        at: Place,
+    },
+
+    /// A key that the database made could not be told from others.
+    #[error(
+        "DS313 the rows of {entity} that were inserted at {at} came back as others than were sent, so their keys cannot be told apart. \
+         Call `rollback()`, and mark the entity `#[entity(row_by_row)]`"
+    )]
+    Unpaired {
+        /// The entity.
+        entity: &'static str,
+        /// Where they were flushed.
+        at: Place,
+    },
+
+    /// New rows refer to rows that will never be inserted.
+    #[error(
+        "DS312 {rows} new rows of {entity} refer to rows that are not there: their `add` was rolled back or taken back, or belongs to \
+         another session (flushed at {at}). Add those anew, and these with their `key()`"
+    )]
+    UnresolvedKeys {
+        /// The entity of the new rows.
+        entity: &'static str,
+        /// How many they are.
+        rows: usize,
+        /// Where they were flushed.
         at: Place,
     },
 
@@ -349,6 +418,22 @@ pub enum Error {
         at: Place,
     },
 
+    /// A row was changed or deleted by somebody else since it was read.
+    #[error(
+        "DS309 {entity} {key} has been changed or deleted since it was read, so its {operation} at {at} found no row of that key and version. \
+         Call `rollback()`, `get` it again and decide anew"
+    )]
+    Stale {
+        /// The entity.
+        entity: &'static str,
+        /// The row's key.
+        key: String,
+        /// `update` or `delete`.
+        operation: &'static str,
+        /// Where it was flushed.
+        at: Place,
+    },
+
     /// `dispose` could not get every connection back.
     #[error("DS205 {0}")]
     StillInUse(Box<DisposeReport>),
@@ -393,6 +478,41 @@ pub enum Error {
         /// Who holds them, each with where its thread waits.
         holders: Holders,
         /// Where one more was asked for.
+        at: Place,
+    },
+
+    /// A row is being written while it is needed as a whole.
+    #[error(
+        "DS314 {entity} {} is being written by the guard of `write` at {held_at}, so it can be neither read nor flushed at {at}. \
+         Let the guard end first: `handle.write().field = ..` does at its end",
+        key.as_deref().unwrap_or("(no key yet)")
+    )]
+    WriteInProgress {
+        /// The entity.
+        entity: &'static str,
+        /// The row's key.
+        key: Option<String>,
+        /// Where the guard was made.
+        held_at: Place,
+        /// Where the value was needed.
+        at: Place,
+    },
+
+    /// A handle whose state does not allow the operation.
+    #[error(
+        "DS315 {entity} {} cannot be {operation} at {at}: {}",
+        key.as_deref().unwrap_or("(no key yet)"), state.told()
+    )]
+    WrongState {
+        /// The entity.
+        entity: &'static str,
+        /// The row's key.
+        key: Option<String>,
+        /// The handle's state.
+        state: State,
+        /// `read`, `written`, ..
+        operation: &'static str,
+        /// Where that was asked for.
         at: Place,
     },
 }

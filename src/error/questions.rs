@@ -31,6 +31,14 @@ impl Error {
             Self::PartialCommit { .. } => "DS306",
             Self::RollbackRequired { .. } => "DS307",
             Self::ConnectionLost { .. } => "DS308",
+            Self::NotMine { .. } => "DS110",
+            Self::Stale { .. } => "DS309",
+            Self::Autoflush { .. } => "DS310",
+            Self::KeyChanged { .. } => "DS311",
+            Self::UnresolvedKeys { .. } => "DS312",
+            Self::Unpaired { .. } => "DS313",
+            Self::WriteInProgress { .. } => "DS314",
+            Self::WrongState { .. } => "DS315",
             Self::NoMigrations { .. } => "DS401",
             Self::Migration(..) => "DS402",
             Self::NotReversible { .. } => "DS403",
@@ -79,7 +87,20 @@ impl Error {
 
     /// Whether a statement's connection was lost.
     pub fn is_connection_lost(&self) -> bool {
-        matches!(self, Self::ConnectionLost { .. })
+        match self {
+            Self::ConnectionLost { .. } => true,
+            Self::Autoflush { source, .. } => source.is_connection_lost(),
+            _ => false,
+        }
+    }
+
+    /// Whether a row was changed or deleted by somebody else since it was read.
+    pub fn is_stale(&self) -> bool {
+        match self {
+            Self::Stale { .. } => true,
+            Self::Autoflush { source, .. } => source.is_stale(),
+            _ => false,
+        }
     }
 
     /// Whether running the whole transaction again may succeed, and does nothing twice: a serialization failure, a deadlock, a
@@ -94,6 +115,7 @@ impl Error {
             Self::ConnectionLost { in_transaction, .. } => *in_transaction,
             Self::Connect { kind, .. } => kind.is_transient() || *kind == ConnectErrorKind::Unreachable,
             Self::Query { source, .. } => crate::backend::is_transient(source),
+            Self::Autoflush { source, .. } => source.is_transient(),
             _ => false,
         }
     }
@@ -103,6 +125,7 @@ impl Error {
         match self {
             Self::Query { source, .. } | Self::ConnectionLost { source, .. } => Some(source),
             Self::CommitUnknown(unknown) => Some(&unknown.source),
+            Self::Autoflush { source, .. } => source.diesel(),
             _ => None,
         }
     }
@@ -110,7 +133,7 @@ impl Error {
     #[track_caller]
     pub(crate) fn from_query(source: diesel::result::Error, at: Place) -> Self {
         match source {
-            diesel::result::Error::NotFound => Self::NotFound { at },
+            diesel::result::Error::NotFound => Self::NotFound { row: None, at },
             source => Self::Query { source, at },
         }
     }

@@ -1,0 +1,214 @@
+//! Handles to rows that a session keeps.
+
+use std::cell::RefMut;
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::panic::Location;
+use std::rc::Rc;
+
+use super::entity::Entity;
+use super::entry::Entry;
+use super::key::Fk;
+use crate::error::{Error, Result};
+
+/// A handle to a row that a session keeps: what [`Session::add`](crate::Session::add), [`get`](crate::Session::get) and
+/// [`track`](crate::Session::track) give.
+///
+/// All handles to one row of one session are the same (`==`). What is written through one of them is written to the database by the next
+/// flush, the columns that differ only. A handle belongs to its thread:
+///
+/// ```compile_fail,E0277
+/// # use diesel::prelude::*;
+/// # use diesel_session::{Entity, Tracked};
+/// # diesel::table! { users (id) { id -> Integer, name -> Text, } }
+/// # #[derive(Debug, Clone, Queryable, Selectable, Entity)]
+/// # struct User { #[entity(generated)] id: i32, name: String }
+/// fn needs_send<T: Send>() {}
+/// needs_send::<Tracked<User>>();
+/// ```
+pub struct Tracked<T: Entity>(pub(crate) Rc<Entry<T>>);
+
+/// What is known of a handle's row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum State {
+    /// Added, and not inserted yet: there is no row to read.
+    Pending,
+    /// In the database, and read or written since the last commit.
+    Persistent,
+    /// In the database, but what was read may be old: after a commit, a rollback, a statement that may have changed it, or
+    /// [`expire`](crate::Session::expire). It can be read and written; the next `get`, `track` or `refresh` reads it again.
+    Expired,
+    /// What is in memory was flushed and rolled back: it cannot be read until `get` or `refresh` has read it again.
+    Stale,
+    /// Deleted, by this session or, as was seen when it was read again, by somebody else. It can still be read.
+    Deleted,
+    /// Added, and rolled back or taken out before it was kept: there is no such row.
+    Discarded,
+    /// No longer the session's: after [`expunge`](crate::Session::expunge) or the session's end. It can still be read.
+    Detached,
+}
+
+/// The value of a row at the moment of [`Tracked::read`], for as long as it is wanted: later writes do not change it. Its
+/// `clone()` is that of the value.
+pub struct Snapshot<T>(Rc<T>);
+
+/// The value of a row for writing. A flush while it lives is [`Error::WriteInProgress`].
+pub struct WriteGuard<'h, T>(RefMut<'h, Option<Rc<T>>>);
+
+impl<T: Entity> Tracked<T> {
+    /// The row's value. Nothing is sent.
+    ///
+    /// # Panics
+    /// Where [`try_read`](Self::try_read) is an error.
+    #[track_caller]
+    #[inline]
+    pub fn read(&self) -> Snapshot<T> {
+        match self.try_read() {
+            Ok(value) => value,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The row's value for writing: `user.write().name = ..`. The next flush sends what differs.
+    ///
+    /// # Panics
+    /// Where [`try_write`](Self::try_write) is an error.
+    #[track_caller]
+    pub fn write(&self) -> WriteGuard<'_, T> {
+        match self.try_write() {
+            Ok(value) => value,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Writes several columns, or reads and writes: `account.update(|a| a.balance += 10)`.
+    ///
+    /// # Panics
+    /// Where [`try_write`](Self::try_write) is an error.
+    #[track_caller]
+    pub fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
+        change(&mut self.write())
+    }
+
+    /// The row's value. Nothing is sent.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] where there is no value: [`State::Pending`], [`State::Stale`], [`State::Discarded`].
+    /// [`Error::WriteInProgress`] while it is being written.
+    #[track_caller]
+    #[inline]
+    pub fn try_read(&self) -> Result<Snapshot<T>> {
+        self.0.read(Location::caller()).map(Snapshot)
+    }
+
+    /// The row's value for writing.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] where it could not be flushed: in every state but [`State::Persistent`] and [`State::Expired`].
+    /// [`Error::WriteInProgress`] while it is being written.
+    #[track_caller]
+    pub fn try_write(&self) -> Result<WriteGuard<'_, T>> {
+        self.0.touch(Location::caller())?;
+        Ok(WriteGuard(self.0.value.borrow_mut()))
+    }
+
+    /// The key as a foreign key for other rows, also before this one has been inserted.
+    pub fn key(&self) -> Fk<T> {
+        self.0.fk()
+    }
+
+    /// What is known of the row.
+    pub fn state(&self) -> State {
+        self.0.state()
+    }
+
+    /// Whether the next flush would send something for this row.
+    pub fn is_dirty(&self) -> bool {
+        self.0.is_dirty()
+    }
+}
+
+impl<T: Entity> Clone for Tracked<T> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+impl<T: Entity> PartialEq for Tracked<T> {
+    fn eq(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl<T: Entity> Eq for Tracked<T> {}
+
+impl<T: Entity> fmt::Debug for Tracked<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.shown_key() {
+            Some(key) => write!(f, "{} {key} ({:?})", T::NAME, self.state()),
+            None => write!(f, "{} ({:?})", T::NAME, self.state()),
+        }
+    }
+}
+
+impl<T: Entity> From<&Tracked<T>> for Fk<T> {
+    fn from(handle: &Tracked<T>) -> Self {
+        handle.key()
+    }
+}
+
+impl<T> Deref for Snapshot<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Snapshot<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for Snapshot<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<T> Deref for WriteGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_deref().expect("given out for an entry with a value")
+    }
+}
+
+impl<T: Clone> DerefMut for WriteGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        Rc::make_mut(self.0.as_mut().expect("given out for an entry with a value"))
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for WriteGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl State {
+    pub(crate) fn told(self) -> &'static str {
+        match self {
+            Self::Pending => "it has been added and not inserted yet; `flush()` first",
+            Self::Persistent => "it is in the database",
+            Self::Expired => "it is in the database",
+            Self::Stale => "a change of it was rolled back; `refresh` it or `get` it again",
+            Self::Deleted => "it is deleted",
+            Self::Discarded => "its `add` was rolled back or taken back, or came after the session's end; add it again",
+            Self::Detached => "the session has let go of it or has ended; `get` it in the present one",
+        }
+    }
+}
