@@ -2,7 +2,6 @@
 
 use std::any::Any;
 use std::panic::Location;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, Weak};
 use std::time::Instant;
@@ -16,7 +15,7 @@ use crate::process::PerProcess;
 use crate::schema::MigrationSet;
 use crate::session::{Session, Shared};
 use crate::settings::Settings;
-use crate::spec::Spec;
+use crate::spec::{Spec, UnitHooks};
 
 /// A handle to a registered application: cheap to clone, usable from every thread.
 ///
@@ -116,7 +115,7 @@ impl<C: SessionConnection> App<C> {
     /// [`Error::Disposed`] after the application was removed.
     pub fn open_session(&self) -> Result<Session<C>> {
         self.not_removed()?;
-        Ok(Session(Rc::new(Shared::new(self.clone(), Settings::DEFAULT))))
+        Ok(Session(Shared::new(self.clone(), Settings::DEFAULT)))
     }
 
     /// Makes sure that the database answers, with a connection of the pool.
@@ -154,6 +153,10 @@ impl<C: SessionConnection> App<C> {
 
     pub(crate) fn of_erased(erased: &Arc<dyn Any + Send + Sync>) -> Option<Self> {
         Arc::clone(erased).downcast().ok().map(Self)
+    }
+
+    pub(crate) fn hooks(&self) -> &UnitHooks<C> {
+        &self.spec().hooks
     }
 
     pub(crate) fn spec(&self) -> &Spec<C> {

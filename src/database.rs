@@ -15,11 +15,12 @@ use crate::connection::SessionConnection;
 use crate::context::{self, Current};
 use crate::dispose::{DisposeReport, dispose_each};
 use crate::error::{Error, Place, Result};
+use crate::orm::Changes;
 use crate::pool::{AppStatus, Limit};
 use crate::registry::Registry;
 use crate::schema::{MigrationSet, Sources};
 use crate::session::Session;
-use crate::spec::Spec;
+use crate::spec::{Spec, UnitHooks};
 use crate::url::Target;
 use crate::wording::{is_unprintable, name};
 
@@ -55,6 +56,7 @@ pub struct Database<C: SessionConnection, M = EmbeddedMigrations> {
     on_close: Option<fn(&mut C)>,
     max_connections: Option<usize>,
     limit: OnceLock<Arc<Limit>>,
+    hooks: UnitHooks<C>,
 }
 
 impl<C: SessionConnection, M> std::fmt::Debug for Database<C, M> {
@@ -237,6 +239,60 @@ impl<C: SessionConnection, M> Database<C, M> {
         self
     }
 
+    /// Runs before every flush that has something to send, of every session, with what that is; before the session's own
+    /// [`before_flush`](Session::before_flush) hooks. It may change rows, which go with the same flush, such as a column that says who
+    /// wrote last. Its `Err` or panic prevents the flush.
+    ///
+    /// ```
+    /// # use diesel::prelude::*;
+    /// # use diesel_session::{ChangeKind, Changes, Database, Entity, Result, Session};
+    /// # diesel::table! { users (id) { id -> Integer, name -> Text, } }
+    /// # #[derive(Debug, Clone, Queryable, Selectable, Entity)]
+    /// # struct User { #[entity(generated)] id: i32, name: String }
+    /// fn trim_names(_: &Session<SqliteConnection>, changes: &Changes) -> Result<()> {
+    ///     for (kind, user) in changes.of::<User>() {
+    ///         if kind == ChangeKind::Update {
+    ///             user.update(|user| user.name = user.name.trim().into());
+    ///         }
+    ///     }
+    ///     Ok(())
+    /// }
+    ///
+    /// static DB: Database<SqliteConnection> = Database::without_migrations().before_flush(trim_names);
+    /// ```
+    pub const fn before_flush(mut self, hook: fn(&Session<C>, &Changes) -> Result<()>) -> Self {
+        self.hooks.before_flush = Some(hook);
+        self
+    }
+
+    /// Runs after every flush of every session, with what was sent, inside its transaction: to write a journal, for example. Rows that it
+    /// adds wait for the next flush; a commit flushes until nothing is left, a hundred times at most.
+    pub const fn after_flush(mut self, hook: fn(&Session<C>, &Changes) -> Result<()>) -> Self {
+        self.hooks.after_flush = Some(hook);
+        self
+    }
+
+    /// Runs before the commit of a transaction in which rows were flushed, with what remains of them, each row once: what a savepoint has
+    /// undone is not among them. Its `Err` or panic prevents the commit. It is too late to change rows.
+    pub const fn before_commit(mut self, hook: fn(&Session<C>, &Changes) -> Result<()>) -> Self {
+        self.hooks.before_commit = Some(hook);
+        self
+    }
+
+    /// Runs after such a commit, when the connection has gone back. Its `Err` or panic becomes [`Error::HookFailed`] of the commit,
+    /// which happened all the same.
+    pub const fn after_commit(mut self, hook: fn(&Session<C>, &Changes) -> Result<()>) -> Self {
+        self.hooks.after_commit = Some(hook);
+        self
+    }
+
+    /// Runs after the rollback of a transaction in which rows were flushed, with what they were; also at the end of a context that did
+    /// not commit. Its `Err` or panic is logged.
+    pub const fn after_rollback(mut self, hook: fn(&Session<C>, &Changes) -> Result<()>) -> Self {
+        self.hooks.after_rollback = Some(hook);
+        self
+    }
+
     const fn from_sources(sources: Sources<M>) -> Self {
         Self {
             registry: Registry::new(),
@@ -250,6 +306,7 @@ impl<C: SessionConnection, M> Database<C, M> {
             on_close: None,
             max_connections: None,
             limit: OnceLock::new(),
+            hooks: UnitHooks::NONE,
         }
     }
 
@@ -290,6 +347,7 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
             on_checkout: self.on_checkout,
             on_checkin: self.on_checkin,
             on_close: self.on_close,
+            hooks: self.hooks,
         };
         self.registry.add(App::new(spec, self.number(), Arc::clone(self.migrations())))
     }

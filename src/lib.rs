@@ -9,7 +9,6 @@ mod context;
 mod database;
 mod dispose;
 mod error;
-#[doc(hidden)]
 pub mod orm;
 mod outcome;
 mod percent;
@@ -31,12 +30,13 @@ pub use crate::context::{CommitIf, CommitNothing, CommitOnOk, Policy, Scope};
 pub use crate::database::{Database, PerBackend};
 pub use crate::dispose::DisposeReport;
 pub use crate::error::{ConnectErrorKind, Error, Place, Result, ResultExt, Shortage};
-pub use crate::orm::{Entity, Fk, NewEntity};
+pub use crate::orm::{Change, ChangeKind, Changes, Entity, Fk, NewEntity, Snapshot, State, Track, Tracked, WriteGuard};
 pub use crate::outcome::{CommitOutcome, UnknownCommit};
 pub use crate::pool::{AppStatus, Blocker, Blockers, Holder, Holders};
 pub use crate::schema::{MigrationFailure, MigrationStatus};
 pub use crate::session::{HookOutcome, LentConnection, Retry, Session};
 pub use crate::settings::Isolation;
+pub use diesel_session_derive::{Entity, NewEntity};
 
 /// The message of a caught panic.
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

@@ -6,7 +6,10 @@ use diesel::result::{ConnectionResult, QueryResult};
 
 use crate::config::Config;
 use crate::connection::SessionConnection;
+use crate::error::Result;
+use crate::orm::Changes;
 use crate::pool::Limit;
+use crate::session::Session;
 use crate::url::Target;
 
 /// Given when an application is registered, and never changed.
@@ -21,4 +24,29 @@ pub(crate) struct Spec<C: SessionConnection> {
     pub(crate) on_checkout: Option<fn(&mut C) -> QueryResult<()>>,
     pub(crate) on_checkin: Option<fn(&mut C) -> QueryResult<()>>,
     pub(crate) on_close: Option<fn(&mut C)>,
+    pub(crate) hooks: UnitHooks<C>,
+}
+
+pub(crate) type UnitHook<C> = fn(&Session<C>, &Changes) -> Result<()>;
+
+/// What the database object wants to be told of its sessions' rows.
+pub(crate) struct UnitHooks<C: SessionConnection> {
+    pub(crate) before_flush: Option<UnitHook<C>>,
+    pub(crate) after_flush: Option<UnitHook<C>>,
+    pub(crate) before_commit: Option<UnitHook<C>>,
+    pub(crate) after_commit: Option<UnitHook<C>>,
+    pub(crate) after_rollback: Option<UnitHook<C>>,
+}
+
+impl<C: SessionConnection> Clone for UnitHooks<C> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<C: SessionConnection> Copy for UnitHooks<C> {}
+
+impl<C: SessionConnection> UnitHooks<C> {
+    pub(crate) const NONE: Self =
+        Self { before_flush: None, after_flush: None, before_commit: None, after_commit: None, after_rollback: None };
 }

@@ -76,6 +76,15 @@ pub enum Error {
         at: Place,
     },
 
+    /// `flush` or `commit` was called by a hook of a flush.
+    #[error(
+        "DS316 a flush of this session is under way, so the one at {at} cannot be; what a `before_flush` hook changes goes with it anyway"
+    )]
+    AlreadyFlushing {
+        /// Where it was called.
+        at: Place,
+    },
+
     /// The application id is taken.
     #[error("DS102 an application `{app}` is registered already; use `app(..)` to reach it, or `remove_app(..)` first")]
     AlreadyRegistered {

@@ -39,6 +39,7 @@ impl Error {
             Self::Unpaired { .. } => "DS313",
             Self::WriteInProgress { .. } => "DS314",
             Self::WrongState { .. } => "DS315",
+            Self::AlreadyFlushing { .. } => "DS316",
             Self::NoMigrations { .. } => "DS401",
             Self::Migration(..) => "DS402",
             Self::NotReversible { .. } => "DS403",

@@ -10,6 +10,10 @@ pub(crate) struct Agenda {
     epoch: Cell<u64>,
     /// Where the first change was made that has not been flushed.
     unflushed: Cell<Option<Place>>,
+    /// Open savepoints of the session.
+    level: Cell<u32>,
+    /// Changes flushed so far.
+    flushed: Cell<u64>,
     /// The session is over, or has been emptied: nothing of this agenda is kept any more.
     ended: Cell<bool>,
 }
@@ -35,6 +39,20 @@ impl Agenda {
 
     pub(crate) fn nothing_unflushed(&self) {
         self.unflushed.set(None);
+    }
+
+    pub(crate) fn level(&self) -> u32 {
+        self.level.get()
+    }
+
+    pub(crate) fn set_level(&self, level: u32) {
+        self.level.set(level);
+    }
+
+    /// The number of one more change.
+    pub(crate) fn count_change(&self) -> u64 {
+        self.flushed.set(self.flushed.get() + 1);
+        self.flushed.get()
     }
 
     pub(crate) fn end(&self) {

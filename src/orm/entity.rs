@@ -28,6 +28,14 @@ pub trait Entity: Clone + 'static {
     /// Whether a version column counts its updates.
     const VERSIONED: bool;
 
+    /// Whether its key is one that databases count.
+    #[doc(hidden)]
+    const COUNTED: bool;
+
+    /// Whether each row is inserted by a statement of its own.
+    #[doc(hidden)]
+    const ROW_BY_ROW: bool;
+
     /// The key of this row.
     fn id(&self) -> Self::Id;
 
@@ -83,12 +91,15 @@ pub trait Persist<C>: Entity {
     #[doc(hidden)]
     fn update(conn: &mut C, old: &Self, new: &Self) -> QueryResult<usize>;
 
-    /// The same for rows that differ in the same `columns`, in one statement; the keys of those that were there. `None` where this
-    /// backend has no such statement.
+    /// Most rows of one `update_many`; 1 where this backend has no such statement.
     #[doc(hidden)]
-    fn update_many(conn: &mut C, rows: &[(&Self, &Self)], columns: Columns) -> Option<QueryResult<Vec<Self::Id>>> {
+    const UPDATES: usize = 1;
+
+    /// The same for rows that differ in the same `columns`, in one statement; the keys of those that were there.
+    #[doc(hidden)]
+    fn update_many(conn: &mut C, rows: &[(&Self, &Self)], columns: Columns) -> QueryResult<Vec<Self::Id>> {
         let _ = (conn, rows, columns);
-        None
+        Err(diesel::result::Error::QueryBuilderError("this backend updates row by row".into()))
     }
 
     /// Deletes the rows of these keys and versions; how many those were.
@@ -122,10 +133,10 @@ pub trait NewEntity: 'static {
     #[doc(hidden)]
     fn is_ready(&self) -> bool;
 
-    /// The columns in which the row has the value that was sent; those that cannot be compared are among them. A bit for each field of
-    /// the new row.
+    /// The columns in which the row has another value than was sent, a bit for each field of the new row. One that cannot be compared
+    /// is none of them.
     #[doc(hidden)]
-    fn agrees(&self, row: &Self::Entity) -> Columns;
+    fn disagreements(&self, row: &Self::Entity) -> Columns;
 }
 
 /// A new row on connections of type `C`; derived with [`NewEntity`].

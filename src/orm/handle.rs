@@ -9,7 +9,7 @@ use std::rc::Rc;
 use super::entity::Entity;
 use super::entry::Entry;
 use super::key::Fk;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A handle to a row that a session keeps: what [`Session::add`](crate::Session::add), [`get`](crate::Session::get) and
 /// [`track`](crate::Session::track) give.

@@ -35,6 +35,7 @@ impl<C: SessionConnection> Drop for Block<'_, C> {
             if let Ok(mut core) = self.session.enter_at_end(at) {
                 core.undo_level(at);
             }
+            self.session.unit_level_undone();
             self.session.forget_hooks(self.mark);
         } else {
             self.session.undo(at);

@@ -21,6 +21,7 @@ pub struct LentConnection<C: SessionConnection> {
 
 impl<C: SessionConnection> LentConnection<C> {
     pub(super) fn take(session: &Rc<Shared<C>>, at: Place) -> Result<Self> {
+        session.autoflush(at)?;
         let mut core = session.enter(at)?;
         core.prepare(Access::Raw, at)?;
         let lease = core.lend();
@@ -68,5 +69,7 @@ impl<C: SessionConnection> Drop for LentConnection<C> {
         if self.session.ended.get() {
             core.rollback();
         }
+        drop(core);
+        self.session.expire_rows();
     }
 }

@@ -2,6 +2,7 @@
 
 mod block;
 mod commit;
+mod flush;
 mod hooks;
 mod inherited;
 mod lend;
@@ -11,6 +12,7 @@ mod soundness;
 mod statement;
 mod transaction;
 mod transient;
+mod unit;
 mod watch;
 
 use std::panic::Location;
@@ -323,10 +325,13 @@ impl<C: SessionConnection> Session<C> {
         at: Place,
         body: impl FnOnce(&Self) -> Result<T, E>,
     ) -> Result<T, E> {
+        // What it undoes is what was done inside.
+        self.0.flush(at)?;
         self.0.enter(at)?.open_level(at)?;
+        self.0.unit_level_opened();
         let block = Block::open(&self.0, name, at, true);
         let mark = block.mark;
-        let outcome = body(self);
+        let outcome = body(self).and_then(|value| self.0.flush(at).map(|()| value).map_err(E::from));
         block.close();
         let kept = match (outcome, self.0.enter_at_end(at)) {
             (Ok(value), Ok(mut core)) => core.keep_level(at).map(|()| value).map_err(E::from),
@@ -336,8 +341,12 @@ impl<C: SessionConnection> Session<C> {
             }
             (outcome, Err(busy)) => outcome.and(Err(busy.into())),
         };
-        if kept.is_err() {
-            self.0.forget_hooks(mark);
+        match &kept {
+            Ok(_) => self.0.unit_level_kept(),
+            Err(_) => {
+                self.0.unit_level_undone();
+                self.0.forget_hooks(mark);
+            }
         }
         kept
     }

@@ -171,6 +171,10 @@ impl<'s, C: SessionConnection> Retrying<'s, C> {
         if let Some(since) = session.enter(at)?.active_since() {
             return Err(Error::NotRepeatable { inside: None, since, at });
         }
+        // A second attempt would not find what the first has flushed.
+        if let Some(since) = session.unflushed_since() {
+            return Err(Error::NotRepeatable { inside: None, since, at });
+        }
         let hooks = session.hooks.borrow();
         Ok(Self { session, retry, at, mark: hooks.mark(), commits_once: hooks.has_before_commit() })
     }

@@ -1,17 +1,21 @@
 //! What the handles of one session share: the transaction, the hooks, and who is using it.
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{Cell, OnceCell, RefCell, RefMut};
 use std::panic::Location;
+use std::rc::{Rc, Weak};
 use std::time::Instant;
 
 use diesel::result::QueryResult;
 
+use super::Session;
+use super::flush::FlushHooks;
 use super::hooks::{self, Hooks, Mark};
 use super::statement::Statement;
-use super::transaction::Core;
+use super::transaction::{Access, Core};
 use crate::app::App;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
+use crate::orm::Unit;
 use crate::settings::Settings;
 
 /// What the handles of one session share.
@@ -25,14 +29,19 @@ pub(crate) struct Shared<C: SessionConnection> {
     pub(super) ended: Cell<bool>,
     pub(super) blocks: RefCell<Vec<(&'static str, Place)>>,
     pub(super) hooks: RefCell<Hooks>,
+    /// What the program keeps rows in, once it does.
+    pub(super) unit: OnceCell<Unit<C>>,
+    pub(super) flush_hooks: RefCell<FlushHooks<C>>,
+    /// For handles that hooks get.
+    me: Weak<Self>,
 }
 
 /// A `before_commit` hook may register another; that goes on for so long.
 const HOOK_ROUNDS: usize = 100;
 
 impl<C: SessionConnection> Shared<C> {
-    pub(crate) fn new(app: App<C>, settings: Settings) -> Self {
-        Self {
+    pub(crate) fn new(app: App<C>, settings: Settings) -> Rc<Self> {
+        Rc::new_cyclic(|me| Self {
             core: RefCell::new(Core::new(app.clone(), settings)),
             app,
             used_at: Cell::new(None),
@@ -40,11 +49,19 @@ impl<C: SessionConnection> Shared<C> {
             ended: Cell::new(false),
             blocks: RefCell::default(),
             hooks: RefCell::default(),
-        }
+            unit: OnceCell::new(),
+            flush_hooks: RefCell::default(),
+            me: Weak::clone(me),
+        })
     }
 
     pub(crate) fn app(&self) -> &App<C> {
         &self.app
+    }
+
+    /// A handle to it; none while it is being dropped.
+    pub(super) fn handle(&self) -> Option<Session<C>> {
+        self.me.upgrade().map(Session)
     }
 
     pub(crate) fn has_begun(&self) -> bool {
@@ -61,12 +78,18 @@ impl<C: SessionConnection> Shared<C> {
         let rollbacks = self.enter(at)?.rollbacks();
         for round in 0.. {
             let hooks = self.hooks.borrow_mut().take_before_commit();
-            if hooks.is_empty() {
+            if hooks.is_empty() && !self.has_unflushed() {
                 break;
             }
             if round == HOOK_ROUNDS {
-                let message = format!("before_commit hooks went on registering others for {HOOK_ROUNDS} rounds");
-                return Err(Error::HookFailed { hook: "before_commit", committed: false, message });
+                let (hook, message) = match hooks.is_empty() {
+                    true => {
+                        ("after_flush", format!("it went on changing rows for {HOOK_ROUNDS} flushes of one commit"))
+                    }
+                    false => ("before_commit", format!("it went on registering others for {HOOK_ROUNDS} rounds")),
+                };
+                self.hooks.borrow_mut().put_back(hooks.into_iter());
+                return Err(Error::HookFailed { hook, committed: false, message });
             }
             let mut hooks = hooks.into_iter();
             while let Some(hook) = hooks.next() {
@@ -79,14 +102,26 @@ impl<C: SessionConnection> Shared<C> {
                     return Err(Error::HookFailed { hook: "before_commit", committed: false, message });
                 }
             }
+            self.flush(at)?;
+        }
+        let changes = self.changes_to_tell();
+        if let Some(changes) = &changes {
+            self.tell_before_commit(changes)?;
         }
         let mut core = self.enter(at)?;
         let outcome = core.commit(at);
         let over = !core.is_active();
         drop(core);
         match outcome {
-            Ok(()) => self.take_hooks().run_after_commit(),
+            Ok(()) => {
+                self.unit_committed();
+                let told = changes.map_or(Ok(()), |changes| self.tell_after_commit(&changes));
+                self.take_hooks().run_after_commit().and(told)
+            }
             Err(error) => {
+                if over {
+                    self.unit_rolled_back();
+                }
                 let unknown = error.is_commit_unknown();
                 if unknown || over {
                     let hooks = match keep(&error) {
@@ -110,6 +145,7 @@ impl<C: SessionConnection> Shared<C> {
         let active = core.is_active();
         core.rollback();
         drop(core);
+        self.unit_rolled_back();
         let hooks = self.take_hooks();
         if active { hooks.run_after_rollback() } else { Ok(()) }
     }
@@ -118,6 +154,9 @@ impl<C: SessionConnection> Shared<C> {
     pub(super) fn clear(&self, at: Place) {
         let _ = self.rollback(at);
         self.take_hooks().discard();
+        self.unit_cleared();
+        let forgotten = self.flush_hooks.take();
+        drop(forgotten);
     }
 
     /// The end: afterwards every use is an error. A connection that is still lent goes back when its guard is dropped.
@@ -126,6 +165,7 @@ impl<C: SessionConnection> Shared<C> {
             return;
         }
         if self.is_at_rest() {
+            self.unit_cleared();
             self.ended.set(true);
             return;
         }
@@ -136,6 +176,7 @@ impl<C: SessionConnection> Shared<C> {
             self.used_at.set(None);
             self.clear(at);
         }
+        self.unit_cleared();
         self.ended.set(true);
         // A hook of the rollback may have used the session once more. What is lent is rolled back when it is back.
         if let (false, Ok(mut core)) = (self.lent.get(), self.core.try_borrow_mut()) {
@@ -151,6 +192,21 @@ impl<C: SessionConnection> Shared<C> {
     }
 
     pub(super) fn run<T>(
+        &self,
+        statement: Statement,
+        at: Place,
+        send: impl FnOnce(&mut C) -> QueryResult<T>,
+    ) -> Result<T> {
+        self.autoflush(at)?;
+        let outcome = self.run_now(statement, at, send);
+        if statement.access != Access::Read {
+            self.expire_rows();
+        }
+        outcome
+    }
+
+    /// The same without a flush before it, and without a thought of what it may have changed.
+    pub(super) fn run_now<T>(
         &self,
         statement: Statement,
         at: Place,
@@ -204,11 +260,14 @@ impl<C: SessionConnection> Shared<C> {
         if let Ok(mut core) = self.enter_at_end(at) {
             core.rollback();
             drop(core);
+            self.unit_rolled_back();
             let hooks = self.hooks.borrow_mut().since(mark);
             let _ = hooks.run_after_rollback();
             // A hook may have used the session.
             if let Ok(mut core) = self.enter(at) {
                 core.rollback();
+                drop(core);
+                self.unit_rolled_back();
             }
         }
     }

@@ -10,6 +10,7 @@ use diesel::query_builder::AsQuery;
 
 use super::transaction::Access;
 use crate::backend::Kind;
+use crate::orm::Sending;
 
 /// What is known of a statement before it is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +59,15 @@ impl Statement {
         kind == Kind::Sqlite || self.cleared & bit(kind) != 0
     }
 
+    /// What a flush or a look-up by key sends.
+    pub(super) fn of_entity(what: Sending) -> Self {
+        match what {
+            Sending::Select(name) => columns_of(name, Access::Read),
+            Sending::Insert(name) => columns_of(name, Access::Write),
+            Sending::Change => Self { access: Access::Write, traces: Traces::None, cleared: 0, name: "" },
+        }
+    }
+
     /// A query: a typed SELECT only reads, raw SQL may do anything.
     #[inline]
     pub(super) fn of_query<Q: AsQuery>(_: &Q) -> Self {
@@ -98,6 +108,13 @@ fn known(name: &'static str) -> Statement {
         statement
     };
     MEMORY.try_with(look_up).unwrap_or_else(|_| read(name))
+}
+
+/// The columns of an entity, or whatever expressions it has been given for them.
+fn columns_of(name: &'static str, access: Access) -> Statement {
+    let statement = Statement { access, traces: Traces::Selected, cleared: 0, name };
+    let known = MEMORY.try_with(|memory| memory[place(name)].get());
+    known.ok().filter(|known| std::ptr::eq(known.name, name) && known.traces == Traces::Selected).unwrap_or(statement)
 }
 
 fn bit(kind: Kind) -> u8 {

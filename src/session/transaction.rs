@@ -385,7 +385,7 @@ impl<C: SessionConnection> Core<C> {
         self.send_setting(guard, at)
     }
 
-    fn check(&mut self, at: Place) -> Result<()> {
+    pub(super) fn check(&mut self, at: Place) -> Result<()> {
         self.notice_panic(at);
         self.check_spoiled()?;
         match self.settings.deadline {

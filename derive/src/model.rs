@@ -1,0 +1,177 @@
+//! An entity as its struct describes it.
+
+use syn::spanned::Spanned;
+use syn::{Data, DeriveInput, Error, Fields, Ident, Path, Result, Type, Visibility};
+
+use crate::backends::Backends;
+use crate::words;
+
+pub(crate) struct Model {
+    pub(crate) name: Ident,
+    pub(crate) visibility: Visibility,
+    pub(crate) table: Path,
+    pub(crate) fields: Vec<Field>,
+    /// Places of the key's fields.
+    pub(crate) key: Vec<usize>,
+    pub(crate) backends: Backends,
+    pub(crate) new: Option<Ident>,
+    pub(crate) new_derive: Vec<Path>,
+    pub(crate) row_by_row: bool,
+}
+
+pub(crate) struct Field {
+    pub(crate) name: Ident,
+    pub(crate) visibility: Visibility,
+    pub(crate) ty: Type,
+    pub(crate) column: Ident,
+    pub(crate) documentation: Vec<syn::Attribute>,
+    pub(crate) generated: bool,
+    pub(crate) version: bool,
+    pub(crate) parent: Option<Path>,
+}
+
+/// The named fields of a struct without parameters.
+pub(crate) fn named_fields<'i>(input: &'i DeriveInput, derive: &str) -> Result<Vec<&'i syn::Field>> {
+    if !input.generics.params.is_empty() {
+        return Err(Error::new_spanned(&input.generics, format!("`{derive}` is for structs without parameters")));
+    }
+    match &input.data {
+        Data::Struct(data) => match &data.fields {
+            Fields::Named(fields) => Ok(fields.named.iter().collect()),
+            _ => Err(Error::new_spanned(&input.ident, format!("`{derive}` is for structs with named fields"))),
+        },
+        _ => Err(Error::new_spanned(&input.ident, format!("`{derive}` is for structs"))),
+    }
+}
+
+impl Model {
+    pub(crate) fn read(input: &DeriveInput) -> Result<Self> {
+        let fields = named_fields(input, "Entity")?;
+        let diesel = words::of_struct(&input.attrs)?;
+        let (mut new, mut new_derive, mut connections, mut row_by_row) = (None, Vec::new(), Vec::new(), false);
+        words::each(&input.attrs, "entity", |meta| {
+            if meta.path.is_ident("new") {
+                new = Some(meta.value()?.parse()?);
+            } else if meta.path.is_ident("new_derive") {
+                new_derive.extend(words::paths(&meta)?);
+            } else if meta.path.is_ident("connection") {
+                connections.push(meta.value()?.parse()?);
+            } else if meta.path.is_ident("row_by_row") {
+                row_by_row = true;
+            } else {
+                return Err(words::unknown(
+                    &meta,
+                    "`new = NewName`, `new_derive(..)`, `connection = ..` and `row_by_row` on the struct, `generated`, `version` and `references = Entity` on a field",
+                ));
+            }
+            Ok(())
+        })?;
+        let mut fields = fields.into_iter().map(Field::read).collect::<Result<Vec<_>>>()?;
+        for (parent, key) in &diesel.belongs_to {
+            let last = parent.segments.last().map(|last| last.ident.to_string()).unwrap_or_default();
+            let key =
+                key.clone().unwrap_or_else(|| Ident::new(&format!("{}_id", words::snake_case(&last)), parent.span()));
+            let field = fields.iter_mut().find(|field| field.name == key || field.column == key);
+            let Some(field) = field else {
+                return Err(words::missing(
+                    key.span(),
+                    format!("there is no field `{key}`, the foreign key to `{last}`"),
+                ));
+            };
+            field.parent.get_or_insert_with(|| parent.clone());
+        }
+        let names = diesel.primary_key.unwrap_or_else(|| vec![Ident::new("id", input.ident.span())]);
+        let place = |name: &Ident| {
+            fields.iter().position(|field| field.name == *name || field.column == *name).ok_or_else(|| {
+                words::missing(
+                    name.span(),
+                    format!(
+                        "there is no field `{name}`; an entity has its key, which `#[diesel(primary_key(..))]` names"
+                    ),
+                )
+            })
+        };
+        let key = names.iter().map(place).collect::<Result<Vec<_>>>()?;
+        let versions: Vec<usize> = (0..fields.len()).filter(|&at| fields[at].version).collect();
+        if let Some(second) = versions.get(1) {
+            return Err(Error::new(fields[*second].name.span(), "an entity has one version at most"));
+        }
+        if let Some(both) = versions.iter().find(|at| key.contains(at)) {
+            return Err(Error::new(fields[*both].name.span(), "a key is no version"));
+        }
+        if fields.len() > 128 {
+            return Err(Error::new(input.ident.span(), "an entity has 128 columns at most"));
+        }
+        Ok(Self {
+            name: input.ident.clone(),
+            visibility: input.vis.clone(),
+            table: diesel.table.unwrap_or_else(|| words::table_of(&input.ident)),
+            fields,
+            key,
+            backends: Backends { named: diesel.backends, connections },
+            new,
+            new_derive,
+            row_by_row,
+        })
+    }
+
+    pub(crate) fn version(&self) -> Option<&Field> {
+        self.fields.iter().find(|field| field.version)
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &Field> {
+        self.key.iter().map(|&at| &self.fields[at])
+    }
+
+    /// The columns that an UPDATE may set, with their places.
+    pub(crate) fn written(&self) -> impl Iterator<Item = (usize, &Field)> {
+        self.fields.iter().enumerate().filter(|(at, field)| !field.version && !self.key.contains(at))
+    }
+
+    /// The one key of a type that databases count.
+    pub(crate) fn counted_key(&self) -> Option<&Type> {
+        let [key] = self.key[..] else { return None };
+        let ty = &self.fields[key].ty;
+        let Type::Path(path) = ty else { return None };
+        let last = path.path.segments.last()?.ident.to_string();
+        ["i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64"].contains(&&*last).then_some(ty)
+    }
+}
+
+impl Field {
+    fn read(field: &syn::Field) -> Result<Self> {
+        let name = field.ident.clone().ok_or_else(|| Error::new(field.span(), "a field has a name"))?;
+        let diesel = words::of_field(&field.attrs)?;
+        let (mut generated, mut version, mut parent) = (false, false, None);
+        words::each(&field.attrs, "entity", |meta| {
+            if meta.path.is_ident("generated") {
+                generated = true;
+            } else if meta.path.is_ident("version") {
+                version = true;
+            } else if meta.path.is_ident("references") {
+                parent = Some(meta.value()?.parse()?);
+            } else {
+                return Err(words::unknown(&meta, "`generated`, `version` and `references = Entity` on a field"));
+            }
+            Ok(())
+        })?;
+        Ok(Self {
+            column: diesel.column.unwrap_or_else(|| name.clone()),
+            name,
+            visibility: field.vis.clone(),
+            ty: field.ty.clone(),
+            documentation: field.attrs.iter().filter(|attribute| attribute.path().is_ident("doc")).cloned().collect(),
+            generated,
+            version,
+            parent,
+        })
+    }
+
+    pub(crate) fn is_optional(&self) -> bool {
+        is_optional(&self.ty)
+    }
+}
+
+pub(crate) fn is_optional(ty: &Type) -> bool {
+    words::last_of_type(ty).is_ok_and(|last| last == "Option")
+}

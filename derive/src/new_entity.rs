@@ -1,0 +1,263 @@
+//! New rows: the struct that `#[entity(new = ..)]` makes, and `#[derive(NewEntity)]` for one that is written by hand.
+
+use proc_macro2::TokenStream;
+use quote::{quote, quote_spanned};
+use syn::spanned::Spanned;
+use syn::{DeriveInput, Error, Ident, Path, Result};
+
+use crate::backends::{Backend, Backends};
+use crate::model::{Field, Model, is_optional, named_fields};
+use crate::words;
+
+/// What the implementations need to know of a new row.
+struct NewRow<'m> {
+    name: &'m Ident,
+    entity: TokenStream,
+    table: &'m Path,
+    columns: usize,
+    /// Fields of both structs, the new row's and the entity's.
+    same: Vec<(&'m Ident, &'m Ident)>,
+    all: Vec<&'m Ident>,
+    /// The fields of the key, where the program makes it.
+    key: Option<Vec<&'m Ident>>,
+    row_by_row: bool,
+    /// SQLite has no `DEFAULT` in an INSERT of several rows.
+    has_defaults: bool,
+    backends: &'m Backends,
+}
+
+/// The struct that `#[entity(new = ..)]` asks for.
+pub(crate) fn generated(model: &Model) -> TokenStream {
+    let Some(new) = &model.new else { return TokenStream::new() };
+    let Model { name, visibility, table, .. } = model;
+    let fields: Vec<&Field> = model.fields.iter().filter(|field| !field.generated && !field.version).collect();
+    let declarations = fields.iter().map(|field| {
+        let Field { name, visibility, ty, column, documentation, .. } = field;
+        let ty = match &field.parent {
+            Some(parent) if field.is_optional() => quote!(::core::option::Option<::diesel_session::Fk<#parent>>),
+            Some(parent) => quote!(::diesel_session::Fk<#parent>),
+            None => quote!(#ty),
+        };
+        quote! {
+            #(#documentation)*
+            #[diesel(column_name = #column)]
+            #visibility #name: #ty
+        }
+    });
+    let documentation = format!("A new [`{name}`], for `Session::add`.");
+    let usual =
+        ["Debug", "Clone"].into_iter().filter(|usual| !model.new_derive.iter().any(|path| path.is_ident(usual)));
+    let usual = usual.map(|usual| Ident::new(usual, name.span()));
+    let derives = &model.new_derive;
+    let all: Vec<&Ident> = fields.iter().map(|field| &field.name).collect();
+    let app_made = model.keys().all(|key| !key.generated);
+    let row = NewRow {
+        name: new,
+        entity: quote!(#name),
+        table,
+        columns: fields.len(),
+        same: all.iter().map(|&name| (name, name)).collect(),
+        all,
+        key: app_made.then(|| model.keys().map(|key| &key.name).collect()),
+        row_by_row: false,
+        has_defaults: false,
+        backends: &model.backends,
+    };
+    let implementations = implementations(&row);
+    quote! {
+        #[doc = #documentation]
+        #[derive(#(#usual,)* #(#derives,)* ::diesel::Insertable)]
+        #[diesel(table_name = #table, treat_none_as_default_value = false)]
+        #[allow(missing_docs)]
+        #visibility struct #new {
+            #(#declarations,)*
+        }
+
+        #implementations
+    }
+}
+
+pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
+    const KNOWN: &str = "`#[entity(Entity, key(..), connection = .., row_by_row)]` on the struct and `#[entity(write_only)]` on a field";
+    let fields = named_fields(input, "NewEntity")?;
+    let diesel = words::of_struct(&input.attrs)?;
+    let (mut entity, mut key, mut connections, mut row_by_row) = (None, None, Vec::new(), false);
+    words::each(&input.attrs, "entity", |meta| {
+        if meta.path.is_ident("key") {
+            key = Some(words::idents(&meta)?);
+        } else if meta.path.is_ident("connection") {
+            connections.push(meta.value()?.parse()?);
+        } else if meta.path.is_ident("row_by_row") {
+            row_by_row = true;
+        } else if entity.is_none() && !meta.input.peek(syn::Token![=]) && !meta.input.peek(syn::token::Paren) {
+            entity = Some(meta.path.clone());
+        } else {
+            return Err(words::unknown(&meta, KNOWN));
+        }
+        Ok(())
+    })?;
+    let Some(entity) = entity else {
+        return Err(Error::new(input.ident.span(), "name the entity that this is a new row of: `#[entity(User)]`"));
+    };
+    let mut same = Vec::new();
+    let mut all = Vec::new();
+    let mut has_defaults = false;
+    for field in fields {
+        let name = field.ident.as_ref().ok_or_else(|| Error::new(field.span(), "a field has a name"))?;
+        let mut write_only = false;
+        words::each(&field.attrs, "entity", |meta| {
+            if !meta.path.is_ident("write_only") {
+                return Err(words::unknown(&meta, KNOWN));
+            }
+            write_only = true;
+            Ok(())
+        })?;
+        all.push(name);
+        if !write_only {
+            same.push((name, name));
+        }
+        let words = words::of_field(&field.attrs)?;
+        has_defaults |= is_optional(&field.ty) && words.none_is_default.unwrap_or(diesel.none_is_default);
+    }
+    let key = match &key {
+        Some(names) => {
+            let find = |name: &Ident| {
+                all.iter()
+                    .copied()
+                    .find(|field| *field == name)
+                    .ok_or_else(|| Error::new(name.span(), format!("there is no field `{name}`")))
+            };
+            Some(names.iter().map(find).collect::<Result<Vec<_>>>()?)
+        }
+        None => None,
+    };
+    let table = diesel.table.clone().unwrap_or_else(|| words::table_of(&input.ident));
+    let backends = Backends { named: diesel.backends, connections };
+    Ok(implementations(&NewRow {
+        name: &input.ident,
+        entity: quote!(#entity),
+        table: &table,
+        columns: all.len(),
+        same,
+        all,
+        key,
+        row_by_row,
+        has_defaults,
+        backends: &backends,
+    }))
+}
+
+fn implementations(row: &NewRow) -> TokenStream {
+    let NewRow { name, entity, columns, all, row_by_row, .. } = row;
+    let counted = match &row.key {
+        Some(_) => quote!(true),
+        None => quote!(<#entity as ::diesel_session::Entity>::COUNTED),
+    };
+    let probes = quote! {
+        #[allow(unused_imports)]
+        use ::diesel_session::orm::probe::{Compare, Comparable as _, IsKey as _, IsOtherKey as _, IsValue as _, OtherKey as _, Probe, Uncomparable as _, SameKey as _};
+    };
+    let key = match &row.key {
+        None => quote!(::core::option::Option::None),
+        Some(key) => match &key[..] {
+            [one] => quote!((&Probe(&self.#one)).part()),
+            several => quote!(::core::option::Option::Some((#((&Probe(&self.#several)).part()?,)*))),
+        },
+    };
+    let differs = row.same.iter().enumerate().map(|(at, (new, old))| {
+        let differs = quote_spanned!(new.span()=> row.#old);
+        quote!(if (&&&Compare(&self.#new, &#differs)).differs() { columns |= 1u128 << #at; })
+    });
+    let insert = row.backends.each(|backend, connection| insert(row, backend, connection));
+    quote! {
+        impl ::diesel_session::NewEntity for #name {
+            type Entity = #entity;
+            const COLUMNS: usize = #columns;
+            const IN_BATCHES: bool = #counted && !#row_by_row && !<#entity as ::diesel_session::Entity>::ROW_BY_ROW;
+
+            fn key(&self) -> ::core::option::Option<<#entity as ::diesel_session::Entity>::Id> {
+                #probes
+                #key
+            }
+
+            fn is_ready(&self) -> bool {
+                #probes
+                true #(&& (&Probe(&self.#all)).is_known())*
+            }
+
+            #[allow(clippy::needless_borrow)]
+            fn disagreements(&self, row: &#entity) -> u128 {
+                #probes
+                let mut columns = 0u128;
+                let _ = row;
+                #(#differs)*
+                columns |= 0;
+                columns
+            }
+        }
+
+        #insert
+    }
+}
+
+fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStream {
+    let NewRow { name, entity, table, columns, .. } = row;
+    let db = quote!(<#connection as ::diesel::Connection>::Backend);
+    let returning = quote!(<#entity as ::diesel::SelectableHelper<#db>>::as_returning());
+    let (most, body) = match backend {
+        Backend::Postgres => (
+            quote!(::diesel_session::orm::rows_of(#columns, 65_535)),
+            quote! {
+                ::diesel::insert_into(#table::table).values(rows.to_vec()).returning(#returning).get_results(conn)
+            },
+        ),
+        Backend::Sqlite if row.has_defaults => (
+            quote!(1),
+            quote! {
+                rows.iter().map(|row| ::diesel::insert_into(#table::table).values(*row).returning(#returning).get_result(conn)).collect()
+            },
+        ),
+        Backend::Sqlite => (
+            quote!(::diesel_session::orm::rows_of(#columns, 32_766)),
+            quote! {
+                ::diesel::insert_into(#table::table).values(rows.to_vec()).returning(#returning).get_results(conn)
+            },
+        ),
+        Backend::Mysql => (
+            quote!(::diesel_session::orm::rows_of(#columns, 65_535)),
+            quote! {
+                ::diesel::insert_into(#table::table).values(rows.to_vec()).execute(conn)?;
+                ::diesel_session::orm::read_back(conn, rows)
+            },
+        ),
+        Backend::Any => (
+            quote!(1),
+            quote! {
+                let mut inserted = ::std::vec::Vec::with_capacity(rows.len());
+                for row in rows {
+                    let insert = ::diesel::insert_into(#table::table).values(*row);
+                    if returning {
+                        let selection = <#entity as ::diesel::SelectableHelper<#db>>::as_select();
+                        inserted.push(::diesel_session::orm::Returning::new(insert, selection).get_result(conn)?);
+                    } else {
+                        insert.execute(conn)?;
+                        inserted.extend(::diesel_session::orm::read_back(conn, &[*row])?);
+                    }
+                }
+                ::core::result::Result::Ok(inserted)
+            },
+        ),
+    };
+    quote! {
+        impl ::diesel_session::orm::Insert<#connection> for #name {
+            const ROWS: usize = #most;
+
+            fn insert(conn: &mut #connection, rows: &[&Self], returning: bool) -> ::diesel::QueryResult<::std::vec::Vec<#entity>> {
+                #[allow(unused_imports)]
+                use ::diesel::RunQueryDsl as _;
+                let _ = returning;
+                #body
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What was flushed for one entity in the present transaction, savepoint by savepoint.
+
+use std::any::TypeId;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use super::agenda::Agenda;
+use super::changes::{Change, ChangeKind};
+use super::entity::Entity;
+use super::entry::Entry;
+
+pub(super) struct History<T: Entity> {
+    agenda: Rc<Agenda>,
+    parents: Vec<TypeId>,
+    notes: RefCell<Vec<Note<T>>>,
+}
+
+struct Note<T: Entity> {
+    /// How many savepoints were open. Never less than in the note before.
+    level: u32,
+    number: u64,
+    kind: ChangeKind,
+    entry: Rc<Entry<T>>,
+}
+
+impl<T: Entity> History<T> {
+    pub(super) fn new(agenda: Rc<Agenda>) -> Self {
+        Self { agenda, parents: T::parents(), notes: RefCell::default() }
+    }
+
+    pub(super) fn parents(&self) -> &[TypeId] {
+        &self.parents
+    }
+
+    pub(super) fn note(&self, kind: ChangeKind, entry: &Rc<Entry<T>>) {
+        let (level, number) = (self.agenda.level(), self.agenda.count_change());
+        self.notes.borrow_mut().push(Note { level, number, kind, entry: Rc::clone(entry) });
+    }
+
+    /// Each row once: as new where it was inserted, and not at all where it went again.
+    pub(super) fn tell(&self, changes: &mut Vec<Change>) {
+        let notes = self.notes.borrow();
+        let mut rows: HashMap<*const Entry<T>, (Option<ChangeKind>, &Note<T>)> = HashMap::with_capacity(notes.len());
+        for note in notes.iter() {
+            let row = rows.entry(Rc::as_ptr(&note.entry)).or_insert((Some(note.kind), note));
+            row.0 = match (row.0, note.kind) {
+                (Some(ChangeKind::Insert), ChangeKind::Delete) | (None, _) => None,
+                (Some(ChangeKind::Insert), _) => Some(ChangeKind::Insert),
+                (Some(_), kind) => Some(kind),
+            };
+        }
+        changes
+            .extend(rows.into_values().filter_map(|(kind, note)| Some(Change::new(kind?, &note.entry, note.number))));
+    }
+
+    /// What was sent in the savepoint of that level belongs to the one around it.
+    pub(super) fn keep_level(&self, level: u32) {
+        let mut notes = self.notes.borrow_mut();
+        let kept = notes.iter_mut().rev().take_while(|note| note.level >= level);
+        kept.for_each(|note| note.level = level - 1);
+    }
+
+    /// Takes back what was noted since `level` was opened, the last first.
+    pub(super) fn undo(&self, level: u32, mut undo: impl FnMut(ChangeKind, &Rc<Entry<T>>)) {
+        let mut notes = self.notes.borrow_mut();
+        let from = notes.partition_point(|note| note.level < level);
+        let undone = notes.split_off(from);
+        drop(notes);
+        undone.iter().rev().for_each(|note| undo(note.kind, &note.entry));
+    }
+
+    pub(super) fn forget(&self) {
+        let forgotten = std::mem::take(&mut *self.notes.borrow_mut());
+        drop(forgotten);
+    }
+}

@@ -1,0 +1,411 @@
+//! The identity map of one entity: one entry a key, and what is to become of it.
+
+use std::any::{Any, TypeId};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::rc::Rc;
+
+use super::agenda::Agenda;
+use super::changes::{Change, ChangeKind};
+use super::entity::{Entity, Insert, Persist};
+use super::entry::{Entry, Home, Phase};
+use super::history::History;
+use super::queue::{DynQueue, Queue};
+use super::sender::{Sender, Sending, ask};
+use crate::error::{Error, Place, Result};
+
+pub(crate) struct Store<C, T: Entity> {
+    pub(super) home: Rc<Home<T>>,
+    rows: RefCell<HashMap<T::Id, Rc<Entry<T>>>>,
+    /// One for each type of new rows, in the order of their first use.
+    queues: RefCell<Vec<Rc<dyn DynQueue<C, T>>>>,
+    /// To be deleted, in the order of `delete`.
+    pub(super) doomed: RefCell<Vec<Rc<Entry<T>>>>,
+    pub(super) history: History<T>,
+    /// How many rows were left when those that nobody holds went last.
+    swept: Cell<usize>,
+    of: PhantomData<fn(&mut C)>,
+}
+
+/// Fewer rows than this are not worth a sweep.
+const SWEPT_FROM: usize = 1024;
+
+/// A store of whatever entity.
+pub(crate) trait DynStore<C> {
+    fn as_any(&self) -> &dyn Any;
+    fn parents(&self) -> &[TypeId];
+    /// An error where something could not be flushed as it is; nothing has been sent.
+    fn check(&self, at: Place) -> Result<()>;
+    /// New rows.
+    fn waiting(&self) -> usize;
+    fn unresolved(&self, at: Place) -> Error;
+    fn has_updates(&self) -> bool;
+    fn has_deletes(&self) -> bool;
+    /// A row that is to be updated has another foreign key to `parent` than before.
+    fn moves_away_from(&self, parent: TypeId) -> bool;
+    fn insert_ready(&self, sender: &dyn Sender<C>) -> Result<usize>;
+    fn update(&self, sender: &dyn Sender<C>) -> Result<()>;
+    fn delete(&self, sender: &dyn Sender<C>) -> Result<()>;
+    /// What a flush would send.
+    fn unflushed(&self, kind: ChangeKind, changes: &mut Vec<Change>);
+    /// What was sent in this transaction.
+    fn flushed(&self, changes: &mut Vec<Change>);
+    fn expire(&self);
+    /// Forgets what has not been flushed.
+    fn forget_unflushed(&self);
+    /// Forgets what has been written and not been flushed; new rows and deletes stay.
+    fn forget_writes(&self);
+    fn keep_level(&self, level: u32);
+    /// After what was sent since the savepoint of that level was rolled back; 0 is the transaction.
+    fn roll_back_to(&self, level: u32);
+    fn committed(&self);
+    /// Lets go of all rows.
+    fn clear(&self);
+}
+
+impl<C: 'static, T: Persist<C>> Store<C, T> {
+    pub(super) fn new(agenda: &Rc<Agenda>) -> Self {
+        Self {
+            home: Rc::new(Home::new(Rc::clone(agenda))),
+            rows: RefCell::default(),
+            queues: RefCell::default(),
+            doomed: RefCell::default(),
+            history: History::new(Rc::clone(agenda)),
+            swept: Cell::new(0),
+            of: PhantomData,
+        }
+    }
+
+    pub(super) fn add<N: Insert<C, Entity = T>>(&self, new: N, at: Place) -> Rc<Entry<T>> {
+        let entry = Rc::new(Entry::pending(&self.home));
+        let mut queues = self.queues.borrow_mut();
+        match queues.iter().find_map(|queue| queue.as_any().downcast_ref::<Queue<N>>()) {
+            Some(queue) => queue.push(new, &entry),
+            None => {
+                let queue = Queue::new();
+                queue.push(new, &entry);
+                queues.push(Rc::new(queue));
+            }
+        }
+        self.home.agenda.note_change(at);
+        entry
+    }
+
+    /// The entry of a key that need not be read again.
+    #[inline]
+    pub(super) fn fresh(&self, id: &T::Id) -> Option<Rc<Entry<T>>> {
+        self.rows.borrow().get(id).filter(|entry| entry.is_fresh() && !entry.is_doomed()).cloned()
+    }
+
+    /// The row of a key, read now.
+    pub(super) fn fetch(&self, id: &T::Id, sender: &dyn Sender<C>) -> Result<Option<Rc<Entry<T>>>> {
+        match ask(sender, Sending::select::<T>(), |conn| T::find(conn, id))? {
+            Some(row) => Ok(Some(self.absorb(row))),
+            None => {
+                self.vanished(id);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Reads the rows of these keys that would have to be read one by one.
+    pub(super) fn preload(&self, ids: Vec<T::Id>, sender: &dyn Sender<C>) -> Result<()> {
+        let mut seen = std::collections::HashSet::with_capacity(ids.len());
+        let missing: Vec<T::Id> =
+            ids.into_iter().filter(|id| self.fresh(id).is_none() && seen.insert(id.clone())).collect();
+        for ids in missing.chunks(T::FINDS.max(1)) {
+            let rows = ask(sender, Sending::select::<T>(), |conn| T::find_many(conn, ids))?;
+            rows.into_iter().for_each(|row| drop(self.absorb(row)));
+            ids.iter().filter(|id| self.fresh(id).is_none()).for_each(|id| self.vanished(id));
+        }
+        Ok(())
+    }
+
+    /// The entry of a row that was read just now. What is known wins over what was read, unless it may be old.
+    pub(super) fn absorb(&self, row: T) -> Rc<Entry<T>> {
+        use std::collections::hash_map::Entry::{Occupied, Vacant};
+        match self.rows.borrow_mut().entry(row.id()) {
+            Occupied(known) => {
+                let entry = known.get();
+                if !entry.is_fresh() && !entry.is_touched() {
+                    entry.renew(row);
+                }
+                Rc::clone(entry)
+            }
+            Vacant(place) => Rc::clone(place.insert(Rc::new(Entry::kept(&self.home, row)))),
+        }
+    }
+
+    pub(super) fn refresh(&self, entry: &Rc<Entry<T>>, sender: &dyn Sender<C>) -> Result<()> {
+        let at = sender.at();
+        self.mine(entry, at)?;
+        let id = match entry.phase() {
+            Phase::Kept | Phase::Stale => entry.id().expect("in every phase but those of new rows"),
+            _ => return Err(entry.wrong_state("refreshed", at)),
+        };
+        match ask(sender, Sending::select::<T>(), |conn| T::find(conn, &id))? {
+            Some(row) => {
+                self.untouch(entry);
+                entry.renew(row);
+                self.rows.borrow_mut().entry(id).or_insert_with(|| Rc::clone(entry));
+                Ok(())
+            }
+            None => {
+                self.vanished(&id);
+                entry.set_phase(Phase::Deleted);
+                Err(Error::NotFound { row: Some(format!("{} {id:?}", T::NAME)), at })
+            }
+        }
+    }
+
+    /// Dooms a row; a new one is taken out.
+    pub(super) fn doom(&self, entry: &Rc<Entry<T>>, at: Place) -> Result<()> {
+        self.mine(entry, at)?;
+        match entry.phase() {
+            Phase::Pending => {
+                self.queues.borrow().iter().for_each(|queue| queue.remove(entry));
+                entry.discard();
+            }
+            Phase::Kept => {
+                if !entry.is_doomed() {
+                    entry.set_doomed(true);
+                    self.doomed.borrow_mut().push(Rc::clone(entry));
+                }
+                self.home.agenda.note_change(at);
+            }
+            _ => return Err(entry.wrong_state("deleted", at)),
+        }
+        Ok(())
+    }
+
+    pub(super) fn expire_one(&self, entry: &Rc<Entry<T>>, at: Place) -> Result<()> {
+        self.mine(entry, at)?;
+        if entry.phase() != Phase::Kept {
+            return Err(entry.wrong_state("expired", at));
+        }
+        self.untouch(entry);
+        entry.expire();
+        Ok(())
+    }
+
+    pub(super) fn expunge(&self, entry: &Rc<Entry<T>>, at: Place) -> Result<()> {
+        self.mine(entry, at)?;
+        match entry.phase() {
+            Phase::Pending => self.doom(entry, at)?,
+            Phase::Kept | Phase::Stale => {
+                self.untouch(entry);
+                self.doomed.borrow_mut().retain(|other| !Rc::ptr_eq(entry, other));
+                if let Some(id) = entry.id() {
+                    self.rows.borrow_mut().remove(&id);
+                }
+                entry.set_phase(Phase::Detached);
+            }
+            _ => return Err(entry.wrong_state("expunged", at)),
+        }
+        Ok(())
+    }
+
+    fn mine(&self, entry: &Entry<T>, at: Place) -> Result<()> {
+        if entry.belongs_to(&self.home) {
+            return Ok(());
+        }
+        match entry.phase() {
+            Phase::Kept | Phase::Pending | Phase::Stale => {
+                Err(Error::NotMine { entity: T::NAME, key: entry.shown_key(), at })
+            }
+            _ => Err(entry.wrong_state("given to this session", at)),
+        }
+    }
+
+    fn untouch(&self, entry: &Rc<Entry<T>>) {
+        entry.revert();
+        self.home.touched.borrow_mut().retain(|other| !Rc::ptr_eq(entry, other));
+    }
+
+    /// There is no row of that key any more.
+    fn vanished(&self, id: &T::Id) {
+        // One that is written to stays, for its flush to say so.
+        let mut rows = self.rows.borrow_mut();
+        if rows.get(id).is_some_and(|entry| !entry.is_touched() && !entry.is_doomed()) {
+            if let Some(entry) = rows.remove(id) {
+                entry.set_phase(Phase::Deleted);
+            }
+        }
+    }
+
+    pub(super) fn reserve(&self, rows: usize) {
+        self.rows.borrow_mut().reserve(rows);
+    }
+
+    pub(super) fn inserted(&self, entry: &Rc<Entry<T>>, row: T) {
+        let known = self.rows.borrow_mut().insert(row.id(), Rc::clone(entry));
+        if let Some(known) = known.filter(|known| !Rc::ptr_eq(known, entry)) {
+            known.revert();
+            known.set_phase(Phase::Deleted);
+        }
+        entry.inserted(row);
+        self.history.note(ChangeKind::Insert, entry);
+    }
+
+    pub(super) fn deleted(&self, entry: &Rc<Entry<T>>, id: &T::Id) {
+        let mut rows = self.rows.borrow_mut();
+        if rows.get(id).is_some_and(|known| Rc::ptr_eq(known, entry)) {
+            rows.remove(id);
+        }
+        drop(rows);
+        entry.set_phase(Phase::Deleted);
+        self.history.note(ChangeKind::Delete, entry);
+    }
+
+    fn forget_new_rows(&self) {
+        for queue in self.queues.borrow().iter() {
+            queue.clear().iter().for_each(|entry| entry.discard());
+        }
+    }
+
+    fn forget_deletes(&self) {
+        std::mem::take(&mut *self.doomed.borrow_mut()).iter().for_each(|entry| entry.set_doomed(false));
+    }
+
+    /// Rows that nobody holds and that would be read again anyway.
+    fn sweep(&self) {
+        let mut rows = self.rows.borrow_mut();
+        if rows.len() >= SWEPT_FROM.max(self.swept.get() * 2) {
+            rows.retain(|_, entry| Rc::strong_count(entry) > 1);
+            self.swept.set(rows.len());
+        }
+    }
+}
+
+impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn parents(&self) -> &[TypeId] {
+        self.history.parents()
+    }
+
+    fn check(&self, at: Place) -> Result<()> {
+        for entry in self.home.touched.borrow().iter() {
+            let (base, value) = entry.versions(at)?;
+            if base.id() != value.id() {
+                let (from, to) = (format!("{:?}", base.id()), format!("{:?}", value.id()));
+                return Err(Error::KeyChanged { entity: T::NAME, from, to, at });
+            }
+        }
+        Ok(())
+    }
+
+    fn waiting(&self) -> usize {
+        self.queues.borrow().iter().map(|queue| queue.len()).sum()
+    }
+
+    fn unresolved(&self, at: Place) -> Error {
+        Error::UnresolvedKeys { entity: T::NAME, rows: self.waiting(), at }
+    }
+
+    fn has_updates(&self) -> bool {
+        !self.home.touched.borrow().is_empty()
+    }
+
+    fn has_deletes(&self) -> bool {
+        !self.doomed.borrow().is_empty()
+    }
+
+    fn moves_away_from(&self, parent: TypeId) -> bool {
+        let touched = self.home.touched.borrow();
+        touched.iter().filter(|entry| !entry.is_doomed()).any(|entry| {
+            entry
+                .versions(std::panic::Location::caller())
+                .is_ok_and(|(base, value)| T::refers_anew(&base, &value, parent))
+        })
+    }
+
+    fn insert_ready(&self, sender: &dyn Sender<C>) -> Result<usize> {
+        let queues = self.queues.borrow().clone();
+        let mut inserted = 0;
+        for queue in queues {
+            inserted += queue.insert_ready(self, sender)?;
+        }
+        Ok(inserted)
+    }
+
+    fn update(&self, sender: &dyn Sender<C>) -> Result<()> {
+        super::writes::update(self, sender)
+    }
+
+    fn delete(&self, sender: &dyn Sender<C>) -> Result<()> {
+        super::writes::delete(self, sender)
+    }
+
+    fn unflushed(&self, kind: ChangeKind, changes: &mut Vec<Change>) {
+        let mut note = |entry: &Rc<Entry<T>>| changes.push(Change::new(kind, entry, changes.len() as u64));
+        match kind {
+            ChangeKind::Insert => {
+                self.queues.borrow().iter().for_each(|queue| queue.entries().iter().for_each(&mut note))
+            }
+            ChangeKind::Update => {
+                let touched = self.home.touched.borrow();
+                touched.iter().filter(|entry| !entry.is_doomed() && entry.differences() != 0).for_each(&mut note);
+            }
+            ChangeKind::Delete => self.doomed.borrow().iter().for_each(&mut note),
+        }
+    }
+
+    fn flushed(&self, changes: &mut Vec<Change>) {
+        self.history.tell(changes);
+    }
+
+    fn expire(&self) {
+        self.home.expire();
+    }
+
+    fn forget_unflushed(&self) {
+        self.forget_new_rows();
+        self.forget_writes();
+        self.forget_deletes();
+    }
+
+    fn forget_writes(&self) {
+        std::mem::take(&mut *self.home.touched.borrow_mut()).iter().for_each(|entry| entry.revert());
+    }
+
+    fn keep_level(&self, level: u32) {
+        self.history.keep_level(level);
+    }
+
+    fn roll_back_to(&self, level: u32) {
+        self.forget_unflushed();
+        self.history.undo(level, |kind, entry| match (kind, entry.id()) {
+            (ChangeKind::Insert, id) => {
+                if let Some(id) = id {
+                    let mut rows = self.rows.borrow_mut();
+                    if rows.get(&id).is_some_and(|known| Rc::ptr_eq(known, entry)) {
+                        rows.remove(&id);
+                    }
+                }
+                entry.discard();
+            }
+            (ChangeKind::Update, _) if entry.phase() == Phase::Kept => entry.set_phase(Phase::Stale),
+            (ChangeKind::Delete, Some(id)) if entry.phase() == Phase::Deleted => {
+                entry.set_phase(Phase::Kept);
+                self.rows.borrow_mut().entry(id).or_insert_with(|| Rc::clone(entry));
+            }
+            _ => {}
+        });
+    }
+
+    fn committed(&self) {
+        self.history.forget();
+        self.sweep();
+    }
+
+    fn clear(&self) {
+        self.forget_unflushed();
+        self.history.forget();
+        self.rows.borrow_mut().clear();
+        self.queues.borrow_mut().clear();
+    }
+}

@@ -1,0 +1,55 @@
+//! The way from the unit of work to the database: the session's, whose transaction it is.
+
+use std::any::type_name;
+use std::marker::PhantomData;
+
+use diesel::result::QueryResult;
+
+use crate::error::{Place, Result};
+
+/// What is sent, as far as it matters to the connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Sending {
+    /// A SELECT of an entity's columns. The name tells entities apart.
+    Select(&'static str),
+    /// An INSERT that gives an entity's columns back.
+    Insert(&'static str),
+    /// An UPDATE or DELETE.
+    Change,
+}
+
+impl Sending {
+    pub(crate) fn select<T: 'static>() -> Self {
+        Self::Select(type_name::<Selecting<T>>())
+    }
+
+    pub(crate) fn insert<T: 'static>() -> Self {
+        Self::Insert(type_name::<Inserting<T>>())
+    }
+}
+
+struct Selecting<T>(PhantomData<T>);
+struct Inserting<T>(PhantomData<T>);
+
+pub(crate) trait Sender<C> {
+    fn send(&self, what: Sending, run: &mut dyn FnMut(&mut C) -> QueryResult<()>) -> Result<()>;
+
+    /// Whether the database has `RETURNING`.
+    fn returning(&self) -> bool;
+
+    fn at(&self) -> Place;
+}
+
+/// Sends one statement and gives its answer.
+pub(crate) fn ask<C, R>(
+    sender: &dyn Sender<C>,
+    what: Sending,
+    mut run: impl FnMut(&mut C) -> QueryResult<R>,
+) -> Result<R> {
+    let mut answer = None;
+    sender.send(what, &mut |conn| {
+        answer = Some(run(conn)?);
+        Ok(())
+    })?;
+    Ok(answer.expect("sent without an error"))
+}

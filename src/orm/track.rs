@@ -1,0 +1,77 @@
+//! Rows of a query as handles.
+
+use super::entity::Persist;
+use super::handle::Tracked;
+use super::unit::Unit;
+
+/// What [`Session::track`](crate::Session::track) makes of a row: a handle of an entity, the same in an `Option` and in tuples, and plain
+/// values as they are.
+#[diagnostic::on_unimplemented(
+    message = "a session on `{C}` cannot track rows of `{Self}`",
+    label = "neither an entity nor made of entities and plain values",
+    note = "`load` gives rows of any type as they are; for handles, `{Self}` needs `#[derive(Entity)]`"
+)]
+pub trait Track<C>: Sized {
+    /// A [`Tracked`] handle for an entity.
+    type Out;
+
+    #[doc(hidden)]
+    fn track(self, tracker: &Tracker<'_, C>) -> Self::Out;
+}
+
+/// The session's identity map.
+#[allow(missing_debug_implementations)]
+pub struct Tracker<'u, C>(pub(crate) &'u Unit<C>);
+
+impl<C: 'static, T: Persist<C>> Track<C> for T {
+    type Out = Tracked<T>;
+
+    fn track(self, tracker: &Tracker<'_, C>) -> Tracked<T> {
+        tracker.0.absorb(self)
+    }
+}
+
+impl<C, T: Track<C>> Track<C> for Option<T> {
+    type Out = Option<T::Out>;
+
+    fn track(self, tracker: &Tracker<'_, C>) -> Self::Out {
+        self.map(|row| row.track(tracker))
+    }
+}
+
+macro_rules! plain {
+    ($($value:ty),+ $(,)?) => { $(
+        impl<C> Track<C> for $value {
+            type Out = Self;
+
+            fn track(self, _: &Tracker<'_, C>) -> Self {
+                self
+            }
+        }
+    )+ };
+}
+
+plain!(bool, i8, i16, i32, i64, u8, u16, u32, u64, f32, f64, String, Vec<u8>);
+
+macro_rules! tuples {
+    ($($name:ident)+) => {
+        impl<C, $($name: Track<C>),+> Track<C> for ($($name,)+) {
+            type Out = ($($name::Out,)+);
+
+            #[allow(non_snake_case)]
+            fn track(self, tracker: &Tracker<'_, C>) -> Self::Out {
+                let ($($name,)+) = self;
+                ($($name.track(tracker),)+)
+            }
+        }
+    };
+}
+
+tuples!(A);
+tuples!(A B);
+tuples!(A B D);
+tuples!(A B D E);
+tuples!(A B D E F);
+tuples!(A B D E F G);
+tuples!(A B D E F G H);
+tuples!(A B D E F G H I);

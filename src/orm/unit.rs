@@ -1,0 +1,271 @@
+//! The unit of work of one session: its stores, and when they are flushed.
+
+use std::any::TypeId;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use super::agenda::Agenda;
+use super::changes::{Change, ChangeKind, Changes};
+use super::entity::{Insert, Persist};
+use super::entry::{Entry, Home};
+use super::flush::{self, Kept};
+use super::handle::Tracked;
+use super::identity::Store;
+use super::sender::Sender;
+use crate::error::{Place, Result};
+
+pub(crate) struct Unit<C> {
+    agenda: RefCell<Rc<Agenda>>,
+    /// In the order of their first use.
+    stores: RefCell<Vec<Kept<C>>>,
+    flushing: Cell<bool>,
+    /// Closures of `no_autoflush` that are open.
+    quiet: Cell<u32>,
+    /// What the last transaction sent, for the hooks of its end.
+    ended: RefCell<Option<Changes>>,
+}
+
+impl<C: 'static> std::fmt::Debug for Unit<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Unit").field("unflushed", &self.unflushed_since()).finish_non_exhaustive()
+    }
+}
+
+impl<C> Default for Unit<C> {
+    fn default() -> Self {
+        Self {
+            agenda: RefCell::default(),
+            stores: RefCell::default(),
+            flushing: Cell::new(false),
+            quiet: Cell::new(0),
+            ended: RefCell::new(None),
+        }
+    }
+}
+
+impl<C: 'static> Unit<C> {
+    /// Runs `f` with the store of `T`.
+    #[inline]
+    fn with<T: Persist<C>, R>(&self, f: impl FnOnce(&Store<C, T>) -> R) -> R {
+        let stores = self.stores.borrow();
+        let entity = TypeId::of::<T>();
+        if let Some((_, store)) = stores.iter().find(|(other, _)| *other == entity) {
+            return f(store.as_any().downcast_ref().expect("kept under its own type"));
+        }
+        drop(stores);
+        let store = Rc::new(Store::<C, T>::new(&self.agenda.borrow()));
+        self.stores.borrow_mut().push((entity, Rc::clone(&store) as _));
+        f(&store)
+    }
+
+    /// The same where statements are sent, which may end in code of the program's own.
+    fn with_sending<T: Persist<C>, R>(&self, f: impl FnOnce(&Store<C, T>) -> R) -> R {
+        self.with::<T, _>(|_| ());
+        let entity = TypeId::of::<T>();
+        let store = self.stores.borrow().iter().find(|(other, _)| *other == entity).map(|(_, store)| Rc::clone(store));
+        let store = store.expect("made just now");
+        f(store.as_any().downcast_ref().expect("kept under its own type"))
+    }
+
+    pub(crate) fn add<N: Insert<C>>(&self, new: N, at: Place) -> Tracked<N::Entity> {
+        Tracked(self.with(|store: &Store<C, N::Entity>| store.add(new, at)))
+    }
+
+    #[inline]
+    pub(crate) fn fresh<T: Persist<C>>(&self, id: &T::Id) -> Option<Tracked<T>> {
+        self.with(|store: &Store<C, T>| store.fresh(id)).map(Tracked)
+    }
+
+    pub(crate) fn fetch<T: Persist<C>>(&self, id: &T::Id, sender: &dyn Sender<C>) -> Result<Option<Tracked<T>>> {
+        Ok(self.with_sending(|store: &Store<C, T>| store.fetch(id, sender))?.map(Tracked))
+    }
+
+    pub(crate) fn preload<T: Persist<C>>(&self, ids: Vec<T::Id>, sender: &dyn Sender<C>) -> Result<()> {
+        self.with_sending(|store: &Store<C, T>| store.preload(ids, sender))
+    }
+
+    #[inline]
+    pub(crate) fn absorb<T: Persist<C>>(&self, row: T) -> Tracked<T> {
+        Tracked(self.with(|store: &Store<C, T>| store.absorb(row)))
+    }
+
+    pub(crate) fn refresh<T: Persist<C>>(&self, handle: &Tracked<T>, sender: &dyn Sender<C>) -> Result<()> {
+        self.with_sending(|store: &Store<C, T>| store.refresh(&handle.0, sender))
+    }
+
+    pub(crate) fn delete<T: Persist<C>>(&self, handle: &Tracked<T>, at: Place) -> Result<()> {
+        self.with(|store: &Store<C, T>| store.doom(&handle.0, at))
+    }
+
+    pub(crate) fn expire<T: Persist<C>>(&self, handle: &Tracked<T>, at: Place) -> Result<()> {
+        self.with(|store: &Store<C, T>| store.expire_one(&handle.0, at))
+    }
+
+    pub(crate) fn expunge<T: Persist<C>>(&self, handle: &Tracked<T>, at: Place) -> Result<()> {
+        self.with(|store: &Store<C, T>| store.expunge(&handle.0, at))
+    }
+
+    /// Where the first change was made that has not been flushed.
+    pub(crate) fn unflushed_since(&self) -> Option<Place> {
+        self.agenda.borrow().unflushed()
+    }
+
+    pub(crate) fn autoflushes(&self) -> bool {
+        self.unflushed_since().is_some() && !self.flushing.get() && self.quiet.get() == 0
+    }
+
+    pub(crate) fn is_flushing(&self) -> bool {
+        self.flushing.get()
+    }
+
+    /// Until what is returned is dropped, this is the one flush.
+    pub(crate) fn begin_flush(&self) -> impl Drop + '_ {
+        self.flushing.set(true);
+        Reset(&self.flushing)
+    }
+
+    /// Until what is returned is dropped, queries flush nothing.
+    pub(crate) fn quiet(&self) -> impl Drop + '_ {
+        self.quiet.set(self.quiet.get() + 1);
+        Louder(&self.quiet)
+    }
+
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.unflushed_since().is_some()
+            && [ChangeKind::Insert, ChangeKind::Update, ChangeKind::Delete]
+                .iter()
+                .any(|&kind| !self.unflushed(&[kind]).is_empty())
+    }
+
+    /// What a flush would send.
+    pub(crate) fn unflushed(&self, kinds: &[ChangeKind]) -> Changes {
+        let mut all = Vec::new();
+        let stores = self.stores.borrow();
+        for &kind in kinds {
+            for (_, store) in stores.iter() {
+                store.unflushed(kind, &mut all);
+            }
+        }
+        Changes::in_order(all)
+    }
+
+    /// What was sent in this transaction; after its end, until something is sent in the next, in that one.
+    pub(crate) fn flushed(&self) -> Changes {
+        let changes = self.flushed_now();
+        if changes.is_empty() { self.ended.borrow().clone().unwrap_or_default() } else { changes }
+    }
+
+    /// What was sent in this transaction.
+    pub(crate) fn flushed_now(&self) -> Changes {
+        let mut changes: Vec<Change> = Vec::new();
+        self.stores.borrow().iter().for_each(|(_, store)| store.flushed(&mut changes));
+        Changes::in_order(changes)
+    }
+
+    pub(crate) fn check(&self, at: Place) -> Result<()> {
+        flush::check(&self.stores.borrow(), at)
+    }
+
+    pub(crate) fn send(&self, sender: &dyn Sender<C>) -> Result<()> {
+        self.ended.take();
+        let stores = self.stores.borrow().clone();
+        flush::send(&stores, sender)?;
+        self.agenda.borrow().nothing_unflushed();
+        Ok(())
+    }
+
+    /// What has been read may be old by now.
+    pub(crate) fn expire_all(&self) {
+        self.agenda.borrow().expire();
+    }
+
+    /// The same, and what was written and not flushed is forgotten.
+    pub(crate) fn forget_writes(&self) {
+        self.stores.borrow().iter().for_each(|(_, store)| store.forget_writes());
+        self.expire_all();
+        if !self.is_dirty() {
+            self.agenda.borrow().nothing_unflushed();
+        }
+    }
+
+    /// How many savepoints are open.
+    pub(crate) fn set_level(&self, level: u32) {
+        self.agenda.borrow().set_level(level);
+    }
+
+    pub(crate) fn open_level(&self) {
+        let agenda = self.agenda.borrow();
+        agenda.set_level(agenda.level() + 1);
+    }
+
+    pub(crate) fn keep_level(&self) {
+        let agenda = self.agenda.borrow();
+        let level = agenda.level();
+        self.stores.borrow().iter().for_each(|(_, store)| store.keep_level(level));
+        agenda.set_level(level.saturating_sub(1));
+    }
+
+    pub(crate) fn undo_level(&self) {
+        let agenda = self.agenda.borrow();
+        let level = agenda.level();
+        self.stores.borrow().iter().for_each(|(_, store)| store.roll_back_to(level));
+        agenda.set_level(level.saturating_sub(1));
+        agenda.nothing_unflushed();
+        agenda.expire();
+    }
+
+    /// After a commit. `told` is whether somebody may ask what was sent.
+    pub(crate) fn committed(&self, told: bool) {
+        if told {
+            self.ended.replace(Some(self.flushed_now()));
+        }
+        self.stores.borrow().iter().for_each(|(_, store)| store.committed());
+        self.expire_all();
+    }
+
+    /// After a rollback of the transaction, or where there was none and what is not flushed is not wanted.
+    pub(crate) fn rolled_back(&self, told: bool) {
+        if told {
+            self.ended.replace(Some(self.flushed_now()));
+        }
+        self.stores.borrow().iter().for_each(|(_, store)| store.roll_back_to(0));
+        let agenda = self.agenda.borrow();
+        agenda.set_level(0);
+        agenda.nothing_unflushed();
+        agenda.expire();
+    }
+
+    /// Lets go of every row; handles are of a session that is no more.
+    pub(crate) fn clear(&self) {
+        let (agenda, stores) = (self.agenda.take(), self.stores.take());
+        self.set_level(agenda.level());
+        agenda.end();
+        self.ended.take();
+        // An entry and its home hold each other while it is touched.
+        stores.iter().for_each(|(_, store)| store.clear());
+    }
+}
+
+impl<C> Unit<C> {
+    /// A handle to a row that will never be.
+    pub(crate) fn discarded<T: Persist<C>>(&self) -> Tracked<T> {
+        let home = Rc::new(Home::new(Rc::default()));
+        Tracked(Rc::new(Entry::discarded(&home)))
+    }
+}
+
+struct Reset<'u>(&'u Cell<bool>);
+
+impl Drop for Reset<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}
+
+struct Louder<'u>(&'u Cell<u32>);
+
+impl Drop for Louder<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
