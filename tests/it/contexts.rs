@@ -127,7 +127,7 @@ fn the_outer_transaction_survives_however_the_inner_context_ends() {
             assert_eq!(shop.context(read)?, 0);
             let left: Result<()> = shop.context(|| {
                 read()?;
-                Err(Error::NotFound { at: std::panic::Location::caller() })
+                Err(Error::NotFound { row: None, at: std::panic::Location::caller() })
             });
             assert_is!(left, Err(Error::NotFound { .. }));
             let message = panic_of(|| {

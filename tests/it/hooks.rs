@@ -187,7 +187,7 @@ fn a_hook_before_the_commit_can_refuse_it() {
         shop.context(|| {
             let session = DB.session()?;
             add(&session, "Ada")?;
-            session.before_commit(|| Err(Error::NotFound { at: Location::caller() }))?;
+            session.before_commit(|| Err(Error::NotFound { row: None, at: Location::caller() }))?;
             session.after_commit(told.hook("after"))?;
             session.after_rollback(told.hook("rollback"))?;
             assert_is!(session.commit(), Err(Error::NotFound { .. }));
@@ -203,7 +203,7 @@ fn a_hook_before_the_commit_can_refuse_it() {
             session.rollback()?;
 
             let refused: Result<usize, Trouble> = session.transaction(|session| {
-                session.before_commit(|| Err(Error::NotFound { at: Location::caller() }))?;
+                session.before_commit(|| Err(Error::NotFound { row: None, at: Location::caller() }))?;
                 session.after_rollback(told.hook("rollback"))?;
                 Ok(add(session, "Cid")?)
             });

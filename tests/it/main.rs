@@ -10,6 +10,8 @@ mod fixtures;
 
 mod attacks;
 mod blockers;
+mod blog;
+
 mod clean_hands;
 mod connect;
 mod dispose;

@@ -149,7 +149,7 @@ fn a_scope_speaks_the_error_type_of_its_closure() {
         assert_is!(any.downcast_ref::<Error>(), Some(Error::Query { .. }));
         // The error of the commit itself arrives in it too.
         let refused: Result<(), Trouble> = shop.scope().commit_on_ok().run(|| {
-            DB.session()?.before_commit(|| Err(Error::NotFound { at: std::panic::Location::caller() }))?;
+            DB.session()?.before_commit(|| Err(Error::NotFound { row: None, at: std::panic::Location::caller() }))?;
             Ok(())
         });
         assert_is!(refused, Err(Trouble::Session(Error::NotFound { .. })));

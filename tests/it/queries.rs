@@ -170,7 +170,7 @@ fn nothing_found_is_not_found_and_optional_makes_it_none() {
             let session = DB.session()?;
             let first: Result<User> = session.first(users::table);
             assert!(first.as_ref().is_err_and(Error::is_not_found));
-            assert_is!(first, Err(Error::NotFound { at }) if at.line() == line!() - 2 && at.file().ends_with("queries.rs"));
+            assert_is!(first, Err(Error::NotFound { at, .. }) if at.line() == line!() - 2 && at.file().ends_with("queries.rs"));
             assert!(session.get_result::<User>(users::table.find(1)).is_err_and(|error| error.is_not_found()));
             let with: Result<User> = session.with(|conn| users::table.find(1).get_result(conn));
             assert!(with.as_ref().is_err_and(Error::is_not_found));

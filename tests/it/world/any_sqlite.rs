@@ -26,3 +26,5 @@ mod settings;
 mod spoiled;
 #[path = "../transactions.rs"]
 mod transactions;
+#[path = "../unit.rs"]
+mod unit;

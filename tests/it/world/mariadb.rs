@@ -22,3 +22,5 @@ mod settings;
 mod spoiled;
 #[path = "../transactions.rs"]
 mod transactions;
+#[path = "../unit.rs"]
+mod unit;

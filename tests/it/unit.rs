@@ -1,0 +1,44 @@
+//! The unit of work: what is kept, what is sent, and what its failures leave.
+
+#[path = "unit/failures.rs"]
+mod failures;
+#[path = "unit/flushes.rs"]
+mod flushes;
+#[path = "unit/hooks.rs"]
+mod hooks;
+#[path = "unit/rows.rs"]
+mod rows;
+
+use super::*;
+use crate::blog::*;
+
+/// A test with the blog's tables.
+#[track_caller]
+fn blog(body: impl FnOnce(&Shop<Conn>) -> Result<()>) {
+    test(|shop| {
+        elsewhere(shop, &tables(KIND));
+        body(shop)
+    });
+}
+
+/// A context of its own.
+#[track_caller]
+fn inside(shop: &Shop<Conn>, body: impl FnOnce(&Session<Conn>) -> Result<()>) -> Result<()> {
+    shop.context(|| body(&DB.session()?))
+}
+
+/// Runs one statement as somebody else would, and commits it.
+#[track_caller]
+fn elsewhere(shop: &Shop<Conn>, sql: &str) {
+    assert!(shop.stranger().write(sql), "{sql}");
+}
+
+#[track_caller]
+fn titles(session: &Session<Conn>) -> Result<Vec<String>> {
+    session.load(articles::table.order(articles::id).select(articles::title))
+}
+
+#[track_caller]
+fn writers(session: &Session<Conn>) -> Result<Vec<String>> {
+    session.load(writers::table.order(writers::id).select(writers::name))
+}

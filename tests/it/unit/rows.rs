@@ -1,0 +1,332 @@
+//! The identity map.
+
+use diesel_session::State;
+
+use super::*;
+
+#[test]
+fn a_graph_of_new_rows_is_one_commit() {
+    blog(|shop| {
+        let id = inside_id(shop)?;
+        inside(shop, |session| {
+            let ada = session.find::<Writer>(id)?;
+            assert_eq!((ada.read().name.as_str(), ada.read().version), ("Ada", 1));
+            assert_eq!(titles(session)?, ["Hello", "Again"]);
+            ada.write().name = "Augusta".into();
+            session.commit()?;
+            assert_eq!((ada.read().name.as_str(), ada.read().version), ("Augusta", 2));
+            assert_eq!(writers(session)?, ["Augusta"]);
+            Ok(())
+        })
+    });
+
+    fn inside_id(shop: &Shop<Conn>) -> Result<i32> {
+        shop.context(|| {
+            let session = DB.session()?;
+            let ada = session.add(writer("Ada"));
+            assert_eq!(ada.state(), State::Pending);
+            session.add(article(ada.key(), "Hello"));
+            session.add(article(&ada, "Again"));
+            session.commit()?;
+            Ok(ada.read().id)
+        })
+    }
+}
+
+#[test]
+fn one_row_is_one_handle_however_it_is_read() {
+    blog(|shop| {
+        inside(shop, |session| {
+            let ada = session.add(writer("Ada"));
+            let hello = session.add(article(ada.key(), "Hello"));
+            session.flush()?;
+            let id = ada.read().id;
+            assert_eq!(session.get::<Writer>(id)?, Some(ada.clone()));
+            assert_eq!(session.track::<Writer>(writers::table)?, [ada.clone()]);
+            let query = articles::table.inner_join(writers::table);
+            let pairs =
+                session.track::<(Article, Writer)>(query.select((articles::all_columns, writers::all_columns)))?;
+            assert_eq!(pairs, [(hello.clone(), ada.clone())]);
+            let query = writers::table.left_join(articles::table).select((
+                writers::name,
+                Option::<Article>::as_select(),
+                writers::email,
+            ));
+            let rows = session.track::<(String, Option<Article>, Option<String>)>(query)?;
+            assert_eq!(rows, [("Ada".to_owned(), Some(hello), None)]);
+            assert_eq!(session.track_first::<Writer, _>(writers::table.filter(writers::name.eq("Ada")))?, ada);
+            assert_is!(
+                session.track_first::<Writer, _>(writers::table.filter(writers::name.eq("Bob"))),
+                Err(Error::NotFound { .. })
+            );
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn what_is_known_wins_until_it_expires() {
+    blog(|shop| {
+        inside(shop, |session| {
+            let ada = session.add(writer("Ada"));
+            session.commit()?;
+            let id = ada.read().id;
+            assert_eq!(ada.state(), State::Expired);
+            elsewhere(shop, "UPDATE writers SET email = 'a@example.org'");
+            // It can be read, and is what was known.
+            assert_eq!(ada.read().email, None);
+            assert_eq!(session.find::<Writer>(id)?.read().email.as_deref(), Some("a@example.org"));
+            assert_eq!((ada.state(), ada.read().email.as_deref()), (State::Persistent, Some("a@example.org")));
+            if KIND == Kind::Sqlite {
+                // Nobody is kept from writing: nothing has been written in this transaction.
+                elsewhere(shop, "UPDATE writers SET email = 'b@example.org'");
+                session.track::<Writer>(writers::table)?;
+                assert_eq!(ada.read().email.as_deref(), Some("a@example.org"));
+                session.refresh(&ada)?;
+                assert_eq!(ada.read().email.as_deref(), Some("b@example.org"));
+            }
+            session.expire(&ada)?;
+            assert_eq!(ada.state(), State::Expired);
+            session.get::<Writer>(id)?;
+            assert_eq!(ada.state(), State::Persistent);
+            session.execute(diesel::update(writers::table).set(writers::email.eq("c@example.org")))?;
+            assert_eq!(ada.state(), State::Expired);
+            assert_eq!(session.find::<Writer>(id)?.read().email.as_deref(), Some("c@example.org"));
+            session
+                .with(|conn| diesel::update(writers::table).set(writers::email.eq("d@example.org")).execute(conn))?;
+            assert_eq!(session.find::<Writer>(id)?.read().email.as_deref(), Some("d@example.org"));
+            drop(session.connection()?);
+            assert_eq!(ada.state(), State::Expired);
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn a_row_that_is_not_there_is_none_and_find_names_it() {
+    blog(|shop| {
+        inside(shop, |session| {
+            assert_eq!(session.get::<Writer>(7)?, None);
+            let error = session.find::<Writer>(7).expect_err("there is none");
+            assert!(error.is_not_found() && error.to_string().contains("no Writer 7"), "{error}");
+            let error = session.find::<Label>((7, "x".to_owned())).expect_err("there is none");
+            assert!(error.to_string().contains("Label (7, \"x\")") && error.to_string().contains("rows.rs"), "{error}");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn several_keys_are_one_query() {
+    blog(|shop| {
+        inside(shop, |session| {
+            let ids: Vec<i32> = {
+                let added: Vec<_> = (0..5).map(|n| session.add(writer(&format!("w{n}")))).collect();
+                session.commit()?;
+                added.iter().map(|writer| writer.read().id).collect()
+            };
+            let found = session.get_many::<Writer>([ids[3], 9999, ids[0], ids[3]])?;
+            let names: Vec<_> =
+                found.iter().map(|found| found.as_ref().map(|writer| writer.read().name.clone())).collect();
+            assert_eq!(names, [Some("w3".into()), None, Some("w0".into()), Some("w3".into())]);
+            session.preload::<Writer>(ids.iter().copied())?;
+            elsewhere_is_not_asked(session, &ids)
+        })
+    });
+
+    /// After a preload nothing is sent.
+    fn elsewhere_is_not_asked(session: &Session<Conn>, ids: &[i32]) -> Result<()> {
+        for &id in ids {
+            assert_eq!(session.find::<Writer>(id)?.state(), State::Persistent);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn entities_of_every_shape() {
+    blog(|shop| {
+        let founded = chrono::DateTime::from_timestamp(1_000_000, 0).map(|moment| moment.naive_utc());
+        inside(shop, |session| {
+            let ada = session.add(writer("Ada"));
+            let bob = session.add(writer("Bob"));
+            let mut hello = article(ada.key(), "Hello");
+            hello.editor_id = Some(bob.key());
+            let hello = session.add(hello);
+            session.add(NewLabel { article_id: hello.key(), name: "new", weight: 1 });
+            session.add(NewLabel { article_id: hello.key(), name: "old", weight: 2 });
+            session.add(NewFollow { follower_id: ada.key(), followed_id: bob.key() });
+            let root = session.add(node(None, "root"));
+            let child = session.add(node(Some(root.key()), "child"));
+            session.add(node(Some(child.key()), "grandchild"));
+            session.add(NewCountry {
+                code: "nl".into(),
+                name: "Nederland".into(),
+                people: 17_000_000_000,
+                area: 41_850.5,
+                landlocked: false,
+                flag: vec![0, 255, 7],
+                founded,
+            });
+            session.commit()
+        })?;
+        inside(shop, |session| {
+            let hello = session.track_first::<Article, _>(articles::table)?;
+            let bob = session.track_first::<Writer, _>(writers::table.filter(writers::name.eq("Bob")))?;
+            assert_eq!(hello.read().editor_id, Some(bob.read().id));
+            let id = hello.read().id;
+            let many =
+                session.get_many::<Label>([(id, "old".to_owned()), (id, "none".to_owned()), (id, "new".to_owned())])?;
+            let weights: Vec<_> = many.iter().map(|label| label.as_ref().map(|label| label.read().weight)).collect();
+            assert_eq!(weights, [Some(2), None, Some(1)]);
+            let label = session.find::<Label>((id, "new".to_owned()))?;
+            label.update(|label| label.weight += 10);
+            let country = session.find::<Country>("nl")?;
+            assert_eq!((country.read().founded, country.read().flag.clone()), (founded, vec![0, 255, 7]));
+            country.update(|country| {
+                country.founded = None;
+                country.area = 0.5;
+                country.landlocked = true;
+            });
+            let nodes: Vec<_> = session.track::<Node>(nodes::table.order(nodes::id))?;
+            assert_eq!(nodes[2].read().parent_id, Some(nodes[1].read().id));
+            session.commit()
+        })?;
+        inside(shop, |session| {
+            let country = session.find::<Country>("nl")?.read().clone();
+            assert_eq!(
+                (country.founded, country.area, country.landlocked, country.people),
+                (None, 0.5, true, 17_000_000_000)
+            );
+            let name = session.find::<CountryName>("nl")?;
+            name.write().name = "Holland".into();
+            session.flush()?;
+            session.refresh(&session.find::<Country>("nl")?)?;
+            assert_eq!(session.find::<Country>("nl")?.read().name, "Holland");
+            let labels: Vec<i32> = session.load(labels::table.order(labels::name).select(labels::weight))?;
+            assert_eq!(labels, [11, 2]);
+            let follow = session.track_first::<Follow, _>(follows::table)?;
+            session.delete(&follow)?;
+            session.flush()?;
+            assert_eq!((follow.state(), session.count(follows::table)?), (State::Deleted, 0));
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn a_snapshot_is_a_moment_and_a_guard_is_alone() {
+    blog(|shop| {
+        inside(shop, |session| {
+            let ada = session.add(writer("Ada"));
+            assert_is!(ada.try_read(), Err(Error::WrongState { state: State::Pending, .. }));
+            assert!(panic_of(|| ada.read()).contains("not inserted yet"));
+            assert_is!(ada.try_write(), Err(Error::WrongState { .. }));
+            session.flush()?;
+            let before = ada.read();
+            ada.write().name = "Augusta".into();
+            assert_eq!((before.name.as_str(), ada.read().name.as_str()), ("Ada", "Augusta"));
+            assert!(ada.is_dirty() && session.is_dirty());
+            let guard = ada.write();
+            let error = ada.try_read().expect_err("it is being written");
+            assert!(error.to_string().contains("rows.rs"), "{error}");
+            // Found before anything is sent: the session goes on.
+            assert_is!(session.flush(), Err(Error::WriteInProgress { .. }));
+            let query = session.load::<String>(writers::table.select(writers::name));
+            assert_is!(query, Err(Error::Autoflush { .. }));
+            drop(guard);
+            assert_eq!(writers(session)?, ["Augusta"]);
+            ada.write().id += 1;
+            let error = session.flush().expect_err("the key was written");
+            assert!(matches!(error, Error::KeyChanged { .. }), "{error}");
+            ada.write().id -= 1;
+            session.commit()
+        })
+    });
+}
+
+#[test]
+fn handles_outlive_their_session_as_values() {
+    blog(|shop| {
+        let (kept, added, written) = shop.context(|| {
+            let session = DB.session()?;
+            let kept = session.add(writer("Ada"));
+            session.commit()?;
+            let written = session.add(writer("Bob"));
+            session.flush()?;
+            let added = session.add(writer("Eve"));
+            Ok::<_, Error>((kept, added, written))
+        })?;
+        assert_eq!((kept.state(), kept.read().name.as_str()), (State::Detached, "Ada"));
+        assert_is!(kept.try_write(), Err(Error::WrongState { state: State::Detached, .. }));
+        assert_eq!((added.state(), written.state()), (State::Discarded, State::Discarded));
+        assert_is!(written.try_read(), Err(Error::WrongState { .. }));
+        inside(shop, |session| {
+            assert_is!(session.delete(&kept), Err(Error::WrongState { .. }));
+            assert_is!(session.refresh(&kept), Err(Error::WrongState { .. }));
+            let other = shop.open_session()?;
+            let there = other.find::<Writer>(kept.read().id)?;
+            assert_is!(session.delete(&there), Err(Error::NotMine { .. }));
+            // A row that was never inserted has no key for others.
+            session.add(article(written.key(), "x"));
+            assert_is!(session.flush(), Err(Error::UnresolvedKeys { .. }));
+            session.rollback()
+        })
+    });
+}
+
+#[test]
+fn expunged_rows_are_let_go() {
+    blog(|shop| {
+        inside(shop, |session| {
+            let (ada, bob, eve) = (session.add(writer("Ada")), session.add(writer("Bob")), session.add(writer("Eve")));
+            session.expunge(&eve)?;
+            session.flush()?;
+            assert_eq!((eve.state(), writers(session)?.len()), (State::Discarded, 2));
+            ada.write().name = "A".into();
+            session.expunge(&ada)?;
+            assert_eq!(ada.state(), State::Detached);
+            assert!(!session.is_dirty());
+            assert_ne!(session.find::<Writer>(ada.read().id)?, ada);
+            bob.write().name = "B".into();
+            session.expunge_all();
+            assert_eq!(bob.state(), State::Detached);
+            session.commit()?;
+            assert_eq!(writers(session)?, ["Ada", "Bob"]);
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn expire_all_forgets_what_was_written() {
+    blog(|shop| {
+        inside(shop, |session| {
+            let ada = session.add(writer("Ada"));
+            session.flush()?;
+            ada.write().name = "A".into();
+            session.add(writer("Bob"));
+            session.expire_all();
+            assert_eq!((ada.state(), ada.read().name.as_str()), (State::Expired, "Ada"));
+            assert!(session.is_dirty());
+            assert_eq!(writers(session)?, ["Ada", "Bob"]);
+            assert!(!session.is_dirty());
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn rows_that_nobody_holds_go_at_a_commit() {
+    blog(|shop| {
+        inside(shop, |session| {
+            for round in 0..3 {
+                let held: Vec<_> = (0..1500).map(|n| session.add(writer(&format!("{round} {n}")))).collect();
+                session.commit()?;
+                assert_eq!(held[7].read().name, format!("{round} 7"));
+            }
+            assert_eq!(session.count(writers::table)?, 4500);
+            Ok(())
+        })
+    });
+}
