@@ -45,7 +45,8 @@ struct Opened {
 /// A session of whatever connection type.
 trait Scoped {
     fn commit(&self, at: Place) -> Result<()>;
-    fn has_begun(&self) -> bool;
+    /// Whether there is something that a commit would commit.
+    fn has_work(&self) -> bool;
     fn end(&self);
     fn name(&self) -> String;
     fn into_any(self: Rc<Self>) -> Rc<dyn Any>;
@@ -56,8 +57,8 @@ impl<C: SessionConnection> Scoped for Shared<C> {
         Shared::commit(self, at)
     }
 
-    fn has_begun(&self) -> bool {
-        self.has_begun()
+    fn has_work(&self) -> bool {
+        self.has_begun() || self.has_unflushed()
     }
 
     fn end(&self) {
@@ -135,9 +136,9 @@ impl Frame {
         for index in 0.. {
             let session = self.sessions.borrow().get(index).map(|opened| Rc::clone(&opened.session));
             let Some(session) = session else { break };
-            let begun = session.has_begun();
+            let works = session.has_work();
             let committed = match session.commit(at) {
-                Ok(()) => begun,
+                Ok(()) => works,
                 Err(error @ Error::HookFailed { committed: true, .. }) => {
                     hooks = hooks.and(Err(error));
                     true

@@ -273,7 +273,8 @@ impl<C: SessionConnection, M> Database<C, M> {
     }
 
     /// Runs before the commit of a transaction in which rows were flushed, with what remains of them, each row once: what a savepoint has
-    /// undone is not among them. Its `Err` or panic prevents the commit. It is too late to change rows.
+    /// undone is not among them. Its `Err` or panic prevents the commit. Rows that it changes go with
+    /// the commit; it is not asked again for those.
     pub const fn before_commit(mut self, hook: fn(&Session<C>, &Changes) -> Result<()>) -> Self {
         self.hooks.before_commit = Some(hook);
         self

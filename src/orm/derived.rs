@@ -14,8 +14,10 @@ use crate::connection::SessionConnection;
 /// Most rows of one INSERT: beyond a thousand a longer statement gains nothing.
 #[doc(hidden)]
 pub const fn rows_of(columns: usize, binds: usize) -> usize {
-    let rows = if columns == 0 { 1000 } else { binds / columns };
-    if rows > 1000 { 1000 } else { rows }
+    match binds.checked_div(columns) {
+        Some(rows) if rows < 1000 => rows,
+        _ => 1000,
+    }
 }
 
 /// The rows that were inserted just now, where the database does not give them back: by the keys that the program made, or by those

@@ -12,7 +12,24 @@ use super::sender::{Sender, Sending, ask};
 use crate::error::{Error, Result};
 
 pub(super) struct Queue<N: NewEntity> {
-    rows: RefCell<Vec<(N, Rc<Entry<N::Entity>>)>>,
+    rows: RefCell<Vec<Waiting<N>>>,
+}
+
+type Waiting<N> = (N, Rc<Entry<<N as NewEntity>::Entity>>);
+
+/// Rows on their way. Those that did not get there, by an error or a panic, go back to their place.
+struct Taken<'q, N: NewEntity> {
+    queue: &'q Queue<N>,
+    rows: Vec<Waiting<N>>,
+    inserted: usize,
+}
+
+impl<N: NewEntity> Drop for Taken<'_, N> {
+    fn drop(&mut self) {
+        if self.inserted < self.rows.len() {
+            self.queue.rows.borrow_mut().splice(..0, self.rows.drain(self.inserted..));
+        }
+    }
 }
 
 /// A queue of whatever new rows of one entity.
@@ -56,35 +73,22 @@ where
     }
 
     fn insert_ready(&self, store: &Store<C, N::Entity>, sender: &dyn Sender<C>) -> Result<usize> {
-        let mut ready = std::mem::take(&mut *self.rows.borrow_mut());
-        if !ready.iter().all(|(new, _)| new.is_ready()) {
+        let mut taken = Taken { queue: self, rows: std::mem::take(&mut *self.rows.borrow_mut()), inserted: 0 };
+        if !taken.rows.iter().all(|(new, _)| new.is_ready()) {
             let waiting;
-            (ready, waiting) = ready.into_iter().partition(|(new, _)| new.is_ready());
+            (taken.rows, waiting) = std::mem::take(&mut taken.rows).into_iter().partition(|(new, _)| new.is_ready());
             *self.rows.borrow_mut() = waiting;
         }
         let most = if N::IN_BATCHES { N::ROWS.max(1) } else { 1 };
-        store.reserve(ready.len());
-        let mut inserted = 0;
-        let mut outcome = Ok(());
-        for chunk in ready.chunks(most) {
+        store.reserve(taken.rows.len());
+        for chunk in taken.rows.chunks(most) {
             let sent: Vec<&N> = chunk.iter().map(|(new, _)| new).collect();
-            let rows = ask(sender, Sending::insert::<N>(), |conn| N::insert(conn, &sent, sender.returning()));
-            let rows = rows
-                .and_then(|rows| pair(&sent, rows).ok_or(Error::Unpaired { entity: N::Entity::NAME, at: sender.at() }));
-            match rows {
-                Ok(rows) => rows.into_iter().zip(chunk).for_each(|(row, (_, entry))| store.inserted(entry, row)),
-                Err(error) => {
-                    outcome = Err(error);
-                    break;
-                }
-            }
-            inserted += chunk.len();
+            let rows = ask(sender, Sending::insert::<N>(), |conn| N::insert(conn, &sent, sender.returning()))?;
+            let rows = pair(&sent, rows).ok_or(Error::Unpaired { entity: N::Entity::NAME, at: sender.at() })?;
+            rows.into_iter().zip(chunk).for_each(|(row, (_, entry))| store.inserted(entry, row));
+            taken.inserted += chunk.len();
         }
-        if let Err(error) = outcome {
-            self.rows.borrow_mut().splice(..0, ready.into_iter().skip(inserted));
-            return Err(error);
-        }
-        Ok(inserted)
+        Ok(taken.inserted)
     }
 
     fn remove(&self, entry: &Rc<Entry<N::Entity>>) {

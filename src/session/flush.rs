@@ -13,6 +13,7 @@ use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::orm::{ChangeKind, Changes, Sender, Sending, Unit};
 use crate::panic_message;
+use crate::spec::UnitHook;
 
 /// A hook of every flush of a session.
 pub(super) type FlushHook<C> = Rc<dyn Fn(&Session<C>, &Changes) -> Result<()>>;
@@ -42,13 +43,13 @@ impl<C: SessionConnection> Shared<C> {
     pub(super) fn unit(&self) -> &Unit<C> {
         self.unit.get_or_init(|| {
             let unit = Unit::default();
-            unit.set_level(self.core.try_borrow().map_or(0, |core| core.levels));
+            unit.set_level(self.levels.get());
             unit
         })
     }
 
     /// Whether there is something to flush.
-    pub(super) fn has_unflushed(&self) -> bool {
+    pub(crate) fn has_unflushed(&self) -> bool {
         self.unit.get().is_some_and(|unit| unit.unflushed_since().is_some())
     }
 
@@ -138,7 +139,7 @@ impl<C: SessionConnection> Shared<C> {
         &self,
         name: &'static str,
         changes: &Changes,
-        database: Option<fn(&Session<C>, &Changes) -> Result<()>>,
+        database: Option<UnitHook<C>>,
         own: impl FnOnce(&FlushHooks<C>) -> Vec<FlushHook<C>>,
     ) -> Result<()> {
         let Some(session) = self.handle() else { return Ok(()) };
@@ -190,18 +191,21 @@ impl<C: SessionConnection> Shared<C> {
     }
 
     pub(super) fn unit_level_opened(&self) {
+        self.levels.set(self.levels.get() + 1);
         if let Some(unit) = self.unit.get() {
             unit.open_level();
         }
     }
 
     pub(super) fn unit_level_kept(&self) {
+        self.levels.set(self.levels.get() - 1);
         if let Some(unit) = self.unit.get() {
             unit.keep_level();
         }
     }
 
     pub(super) fn unit_level_undone(&self) {
+        self.levels.set(self.levels.get() - 1);
         if let Some(unit) = self.unit.get() {
             unit.undo_level();
         }

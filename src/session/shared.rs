@@ -29,6 +29,8 @@ pub(crate) struct Shared<C: SessionConnection> {
     pub(super) ended: Cell<bool>,
     pub(super) blocks: RefCell<Vec<(&'static str, Place)>>,
     pub(super) hooks: RefCell<Hooks>,
+    /// Open savepoints.
+    pub(super) levels: Cell<u32>,
     /// What the program keeps rows in, once it does.
     pub(super) unit: OnceCell<Unit<C>>,
     pub(super) flush_hooks: RefCell<FlushHooks<C>>,
@@ -49,6 +51,7 @@ impl<C: SessionConnection> Shared<C> {
             ended: Cell::new(false),
             blocks: RefCell::default(),
             hooks: RefCell::default(),
+            levels: Cell::new(0),
             unit: OnceCell::new(),
             flush_hooks: RefCell::default(),
             me: Weak::clone(me),
@@ -76,10 +79,15 @@ impl<C: SessionConnection> Shared<C> {
     /// Commits, hooks included. Of a failure that ended the transaction `keep` says how many of the hooks stay for another one.
     pub(super) fn commit_with(&self, at: Place, keep: impl FnOnce(&Error) -> Option<Mark>) -> Result<()> {
         let rollbacks = self.enter(at)?.rollbacks();
+        let mut told = false;
         for round in 0.. {
             let hooks = self.hooks.borrow_mut().take_before_commit();
             if hooks.is_empty() && !self.has_unflushed() {
-                break;
+                // It may change rows, but is not asked again for those.
+                match self.changes_to_tell().filter(|_| !std::mem::replace(&mut told, true)) {
+                    Some(changes) => self.tell_before_commit(&changes)?,
+                    None => break,
+                }
             }
             if round == HOOK_ROUNDS {
                 let (hook, message) = match hooks.is_empty() {
@@ -103,11 +111,12 @@ impl<C: SessionConnection> Shared<C> {
                 }
             }
             self.flush(at)?;
+            if self.enter(at)?.rollbacks() != rollbacks {
+                let message = "it rolled back what was to be committed".into();
+                return Err(Error::HookFailed { hook: "after_flush", committed: false, message });
+            }
         }
         let changes = self.changes_to_tell();
-        if let Some(changes) = &changes {
-            self.tell_before_commit(changes)?;
-        }
         let mut core = self.enter(at)?;
         let outcome = core.commit(at);
         let over = !core.is_active();
@@ -155,8 +164,7 @@ impl<C: SessionConnection> Shared<C> {
         let _ = self.rollback(at);
         self.take_hooks().discard();
         self.unit_cleared();
-        let forgotten = self.flush_hooks.take();
-        drop(forgotten);
+        self.forget_flush_hooks();
     }
 
     /// The end: afterwards every use is an error. A connection that is still lent goes back when its guard is dropped.
@@ -166,6 +174,7 @@ impl<C: SessionConnection> Shared<C> {
         }
         if self.is_at_rest() {
             self.unit_cleared();
+            self.forget_flush_hooks();
             self.ended.set(true);
             return;
         }
@@ -297,6 +306,11 @@ impl<C: SessionConnection> Shared<C> {
             }
         }
         entered
+    }
+
+    fn forget_flush_hooks(&self) {
+        let forgotten = self.flush_hooks.take();
+        drop(forgotten);
     }
 
     fn take_hooks(&self) -> Hooks {

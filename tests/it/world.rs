@@ -41,6 +41,11 @@ macro_rules! world {
         pub const KIND: Kind = Kind::$kind;
         pub type Conn = $conn;
         pub static DB: Database<Conn> = $databases;
+        /// One more database object, to be given hooks.
+        pub const fn connected() -> Database<Conn> {
+            $databases
+        }
+
         /// A second database object of the same connection type.
         pub static OTHER: Database<Conn> = $databases;
         /// A second database object of another connection type, in most worlds.
@@ -173,6 +178,7 @@ const MARIADB_TABLES: &str = "
 
 /// One program for every database.
 #[derive(diesel::MultiConnection)]
+#[allow(missing_debug_implementations)]
 pub enum AnyConnection {
     Postgres(PgConnection),
     Mysql(MysqlConnection),

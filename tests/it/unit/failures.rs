@@ -1,1 +1,247 @@
+//! What a failed flush, a rollback and a savepoint leave in memory.
 
+use diesel_session::State;
+
+use super::*;
+
+#[test]
+fn a_violation_at_commit_is_the_cause_of_each_further_commit_until_the_rollback() {
+    blog(|shop| {
+        inside(shop, |session| {
+            let ada = session.add(country("nl"));
+            session.commit()?;
+            let twice = session.add(country("nl"));
+            let other = session.add(country("be"));
+            let first = session.commit().expect_err("the key is taken");
+            assert_eq!(kind_of(&first), Some(&DatabaseErrorKind::UniqueViolation));
+            let mut texts = Vec::new();
+            for _ in 0..5 {
+                let error = session.commit().expect_err("it wants a rollback");
+                assert!(error.is_rollback_required(), "{error}");
+                texts.push(error.to_string());
+            }
+            texts.dedup();
+            assert_eq!(texts.len(), 1);
+            let cause = first.diesel().expect("the database's").to_string();
+            assert!(
+                texts[0].contains(cause.split(['"', '.', '\n']).next().unwrap_or_default()),
+                "{} / {cause}",
+                texts[0]
+            );
+            assert_is!(
+                session.load::<String>(countries::table.select(countries::code)),
+                Err(Error::RollbackRequired { .. })
+            );
+            session.rollback()?;
+            assert_eq!(
+                (twice.state(), other.state(), ada.state()),
+                (State::Discarded, State::Discarded, State::Expired)
+            );
+            session.add(country("be"));
+            session.commit()?;
+            assert_eq!(session.count(countries::table)?, 2);
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn the_same_inside_a_savepoint_takes_that_part_only() {
+    blog(|shop| {
+        inside(shop, |session| {
+            let kept = session.add(country("nl"));
+            let mut inner = None;
+            let outcome = session.savepoint(|session| {
+                inner = Some((session.add(country("be")), session.add(country("nl"))));
+                kept.write().name = "changed".into();
+                let first = session.flush().expect_err("the key is taken");
+                assert_eq!(kind_of(&first), Some(&DatabaseErrorKind::UniqueViolation));
+                for _ in 0..5 {
+                    assert_is!(session.flush(), Err(Error::RollbackRequired { .. }));
+                }
+                Err::<(), _>(first)
+            });
+            assert_eq!(outcome.as_ref().err().and_then(kind_of), Some(&DatabaseErrorKind::UniqueViolation));
+            let (be, nl) = inner.expect("it ran");
+            assert_eq!((be.state(), nl.state()), (State::Discarded, State::Discarded));
+            assert_eq!(session.find::<Country>("nl")?.read().name, "a country");
+            // Its own flush, at the end of the closure, may fail as well.
+            let outcome = session.savepoint(|session| {
+                session.add(country("nl"));
+                Ok::<_, Error>(())
+            });
+            assert!(outcome.is_err());
+            session.add(country("de"));
+            session.commit()?;
+            assert_eq!(session.count(countries::table)?, 2);
+            assert_eq!(session.find::<Country>("nl")?, kept);
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn after_a_rollback_nothing_in_memory_pretends_to_be_in_the_database() {
+    blog(|shop| {
+        inside(shop, |session| {
+            let ada = session.add(writer("Ada"));
+            let bob = session.add(writer("Bob"));
+            let eve = session.add(writer("Eve"));
+            session.commit()?;
+            let (id, eves) = (ada.read().id, eve.read().id);
+            ada.write().name = "A".into();
+            session.delete(&bob)?;
+            let zoe = session.add(writer("Zoe"));
+            let key = zoe.key();
+            session.flush()?;
+            assert_eq!((bob.state(), zoe.state(), key.id().is_some()), (State::Deleted, State::Persistent, true));
+            eve.write().name = "E".into();
+            let pending = session.add(writer("Max"));
+            session.rollback()?;
+            assert_eq!(
+                [ada.state(), bob.state(), zoe.state(), eve.state(), pending.state()],
+                [State::Stale, State::Expired, State::Discarded, State::Expired, State::Discarded]
+            );
+            assert_eq!((key.id(), zoe.key().id()), (None, None));
+            assert_is!(ada.try_read(), Err(Error::WrongState { state: State::Stale, .. }));
+            assert_is!(ada.try_write(), Err(Error::WrongState { .. }));
+            assert_eq!(eve.read().name, "Eve");
+            assert!(!session.is_dirty());
+            assert_eq!(session.find::<Writer>(id)?, ada);
+            assert_eq!((ada.read().name.as_str(), ada.read().version), ("Ada", 1));
+            session.delete(&bob)?;
+            ada.write().name = "Augusta".into();
+            session.commit()?;
+            assert_eq!(writers(session)?, ["Augusta", "Eve"]);
+            assert_eq!(session.get::<Writer>(eves)?, Some(eve));
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn a_savepoint_undoes_its_own_part_also_by_a_panic() {
+    blog(|shop| {
+        inside(shop, |session| {
+            let ada = session.add(writer("Ada"));
+            let bob = session.add(writer("Bob"));
+            session.flush()?;
+            ada.write().email = Some("before".into());
+            let mut added = None;
+            let message = panic_of(|| {
+                session.savepoint(|session| -> Result<()> {
+                    added = Some(session.add(writer("Eve")));
+                    bob.write().name = "B".into();
+                    session.savepoint(|session| {
+                        session.delete(&bob)?;
+                        session.flush()
+                    })?;
+                    panic!("on purpose")
+                })
+            });
+            assert_eq!(message, "on purpose");
+            let eve = added.expect("it ran");
+            assert_eq!((ada.state(), bob.state(), eve.state()), (State::Expired, State::Stale, State::Discarded));
+            session.refresh(&bob)?;
+            assert_eq!((bob.read().name.as_str(), bob.read().version), ("Bob", 1));
+            assert_eq!(ada.read().email.as_deref(), Some("before"));
+            let kept = session.savepoint(|session| {
+                bob.write().name = "B".into();
+                Ok::<_, Error>(session.add(writer("Zoe")))
+            })?;
+            assert_eq!((kept.state(), bob.read().version), (State::Persistent, 2));
+            session.rollback()?;
+            assert_eq!(
+                (kept.state(), ada.state(), bob.state()),
+                (State::Discarded, State::Discarded, State::Discarded)
+            );
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn a_transaction_that_fails_and_a_removed_session_let_go() {
+    blog(|shop| {
+        inside(shop, |session| {
+            let ada = session.add(writer("Ada"));
+            session.commit()?;
+            let mut inner = None;
+            let outcome = session.transaction(|session| {
+                inner = Some(session.add(writer("Bob")));
+                session.flush()?;
+                ada.write().name = "A".into();
+                Err::<(), _>(Error::NotFound { row: None, at: std::panic::Location::caller() })
+            });
+            assert!(outcome.is_err());
+            assert_eq!((inner.expect("it ran").state(), ada.read().name.as_str()), (State::Discarded, "Ada"));
+            let added = session.add(writer("Eve"));
+            session.remove()?;
+            assert_eq!((added.state(), ada.state()), (State::Discarded, State::Detached));
+            assert!(!session.is_dirty());
+            let again = session.find::<Writer>(ada.read().id)?;
+            assert_ne!(again, ada);
+            again.write().name = "A".into();
+            session.commit()?;
+            assert_eq!(writers(session)?, ["A"]);
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn retry_begins_with_nothing_unflushed() {
+    blog(|shop| {
+        inside(shop, |session| {
+            session.add(writer("Ada"));
+            assert_is!(session.retry(3, |_| Ok::<_, Error>(())), Err(Error::NotRepeatable { .. }));
+            session.commit()?;
+            let id = session.retry(3, |session| {
+                let bob = session.add(writer("Bob"));
+                session.flush()?;
+                Ok::<_, Error>(bob.read().id)
+            })?;
+            assert_eq!(session.find::<Writer>(id)?.read().name, "Bob");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn nothing_is_lost_in_silence_after_the_end() {
+    blog(|shop| {
+        let session = shop.context(|| DB.session())?;
+        let ada = session.add(writer("Ada"));
+        assert_eq!(ada.state(), State::Discarded);
+        assert_is!(session.commit(), Err(Error::SessionEnded { .. }));
+        assert_is!(session.get::<Writer>(1), Err(Error::SessionEnded { .. }));
+        assert_is!(session.flush(), Err(Error::SessionEnded { .. }));
+        let unflushed = shop.scope().commit_on_ok().run(|| {
+            let session = DB.session()?;
+            session.add(writer("Ada"));
+            session.add(writer("Ada"));
+            Ok::<_, Error>(())
+        });
+        assert_eq!(unflushed.as_ref().err().and_then(kind_of), Some(&DatabaseErrorKind::UniqueViolation));
+        shop.scope().commit_on_ok().run(|| {
+            DB.session()?.add(writer("Ada"));
+            Ok::<_, Error>(())
+        })?;
+        inside(shop, |session| {
+            assert_eq!(writers(session)?, ["Ada"]);
+            Ok(())
+        })
+    });
+}
+
+fn country(code: &str) -> NewCountry {
+    NewCountry {
+        code: code.into(),
+        name: "a country".into(),
+        people: 0,
+        area: 0.0,
+        landlocked: false,
+        flag: Vec::new(),
+        founded: None,
+    }
+}

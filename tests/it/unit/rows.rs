@@ -42,7 +42,7 @@ fn one_row_is_one_handle_however_it_is_read() {
             session.flush()?;
             let id = ada.read().id;
             assert_eq!(session.get::<Writer>(id)?, Some(ada.clone()));
-            assert_eq!(session.track::<Writer>(writers::table)?, [ada.clone()]);
+            assert_eq!(session.track::<Writer>(writers::table)?, vec![ada.clone()]);
             let query = articles::table.inner_join(writers::table);
             let pairs =
                 session.track::<(Article, Writer)>(query.select((articles::all_columns, writers::all_columns)))?;
