@@ -330,3 +330,27 @@ fn rows_that_nobody_holds_go_at_a_commit() {
         })
     });
 }
+
+#[test]
+fn a_query_that_says_what_its_rows_are_needs_no_more() {
+    blog(|shop| {
+        inside(shop, |session| {
+            let ada = session.add(writer("Ada"));
+            session.add(article(&ada, "Hello"));
+            session.flush()?;
+            let written = session.track(Article::belonging_to(&*ada.read()).select(Article::as_select()))?;
+            assert_eq!(written[0].read().title, "Hello");
+            let first = session.track_first(articles::table.select(Article::as_select()).order(articles::id))?;
+            assert_eq!(first, written[0]);
+            let pairs = session.track(
+                articles::table.inner_join(writers::table).select(<(Article, Writer)>::as_select()),
+            )?;
+            assert!(pairs.iter().all(|(_, writer)| *writer == ada));
+            let names = session.track::<String>(writers::table.select(writers::name))?;
+            assert_eq!(names, ["Ada"]);
+            let by_key = session.track(writers::table.filter(writers::id.eq(ada.key())).select(Writer::as_select()))?;
+            assert_eq!(by_key, [ada]);
+            Ok(())
+        })
+    });
+}
