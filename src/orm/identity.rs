@@ -40,6 +40,8 @@ pub(crate) trait DynStore<C> {
     /// New rows.
     fn waiting(&self) -> usize;
     fn unresolved(&self, at: Place) -> Error;
+    /// Whether a flush would send something.
+    fn is_dirty(&self) -> bool;
     fn has_updates(&self) -> bool;
     fn has_deletes(&self) -> bool;
     /// A row that is to be updated has another foreign key to `parent` than before.
@@ -304,6 +306,11 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
 
     fn unresolved(&self, at: Place) -> Error {
         Error::UnresolvedKeys { entity: T::NAME, rows: self.waiting(), at }
+    }
+
+    fn is_dirty(&self) -> bool {
+        let touched = self.home.touched.borrow();
+        self.waiting() > 0 || self.has_deletes() || touched.iter().any(|entry| entry.differences() != 0)
     }
 
     fn has_updates(&self) -> bool {

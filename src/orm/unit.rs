@@ -131,10 +131,13 @@ impl<C: 'static> Unit<C> {
     }
 
     pub(crate) fn is_dirty(&self) -> bool {
-        self.unflushed_since().is_some()
-            && [ChangeKind::Insert, ChangeKind::Update, ChangeKind::Delete]
-                .iter()
-                .any(|&kind| !self.unflushed(&[kind]).is_empty())
+        self.unflushed_since().is_some() && self.stores.borrow().iter().any(|(_, store)| store.is_dirty())
+    }
+
+    /// Rows were given out for writing, and are as they were.
+    pub(crate) fn nothing_differs(&self) {
+        self.stores.borrow().iter().for_each(|(_, store)| store.forget_writes());
+        self.agenda.borrow().nothing_unflushed();
     }
 
     /// What a flush would send.

@@ -38,7 +38,6 @@ impl<C: SessionConnection> std::fmt::Debug for FlushHooks<C> {
 /// In the order in which they are sent.
 const ALL: [ChangeKind; 3] = [ChangeKind::Insert, ChangeKind::Update, ChangeKind::Delete];
 
-/// A `before_flush` hook that changes rows is not asked again for those.
 impl<C: SessionConnection> Shared<C> {
     pub(super) fn unit(&self) -> &Unit<C> {
         self.unit.get_or_init(|| {
@@ -87,51 +86,59 @@ impl<C: SessionConnection> Shared<C> {
         }
         // What is lent or in use cannot be sent through.
         self.enter(at)?.check(at)?;
-        let flushing = unit.begin_flush();
-        if self.is_told_of_flushes(|hooks| !hooks.before.is_empty(), self.app().hooks().before_flush.is_some()) {
-            self.tell("before_flush", &unit.unflushed(&ALL), self.app().hooks().before_flush, |hooks| {
-                hooks.before.clone()
-            })?;
+        let _flushing = unit.begin_flush();
+        let hooks = *self.app().hooks();
+        if self.is_told_of_flushes(hooks.before_flush, |own| !own.before.is_empty()) {
+            self.tell("before_flush", &unit.unflushed(&ALL), hooks.before_flush, |own| own.before.clone())?;
         }
         unit.check(at)?;
+        if !unit.is_dirty() {
+            unit.nothing_differs();
+            return Ok(());
+        }
         let mut core = self.enter(at)?;
         let by_itself = core.commits_by_itself();
         core.begin(at)?;
         drop(core);
-        let told = self.is_told_of_flushes(|hooks| !hooks.after.is_empty(), self.app().hooks().after_flush.is_some());
-        let changes = told.then(|| unit.unflushed(&ALL));
-        let sent = unit.send(&Route { session: self, at });
-        if let Err(error) = sent {
-            drop(flushing);
-            if let Ok(mut core) = self.enter(at) {
-                if by_itself {
-                    core.rollback();
-                    drop(core);
-                    self.unit_rolled_back();
-                } else {
-                    core.spoil(error.to_string(), at, false);
-                }
+        let told = self.is_told_of_flushes(hooks.after_flush, |own| !own.after.is_empty());
+        let changes = if told { unit.unflushed(&ALL) } else { Changes::default() };
+        if let Err(error) = unit.send(&Route { session: self, at }) {
+            // What the caller is told is the first error.
+            if by_itself {
+                let _ = self.end_by_itself(false, at);
+            } else if let Ok(mut core) = self.enter(at) {
+                core.spoil(error.to_string(), at, false);
             }
             return Err(error);
         }
-        let outcome = changes.map_or(Ok(()), |changes| {
-            self.tell("after_flush", &changes, self.app().hooks().after_flush, |hooks| hooks.after.clone())
-        });
-        drop(flushing);
+        let told = self.tell("after_flush", &changes, hooks.after_flush, |own| own.after.clone());
         if by_itself {
-            let mut core = self.enter(at)?;
-            match &outcome {
-                Ok(()) => core.commit(at)?,
-                Err(_) => core.rollback(),
-            }
-            drop(core);
-            if outcome.is_ok() { self.unit_committed() } else { self.unit_rolled_back() }
+            self.end_by_itself(told.is_ok(), at)?;
         }
-        outcome
+        told
     }
 
-    fn is_told_of_flushes(&self, own: impl FnOnce(&FlushHooks<C>) -> bool, database: bool) -> bool {
-        database || own(&self.flush_hooks.borrow())
+    /// Ends the transaction of a flush in an autocommit scope.
+    fn end_by_itself(&self, keep: bool, at: Place) -> Result<()> {
+        let mut core = self.enter(at)?;
+        let ended = match keep {
+            true => core.commit(at),
+            false => {
+                core.rollback();
+                Ok(())
+            }
+        };
+        drop(core);
+        if keep && ended.is_ok() {
+            self.unit_committed()
+        } else {
+            self.unit_rolled_back()
+        }
+        ended
+    }
+
+    fn is_told_of_flushes(&self, database: Option<UnitHook<C>>, own: impl FnOnce(&FlushHooks<C>) -> bool) -> bool {
+        database.is_some() || own(&self.flush_hooks.borrow())
     }
 
     /// Runs the hook of the database object, then those of the session.

@@ -342,9 +342,8 @@ fn a_query_that_says_what_its_rows_are_needs_no_more() {
             assert_eq!(written[0].read().title, "Hello");
             let first = session.track_first(articles::table.select(Article::as_select()).order(articles::id))?;
             assert_eq!(first, written[0]);
-            let pairs = session.track(
-                articles::table.inner_join(writers::table).select(<(Article, Writer)>::as_select()),
-            )?;
+            let pairs =
+                session.track(articles::table.inner_join(writers::table).select(<(Article, Writer)>::as_select()))?;
             assert!(pairs.iter().all(|(_, writer)| *writer == ada));
             let names = session.track::<String>(writers::table.select(writers::name))?;
             assert_eq!(names, ["Ada"]);
