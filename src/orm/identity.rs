@@ -6,6 +6,8 @@ use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::rc::Rc;
 
+use foldhash::fast::RandomState;
+
 use super::agenda::Agenda;
 use super::changes::{Change, ChangeKind};
 use super::entity::{Entity, Insert, Persist};
@@ -17,7 +19,7 @@ use crate::error::{Error, Place, Result};
 
 pub(crate) struct Store<C, T: Entity> {
     pub(super) home: Rc<Home<T>>,
-    rows: RefCell<HashMap<T::Id, Rc<Entry<T>>>>,
+    rows: RefCell<HashMap<T::Id, Rc<Entry<T>>, RandomState>>,
     /// One for each type of new rows, in the order of their first use.
     queues: RefCell<Vec<Rc<dyn DynQueue<C, T>>>>,
     /// To be deleted, in the order of `delete`.
