@@ -7,7 +7,7 @@ use syn::{DeriveInput, Result};
 
 use crate::backends::Backend;
 use crate::model::Model;
-use crate::new_entity;
+use crate::{new_entity, update};
 
 pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
     let model = Model::read(input)?;
@@ -205,7 +205,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
             )
         }
     };
-    let _ = backend;
+    let update_many = update::many(model, backend, connection);
     quote! {
         impl ::diesel_session::orm::Persist<#connection> for #name {
             const FINDS: usize = #finds;
@@ -225,6 +225,8 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
                 #traits
                 #update
             }
+
+            #update_many
 
             fn delete(conn: &mut #connection, rows: &[&Self]) -> ::diesel::QueryResult<usize> {
                 #traits

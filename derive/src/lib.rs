@@ -6,6 +6,7 @@ mod backends;
 mod entity;
 mod model;
 mod new_entity;
+mod update;
 mod words;
 
 use proc_macro::TokenStream;

@@ -18,6 +18,7 @@ mod queue;
 mod sender;
 mod track;
 mod unit;
+mod update_many;
 mod writes;
 
 pub use changes::{Change, ChangeKind, Changes};
@@ -27,4 +28,5 @@ pub use handle::{Snapshot, State, Tracked, WriteGuard};
 pub use key::Fk;
 pub(crate) use sender::{Sender, Sending};
 pub use track::{Track, Tracker};
+pub use update_many::{UpdateMany, updates_of};
 pub(crate) use unit::Unit;

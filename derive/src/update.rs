@@ -1,0 +1,53 @@
+//! The UPDATE of several rows at once, where the database has one.
+
+use proc_macro2::TokenStream;
+use quote::quote;
+
+use crate::backends::Backend;
+use crate::model::Model;
+
+/// As many parameters as PostgreSQL's protocol can count.
+const BINDS: usize = 65_535;
+
+/// What it adds to `Persist`. Only PostgreSQL has such a statement that tells which of the rows were there: SQLite's `RETURNING` gives
+/// nothing of the list, and MariaDB has none for an UPDATE.
+pub(crate) fn many(model: &Model, backend: Backend, connection: &TokenStream) -> TokenStream {
+    if backend != Backend::Postgres || model.row_by_row || model.written().next().is_none() {
+        return TokenStream::new();
+    }
+    let table = &model.table;
+    let values = model.fields.len();
+    let keys = model.keys().map(|key| {
+        let (column, field) = (&key.column, &key.name);
+        quote!(update.key(#table::#column, rows.iter().map(|(old, _)| &old.#field));)
+    });
+    let version = model.version().map(|version| {
+        let (column, field) = (&version.column, &version.name);
+        quote!(update.version(#table::#column, rows.iter().map(|(old, _)| &old.#field));)
+    });
+    let sets = model.written().map(|(at, written)| {
+        let (column, field) = (&written.column, &written.name);
+        quote! {
+            if (columns & (1u128 << #at)) != 0 {
+                update.set(#table::#column, rows.iter().map(|(_, new)| &new.#field));
+            }
+        }
+    });
+    quote! {
+        const UPDATES: usize = ::diesel_session::orm::updates_of(#values, #BINDS);
+
+        fn update_many(
+            conn: &mut #connection,
+            rows: &[(&Self, &Self)],
+            columns: u128,
+        ) -> ::diesel::QueryResult<::std::vec::Vec<Self::Id>> {
+            let mut update = ::diesel_session::orm::UpdateMany::new(#table::table, rows.len());
+            #(#keys)*
+            #version
+            #(#sets)*
+            let there: ::std::vec::Vec<i32> = ::diesel::RunQueryDsl::load(update, conn)?;
+            let there = there.into_iter().filter_map(|row| rows.get(::core::primitive::usize::try_from(row).ok()?));
+            ::core::result::Result::Ok(there.map(|(old, _)| ::diesel_session::Entity::id(*old)).collect())
+        }
+    }
+}
