@@ -3,19 +3,21 @@
 use std::fmt;
 use std::iter::zip;
 
+use diesel::RunQueryDsl;
 use diesel::backend::Backend;
 use diesel::expression::{AsExpression, TypedExpressionType};
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::query_source::Column;
 use diesel::result::QueryResult;
 use diesel::sql_types::{Integer, SqlType};
-use diesel::RunQueryDsl;
 
 /// Most rows of one such UPDATE, where a row has so many values. Beyond a few hundred a longer statement gains nothing.
 #[doc(hidden)]
 pub const fn updates_of(values: usize, binds: usize) -> usize {
-    let rows = if values == 0 { 1 } else { binds / values };
-    if rows > 500 { 500 } else { rows }
+    match binds.checked_div(values) {
+        Some(rows) if rows < 500 => rows,
+        _ => 500,
+    }
 }
 
 /// `UPDATE .. FROM (VALUES ..) RETURNING`, which gives back the numbers of the rows that were there, from 0.

@@ -1,0 +1,9 @@
+//~ error[E0308]: mismatched types
+//~ expected `Fk<User>`, found `Fk<Post>`
+use errors::{DB, Db, NewPost, Post};
+
+fn main() {
+    let session: Db = DB.session().unwrap();
+    let post = session.find::<Post>(1).unwrap();
+    session.add(NewPost { author_id: post.key() });
+}
