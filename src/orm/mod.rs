@@ -1,4 +1,4 @@
-//! The identity map and the unit of work.
+#![doc = include_str!("guide.md")]
 
 mod agenda;
 mod changes;
