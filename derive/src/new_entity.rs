@@ -161,7 +161,9 @@ fn implementations(row: &NewRow) -> TokenStream {
         None => quote!(::core::option::Option::None),
         Some(key) => match &key[..] {
             [one] => quote!((&Probe(&self.#one)).part().map(::core::convert::Into::into)),
-            several => quote!(::core::option::Option::Some((#(::core::convert::Into::into((&Probe(&self.#several)).part()?),)*))),
+            several => {
+                quote!(::core::option::Option::Some((#(::core::convert::Into::into((&Probe(&self.#several)).part()?),)*)))
+            }
         },
     };
     let differs = row.same.iter().enumerate().map(|(at, (new, old))| {
