@@ -63,6 +63,9 @@ where
     contest.against(baseline, "get", |times| {
         timed(times, || drop(black_box(session.get::<User>(next()).unwrap().unwrap())))
     });
+    contest.against(baseline, "get of the same row again", |times| {
+        timed(times, || drop(black_box(session.get::<User>(ids[0]).unwrap().unwrap())))
+    });
     contest.against(baseline, "flush of nothing", |times| timed(times, || session.flush().unwrap()));
     contest.hold(rounds);
     session.rollback().unwrap();

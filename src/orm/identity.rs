@@ -2,7 +2,6 @@
 
 use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::rc::Rc;
 
@@ -10,6 +9,7 @@ use super::agenda::Agenda;
 use super::changes::{Change, ChangeKind};
 use super::entity::{Entity, Insert, Persist};
 use super::entry::{Entry, Home, Phase};
+use super::hash::KeyMap;
 use super::history::History;
 use super::queue::{DynQueue, Queue};
 use super::sender::{Sender, Sending, ask};
@@ -17,7 +17,7 @@ use crate::error::{Error, Place, Result};
 
 pub(crate) struct Store<C, T: Entity> {
     pub(super) home: Rc<Home<T>>,
-    rows: RefCell<HashMap<T::Id, Rc<Entry<T>>>>,
+    rows: RefCell<KeyMap<T::Id, Rc<Entry<T>>>>,
     /// One for each type of new rows, in the order of their first use.
     queues: RefCell<Vec<Rc<dyn DynQueue<C, T>>>>,
     /// To be deleted, in the order of `delete`.
@@ -95,7 +95,8 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
     /// The entry of a key that need not be read again.
     #[inline]
     pub(super) fn fresh(&self, id: &T::Id) -> Option<Rc<Entry<T>>> {
-        self.rows.borrow().get(id).filter(|entry| entry.is_fresh() && !entry.is_doomed()).cloned()
+        let epoch = self.home.epoch();
+        self.rows.borrow().get(id).filter(|entry| entry.is_fresh_at(epoch) && !entry.is_doomed()).cloned()
     }
 
     /// The row of a key, read now.
@@ -234,8 +235,10 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         }
     }
 
+    /// For so many rows that will be inserted.
     pub(super) fn reserve(&self, rows: usize) {
         self.rows.borrow_mut().reserve(rows);
+        self.history.reserve(rows);
     }
 
     pub(super) fn inserted(&self, entry: &Rc<Entry<T>>, row: T) {

@@ -7,6 +7,7 @@ mod entity;
 mod entry;
 mod flush;
 mod handle;
+mod hash;
 mod history;
 mod identity;
 mod key;
