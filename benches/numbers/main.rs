@@ -2,7 +2,7 @@
 //!
 //! `-- --pin 0` binds this program, and the PostgreSQL it starts, to that CPU: between two CPUs of a small virtual machine a
 //! round trip swings by a factor of 2 to 10. `-- --rounds 31` takes more rounds than 15. `-- reads` runs only that section of
-//! `reads`, `checkout` and `apps`.
+//! `reads`, `checkout`, `unit` and `apps`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "numbers are printed")]
 #![allow(unreachable_pub, clippy::unwrap_used, reason = "a program of its own; a benchmark that fails ends")]
 
@@ -17,6 +17,8 @@ mod reads;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod table;
+mod unit;
+mod users;
 
 use std::process::ExitCode;
 
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
         reads::measure::<SqliteConnection>(file.to_str().unwrap(), arguments.rounds);
     }
     #[cfg(feature = "postgres")]
-    if arguments.runs("reads") || arguments.runs("checkout") {
+    if ["reads", "checkout", "unit"].iter().any(|section| arguments.runs(section)) {
         let url = support::postgres().socket_url(support::ROLE);
         if arguments.runs("reads") {
             reads::measure::<diesel::PgConnection>(&url, arguments.rounds);
@@ -46,6 +48,14 @@ fn main() -> ExitCode {
         if arguments.runs("checkout") {
             checkout::measure::<diesel::PgConnection>(&url, arguments.rounds);
         }
+        if arguments.runs("unit") {
+            unit::measure::<diesel::PgConnection>(&url, arguments.rounds);
+            unit::update(&url, arguments.rounds);
+        }
+    }
+    if arguments.runs("unit") {
+        let folder = tempfile::tempdir().unwrap();
+        unit::measure::<SqliteConnection>(folder.path().join("users.sqlite").to_str().unwrap(), arguments.rounds);
     }
     if arguments.runs("apps") {
         apps::measure(arguments.rounds);

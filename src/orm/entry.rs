@@ -52,13 +52,15 @@ impl<T: Entity> Home<T> {
     }
 }
 
+/// What a look-up by key asks for comes first, beside the counts of its `Rc`: among thousands of rows it waits for memory.
+#[repr(C)]
 pub(crate) struct Entry<T: Entity> {
-    home: Rc<Home<T>>,
-    phase: Cell<Phase>,
     /// The home's epoch when the value was read.
     seen: Cell<u64>,
+    phase: Cell<Phase>,
     /// It is to be deleted by the next flush.
     doomed: Cell<bool>,
+    home: Rc<Home<T>>,
     /// Who was given it for writing last.
     written_at: Cell<Option<Place>>,
     pub(super) value: RefCell<Option<Rc<T>>>,
@@ -122,7 +124,13 @@ impl<T: Entity> Entry<T> {
     /// What was read need not be read again.
     #[inline]
     pub(crate) fn is_fresh(&self) -> bool {
-        self.phase.get() == Phase::Kept && self.seen.get() == self.home.epoch()
+        self.is_fresh_at(self.home.epoch())
+    }
+
+    /// The same for who knows the home's epoch.
+    #[inline]
+    pub(crate) fn is_fresh_at(&self, epoch: u64) -> bool {
+        self.phase.get() == Phase::Kept && self.seen.get() == epoch
     }
 
     pub(crate) fn is_touched(&self) -> bool {

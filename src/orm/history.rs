@@ -38,6 +38,10 @@ impl<T: Entity> History<T> {
         self.notes.borrow_mut().push(Note { level, number, kind, entry: Rc::clone(entry) });
     }
 
+    pub(super) fn reserve(&self, notes: usize) {
+        self.notes.borrow_mut().reserve(notes);
+    }
+
     /// Each row once: as new where it was inserted, and not at all where it went again.
     pub(super) fn tell(&self, changes: &mut Vec<Change>) {
         let notes = self.notes.borrow();

@@ -99,7 +99,8 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
     /// The entry of a key that need not be read again.
     #[inline]
     pub(super) fn fresh(&self, id: &T::Id) -> Option<Rc<Entry<T>>> {
-        self.rows.borrow().get(id).filter(|entry| entry.is_fresh() && !entry.is_doomed()).cloned()
+        let epoch = self.home.epoch();
+        self.rows.borrow().get(id).filter(|entry| entry.is_fresh_at(epoch) && !entry.is_doomed()).cloned()
     }
 
     /// The row of a key, read now.
@@ -238,8 +239,10 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         }
     }
 
+    /// For so many rows that will be inserted.
     pub(super) fn reserve(&self, rows: usize) {
         self.rows.borrow_mut().reserve(rows);
+        self.history.reserve(rows);
     }
 
     pub(super) fn inserted(&self, entry: &Rc<Entry<T>>, row: T) {
