@@ -53,7 +53,7 @@ pub enum State {
 /// `clone()` is that of the value.
 pub struct Snapshot<T>(Rc<T>);
 
-/// The value of a row for writing. A flush while it lives is [`Error::WriteInProgress`].
+/// The value of a row for writing. A flush while it lives is [`Error::WriteInProgress`](crate::Error::WriteInProgress).
 pub struct WriteGuard<'h, T>(RefMut<'h, Option<Rc<T>>>);
 
 impl<T: Entity> Tracked<T> {
@@ -94,8 +94,8 @@ impl<T: Entity> Tracked<T> {
     /// The row's value. Nothing is sent.
     ///
     /// # Errors
-    /// [`Error::WrongState`] where there is no value: [`State::Pending`], [`State::Stale`], [`State::Discarded`].
-    /// [`Error::WriteInProgress`] while it is being written.
+    /// [`Error::WrongState`](crate::Error::WrongState) where there is no value: [`State::Pending`], [`State::Stale`], [`State::Discarded`].
+    /// [`Error::WriteInProgress`](crate::Error::WriteInProgress) while it is being written.
     #[track_caller]
     #[inline]
     pub fn try_read(&self) -> Result<Snapshot<T>> {
@@ -105,8 +105,8 @@ impl<T: Entity> Tracked<T> {
     /// The row's value for writing.
     ///
     /// # Errors
-    /// [`Error::WrongState`] where it could not be flushed: in every state but [`State::Persistent`] and [`State::Expired`].
-    /// [`Error::WriteInProgress`] while it is being written.
+    /// [`Error::WrongState`](crate::Error::WrongState) where it could not be flushed: in every state but [`State::Persistent`] and [`State::Expired`].
+    /// [`Error::WriteInProgress`](crate::Error::WriteInProgress) while it is being written.
     #[track_caller]
     pub fn try_write(&self) -> Result<WriteGuard<'_, T>> {
         self.0.touch(Location::caller())?;
