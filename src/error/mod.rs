@@ -308,12 +308,12 @@ pub enum Error {
     #[error(
         "DS109 `retry` at {at} could not repeat what came before its closure: {} at {since}. \
          Put all of the transaction into the closure of `retry`, and call it before the session is used",
-        match inside { Some(outer) => format!("it is inside the `{outer}` that began"), None => "this session began".into() }
+        match inside { Some(outer) => format!("it is inside the `{outer}` that began"), None => "this session began, or was given rows to write,".into() }
     )]
     NotRepeatable {
-        /// The closure that is open: of `transaction`, `savepoint` or another `retry`. None where the session has only begun.
+        /// The closure that is open: of `transaction`, `savepoint` or another `retry`. None where the session has only begun, or has rows to flush.
         inside: Option<&'static str>,
-        /// Where that closure was called, or where the session began.
+        /// Where that closure was called, where the session began, or where the first change was made that is not flushed.
         since: Place,
         /// Where `retry` was called.
         at: Place,
