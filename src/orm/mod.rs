@@ -28,5 +28,5 @@ pub use handle::{Snapshot, State, Tracked, WriteGuard};
 pub use key::Fk;
 pub(crate) use sender::{Sender, Sending};
 pub use track::{Track, Tracker};
-pub use update_many::{UpdateMany, updates_of};
 pub(crate) use unit::Unit;
+pub use update_many::{UpdateMany, updates_of};

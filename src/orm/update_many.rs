@@ -3,13 +3,13 @@
 use std::fmt;
 use std::iter::zip;
 
+use diesel::RunQueryDsl;
 use diesel::backend::Backend;
 use diesel::expression::{AsExpression, TypedExpressionType};
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::query_source::Column;
 use diesel::result::QueryResult;
 use diesel::sql_types::{Integer, SqlType};
-use diesel::RunQueryDsl;
 
 /// Most rows of one such UPDATE, where a row has so many values. Beyond a few hundred a longer statement gains nothing.
 #[doc(hidden)]
