@@ -32,7 +32,7 @@ pub trait Entity: Clone + 'static {
     #[doc(hidden)]
     const COUNTED: bool;
 
-    /// Whether each row is inserted by a statement of its own.
+    /// Whether each row is inserted, and updated, by a statement of its own.
     #[doc(hidden)]
     const ROW_BY_ROW: bool;
 

@@ -8,6 +8,8 @@ mod flushes;
 mod hooks;
 #[path = "unit/rows.rs"]
 mod rows;
+#[path = "unit/updates.rs"]
+mod updates;
 
 use super::*;
 use crate::blog::*;
