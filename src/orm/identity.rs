@@ -141,7 +141,7 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         let at = sender.at();
         self.mine(entry, at)?;
         let id = match entry.phase() {
-            Phase::Kept | Phase::Stale => entry.id().expect("in every phase but those of new rows"),
+            Phase::Kept | Phase::Stale => entry.id().ok_or_else(|| entry.in_writing(at))?,
             _ => return Err(entry.wrong_state("refreshed", at)),
         };
         match ask(sender, Sending::select::<T>(), |conn| T::find(conn, &id))? {
@@ -196,9 +196,7 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
             Phase::Kept | Phase::Stale => {
                 self.untouch(entry);
                 self.doomed.borrow_mut().retain(|other| !Rc::ptr_eq(entry, other));
-                if let Some(id) = entry.id() {
-                    self.rows.borrow_mut().remove(&id);
-                }
+                self.forget_row(entry);
                 entry.set_phase(Phase::Detached);
             }
             _ => return Err(entry.wrong_state("expunged", at)),
@@ -234,6 +232,20 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         }
     }
 
+    /// Takes an entry out of the map, if it is what is there for its key.
+    fn forget_row(&self, entry: &Rc<Entry<T>>) {
+        let mut rows = self.rows.borrow_mut();
+        match entry.id() {
+            Some(id) => {
+                if rows.get(&id).is_some_and(|known| Rc::ptr_eq(known, entry)) {
+                    rows.remove(&id);
+                }
+            }
+            // The key cannot be seen while the row is being written.
+            None => rows.retain(|_, known| !Rc::ptr_eq(known, entry)),
+        }
+    }
+
     pub(super) fn reserve(&self, rows: usize) {
         self.rows.borrow_mut().reserve(rows);
     }
@@ -241,7 +253,7 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
     pub(super) fn inserted(&self, entry: &Rc<Entry<T>>, row: T) {
         let known = self.rows.borrow_mut().insert(row.id(), Rc::clone(entry));
         if let Some(known) = known.filter(|known| !Rc::ptr_eq(known, entry)) {
-            known.revert();
+            self.untouch(&known);
             known.set_phase(Phase::Deleted);
         }
         entry.inserted(row);
@@ -379,19 +391,16 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
     fn roll_back_to(&self, level: u32) {
         self.forget_unflushed();
         self.history.undo(level, |kind, entry| match (kind, entry.id()) {
-            (ChangeKind::Insert, id) => {
-                if let Some(id) = id {
-                    let mut rows = self.rows.borrow_mut();
-                    if rows.get(&id).is_some_and(|known| Rc::ptr_eq(known, entry)) {
-                        rows.remove(&id);
-                    }
-                }
+            (ChangeKind::Insert, _) => {
+                self.forget_row(entry);
                 entry.discard();
             }
             (ChangeKind::Update, _) if entry.phase() == Phase::Kept => entry.set_phase(Phase::Stale),
             (ChangeKind::Delete, Some(id)) if entry.phase() == Phase::Deleted => {
-                entry.set_phase(Phase::Kept);
-                self.rows.borrow_mut().entry(id).or_insert_with(|| Rc::clone(entry));
+                let mut rows = self.rows.borrow_mut();
+                let known = rows.entry(id).or_insert_with(|| Rc::clone(entry));
+                // Where the key has been read again since, its row has another handle, and it can have but one.
+                entry.set_phase(if Rc::ptr_eq(known, entry) { Phase::Kept } else { Phase::Detached });
             }
             _ => {}
         });
@@ -405,7 +414,8 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
     fn clear(&self) {
         self.forget_unflushed();
         self.history.forget();
-        self.rows.borrow_mut().clear();
-        self.queues.borrow_mut().clear();
+        // What a row owns may have a drop of the program's own.
+        let (rows, queues) = (self.rows.take(), self.queues.take());
+        drop((rows, queues));
     }
 }

@@ -1,6 +1,6 @@
 //! When a session's unit of work is flushed, and who is told.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 use diesel::result::QueryResult;
@@ -100,8 +100,14 @@ impl<C: SessionConnection> Shared<C> {
         drop(core);
         let told = self.is_told_of_flushes(|hooks| !hooks.after.is_empty(), self.app().hooks().after_flush.is_some());
         let changes = told.then(|| unit.unflushed(&ALL));
-        let sent = unit.send(&Route { session: self, at });
-        if let Err(error) = sent {
+        // A panic comes from code of the rows' own types; nobody knows by then which of what was sent has been noted.
+        let sent = catch_unwind(AssertUnwindSafe(|| unit.send(&Route { session: self, at })));
+        let failed = match &sent {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(panic) => Some(panic_message(&**panic)),
+        };
+        if let Some(cause) = failed {
             drop(flushing);
             if let Ok(mut core) = self.enter(at) {
                 if by_itself {
@@ -109,23 +115,33 @@ impl<C: SessionConnection> Shared<C> {
                     drop(core);
                     self.unit_rolled_back();
                 } else {
-                    core.spoil(error.to_string(), at, false);
+                    core.spoil(cause, at, false);
                 }
             }
-            return Err(error);
+            return sent.unwrap_or_else(|panic| resume_unwind(panic));
         }
         let outcome = changes.map_or(Ok(()), |changes| {
             self.tell("after_flush", &changes, self.app().hooks().after_flush, |hooks| hooks.after.clone())
         });
         drop(flushing);
         if by_itself {
-            let mut core = self.enter(at)?;
-            match &outcome {
-                Ok(()) => core.commit(at)?,
-                Err(_) => core.rollback(),
-            }
-            drop(core);
-            if outcome.is_ok() { self.unit_committed() } else { self.unit_rolled_back() }
+            return self.end_of_its_own(outcome, at);
+        }
+        outcome
+    }
+
+    /// The end of a flush that is a transaction of its own.
+    fn end_of_its_own(&self, outcome: Result<()>, at: Place) -> Result<()> {
+        let mut core = self.enter_at_end(at)?;
+        let outcome = outcome.and_then(|()| core.commit(at));
+        if outcome.is_err() {
+            core.rollback();
+        }
+        drop(core);
+        match &outcome {
+            Ok(()) => self.unit_committed(),
+            Err(error) if error.is_commit_unknown() => self.unit_in_doubt(),
+            Err(_) => self.unit_rolled_back(),
         }
         outcome
     }
@@ -187,6 +203,13 @@ impl<C: SessionConnection> Shared<C> {
             if let Err(error) = self.tell("after_rollback", &changes, hook, |_| Vec::new()) {
                 log::warn!(target: "diesel_session::session", "after a rollback: {error}");
             }
+        }
+    }
+
+    /// After a commit whose answer was lost: what is in memory may not be in the database, but nobody is told of a rollback.
+    pub(super) fn unit_in_doubt(&self) {
+        if let Some(unit) = self.unit.get() {
+            unit.rolled_back(false);
         }
     }
 
