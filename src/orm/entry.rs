@@ -239,16 +239,20 @@ impl<T: Entity> Entry<T> {
     /// The value is what was in the database: whatever was written is forgotten.
     pub(crate) fn revert(&self) {
         let base = self.base.borrow_mut().take();
-        if let (Some(base), Ok(mut value)) = (base, self.value.try_borrow_mut()) {
-            *value = Some(base);
+        let Some(base) = base else { return };
+        match self.value.try_borrow_mut() {
+            Ok(mut value) => *value = Some(base),
+            // It is being written at this moment: what will be in memory then is not in the database.
+            Err(_) if self.phase.get() == Phase::Kept => self.phase.set(Phase::Stale),
+            Err(_) => {}
         }
     }
 
     /// The row as it was read just now.
     pub(crate) fn renew(&self, row: T) {
-        if let Ok(mut value) = self.value.try_borrow_mut() {
-            *value = Some(Rc::new(row));
-        }
+        let Ok(mut value) = self.value.try_borrow_mut() else { return self.phase.set(Phase::Stale) };
+        *value = Some(Rc::new(row));
+        drop(value);
         self.phase.set(Phase::Kept);
         self.seen.set(self.home.epoch());
     }
@@ -285,7 +289,7 @@ impl<T: Entity> Entry<T> {
         Error::WrongState { entity: T::NAME, key: self.shown_key(), state: self.state(), operation, at }
     }
 
-    fn in_writing(&self, at: Place) -> Error {
+    pub(crate) fn in_writing(&self, at: Place) -> Error {
         let held_at = self.written_at.get().unwrap_or(Location::caller());
         let key = self.shown_key();
         Error::WriteInProgress { entity: T::NAME, key, held_at, at }

@@ -20,7 +20,8 @@ struct Note<T: Entity> {
     /// How many savepoints were open. Never less than in the note before.
     level: u32,
     number: u64,
-    kind: ChangeKind,
+    /// None for a row that was seen to be gone.
+    kind: Option<ChangeKind>,
     entry: Rc<Entry<T>>,
 }
 
@@ -34,6 +35,15 @@ impl<T: Entity> History<T> {
     }
 
     pub(super) fn note(&self, kind: ChangeKind, entry: &Rc<Entry<T>>) {
+        self.push(Some(kind), entry);
+    }
+
+    /// A row was gone that others, or statements that are not looked at, have deleted: with a rollback it may be there again.
+    pub(super) fn note_gone(&self, entry: &Rc<Entry<T>>) {
+        self.push(None, entry);
+    }
+
+    fn push(&self, kind: Option<ChangeKind>, entry: &Rc<Entry<T>>) {
         let (level, number) = (self.agenda.level(), self.agenda.count_change());
         self.notes.borrow_mut().push(Note { level, number, kind, entry: Rc::clone(entry) });
     }
@@ -46,9 +56,9 @@ impl<T: Entity> History<T> {
     pub(super) fn tell(&self, changes: &mut Vec<Change>) {
         let notes = self.notes.borrow();
         let mut rows: HashMap<*const Entry<T>, (Option<ChangeKind>, &Note<T>)> = HashMap::with_capacity(notes.len());
-        for note in notes.iter() {
-            let row = rows.entry(Rc::as_ptr(&note.entry)).or_insert((Some(note.kind), note));
-            row.0 = match (row.0, note.kind) {
+        for (note, kind) in notes.iter().filter_map(|note| Some((note, note.kind?))) {
+            let row = rows.entry(Rc::as_ptr(&note.entry)).or_insert((Some(kind), note));
+            row.0 = match (row.0, kind) {
                 (Some(ChangeKind::Insert), ChangeKind::Delete) | (None, _) => None,
                 (Some(ChangeKind::Insert), _) => Some(ChangeKind::Insert),
                 (Some(_), kind) => Some(kind),
@@ -66,7 +76,7 @@ impl<T: Entity> History<T> {
     }
 
     /// Takes back what was noted since `level` was opened, the last first.
-    pub(super) fn undo(&self, level: u32, mut undo: impl FnMut(ChangeKind, &Rc<Entry<T>>)) {
+    pub(super) fn undo(&self, level: u32, mut undo: impl FnMut(Option<ChangeKind>, &Rc<Entry<T>>)) {
         let mut notes = self.notes.borrow_mut();
         let from = notes.partition_point(|note| note.level < level);
         let undone = notes.split_off(from);

@@ -146,7 +146,7 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         let at = sender.at();
         self.mine(entry, at)?;
         let id = match entry.phase() {
-            Phase::Kept | Phase::Stale => entry.id().expect("in every phase but those of new rows"),
+            Phase::Kept | Phase::Stale => entry.id().ok_or_else(|| entry.in_writing(at))?,
             _ => return Err(entry.wrong_state("refreshed", at)),
         };
         match ask(sender, Sending::select::<T>(), |conn| T::find(conn, &id))? {
@@ -157,8 +157,10 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
                 Ok(())
             }
             None => {
-                self.vanished(&id);
+                self.untouch(entry);
+                self.forget_row(entry);
                 entry.set_phase(Phase::Deleted);
+                self.history.note_gone(entry);
                 Err(Error::NotFound { row: Some(format!("{} {id:?}", T::NAME)), at })
             }
         }
@@ -201,9 +203,7 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
             Phase::Kept | Phase::Stale => {
                 self.untouch(entry);
                 self.doomed.borrow_mut().retain(|other| !Rc::ptr_eq(entry, other));
-                if let Some(id) = entry.id() {
-                    self.rows.borrow_mut().remove(&id);
-                }
+                self.forget_row(entry);
                 entry.set_phase(Phase::Detached);
             }
             _ => return Err(entry.wrong_state("expunged", at)),
@@ -235,7 +235,22 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         if rows.get(id).is_some_and(|entry| !entry.is_touched() && !entry.is_doomed()) {
             if let Some(entry) = rows.remove(id) {
                 entry.set_phase(Phase::Deleted);
+                self.history.note_gone(&entry);
             }
+        }
+    }
+
+    /// Takes an entry out of the map, if it is what is there for its key.
+    fn forget_row(&self, entry: &Rc<Entry<T>>) {
+        let mut rows = self.rows.borrow_mut();
+        match entry.id() {
+            Some(id) => {
+                if rows.get(&id).is_some_and(|known| Rc::ptr_eq(known, entry)) {
+                    rows.remove(&id);
+                }
+            }
+            // The key cannot be seen while the row is being written.
+            None => rows.retain(|_, known| !Rc::ptr_eq(known, entry)),
         }
     }
 
@@ -248,8 +263,9 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
     pub(super) fn inserted(&self, entry: &Rc<Entry<T>>, row: T) {
         let known = self.rows.borrow_mut().insert(row.id(), Rc::clone(entry));
         if let Some(known) = known.filter(|known| !Rc::ptr_eq(known, entry)) {
-            known.revert();
+            self.untouch(&known);
             known.set_phase(Phase::Deleted);
+            self.history.note_gone(&known);
         }
         entry.inserted(row);
         self.history.note(ChangeKind::Insert, entry);
@@ -391,19 +407,16 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
     fn roll_back_to(&self, level: u32) {
         self.forget_unflushed();
         self.history.undo(level, |kind, entry| match (kind, entry.id()) {
-            (ChangeKind::Insert, id) => {
-                if let Some(id) = id {
-                    let mut rows = self.rows.borrow_mut();
-                    if rows.get(&id).is_some_and(|known| Rc::ptr_eq(known, entry)) {
-                        rows.remove(&id);
-                    }
-                }
+            (Some(ChangeKind::Insert), _) => {
+                self.forget_row(entry);
                 entry.discard();
             }
-            (ChangeKind::Update, _) if entry.phase() == Phase::Kept => entry.set_phase(Phase::Stale),
-            (ChangeKind::Delete, Some(id)) if entry.phase() == Phase::Deleted => {
-                entry.set_phase(Phase::Kept);
-                self.rows.borrow_mut().entry(id).or_insert_with(|| Rc::clone(entry));
+            (Some(ChangeKind::Update), _) if entry.phase() == Phase::Kept => entry.set_phase(Phase::Stale),
+            (Some(ChangeKind::Delete) | None, Some(id)) if entry.phase() == Phase::Deleted => {
+                let mut rows = self.rows.borrow_mut();
+                let known = rows.entry(id).or_insert_with(|| Rc::clone(entry));
+                // Where the key has been read again since, its row has another handle, and it can have but one.
+                entry.set_phase(if Rc::ptr_eq(known, entry) { Phase::Kept } else { Phase::Detached });
             }
             _ => {}
         });
@@ -417,7 +430,8 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
     fn clear(&self) {
         self.forget_unflushed();
         self.history.forget();
-        self.rows.borrow_mut().clear();
-        self.queues.borrow_mut().clear();
+        // What a row owns may have a drop of the program's own.
+        let (rows, queues) = (self.rows.take(), self.queues.take());
+        drop((rows, queues));
     }
 }

@@ -1,6 +1,6 @@
 //! When a session's unit of work is flushed, and who is told.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 use diesel::result::QueryResult;
@@ -102,39 +102,43 @@ impl<C: SessionConnection> Shared<C> {
         drop(core);
         let told = self.is_told_of_flushes(hooks.after_flush, |own| !own.after.is_empty());
         let changes = if told { unit.unflushed(&ALL) } else { Changes::default() };
-        if let Err(error) = unit.send(&Route { session: self, at }) {
-            // What the caller is told is the first error.
-            if by_itself {
-                let _ = self.end_by_itself(false, at);
-            } else if let Ok(mut core) = self.enter(at) {
-                core.spoil(error.to_string(), at, false);
+        // A panic comes from code of the rows' own types; nobody knows by then which of what was sent has been noted.
+        let sent = catch_unwind(AssertUnwindSafe(|| unit.send(&Route { session: self, at })));
+        let failed = match &sent {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(panic) => Some(panic_message(&**panic)),
+        };
+        if let Some(cause) = failed {
+            if let Ok(mut core) = self.enter(at) {
+                if by_itself {
+                    core.rollback();
+                    drop(core);
+                    self.unit_rolled_back();
+                } else {
+                    core.spoil(cause, at, false);
+                }
             }
-            return Err(error);
+            return sent.unwrap_or_else(|panic| resume_unwind(panic));
         }
         let told = self.tell("after_flush", &changes, hooks.after_flush, |own| own.after.clone());
-        if by_itself {
-            self.end_by_itself(told.is_ok(), at)?;
-        }
-        told
+        if by_itself { self.end_of_its_own(told, at) } else { told }
     }
 
-    /// Ends the transaction of a flush in an autocommit scope.
-    fn end_by_itself(&self, keep: bool, at: Place) -> Result<()> {
-        let mut core = self.enter(at)?;
-        let ended = match keep {
-            true => core.commit(at),
-            false => {
-                core.rollback();
-                Ok(())
-            }
-        };
-        drop(core);
-        if keep && ended.is_ok() {
-            self.unit_committed()
-        } else {
-            self.unit_rolled_back()
+    /// The end of a flush that is a transaction of its own.
+    fn end_of_its_own(&self, outcome: Result<()>, at: Place) -> Result<()> {
+        let mut core = self.enter_at_end(at)?;
+        let outcome = outcome.and_then(|()| core.commit(at));
+        if outcome.is_err() {
+            core.rollback();
         }
-        ended
+        drop(core);
+        match &outcome {
+            Ok(()) => self.unit_committed(),
+            Err(error) if error.is_commit_unknown() => self.unit_in_doubt(),
+            Err(_) => self.unit_rolled_back(),
+        }
+        outcome
     }
 
     fn is_told_of_flushes(&self, database: Option<UnitHook<C>>, own: impl FnOnce(&FlushHooks<C>) -> bool) -> bool {
@@ -194,6 +198,13 @@ impl<C: SessionConnection> Shared<C> {
             if let Err(error) = self.tell("after_rollback", &changes, hook, |_| Vec::new()) {
                 log::warn!(target: "diesel_session::session", "after a rollback: {error}");
             }
+        }
+    }
+
+    /// After a commit whose answer was lost: what is in memory may not be in the database, but nobody is told of a rollback.
+    pub(super) fn unit_in_doubt(&self) {
+        if let Some(unit) = self.unit.get() {
+            unit.rolled_back(false);
         }
     }
 

@@ -128,10 +128,12 @@ impl<C: SessionConnection> Shared<C> {
                 self.take_hooks().run_after_commit().and(told)
             }
             Err(error) => {
-                if over {
+                let unknown = error.is_commit_unknown();
+                if unknown {
+                    self.unit_in_doubt();
+                } else if over {
                     self.unit_rolled_back();
                 }
-                let unknown = error.is_commit_unknown();
                 if unknown || over {
                     let hooks = match keep(&error) {
                         Some(mark) => self.hooks.borrow_mut().since(mark),
@@ -186,6 +188,7 @@ impl<C: SessionConnection> Shared<C> {
             self.clear(at);
         }
         self.unit_cleared();
+        self.forget_flush_hooks();
         self.ended.set(true);
         // A hook of the rollback may have used the session once more. What is lent is rolled back when it is back.
         if let (false, Ok(mut core)) = (self.lent.get(), self.core.try_borrow_mut()) {

@@ -20,4 +20,5 @@ mod pool_hooks;
 mod round_trips;
 mod schema;
 mod schema_races;
+mod unit_model;
 mod world;

@@ -245,3 +245,45 @@ fn country(code: &str) -> NewCountry {
         founded: None,
     }
 }
+
+#[test]
+fn a_guard_that_lives_through_a_rollback_writes_nothing_that_is_kept() {
+    blog(|shop| {
+        inside(shop, |session| {
+            let ada = session.add(writer("Ada"));
+            session.commit()?;
+            let mut guard = ada.write();
+            guard.name = "w".into();
+            session.rollback()?;
+            guard.name = "ww".into();
+            assert_is!(session.refresh(&ada), Err(Error::WriteInProgress { .. }));
+            drop(guard);
+            assert_eq!(ada.state(), State::Stale);
+            session.refresh(&ada)?;
+            assert_eq!(ada.read().name, "Ada");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn a_row_that_went_behind_the_sessions_back_comes_back_with_the_rollback() {
+    blog(|shop| {
+        inside(shop, |session| {
+            let old = session.add(country("nl"));
+            let other = session.add(country("be"));
+            session.commit()?;
+            session.execute(diesel::delete(countries::table))?;
+            old.write().name = "written".into();
+            let new = session.add(country("nl"));
+            session.flush()?;
+            assert_eq!((old.state(), new.state()), (State::Deleted, State::Persistent));
+            assert_eq!((session.get::<Country>("be")?, other.state()), (None, State::Deleted));
+            session.rollback()?;
+            assert_eq!((old.state(), new.state(), other.state()), (State::Expired, State::Discarded, State::Expired));
+            assert_eq!(session.get::<Country>("nl")?, Some(old));
+            assert_eq!(session.get::<Country>("be")?, Some(other));
+            Ok(())
+        })
+    });
+}
