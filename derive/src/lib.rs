@@ -20,7 +20,7 @@ use syn::{DeriveInput, parse_macro_input};
 /// | `#[entity(new = NewUser)]` | makes the struct of new rows, with all fields but the `generated` ones and the `version`; foreign keys are `Fk<Parent>` |
 /// | `#[entity(new_derive(Default, ..))]` | what that derives beside `Debug`, `Clone` and `Insertable` |
 /// | `#[entity(connection = AnyConnection)]` | also for this enum of connections; may be given several times |
-/// | `#[entity(row_by_row)]` | each new row is a statement of its own |
+/// | `#[entity(row_by_row)]` | each new row and each update is a statement of its own |
 /// | `#[diesel(..)]` | `table_name`, `primary_key`, `belongs_to` and `check_for_backend` are read as Diesel reads them |
 ///
 /// | on a field | |
