@@ -1,4 +1,4 @@
-//~ error[E0425]: cannot find type `nick` in module `users`
+//~ cannot find type `nick` in module `users`
 //~ pub nick: String,
 use diesel::prelude::*;
 use diesel_session::Entity;
