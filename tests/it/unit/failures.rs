@@ -287,3 +287,45 @@ fn a_row_that_went_behind_the_sessions_back_comes_back_with_the_rollback() {
         })
     });
 }
+
+/// What the world's own `posts` are: their foreign key is looked at by COMMIT.
+#[derive(Debug, Clone, Queryable, Selectable, diesel_session::Entity)]
+#[diesel(table_name = posts)]
+#[entity(new = NewLatePost, connection = AnyConnection)]
+pub struct LatePost {
+    #[entity(generated)]
+    pub id: i32,
+    pub user_id: i32,
+    pub title: String,
+}
+
+#[test]
+fn what_the_commit_itself_refuses_is_not_in_memory_either() {
+    blog(|shop| {
+        inside(shop, |session| {
+            let ada = session.add(writer("Ada"));
+            session.commit()?;
+            ada.write().name = "A".into();
+            let post = session.add(NewLatePost { user_id: 999, title: "of nobody".into() });
+            // MariaDB looks at once, before the row that is updated is sent.
+            let (refused, left) = match KIND {
+                Kind::Mariadb => (session.flush(), State::Expired),
+                Kind::Postgres | Kind::Sqlite => {
+                    session.flush()?;
+                    assert_eq!(post.state(), State::Persistent);
+                    (session.commit(), State::Stale)
+                }
+            };
+            let error = refused.expect_err("there is no such user");
+            assert_eq!(kind_of(&error), Some(&DatabaseErrorKind::ForeignKeyViolation));
+            if KIND == Kind::Mariadb {
+                session.rollback()?;
+            }
+            // A commit that is refused has rolled back: the session goes on.
+            assert_eq!((post.state(), ada.state()), (State::Discarded, left));
+            session.refresh(&ada)?;
+            assert_eq!(ada.read().name, "Ada");
+            session.commit()
+        })
+    });
+}
