@@ -349,6 +349,7 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
             on_checkin: self.on_checkin,
             on_close: self.on_close,
             hooks: self.hooks,
+            lane: None,
         };
         self.registry.add(App::new(spec, self.number(), Arc::clone(self.migrations())))
     }

@@ -2,6 +2,7 @@
 //!
 //! Everything here is SQL text and texts of errors, so it needs no driver: which drivers are built in changes nothing.
 
+mod inside;
 mod leftovers;
 mod mysql;
 mod postgres;
@@ -38,6 +39,13 @@ pub(crate) struct Beginning {
     pub(crate) mode: Mode,
     pub(crate) isolation: Option<Isolation>,
     pub(crate) remaining: Option<Duration>,
+}
+
+impl Beginning {
+    /// With nothing said about it.
+    pub(crate) fn plain() -> Self {
+        Self { mode: Mode::Default, isolation: None, remaining: None }
+    }
 }
 
 impl Kind {

@@ -17,8 +17,10 @@ use diesel::result::ConnectionResult;
 
 use super::budget::Share;
 use super::generation::{Generation, Seen};
+use super::lane::Held;
 use super::server::Server;
 use super::witness::{Watch, Witness};
+use crate::backend::Kind;
 use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
 use crate::spec::Spec;
@@ -41,7 +43,7 @@ pub(crate) struct ConnectFailure {
 
 /// An open connection and what the pool knows of it.
 pub(crate) struct Live<C> {
-    pub(crate) conn: C,
+    pub(crate) conn: Held<C>,
     pub(crate) witness: Arc<Witness>,
     /// Somebody had it who may have left something on it, whatever the witness has seen.
     pub(crate) marked: bool,
@@ -100,6 +102,18 @@ impl<C> Live<C> {
 impl<C> Drop for Live<C> {
     /// Before the connection itself is dropped.
     fn drop(&mut self) {
+        if let Some(lane) = self.conn.lane().filter(|_| self.doomed || self.lost) {
+            let cause = if self.lost { "its connection was lost" } else { "its connection was left in an unknown state" };
+            lane.break_off(cause, None);
+        }
+        if let Some(lane) = self.conn.lane() {
+            if self.may_have_leftovers() {
+                lane.soil();
+            }
+            if self.witness.may_have_changed_schema() {
+                lane.schema_changes();
+            }
+        }
         let Some(hook) = self.on_close.take() else { return };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| hook(&mut self.conn))) {
             let message = crate::panic_message(&*panic);
@@ -236,9 +250,15 @@ impl<C: SessionConnection> Manager<C> {
         let spec = &self.spec;
         let doubts = self.server.presence().doubts();
         let place = self.server.room().try_take();
-        let mut conn = self.establish().map_err(|error| self.failure(&error.to_string()))?;
-        let witness = Arc::new(Witness::new(spec.target.kind));
-        for sql in spec.target.kind.setup(&spec.config, spec.target.in_memory) {
+        let lane = spec.lane.as_ref();
+        let mut conn = match lane {
+            Some(lane) => lane.take().ok_or_else(|| self.failure("the one connection of this test is held elsewhere"))?,
+            None => self.establish().map_err(|error| self.failure(&error.to_string()))?,
+        };
+        let witness = Arc::new(Witness::new(spec.target.kind, lane.is_some()));
+        // Of SQLite's settings some cannot be made inside of a transaction, and the others are there.
+        let is_set_up = lane.is_some() && spec.target.kind == Kind::Sqlite;
+        for sql in spec.target.kind.setup(&spec.config, spec.target.in_memory).into_iter().filter(|_| !is_set_up) {
             conn.batch_execute(&sql)
                 .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
         }
@@ -264,7 +284,7 @@ impl<C: SessionConnection> Manager<C> {
         conn.set_instrumentation(Watch::new(Arc::clone(&witness)));
         let now = Instant::now();
         Ok(Live {
-            conn,
+            conn: Held::new(conn, lane.cloned()),
             witness,
             marked: false,
             on_close: spec.on_close,
