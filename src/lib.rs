@@ -21,6 +21,7 @@ mod session;
 mod settings;
 mod spec;
 mod url;
+pub mod testing;
 mod wording;
 
 pub use crate::app::App;

@@ -2,6 +2,7 @@
 //!
 //! Everything here is SQL text and texts of errors, so it needs no driver: which drivers are built in changes nothing.
 
+mod databases;
 mod inside;
 mod leftovers;
 mod mysql;
@@ -20,6 +21,7 @@ use crate::error::ConnectErrorKind;
 use crate::settings::{Isolation, Mode};
 use crate::url::Target;
 
+pub(crate) use databases::fnv1a;
 pub(crate) use sqlite::{BUSY, memory_url};
 
 /// A kind of database.

@@ -10,11 +10,16 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::backend::Kind;
+use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 
 /// One connection, and what became of its transaction.
 pub(crate) struct Lane<C> {
-    parked: Mutex<Option<C>>,
+    parked: Mutex<Parked<C>>,
+    /// A query that answers `1` where no other process has the lane's database.
+    claim: Option<String>,
+    begun: AtomicBool,
     /// Why nothing is lent any more.
     broken: Mutex<Option<Break>>,
     is_broken: AtomicBool,
@@ -22,6 +27,16 @@ pub(crate) struct Lane<C> {
     schema_changed: AtomicBool,
     /// Something was set on it that outlives the transaction.
     soiled: AtomicBool,
+}
+
+/// Where the connection is.
+pub(crate) enum Parked<C> {
+    /// Nowhere: it has to be made.
+    Nowhere,
+    /// Here.
+    Here(C),
+    /// A pool has it.
+    Lent,
 }
 
 /// What ended the transaction of a test.
@@ -38,10 +53,12 @@ impl<C> fmt::Debug for Lane<C> {
 }
 
 impl<C> Lane<C> {
-    /// `conn` is inside the transaction, of which Diesel has not been told.
-    pub(crate) fn new(conn: C) -> Self {
+    /// The first pool makes the connection.
+    pub(crate) fn new(claim: Option<String>) -> Self {
         Self {
-            parked: Mutex::new(Some(conn)),
+            parked: Mutex::new(Parked::Nowhere),
+            claim,
+            begun: AtomicBool::new(false),
             broken: Mutex::new(None),
             is_broken: AtomicBool::new(false),
             schema_changed: AtomicBool::new(false),
@@ -57,9 +74,13 @@ impl<C> Lane<C> {
         }
     }
 
-    /// The connection, where no pool has it.
-    pub(crate) fn take(&self) -> Option<C> {
-        self.parked().take()
+    /// The connection, or that it has to be made: then the caller has it, or says that it [failed](Self::not_made).
+    pub(super) fn take(&self) -> Parked<C> {
+        std::mem::replace(&mut *self.parked(), Parked::Lent)
+    }
+
+    pub(super) fn not_made(&self) {
+        *self.parked() = Parked::Nowhere;
     }
 
     /// Lends nothing from here on. What broke it first is what counts.
@@ -84,6 +105,10 @@ impl<C> Lane<C> {
         self.soiled.store(true, Ordering::Release);
     }
 
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+
     /// Whether the connection is, after its transaction, as it was before.
     pub(crate) fn is_clean(&self) -> bool {
         !self.is_broken.load(Ordering::Acquire)
@@ -91,10 +116,55 @@ impl<C> Lane<C> {
             && !self.soiled.load(Ordering::Acquire)
     }
 
-    fn parked(&self) -> MutexGuard<'_, Option<C>> {
+    fn parked(&self) -> MutexGuard<'_, Parked<C>> {
         self.parked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+impl<C: SessionConnection> Lane<C> {
+    /// Begins the transaction that is never committed, unless it has begun.
+    pub(super) fn begin(&self, kind: Kind, conn: &mut C) -> Result<(), String> {
+        if self.has_begun() {
+            return Ok(());
+        }
+        kind.begin_outer(conn).map_err(|error| error.to_string())?;
+        if let Some(claim) = &self.claim {
+            let answer = conn.texts(claim).map_err(|error| error.to_string())?;
+            if answer.first().and_then(Option::as_deref) != Some("1") {
+                return Err(TAKEN.into());
+            }
+        }
+        self.begun.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Undoes the transaction, when no pool has the connection any more. Whether the lane may serve another test: then the connection
+    /// is as it was, or will be made anew.
+    pub(crate) fn end(&self, kind: Kind) -> bool {
+        let parked = std::mem::replace(&mut *self.parked(), Parked::Nowhere);
+        let begun = self.begun.swap(false, Ordering::AcqRel);
+        let sound = self.broken().is_none();
+        match parked {
+            Parked::Here(mut conn) => {
+                let undone = begun && kind.end_outer(&mut conn).is_ok() && conn.depth() == Some(0);
+                if undone && self.is_clean() {
+                    *self.parked() = Parked::Here(conn);
+                }
+                self.schema_changed.store(false, Ordering::Release);
+                self.soiled.store(false, Ordering::Release);
+                sound && undone
+            }
+            Parked::Nowhere => sound,
+            Parked::Lent => {
+                *self.parked() = Parked::Lent;
+                false
+            }
+        }
+    }
+}
+
+/// What a connect says of a lane that another process has.
+pub(crate) const TAKEN: &str = "another process runs a test in this database";
 
 /// A connection that a pool has; drop closes it, or parks it in its lane.
 pub(crate) struct Held<C> {
@@ -132,7 +202,7 @@ impl<C> DerefMut for Held<C> {
 impl<C> Drop for Held<C> {
     fn drop(&mut self) {
         if let (Some(lane), Some(conn)) = (&self.lane, self.conn.take()) {
-            *lane.parked() = Some(conn);
+            *lane.parked() = Parked::Here(conn);
         }
     }
 }

@@ -17,7 +17,7 @@ use diesel::result::ConnectionResult;
 
 use super::budget::Share;
 use super::generation::{Generation, Seen};
-use super::lane::Held;
+use super::lane::{Held, Parked};
 use super::server::Server;
 use super::witness::{Watch, Witness};
 use crate::backend::Kind;
@@ -251,13 +251,18 @@ impl<C: SessionConnection> Manager<C> {
         let doubts = self.server.presence().doubts();
         let place = self.server.room().try_take();
         let lane = spec.lane.as_ref();
-        let mut conn = match lane {
-            Some(lane) => lane.take().ok_or_else(|| self.failure("the one connection of this test is held elsewhere"))?,
-            None => self.establish().map_err(|error| self.failure(&error.to_string()))?,
+        let establish = || self.establish().map_err(|error| self.failure(&error.to_string()));
+        let conn = match lane.map(|lane| lane.take()) {
+            None => establish()?,
+            Some(Parked::Here(conn)) => conn,
+            Some(Parked::Nowhere) => establish().inspect_err(|_| spec.lane.iter().for_each(|lane| lane.not_made()))?,
+            Some(Parked::Lent) => return Err(self.failure("another pool still has the one connection of this test")),
         };
+        // From here on it is parked wherever this ends.
+        let mut conn = Held::new(conn, lane.cloned());
         let witness = Arc::new(Witness::new(spec.target.kind, lane.is_some()));
         // Of SQLite's settings some cannot be made inside of a transaction, and the others are there.
-        let is_set_up = lane.is_some() && spec.target.kind == Kind::Sqlite;
+        let is_set_up = spec.target.kind == Kind::Sqlite && lane.is_some_and(|lane| lane.has_begun());
         for sql in spec.target.kind.setup(&spec.config, spec.target.in_memory).into_iter().filter(|_| !is_set_up) {
             conn.batch_execute(&sql)
                 .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
@@ -276,15 +281,18 @@ impl<C: SessionConnection> Manager<C> {
                 .map_err(|error| self.failure(&format!("`Config::on_connect` failed: {error} (at `{sql}`)")))?;
         }
         if let Some(prepare) = spec.on_connect {
-            prepare(&mut conn).map_err(|error| self.failure(&format!("`Database::on_connect` failed: {error}")))?;
+            prepare(&mut *conn).map_err(|error| self.failure(&format!("`Database::on_connect` failed: {error}")))?;
         }
         if conn.depth() != Some(0) {
             return Err(self.failure("`on_connect` left a transaction open"));
         }
+        if let Some(lane) = lane {
+            lane.begin(spec.target.kind, &mut *conn).map_err(|reason| self.failure(&reason))?;
+        }
         conn.set_instrumentation(Watch::new(Arc::clone(&witness)));
         let now = Instant::now();
         Ok(Live {
-            conn: Held::new(conn, lane.cloned()),
+            conn,
             witness,
             marked: false,
             on_close: spec.on_close,

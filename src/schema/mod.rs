@@ -6,6 +6,7 @@
 
 mod change;
 mod reversal;
+mod script;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -23,6 +24,7 @@ use crate::panic_message;
 use crate::pool::Lease;
 use crate::wording::{name, phrase, sentence};
 use change::Change;
+pub(crate) use script::{Script, leaves_schema};
 
 /// A migration of an application.
 #[derive(Debug, Clone, PartialEq, Eq)]
