@@ -1,4 +1,4 @@
-//! The derive macros of `diesel-session`, which re-exports them and documents them.
+//! The macros of `diesel-session`, which re-exports them and documents them.
 
 #![forbid(unsafe_code)]
 
@@ -6,6 +6,7 @@ mod backends;
 mod entity;
 mod model;
 mod new_entity;
+mod test;
 mod update;
 mod words;
 
@@ -54,4 +55,26 @@ pub fn entity(input: TokenStream) -> TokenStream {
 pub fn new_entity(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
     new_entity::derive(&input).unwrap_or_else(|error| error.to_compile_error()).into()
+}
+
+/// Makes a function a test with an application and a database of its own, which are gone when it has ended in whatever way. The guide
+/// is the documentation of `diesel_session::testing`.
+///
+/// The function takes an `App<C>`, or nothing, and returns nothing or a `Result`. It runs in a context of that application.
+///
+/// | argument | |
+/// |---|---|
+/// | `DB` | the database object, a `static`; must be there, and first |
+/// | `isolation = Rollback` | `Database` (the default), `Schema`, `Rollback`, or an expression |
+/// | `max_size = 2` | most connections; 4 |
+/// | `fixtures("users.sql", ..)` | SQL files, relative to the source file as for `include_str!` |
+/// | `fixture = path::to::function` | a function, `fn(&Session<C>) -> Result<()>` |
+/// | `config = expression` | the server and the application's options, a `Config`; the URL in `DATABASE_URL` |
+/// | `warn_repeats = 10` | warns where one statement is sent more often |
+/// | `keep = true` | leaves the database of a test that fails |
+///
+/// Other attributes, such as `#[should_panic]` and `#[ignore]`, stay what they are.
+#[proc_macro_attribute]
+pub fn test(arguments: TokenStream, function: TokenStream) -> TokenStream {
+    test::expand(arguments.into(), function.into()).unwrap_or_else(|error| error.to_compile_error()).into()
 }

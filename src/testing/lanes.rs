@@ -184,10 +184,6 @@ impl<C: SessionConnection> FreeLane<C> {
         self.lane.end(kind)
     }
 
-    pub(super) fn url(&self) -> &str {
-        &self.url
-    }
-
     /// Keeps it, with its slot, for the next test.
     pub(super) fn keep(mut self, site: &super::house::House<C>, taken: Option<Taken>) {
         self.taken = taken;
