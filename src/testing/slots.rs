@@ -431,6 +431,31 @@ mod tests {
     }
 
     #[test]
+    fn a_process_with_many_threads_gives_way_to_one_with_few() {
+        let (temp, slots) = seven();
+        let other = Slots::within(temp.path(), "a server").unwrap();
+        let (done, turns) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    while done.load(Ordering::SeqCst) == 0 {
+                        let _taken = slots.take(3, "many", soon(60)).unwrap();
+                        turns.fetch_add(1, Ordering::SeqCst);
+                        thread::sleep(SHORT);
+                    }
+                });
+            }
+            for _ in 0..20 {
+                thread::sleep(10 * SHORT);
+                let _taken = other.take(3, "few", soon(60)).unwrap();
+            }
+            done.store(1, Ordering::SeqCst);
+        });
+        // About 8 a round, most of them while it wanted nothing; 50 where nobody gives way.
+        assert!(turns.load(Ordering::SeqCst) < 20 * 20, "{turns:?}");
+    }
+
+    #[test]
     fn parts_go_to_other_owners() {
         let (_temp, slots) = seven();
         let mut all = slots.take(100, "all", soon(1)).unwrap();
