@@ -20,6 +20,7 @@ mod secrets;
 mod session;
 mod settings;
 mod spec;
+pub mod testing;
 mod url;
 pub mod testing;
 mod wording;

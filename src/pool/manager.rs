@@ -339,10 +339,10 @@ impl<C: SessionConnection> Manager<C> {
 
     fn take_census(&self, conn: &mut C) {
         let Some(question) = self.spec.target.kind.census() else { return };
-        if self.server.census_is_old() {
-            if let Ok(rows) = conn.texts(question) {
-                self.server.note_census(rows.into_iter().flatten().collect());
-            }
+        if self.server.census_is_old()
+            && let Ok(rows) = conn.texts(question)
+        {
+            self.server.note_census(rows.into_iter().flatten().collect());
         }
     }
 

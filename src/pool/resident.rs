@@ -44,10 +44,10 @@ impl<C: SessionConnection> Pool<C> {
     /// programs find room there too.
     pub(super) fn keep_in_bounds(&self) {
         let room = self.server.room();
-        if room.taken() >= self.spec.target.kind.keeps_open(self.server.capacity()) {
-            if let Some(other) = room.least_recently_used(self.number) {
-                other.give_up();
-            }
+        if room.taken() >= self.spec.target.kind.keeps_open(self.server.capacity())
+            && let Some(other) = room.least_recently_used(self.number)
+        {
+            other.give_up();
         }
     }
 

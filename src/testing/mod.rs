@@ -11,6 +11,8 @@ mod house;
 mod isolation;
 mod lanes;
 mod leftovers;
+mod line;
+mod lock_file;
 mod ledger;
 mod names;
 mod owner;
