@@ -5,6 +5,7 @@
 mod leftovers;
 mod mysql;
 mod postgres;
+pub(crate) mod sql_parts;
 pub(crate) mod sql_text;
 mod sqlite;
 

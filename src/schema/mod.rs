@@ -6,6 +6,8 @@
 
 mod change;
 mod reversal;
+#[allow(dead_code, reason = "only tests replay a schema")]
+pub(crate) mod script;
 
 use std::collections::HashSet;
 use std::fmt;
