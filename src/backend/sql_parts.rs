@@ -149,14 +149,13 @@ impl<'t> Iterator for Parts<'t> {
 fn after_nested(text: &str) -> Option<&str> {
     let (mut rest, mut depth) = (text, 0_usize);
     loop {
-        let at = rest.find(['/', '*'])?;
-        let here = &rest[at..];
-        if here.starts_with("/*") {
+        let here = &rest[rest.find(['/', '*'])?..];
+        if let Some(inner) = here.strip_prefix("/*") {
             depth += 1;
-            rest = &here[2..];
-        } else if here.starts_with("*/") {
+            rest = inner;
+        } else if let Some(outer) = here.strip_prefix("*/") {
             depth -= 1;
-            rest = &here[2..];
+            rest = outer;
             if depth == 0 {
                 return Some(rest);
             }

@@ -124,12 +124,12 @@ pub(crate) fn leaves_schema(sql: &str) -> Option<String> {
         let words: Vec<&str> = (first..=last).map(|at| &sql[parts[at].1..parts[at].2]).collect();
         words.join(" ").replace(" . ", ".")
     };
-    for at in 0..parts.len() {
+    for (at, &(here, ..)) in parts.iter().enumerate() {
         let (before, this) = (at.checked_sub(1), Some(at));
         if is_public(at) && is_sign(at + 1, '.') {
             return Some(words(at, at + 2));
         }
-        match parts[at].0 {
+        match here {
             Part::Body(body) => {
                 if let Some(words) = leaves_schema(body) {
                     return Some(words);
@@ -151,10 +151,11 @@ pub(crate) fn leaves_schema(sql: &str) -> Option<String> {
             Part::Word(_) if is(this, "SCHEMA") && is(before, "SET") && !is_sign(at + 1, '=') => {
                 return Some(words(at - 1, at + 1));
             }
-            Part::Word(_) if OUTSIDE.iter().any(|outside| is(this, outside)) => {
-                if ["CREATE", "ALTER", "DROP"].iter().any(|verb| is(before, verb)) {
-                    return Some(words(at - 1, at));
-                }
+            Part::Word(_)
+                if OUTSIDE.iter().any(|outside| is(this, outside))
+                    && ["CREATE", "ALTER", "DROP"].iter().any(|verb| is(before, verb)) =>
+            {
+                return Some(words(at - 1, at));
             }
             _ => {}
         }
