@@ -11,7 +11,7 @@ mod update;
 mod words;
 
 use proc_macro::TokenStream;
-use syn::{DeriveInput, parse_macro_input};
+use syn::{DeriveInput, ItemFn, parse_macro_input};
 
 /// Makes a struct an entity: a table's row that a `Session` keeps by its key. It goes beside `#[derive(Queryable, Selectable)]`, on a
 /// `Clone` struct with named fields, each a column. The guide is the documentation of `diesel_session::orm`.
@@ -57,24 +57,26 @@ pub fn new_entity(input: TokenStream) -> TokenStream {
     new_entity::derive(&input).unwrap_or_else(|error| error.to_compile_error()).into()
 }
 
-/// Makes a function a test with an application and a database of its own, which are gone when it has ended in whatever way. The guide
-/// is the documentation of `diesel_session::testing`.
+/// A test with an application of its own, whose database has the schema of the database object's migrations and nothing else in it.
+/// It stands in place of `#[test]`, on a function that takes the application, `app: App<C>`, or nothing, and returns what a test may
+/// return. Other attributes, such as `#[ignore]` and `#[should_panic]`, go beside it.
 ///
-/// The function takes an `App<C>`, or nothing, and returns nothing or a `Result`. It runs in a context of that application.
+/// The first argument is the database object: `#[diesel_session::test(DB)]`. Others may follow it, in any order:
 ///
 /// | argument | |
 /// |---|---|
-/// | `DB` | the database object, a `static`; must be there, and first |
-/// | `isolation = Rollback` | `Database` (the default), `Schema`, `Rollback`, or an expression |
-/// | `max_size = 2` | most connections; 4 |
-/// | `fixtures("users.sql", ..)` | SQL files, relative to the source file as for `include_str!` |
-/// | `fixture = path::to::function` | a function, `fn(&Session<C>) -> Result<()>` |
-/// | `config = expression` | the server and the application's options, a `Config`; the URL in `DATABASE_URL` |
-/// | `warn_repeats = 10` | warns where one statement is sent more often |
-/// | `keep = true` | leaves the database of a test that fails |
+/// | `isolation = Rollback` | how tests are kept apart: `Database`, `Schema`, `Rollback`, or an expression |
+/// | `max_size = 2` | how many connections the application may have |
+/// | `fixtures("users.sql", ..)` | files of SQL that are run before the test, given relative to the source file; may be repeated |
+/// | `fixture = path::to::function` | a function that is called before the test; may be repeated |
+/// | `config = expression` | the configuration |
+/// | `warn_repeats = 10` | from how many repetitions of a statement on it warns |
+/// | `keep = true` | keeps the database after the test |
 ///
-/// Other attributes, such as `#[should_panic]` and `#[ignore]`, stay what they are.
+/// Fixtures are run in the order in which they are written.
 #[proc_macro_attribute]
 pub fn test(arguments: TokenStream, function: TokenStream) -> TokenStream {
-    test::expand(arguments.into(), function.into()).unwrap_or_else(|error| error.to_compile_error()).into()
+    let arguments = parse_macro_input!(arguments as test::Arguments);
+    let function = parse_macro_input!(function as ItemFn);
+    test::expand(&arguments, &function).unwrap_or_else(|error| error.to_compile_error()).into()
 }

@@ -7,6 +7,7 @@ mod inside;
 mod leftovers;
 mod mysql;
 mod postgres;
+pub(crate) mod sql_parts;
 pub(crate) mod sql_text;
 mod sqlite;
 

@@ -1,6 +1,7 @@
-//! What migrations send, as text, without a database.
+//! What an application's migrations send, as text, known without a database.
 
-use std::fmt::Write;
+use std::any::Any;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use diesel::backend::Backend;
@@ -10,243 +11,281 @@ use diesel::result::QueryResult;
 
 use super::version;
 use crate::app::App;
-use crate::backend::sql_text::{after_comment, after_escaped, is_escape_string, is_word};
-use crate::backend::{Kind, fnv1a};
+use crate::backend::Kind;
+use crate::backend::sql_parts::{Part, Parts};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Result};
 
-/// The migrations of an application, in the order of their versions.
+/// The migrations of an application for the kind of database it has, in the order of their versions.
 #[derive(Debug)]
 pub(crate) struct Script {
     steps: Vec<Step>,
+    /// Whether there are migrations for this kind, be they none; otherwise `create_all` makes nothing, not even its own table.
+    known: bool,
 }
 
+/// One migration.
 #[derive(Debug)]
-struct Step {
-    version: String,
-    name: String,
-    /// None where it is code of the program's own that does more than to send text.
-    sql: Option<String>,
-    in_transaction: bool,
+pub(crate) struct Step {
+    pub(crate) version: String,
+    pub(crate) name: String,
+    /// `None` where it is opaque: code of the program's own whose effect no text describes.
+    pub(crate) sql: Option<String>,
+    pub(crate) in_transaction: bool,
 }
 
 impl<C: SessionConnection> App<C> {
-    /// What the application's migrations send. Nothing where it has none.
+    /// What its migrations send. The database is not asked.
     pub(crate) fn script(&self) -> Result<Script> {
         let mut migrations = match self.known_migrations() {
-            Err(Error::NoMigrations { .. }) => return Ok(Script { steps: Vec::new() }),
+            Err(Error::NoMigrations { .. }) => return Ok(Script { steps: Vec::new(), known: false }),
             known => known?,
         };
         migrations.sort_by_cached_key(|migration| version(&**migration));
-        Ok(Script { steps: migrations.iter().map(|migration| Step::of(&**migration)).collect() })
+        let kind = self.spec().target.kind;
+        let steps = migrations.iter().map(|migration| Step {
+            version: version(&**migration),
+            name: migration.name().to_string(),
+            sql: text_of(&**migration, kind),
+            in_transaction: migration.metadata().run_in_transaction(),
+        });
+        Ok(Script { steps: steps.collect(), known: true })
     }
 }
 
-impl Step {
-    fn of<DB: Backend>(migration: &dyn Migration<DB>) -> Self {
-        let mut recorder = Recorder { sql: String::new(), looked_at: false };
-        let outcome = catch_unwind(AssertUnwindSafe(|| migration.run(&mut recorder)));
-        let told = matches!(outcome, Ok(Ok(()))) && !recorder.looked_at && !recorder.sql.trim().is_empty();
-        Self {
-            version: version(migration),
-            name: migration.name().to_string(),
-            sql: told.then_some(recorder.sql),
-            in_transaction: migration.metadata().run_in_transaction(),
+impl Script {
+    /// All of it as one text that makes on an empty database what `create_all` makes, sent outside of any transaction. It is empty
+    /// where there are no migrations for this kind.
+    ///
+    /// PostgreSQL takes it as one transaction. For SQLite the text begins and commits transactions where the migrations have
+    /// them; after an error in the midst of it the connection is to be closed. `None` where something is opaque or without an
+    /// end, or where on PostgreSQL a migration is not to run in a transaction.
+    pub(crate) fn batch(&self, kind: Kind) -> Option<String> {
+        let mut batch = Batch { text: String::new(), kind, in_transaction: false };
+        if !self.known {
+            return Some(batch.text);
+        }
+        batch.push(CREATE_MIGRATIONS_TABLE, true)?;
+        for step in &self.steps {
+            if kind == Kind::Postgres && !step.in_transaction {
+                return None;
+            }
+            batch.push(step.sql.as_deref()?, step.in_transaction)?;
+        }
+        let versions: Vec<String> = self.versions().map(|version| format!("({})", literal(version, kind))).collect();
+        if !versions.is_empty() {
+            let insert = format!("INSERT INTO __diesel_schema_migrations (version) VALUES {};", versions.join(", "));
+            batch.push(&insert, true)?;
+        }
+        batch.commit();
+        Some(batch.text)
+    }
+
+    /// Two scripts with the same digest make the same schema: 128 bits as hexadecimal digits, the same in every process and build.
+    /// `None` where something is opaque.
+    pub(crate) fn digest(&self) -> Option<String> {
+        let mut digest = Fnv::new();
+        digest.bytes(&[u8::from(self.known)]);
+        for step in &self.steps {
+            digest.field(&step.version);
+            digest.field(step.sql.as_deref()?);
+            digest.bytes(&[u8::from(step.in_transaction)]);
+        }
+        Some(format!("{:032x}", digest.0))
+    }
+
+    /// The first migration that names something outside of the schema it is applied in, on PostgreSQL, and the words.
+    pub(crate) fn leaves_its_schema(&self) -> Option<(String, String)> {
+        self.steps.iter().find_map(|step| Some((step.name.clone(), leaves_schema(step.sql.as_deref()?)?)))
+    }
+
+    pub(crate) fn versions(&self) -> impl Iterator<Item = &str> {
+        self.steps.iter().map(|step| &*step.version)
+    }
+}
+
+/// What belongs to the whole of a PostgreSQL database, or to none of its schemas.
+const OUTSIDE: [&str; 7] = ["EXTENSION", "SCHEMA", "DATABASE", "EVENT", "PUBLICATION", "SUBSCRIPTION", "SERVER"];
+
+/// Functions whose argument is the name of a relation as a string.
+const NAMING: [&str; 5] = ["NEXTVAL", "SETVAL", "CURRVAL", "TO_REGCLASS", "TO_REGTYPE"];
+
+/// The first words in a PostgreSQL text that name something outside of the schema in which the text is run. Comments and strings
+/// do not count, but for the strings that are names; bodies of functions do.
+pub(crate) fn leaves_schema(sql: &str) -> Option<String> {
+    let parts: Vec<_> = Parts::of(sql, Kind::Postgres).collect();
+    let part = |at: usize| parts.get(at).map(|(part, ..)| *part);
+    let is = |at: Option<usize>, word: &str| at.and_then(part).is_some_and(|part| is_word(part, word));
+    let is_sign = |at: usize, sign| part(at) == Some(Part::Sign(sign));
+    let is_public =
+        |at| matches!(part(at), Some(Part::Word(name) | Part::Name(name)) if name.eq_ignore_ascii_case("public"));
+    let words = |first: usize, last: usize| {
+        let last = last.min(parts.len() - 1);
+        let words: Vec<&str> = (first..=last).map(|at| &sql[parts[at].1..parts[at].2]).collect();
+        words.join(" ").replace(" . ", ".")
+    };
+    for (at, &(here, ..)) in parts.iter().enumerate() {
+        let (before, this) = (at.checked_sub(1), Some(at));
+        if is_public(at) && is_sign(at + 1, '.') {
+            return Some(words(at, at + 2));
+        }
+        match here {
+            Part::Body(body) => {
+                if let Some(words) = leaves_schema(body) {
+                    return Some(words);
+                }
+            }
+            Part::Text(text) => {
+                let is_name = is_sign(at + 1, ':') && is_sign(at + 2, ':') && is_reg(part(at + 3))
+                    || before.is_some_and(|before| is_sign(before, '('))
+                        && NAMING.iter().any(|function| is(at.checked_sub(2), function));
+                // An argument of `set_config`; nobody's data.
+                if text.eq_ignore_ascii_case("search_path") || is_name && leaves_schema(text).is_some() {
+                    return Some(words(at, at));
+                }
+            }
+            Part::Name(name) if name.eq_ignore_ascii_case("search_path") => return Some(words(at, at)),
+            Part::Word(_) if is(this, "SEARCH_PATH") => return Some(words(at, at)),
+            Part::Word(_) if is(this, "SCHEMA") && is_public(at + 1) => return Some(words(at, at + 1)),
+            // Not a column of that name.
+            Part::Word(_) if is(this, "SCHEMA") && is(before, "SET") && !is_sign(at + 1, '=') => {
+                return Some(words(at - 1, at + 1));
+            }
+            Part::Word(_)
+                if OUTSIDE.iter().any(|outside| is(this, outside))
+                    && ["CREATE", "ALTER", "DROP"].iter().any(|verb| is(before, verb)) =>
+            {
+                return Some(words(at - 1, at));
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+fn is_word(part: Part<'_>, wanted: &str) -> bool {
+    matches!(part, Part::Word(word) if word.eq_ignore_ascii_case(wanted))
+}
+
+/// Whether a cast makes a name of a string.
+fn is_reg(part: Option<Part<'_>>) -> bool {
+    matches!(part, Some(Part::Word(word)) if word.to_ascii_lowercase().starts_with("reg"))
+}
+
+/// A text that grows by statements.
+struct Batch {
+    text: String,
+    kind: Kind,
+    /// What has been begun in SQLite's text.
+    in_transaction: bool,
+}
+
+impl Batch {
+    fn push(&mut self, sql: &str, in_transaction: bool) -> Option<()> {
+        if !in_transaction {
+            self.commit();
+        } else if self.kind == Kind::Sqlite && !self.in_transaction {
+            self.text.push_str("BEGIN;\n");
+            self.in_transaction = true;
+        }
+        self.text.push_str(sql);
+        self.text.push_str(ending(sql, self.kind)?);
+        Some(())
+    }
+
+    fn commit(&mut self) {
+        if self.in_transaction {
+            self.text.push_str("COMMIT;\n");
+            self.in_transaction = false;
         }
     }
 }
 
+/// What has to stand between `sql` and another statement: MySQL does not like one `;` too many. `None` where all that follows
+/// would be in a quote or a comment.
+fn ending(sql: &str, kind: Kind) -> Option<&'static str> {
+    let mut parts = Parts::of(sql, kind);
+    let last = parts.by_ref().last();
+    match last {
+        _ if parts.is_open() => None,
+        None | Some((Part::Sign(';'), ..)) => Some("\n"),
+        Some(_) => Some("\n;\n"),
+    }
+}
+
+fn literal(text: &str, kind: Kind) -> String {
+    let text = text.replace('\'', "''");
+    let text = if kind == Kind::Mysql { text.replace('\\', "\\\\") } else { text };
+    format!("'{text}'")
+}
+
+/// The text that a migration sends, where that is all it does.
+fn text_of<DB: Backend>(migration: &dyn Migration<DB>, kind: Kind) -> Option<String> {
+    let mut recorder = Recorder::default();
+    let ran = catch_unwind(AssertUnwindSafe(|| migration.run(&mut recorder)));
+    if !matches!(ran, Ok(Ok(()))) || recorder.looked_into.get() {
+        return None;
+    }
+    // An empty text is an error of its own on some databases.
+    let (last, before) =
+        recorder.sent.split_last().filter(|_| recorder.sent.iter().all(|sql| !sql.trim().is_empty()))?;
+    let mut text = String::new();
+    for sql in before {
+        text.push_str(sql);
+        text.push_str(ending(sql, kind)?);
+    }
+    text.push_str(last);
+    Some(text)
+}
+
 /// Stands for a connection and keeps what is sent.
+#[derive(Default)]
 struct Recorder {
-    sql: String,
-    /// Somebody wanted to know what connection it is.
-    looked_at: bool,
+    sent: Vec<String>,
+    /// Somebody wants to know which connection it is, and will do with it what no text tells.
+    looked_into: Cell<bool>,
 }
 
 impl SimpleConnection for Recorder {
     fn batch_execute(&mut self, sql: &str) -> QueryResult<()> {
-        self.sql.push_str(sql);
-        // Whatever it ends in: a statement, or a comment.
-        self.sql.push_str("\n;\n");
+        self.sent.push(sql.to_owned());
         Ok(())
     }
 }
 
 impl<DB: Backend> BoxableConnection<DB> for Recorder {
-    fn as_any(&self) -> &dyn std::any::Any {
-        &()
+    fn as_any(&self) -> &dyn Any {
+        self.looked_into.set(true);
+        self
     }
 
-    fn as_any_mut(&mut self) -> &mut dyn std::any::Any {
-        self.looked_at = true;
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self.looked_into.set(true);
         self
     }
 }
 
-impl Script {
-    pub(crate) fn versions(&self) -> impl Iterator<Item = &str> {
-        self.steps.iter().map(|step| step.version.as_str())
+/// FNV-1a of 128 bits: the standard library's hashers promise nothing from one build to the next.
+struct Fnv(u128);
+
+impl Fnv {
+    const fn new() -> Self {
+        Self(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d)
     }
 
-    /// All of it as one text for an empty database, with its bookkeeping, of which the versions come last. None where it is not
-    /// known, or cannot be one text.
-    pub(crate) fn batch(&self, kind: Kind) -> Option<String> {
-        if self.steps.is_empty() {
-            return Some(String::new());
+    fn bytes(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
         }
-        let mut batch = format!("{CREATE_MIGRATIONS_TABLE}\n");
-        for step in &self.steps {
-            if !step.in_transaction && kind != Kind::Mysql {
-                return None;
-            }
-            batch.push_str(step.sql.as_ref()?);
-        }
-        let versions: Vec<String> = self.versions().map(|version| format!("({})", kind.literal(version))).collect();
-        let _ = writeln!(batch, "INSERT INTO __diesel_schema_migrations (version) VALUES {};", versions.join(", "));
-        Some(batch)
     }
 
-    /// Equal for scripts that make equal schemas, in every process. None where something is not known.
-    pub(crate) fn digest(&self) -> Option<String> {
-        let mut parts: Vec<Vec<u8>> = Vec::new();
-        for step in &self.steps {
-            let sql = step.sql.as_ref()?;
-            parts.push(format!("{}:{}:{}:", step.version.len(), sql.len(), step.in_transaction).into_bytes());
-            parts.extend([step.version.clone().into_bytes(), sql.clone().into_bytes()]);
-        }
-        let (hash, other) = (fnv1a(parts.iter().map(Vec::as_slice)), fnv1a(parts.iter().rev().map(Vec::as_slice)));
-        Some(format!("{hash:016x}{other:016x}"))
+    /// With its length, so that what one field ends with is never what the next begins with.
+    fn field(&mut self, text: &str) {
+        self.bytes(&(text.len() as u64).to_le_bytes());
+        self.bytes(text.as_bytes());
     }
-
-    /// The first migration that names something outside of a schema of its own, and what it says. It need not be known whole.
-    pub(crate) fn leaves_its_schema(&self) -> Option<(String, String)> {
-        let found = |step: &Step| Some((step.name.clone(), leaves_schema(step.sql.as_ref()?)?));
-        self.steps.iter().find_map(found)
-    }
-}
-
-/// The words in `sql`, for PostgreSQL, that reach outside of the schema in which it is run.
-pub(crate) fn leaves_schema(sql: &str) -> Option<String> {
-    let words = words(sql);
-    let is = |at: usize, wanted: &str| words.get(at).is_some_and(|word: &String| word == wanted);
-    (0..words.len()).find_map(|at| match words[at].as_str() {
-        "public" if is(at + 1, ".") => Some("public.".to_owned()),
-        "search_path" => Some("search_path".to_owned()),
-        "create" | "drop" | "alter" if is(at + 1, "extension") || is(at + 1, "schema") => {
-            Some(format!("{} {}", words[at], words[at + 1]))
-        }
-        "set" if is(at + 1, "schema") => Some("set schema".to_owned()),
-        _ => None,
-    })
-}
-
-/// Words and dots of `sql`, in lower case: without comments and strings, with quoted names and with the bodies of functions.
-fn words(sql: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    let mut rest = sql;
-    while let Some(c) = rest.chars().next() {
-        let before = &sql[..sql.len() - rest.len()];
-        let after = &rest[c.len_utf8()..];
-        rest = match c {
-            '\'' if is_escape_string(before) => after_escaped(after, c),
-            '\'' => after.split_once('\'').map_or("", |(_, rest)| rest),
-            '"' => match after.split_once('"') {
-                Some((name, rest)) => {
-                    words.push(name.to_owned());
-                    rest
-                }
-                None => "",
-            },
-            '-' | '/' => after_comment(rest, false).unwrap_or(after),
-            c if is_word(c) => {
-                let end = rest.find(|c: char| !is_word(c)).unwrap_or(rest.len());
-                words.push(rest[..end].to_lowercase());
-                &rest[end..]
-            }
-            '.' => {
-                words.push(".".into());
-                after
-            }
-            _ => after,
-        };
-    }
-    words
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_reaches_outside_is_found() {
-        for (sql, found) in [
-            ("CREATE TABLE public.users (id INT)", "public."),
-            ("SELECT * FROM \"public\" . users", "public."),
-            ("CREATE FUNCTION f() RETURNS int AS $$ SELECT count(*) FROM Public.users $$ LANGUAGE sql", "public."),
-            ("SET search_path TO x", "search_path"),
-            ("create  EXTENSION IF NOT EXISTS citext", "create extension"),
-            ("CREATE SCHEMA shop", "create schema"),
-        ] {
-            assert_eq!(leaves_schema(sql).as_deref(), Some(found), "{sql}");
-        }
-        for sql in [
-            "CREATE TABLE users (public BOOLEAN)",
-            "-- public.users\nSELECT 1",
-            "/* public.x */ INSERT INTO t VALUES ('public.users', E'it\\'s public.x')",
-            "CREATE TABLE republic (id INT); SELECT republic.id FROM republic",
-        ] {
-            assert_eq!(leaves_schema(sql), None, "{sql}");
-        }
-    }
-}
-
-#[cfg(all(test, feature = "sqlite"))]
-mod replay {
-    use diesel::SqliteConnection;
-    use diesel::connection::SimpleConnection;
-    use diesel::migration::{Migration, MigrationSource};
-    use diesel::sqlite::Sqlite;
-    use diesel_migrations::{EmbeddedMigrations, embed_migrations};
-
-    use crate::backend::Kind;
-    use crate::connection::Inspect;
-    use crate::{Config, Database};
-
-    const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
-
-    /// A migration that is code.
-    struct Code;
-
-    impl MigrationSource<Sqlite> for Code {
-        fn migrations(&self) -> diesel::migration::Result<Vec<Box<dyn Migration<Sqlite>>>> {
-            let mut all = MigrationSource::<Sqlite>::migrations(&MIGRATIONS)?;
-            all.truncate(1);
-            Ok(all)
-        }
-    }
-
-    #[test]
-    fn a_replayed_schema_is_the_migrated_one() {
-        let migrated = Database::<SqliteConnection>::new(MIGRATIONS);
-        let app = migrated.init_app("migrated", Config::new(":memory:")).expect("sound");
-        app.create_all().expect("they run");
-        let script = app.script().expect("they can be read");
-        let other = migrated.init_app("replayed", Config::new(":memory:")).expect("sound");
-        let session = other.open_session().expect("it is registered");
-        let batch = script.batch(Kind::Sqlite).expect("all is text");
-        session.with(|conn| conn.batch_execute(&batch)).expect("it runs");
-        session.commit().expect("it commits");
-        drop(session);
-        let inventory = |app: &crate::App<SqliteConnection>| {
-            let session = app.open_session().expect("it is registered");
-            session.with(|conn| conn.texts(Kind::Sqlite.inventory())).expect("it answers")
-        };
-        assert_eq!(inventory(&other), inventory(&app));
-        assert!(other.migrations().expect("they can be read").iter().all(|migration| migration.applied));
-        assert_eq!(other.create_all().expect("nothing is pending"), Vec::<String>::new());
-        assert_eq!(script.digest(), other.script().expect("the same").digest());
-        let shorter = Database::<SqliteConnection, Code>::new(Code);
-        let shorter = shorter.init_app("shorter", Config::new(":memory:")).expect("sound");
-        assert!(shorter.script().expect("they can be read").versions().count() <= script.versions().count());
-    }
-}
+#[path = "script_tests.rs"]
+mod tests;

@@ -71,12 +71,10 @@ impl<'t, C: SessionConnection> Content<'t, C> {
     /// All of it that is text, where that is all of the schema.
     pub(super) fn batch(&self) -> Option<String> {
         let mut batch = self.schema.batch.clone()?;
-        for fixture in self.fixtures {
-            if let Rows::Sql(text) = &fixture.rows {
-                batch.push('\n');
-                batch.push_str(text);
-                batch.push_str("\n;");
-            }
+        let texts: Vec<&str> = self.fixtures.iter().filter_map(|fixture| fixture.text()).collect();
+        if !texts.is_empty() {
+            let begin = if self.kind == Kind::Sqlite { "BEGIN IMMEDIATE" } else { "BEGIN" };
+            batch.push_str(&format!("\n{begin};\n{}\n;\nCOMMIT;", texts.join("\n;\n")));
         }
         Some(batch)
     }
@@ -98,7 +96,7 @@ impl<'t, C: SessionConnection> Content<'t, C> {
         }
         match &self.schema.batch {
             // What MySQL has done of a batch that fails stays done, so the first try is the only one.
-            Some(batch) if self.kind == Kind::Mysql => self.send(app, batch, "replaying the migrations failed")?,
+            Some(batch) if self.kind == Kind::Mysql && !batch.is_empty() => self.send(app, batch, "replaying the migrations failed")?,
             _ if self.schema.script.versions().next().is_none() => {}
             _ => drop(app.create_all()?),
         }
@@ -117,12 +115,11 @@ impl<'t, C: SessionConnection> Content<'t, C> {
 
     /// False where the database refuses something that has to be looked for one by one; then nothing was done.
     fn replay(&self, app: &App<C>, batch: &str) -> Result<bool> {
+        if batch.is_empty() {
+            return Ok(true);
+        }
         let mut lease = app.pool()?.acquire(Location::caller(), false, None)?;
-        let whole = match self.kind {
-            Kind::Sqlite => format!("BEGIN IMMEDIATE; {batch} COMMIT"),
-            Kind::Postgres | Kind::Mysql => format!("BEGIN; {batch} COMMIT"),
-        };
-        let sent = lease.conn().batch_execute(&whole);
+        let sent = lease.conn().batch_execute(batch);
         if let Err(error) = &sent {
             log::debug!(target: "diesel_session::testing", "test `{}`: the batch failed: {error}", self.test);
             lease.doom();

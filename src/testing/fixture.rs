@@ -49,6 +49,15 @@ impl<C: SessionConnection> Fixture<C> {
     }
 }
 
+impl<C: SessionConnection> Fixture<C> {
+    pub(super) fn text(&self) -> Option<&str> {
+        match &self.rows {
+            Rows::Sql(text) => Some(text),
+            Rows::Function(_) => None,
+        }
+    }
+}
+
 impl<C: SessionConnection> fmt::Debug for Fixture<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fixture").field("name", &self.name).finish_non_exhaustive()
