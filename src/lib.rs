@@ -22,7 +22,6 @@ mod settings;
 mod spec;
 pub mod testing;
 mod url;
-pub mod testing;
 mod wording;
 
 pub use crate::app::App;

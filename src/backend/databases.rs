@@ -10,9 +10,10 @@ const LANES: i32 = 7_236_273;
 
 /// FNV-1a with 64 bits: every program has to come to the same number.
 pub(crate) fn fnv1a<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
-    parts.into_iter().flatten().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    parts
+        .into_iter()
+        .flatten()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 impl Kind {
@@ -79,16 +80,18 @@ impl Kind {
     /// A query for the schemas of this database whose names start with `prefix`, a plain word.
     pub(crate) fn schemas(self, prefix: &str) -> String {
         let prefix = prefix.replace('_', "\\_");
-        format!("SELECT nspname::text AS value FROM pg_catalog.pg_namespace WHERE nspname LIKE '{prefix}%' ORDER BY oid")
+        format!(
+            "SELECT nspname::text AS value FROM pg_catalog.pg_namespace WHERE nspname LIKE '{prefix}%' ORDER BY oid"
+        )
     }
 
     /// A query for how many sessions are in a database.
     pub(crate) fn sessions_in(self, database: &str) -> String {
         let name = self.literal(database);
         match self {
-            Self::Mysql => format!(
-                "SELECT CAST(COUNT(*) AS CHAR) AS value FROM information_schema.processlist WHERE db = {name}"
-            ),
+            Self::Mysql => {
+                format!("SELECT CAST(COUNT(*) AS CHAR) AS value FROM information_schema.processlist WHERE db = {name}")
+            }
             Self::Postgres | Self::Sqlite => {
                 format!("SELECT count(*)::text AS value FROM pg_catalog.pg_stat_activity WHERE datname = {name}")
             }

@@ -16,7 +16,8 @@ const DEFERRED_CONSTRAINTS: &str = "SAVEPOINT diesel_session_check; SET CONSTRAI
      ROLLBACK TO SAVEPOINT diesel_session_check; RELEASE SAVEPOINT diesel_session_check";
 
 /// A row where a deferred foreign key has no parent.
-const ORPHANS: &str = "SELECT 'yes' AS value FROM pragma_foreign_key_check, pragma_foreign_keys WHERE foreign_keys = 1 LIMIT 1";
+const ORPHANS: &str =
+    "SELECT 'yes' AS value FROM pragma_foreign_key_check, pragma_foreign_keys WHERE foreign_keys = 1 LIMIT 1";
 
 impl Kind {
     /// Begins the transaction around all others.

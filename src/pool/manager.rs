@@ -103,7 +103,8 @@ impl<C> Drop for Live<C> {
     /// Before the connection itself is dropped.
     fn drop(&mut self) {
         if let Some(lane) = self.conn.lane().filter(|_| self.doomed || self.lost) {
-            let cause = if self.lost { "its connection was lost" } else { "its connection was left in an unknown state" };
+            let cause =
+                if self.lost { "its connection was lost" } else { "its connection was left in an unknown state" };
             lane.break_off(cause, None);
         }
         if let Some(lane) = self.conn.lane() {
@@ -236,6 +237,10 @@ impl<C: SessionConnection> Manager<C> {
         };
         let generation = Generation::of(target);
         Self { spec, control, server, url, anchor, generation }
+    }
+
+    pub(super) fn url(&self) -> &str {
+        &self.url
     }
 
     /// A new connection, whatever the driver and the program's own functions do.

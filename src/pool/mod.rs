@@ -221,6 +221,11 @@ impl<C: SessionConnection> Pool<C> {
         self.server.capacity()
     }
 
+    /// What the driver gets.
+    pub(crate) fn url(&self) -> &str {
+        self.manager.url()
+    }
+
     pub(crate) fn closings(&self) -> usize {
         self.control.closings.load(Ordering::Acquire)
     }

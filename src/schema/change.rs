@@ -85,7 +85,11 @@ impl<'a, C: SessionConnection> Change<'a, C> {
             return Ok(());
         }
         let app = self.app.id().into();
-        let cause = format!("{} would be committed, as {} commits every change of the schema", self.operation, self.kind.name());
+        let cause = format!(
+            "{} would be committed, as {} commits every change of the schema",
+            self.operation,
+            self.kind.name()
+        );
         if let Some(lane) = &self.app.spec().lane {
             lane.break_off(&cause, Some(self.at));
         }

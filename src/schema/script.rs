@@ -72,7 +72,7 @@ impl Script {
             }
             batch.push(step.sql.as_deref()?, step.in_transaction)?;
         }
-        let versions: Vec<String> = self.versions().map(|version| format!("({})", literal(version, kind))).collect();
+        let versions: Vec<String> = self.versions().map(|version| format!("({})", kind.literal(version))).collect();
         if !versions.is_empty() {
             let insert = format!("INSERT INTO __diesel_schema_migrations (version) VALUES {};", versions.join(", "));
             batch.push(&insert, true)?;
@@ -211,12 +211,6 @@ fn ending(sql: &str, kind: Kind) -> Option<&'static str> {
         None | Some((Part::Sign(';'), ..)) => Some("\n"),
         Some(_) => Some("\n;\n"),
     }
-}
-
-fn literal(text: &str, kind: Kind) -> String {
-    let text = text.replace('\'', "''");
-    let text = if kind == Kind::Mysql { text.replace('\\', "\\\\") } else { text };
-    format!("'{text}'")
 }
 
 /// The text that a migration sends, where that is all it does.

@@ -96,7 +96,9 @@ impl<'t, C: SessionConnection> Content<'t, C> {
         }
         match &self.schema.batch {
             // What MySQL has done of a batch that fails stays done, so the first try is the only one.
-            Some(batch) if self.kind == Kind::Mysql && !batch.is_empty() => self.send(app, batch, "replaying the migrations failed")?,
+            Some(batch) if self.kind == Kind::Mysql && !batch.is_empty() => {
+                self.send(app, batch, "replaying the migrations failed")?
+            }
             _ if self.schema.script.versions().next().is_none() => {}
             _ => drop(app.create_all()?),
         }

@@ -69,7 +69,8 @@ fn own() -> Result<&'static Own, String> {
         return Ok(own);
     }
     let all = all()?;
-    let made = make(&all).map_err(|error| format!("a folder for SQLite files cannot be made in {}: {error}", all.display()))?;
+    let made = make(&all)
+        .map_err(|error| format!("a folder for SQLite files cannot be made in {}: {error}", all.display()))?;
     Ok(OWN.get_or_init(|| made))
 }
 

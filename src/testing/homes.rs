@@ -10,8 +10,10 @@ use super::content::Content;
 use super::house::{Admission, House};
 use super::isolation::TestIsolation;
 use super::lanes::{AT, FreeLane};
+use super::lock_file::LockFile;
 use super::names::Name;
 use super::setup::TestSetup;
+use super::slots::Slots;
 use crate::app::App;
 use crate::backend::Kind;
 use crate::config::Config;
@@ -151,9 +153,14 @@ impl<'t, C: SessionConnection> Site<'t, C> {
             Ok((name, false))
         })?;
         let made = || {
-            let url = with_schema(&self.house.target, &name).map_err(|reason| self.failed("making a schema", reason))?;
+            let url =
+                with_schema(&self.house.target, &name).map_err(|reason| self.failed("making a schema", reason))?;
             let app = self.app(url, connections)?;
-            if replayed { self.content.run_functions(&app)? } else { self.content.fill(&app)? }
+            if replayed {
+                self.content.run_functions(&app)?
+            } else {
+                self.content.fill(&app)?
+            }
             Ok(app)
         };
         match made() {
@@ -184,7 +191,8 @@ impl<'t, C: SessionConnection> Site<'t, C> {
             }
         }
         let path = files.new_path().map_err(made)?;
-        fs::copy(&template, &path).map_err(|error| made(format!("{} cannot be copied: {error}", template.display())))?;
+        fs::copy(&template, &path)
+            .map_err(|error| made(format!("{} cannot be copied: {error}", template.display())))?;
         let app = self.app(file_url(&path), self.config.max_size as usize)?;
         Ok((app, Home::File(path), admission))
     }
@@ -195,7 +203,8 @@ impl<'t, C: SessionConnection> Site<'t, C> {
         let path = self.house.files.new_path().map_err(made)?;
         // A log beside it would have to be copied too.
         let url = file_url(&path);
-        let filler = self.house.registrar.make(self.id.into(), Config { url, wal: false, ..self.config.clone() }, None)?;
+        let filler =
+            self.house.registrar.make(self.id.into(), Config { url, wal: false, ..self.config.clone() }, None)?;
         let filled = self.content.fill(&filler);
         filler.dispose()?;
         filled?;
@@ -221,7 +230,7 @@ impl<'t, C: SessionConnection> Site<'t, C> {
         let spare = admission.taken.as_ref().map_or(0, |taken| taken.len().saturating_sub(1)).max(1);
         // One process of this machine makes it, and the others wait for that.
         let _turn = match &self.house.slots {
-            Some(slots) => Some(slots.turn_for(&last).map_err(|reason| self.failed("making a template", reason))?),
+            Some(slots) => Some(self.turn_to_make(slots, &last)?),
             None => None,
         };
         let made = self.house.work(admission, spare, |desk| {
@@ -249,6 +258,16 @@ impl<'t, C: SessionConnection> Site<'t, C> {
             desk.send(&kind.drop_database(&first))
         });
         filled.and(outcome)
+    }
+
+    fn turn_to_make(&self, slots: &Slots, what: &str) -> Result<LockFile> {
+        let failed = |reason| self.failed("making a template", reason);
+        let file = slots.file(&format!("making-{what}")).map_err(|error| failed(error.to_string()))?;
+        match file.lock_until(self.deadline) {
+            Ok(true) => Ok(file),
+            Ok(false) => Err(failed("another process has been making it for too long".into())),
+            Err(error) => Err(failed(error.to_string())),
+        }
     }
 
     pub(super) fn fill_database(&self, database: &str) -> Result<()> {
@@ -291,7 +310,10 @@ impl<C: SessionConnection> Home<C> {
     /// Removes it; its application has no connection any more.
     pub(super) fn remove(self, house: &House<C>) -> Result<()> {
         let kind = house.target.kind;
-        let lost = || Error::InvalidConfig { app: "tests".into(), reason: "the session that owns the databases is gone".into() };
+        let lost = || Error::InvalidConfig {
+            app: "tests".into(),
+            reason: "the session that owns the databases is gone".into(),
+        };
         match self {
             Self::Database(name) => house
                 .work_on(|desk| {
@@ -302,10 +324,9 @@ impl<C: SessionConnection> Home<C> {
             Self::Schema(name) => house
                 .work_on(|desk| desk.send(&format!("DROP SCHEMA IF EXISTS {} CASCADE", kind.quote(&name))))
                 .unwrap_or_else(|| Err(lost())),
-            Self::File(path) => house
-                .files
-                .remove(&path)
-                .map_err(|reason| Error::InvalidConfig { app: "tests".into(), reason }),
+            Self::File(path) => {
+                house.files.remove(&path).map_err(|reason| Error::InvalidConfig { app: "tests".into(), reason })
+            }
             Self::Memory => Ok(()),
             Self::Lane(lane) => house.work_on(|desk| lane.remove(desk)).unwrap_or(Ok(())),
         }

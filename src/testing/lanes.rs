@@ -1,7 +1,6 @@
 //! Databases in which tests run that are rolled back. Each has one connection at a time, and is as it was filled, so it is kept.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::address::with_database;
 use super::homes::{Home, Site, Started};
@@ -54,13 +53,11 @@ impl<C: SessionConnection> Site<'_, C> {
     }
 
     fn start_in_memory(&self, content: u64) -> Result<Started<C>> {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
         let admission = self.house.admit(0, false, self.test(), self.deadline)?;
-        let url = format!("file:/diesel-session-test-{}?vfs=memdb", NEXT.fetch_add(1, Ordering::Relaxed));
-        // It lives as long as somebody has it open.
-        let filler = self.filler(&url)?;
+        let filler = self.filler(":memory:")?;
         let filled = self.content.fill(&filler).and_then(|()| {
-            filler.ping()?;
+            // It lives as long as somebody has it open.
+            let url = filler.pool()?.url().to_owned();
             let lane = FreeLane { lane: Arc::new(Lane::new(None)), content, database: None, url, taken: None };
             self.enter(&lane).map(|app| (app, lane))
         });
@@ -104,7 +101,13 @@ impl<C: SessionConnection> Site<'_, C> {
 
     /// An application in the lane, which is inside of its transaction then.
     fn enter(&self, lane: &FreeLane<C>) -> Result<App<C>> {
-        let config = Config { url: lane.url.clone(), max_size: 1, idle_timeout: None, max_lifetime: None, ..self.config.clone() };
+        let config = Config {
+            url: lane.url.clone(),
+            max_size: 1,
+            idle_timeout: None,
+            max_lifetime: None,
+            ..self.config.clone()
+        };
         let app = self.house.registrar.make(self.id.to_string(), config, Some(Arc::clone(&lane.lane)))?;
         if let Err(error) = app.ping() {
             drop(app.dispose());

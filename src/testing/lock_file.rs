@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Seek, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
 use std::{fmt, process};
 
 /// The longest label that is kept, in characters.
@@ -42,6 +43,17 @@ impl LockFile {
     /// Whether a lock beside other shared ones is ours now.
     pub(crate) fn try_lock_shared(&self) -> io::Result<bool> {
         unless_taken(self.0.try_lock_shared())
+    }
+
+    /// Waits for the lock until `deadline`; whether it is ours then.
+    pub(crate) fn lock_until(&self, deadline: Instant) -> io::Result<bool> {
+        while !self.try_lock()? {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(true)
     }
 
     /// An opening that a child process has inherited keeps its lock when it is closed here; this ends the lock all the same.

@@ -1,7 +1,7 @@
 //! A process's session on a server, which makes and removes databases. As long as it lives, the databases of its number are in use.
 
 use std::panic::Location;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use diesel::result::QueryResult;
@@ -87,7 +87,7 @@ impl<C: SessionConnection> Owner<C> {
     /// Works with the session. It is opened first where that is due, with a slot of `taken` where that has one to spare.
     pub(super) fn work<T>(
         &self,
-        slots: &Slots,
+        slots: &Arc<Slots>,
         taken: &mut Taken,
         keep: usize,
         work: impl FnOnce(&mut Desk<C>) -> Result<T>,

@@ -167,6 +167,9 @@ pub(super) fn keeps() -> bool {
 
 impl<C: SessionConnection> fmt::Debug for TestSetup<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TestSetup").field("name", &self.name).field("isolation", &self.isolation).finish_non_exhaustive()
+        f.debug_struct("TestSetup")
+            .field("name", &self.name)
+            .field("isolation", &self.isolation)
+            .finish_non_exhaustive()
     }
 }

@@ -86,6 +86,11 @@ impl Slots {
         }
     }
 
+    /// A file that all processes of this machine find here.
+    pub(crate) fn file(&self, name: &str) -> io::Result<LockFile> {
+        LockFile::open(&self.path.join(name))
+    }
+
     /// Takes so many slots at once, or all there are where that is less, and waits its turn for them. `label` says what they are
     /// for. A deadline that is over leaves one try.
     pub(crate) fn take(self: &Arc<Self>, wanted: usize, label: &str, deadline: Instant) -> Result<Taken, Busy> {

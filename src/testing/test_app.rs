@@ -148,7 +148,10 @@ impl<C: SessionConnection> TestApp<C> {
             }
             home if failed && self.keep => {
                 if let Some(url) = home.shown(&self.house.target) {
-                    say(&format!("test `{}` failed; its database is kept until a run that keeps nothing: {url}", self.id.text));
+                    say(&format!(
+                        "test `{}` failed; its database is kept until a run that keeps nothing: {url}",
+                        self.id.text
+                    ));
                 }
             }
             home if left.is_empty() => self.removed(home, &mut left),
