@@ -113,9 +113,10 @@ impl<C: SessionConnection> App<C> {
     ///
     /// # Errors
     /// [`Error::Disposed`] after the application was removed.
+    #[track_caller]
     pub fn open_session(&self) -> Result<Session<C>> {
         self.not_removed()?;
-        Ok(Session(Shared::new(self.clone(), Settings::DEFAULT)))
+        Ok(Session(Shared::new(self.clone(), Settings::DEFAULT, Location::caller())))
     }
 
     /// Makes sure that the database answers, with a connection of the pool.

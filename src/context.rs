@@ -100,7 +100,7 @@ pub(crate) fn session<C: SessionConnection>(
         }
         let app = find(frame.current(database))?;
         app.not_removed()?;
-        let shared = Shared::new(app, frame.settings);
+        let shared = Shared::new(app, frame.settings, at);
         let session = Rc::clone(&shared) as Rc<dyn Scoped>;
         frame.sessions.borrow_mut().push(Opened { database, session, committed: false });
         Ok(Session(shared))

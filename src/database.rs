@@ -325,15 +325,10 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
     /// [`Error::AlreadyRegistered`]; [`Error::InvalidConfig`] for an empty id, options that cannot work, and a URL that is
     /// malformed or is for another kind of database.
     pub fn init_app(&self, id: impl Into<String>, config: Config) -> Result<App<C>> {
-        self.registry.add(self.make_app(id.into(), config, None)?)
+        self.registry.add(self.app_of(self.spec(id.into(), config, None)?))
     }
 
     /// An application that is not registered.
-    fn make_app(&self, id: String, config: Config, lane: Option<Arc<Lane<C>>>) -> Result<App<C>> {
-        let spec = self.spec(id, config, lane)?;
-        Ok(self.app_of(spec))
-    }
-
     fn app_of(&self, spec: Spec<C>) -> App<C> {
         App::new(spec, self.number(), Arc::clone(self.migrations()))
     }
@@ -363,6 +358,7 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
             on_close: self.on_close,
             hooks: self.hooks,
             lane,
+            roll: None,
         })
     }
 
@@ -463,7 +459,7 @@ pub(crate) trait Registrar<C: SessionConnection>: Sync {
     /// Tells it from others.
     fn number(&self) -> u64;
 
-    /// An application that is not registered.
+    /// A test's application, which is not registered.
     fn make(&self, id: String, config: Config, lane: Option<Arc<Lane<C>>>) -> Result<App<C>>;
 
     /// The same without the hooks and limits of the database object.
@@ -481,7 +477,8 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
     }
 
     fn make(&self, id: String, config: Config, lane: Option<Arc<Lane<C>>>) -> Result<App<C>> {
-        self.make_app(id, config, lane)
+        let spec = self.spec(id, config, lane)?;
+        Ok(self.app_of(Spec { roll: Some(Arc::default()), ..spec }))
     }
 
     fn make_bare(&self, id: String, config: Config) -> Result<App<C>> {

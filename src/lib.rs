@@ -14,6 +14,7 @@ mod outcome;
 mod percent;
 mod pool;
 mod process;
+mod recorder;
 mod registry;
 mod schema;
 mod secrets;
@@ -34,6 +35,9 @@ pub use crate::error::{ConnectErrorKind, Error, Place, Result, ResultExt, Shorta
 pub use crate::orm::{Change, ChangeKind, Changes, Entity, Fk, NewEntity, Snapshot, State, Track, Tracked, WriteGuard};
 pub use crate::outcome::{CommitOutcome, UnknownCommit};
 pub use crate::pool::{AppStatus, Blocker, Blockers, Holder, Holders};
+#[doc(hidden)]
+pub use crate::recorder::__assert_queries;
+pub use crate::recorder::{Recorded, Recorder, Recording};
 pub use crate::schema::{MigrationFailure, MigrationStatus};
 pub use crate::session::{HookOutcome, LentConnection, Retry, Session};
 pub use crate::settings::Isolation;

@@ -9,7 +9,7 @@ use crate::connection::SessionConnection;
 use crate::error::Result;
 use crate::orm::Changes;
 use crate::pool::{Lane, Limit};
-use crate::session::Session;
+use crate::session::{Roll, Session};
 use crate::url::Target;
 
 /// Given when an application is registered, and never changed.
@@ -27,6 +27,8 @@ pub(crate) struct Spec<C: SessionConnection> {
     pub(crate) hooks: UnitHooks<C>,
     /// The one connection of a test that is rolled back.
     pub(crate) lane: Option<Arc<Lane<C>>>,
+    /// Where a test's sessions are listed.
+    pub(crate) roll: Option<Arc<Roll>>,
 }
 
 pub(crate) type UnitHook<C> = fn(&Session<C>, &Changes) -> Result<()>;

@@ -105,6 +105,10 @@ impl<C> Lane<C> {
         self.soiled.store(true, Ordering::Release);
     }
 
+    pub(crate) fn is_connected(&self) -> bool {
+        matches!(*self.parked(), Parked::Here(_))
+    }
+
     pub(crate) fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Acquire)
     }

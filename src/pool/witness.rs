@@ -9,6 +9,7 @@ use diesel::connection::{Instrumentation, InstrumentationEvent, get_default_inst
 use diesel::result::Error as DieselError;
 
 use crate::backend::{self, Kind};
+use crate::recorder;
 
 /// Shared by a connection's instrumentation and the session that has it.
 ///
@@ -222,8 +223,25 @@ impl Instrumentation for Watch {
             return;
         }
         match &event {
-            InstrumentationEvent::StartQuery { .. } => self.witness.started(),
-            InstrumentationEvent::FinishQuery { query, error, .. } => self.witness.finished(query, *error),
+            InstrumentationEvent::StartQuery { query, .. } => {
+                self.witness.started();
+                if recorder::is_on() {
+                    recorder::started(query);
+                }
+            }
+            InstrumentationEvent::FinishQuery { query, error, .. } => {
+                self.witness.finished(query, *error);
+                if recorder::is_on() {
+                    recorder::finished(error.is_some());
+                }
+            }
+            InstrumentationEvent::BeginTransaction { .. }
+            | InstrumentationEvent::CommitTransaction { .. }
+            | InstrumentationEvent::RollbackTransaction { .. }
+                if recorder::is_on() =>
+            {
+                recorder::control_follows();
+            }
             _ => {}
         }
         if let Some(next) = &mut self.next {

@@ -9,6 +9,7 @@ use super::transaction::Access;
 use crate::connection::SessionConnection;
 use crate::error::{Place, Result};
 use crate::pool::Lease;
+use crate::recorder::For;
 
 /// A session's connection, taken out of it by [`Session::connection`](crate::Session::connection) and put back by drop.
 ///
@@ -17,6 +18,7 @@ pub struct LentConnection<C: SessionConnection> {
     session: Rc<Shared<C>>,
     lease: Option<Lease<C>>,
     at: Place,
+    sent_for: Option<For>,
 }
 
 impl<C: SessionConnection> LentConnection<C> {
@@ -28,7 +30,7 @@ impl<C: SessionConnection> LentConnection<C> {
         drop(core);
         session.lent.set(true);
         session.used_at.set(Some(at));
-        Ok(Self { session: Rc::clone(session), lease: Some(lease), at })
+        Ok(Self { session: Rc::clone(session), lease: Some(lease), at, sent_for: For::call_at(at) })
     }
 
     fn lease(&self) -> &Lease<C> {
@@ -62,6 +64,8 @@ impl<C: SessionConnection> Drop for LentConnection<C> {
         if std::thread::panicking() {
             lease.doom();
         }
+        // What comes now is the library's own.
+        self.sent_for = None;
         self.session.lent.set(false);
         self.session.used_at.set(None);
         let mut core = self.session.core.borrow_mut();

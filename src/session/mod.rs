@@ -7,6 +7,7 @@ mod hooks;
 mod inherited;
 mod lend;
 mod retry;
+mod roll;
 mod shared;
 mod soundness;
 mod statement;
@@ -27,6 +28,7 @@ use diesel::result::QueryResult;
 pub use hooks::HookOutcome;
 pub use lend::LentConnection;
 pub use retry::Retry;
+pub(crate) use roll::Roll;
 pub(crate) use shared::Shared;
 
 use crate::connection::SessionConnection;

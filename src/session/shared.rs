@@ -10,6 +10,7 @@ use diesel::result::QueryResult;
 use super::Session;
 use super::flush::FlushHooks;
 use super::hooks::{self, Hooks, Mark};
+use super::roll::Listed;
 use super::statement::Statement;
 use super::transaction::{Access, Core};
 use crate::app::App;
@@ -36,14 +37,17 @@ pub(crate) struct Shared<C: SessionConnection> {
     pub(super) flush_hooks: RefCell<FlushHooks<C>>,
     /// For handles that hooks get.
     me: Weak<Self>,
+    /// Where a test's sessions are listed.
+    listed: RefCell<Option<Listed>>,
 }
 
 /// A `before_commit` hook may register another; that goes on for so long.
 const HOOK_ROUNDS: usize = 100;
 
 impl<C: SessionConnection> Shared<C> {
-    pub(crate) fn new(app: App<C>, settings: Settings) -> Rc<Self> {
+    pub(crate) fn new(app: App<C>, settings: Settings, at: Place) -> Rc<Self> {
         Rc::new_cyclic(|me| Self {
+            listed: RefCell::new(app.spec().roll.as_ref().map(|roll| roll.enter(at))),
             core: RefCell::new(Core::new(app.clone(), settings)),
             app,
             used_at: Cell::new(None),
@@ -174,6 +178,7 @@ impl<C: SessionConnection> Shared<C> {
         if self.ended.get() {
             return;
         }
+        drop(self.listed.take());
         if self.is_at_rest() {
             self.unit_cleared();
             self.forget_flush_hooks();

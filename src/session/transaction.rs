@@ -15,6 +15,7 @@ use crate::backend::{self, Beginning, Kind};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::pool::{Lane, Lease, Permit};
+use crate::recorder::For;
 use crate::settings::Settings;
 use crate::settings::{Isolation, Mode};
 
@@ -122,10 +123,12 @@ impl<C: SessionConnection> Core<C> {
         let access = statement.access;
         self.prepare(access, at)?;
         self.sent_at = Some(at);
+        let sent_for = For::call_at(at);
         let outcome = match statement.leaves_nothing(|| self.kind()) {
             true => self.send(send),
             false => self.send_read(statement, send),
         };
+        drop(sent_for);
         if access == Access::Raw {
             self.not_inherited(at)?;
         }

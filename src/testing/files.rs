@@ -35,6 +35,20 @@ impl Files {
         Ok(all()?.join(format!("template-{content:016x}.sqlite")))
     }
 
+    /// Removes all templates; how many there were.
+    pub(super) fn remove_templates(&self) -> Result<usize, String> {
+        let failed = |error: io::Error| format!("the templates cannot be removed: {error}");
+        let mut removed = 0;
+        for entry in fs::read_dir(all()?).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path.extension().is_some_and(|extension| extension == "sqlite") {
+                fs::remove_file(&path).map_err(failed)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
     /// Removes a database with its write-ahead log.
     pub(super) fn remove(&self, path: &Path) -> Result<(), String> {
         for suffix in ["", "-wal", "-shm", "-journal"] {

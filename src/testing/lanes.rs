@@ -113,10 +113,10 @@ impl<C: SessionConnection> Site<'_, C> {
             drop(app.dispose());
             return Err(error);
         }
-        if let (Some(slots), Ok(pool)) = (&self.house.slots, app.pool()) {
-            if pool.capacity() > 0 {
-                slots.set_capacity(pool.capacity());
-            }
+        if let (Some(slots), Ok(pool)) = (&self.house.slots, app.pool())
+            && pool.capacity() > 0
+        {
+            slots.set_capacity(pool.capacity());
         }
         Ok(app)
     }
@@ -182,9 +182,9 @@ impl<C: SessionConnection> FreeLane<C> {
         self.lane.broken().map(|broken| (broken.cause, broken.at))
     }
 
-    /// Undoes the test. Whether the lane is as it was.
+    /// Undoes the test. Whether the lane is as it was. One in memory is gone with its connection.
     pub(super) fn end(&self, kind: Kind) -> bool {
-        self.lane.end(kind)
+        self.lane.end(kind) && (kind != Kind::Sqlite || self.lane.is_connected())
     }
 
     /// Keeps it, with its slot, for the next test.

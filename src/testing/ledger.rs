@@ -1,16 +1,19 @@
 //! Which tests of this process are under way, and what those that have ended have left.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::app::App;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::pool::AppStatus;
+use crate::session::Roll;
 
 /// What is known, in the order in which it came about.
 struct Ledger {
     next: u64,
     running: Vec<Running>,
+    /// Of tests that have ended, with sessions that had not.
+    ended: Vec<(String, Arc<Roll>)>,
     left: Vec<String>,
 }
 
@@ -18,10 +21,11 @@ struct Running {
     number: u64,
     test: String,
     place: Place,
+    roll: Arc<Roll>,
     status: Box<dyn Fn() -> AppStatus + Send>,
 }
 
-static LEDGER: Mutex<Ledger> = Mutex::new(Ledger { next: 0, running: Vec::new(), left: Vec::new() });
+static LEDGER: Mutex<Ledger> = Mutex::new(Ledger { next: 0, running: Vec::new(), ended: Vec::new(), left: Vec::new() });
 
 /// A test that is under way, as long as it lives.
 pub(super) struct Entry(u64);
@@ -29,9 +33,9 @@ pub(super) struct Entry(u64);
 /// Makes sure that no test of this process is under way, and that none has left anything: for the end of a suite, in whatever harness.
 ///
 /// # Errors
-/// [`Error::TestLeftovers`] lists every [`TestApp`](super::TestApp) that has not been finished, with where it was made; the
-/// connections and transactions that it has, with the statements that took them and their threads; and what tests that have ended
-/// could not remove. A second call lists the latter no more.
+/// [`Error::TestLeftovers`] lists every [`TestApp`](super::TestApp) that has not been finished, with where it was made;
+/// every session of a test that has not ended, with where it was opened; connections and transactions, with the statements that took them
+/// and their threads; and the databases that tests could not remove. A second call lists the latter no more.
 ///
 /// ```
 /// # fn teardown() -> diesel_session::Result<()> {
@@ -43,14 +47,16 @@ pub(super) struct Entry(u64);
 pub fn assert_clean() -> Result<()> {
     let mut ledger = ledger();
     let mut left = Vec::new();
-    for Running { test, place, status, .. } in &ledger.running {
+    for Running { test, place, status, roll, .. } in &ledger.running {
         left.push(format!("test `{test}`, begun at {place}, is not finished"));
+        left.extend(sessions(test, roll));
         let status = status();
         left.extend(status.holders.iter().map(|holder| format!("a connection of {holder}")));
         if status.idle > 0 {
             left.push(format!("{} idle connections of test `{test}`", status.idle));
         }
     }
+    left.extend(ledger.ended.iter().flat_map(|(test, roll)| sessions(test, roll)));
     left.append(&mut ledger.left);
     match left.is_empty() {
         true => Ok(()),
@@ -62,7 +68,8 @@ pub(super) fn enter<C: SessionConnection>(test: &str, place: Place, app: &App<C>
     let mut ledger = ledger();
     ledger.next += 1;
     let (number, app) = (ledger.next, app.clone());
-    ledger.running.push(Running { number, test: test.into(), place, status: Box::new(move || app.status()) });
+    let roll = app.spec().roll.clone().unwrap_or_default();
+    ledger.running.push(Running { number, test: test.into(), place, roll, status: Box::new(move || app.status()) });
     Entry(number)
 }
 
@@ -73,8 +80,21 @@ pub(super) fn note(who: &str, left: &[String]) {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        ledger().running.retain(|running| running.number != self.0);
+        let mut ledger = ledger();
+        let Some(at) = ledger.running.iter().position(|running| running.number == self.0) else { return };
+        let Running { test, roll, status, .. } = ledger.running.remove(at);
+        ledger.ended.retain(|(_, roll)| !roll.sessions().is_empty());
+        if !roll.sessions().is_empty() {
+            ledger.ended.push((test, roll));
+        }
+        // The last handle of an application may end a pool.
+        drop(ledger);
+        drop(status);
     }
+}
+
+fn sessions(test: &str, roll: &Roll) -> Vec<String> {
+    roll.sessions().iter().map(|session| format!("{session}, of test `{test}`")).collect()
 }
 
 fn ledger() -> MutexGuard<'static, Ledger> {

@@ -3,6 +3,7 @@
 
 mod address;
 mod content;
+mod databases;
 mod files;
 mod fixture;
 mod folder;
@@ -22,6 +23,7 @@ mod test_app;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+pub use databases::{create_database, drop_database, remove_templates};
 pub use fixture::Fixture;
 pub use isolation::TestIsolation;
 pub use ledger::assert_clean;
@@ -30,6 +32,7 @@ pub use test_app::TestApp;
 
 use crate::app::App;
 use crate::connection::SessionConnection;
+use crate::recorder::Recorder;
 
 /// What a test function returns: nothing, or a `Result`.
 pub trait TestOutcome {
@@ -72,7 +75,12 @@ pub fn run<C: SessionConnection, R: TestOutcome>(setup: TestSetup<C>, body: impl
     outcome.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
+/// Says at the end what was sent more often than it should.
 fn watched<R>(repeats: Option<usize>, body: impl FnOnce() -> R) -> R {
-    let _ = repeats;
-    body()
+    let Some(times) = repeats else { return body() };
+    let (out, recording) = Recorder::new().run(body);
+    for (statement, count) in recording.repeated(times) {
+        test_app::say(&format!("sent {count} times, most often that is a query in a loop: {statement}"));
+    }
+    out
 }

@@ -43,14 +43,32 @@ pub(super) struct Desk<C: SessionConnection> {
 }
 
 impl<C: SessionConnection> Owner<C> {
+    /// A session in the database of the URL, or in another where that is not there.
     pub(super) fn new(registrar: &'static dyn Registrar<C>, config: &Config, target: &Target) -> Result<Self> {
+        Self::through(registrar, config, target, Some(config.url.clone()))
+    }
+
+    /// A session that is not in the database of the URL.
+    pub(super) fn elsewhere(registrar: &'static dyn Registrar<C>, config: &Config, target: &Target) -> Result<Self> {
+        Self::through(registrar, config, target, None)
+    }
+
+    fn through(
+        registrar: &'static dyn Registrar<C>,
+        config: &Config,
+        target: &Target,
+        first: Option<String>,
+    ) -> Result<Self> {
         let kind = target.kind;
         let others: &[&str] = match kind {
             Kind::Postgres => &["postgres", "template1"],
             Kind::Mysql => &[""],
             Kind::Sqlite => &[],
         };
-        let others = others.iter().filter_map(|database| with_database(target, database).ok());
+        let reason = |reason| Error::InvalidConfig { app: "tests".into(), reason };
+        let others = others.iter().filter(|database| **database != target.database);
+        let others =
+            others.map(|database| with_database(target, database).map_err(reason)).collect::<Result<Vec<_>>>()?;
         let door = |url: String| {
             let config = Config::new(url)
                 .max_size(1)
@@ -62,7 +80,7 @@ impl<C: SessionConnection> Owner<C> {
                 .lock_timeout(LOCKS);
             registrar.make_bare("tests".into(), config)
         };
-        let doors = std::iter::once(config.url.clone()).chain(others).map(door).collect::<Result<_>>()?;
+        let doors = first.into_iter().chain(others).map(door).collect::<Result<_>>()?;
         Ok(Self { doors, kind, open: Mutex::new(None) })
     }
 

@@ -1,6 +1,5 @@
 //! The guard of one test's application.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 use std::ops::Deref;
@@ -216,7 +215,7 @@ fn ids() -> std::sync::MutexGuard<'static, HashSet<(u64, String)>> {
 
 impl Id {
     /// What an application id takes; a name that is in use gets a number.
-    fn take(database: u64, name: &Cow<'static, str>) -> Self {
+    fn take(database: u64, name: &str) -> Self {
         let name: String = name.chars().map(|c| if is_unprintable(c) { '?' } else { c }).collect();
         let end = name.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 180).last();
         let name = match &name[..end.unwrap_or_default()] {

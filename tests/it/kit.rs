@@ -1,9 +1,15 @@
 //! The test kit, used on itself.
 
+#[path = "kit/attribute.rs"]
+mod attribute;
+#[path = "kit/databases.rs"]
+mod databases;
 #[path = "kit/isolation.rs"]
 mod isolation;
 #[path = "kit/rollback.rs"]
 mod rollback;
+#[path = "kit/schema_changes.rs"]
+mod schema_changes;
 
 use std::sync::Arc;
 

@@ -18,6 +18,7 @@ mod dispose;
 mod generation;
 mod kit;
 mod pool_hooks;
+mod recorder;
 mod round_trips;
 mod schema;
 mod schema_races;

@@ -1,0 +1,390 @@
+//! What a thread sends to its databases while a closure runs.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fmt::{self, Write};
+use std::panic::Location;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crate::error::Place;
+
+/// The longest text that is kept of one statement, and of its values, in characters.
+const LONGEST: usize = 10_000;
+
+/// Records the statements that this thread sends through the connections of this crate while a closure runs: those of sessions, of flushes,
+/// and of code that a connection was lent to, in all contexts and applications that are entered meanwhile. It costs next to nothing
+/// where nobody records.
+///
+/// A query in a loop over the rows of another is found like this:
+///
+/// ```
+/// # use diesel::prelude::*;
+/// # use diesel::connection::SimpleConnection;
+/// # use diesel_session::{Config, Database};
+/// # diesel::table! { users (id) { id -> Integer, } }
+/// # diesel::table! { posts (id) { id -> Integer, user_id -> Integer, } }
+/// use diesel_session::Recorder;
+///
+/// # static DB: Database<SqliteConnection> = Database::without_migrations();
+/// # let app = DB.init_app("recorder", Config::new(":memory:"))?;
+/// # app.context(|| {
+/// let session = DB.session()?;
+/// # session.with(|conn| conn.batch_execute("CREATE TABLE users (id INTEGER PRIMARY KEY); CREATE TABLE posts (id INTEGER PRIMARY KEY, user_id INTEGER);
+/// #     INSERT INTO users VALUES (1), (2), (3)"))?;
+/// let (posts, recording) = Recorder::new().run(|| {
+///     let users: Vec<i32> = session.load(users::table.select(users::id))?;
+///     users.iter().map(|id| session.count(posts::table.filter(posts::user_id.eq(id)))).sum::<Result<i64, _>>()
+/// });
+/// assert_eq!(posts?, 0);
+/// assert_eq!(recording.total(), 4);
+/// let (statement, times) = recording.repeated(2).next().unwrap();
+/// assert_eq!(times, 3);
+/// assert!(statement.sql().contains("posts") && statement.at().unwrap().file().ends_with(".rs"));
+/// # Ok::<(), diesel_session::Error>(())
+/// # })?;
+/// # app.dispose()?;
+/// # Ok::<(), diesel_session::Error>(())
+/// ```
+///
+/// In a web application it goes around a request: `Recorder::new().warn_repeats(10).run(|| app.scope().run(handler))`. In tests
+/// [`assert_queries!`](crate::assert_queries) says how many statements something takes. Recordings may be nested; the outer one has what the
+/// inner one has. Statements of other threads are not in it, nor those that the pool sends when nobody has the connection.
+#[derive(Debug, Clone)]
+#[must_use = "a recorder does nothing until `run` is called"]
+pub struct Recorder {
+    limit: usize,
+    binds: bool,
+    warn_repeats: Option<usize>,
+}
+
+/// What was sent while a [`Recorder`] ran.
+#[derive(Debug, Default)]
+pub struct Recording {
+    statements: Vec<Recorded>,
+    total: usize,
+    /// Of each text how often it was sent, and the first of its statements.
+    texts: HashMap<Rc<str>, (usize, Recorded)>,
+}
+
+/// A statement that was sent.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    sql: Rc<str>,
+    binds: Option<Rc<str>>,
+    at: Option<Place>,
+    duration: Duration,
+    failed: bool,
+    is_control: bool,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Recorder {
+    /// Keeps up to 1,000 statements, without values.
+    pub fn new() -> Self {
+        Self { limit: 1000, binds: false, warn_repeats: None }
+    }
+
+    /// Most statements that are kept, and most different texts that are counted. What comes after them is in
+    /// [`total`](Recording::total) only.
+    pub fn limit(mut self, statements: usize) -> Self {
+        self.limit = statements;
+        self
+    }
+
+    /// Keeps the values too, as Diesel shows them. They may be secrets.
+    pub fn with_binds(mut self) -> Self {
+        self.binds = true;
+        self
+    }
+
+    /// Logs a warning, once for each text, when a statement is sent more than `times` times: with the text and the place. The target is
+    /// `diesel_session::recorder`.
+    pub fn warn_repeats(mut self, times: usize) -> Self {
+        self.warn_repeats = Some(times);
+        self
+    }
+
+    /// Runs `body` and records. A panic goes on, and its recording is lost.
+    pub fn run<R>(self, body: impl FnOnce() -> R) -> (R, Recording) {
+        let log = Rc::new(RefCell::new(Log { how: self, recording: Recording::default(), open: None }));
+        let running = Running::begin(Rc::clone(&log));
+        let out = body();
+        drop(running);
+        let recording = std::mem::take(&mut log.borrow_mut().recording);
+        (out, recording)
+    }
+}
+
+impl Recording {
+    /// The statements, in the order in which they were sent, with those by which transactions were begun and ended.
+    pub fn statements(&self) -> &[Recorded] {
+        &self.statements
+    }
+
+    /// How many the program has sent, kept or not: without those by which transactions were begun and ended.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// Texts that were sent more than `times` times, each as the first of its statements and how often.
+    pub fn repeated(&self, times: usize) -> impl Iterator<Item = (&Recorded, usize)> {
+        let mut found: Vec<_> = self.texts.values().filter(|(count, _)| *count > times).collect();
+        found.sort_by_key(|(count, first)| (std::cmp::Reverse(*count), Rc::clone(&first.sql)));
+        found.into_iter().map(|(count, first)| (first, *count))
+    }
+}
+
+impl Recorded {
+    /// The text, up to 10,000 characters of it.
+    pub fn sql(&self) -> &str {
+        &self.sql
+    }
+
+    /// The values, where they were asked for, up to 10,000 characters of them.
+    pub fn binds(&self) -> Option<&str> {
+        self.binds.as_deref()
+    }
+
+    /// The call that sent it: of a session's method, of the flush, or the one that lent the connection. `None` for what the
+    /// library sends by itself.
+    pub fn at(&self) -> Option<&'static Location<'static>> {
+        self.at
+    }
+
+    /// How long it took, its rows included; zero where its rows were not read to the end.
+    pub fn duration(&self) -> Duration {
+        self.duration
+    }
+
+    /// Whether the database refused it.
+    pub fn failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Whether it begins or ends a transaction or savepoint, or is a setting of the library's: nothing that the program has sent.
+    pub fn is_control(&self) -> bool {
+        self.is_control
+    }
+}
+
+impl fmt::Display for Recording {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sent = self.statements.iter().filter(|statement| !statement.is_control);
+        let mut shown = 0;
+        for statement in sent {
+            shown += 1;
+            writeln!(f, "{shown:>4}. {statement}")?;
+        }
+        match self.total - shown {
+            0 => Ok(()),
+            more => writeln!(f, "      and {more} more"),
+        }
+    }
+}
+
+impl fmt::Display for Recorded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", crate::wording::phrase(&self.sql))?;
+        if let Some(binds) = &self.binds {
+            write!(f, " {}", crate::wording::phrase(binds))?;
+        }
+        if let Some(at) = self.at {
+            write!(f, " (at {at}, {:.1?})", self.duration)?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs the closure and asserts that it sends so many statements, on this thread; gives back what it returns. Beginnings and ends of
+/// transactions do not count. Where the number is another it panics with the list of what was sent, each with its place.
+///
+/// ```
+/// # use diesel::prelude::*;
+/// # use diesel_session::{Config, Database, assert_queries};
+/// # static DB: Database<SqliteConnection> = Database::without_migrations();
+/// # let app = DB.init_app("asserted", Config::new(":memory:"))?;
+/// let one = assert_queries!(1, || app.context(|| DB.session()?.get_result::<i32>(diesel::select(1.into_sql::<diesel::sql_types::Integer>()))))?;
+/// assert_eq!(one, 1);
+/// # app.dispose()?;
+/// # Ok::<(), diesel_session::Error>(())
+/// ```
+#[macro_export]
+macro_rules! assert_queries {
+    ($wanted:expr, $body:expr $(,)?) => {
+        $crate::__assert_queries($wanted, $body)
+    };
+}
+
+#[doc(hidden)]
+#[track_caller]
+pub fn __assert_queries<R>(wanted: usize, body: impl FnOnce() -> R) -> R {
+    let (out, recording) = Recorder::new().run(body);
+    assert!(
+        recording.total == wanted,
+        "{wanted} statements were expected and {} were sent:\n{recording}",
+        recording.total
+    );
+    out
+}
+
+/// A recording under way.
+struct Log {
+    how: Recorder,
+    recording: Recording,
+    /// The statement that has not ended: when it began, and its number where it is kept.
+    open: Option<(Instant, Option<usize>)>,
+}
+
+thread_local! {
+    /// The recordings of this thread; looked at for every statement.
+    static ON: Cell<usize> = const { Cell::new(0) };
+    static LOGS: RefCell<Vec<Rc<RefCell<Log>>>> = const { RefCell::new(Vec::new()) };
+    /// The call for which something is sent.
+    static PLACE: Cell<Option<Place>> = const { Cell::new(None) };
+    /// What comes next begins or ends a transaction.
+    static CONTROL: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Takes its recording off the thread.
+struct Running(Rc<RefCell<Log>>);
+
+impl Running {
+    fn begin(log: Rc<RefCell<Log>>) -> Self {
+        ON.set(ON.get() + 1);
+        LOGS.with_borrow_mut(|logs| logs.push(Rc::clone(&log)));
+        Self(log)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        ON.set(ON.get() - 1);
+        LOGS.with_borrow_mut(|logs| logs.retain(|log| !Rc::ptr_eq(log, &self.0)));
+    }
+}
+
+/// Whether somebody records on this thread. One that ends records nothing.
+#[inline]
+pub(crate) fn is_on() -> bool {
+    ON.try_with(|on| on.get() > 0).unwrap_or(false)
+}
+
+/// As long as it lives, what is sent is sent for a call at that place.
+#[derive(Debug)]
+pub(crate) struct For(Option<Place>);
+
+impl For {
+    #[inline]
+    pub(crate) fn call_at(at: Place) -> Option<Self> {
+        is_on().then(|| Self(PLACE.replace(Some(at))))
+    }
+}
+
+impl Drop for For {
+    fn drop(&mut self) {
+        let _ = PLACE.try_with(|place| place.set(self.0));
+    }
+}
+
+/// Diesel is about to begin or end a transaction.
+pub(crate) fn control_follows() {
+    CONTROL.set(true);
+}
+
+pub(crate) fn started(query: &dyn fmt::Display) {
+    let at = PLACE.get();
+    let is_control = CONTROL.replace(false) || at.is_none();
+    let logs = LOGS.with_borrow(Vec::clone);
+    let wants_binds = logs.iter().any(|log| log.borrow().how.binds);
+    let (sql, binds) = text(query, wants_binds);
+    let recorded = Recorded { sql: sql.into(), binds, at, duration: Duration::ZERO, failed: false, is_control };
+    for log in logs {
+        let repeats = log.borrow_mut().add(&recorded);
+        // The program's log may be anything: nothing is borrowed.
+        if let Some(times) = repeats {
+            let place = at.map(|at| format!(" at {at}")).unwrap_or_default();
+            log::warn!(
+                target: "diesel_session::recorder",
+                "the same statement was sent more than {times} times{place}: {}; most often that is a query in a loop",
+                crate::wording::phrase(&recorded.sql)
+            );
+        }
+    }
+}
+
+pub(crate) fn finished(failed: bool) {
+    for log in LOGS.with_borrow(Vec::clone) {
+        let mut log = log.borrow_mut();
+        let Some((began, number)) = log.open.take() else { continue };
+        if let Some(statement) = number.and_then(|number| log.recording.statements.get_mut(number)) {
+            statement.duration = began.elapsed();
+            statement.failed = failed;
+        }
+    }
+}
+
+impl Log {
+    /// The number of times that is to be warned of, if that was exceeded now.
+    fn add(&mut self, recorded: &Recorded) -> Option<usize> {
+        let Self { how, recording, open } = self;
+        let mut recorded = recorded.clone();
+        recorded.binds = recorded.binds.filter(|_| how.binds);
+        let kept = recording.statements.len() < how.limit;
+        *open = Some((Instant::now(), kept.then_some(recording.statements.len())));
+        if kept {
+            recording.statements.push(recorded.clone());
+        }
+        if recorded.is_control {
+            return None;
+        }
+        recording.total += 1;
+        let known = recording.texts.len();
+        let count = match recording.texts.get_mut(&recorded.sql) {
+            Some((count, _)) => {
+                *count += 1;
+                *count
+            }
+            None if known < how.limit => {
+                recording.texts.insert(Rc::clone(&recorded.sql), (1, recorded));
+                1
+            }
+            None => return None,
+        };
+        how.warn_repeats.filter(|times| count == times + 1)
+    }
+}
+
+/// The statement, and its values where they are wanted. Diesel writes the statement first and by itself, then the values.
+fn text(query: &dyn fmt::Display, wants_binds: bool) -> (String, Option<Rc<str>>) {
+    struct Pieces {
+        sql: String,
+        binds: Option<String>,
+        began: bool,
+    }
+
+    impl Write for Pieces {
+        fn write_str(&mut self, piece: &str) -> fmt::Result {
+            if !std::mem::replace(&mut self.began, true) {
+                self.sql.extend(piece.chars().take(LONGEST));
+                return Ok(());
+            }
+            match &mut self.binds {
+                Some(binds) if binds.len() < LONGEST => binds.extend(piece.chars().take(LONGEST - binds.len())),
+                // The rest is not wanted.
+                _ => return Err(fmt::Error),
+            }
+            Ok(())
+        }
+    }
+
+    let mut pieces = Pieces { sql: String::new(), binds: wants_binds.then(String::new), began: false };
+    let _ = write!(pieces, "{query}");
+    let binds = pieces.binds.map(|binds| Rc::from(binds.trim_start_matches(" -- binds: ")));
+    (pieces.sql, binds)
+}

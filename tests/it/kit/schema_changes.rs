@@ -1,0 +1,123 @@
+//! Tests that are rolled back and change the schema.
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+
+use super::*;
+
+fn rollback<C: Conn>(url: &str) -> TestApp<C> {
+    begin(&(Config::new(url), TestIsolation::Rollback))
+}
+
+fn is_undone<C: Conn>(url: &str) {
+    for _ in 0..2 {
+        let test = rollback::<C>(url);
+        test.context(|| {
+            let session = C::db().session()?;
+            assert!(session.number("SELECT count(*) AS number FROM extra").is_err(), "it is not there yet");
+            session.rollback()?;
+            session.send("CREATE TABLE extra (a INTEGER); INSERT INTO extra VALUES (1)")?;
+            session.send(INSERT)?;
+            session.commit()?;
+            assert_eq!(session.number("SELECT count(*) AS number FROM extra")?, 1);
+            session.rollback()
+        })
+        .unwrap();
+        assert_eq!(committed(&test), 1);
+        let reverted = test.drop_all().unwrap();
+        assert!(!reverted.is_empty());
+        assert!(test.open_session().unwrap().number(COUNT).is_err());
+        assert_eq!(test.create_all().unwrap().len(), reverted.len());
+        assert_eq!(committed(&test), 0);
+        test.finish().unwrap();
+    }
+    let test = rollback::<C>(url);
+    assert_eq!(committed(&test), 0);
+    assert!(test.migrations().unwrap().iter().all(|migration| migration.applied));
+    test.finish().unwrap();
+}
+
+#[test]
+fn a_change_is_undone_too() {
+    if enabled(Kind::Postgres) {
+        is_undone::<PgConnection>(&support::postgres().url());
+        is_undone::<Any>(&support::postgres().url());
+    }
+    is_undone::<SqliteConnection>(":memory:");
+}
+
+/// Two tables of which one refers to the other, looked at by the commit.
+const DEFERRED: &str = "
+    CREATE TABLE parents (id INTEGER PRIMARY KEY);
+    CREATE TABLE children (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES parents (id) DEFERRABLE INITIALLY DEFERRED);";
+
+fn is_looked_at<C: Conn>(url: &str) {
+    let test = rollback::<C>(url);
+    let session = test.open_session().unwrap();
+    session.send(DEFERRED).unwrap();
+    session.commit().unwrap();
+    session.send("INSERT INTO children VALUES (1, 7)").unwrap();
+    let refused = session.commit().unwrap_err();
+    assert!(refused.to_string().to_lowercase().contains("foreign key"), "{refused}");
+    session.send("INSERT INTO children VALUES (1, 7)").unwrap();
+    session.send("INSERT INTO parents VALUES (7)").unwrap();
+    session.commit().unwrap();
+    assert_eq!(session.number("SELECT count(*) AS number FROM children").unwrap(), 1);
+    drop(session);
+    test.finish().unwrap();
+}
+
+#[test]
+fn a_commit_looks_at_deferred_constraints() {
+    if enabled(Kind::Postgres) {
+        is_looked_at::<PgConnection>(&support::postgres().url());
+    }
+    is_looked_at::<SqliteConnection>(":memory:");
+}
+
+#[test]
+fn what_mariadb_commits_by_itself_fails_by_name() {
+    if !enabled(Kind::Mysql) {
+        return;
+    }
+    let url = support::mariadb().url();
+    type Change = fn(&TestApp<MysqlConnection>);
+    let changes: [(&str, Change); 3] = [
+        ("CREATE", |test| drop(test.open_session().unwrap().send("CREATE TABLE extra (a INTEGER)"))),
+        ("ALTER", |test| {
+            let session = test.open_session().unwrap();
+            let _ = session.with(|conn| {
+                conn.batch_execute("ALTER TABLE entries ADD COLUMN more INTEGER")?;
+                diesel::sql_query("SELECT 1").execute(conn)
+            });
+        }),
+        ("drop_all", |test| assert_eq!(test.drop_all().unwrap_err().code(), "DS501")),
+    ];
+    for (word, change) in changes {
+        let test = rollback::<MysqlConnection>(&url);
+        test.scope().commit_on_ok().run(|| MysqlConnection::db().session()?.send(INSERT)).unwrap();
+        change(&test);
+        let error = test.finish().unwrap_err();
+        assert_eq!(error.code(), "DS501", "{error}");
+        assert!(error.to_string().contains(word), "{word}: {error}");
+        let next = rollback::<MysqlConnection>(&url);
+        assert_eq!(committed(&next), 0, "after {word}");
+        assert!(next.open_session().unwrap().number("SELECT count(*) AS number FROM extra").is_err());
+        next.finish().unwrap();
+    }
+}
+
+#[test]
+fn a_session_that_diesel_begins_itself_is_refused() {
+    if !enabled(Kind::Postgres) {
+        return;
+    }
+    let test = rollback::<PgConnection>(&support::postgres().url());
+    let session = test.open_session().unwrap();
+    let refused = session.with(|conn| conn.build_transaction().serializable().run(|_| Ok(())));
+    let refused = refused.unwrap_err();
+    assert!(matches!(refused.diesel(), Some(diesel::result::Error::AlreadyInTransaction)), "{refused}");
+    assert_eq!(session.number(COUNT).unwrap(), 0);
+    drop(session);
+    test.finish().unwrap();
+}
