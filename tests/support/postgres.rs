@@ -41,7 +41,8 @@ impl Postgres {
     #[track_caller]
     pub fn start_speaking(locale: &str) -> Postgres {
         kind::require(Kind::Postgres);
-        let inner = Inner::start(Some(locale), "").unwrap_or_else(|error| panic!("PostgreSQL cannot be started: {error}"));
+        let inner =
+            Inner::start(Some(locale), "").unwrap_or_else(|error| panic!("PostgreSQL cannot be started: {error}"));
         Postgres { inner: Arc::new(inner) }
     }
 

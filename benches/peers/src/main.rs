@@ -30,12 +30,8 @@ use support::{Mariadb, Postgres, ROLE};
 const POSTGRES: &str = "fsync = on\nfull_page_writes = on\nmax_connections = 100\nsuperuser_reserved_connections = 3\n\
     shared_buffers = 128MB\ndynamic_shared_memory_type = posix\n";
 
-const MARIADB: [&str; 4] = [
-    "--sync-frm=1",
-    "--innodb-flush-log-at-trx-commit=1",
-    "--innodb-flush-method=O_DIRECT",
-    "--max-connections=100",
-];
+const MARIADB: [&str; 4] =
+    ["--sync-frm=1", "--innodb-flush-log-at-trx-commit=1", "--innodb-flush-method=O_DIRECT", "--max-connections=100"];
 
 fn main() -> ExitCode {
     match run() {
