@@ -73,6 +73,9 @@ pub trait Inspect {
     /// Sends `sql`, which begins a transaction, and tells Diesel so.
     fn begin_with(&mut self, sql: &str) -> QueryResult<()>;
 
+    /// Sends `sql`, which ends the innermost level, and tells Diesel so.
+    fn end_with(&mut self, sql: &str) -> QueryResult<()>;
+
     /// Begins one more level.
     fn begin_level(&mut self) -> QueryResult<()>;
 
@@ -105,12 +108,12 @@ where
 
     fn begin_with(&mut self, sql: &str) -> QueryResult<()> {
         self.batch_execute(sql)?;
-        match <C::TransactionManager as TransactionManager<C>>::transaction_manager_status_mut(self) {
-            TransactionManagerStatus::Valid(status) => {
-                status.change_transaction_depth(TransactionDepthChange::IncreaseDepth)
-            }
-            TransactionManagerStatus::InError => Err(diesel::result::Error::BrokenTransactionManager),
-        }
+        change_depth(self, TransactionDepthChange::IncreaseDepth)
+    }
+
+    fn end_with(&mut self, sql: &str) -> QueryResult<()> {
+        self.batch_execute(sql)?;
+        change_depth(self, TransactionDepthChange::DecreaseDepth)
     }
 
     fn begin_level(&mut self) -> QueryResult<()> {
@@ -123,5 +126,12 @@ where
 
     fn rollback_level(&mut self) -> QueryResult<()> {
         <C::TransactionManager as TransactionManager<C>>::rollback_transaction(self)
+    }
+}
+
+fn change_depth<C: Connection>(conn: &mut C, change: TransactionDepthChange) -> QueryResult<()> {
+    match <C::TransactionManager as TransactionManager<C>>::transaction_manager_status_mut(conn) {
+        TransactionManagerStatus::Valid(status) => status.change_transaction_depth(change),
+        TransactionManagerStatus::InError => Err(diesel::result::Error::BrokenTransactionManager),
     }
 }

@@ -16,7 +16,7 @@ use crate::context::{self, Current};
 use crate::dispose::{DisposeReport, dispose_each};
 use crate::error::{Error, Place, Result};
 use crate::orm::Changes;
-use crate::pool::{AppStatus, Limit};
+use crate::pool::{AppStatus, Lane, Limit};
 use crate::registry::Registry;
 use crate::schema::{MigrationSet, Sources};
 use crate::session::Session;
@@ -325,7 +325,20 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
     /// [`Error::AlreadyRegistered`]; [`Error::InvalidConfig`] for an empty id, options that cannot work, and a URL that is
     /// malformed or is for another kind of database.
     pub fn init_app(&self, id: impl Into<String>, config: Config) -> Result<App<C>> {
-        let id = id.into();
+        self.registry.add(self.make_app(id.into(), config, None)?)
+    }
+
+    /// An application that is not registered.
+    fn make_app(&self, id: String, config: Config, lane: Option<Arc<Lane<C>>>) -> Result<App<C>> {
+        let spec = self.spec(id, config, lane)?;
+        Ok(self.app_of(spec))
+    }
+
+    fn app_of(&self, spec: Spec<C>) -> App<C> {
+        App::new(spec, self.number(), Arc::clone(self.migrations()))
+    }
+
+    fn spec(&self, id: String, config: Config, lane: Option<Arc<Lane<C>>>) -> Result<Spec<C>> {
         let invalid = |reason| Error::InvalidConfig { app: name(&id), reason };
         if id.is_empty() || id.len() > 200 || id.contains(is_unprintable) {
             return Err(invalid("an application id has 1 to 200 bytes and no characters that cannot be seen".into()));
@@ -338,7 +351,7 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
         }
         let kind = Kind::of_type::<C>();
         let target = Target::parse(&config.url, kind).map_err(invalid)?;
-        let spec = Spec {
+        Ok(Spec {
             app: id.into(),
             config,
             target,
@@ -349,8 +362,8 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
             on_checkin: self.on_checkin,
             on_close: self.on_close,
             hooks: self.hooks,
-        };
-        self.registry.add(App::new(spec, self.number(), Arc::clone(self.migrations())))
+            lane,
+        })
     }
 
     fn budget(&self) -> Option<Arc<Limit>> {
@@ -442,5 +455,48 @@ impl<C: SessionConnection, M> Database<C, M> {
             Current::Entered(app) => Ok(app),
             Current::SameId(id) => self.registry.get(&id),
         }
+    }
+}
+
+/// A database object, whatever the type of its migrations: what the test kit needs of it.
+pub(crate) trait Registrar<C: SessionConnection>: Sync {
+    /// Tells it from others.
+    fn number(&self) -> u64;
+
+    /// An application that is not registered.
+    fn make(&self, id: String, config: Config, lane: Option<Arc<Lane<C>>>) -> Result<App<C>>;
+
+    /// The same without the hooks and limits of the database object.
+    fn make_bare(&self, id: String, config: Config) -> Result<App<C>>;
+
+    fn register(&self, app: App<C>) -> Result<App<C>>;
+
+    /// Frees the application's id; its handles answer `Disposed` from then on.
+    fn unregister(&self, app: &App<C>);
+}
+
+impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'static> Registrar<C> for Database<C, M> {
+    fn number(&self) -> u64 {
+        self.number()
+    }
+
+    fn make(&self, id: String, config: Config, lane: Option<Arc<Lane<C>>>) -> Result<App<C>> {
+        self.make_app(id, config, lane)
+    }
+
+    fn make_bare(&self, id: String, config: Config) -> Result<App<C>> {
+        let spec = self.spec(id, config, None)?;
+        let (on_connect, on_checkout, on_checkin, on_close) = (None, None, None, None);
+        let bare = Spec { budget: None, on_connect, on_checkout, on_checkin, on_close, hooks: UnitHooks::NONE, ..spec };
+        Ok(self.app_of(bare))
+    }
+
+    fn register(&self, app: App<C>) -> Result<App<C>> {
+        self.registry.add(app)
+    }
+
+    fn unregister(&self, app: &App<C>) {
+        let _ = self.registry.remove(app.id());
+        app.mark_removed();
     }
 }

@@ -20,6 +20,7 @@ mod secrets;
 mod session;
 mod settings;
 mod spec;
+pub mod testing;
 mod url;
 mod wording;
 
@@ -36,7 +37,7 @@ pub use crate::pool::{AppStatus, Blocker, Blockers, Holder, Holders};
 pub use crate::schema::{MigrationFailure, MigrationStatus};
 pub use crate::session::{HookOutcome, LentConnection, Retry, Session};
 pub use crate::settings::Isolation;
-pub use diesel_session_derive::{Entity, NewEntity};
+pub use diesel_session_derive::{Entity, NewEntity, test};
 
 /// The message of a caught panic.
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

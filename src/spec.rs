@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::error::Result;
 use crate::orm::Changes;
-use crate::pool::Limit;
+use crate::pool::{Lane, Limit};
 use crate::session::Session;
 use crate::url::Target;
 
@@ -25,6 +25,8 @@ pub(crate) struct Spec<C: SessionConnection> {
     pub(crate) on_checkin: Option<fn(&mut C) -> QueryResult<()>>,
     pub(crate) on_close: Option<fn(&mut C)>,
     pub(crate) hooks: UnitHooks<C>,
+    /// The one connection of a test that is rolled back.
+    pub(crate) lane: Option<Arc<Lane<C>>>,
 }
 
 pub(crate) type UnitHook<C> = fn(&Session<C>, &Changes) -> Result<()>;

@@ -1,4 +1,4 @@
-//! The derive macros of `diesel-session`, which re-exports them and documents them.
+//! The macros of `diesel-session`, which re-exports them and documents them.
 
 #![forbid(unsafe_code)]
 
@@ -6,11 +6,12 @@ mod backends;
 mod entity;
 mod model;
 mod new_entity;
+mod test;
 mod update;
 mod words;
 
 use proc_macro::TokenStream;
-use syn::{DeriveInput, parse_macro_input};
+use syn::{DeriveInput, ItemFn, parse_macro_input};
 
 /// Makes a struct an entity: a table's row that a `Session` keeps by its key. It goes beside `#[derive(Queryable, Selectable)]`, on a
 /// `Clone` struct with named fields, each a column. The guide is the documentation of `diesel_session::orm`.
@@ -54,4 +55,28 @@ pub fn entity(input: TokenStream) -> TokenStream {
 pub fn new_entity(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
     new_entity::derive(&input).unwrap_or_else(|error| error.to_compile_error()).into()
+}
+
+/// A test with an application of its own, whose database has the schema of the database object's migrations and nothing else in it.
+/// It stands in place of `#[test]`, on a function that takes the application, `app: App<C>`, or nothing, and returns what a test may
+/// return. Other attributes, such as `#[ignore]` and `#[should_panic]`, go beside it.
+///
+/// The first argument is the database object: `#[diesel_session::test(DB)]`. Others may follow it, in any order:
+///
+/// | argument | |
+/// |---|---|
+/// | `isolation = Rollback` | how tests are kept apart: `Database`, `Schema`, `Rollback`, or an expression |
+/// | `max_size = 2` | how many connections the application may have |
+/// | `fixtures("users.sql", ..)` | files of SQL that are run before the test, given relative to the source file; may be repeated |
+/// | `fixture = path::to::function` | a function that is called before the test; may be repeated |
+/// | `config = expression` | the configuration |
+/// | `warn_repeats = 10` | from how many repetitions of a statement on it warns |
+/// | `keep = true` | keeps the database after the test |
+///
+/// Fixtures are run in the order in which they are written.
+#[proc_macro_attribute]
+pub fn test(arguments: TokenStream, function: TokenStream) -> TokenStream {
+    let arguments = parse_macro_input!(arguments as test::Arguments);
+    let function = parse_macro_input!(function as ItemFn);
+    test::expand(&arguments, &function).unwrap_or_else(|error| error.to_compile_error()).into()
 }

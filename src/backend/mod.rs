@@ -2,9 +2,12 @@
 //!
 //! Everything here is SQL text and texts of errors, so it needs no driver: which drivers are built in changes nothing.
 
+mod databases;
+mod inside;
 mod leftovers;
 mod mysql;
 mod postgres;
+pub(crate) mod sql_parts;
 pub(crate) mod sql_text;
 mod sqlite;
 
@@ -19,6 +22,7 @@ use crate::error::ConnectErrorKind;
 use crate::settings::{Isolation, Mode};
 use crate::url::Target;
 
+pub(crate) use databases::fnv1a;
 pub(crate) use sqlite::{BUSY, memory_url};
 
 /// A kind of database.
@@ -38,6 +42,13 @@ pub(crate) struct Beginning {
     pub(crate) mode: Mode,
     pub(crate) isolation: Option<Isolation>,
     pub(crate) remaining: Option<Duration>,
+}
+
+impl Beginning {
+    /// With nothing said about it.
+    pub(crate) fn plain() -> Self {
+        Self { mode: Mode::Default, isolation: None, remaining: None }
+    }
 }
 
 impl Kind {

@@ -133,6 +133,51 @@ pub enum Error {
         source: diesel::result::Error,
     },
 
+    /// The connection that all sessions of a test share has lost its transaction, so nothing of the test can be undone.
+    #[error(
+        "DS501 app `{app}`: this test cannot be rolled back: {}{} Its sessions get nothing more. \
+         Use `TestIsolation::Database` for a test that does this",
+        sentence(cause),
+        match at { Some(at) => format!(" It happened at {at}."), None => String::new() }
+    )]
+    TestSpoiled {
+        /// The application.
+        app: String,
+        /// What happened to the transaction.
+        cause: String,
+        /// Where it was seen.
+        at: Option<Place>,
+    },
+
+    /// A test's database could not be made.
+    #[error("DS502 test `{test}`: {what}: {}", sentence(reason))]
+    TestSetup {
+        /// The test.
+        test: String,
+        /// What was tried.
+        what: &'static str,
+        /// Why it could not be done, and what to do.
+        reason: String,
+    },
+
+    /// A test, or a suite of them, has ended and left something behind.
+    #[error("DS503 {who} left behind:{}", left.iter().map(|left| format!("\n- {left}")).collect::<String>())]
+    TestLeftovers {
+        /// The test, or the suite.
+        who: String,
+        /// Sessions, connections, transactions and databases, each with its place where that is known.
+        left: Vec<String>,
+    },
+
+    /// A database was to be dropped that this crate has not made, and whose name was not given.
+    #[error("DS504 {database} was not made by this crate, so it is not dropped unless it is named: {advice}")]
+    NotOurs {
+        /// The database.
+        database: String,
+        /// How it is named.
+        advice: &'static str,
+    },
+
     /// The server did not answer in time.
     #[error(
         "DS203 app `{app}`: {server} did not answer within {waited:.3?} (at {at}). \

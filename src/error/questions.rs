@@ -45,6 +45,10 @@ impl Error {
             Self::NotReversible { .. } => "DS403",
             Self::TransactionOpen { .. } => "DS404",
             Self::LockTimeout { .. } => "DS405",
+            Self::TestSpoiled { .. } => "DS501",
+            Self::TestSetup { .. } => "DS502",
+            Self::TestLeftovers { .. } => "DS503",
+            Self::NotOurs { .. } => "DS504",
         }
     }
 

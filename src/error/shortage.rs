@@ -10,6 +10,8 @@ pub enum Shortage {
     Pool,
     /// Every connection that [`Database::max_connections`](crate::Database::max_connections) allows.
     Limit,
+    /// The one connection that all sessions of a test share that is rolled back.
+    TestConnection,
     /// The write lock of a SQLite database.
     WriteLock,
 }
@@ -17,6 +19,10 @@ pub enum Shortage {
 impl Shortage {
     pub(super) fn advice(self, of_one_thread: bool) -> &'static str {
         match (self, of_one_thread) {
+            (Self::TestConnection, true) => {
+                "Commit the outer session first, do both in one, or give the test a database of its own (`TestIsolation::Database`)"
+            }
+            (Self::TestConnection, false) => "Give the test a database of its own (`TestIsolation::Database`)",
             (Self::WriteLock, true) => "Commit the outer session first, or do both in one",
             (Self::Pool, true) => "Commit the outer session first, do both in one, or raise `Config::max_size`",
             (Self::Limit, true) => "Commit the outer session first, or raise `Database::max_connections`",
@@ -32,6 +38,7 @@ impl fmt::Display for Shortage {
         f.write_str(match self {
             Self::Pool => "every connection of the pool",
             Self::Limit => "every connection that `Database::max_connections` allows",
+            Self::TestConnection => "the one connection that all sessions of this test share",
             Self::WriteLock => "the write lock of this SQLite database",
         })
     }

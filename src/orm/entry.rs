@@ -227,12 +227,11 @@ impl<T: Entity> Entry<T> {
     /// The value is what is in the database: after it was flushed.
     pub(crate) fn settle(&self, bump: bool) {
         *self.base.borrow_mut() = None;
-        if bump {
-            if let Ok(mut value) = self.value.try_borrow_mut() {
-                if let Some(value) = &mut *value {
-                    Rc::make_mut(value).bump_version();
-                }
-            }
+        if bump
+            && let Ok(mut value) = self.value.try_borrow_mut()
+            && let Some(value) = &mut *value
+        {
+            Rc::make_mut(value).bump_version();
         }
     }
 

@@ -232,11 +232,11 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
     fn vanished(&self, id: &T::Id) {
         // One that is written to stays, for its flush to say so.
         let mut rows = self.rows.borrow_mut();
-        if rows.get(id).is_some_and(|entry| !entry.is_touched() && !entry.is_doomed()) {
-            if let Some(entry) = rows.remove(id) {
-                entry.set_phase(Phase::Deleted);
-                self.history.note_gone(&entry);
-            }
+        if rows.get(id).is_some_and(|entry| !entry.is_touched() && !entry.is_doomed())
+            && let Some(entry) = rows.remove(id)
+        {
+            entry.set_phase(Phase::Deleted);
+            self.history.note_gone(&entry);
         }
     }
 

@@ -46,6 +46,9 @@ impl<C: SessionConnection> Pool<C> {
         in_transaction: bool,
         limit: Option<Instant>,
     ) -> Result<Lease<C>> {
+        if let Some(lane) = &self.spec.lane {
+            lane.check(&self.spec.app)?;
+        }
         let deadline = since + self.spec.config.acquire_timeout;
         let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
         let wish = Wish { place, in_transaction, since, deadline };
@@ -81,7 +84,8 @@ impl<C: SessionConnection> Pool<C> {
         self.gate.acquire(holder, deadline).map_err(|refused| match refused {
             Refused::Closed => Error::Disposed { app: app() },
             Refused::Hopeless(holders) => {
-                Error::WouldDeadlock { app: app(), short: Shortage::Pool, holders, at: place }
+                let short = if self.spec.lane.is_some() { Shortage::TestConnection } else { Shortage::Pool };
+                Error::WouldDeadlock { app: app(), short, holders, at: place }
             }
             Refused::TimedOut { waiting, holders } => Error::AcquireTimeout {
                 app: app(),
@@ -119,7 +123,7 @@ impl<C: SessionConnection> Pool<C> {
         if idle < JUST_NOW && live.doubts == doubts {
             return Some(permit);
         }
-        if backend::has_hung_up(&mut live.conn) {
+        if backend::has_hung_up(&mut *live.conn) {
             self.server.presence().doubt();
             discard(&mut permit);
             return None;

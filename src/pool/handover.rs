@@ -144,7 +144,7 @@ impl<C: SessionConnection> Live<C> {
         }
         // Of a raw `BEGIN` Diesel knows nothing.
         let began = notes.began
-            && (notes.ended_by.is_none() || kind != Kind::Postgres && kind.is_in_transaction(&mut self.conn, false));
+            && (notes.ended_by.is_none() || kind != Kind::Postgres && kind.is_in_transaction(&mut *self.conn, false));
         if began || self.conn.depth() != Some(0) {
             return Err(failure("it left a transaction open"));
         }

@@ -50,6 +50,9 @@ impl<C: SessionConnection> Lease<C> {
     pub(crate) fn schema_changes(&mut self) {
         let prepared_nothing = self.pool.spec.on_connect.is_none();
         let live = self.live();
+        if let Some(lane) = live.conn.lane() {
+            lane.schema_changes();
+        }
         // Migrations are anybody's SQL.
         live.marked = true;
         live.schema.change(live.unused && prepared_nothing);
@@ -89,7 +92,7 @@ impl<C: SessionConnection> Drop for Lease<C> {
         if live.lost {
             self.pool.server.presence().doubt();
         }
-        if self.pool.control.must_close(live) || self.pool.is_needed_elsewhere() {
+        if self.pool.control.must_close(live) || !self.pool.is_of_a_test() && self.pool.is_needed_elsewhere() {
             self.pool.dismiss(permit);
         } else if live.may_have_leftovers() || self.pool.tidies_all {
             self.pool.tidy(permit);

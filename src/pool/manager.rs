@@ -17,8 +17,10 @@ use diesel::result::ConnectionResult;
 
 use super::budget::Share;
 use super::generation::{Generation, Seen};
+use super::lane::{Held, Parked};
 use super::server::Server;
 use super::witness::{Watch, Witness};
+use crate::backend::Kind;
 use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
 use crate::spec::Spec;
@@ -41,7 +43,7 @@ pub(crate) struct ConnectFailure {
 
 /// An open connection and what the pool knows of it.
 pub(crate) struct Live<C> {
-    pub(crate) conn: C,
+    pub(crate) conn: Held<C>,
     pub(crate) witness: Arc<Witness>,
     /// Somebody had it who may have left something on it, whatever the witness has seen.
     pub(crate) marked: bool,
@@ -100,6 +102,19 @@ impl<C> Live<C> {
 impl<C> Drop for Live<C> {
     /// Before the connection itself is dropped.
     fn drop(&mut self) {
+        if let Some(lane) = self.conn.lane().filter(|_| self.doomed || self.lost) {
+            let cause =
+                if self.lost { "its connection was lost" } else { "its connection was left in an unknown state" };
+            lane.break_off(cause, None);
+        }
+        if let Some(lane) = self.conn.lane() {
+            if self.may_have_leftovers() {
+                lane.soil();
+            }
+            if self.witness.may_have_changed_schema() {
+                lane.schema_changes();
+            }
+        }
         let Some(hook) = self.on_close.take() else { return };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| hook(&mut self.conn))) {
             let message = crate::panic_message(&*panic);
@@ -224,6 +239,10 @@ impl<C: SessionConnection> Manager<C> {
         Self { spec, control, server, url, anchor, generation }
     }
 
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
     /// A new connection, whatever the driver and the program's own functions do.
     pub(super) fn make(&self, share: Option<Share>) -> Result<Live<C>, ConnectFailure> {
         catch_unwind(AssertUnwindSafe(|| self.open(share))).unwrap_or_else(|panic| {
@@ -236,9 +255,20 @@ impl<C: SessionConnection> Manager<C> {
         let spec = &self.spec;
         let doubts = self.server.presence().doubts();
         let place = self.server.room().try_take();
-        let mut conn = self.establish().map_err(|error| self.failure(&error.to_string()))?;
-        let witness = Arc::new(Witness::new(spec.target.kind));
-        for sql in spec.target.kind.setup(&spec.config, spec.target.in_memory) {
+        let lane = spec.lane.as_ref();
+        let establish = || self.establish().map_err(|error| self.failure(&error.to_string()));
+        let conn = match lane.map(|lane| lane.take()) {
+            None => establish()?,
+            Some(Parked::Here(conn)) => conn,
+            Some(Parked::Nowhere) => establish().inspect_err(|_| spec.lane.iter().for_each(|lane| lane.not_made()))?,
+            Some(Parked::Lent) => return Err(self.failure("another pool still has the one connection of this test")),
+        };
+        // From here on it is parked wherever this ends.
+        let mut conn = Held::new(conn, lane.cloned());
+        let witness = Arc::new(Witness::new(spec.target.kind, lane.is_some()));
+        // Of SQLite's settings some cannot be made inside of a transaction, and the others are there.
+        let is_set_up = spec.target.kind == Kind::Sqlite && lane.is_some_and(|lane| lane.has_begun());
+        for sql in spec.target.kind.setup(&spec.config, spec.target.in_memory).into_iter().filter(|_| !is_set_up) {
             conn.batch_execute(&sql)
                 .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
         }
@@ -256,10 +286,13 @@ impl<C: SessionConnection> Manager<C> {
                 .map_err(|error| self.failure(&format!("`Config::on_connect` failed: {error} (at `{sql}`)")))?;
         }
         if let Some(prepare) = spec.on_connect {
-            prepare(&mut conn).map_err(|error| self.failure(&format!("`Database::on_connect` failed: {error}")))?;
+            prepare(&mut *conn).map_err(|error| self.failure(&format!("`Database::on_connect` failed: {error}")))?;
         }
         if conn.depth() != Some(0) {
             return Err(self.failure("`on_connect` left a transaction open"));
+        }
+        if let Some(lane) = lane {
+            lane.begin(spec.target.kind, &mut *conn).map_err(|reason| self.failure(&reason))?;
         }
         conn.set_instrumentation(Watch::new(Arc::clone(&witness)));
         let now = Instant::now();
@@ -311,10 +344,10 @@ impl<C: SessionConnection> Manager<C> {
 
     fn take_census(&self, conn: &mut C) {
         let Some(question) = self.spec.target.kind.census() else { return };
-        if self.server.census_is_old() {
-            if let Ok(rows) = conn.texts(question) {
-                self.server.note_census(rows.into_iter().flatten().collect());
-            }
+        if self.server.census_is_old()
+            && let Ok(rows) = conn.texts(question)
+        {
+            self.server.note_census(rows.into_iter().flatten().collect());
         }
     }
 

@@ -17,6 +17,7 @@ mod gate_tests;
 mod generation;
 mod handover;
 mod helpers;
+mod lane;
 mod leak;
 mod lease;
 mod ledger;
@@ -42,6 +43,7 @@ use budget::Budget;
 pub(crate) use budget::Home;
 pub(crate) use gate::Permit;
 pub(crate) use helpers::{Helpers, were_inherited};
+pub(crate) use lane::{Lane, TAKEN};
 pub(crate) use lease::Lease;
 pub use ledger::{Holder, Holders};
 pub(crate) use limit::Limit;
@@ -212,6 +214,16 @@ impl<C: SessionConnection> Pool<C> {
 
     pub(crate) fn holders(&self) -> Holders {
         self.gate.holders()
+    }
+
+    /// How many connections the server allows an ordinary role, where it has told; else 0.
+    pub(crate) fn capacity(&self) -> usize {
+        self.server.capacity()
+    }
+
+    /// What the driver gets.
+    pub(crate) fn url(&self) -> &str {
+        self.manager.url()
     }
 
     pub(crate) fn closings(&self) -> usize {

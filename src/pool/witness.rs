@@ -24,6 +24,9 @@ pub(crate) struct Witness {
     left_something: AtomicBool,
     /// What comes is the library's own question, to which an error is an answer.
     looking_away: AtomicBool,
+    /// Whether a change of the schema by raw statements is of interest, and whether there may have been one.
+    looks_for_changes: bool,
+    schema_changed: AtomicBool,
     notes: Mutex<Notes>,
 }
 
@@ -74,13 +77,15 @@ impl Notes {
 }
 
 impl Witness {
-    pub(crate) fn new(kind: Kind) -> Self {
+    pub(crate) fn new(kind: Kind, looks_for_changes: bool) -> Self {
         Self {
             kind,
             noted: AtomicBool::new(false),
             reading: AtomicU8::new(0),
             left_something: AtomicBool::new(false),
             looking_away: AtomicBool::new(false),
+            looks_for_changes,
+            schema_changed: AtomicBool::new(false),
             notes: Mutex::default(),
         }
     }
@@ -109,6 +114,11 @@ impl Witness {
     #[inline]
     pub(crate) fn has_seen_leftovers(&self) -> bool {
         self.left_something.load(Ordering::Acquire)
+    }
+
+    /// Whether a raw statement may have changed the schema, where that was to be looked for.
+    pub(crate) fn may_have_changed_schema(&self) -> bool {
+        self.schema_changed.load(Ordering::Acquire)
     }
 
     /// They are gone.
@@ -144,6 +154,9 @@ impl Witness {
         // An error too: of several statements in one text it may be the last one's.
         if reading > 0 && self.kind.leaves_something(&text, raw) {
             self.left_something.store(true, Ordering::Release);
+        }
+        if self.looks_for_changes && raw && self.kind.may_change_schema(&text) {
+            self.schema_changed.store(true, Ordering::Release);
         }
         match error {
             None if !raw && !self.has_notes() => {}

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::reversal::has_no_way_back;
 use super::{MigrationFailure, Migrations, caught, unexpected, version};
 use crate::app::App;
-use crate::backend::Kind;
+use crate::backend::{Beginning, Kind};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::pool::{Lease, Permit};
@@ -64,7 +64,36 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         change.lock()?;
         let limit = change.kind.lock_limit(change.lock_timeout);
         change.send(&limit)?;
+        if change.is_inside() {
+            let begun = change.kind.begin_inside(change.lease.conn(), Beginning::plain());
+            begun.map_err(|error| Error::from_query(error, at))?;
+        }
         Ok(change)
+    }
+
+    /// Whether everything is inside of a transaction that a test never commits.
+    fn is_inside(&self) -> bool {
+        self.app.spec().lane.is_some()
+    }
+
+    /// MySQL commits every change of the schema, and the look whether there is a bookkeeping table too.
+    fn refuse_inside(&mut self) -> Result<()> {
+        let applied = self.app.applied(&mut self.lease, self.at)?;
+        let pending = self.migrations.iter().map(|migration| version(&**migration));
+        let pending: Vec<String> = pending.filter(|version| !applied.contains(version)).collect();
+        if self.operation == "create_all" && pending.is_empty() {
+            return Ok(());
+        }
+        let app = self.app.id().into();
+        let cause = format!(
+            "{} would be committed, as {} commits every change of the schema",
+            self.operation,
+            self.kind.name()
+        );
+        if let Some(lane) = &self.app.spec().lane {
+            lane.break_off(&cause, Some(self.at));
+        }
+        Err(Error::TestSpoiled { app, cause, at: Some(self.at) })
     }
 
     /// Waits for other schema operations, of this process and of others.
@@ -93,6 +122,9 @@ impl<'a, C: SessionConnection> Change<'a, C> {
     }
 
     pub(super) fn create(&mut self) -> Result<()> {
+        if self.kind == Kind::Mysql && self.is_inside() {
+            return self.refuse_inside();
+        }
         if self.kind == Kind::Sqlite {
             return self.create_one_by_one();
         }
@@ -141,6 +173,9 @@ impl<'a, C: SessionConnection> Change<'a, C> {
     }
 
     pub(super) fn drop_everything(&mut self) -> Result<()> {
+        if self.kind == Kind::Mysql && self.is_inside() {
+            return self.refuse_inside();
+        }
         let atomic_start = self.kind == Kind::Sqlite;
         if atomic_start {
             self.begin_to_write()?;
@@ -283,7 +318,10 @@ impl<'a, C: SessionConnection> Change<'a, C> {
     }
 
     fn begin_to_write(&mut self) -> Result<()> {
-        let begun = self.lease.conn().begin_with("BEGIN IMMEDIATE");
+        let begun = match self.is_inside() {
+            true => self.lease.conn().begin_level(),
+            false => self.lease.conn().begin_with("BEGIN IMMEDIATE"),
+        };
         begun.map_err(|error| self.explain("the beginning", &error.to_string(), Vec::new(), false))
     }
 
@@ -306,9 +344,31 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         self.lease.conn().batch_execute(sql).map_err(|error| Error::from_query(error, self.at))
     }
 
+    /// Keeps what was done inside of a test's transaction, or undoes it.
+    fn leave(&mut self, outcome: Result<()>) -> Result<()> {
+        let kind = self.kind;
+        let conn = self.lease.conn();
+        let kept = outcome.and_then(|()| kind.commit_inside(conn).map_err(|error| Error::from_query(error, self.at)));
+        if kept.is_err() {
+            self.done.clear();
+            for _ in 0..8 {
+                let undone = match self.lease.conn().depth() {
+                    None | Some(0) => break,
+                    Some(1) => kind.rollback_inside(self.lease.conn()),
+                    Some(_) => self.lease.conn().rollback_level(),
+                };
+                if undone.is_err() {
+                    break;
+                }
+            }
+        }
+        kept
+    }
+
     /// Gives the connection back as it was; after an error it is closed.
     pub(super) fn finish(mut self, outcome: Result<()>) -> Result<Vec<String>> {
-        let restored = outcome.is_ok() && {
+        let outcome = if self.is_inside() { self.leave(outcome) } else { outcome };
+        let restored = (outcome.is_ok() || self.is_inside()) && {
             let spec = self.app.spec();
             let unlock = self.kind.unlock_schema(&spec.target.database);
             let limit = self.kind.lock_limit_of(&spec.config);

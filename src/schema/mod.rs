@@ -6,6 +6,7 @@
 
 mod change;
 mod reversal;
+mod script;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -23,6 +24,7 @@ use crate::panic_message;
 use crate::pool::Lease;
 use crate::wording::{name, phrase, sentence};
 use change::Change;
+pub(crate) use script::{Script, leaves_schema};
 
 /// A migration of an application.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -196,10 +198,13 @@ impl<C: SessionConnection> App<C> {
         if exists.is_empty() {
             return Ok(Vec::new());
         }
-        let applied = conn.applied_migrations().map_err(|error| unexpected(error, at))?;
-        Ok(applied.iter().map(ToString::to_string).collect())
+        // Diesel's own look at it makes the table where there is none, which MySQL commits even where there is one.
+        let applied = conn.texts(APPLIED).map_err(|error| Error::from_query(error, at))?;
+        Ok(applied.into_iter().flatten().collect())
     }
 }
+
+const APPLIED: &str = "SELECT version AS value FROM __diesel_schema_migrations ORDER BY version DESC";
 
 fn version<DB: Backend>(migration: &dyn Migration<DB>) -> String {
     migration.name().version().to_string()

@@ -39,7 +39,8 @@ impl<C: SessionConnection> Core<C> {
                 return Err(error);
             }
         };
-        match self.send(C::commit_level) {
+        let (kind, inside) = (self.kind(), self.lane().is_some());
+        match self.send(|conn| if inside { kind.commit_inside(conn) } else { conn.commit_level() }) {
             Ok(()) => {
                 self.restore();
                 self.release();
@@ -62,6 +63,9 @@ impl<C: SessionConnection> Core<C> {
     /// How to learn what will become of the commit that is about to be sent.
     fn resolver(&mut self) -> diesel::QueryResult<Resolver> {
         let kind = self.kind();
+        if self.lane().is_some() {
+            return Ok(Resolver::Silent("it was a savepoint of a test that is rolled back"));
+        }
         let Some(question) = kind.transaction_number() else {
             return Ok(Resolver::Silent(match kind {
                 Kind::Mysql => "MySQL and MariaDB do not tell what became of a transaction",

@@ -194,10 +194,10 @@ impl<C: SessionConnection> Shared<C> {
         let hook = self.app().hooks().after_rollback;
         let changes = hook.map(|_| unit.flushed_now());
         unit.rolled_back(!self.hooks.borrow().is_empty());
-        if let Some(changes) = changes {
-            if let Err(error) = self.tell("after_rollback", &changes, hook, |_| Vec::new()) {
-                log::warn!(target: "diesel_session::session", "after a rollback: {error}");
-            }
+        if let Some(changes) = changes
+            && let Err(error) = self.tell("after_rollback", &changes, hook, |_| Vec::new())
+        {
+            log::warn!(target: "diesel_session::session", "after a rollback: {error}");
         }
     }
 

@@ -303,10 +303,10 @@ impl<C: SessionConnection> Shared<C> {
     /// connection lent, its work can be neither kept nor undone by itself: the whole transaction has to be rolled back.
     pub(super) fn enter_at_end(&self, at: Place) -> Result<RefMut<'_, Core<C>>> {
         let entered = self.enter(at);
-        if entered.is_err() {
-            if let Ok(mut core) = self.core.try_borrow_mut() {
-                core.spoil("its closure ended while the connection was lent".into(), at, true);
-            }
+        if entered.is_err()
+            && let Ok(mut core) = self.core.try_borrow_mut()
+        {
+            core.spoil("its closure ended while the connection was lent".into(), at, true);
         }
         entered
     }

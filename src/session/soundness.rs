@@ -46,8 +46,12 @@ impl<C: SessionConnection> Core<C> {
         let depth = live.conn.depth();
         live.lost |= notes.lost;
         live.doomed |= !watched || notes.lost;
+        if let Some(lane) = live.conn.lane().filter(|_| notes.lost) {
+            lane.break_off(notes.first_error.as_deref().unwrap_or("its connection was lost"), Some(at));
+        }
         if !matches!(self.phase, Phase::Begun(_)) {
             if depth != Some(0) || notes.began || notes.ended_by.is_some() {
+                self.break_lane("a statement began or ended a transaction of its own".into(), at);
                 self.doom();
             }
             return;
@@ -56,8 +60,10 @@ impl<C: SessionConnection> Core<C> {
         let Notes { first_error, last_failed, serialization_failure, lost, ended_by, may_have_ended, .. } = notes;
         if let Some(word) = ended_by {
             self.spoil(format!("`{word}` was sent to the database inside it"), at, true);
+            self.break_lane(format!("`{word}` was sent to the database, which ends a transaction"), at);
             self.doom();
         } else if !watched {
+            self.break_lane("the code that had the connection replaced it, or its instrumentation".into(), at);
             self.spoil("the code that had the connection replaced it, or its instrumentation".into(), at, true);
         } else if lost || depth.is_none_or(|depth| depth < expected) {
             self.spoil(first_error.unwrap_or_else(|| ENDED.into()), at, true);
@@ -71,11 +77,13 @@ impl<C: SessionConnection> Core<C> {
             let Some(lease) = self.lease.as_mut() else { return };
             let live = lease.live();
             live.witness.look_away(true);
-            let alive = kind.is_in_transaction(&mut live.conn, serialization_failure);
+            let alive = kind.is_in_transaction(&mut *live.conn, serialization_failure);
             live.witness.look_away(false);
             if !alive {
                 live.doomed |= raw;
-                self.spoil(first_error.unwrap_or_else(|| ENDED.into()), at, true);
+                let cause = first_error.unwrap_or_else(|| ENDED.into());
+                self.break_lane(format!("the transaction of the test was ended by the database: {cause}"), at);
+                self.spoil(cause, at, true);
             }
         }
         if transient {
@@ -89,6 +97,13 @@ impl<C: SessionConnection> Core<C> {
         match &mut self.spoiled {
             Some(first) => first.ended |= ended,
             None => self.spoiled = Some(Spoiled { cause, at, ended }),
+        }
+    }
+
+    /// The transaction around all of a test's sessions is gone.
+    fn break_lane(&self, cause: String, at: Place) {
+        if let Some(lane) = self.lane() {
+            lane.break_off(cause, Some(at));
         }
     }
 

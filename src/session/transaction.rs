@@ -14,7 +14,7 @@ use crate::app::App;
 use crate::backend::{self, Beginning, Kind};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
-use crate::pool::{Lease, Permit};
+use crate::pool::{Lane, Lease, Permit};
 use crate::settings::Settings;
 use crate::settings::{Isolation, Mode};
 
@@ -57,6 +57,8 @@ pub(crate) struct Core<C: SessionConnection> {
     rollbacks: u64,
     /// What failed in the last transaction and may succeed in another.
     pub(super) transient: Transient,
+    /// The transaction that has begun is that of one statement of an autocommit session in a test that is rolled back.
+    wraps: bool,
 }
 
 impl<C: SessionConnection> Core<C> {
@@ -74,6 +76,7 @@ impl<C: SessionConnection> Core<C> {
             sent_at: None,
             rollbacks: 0,
             transient: Transient::default(),
+            wraps: false,
         }
     }
 
@@ -98,7 +101,7 @@ impl<C: SessionConnection> Core<C> {
 
     /// Whether a statement sent now would be committed by itself.
     pub(crate) fn commits_by_itself(&self) -> bool {
-        self.settings.mode == Mode::Autocommit && !matches!(self.phase, Phase::Begun(_))
+        self.settings.mode == Mode::Autocommit && (self.wraps || !matches!(self.phase, Phase::Begun(_)))
     }
 
     pub(crate) fn is_active(&self) -> bool {
@@ -142,11 +145,16 @@ impl<C: SessionConnection> Core<C> {
                 self.renew_limit(at)?;
                 return self.guard(access, at);
             }
-            _ if self.settings.mode == Mode::Autocommit => false,
+            _ if self.settings.mode == Mode::Autocommit => {
+                self.wraps = self.lane().is_some();
+                self.wraps
+            }
             _ => !(access == Access::Read && self.kind() == Kind::Sqlite && self.reads_outside()),
         };
         if begins {
-            self.begin(at)?;
+            let begun = self.begin(at);
+            self.wraps &= begun.is_ok();
+            begun?;
             return self.guard(access, at);
         }
         if self.lease.is_none() {
@@ -213,7 +221,8 @@ impl<C: SessionConnection> Core<C> {
             }
             let how = self.beginning();
             let kind = self.kind();
-            match self.send(|conn| kind.begin(conn, how)) {
+            let inside = self.lane().is_some();
+            match self.send(|conn| if inside { kind.begin_inside(conn, how) } else { kind.begin(conn, how) }) {
                 Ok(()) => {
                     self.phase = Phase::Begun(at);
                     self.transient = Transient::default();
@@ -239,13 +248,14 @@ impl<C: SessionConnection> Core<C> {
     /// closed, which rolls back too.
     pub(crate) fn rollback(&mut self) {
         self.rollbacks += u64::from(matches!(self.phase, Phase::Begun(_)));
+        self.recover();
         let _ = self.not_inherited(self.sent_at.unwrap_or(std::panic::Location::caller()));
         if matches!(self.phase, Phase::Begun(_)) && self.lease.is_some() && !self.is_doomed() {
             // One more than there are levels: a failed rollback of a level leaves the next to try.
             for _ in 0..=self.levels + 1 {
                 match self.depth() {
                     Some(0) => break,
-                    Some(_) => drop(self.send(C::rollback_level)),
+                    Some(depth) => drop(self.roll_level_back(depth)),
                     None => break,
                 }
             }
@@ -256,6 +266,26 @@ impl<C: SessionConnection> Core<C> {
         }
         self.spoiled = None;
         self.release();
+    }
+
+    fn roll_level_back(&mut self, depth: u32) -> QueryResult<()> {
+        let kind = self.kind();
+        match depth == 1 && self.lane().is_some() {
+            true => self.send(|conn| kind.rollback_inside(conn)),
+            false => self.send(C::rollback_level),
+        }
+    }
+
+    /// Code that panicked has most likely left the one connection of a test where a rollback puts all in order.
+    fn recover(&mut self) {
+        if self.lane().is_none_or(|lane| lane.broken().is_some()) {
+            return;
+        }
+        let Some(lease) = &mut self.lease else { return };
+        let live = lease.live();
+        if live.doomed && !live.lost {
+            live.doomed = false;
+        }
     }
 
     /// Opens a savepoint.
@@ -326,6 +356,9 @@ impl<C: SessionConnection> Core<C> {
 
     /// Between two statements of an autocommit session it holds nothing.
     pub(super) fn rest(&mut self) {
+        if std::mem::take(&mut self.wraps) {
+            return self.unwrap_statement();
+        }
         if !matches!(self.phase, Phase::Idle) {
             return;
         }
@@ -337,6 +370,18 @@ impl<C: SessionConnection> Core<C> {
             }
         }
         self.release();
+    }
+
+    /// Keeps what one statement has done, unless it failed in a way that aborts a transaction.
+    fn unwrap_statement(&mut self) {
+        let kind = self.kind();
+        let sound = self.spoiled.is_none() && !self.is_doomed() && self.depth() == Some(1);
+        if sound && self.send(|conn| kind.commit_inside(conn)).is_ok() {
+            self.restore();
+            self.release();
+        } else {
+            self.rollback();
+        }
     }
 
     fn take(&self, at: Place, in_transaction: bool) -> Result<Lease<C>> {
@@ -361,7 +406,13 @@ impl<C: SessionConnection> Core<C> {
     /// Undoes the settings that outlive the transaction.
     pub(super) fn restore(&mut self) {
         let how = self.beginning();
-        if let Some(sql) = self.kind().after_transaction(how, &self.app.spec().config) {
+        let config = &self.app.spec().config;
+        let limit = match self.lane().is_some() && self.limit_sent.is_some() {
+            true => self.kind().limit_after_inside(config),
+            false => None,
+        };
+        let settings = limit.into_iter().chain(self.kind().after_transaction(how, config));
+        for sql in settings.collect::<Vec<_>>() {
             self.send_restoring(&sql);
         }
         if let Some(sql) = self.unguard.take() {
@@ -452,6 +503,12 @@ impl<C: SessionConnection> Core<C> {
 
     pub(super) fn kind(&self) -> Kind {
         self.app.spec().target.kind
+    }
+
+    /// Where the application is that of a test that is rolled back: its one connection.
+    #[inline]
+    pub(super) fn lane(&self) -> Option<&Lane<C>> {
+        self.app.spec().lane.as_deref()
     }
 
     pub(super) fn depth(&mut self) -> Option<u32> {

@@ -241,7 +241,7 @@ mod hooks_that_panic {
     use diesel::prelude::*;
 
     pub(super) fn chance(of: u64) -> bool {
-        RandomState::new().hash_one(0_u8) % of == 0
+        RandomState::new().hash_one(0_u8).is_multiple_of(of)
     }
 
     pub(super) fn hook<C>(_: &mut C) -> QueryResult<()> {

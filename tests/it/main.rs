@@ -16,6 +16,7 @@ mod clean_hands;
 mod connect;
 mod dispose;
 mod generation;
+mod kit;
 mod pool_hooks;
 mod round_trips;
 mod schema;

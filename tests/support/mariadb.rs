@@ -269,7 +269,8 @@ fn accounts(secret: &str) -> String {
     let app = ["%", "localhost"].map(|host| {
         format!(
             "CREATE USER IF NOT EXISTS '{ROLE}'@'{host}' IDENTIFIED BY '{PASSWORD}';\n\
-             GRANT ALL ON `{ROLE}%`.* TO '{ROLE}'@'{host}';\n"
+             GRANT ALL ON `{ROLE}%`.* TO '{ROLE}'@'{host}';\n\
+             GRANT ALL ON `diesel\\_session\\_%`.* TO '{ROLE}'@'{host}';\n"
         )
     });
     format!(

@@ -1,0 +1,85 @@
+//! A session's transaction as a savepoint inside of another transaction, of which Diesel does not know: then all that is said of
+//! Diesel's depth elsewhere holds for it.
+
+use diesel::result::{DatabaseErrorKind, Error as DieselError, QueryResult};
+
+use super::{Beginning, Kind, postgres};
+use crate::connection::SessionConnection;
+use crate::settings::Mode;
+
+const BEGIN: &str = "SAVEPOINT diesel_session";
+const COMMIT: &str = "RELEASE SAVEPOINT diesel_session";
+const ROLLBACK: &str = "ROLLBACK TO SAVEPOINT diesel_session; RELEASE SAVEPOINT diesel_session";
+
+/// What a commit looks at and a savepoint's release does not. Whether a constraint is immediate afterwards is as it was before.
+const DEFERRED_CONSTRAINTS: &str = "SAVEPOINT diesel_session_check; SET CONSTRAINTS ALL IMMEDIATE; \
+     ROLLBACK TO SAVEPOINT diesel_session_check; RELEASE SAVEPOINT diesel_session_check";
+
+/// A row where a deferred foreign key has no parent.
+const ORPHANS: &str =
+    "SELECT 'yes' AS value FROM pragma_foreign_key_check, pragma_foreign_keys WHERE foreign_keys = 1 LIMIT 1";
+
+impl Kind {
+    /// Begins the transaction around all others.
+    pub(crate) fn begin_outer<C: SessionConnection>(self, conn: &mut C) -> QueryResult<()> {
+        conn.batch_execute(match self {
+            Self::Postgres | Self::Mysql => "BEGIN",
+            Self::Sqlite => "BEGIN IMMEDIATE",
+        })
+    }
+
+    /// Undoes it, with everything inside.
+    pub(crate) fn end_outer<C: SessionConnection>(self, conn: &mut C) -> QueryResult<()> {
+        conn.batch_execute("ROLLBACK")
+    }
+
+    /// Begins a session's transaction. The isolation level is that of the outer one, in which nobody else is; on MySQL and MariaDB it can
+    /// write even where it should only read.
+    pub(crate) fn begin_inside<C: SessionConnection>(self, conn: &mut C, how: Beginning) -> QueryResult<()> {
+        let mut sql = BEGIN.to_owned();
+        if how.mode == Mode::ReadOnly && self == Self::Postgres {
+            sql.push_str("; SET TRANSACTION READ ONLY");
+        }
+        if let Some(limit) = how.remaining.and_then(|remaining| self.limit_statements(remaining)) {
+            sql.push_str("; ");
+            sql.push_str(&limit);
+        }
+        conn.begin_with(&sql)
+    }
+
+    /// Keeps what a session's transaction did, where a commit would.
+    pub(crate) fn commit_inside<C: SessionConnection>(self, conn: &mut C) -> QueryResult<()> {
+        match self {
+            Self::Postgres => conn.end_with(&format!("{DEFERRED_CONSTRAINTS}; {COMMIT}")),
+            Self::Mysql => conn.end_with(COMMIT),
+            Self::Sqlite => {
+                if !conn.texts(ORPHANS)?.is_empty() {
+                    let message = Box::new("FOREIGN KEY constraint failed".to_owned());
+                    return Err(DieselError::DatabaseError(DatabaseErrorKind::ForeignKeyViolation, message));
+                }
+                conn.end_with(COMMIT)
+            }
+        }
+    }
+
+    /// Undoes what a session's transaction did.
+    pub(crate) fn rollback_inside<C: SessionConnection>(self, conn: &mut C) -> QueryResult<()> {
+        conn.end_with(ROLLBACK)
+    }
+
+    /// What gives statements the application's own limit again: inside of a transaction a local one outlives a savepoint.
+    pub(crate) fn limit_after_inside(self, config: &crate::config::Config) -> Option<String> {
+        match self {
+            Self::Postgres => Some(postgres::limit_in_session(config.statement_timeout)),
+            Self::Mysql | Self::Sqlite => None,
+        }
+    }
+
+    /// Whether a raw statement may change the schema, in a way that a rollback undoes and what is prepared on the connection does not see.
+    pub(crate) fn may_change_schema(self, sql: &str) -> bool {
+        self == Self::Postgres && {
+            let sql = sql.to_ascii_lowercase();
+            ["create", "alter", "drop", "call", "execute"].iter().any(|word| sql.contains(word))
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The one connection of a test that is rolled back: it is inside a transaction that is never committed, and all pools that the
+//! test's application ever has use it.
+//!
+//! Where a pool would close its connection it is parked here instead, and the next pool finds it. What ends the transaction, or leaves
+//! the connection in a state nobody knows, breaks the lane: from then on nothing is lent, as a new connection would find an empty
+//! database.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::backend::Kind;
+use crate::connection::SessionConnection;
+use crate::error::{Error, Place, Result};
+
+/// One connection, and what became of its transaction.
+pub(crate) struct Lane<C> {
+    parked: Mutex<Parked<C>>,
+    /// A query that answers `1` where no other process has the lane's database.
+    claim: Option<String>,
+    begun: AtomicBool,
+    /// Why nothing is lent any more.
+    broken: Mutex<Option<Break>>,
+    is_broken: AtomicBool,
+    /// What Diesel keeps prepared on it may be of a schema that is undone.
+    schema_changed: AtomicBool,
+    /// Something was set on it that outlives the transaction.
+    soiled: AtomicBool,
+}
+
+/// Where the connection is.
+pub(crate) enum Parked<C> {
+    /// Nowhere: it has to be made.
+    Nowhere,
+    /// Here.
+    Here(C),
+    /// A pool has it.
+    Lent,
+}
+
+/// What ended the transaction of a test.
+#[derive(Debug, Clone)]
+pub(crate) struct Break {
+    pub(crate) cause: String,
+    pub(crate) at: Option<Place>,
+}
+
+impl<C> fmt::Debug for Lane<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lane").field("broken", &self.broken()).finish_non_exhaustive()
+    }
+}
+
+impl<C> Lane<C> {
+    /// The first pool makes the connection.
+    pub(crate) fn new(claim: Option<String>) -> Self {
+        Self {
+            parked: Mutex::new(Parked::Nowhere),
+            claim,
+            begun: AtomicBool::new(false),
+            broken: Mutex::new(None),
+            is_broken: AtomicBool::new(false),
+            schema_changed: AtomicBool::new(false),
+            soiled: AtomicBool::new(false),
+        }
+    }
+
+    /// An error once it is broken.
+    pub(crate) fn check(&self, app: &str) -> Result<()> {
+        match self.broken() {
+            None => Ok(()),
+            Some(Break { cause, at }) => Err(Error::TestSpoiled { app: app.into(), cause, at }),
+        }
+    }
+
+    /// The connection, or that it has to be made: then the caller has it, or says that it [failed](Self::not_made).
+    pub(super) fn take(&self) -> Parked<C> {
+        std::mem::replace(&mut *self.parked(), Parked::Lent)
+    }
+
+    pub(super) fn not_made(&self) {
+        *self.parked() = Parked::Nowhere;
+    }
+
+    /// Lends nothing from here on. What broke it first is what counts.
+    pub(crate) fn break_off(&self, cause: impl Into<String>, at: Option<Place>) {
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        broken.get_or_insert_with(|| Break { cause: cause.into(), at });
+        self.is_broken.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn broken(&self) -> Option<Break> {
+        if !self.is_broken.load(Ordering::Acquire) {
+            return None;
+        }
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn schema_changes(&self) {
+        self.schema_changed.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn soil(&self) {
+        self.soiled.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    /// Whether the connection is, after its transaction, as it was before.
+    pub(crate) fn is_clean(&self) -> bool {
+        !self.is_broken.load(Ordering::Acquire)
+            && !self.schema_changed.load(Ordering::Acquire)
+            && !self.soiled.load(Ordering::Acquire)
+    }
+
+    fn parked(&self) -> MutexGuard<'_, Parked<C>> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<C: SessionConnection> Lane<C> {
+    /// Begins the transaction that is never committed, unless it has begun.
+    pub(super) fn begin(&self, kind: Kind, conn: &mut C) -> Result<(), String> {
+        if self.has_begun() {
+            return Ok(());
+        }
+        kind.begin_outer(conn).map_err(|error| error.to_string())?;
+        if let Some(claim) = &self.claim {
+            let answer = conn.texts(claim).map_err(|error| error.to_string())?;
+            if answer.first().and_then(Option::as_deref) != Some("1") {
+                return Err(TAKEN.into());
+            }
+        }
+        self.begun.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Undoes the transaction, when no pool has the connection any more. Whether the lane may serve another test: then the connection
+    /// is as it was, or will be made anew.
+    pub(crate) fn end(&self, kind: Kind) -> bool {
+        let parked = std::mem::replace(&mut *self.parked(), Parked::Nowhere);
+        let begun = self.begun.swap(false, Ordering::AcqRel);
+        let sound = self.broken().is_none();
+        match parked {
+            Parked::Here(mut conn) => {
+                let undone = begun && kind.end_outer(&mut conn).is_ok() && conn.depth() == Some(0);
+                if undone && self.is_clean() {
+                    *self.parked() = Parked::Here(conn);
+                }
+                self.schema_changed.store(false, Ordering::Release);
+                self.soiled.store(false, Ordering::Release);
+                sound && undone
+            }
+            Parked::Nowhere => sound,
+            Parked::Lent => {
+                *self.parked() = Parked::Lent;
+                false
+            }
+        }
+    }
+}
+
+/// What a connect says of a lane that another process has.
+pub(crate) const TAKEN: &str = "another process runs a test in this database";
+
+/// A connection that a pool has; drop closes it, or parks it in its lane.
+pub(crate) struct Held<C> {
+    /// Only drop takes it.
+    conn: Option<C>,
+    lane: Option<Arc<Lane<C>>>,
+}
+
+impl<C> Held<C> {
+    pub(crate) fn new(conn: C, lane: Option<Arc<Lane<C>>>) -> Self {
+        Self { conn: Some(conn), lane }
+    }
+
+    pub(crate) fn lane(&self) -> Option<&Arc<Lane<C>>> {
+        self.lane.as_ref()
+    }
+}
+
+impl<C> Deref for Held<C> {
+    type Target = C;
+
+    #[inline]
+    fn deref(&self) -> &C {
+        self.conn.as_ref().expect(ONLY_DROP)
+    }
+}
+
+impl<C> DerefMut for Held<C> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut C {
+        self.conn.as_mut().expect(ONLY_DROP)
+    }
+}
+
+impl<C> Drop for Held<C> {
+    fn drop(&mut self) {
+        if let (Some(lane), Some(conn)) = (&self.lane, self.conn.take()) {
+            *lane.parked() = Parked::Here(conn);
+        }
+    }
+}
+
+const ONLY_DROP: &str = "only drop takes the connection";

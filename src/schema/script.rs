@@ -1,0 +1,285 @@
+//! What an application's migrations send, as text, known without a database.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use diesel::backend::Backend;
+use diesel::connection::{BoxableConnection, SimpleConnection};
+use diesel::migration::{CREATE_MIGRATIONS_TABLE, Migration};
+use diesel::result::QueryResult;
+
+use super::version;
+use crate::app::App;
+use crate::backend::Kind;
+use crate::backend::sql_parts::{Part, Parts};
+use crate::connection::SessionConnection;
+use crate::error::{Error, Result};
+
+/// The migrations of an application for the kind of database it has, in the order of their versions.
+#[derive(Debug)]
+pub(crate) struct Script {
+    steps: Vec<Step>,
+    /// Whether there are migrations for this kind, be they none; otherwise `create_all` makes nothing, not even its own table.
+    known: bool,
+}
+
+/// One migration.
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub(crate) version: String,
+    pub(crate) name: String,
+    /// `None` where it is opaque: code of the program's own whose effect no text describes.
+    pub(crate) sql: Option<String>,
+    pub(crate) in_transaction: bool,
+}
+
+impl<C: SessionConnection> App<C> {
+    /// What its migrations send. The database is not asked.
+    pub(crate) fn script(&self) -> Result<Script> {
+        let mut migrations = match self.known_migrations() {
+            Err(Error::NoMigrations { .. }) => return Ok(Script { steps: Vec::new(), known: false }),
+            known => known?,
+        };
+        migrations.sort_by_cached_key(|migration| version(&**migration));
+        let kind = self.spec().target.kind;
+        let steps = migrations.iter().map(|migration| Step {
+            version: version(&**migration),
+            name: migration.name().to_string(),
+            sql: text_of(&**migration, kind),
+            in_transaction: migration.metadata().run_in_transaction(),
+        });
+        Ok(Script { steps: steps.collect(), known: true })
+    }
+}
+
+impl Script {
+    /// All of it as one text that makes on an empty database what `create_all` makes, sent outside of any transaction. It is empty
+    /// where there are no migrations for this kind.
+    ///
+    /// PostgreSQL takes it as one transaction. For SQLite the text begins and commits transactions where the migrations have
+    /// them; after an error in the midst of it the connection is to be closed. `None` where something is opaque or without an
+    /// end, or where on PostgreSQL a migration is not to run in a transaction.
+    pub(crate) fn batch(&self, kind: Kind) -> Option<String> {
+        let mut batch = Batch { text: String::new(), kind, in_transaction: false };
+        if !self.known {
+            return Some(batch.text);
+        }
+        batch.push(CREATE_MIGRATIONS_TABLE, true)?;
+        for step in &self.steps {
+            if kind == Kind::Postgres && !step.in_transaction {
+                return None;
+            }
+            batch.push(step.sql.as_deref()?, step.in_transaction)?;
+        }
+        let versions: Vec<String> = self.versions().map(|version| format!("({})", kind.literal(version))).collect();
+        if !versions.is_empty() {
+            let insert = format!("INSERT INTO __diesel_schema_migrations (version) VALUES {};", versions.join(", "));
+            batch.push(&insert, true)?;
+        }
+        batch.commit();
+        Some(batch.text)
+    }
+
+    /// Two scripts with the same digest make the same schema: 128 bits as hexadecimal digits, the same in every process and build.
+    /// `None` where something is opaque.
+    pub(crate) fn digest(&self) -> Option<String> {
+        let mut digest = Fnv::new();
+        digest.bytes(&[u8::from(self.known)]);
+        for step in &self.steps {
+            digest.field(&step.version);
+            digest.field(step.sql.as_deref()?);
+            digest.bytes(&[u8::from(step.in_transaction)]);
+        }
+        Some(format!("{:032x}", digest.0))
+    }
+
+    /// The first migration that names something outside of the schema it is applied in, on PostgreSQL, and the words.
+    pub(crate) fn leaves_its_schema(&self) -> Option<(String, String)> {
+        self.steps.iter().find_map(|step| Some((step.name.clone(), leaves_schema(step.sql.as_deref()?)?)))
+    }
+
+    pub(crate) fn versions(&self) -> impl Iterator<Item = &str> {
+        self.steps.iter().map(|step| &*step.version)
+    }
+}
+
+/// What belongs to the whole of a PostgreSQL database, or to none of its schemas.
+const OUTSIDE: [&str; 7] = ["EXTENSION", "SCHEMA", "DATABASE", "EVENT", "PUBLICATION", "SUBSCRIPTION", "SERVER"];
+
+/// Functions whose argument is the name of a relation as a string.
+const NAMING: [&str; 5] = ["NEXTVAL", "SETVAL", "CURRVAL", "TO_REGCLASS", "TO_REGTYPE"];
+
+/// The first words in a PostgreSQL text that name something outside of the schema in which the text is run. Comments and strings
+/// do not count, but for the strings that are names; bodies of functions do.
+pub(crate) fn leaves_schema(sql: &str) -> Option<String> {
+    let parts: Vec<_> = Parts::of(sql, Kind::Postgres).collect();
+    let part = |at: usize| parts.get(at).map(|(part, ..)| *part);
+    let is = |at: Option<usize>, word: &str| at.and_then(part).is_some_and(|part| is_word(part, word));
+    let is_sign = |at: usize, sign| part(at) == Some(Part::Sign(sign));
+    let is_public =
+        |at| matches!(part(at), Some(Part::Word(name) | Part::Name(name)) if name.eq_ignore_ascii_case("public"));
+    let words = |first: usize, last: usize| {
+        let last = last.min(parts.len() - 1);
+        let words: Vec<&str> = (first..=last).map(|at| &sql[parts[at].1..parts[at].2]).collect();
+        words.join(" ").replace(" . ", ".")
+    };
+    for (at, &(here, ..)) in parts.iter().enumerate() {
+        let (before, this) = (at.checked_sub(1), Some(at));
+        if is_public(at) && is_sign(at + 1, '.') {
+            return Some(words(at, at + 2));
+        }
+        match here {
+            Part::Body(body) => {
+                if let Some(words) = leaves_schema(body) {
+                    return Some(words);
+                }
+            }
+            Part::Text(text) => {
+                let is_name = is_sign(at + 1, ':') && is_sign(at + 2, ':') && is_reg(part(at + 3))
+                    || before.is_some_and(|before| is_sign(before, '('))
+                        && NAMING.iter().any(|function| is(at.checked_sub(2), function));
+                // An argument of `set_config`; nobody's data.
+                if text.eq_ignore_ascii_case("search_path") || is_name && leaves_schema(text).is_some() {
+                    return Some(words(at, at));
+                }
+            }
+            Part::Name(name) if name.eq_ignore_ascii_case("search_path") => return Some(words(at, at)),
+            Part::Word(_) if is(this, "SEARCH_PATH") => return Some(words(at, at)),
+            Part::Word(_) if is(this, "SCHEMA") && is_public(at + 1) => return Some(words(at, at + 1)),
+            // Not a column of that name.
+            Part::Word(_) if is(this, "SCHEMA") && is(before, "SET") && !is_sign(at + 1, '=') => {
+                return Some(words(at - 1, at + 1));
+            }
+            Part::Word(_)
+                if OUTSIDE.iter().any(|outside| is(this, outside))
+                    && ["CREATE", "ALTER", "DROP"].iter().any(|verb| is(before, verb)) =>
+            {
+                return Some(words(at - 1, at));
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+fn is_word(part: Part<'_>, wanted: &str) -> bool {
+    matches!(part, Part::Word(word) if word.eq_ignore_ascii_case(wanted))
+}
+
+/// Whether a cast makes a name of a string.
+fn is_reg(part: Option<Part<'_>>) -> bool {
+    matches!(part, Some(Part::Word(word)) if word.to_ascii_lowercase().starts_with("reg"))
+}
+
+/// A text that grows by statements.
+struct Batch {
+    text: String,
+    kind: Kind,
+    /// What has been begun in SQLite's text.
+    in_transaction: bool,
+}
+
+impl Batch {
+    fn push(&mut self, sql: &str, in_transaction: bool) -> Option<()> {
+        if !in_transaction {
+            self.commit();
+        } else if self.kind == Kind::Sqlite && !self.in_transaction {
+            self.text.push_str("BEGIN;\n");
+            self.in_transaction = true;
+        }
+        self.text.push_str(sql);
+        self.text.push_str(ending(sql, self.kind)?);
+        Some(())
+    }
+
+    fn commit(&mut self) {
+        if self.in_transaction {
+            self.text.push_str("COMMIT;\n");
+            self.in_transaction = false;
+        }
+    }
+}
+
+/// What has to stand between `sql` and another statement: MySQL does not like one `;` too many. `None` where all that follows
+/// would be in a quote or a comment.
+fn ending(sql: &str, kind: Kind) -> Option<&'static str> {
+    let mut parts = Parts::of(sql, kind);
+    let last = parts.by_ref().last();
+    match last {
+        _ if parts.is_open() => None,
+        None | Some((Part::Sign(';'), ..)) => Some("\n"),
+        Some(_) => Some("\n;\n"),
+    }
+}
+
+/// The text that a migration sends, where that is all it does.
+fn text_of<DB: Backend>(migration: &dyn Migration<DB>, kind: Kind) -> Option<String> {
+    let mut recorder = Recorder::default();
+    let ran = catch_unwind(AssertUnwindSafe(|| migration.run(&mut recorder)));
+    if !matches!(ran, Ok(Ok(()))) || recorder.looked_into.get() {
+        return None;
+    }
+    // An empty text is an error of its own on some databases.
+    let (last, before) =
+        recorder.sent.split_last().filter(|_| recorder.sent.iter().all(|sql| !sql.trim().is_empty()))?;
+    let mut text = String::new();
+    for sql in before {
+        text.push_str(sql);
+        text.push_str(ending(sql, kind)?);
+    }
+    text.push_str(last);
+    Some(text)
+}
+
+/// Stands for a connection and keeps what is sent.
+#[derive(Default)]
+struct Recorder {
+    sent: Vec<String>,
+    /// Somebody wants to know which connection it is, and will do with it what no text tells.
+    looked_into: Cell<bool>,
+}
+
+impl SimpleConnection for Recorder {
+    fn batch_execute(&mut self, sql: &str) -> QueryResult<()> {
+        self.sent.push(sql.to_owned());
+        Ok(())
+    }
+}
+
+impl<DB: Backend> BoxableConnection<DB> for Recorder {
+    fn as_any(&self) -> &dyn Any {
+        self.looked_into.set(true);
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self.looked_into.set(true);
+        self
+    }
+}
+
+/// FNV-1a of 128 bits: the standard library's hashers promise nothing from one build to the next.
+struct Fnv(u128);
+
+impl Fnv {
+    const fn new() -> Self {
+        Self(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d)
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+        }
+    }
+
+    /// With its length, so that what one field ends with is never what the next begins with.
+    fn field(&mut self, text: &str) {
+        self.bytes(&(text.len() as u64).to_le_bytes());
+        self.bytes(text.as_bytes());
+    }
+}
+
+#[cfg(test)]
+#[path = "script_tests.rs"]
+mod tests;

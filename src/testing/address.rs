@@ -1,0 +1,86 @@
+//! URLs of other databases on the same server.
+
+use crate::backend::Kind;
+use crate::percent::encode;
+use crate::url::Target;
+
+/// `target`'s URL with another database.
+///
+/// # Errors
+/// A reason, where the URL names its database in a way that would win over the new one.
+pub(super) fn with_database(target: &Target, database: &str) -> Result<String, String> {
+    let url = &target.url;
+    if target.kind == Kind::Postgres && !url.contains("://") {
+        // Of a keyword that comes twice libpq takes the last.
+        return Ok(target.with_parameters(&[("dbname", database.to_owned())]));
+    }
+    if target.kind == Kind::Postgres && target.sets("dbname") {
+        return Err("the URL names its database by the parameter `dbname`; write it as the URL's path".into());
+    }
+    let (before, query) = match url.split_once('?') {
+        Some((before, query)) => (before, format!("?{query}")),
+        None => (url.as_str(), String::new()),
+    };
+    let authority = before.find("://").map_or(0, |at| at + 3);
+    let end = before[authority..].find('/').map_or(before.len(), |at| authority + at);
+    Ok(format!("{}/{}{query}", &before[..end], encode(database)))
+}
+
+/// `target`'s URL whose sessions see nothing but one schema. It is a parameter of the connection, to which `RESET ALL` comes back.
+///
+/// # Errors
+/// A reason, where the URL has parameters of that kind.
+pub(super) fn with_schema(target: &Target, schema: &str) -> Result<String, String> {
+    if target.sets("options") {
+        return Err("the URL has a parameter `options`, which a schema of its own needs for itself; \
+             use `Config::on_connect` for the settings"
+            .into());
+    }
+    Ok(target.with_parameters(&[("options", format!("-c search_path={schema}"))]))
+}
+
+/// The URL for people, without its password.
+pub(super) fn without_password(target: &Target) -> String {
+    let url = &target.url;
+    let Some(at) = url.find("://").map(|at| at + 3) else { return target.scrub(url) };
+    let end = url[at..].find(['/', '?']).map_or(url.len(), |end| at + end);
+    let bare = match url[at..end].rsplit_once('@') {
+        Some((credentials, host)) => {
+            format!("{}@{host}", credentials.split(':').next().unwrap_or_default())
+        }
+        None => url[at..end].to_owned(),
+    };
+    target.scrub(&format!("{}{bare}{}", &url[..at], &url[end..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(url: &str) -> Target {
+        Target::parse(url, None).expect(url)
+    }
+
+    #[test]
+    fn the_database_is_another_and_nothing_else() {
+        let with = |url| with_database(&target(url), "a b\"c").expect(url);
+        assert_eq!(with("postgres://u:p@h:1/db?x=y"), "postgres://u:p@h:1/a%20b%22c?x=y");
+        assert_eq!(with("postgres://u:p@/db?host=%2Ftmp"), "postgres://u:p@/a%20b%22c?host=%2Ftmp");
+        assert_eq!(with("postgres://h"), "postgres://h/a%20b%22c");
+        assert_eq!(with("mysql://u:p@h/db"), "mysql://u:p@h/a%20b%22c");
+        assert_eq!(with("host=h dbname=db"), "host=h dbname=db dbname='a b\"c'");
+        assert!(with_database(&target("postgres://h/?dbname=x"), "y").is_err());
+        for url in ["postgres://u:p@h:1/db?x=y", "host=h dbname=db", "mysql://u:p@h/db"] {
+            assert_eq!(target(&with(url)).database, "a b\"c", "{url}");
+        }
+    }
+
+    #[test]
+    fn people_see_no_password() {
+        let shown = |url| without_password(&target(url));
+        assert_eq!(shown("postgres://u:sec%40ret@h:1/db?x=y"), "postgres://u@h:1/db?x=y");
+        assert_eq!(shown("mysql://u:secret@h/db"), "mysql://u@h/db");
+        assert_eq!(shown("shop.sqlite"), "shop.sqlite");
+        assert!(!shown("host=h password=secret1 dbname=x").contains("secret1"));
+    }
+}

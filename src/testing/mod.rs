@@ -1,0 +1,78 @@
+//! A database for every test: made in milliseconds, gone when the test has ended in whatever way.
+#![doc = include_str!("guide.md")]
+
+mod address;
+mod content;
+mod files;
+mod fixture;
+mod folder;
+mod homes;
+mod house;
+mod isolation;
+mod lanes;
+mod ledger;
+mod leftovers;
+mod line;
+mod lock_file;
+mod names;
+mod owner;
+mod setup;
+mod slots;
+mod test_app;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+pub use fixture::Fixture;
+pub use isolation::TestIsolation;
+pub use ledger::assert_clean;
+pub use setup::TestSetup;
+pub use test_app::TestApp;
+
+use crate::app::App;
+use crate::connection::SessionConnection;
+
+/// What a test function returns: nothing, or a `Result`.
+pub trait TestOutcome {
+    #[doc(hidden)]
+    fn has_failed(&self) -> bool;
+}
+
+impl TestOutcome for () {
+    fn has_failed(&self) -> bool {
+        false
+    }
+}
+
+impl<T, E> TestOutcome for Result<T, E> {
+    fn has_failed(&self) -> bool {
+        self.is_err()
+    }
+}
+
+/// Runs `body` in a context of a test's application: what [`#[diesel_session::test]`](macro@crate::test) does with a function.
+///
+/// # Panics
+/// Where the application cannot be made, where `body` panics, and where a test that succeeded has left something.
+pub fn run<C: SessionConnection, R: TestOutcome>(setup: TestSetup<C>, body: impl FnOnce(App<C>) -> R) -> R {
+    let repeats = setup.warn_repeats;
+    let mut test = setup.start().unwrap_or_else(|error| panic!("{error}"));
+    let app = test.app().clone();
+    let outcome = catch_unwind(AssertUnwindSafe(|| app.context(|| watched(repeats, || body(app.clone())))));
+    drop(app);
+    if !matches!(&outcome, Ok(outcome) if !outcome.has_failed()) {
+        test.fail();
+        if let Err(error) = test.finish() {
+            test_app::say(&error.to_string());
+        }
+        return outcome.unwrap_or_else(|panic| resume_unwind(panic));
+    }
+    if let Err(error) = test.finish() {
+        panic!("{error}");
+    }
+    outcome.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+fn watched<R>(repeats: Option<usize>, body: impl FnOnce() -> R) -> R {
+    let _ = repeats;
+    body()
+}

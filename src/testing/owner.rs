@@ -1,0 +1,187 @@
+//! A process's session on a server, which makes and removes databases. As long as it lives, the databases of its number are in use.
+
+use std::panic::Location;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use diesel::result::QueryResult;
+
+use super::address::with_database;
+use super::names::Name;
+use super::slots::{Slots, Taken};
+use crate::app::App;
+use crate::backend::{self, Kind};
+use crate::config::Config;
+use crate::connection::SessionConnection;
+use crate::database::Registrar;
+use crate::error::{ConnectErrorKind, Error, Result};
+use crate::pool::Lease;
+use crate::url::Target;
+
+/// How long it waits for a connection to a server that is full.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long it waits for locks of others.
+const LOCKS: Duration = Duration::from_secs(5);
+
+/// The session, which is opened when it is needed.
+pub(super) struct Owner<C: SessionConnection> {
+    /// The same server by its databases, in the order in which they are tried.
+    doors: Vec<App<C>>,
+    kind: Kind,
+    open: Mutex<Option<Desk<C>>>,
+}
+
+/// The open session.
+pub(super) struct Desk<C: SessionConnection> {
+    lease: Lease<C>,
+    kind: Kind,
+    number: u32,
+    made: u32,
+    /// None where the budget had no more.
+    _slot: Option<Taken>,
+}
+
+impl<C: SessionConnection> Owner<C> {
+    pub(super) fn new(registrar: &'static dyn Registrar<C>, config: &Config, target: &Target) -> Result<Self> {
+        let kind = target.kind;
+        let others: &[&str] = match kind {
+            Kind::Postgres => &["postgres", "template1"],
+            Kind::Mysql => &[""],
+            Kind::Sqlite => &[],
+        };
+        let others = others.iter().filter_map(|database| with_database(target, database).ok());
+        let door = |url: String| {
+            let config = Config::new(url)
+                .max_size(1)
+                .acquire_timeout(PATIENCE)
+                .connect_timeout(config.connect_timeout)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .leak_threshold(None)
+                .lock_timeout(LOCKS);
+            registrar.make_bare("tests".into(), config)
+        };
+        let doors = std::iter::once(config.url.clone()).chain(others).map(door).collect::<Result<_>>()?;
+        Ok(Self { doors, kind, open: Mutex::new(None) })
+    }
+
+    /// An application on the server, for what can be asked without a connection.
+    pub(super) fn app(&self) -> &App<C> {
+        &self.doors[0]
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    /// Ends the session; its databases are nobody's from then on.
+    pub(super) fn close(&self) {
+        let desk = self.lock().take();
+        if let Some(desk) = desk {
+            drop(desk);
+            self.doors.iter().for_each(|door| drop(door.dispose()));
+        }
+    }
+
+    /// Works with the session. It is opened first where that is due, with a slot of `taken` where that has one to spare.
+    pub(super) fn work<T>(
+        &self,
+        slots: &Arc<Slots>,
+        taken: &mut Taken,
+        keep: usize,
+        work: impl FnOnce(&mut Desk<C>) -> Result<T>,
+    ) -> Result<T> {
+        let mut open = self.lock();
+        if open.is_none() {
+            let slot = if taken.len() > keep { Some(taken.split_off(1)) } else { slots.try_take(1, "tests") };
+            *open = Some(self.open(slots, slot)?);
+        }
+        let desk = open.as_mut().expect("it was just opened");
+        let outcome = work(desk);
+        if desk.lease.live().lost {
+            *open = None;
+        }
+        outcome
+    }
+
+    /// Works with the session where it is open.
+    pub(super) fn work_on<T>(&self, work: impl FnOnce(&mut Desk<C>) -> Result<T>) -> Option<Result<T>> {
+        self.lock().as_mut().map(work)
+    }
+
+    fn open(&self, slots: &Slots, slot: Option<Taken>) -> Result<Desk<C>> {
+        let at = Location::caller();
+        let mut doors = self.doors.iter();
+        let lease = loop {
+            let Some(door) = doors.next() else {
+                return Err(Error::InvalidConfig { app: "tests".into(), reason: "no database can be reached".into() });
+            };
+            match door.pool()?.acquire(at, false, None) {
+                Err(Error::Connect { kind: ConnectErrorKind::UnknownDatabase, .. }) if doors.len() > 0 => {}
+                other => break other?,
+            }
+        };
+        let capacity = lease.pool().capacity();
+        if capacity > 0 {
+            slots.set_capacity(capacity);
+        }
+        let mut desk = Desk { lease, kind: self.kind, number: 0, made: 0, _slot: slot };
+        loop {
+            let number = random();
+            if desk.is_true(&self.kind.claim_owner(number))? {
+                desk.number = number;
+                return Ok(desk);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Desk<C>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<C: SessionConnection> Desk<C> {
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// A name that nothing has yet.
+    pub(super) fn new_name(&mut self) -> Name {
+        self.made += 1;
+        Name::Test { owner: self.number, number: self.made }
+    }
+
+    pub(super) fn send(&mut self, sql: &str) -> Result<()> {
+        let sent = self.lease.conn().batch_execute(sql);
+        self.explained(sent)
+    }
+
+    pub(super) fn texts(&mut self, sql: &str) -> Result<Vec<String>> {
+        let answer = self.lease.conn().texts(sql);
+        Ok(self.explained(answer)?.into_iter().flatten().collect())
+    }
+
+    pub(super) fn is_true(&mut self, sql: &str) -> Result<bool> {
+        Ok(self.texts(sql)?.first().is_some_and(|answer| answer == "1"))
+    }
+
+    fn explained<T>(&mut self, outcome: QueryResult<T>) -> Result<T> {
+        outcome.map_err(|error| {
+            let live = self.lease.live();
+            live.lost |= backend::is_connection_lost(&error);
+            live.doomed |= live.lost;
+            Error::from_query(error, Location::caller())
+        })
+    }
+}
+
+/// Nobody else's, most likely: the server has the last word.
+fn random() -> u32 {
+    use std::hash::{BuildHasher, RandomState};
+    (RandomState::new().hash_one(std::process::id()) >> 16) as u32
+}

@@ -1,0 +1,274 @@
+//! Tests that are rolled back: what a session can do in one.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel_session::Isolation;
+
+use super::*;
+
+macro_rules! rolled_back {
+    ($($name:ident),+ $(,)?) => { $(
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn postgres() {
+                if enabled(Kind::Postgres) {
+                    super::$name::<PgConnection>(&Config::new(support::postgres().url()));
+                }
+            }
+
+            #[test]
+            fn mysql() {
+                if enabled(Kind::Mysql) {
+                    super::$name::<MysqlConnection>(&Config::new(support::mariadb().url()));
+                }
+            }
+
+            #[test]
+            fn sqlite() {
+                super::$name::<SqliteConnection>(&Config::new(":memory:"));
+            }
+
+            #[test]
+            fn any_mysql() {
+                if enabled(Kind::Mysql) {
+                    super::$name::<Any>(&Config::new(support::mariadb().url()));
+                }
+            }
+        }
+    )+ };
+}
+
+rolled_back!(
+    ten_commits_leave_nothing,
+    everything_of_a_session,
+    errors_spoil_nothing_but_their_own,
+    an_autocommit_scope,
+    every_thread_shares_the_connection,
+    one_thread_that_waits_for_itself,
+    a_disposal_in_between,
+    a_panic_with_the_connection,
+    a_commit_behind_its_back,
+);
+
+#[track_caller]
+fn rollback<C: Conn>(config: &Config) -> TestApp<C> {
+    begin(&(config.clone(), TestIsolation::Rollback))
+}
+
+fn ten_commits_leave_nothing<C: Conn>(config: &Config) {
+    let test = rollback::<C>(config);
+    for rows in 1..=10 {
+        test.context(|| {
+            let session = C::db().session()?;
+            session.send(INSERT)?;
+            session.commit()?;
+            assert_eq!(session.number(COUNT)?, rows);
+            Ok::<(), Error>(())
+        })
+        .unwrap();
+    }
+    test.finish().unwrap();
+    let next = rollback::<C>(config);
+    assert_eq!(committed(&next), 0);
+    next.finish().unwrap();
+}
+
+fn everything_of_a_session<C: Conn>(config: &Config) {
+    let test = rollback::<C>(config);
+    test.context(|| {
+        let session = C::db().session()?;
+        session.begin()?;
+        session.send(INSERT)?;
+        session.rollback()?;
+        assert_eq!(session.number(COUNT)?, 0);
+        session.rollback()?;
+        session.transaction(|session| {
+            session.send(INSERT)?;
+            let undone: Result<()> = session.savepoint(|session| {
+                session.send(INSERT)?;
+                Err(Error::NoContext { at: std::panic::Location::caller() })
+            });
+            assert!(undone.is_err());
+            session.savepoint(|session| session.send(INSERT))
+        })?;
+        assert_eq!(session.number(COUNT)?, 2);
+        // What Diesel's own code does.
+        session.with(|conn| {
+            let undone: QueryResult<()> = conn.transaction(|conn| {
+                conn.batch_execute(INSERT)?;
+                Err(diesel::result::Error::RollbackTransaction)
+            });
+            assert!(undone.is_err());
+            conn.transaction(|conn| conn.batch_execute(INSERT))
+        })?;
+        assert_eq!(session.number(COUNT)?, 3);
+        session.commit()
+    })
+    .unwrap();
+    for level in [Isolation::ReadCommitted, Isolation::Serializable] {
+        let scope = test.scope().isolation(level).deadline(Duration::from_secs(20)).commit_on_ok();
+        scope.run(|| C::db().session()?.send(INSERT)).unwrap();
+    }
+    let read = test.scope().read_only().run(|| {
+        let session = C::db().session()?;
+        assert_eq!(session.number(COUNT)?, 5);
+        Ok::<bool, Error>(session.send(INSERT).is_err())
+    });
+    // MySQL knows no read-only part of a transaction.
+    let refuses = !test.url().starts_with("mysql");
+    assert_eq!(read.unwrap(), refuses);
+    assert_eq!(committed(&test), 5);
+    assert_eq!(test.create_all().unwrap(), Vec::<String>::new());
+    test.ping().unwrap();
+    test.finish().unwrap();
+}
+
+fn errors_spoil_nothing_but_their_own<C: Conn>(config: &Config) {
+    let test = rollback::<C>(config);
+    test.context(|| {
+        let session = C::db().session()?;
+        session.send(INSERT)?;
+        session.commit()?;
+        session.send(INSERT)?;
+        assert!(session.send("INSERT INTO nowhere VALUES (1)").is_err());
+        session.rollback()?;
+        assert_eq!(session.number(COUNT)?, 1);
+        let failed = session.transaction(|session| session.send("SELECT nothing FROM nowhere"));
+        assert!(failed.is_err());
+        session.send(INSERT)?;
+        session.commit()
+    })
+    .unwrap();
+    assert_eq!(committed(&test), 2);
+    test.finish().unwrap();
+}
+
+fn an_autocommit_scope<C: Conn>(config: &Config) {
+    let test = rollback::<C>(config);
+    test.scope()
+        .autocommit()
+        .run(|| {
+            let session = C::db().session()?;
+            session.send(INSERT)?;
+            assert!(session.send("SELECT nothing FROM nowhere").is_err());
+            assert_eq!(session.number(COUNT)?, 1);
+            let mut conn = session.connection()?;
+            conn.batch_execute(INSERT)?;
+            drop(conn);
+            session.transaction(|session| session.send(INSERT))?;
+            assert!(!session.in_transaction());
+            session.rollback()
+        })
+        .unwrap();
+    assert_eq!(committed(&test), 3);
+    test.finish().unwrap();
+}
+
+fn every_thread_shares_the_connection<C: Conn>(config: &Config) {
+    let test = rollback::<C>(config);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..5 {
+                    test.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT)).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(committed(&test), 20);
+    assert_eq!(test.status().open, 1);
+    test.finish().unwrap();
+}
+
+fn one_thread_that_waits_for_itself<C: Conn>(config: &Config) {
+    let test = rollback::<C>(config);
+    test.context(|| {
+        let outer = C::db().session()?;
+        outer.send(INSERT)?;
+        let inner = test.context(|| C::db().session()?.send(INSERT));
+        let error = inner.unwrap_err();
+        assert_eq!(error.code(), "DS206", "{error}");
+        assert!(error.to_string().contains("TestIsolation::Database"), "{error}");
+        outer.commit()?;
+        test.context(|| {
+            C::db().session()?.send(INSERT)?;
+            C::db().session()?.commit()
+        })
+    })
+    .unwrap();
+    // Another thread waits for as long as it may.
+    let (told, heard) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let holder = test.open_session().unwrap();
+        holder.send(INSERT).unwrap();
+        scope.spawn(|| {
+            let waited = test.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT));
+            told.send(waited.is_ok()).unwrap();
+        });
+        assert!(heard.recv_timeout(Duration::from_millis(50)).is_err());
+        holder.commit().unwrap();
+        assert!(heard.recv_timeout(Duration::from_secs(5)).unwrap());
+    });
+    assert_eq!(committed(&test), 4);
+    test.finish().unwrap();
+}
+
+fn a_disposal_in_between<C: Conn>(config: &Config) {
+    let test = rollback::<C>(config);
+    for rows in 1..=2 {
+        test.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT)).unwrap();
+        test.dispose().unwrap();
+        assert_eq!(committed(&test), rows);
+    }
+    test.finish().unwrap();
+}
+
+fn a_panic_with_the_connection<C: Conn>(config: &Config) {
+    let test = rollback::<C>(config);
+    test.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT)).unwrap();
+    let panic = catch_unwind(AssertUnwindSafe(|| {
+        test.context(|| {
+            let session = C::db().session().unwrap();
+            let _ = session.with(|conn| {
+                conn.transaction(|conn| -> QueryResult<()> {
+                    conn.batch_execute(INSERT)?;
+                    panic!("in a handler")
+                })
+            });
+        });
+    }));
+    assert!(panic.is_err());
+    assert_eq!(committed(&test), 1);
+    let panic = catch_unwind(AssertUnwindSafe(|| {
+        test.context(|| {
+            let session = C::db().session().unwrap();
+            let mut conn = session.connection().unwrap();
+            conn.batch_execute(INSERT).unwrap();
+            panic!("with a guard")
+        })
+    }));
+    assert!(panic.is_err());
+    assert_eq!(committed(&test), 1);
+    test.finish().unwrap();
+}
+
+fn a_commit_behind_its_back<C: Conn>(config: &Config) {
+    let test = rollback::<C>(config);
+    test.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT)).unwrap();
+    let session = test.open_session().unwrap();
+    let _ = session.send(&format!("{INSERT}; COMMIT"));
+    drop(session);
+    let error = test.open_session().unwrap().number(COUNT).unwrap_err();
+    assert_eq!(error.code(), "DS501", "{error}");
+    assert!(error.to_string().contains("`COMMIT`"), "{error}");
+    let error = test.finish().unwrap_err();
+    assert!(error.to_string().contains("`COMMIT`"), "{error}");
+    let next = rollback::<C>(config);
+    assert_eq!(committed(&next), 0, "what was committed is gone all the same");
+    next.finish().unwrap();
+}
