@@ -41,13 +41,19 @@ impl Postgres {
     #[track_caller]
     pub fn start_speaking(locale: &str) -> Postgres {
         kind::require(Kind::Postgres);
-        let inner = Inner::start(Some(locale)).unwrap_or_else(|error| panic!("PostgreSQL cannot be started: {error}"));
+        let inner =
+            Inner::start(Some(locale), "").unwrap_or_else(|error| panic!("PostgreSQL cannot be started: {error}"));
         Postgres { inner: Arc::new(inner) }
     }
 
     /// The same as [`start`](Self::start) for a program that is no test.
     pub fn try_start() -> Result<Postgres, String> {
-        let inner = Inner::start(None).map_err(|error| format!("PostgreSQL cannot be started: {error}"))?;
+        Postgres::try_start_with("")
+    }
+
+    /// The same, with these lines of settings after those of the tests, which they overrule.
+    pub fn try_start_with(settings: &str) -> Result<Postgres, String> {
+        let inner = Inner::start(None, settings).map_err(|error| format!("PostgreSQL cannot be started: {error}"))?;
         Ok(Postgres { inner: Arc::new(inner) })
     }
 
@@ -208,7 +214,7 @@ lc_messages = 'C'
 ";
 
 impl Inner {
-    fn start(locale: Option<&str>) -> Result<Inner, String> {
+    fn start(locale: Option<&str>, overruling: &str) -> Result<Inner, String> {
         let initdb = program::find("initdb", &program::versioned_folders(Path::new("/usr/lib/postgresql")))?;
         let binaries = initdb.parent().expect("a program is in a folder").to_owned();
         let cluster = Cluster::new(&["postgres", "nobody"], "QUIT")?;
@@ -219,7 +225,7 @@ impl Inner {
         let args = args.into_iter().map(String::from).chain([format!("--pwfile={secret_file}")]);
         cluster.run(&initdb, &args.collect::<Vec<_>>())?;
         let sockets = cluster.folder().display();
-        let mut settings = format!("{SETTINGS}unix_socket_directories = '{sockets}'\n");
+        let mut settings = format!("{SETTINGS}{overruling}unix_socket_directories = '{sockets}'\n");
         let mut locales = None;
         if let Some(locale) = locale {
             // A small system has none of its own built.
