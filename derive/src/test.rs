@@ -114,13 +114,14 @@ pub(crate) fn expand(arguments: &Arguments, function: &ItemFn) -> Result<TokenSt
         Expr::Path(_) => quote!(#database),
         _ => quote!((#database)),
     };
+    // Of its own name, as any other could hide something that the test calls.
     // The attributes before `test`, so that a `cfg` decides first; lints reach into the body by themselves.
-    let body = if inputs.is_empty() { quote!(|_| body()) } else { quote!(body) };
+    let body = if inputs.is_empty() { quote!(|_| #name()) } else { quote!(#name) };
     Ok(quote! {
         #(#attrs)*
         #[::core::prelude::v1::test]
         #vis fn #name() #output {
-            fn body(#inputs) #output #block
+            fn #name(#inputs) #output #block
             ::diesel_session::testing::run(
                 ::diesel_session::testing::TestSetup::of(&#database)
                     .named(::core::concat!(::core::module_path!(), "::", ::core::stringify!(#name)))
@@ -190,11 +191,11 @@ mod tests {
             #[allow(unused)]
             #[::core::prelude::v1::test]
             pub(crate) fn works() -> Result<(), Error> {
-                fn body(app: App<C>) -> Result<(), Error> { Ok(()) }
+                fn works(app: App<C>) -> Result<(), Error> { Ok(()) }
                 ::diesel_session::testing::run(
                     ::diesel_session::testing::TestSetup::of(&crate::DB)
                         .named(::core::concat!(::core::module_path!(), "::", ::core::stringify!(works))),
-                    body,
+                    works,
                 )
             }
         };
@@ -220,7 +221,7 @@ mod tests {
             .fixture(::diesel_session::testing::Fixture::sql("c.sql", ::core::include_str!("c.sql")))
             .warn_repeats(10)
             .keep(true),
-            |_| body(),
+            |_| works(),
         };
         let text = expanded(arguments, &function).expect("it is sound");
         assert!(text.contains(&calls.to_string()), "{text}");
