@@ -50,7 +50,8 @@ fn run() -> Result<(), String> {
     let mariadb = Mariadb::start_with(&MARIADB);
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
     let file = folder.path().join("peers.sqlite").display().to_string();
-    let (postgres, mariadb) = (postgres.socket_url(ROLE), mariadb.socket_url(ROLE));
+    // Of the parameter `host` sqlx reads the folder too, but not without a host before it.
+    let (postgres, mariadb) = (postgres.socket_url(ROLE).replace("@/", "@localhost/"), mariadb.socket_url(ROLE));
 
     let mut contenders = Vec::new();
     let mut add = |name, target, prefix, url: &str, parallel| {
