@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use diesel::{MysqlConnection, PgConnection, SqliteConnection};
-use diesel_session::testing::{TestApp, TestIsolation, TestSetup, run};
-use diesel_session::{Config, Error, Result};
+use diesel_session::testing::{Fixture, TestApp, TestIsolation, TestSetup, run};
+use diesel_session::{Config, Database, Error, Result, Session};
 
 use super::server::{Server, ways};
 use crate::fixtures::threads::{child_of, together};
@@ -98,6 +98,10 @@ fn play<C: Conn>(url: &str, part: &str) {
                 }
             });
         }
+        "fill" | "leave_while_filling" => run(setup().fixture(Fixture::function("two rows", fill::<C>)), |_| {
+            assert_eq!(C::db().session().unwrap().number(COUNT).unwrap(), 2);
+        }),
+        "bare" => bare::<C>(url, way_of(way)),
         "hold" => hold::<C>(url),
         "be_cut" => be_cut::<C>(url),
         other => panic!("{other}"),
@@ -128,6 +132,36 @@ fn ordinary<C: Conn>(setup: TestSetup<C>) {
 
 fn committed<C: Conn>(test: &TestApp<C>) -> Result<i64> {
     test.open_session()?.number(COUNT)
+}
+
+/// Two rows, unless the process is to end before the second.
+fn fill<C: Conn>(session: &Session<C>) -> Result<()> {
+    session.send(INSERT)?;
+    if std::env::var(PART).is_ok_and(|part| part.starts_with("leave")) {
+        session.commit()?;
+        std::process::exit(3);
+    }
+    session.send(INSERT)
+}
+
+/// Of a program without migrations.
+fn bare<C: Conn>(url: &str, way: TestIsolation) {
+    static ROWS: &str = "SELECT count(*) AS number FROM notes";
+    let db: &'static Database<C> = Box::leak(Box::new(Database::without_migrations()));
+    for _ in 0..2 {
+        let setup = TestSetup::of(db).config(Config::new(url)).isolation(way);
+        let setup =
+            setup.fixture(Fixture::sql("a note", "CREATE TABLE notes (a INTEGER); INSERT INTO notes VALUES (1)"));
+        run(setup, |_| -> Result<()> {
+            let session = db.session()?;
+            assert_eq!(session.number(ROWS)?, 1);
+            session.send("INSERT INTO notes VALUES (2)")?;
+            session.commit()?;
+            assert_eq!(session.number(ROWS)?, 2);
+            Ok(())
+        })
+        .unwrap();
+    }
 }
 
 /// Has a test of each kind under way until it is told that that will do.

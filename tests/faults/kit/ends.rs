@@ -6,7 +6,14 @@ use super::server::Server;
 use super::with_each_server;
 use crate::fixtures::Conn;
 
-with_each_server!(a_panic, a_leak, an_exit, a_commit_in_a_test_that_is_rolled_back);
+with_each_server!(
+    a_panic,
+    a_leak,
+    an_exit,
+    a_commit_in_a_test_that_is_rolled_back,
+    an_exit_while_a_database_is_filled,
+    a_program_without_migrations,
+);
 
 /// How the process ends where a test fails.
 const FAILED: i32 = 101;
@@ -49,4 +56,25 @@ fn a_commit_in_a_test_that_is_rolled_back<C: Conn>(server: &Server) {
     assert!(run.said().contains("[DS501]") || run.said().contains("COMMIT"), "{}", run.said());
     server.succeed(&format!("one {rollback}"));
     server.assert_clean();
+}
+
+/// Nobody takes what is half of it for the whole.
+fn an_exit_while_a_database_is_filled<C: Conn>(server: &Server) {
+    for way in server.ways() {
+        let run = server.run(&format!("leave_while_filling {way:?}"));
+        assert_eq!(run.code(), Some(3), "{way:?}: {}", run.said());
+        server.assert_connections(0);
+        server.succeed(&format!("fill {way:?}"));
+        server.succeed(&format!("fill {way:?}"));
+        server.succeed("one Database");
+        server.assert_clean();
+    }
+}
+
+fn a_program_without_migrations<C: Conn>(server: &Server) {
+    for way in server.ways() {
+        server.succeed(&format!("bare {way:?}"));
+        server.succeed(&format!("bare {way:?}"));
+        server.assert_clean();
+    }
 }

@@ -22,6 +22,7 @@ fn what_they_leave_is_removed_and_nothing_else<C: Conn>(server: &Server) {
     assert!(held.len() >= server.ways().len() - 1, "{held:?}");
     let connections = if server.connections() == 0 { 0 } else { connections };
     server.assert_connections(connections);
+    let mut leaving = 0;
     for (number, life) in LIVES.into_iter().enumerate() {
         let mut run = Run::start(server, "loop", &[]);
         if number % 2 == 0 {
@@ -29,7 +30,9 @@ fn what_they_leave_is_removed_and_nothing_else<C: Conn>(server: &Server) {
         }
         thread::sleep(Duration::from_millis(life));
         run.kill();
+        leaving += usize::from(server.left().len() > held.len());
     }
+    assert!(leaving > LIVES.len() / 3, "only {leaving} left something");
     // Until then their owners live.
     server.assert_connections(connections);
     server.succeed("one Database");
