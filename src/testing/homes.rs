@@ -122,7 +122,7 @@ impl<'t, C: SessionConnection> Site<'t, C> {
         match made() {
             Ok(app) => Ok((app, Home::Database(name), admission)),
             Err(error) => {
-                let _ = Home::<C>::Database(name).remove(&self.house);
+                let _ = Home::<C>::Database(name).remove(&self.house, Some(&mut admission));
                 Err(error)
             }
         }
@@ -166,7 +166,7 @@ impl<'t, C: SessionConnection> Site<'t, C> {
         match made() {
             Ok(app) => Ok((app, Home::Schema(name), admission)),
             Err(error) => {
-                let _ = Home::<C>::Schema(name).remove(&self.house);
+                let _ = Home::<C>::Schema(name).remove(&self.house, Some(&mut admission));
                 Err(error)
             }
         }
@@ -308,7 +308,7 @@ impl<'t, C: SessionConnection> Site<'t, C> {
 
 impl<C: SessionConnection> Home<C> {
     /// Removes it; its application has no connection any more.
-    pub(super) fn remove(self, house: &House<C>) -> Result<()> {
+    pub(super) fn remove(self, house: &House<C>, admission: Option<&mut Admission<C>>) -> Result<()> {
         let kind = house.target.kind;
         let lost = || Error::InvalidConfig {
             app: "tests".into(),
@@ -327,8 +327,8 @@ impl<C: SessionConnection> Home<C> {
             Self::File(path) => {
                 house.files.remove(&path).map_err(|reason| Error::InvalidConfig { app: "tests".into(), reason })
             }
+            Self::Lane(lane) => admission.map_or(Ok(()), |admission| lane.remove(house, admission)),
             Self::Memory => Ok(()),
-            Self::Lane(lane) => house.work_on(|desk| lane.remove(desk)).unwrap_or(Ok(())),
         }
     }
 

@@ -106,9 +106,8 @@ impl<C: SessionConnection> House<C> {
             return Ok(admission);
         }
         self.free().clear();
-        if self.running.load(Ordering::Acquire) == 1 {
-            self.owner.close();
-        }
+        // Whoever works with that session counts as running before.
+        self.owner.close_if(|| self.running.load(Ordering::Acquire) == 1);
         let taken = slots.take(all(), test, deadline).map_err(|busy| Error::TestSetup {
             test: test.into(),
             what: "waiting for the server's connections",
@@ -140,6 +139,11 @@ impl<C: SessionConnection> House<C> {
             }
             work(desk)
         })
+    }
+
+    /// Whether the owner's session is there, which takes a slot.
+    pub(super) fn has_owner(&self) -> bool {
+        self.owner.is_open()
     }
 
     pub(super) fn work_on<T>(&self, work: impl FnOnce(&mut Desk<C>) -> Result<T>) -> Option<Result<T>> {

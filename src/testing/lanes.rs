@@ -1,12 +1,12 @@
 //! Databases in which tests run that are rolled back. Each has one connection at a time, and is as it was filled, so it is kept.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::address::with_database;
 use super::homes::{Home, Site, Started};
-use super::house::Admission;
+use super::house::{Admission, House};
 use super::names::Name;
-use super::owner::Desk;
 use super::slots::Taken;
 use crate::app::App;
 use crate::backend::Kind;
@@ -14,6 +14,12 @@ use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::error::{ConnectErrorKind, Error, Result};
 use crate::pool::{Lane, TAKEN};
+
+/// How long the last sessions of a lane that is to be removed are waited for.
+const LAST_SESSIONS: Duration = Duration::from_secs(1);
+
+/// A table that a lane on MySQL or MariaDB has until it is filled: neither has a way to do that in one step, or to rename a database.
+const UNFINISHED: &str = "__diesel_session_unfinished";
 
 /// A lane's connection, between two tests or in one.
 pub(super) struct FreeLane<C: SessionConnection> {
@@ -69,33 +75,41 @@ impl<C: SessionConnection> Site<'_, C> {
 
     fn start_on_server(&self, content: u64) -> Result<Started<C>> {
         let mut admission = self.house.admit(1, false, self.test(), self.deadline)?;
-        // On this machine nobody else has the slot, and so the lane of that number.
-        let first = admission.taken.as_ref().and_then(|taken| taken.numbers().next()).unwrap_or_default();
-        let mut number = u32::try_from(first).unwrap_or_default();
+        // How many lanes of the slot's number somebody else is in.
+        let mut taken = 0;
         loop {
-            let name = Name::Lane { content, number };
+            let number = lane_of(&admission);
+            let name = Name::Lane { content, number: number + 1000 * taken };
             let database = name.to_string();
             let url = with_database(&self.house.target, &database).map_err(|reason| self.failed(AT, reason))?;
             let lane = Arc::new(Lane::new(self.kind().claim_lane(&database)));
             let lane = FreeLane { lane, content, database: Some(database.clone()), url, taken: None };
-            match self.enter(&lane) {
+            let is_there = match self.enter(&lane) {
                 Ok(app) if self.is_whole(&app)? => return Ok((app, Home::Lane(lane), admission)),
                 Ok(app) => {
                     drop(app.dispose());
-                    lane.lane.end(self.kind());
-                    drop(lane);
-                    self.make_lane(&mut admission, name, true)?;
+                    true
                 }
-                Err(Error::Connect { kind: ConnectErrorKind::UnknownDatabase, .. }) => {
-                    drop(lane);
-                    self.make_lane(&mut admission, name, false)?;
-                }
+                Err(Error::Connect { kind: ConnectErrorKind::UnknownDatabase, .. }) => false,
                 Err(Error::Connect { message, .. }) if message.contains(TAKEN) => {
                     lane.lane.end(self.kind());
-                    number += 1000;
+                    taken += 1;
+                    continue;
                 }
                 Err(other) => return Err(other),
+            };
+            lane.lane.end(self.kind());
+            drop(lane);
+            if !self.house.has_owner() && admission.taken.as_ref().is_some_and(|taken| taken.len() < 2) {
+                // One more for the owner's session, taken together: nobody waits with one of them in his hand.
+                admission.taken = None;
+                admission = self.house.admit(1, true, self.test(), self.deadline)?;
+                if lane_of(&admission) != number {
+                    // Another slot is another lane, which may be there; whoever has the first slot now may make that one.
+                    continue;
+                }
             }
+            self.make_lane(&mut admission, name, is_there)?;
         }
     }
 
@@ -121,7 +135,7 @@ impl<C: SessionConnection> Site<'_, C> {
         Ok(app)
     }
 
-    /// Whether a lane was filled to the end. PostgreSQL's get their name when they are; elsewhere the versions are the last that is written.
+    /// Whether a lane was filled to the end. PostgreSQL's get their name when they are; elsewhere there is a mark until then.
     fn is_whole(&self, app: &App<C>) -> Result<bool> {
         if self.kind() != Kind::Mysql {
             return Ok(true);
@@ -129,20 +143,19 @@ impl<C: SessionConnection> Site<'_, C> {
         let mut versions = self.content.schema.script.versions().map(str::to_owned).collect::<Vec<_>>();
         versions.sort();
         let mut lease = app.pool()?.acquire(std::panic::Location::caller(), false, None)?;
+        let mark = format!(
+            "SELECT table_name AS value FROM information_schema.tables \
+             WHERE table_schema = DATABASE() AND table_name = '{UNFINISHED}'"
+        );
+        let is_filled = lease.conn().texts(&mark).is_ok_and(|tables| tables.is_empty());
         let applied = lease.conn().texts("SELECT version AS value FROM __diesel_schema_migrations ORDER BY version");
         let applied: Vec<String> = applied.unwrap_or_default().into_iter().flatten().collect();
-        Ok(applied == versions && !versions.is_empty())
+        Ok(is_filled && applied == versions)
     }
 
     fn make_lane(&self, admission: &mut Admission<C>, name: Name, is_there: bool) -> Result<()> {
-        let database = name.to_string();
-        if admission.taken.as_ref().is_some_and(|taken| taken.len() < 2) {
-            // One more for the owner's session, taken together: nobody waits with one of them in his hand.
-            admission.taken = None;
-            *admission = self.house.admit(1, true, self.test(), self.deadline)?;
-        }
         match self.kind() {
-            Kind::Mysql => self.make_mysql_lane(admission, &database, is_there),
+            Kind::Mysql => self.make_mysql_lane(admission, &name.to_string(), is_there),
             Kind::Postgres | Kind::Sqlite => self.make_kept(admission, name, false),
         }
     }
@@ -157,7 +170,8 @@ impl<C: SessionConnection> Site<'_, C> {
                 if is_there {
                     desk.send(&kind.drop_database(database))?;
                 }
-                desk.send(&kind.create_database(database, None))?;
+                let mark = format!("CREATE TABLE {}.{UNFINISHED} (nothing INTEGER)", kind.quote(database));
+                desk.send(&format!("{}; {mark}", kind.create_database(database, None)))?;
                 desk.prune(self.content.hash())?;
             }
             Ok(claimed)
@@ -167,8 +181,9 @@ impl<C: SessionConnection> Site<'_, C> {
         }
         let filled = self.fill_database(database);
         self.house.work(admission, 1, |desk| {
-            if filled.is_err() {
-                desk.send(&kind.drop_database(database))?;
+            match &filled {
+                Ok(()) => desk.send(&format!("DROP TABLE {}.{UNFINISHED}", kind.quote(database)))?,
+                Err(_) => desk.send(&kind.drop_database(database))?,
             }
             desk.texts(&format!("SELECT CAST(RELEASE_LOCK({}) AS CHAR) AS value", kind.literal(database))).map(drop)
         })?;
@@ -188,18 +203,26 @@ impl<C: SessionConnection> FreeLane<C> {
     }
 
     /// Keeps it, with its slot, for the next test.
-    pub(super) fn keep(mut self, site: &super::house::House<C>, taken: Option<Taken>) {
+    pub(super) fn keep(mut self, house: &House<C>, taken: Option<Taken>) {
         self.taken = taken;
-        site.free().push(self);
+        house.free().push(self);
     }
 
-    /// Removes its database, in which something was left.
-    pub(super) fn remove(self, desk: &mut Desk<C>) -> Result<()> {
+    /// Removes its database, in which something was left. The owner's session is opened for it where that is due, with this lane's slot.
+    pub(super) fn remove(self, house: &House<C>, admission: &mut Admission<C>) -> Result<()> {
         let Some(database) = self.database.clone() else { return Ok(()) };
         drop(self);
-        desk.is_empty_by(&database, std::time::Instant::now() + std::time::Duration::from_secs(1))?;
-        desk.send(&desk.kind().drop_database(&database))
+        house.work(admission, 0, |desk| {
+            desk.is_empty_by(&database, Instant::now() + LAST_SESSIONS)?;
+            desk.send(&desk.kind().drop_database(&database))
+        })
     }
+}
+
+/// The number of the lane of a test: that of its first slot, which on this machine nobody else has.
+fn lane_of<C: SessionConnection>(admission: &Admission<C>) -> u32 {
+    let first = admission.taken.as_ref().and_then(|taken| taken.numbers().next());
+    first.and_then(|first| u32::try_from(first).ok()).unwrap_or_default()
 }
 
 /// What could not be done.

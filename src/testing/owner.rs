@@ -95,9 +95,14 @@ impl<C: SessionConnection> Owner<C> {
 
     /// Ends the session; its databases are nobody's from then on.
     pub(super) fn close(&self) {
-        let desk = self.lock().take();
-        if let Some(desk) = desk {
-            drop(desk);
+        self.close_if(|| true);
+    }
+
+    /// The same where nobody needs it. That is asked while nobody can begin to work with it.
+    pub(super) fn close_if(&self, is_idle: impl FnOnce() -> bool) {
+        let mut open = self.lock();
+        if open.is_some() && is_idle() {
+            *open = None;
             self.doors.iter().for_each(|door| drop(door.dispose()));
         }
     }

@@ -142,7 +142,7 @@ impl<C: SessionConnection> TestApp<C> {
                     let taken = admission.as_mut().and_then(|admission| admission.taken.take());
                     lane.keep(&self.house, taken);
                 } else if left.is_empty() {
-                    self.removed(Home::Lane(lane), &mut left);
+                    self.removed(Home::Lane(lane), admission.as_mut(), &mut left);
                 }
             }
             home if failed && self.keep => {
@@ -153,24 +153,22 @@ impl<C: SessionConnection> TestApp<C> {
                     ));
                 }
             }
-            home if left.is_empty() => self.removed(home, &mut left),
+            home if left.is_empty() => self.removed(home, admission.as_mut(), &mut left),
             home => left.extend(home.shown(&self.house.target).map(|url| format!("its database: {url}"))),
         }
         drop(admission);
-        if let Some((cause, at)) = spoiled {
-            return Err(Error::TestSpoiled { app: self.id.text.clone(), cause, at });
-        }
-        if left.is_empty() {
-            return Ok(());
-        }
         let who = format!("test `{}`", self.id.text);
         ledger::note(&who, &left);
-        Err(Error::TestLeftovers { who, left })
+        match spoiled {
+            Some((cause, at)) => Err(Error::TestSpoiled { app: self.id.text.clone(), cause, at }),
+            None if left.is_empty() => Ok(()),
+            None => Err(Error::TestLeftovers { who, left }),
+        }
     }
 
-    fn removed(&self, home: Home<C>, left: &mut Vec<String>) {
+    fn removed(&self, home: Home<C>, admission: Option<&mut Admission<C>>, left: &mut Vec<String>) {
         let shown = home.shown(&self.house.target);
-        if let Err(error) = home.remove(&self.house) {
+        if let Err(error) = home.remove(&self.house, admission) {
             left.push(format!("its database {}: {}", shown.unwrap_or_default(), phrase(error)));
         }
     }

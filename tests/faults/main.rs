@@ -17,6 +17,7 @@ mod connect;
 mod crowd;
 mod fork;
 mod hopeless;
+mod kit;
 mod kit_clean;
 mod leak;
 mod lost;
