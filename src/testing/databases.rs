@@ -144,7 +144,7 @@ where
     let mut taken =
         Arc::clone(&slots).take(1, "databases", Instant::now() + PATIENCE).map_err(|busy| invalid(busy.to_string()))?;
     let owner = Owner::elsewhere(database, config, target)?;
-    let outcome = owner.work(&slots, &mut taken, 0, work);
+    let outcome = owner.work(&slots, &mut taken, 0, PATIENCE, work);
     owner.close();
     outcome
 }

@@ -5,12 +5,12 @@ use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::content::Schema;
 use super::files::Files;
 use super::lanes::FreeLane;
-use super::owner::{Desk, Owner};
+use super::owner::{Desk, Owner, PATIENCE};
 use super::setup::keeps;
 use super::slots::{Slots, Taken};
 use crate::backend::Kind;
@@ -130,10 +130,21 @@ impl<C: SessionConnection> House<C> {
         keep: usize,
         work: impl FnOnce(&mut Desk<C>) -> Result<T>,
     ) -> Result<T> {
+        self.work_within(admission, keep, PATIENCE, work)
+    }
+
+    /// The same where the session is waited for no longer than `patience`.
+    pub(super) fn work_within<T>(
+        &self,
+        admission: &mut Admission<C>,
+        keep: usize,
+        patience: Duration,
+        work: impl FnOnce(&mut Desk<C>) -> Result<T>,
+    ) -> Result<T> {
         let (Some(slots), Some(taken)) = (&self.slots, &mut admission.taken) else {
             unreachable!("only servers have an owner's session");
         };
-        self.owner.work(slots, taken, keep, |desk| {
+        self.owner.work(slots, taken, keep, patience, |desk| {
             if !self.swept.swap(true, Ordering::AcqRel) && !keeps() {
                 desk.sweep()?;
             }

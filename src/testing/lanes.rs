@@ -18,6 +18,9 @@ use crate::pool::{Lane, TAKEN};
 /// How long the last sessions of a lane that is to be removed are waited for.
 const LAST_SESSIONS: Duration = Duration::from_secs(1);
 
+/// How long the owner's session is waited for, at the end of a test.
+const LAST_OPEN: Duration = Duration::from_secs(5);
+
 /// A table that a lane on MySQL or MariaDB has until it is filled: neither has a way to do that in one step, or to rename a database.
 const UNFINISHED: &str = "__diesel_session_unfinished";
 
@@ -212,7 +215,7 @@ impl<C: SessionConnection> FreeLane<C> {
     pub(super) fn remove(self, house: &House<C>, admission: &mut Admission<C>) -> Result<()> {
         let Some(database) = self.database.clone() else { return Ok(()) };
         drop(self);
-        house.work(admission, 0, |desk| {
+        house.work_within(admission, 0, LAST_OPEN, |desk| {
             desk.is_empty_by(&database, Instant::now() + LAST_SESSIONS)?;
             desk.send(&desk.kind().drop_database(&database))
         })

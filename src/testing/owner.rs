@@ -2,7 +2,7 @@
 
 use std::panic::Location;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::result::QueryResult;
 
@@ -19,7 +19,7 @@ use crate::pool::Lease;
 use crate::url::Target;
 
 /// How long it waits for a connection to a server that is full.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long it waits for locks of others.
 const LOCKS: Duration = Duration::from_secs(5);
@@ -113,12 +113,13 @@ impl<C: SessionConnection> Owner<C> {
         slots: &Arc<Slots>,
         taken: &mut Taken,
         keep: usize,
+        patience: Duration,
         work: impl FnOnce(&mut Desk<C>) -> Result<T>,
     ) -> Result<T> {
         let mut open = self.lock();
         if open.is_none() {
             let slot = if taken.len() > keep { Some(taken.split_off(1)) } else { slots.try_take(1, "tests") };
-            *open = Some(self.open(slots, slot)?);
+            *open = Some(self.open(slots, slot, patience)?);
         }
         let desk = open.as_mut().expect("it was just opened");
         let outcome = work(desk);
@@ -133,14 +134,14 @@ impl<C: SessionConnection> Owner<C> {
         self.lock().as_mut().map(work)
     }
 
-    fn open(&self, slots: &Slots, slot: Option<Taken>) -> Result<Desk<C>> {
-        let at = Location::caller();
+    fn open(&self, slots: &Slots, slot: Option<Taken>, patience: Duration) -> Result<Desk<C>> {
+        let (at, end) = (Location::caller(), Instant::now() + patience);
         let mut doors = self.doors.iter();
         let lease = loop {
             let Some(door) = doors.next() else {
                 return Err(Error::InvalidConfig { app: "tests".into(), reason: "no database can be reached".into() });
             };
-            match door.pool()?.acquire(at, false, None) {
+            match door.pool()?.acquire(at, false, Some(end)) {
                 Err(Error::Connect { kind: ConnectErrorKind::UnknownDatabase, .. }) if doors.len() > 0 => {}
                 other => break other?,
             }

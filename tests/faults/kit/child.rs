@@ -9,7 +9,7 @@ use diesel::{MysqlConnection, PgConnection, SqliteConnection};
 use diesel_session::testing::{Fixture, TestApp, TestIsolation, TestSetup, run};
 use diesel_session::{Config, Database, Error, Result, Session};
 
-use super::server::{Server, ways};
+use super::server::{Server, way_of, ways};
 use crate::fixtures::threads::{child_of, together};
 use crate::fixtures::{COUNT, Conn, INSERT, Speak};
 
@@ -42,10 +42,9 @@ fn play<C: Conn>(url: &str, part: &str) {
         "one" => ordinary(setup()),
         "crowd" => {
             let next = AtomicUsize::new(0);
-            let ways = ways(url);
             together(AT_A_TIME, |_| {
                 while let number @ 0..TESTS = next.fetch_add(1, Ordering::Relaxed) {
-                    ordinary(self::setup::<C>(url, ways[number % ways.len()]));
+                    ordinary(self::setup::<C>(url, way_of(url, number)));
                 }
             });
         }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::child::{AT_A_TIME, TESTS};
-use super::server::Server;
+use super::server::{Server, way_of};
 use super::with_each_server;
 use crate::fixtures::Conn;
 use crate::fixtures::threads::together;
@@ -16,10 +16,10 @@ fn in_threads<C: Conn>(server: &Server) {
 }
 
 fn in_a_process_each<C: Conn>(server: &Server) {
-    let (next, ways) = (AtomicUsize::new(0), server.ways());
+    let (next, url) = (AtomicUsize::new(0), server.url());
     together(AT_A_TIME, |_| {
         while let number @ 0..TESTS = next.fetch_add(1, Ordering::Relaxed) {
-            server.succeed(&format!("one {:?}", ways[number % ways.len()]));
+            server.succeed(&format!("one {:?}", way_of(&url, number)));
         }
     });
     server.assert_clean();

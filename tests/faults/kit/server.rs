@@ -188,6 +188,12 @@ pub(super) fn ways(url: &str) -> &'static [TestIsolation] {
     if url.starts_with("postgres:") { &[Database, Schema, Rollback] } else { &[Database, Rollback] }
 }
 
+/// Of ten tests most are rolled back, as in a suite that somebody waits for.
+pub(super) fn way_of(url: &str, number: usize) -> TestIsolation {
+    let ways = ways(url);
+    ways[(number % 10).min(ways.len() - 1)]
+}
+
 fn is_kept(name: &str) -> bool {
     ["diesel_session_template_", "diesel_session_lane_"].iter().any(|prefix| name.starts_with(prefix))
 }
