@@ -16,7 +16,7 @@ fn audit(name: &str) -> Result<usize> {
 
 /// A second database of the same application.
 fn with_audit(shop: &Shop<Conn>, body: impl FnOnce(&Shop<SqliteConnection>) -> Result<()>) -> Result<()> {
-    let audit = Shop::open(&AUDIT, Kind::Sqlite, Config::new);
+    let audit = Shop::open(&AUDIT, Kind::Sqlite);
     let app = AUDIT.init_app(shop.id(), Config::new(audit.url()))?;
     body(&audit)?;
     assert_eq!(app.status().in_use, 0);
