@@ -69,3 +69,41 @@ impl Entry {
         Ok(deleted > 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use diesel_session::App;
+
+    use super::*;
+
+    fn written_by(author: &str) -> Result<Entry> {
+        NewEntry { author: author.into(), message: "hello".into() }.insert()
+    }
+
+    fn in_memory() -> diesel_session::Config {
+        diesel_session::Config::new(":memory:")
+    }
+
+    #[diesel_session::test(DB, config = in_memory(), isolation = Rollback)]
+    fn an_entry_is_in_the_book_until_it_is_taken_out(app: App<AnyConnection>) -> Result<()> {
+        let entry = written_by("Ada")?;
+        DB.session()?.commit()?;
+        // Another context is another visitor.
+        let count = || DB.session()?.count(entries::table);
+        assert_eq!(app.context(count)?, 1);
+        assert!(Entry::delete(entry.id)?);
+        assert!(!Entry::delete(entry.id)?);
+        DB.session()?.commit()?;
+        assert_eq!(app.context(count)?, 0);
+        Ok(())
+    }
+
+    #[diesel_session::test(DB, config = in_memory(), isolation = Rollback)]
+    fn every_test_begins_with_an_empty_book(_app: App<AnyConnection>) -> Result<()> {
+        assert_eq!(DB.session()?.count(entries::table)?, 0);
+        let (first, second) = (written_by("Ada")?, written_by("Bob")?);
+        assert!(first.id < second.id && first.written_at <= second.written_at);
+        assert_eq!((second.author.as_str(), second.message.as_str()), ("Bob", "hello"));
+        Ok(())
+    }
+}

@@ -150,7 +150,7 @@ fn the_outer_transaction_survives_however_the_inner_context_ends() {
 #[test]
 fn nested_contexts_of_two_applications_do_not_touch_each_other() {
     test(|shop| {
-        let other = Shop::open(&DB, KIND, Config::new);
+        let other = Shop::open(&DB, KIND);
         shop.context(|| {
             add(&DB.session()?, "Ada")?;
             other.context(|| {
@@ -213,7 +213,7 @@ fn a_session_dies_with_its_context_by_return_by_question_mark_and_by_panic() {
 fn a_hook_that_panics_at_the_end_skips_nothing() {
     test(|shop| {
         let told = Rc::new(RefCell::new(Vec::new()));
-        let audit = Shop::open(&AUDIT, Kind::Sqlite, Config::new);
+        let audit = Shop::open(&AUDIT, Kind::Sqlite);
         let log = AUDIT.init_app(shop.id(), Config::new(audit.url()))?;
         let answer = shop.context(|| {
             let session = DB.session()?;
@@ -318,6 +318,7 @@ fn an_application_removed_inside_its_own_context_is_not_its_successor() {
             Ok::<(), Error>(())
         })?;
         assert_eq!(shop.names(), ["Bob"]);
+        assert!(DB.remove_app(shop.id())?.is_complete());
         Ok(())
     });
 }
@@ -325,7 +326,7 @@ fn an_application_removed_inside_its_own_context_is_not_its_successor() {
 #[test]
 fn two_databases_of_one_application_have_a_session_each_in_one_context() {
     test(|shop| {
-        let (audit, twin) = (Shop::open(&AUDIT, Kind::Sqlite, Config::new), Shop::open(&OTHER, KIND, Config::new));
+        let (audit, twin) = (Shop::open(&AUDIT, Kind::Sqlite), Shop::open(&OTHER, KIND));
         let unknown = shop.context(|| AUDIT.session().unwrap_err());
         assert_is!(unknown, Error::UnknownApp { app, .. } if app == shop.id());
         let audit_app = AUDIT.init_app(shop.id(), Config::new(audit.url()))?;

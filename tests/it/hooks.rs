@@ -262,41 +262,38 @@ fn hooks_that_register_themselves_for_ever_are_an_error() {
 
 #[test]
 fn hooks_after_the_end_run_when_the_connection_is_back_and_may_begin_anew() {
-    test_with(
-        |config| config.max_size(1),
-        |shop| {
-            let seen = Rc::new(RefCell::new(Vec::new()));
-            let look = |commits: Option<&'static str>| {
-                let (seen, app) = (Rc::clone(&seen), App::clone(shop));
-                move || {
-                    let session = DB.session().expect("inside the context");
-                    seen.borrow_mut().push((app.status().in_use, session.in_transaction()));
-                    // A pool of one: it would have to wait if the connection were not back.
-                    app.context(|| DB.session().and_then(|session| session.count(users::table))).expect("a connection");
-                    add(&session, commits.unwrap_or("lost")).expect("the session goes on");
-                    if commits.is_some() {
-                        session.commit().expect("it can be committed");
-                    }
+    test_alone(|shop| {
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let look = |commits: Option<&'static str>| {
+            let (seen, app) = (Rc::clone(&seen), App::clone(shop));
+            move || {
+                let session = DB.session().expect("inside the context");
+                seen.borrow_mut().push((app.status().in_use, session.in_transaction()));
+                // A pool of one: it would have to wait if the connection were not back.
+                app.context(|| DB.session().and_then(|session| session.count(users::table))).expect("a connection");
+                add(&session, commits.unwrap_or("lost")).expect("the session goes on");
+                if commits.is_some() {
+                    session.commit().expect("it can be committed");
                 }
-            };
-            shop.context(|| {
-                let session = DB.session()?;
-                session.after_commit(look(Some("by the first hook")))?;
-                add(&session, "Ada")?;
-                session.commit()?;
-                session.after_commit(look(None))?;
-                add(&session, "Bob")?;
-                session.commit()?;
-                session.rollback()?;
-                session.after_rollback(look(Some("by the last hook")))?;
-                add(&session, "Cid")?;
-                session.rollback()
-            })?;
-            assert_eq!(seen.borrow().as_slice(), [(0, false); 3]);
-            assert_eq!(shop.names(), ["Ada", "by the first hook", "Bob", "by the last hook"]);
-            Ok(())
-        },
-    );
+            }
+        };
+        shop.context(|| {
+            let session = DB.session()?;
+            session.after_commit(look(Some("by the first hook")))?;
+            add(&session, "Ada")?;
+            session.commit()?;
+            session.after_commit(look(None))?;
+            add(&session, "Bob")?;
+            session.commit()?;
+            session.rollback()?;
+            session.after_rollback(look(Some("by the last hook")))?;
+            add(&session, "Cid")?;
+            session.rollback()
+        })?;
+        assert_eq!(seen.borrow().as_slice(), [(0, false); 3]);
+        assert_eq!(shop.names(), ["Ada", "by the first hook", "Bob", "by the last hook"]);
+        Ok(())
+    });
 }
 
 #[test]

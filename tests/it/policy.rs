@@ -16,7 +16,7 @@ fn audit(name: &str) -> Result<usize> {
 
 /// A second database of the same application.
 fn with_audit(shop: &Shop<Conn>, body: impl FnOnce(&Shop<SqliteConnection>) -> Result<()>) -> Result<()> {
-    let audit = Shop::open(&AUDIT, Kind::Sqlite, Config::new);
+    let audit = Shop::open(&AUDIT, Kind::Sqlite);
     let app = AUDIT.init_app(shop.id(), Config::new(audit.url()))?;
     body(&audit)?;
     assert_eq!(app.status().in_use, 0);
@@ -238,7 +238,7 @@ fn a_second_commit_that_fails_is_a_partial_commit_that_names_both() {
             assert!(!text.contains("s3cret"), "{text}");
             assert_is!(error, Error::PartialCommit { committed, failed, source }
                 if committed.len() == 1 && committed[0].contains(shop.id()) && failed.contains(shop.id())
-                    && failed.contains("test.sqlite") && committed[0] != failed
+                    && failed.contains(audited.url().trim_start_matches("sqlite://")) && committed[0] != failed
                     && matches!(kind_of(&source), Some(DatabaseErrorKind::ForeignKeyViolation)));
             assert_eq!((shop.names(), audited.names()), (vec!["Ada".into()], vec![]));
             Ok(())

@@ -4,11 +4,6 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
-/// One connection, so that every scope gets the one that the scope before has used.
-fn one(config: Config) -> Config {
-    config.max_size(1)
-}
-
 /// A statement that takes longer than anybody waits.
 fn sleep_long(session: &Session<Conn>) -> Result<()> {
     raw(session, if KIND == Kind::Postgres { "SELECT pg_sleep(60)" } else { "SELECT SLEEP(60)" })
@@ -26,7 +21,7 @@ fn limit_of(session: &Session<Conn>) -> Result<String> {
 #[test]
 fn the_isolation_level_is_what_the_scope_says() {
     use Isolation::{ReadCommitted, ReadUncommitted, RepeatableRead, Serializable};
-    test_with(one, |shop| {
+    test_alone(|shop| {
         for level in [ReadCommitted, RepeatableRead, Serializable, ReadUncommitted] {
             let seen = shop.scope().isolation(level).run(|| {
                 let session = DB.session()?;
@@ -84,7 +79,7 @@ fn dirty_reads_are_seen_by_nobody_but_those_who_ask_mariadb_for_them() {
 
 #[test]
 fn a_read_only_scope_reads_and_writes_nothing() {
-    test_with(one, |shop| {
+    test_alone(|shop| {
         shop.scope().commit_on_ok().run(|| add(&DB.session()?, "Ada"))?;
         let read = shop.scope().read_only().commit_on_ok().run(|| names(&DB.session()?))?;
         assert_eq!(read, ["Ada"]);
@@ -131,7 +126,7 @@ fn a_read_only_scope_sees_one_picture_and_runs_beside_a_writer() {
 
 #[test]
 fn autocommit_commits_every_statement_and_holds_nothing_in_between() {
-    test_with(one, |shop| {
+    test_alone(|shop| {
         shop.scope().autocommit().run(|| {
             let session = DB.session()?;
             add(&session, "Ada")?;
@@ -215,7 +210,7 @@ fn the_server_ends_a_statement_at_the_deadline() {
         // It finishes the statement that it runs.
         return;
     }
-    test_with(one, |shop| {
+    test_alone(|shop| {
         for autocommit in [false, true] {
             let scope = shop.scope().deadline(Duration::from_millis(200));
             let scope = if autocommit { scope.autocommit() } else { scope };
@@ -249,8 +244,8 @@ fn a_limit_of_the_configuration_is_there_again_after_a_deadline() {
         // It has no such limit.
         return;
     }
-    test_with(
-        |config| one(config).statement_timeout(Duration::from_secs(77)),
+    test_alone_with(
+        |config| config.statement_timeout(Duration::from_secs(77)),
         |shop| {
             let configured = shop.context(|| limit_of(&DB.session()?))?;
             assert!(configured.starts_with("77"), "{configured}");
@@ -294,8 +289,8 @@ fn after_the_deadline_nothing_is_sent() {
 
 #[test]
 fn a_deadline_ends_the_wait_for_a_connection() {
-    test_with(
-        |config| one(config).acquire_timeout(Duration::from_secs(60)),
+    test_alone_with(
+        |config| config.acquire_timeout(Duration::from_secs(60)),
         |shop| {
             let (held, release) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
             std::thread::scope(|threads| {

@@ -324,24 +324,21 @@ fn a_level_that_lent_code_leaves_open_or_takes_away_is_found() {
 
 #[test]
 fn what_a_spoiled_session_leaves_at_the_end_of_its_context_is_nothing() {
-    test_with(
-        |config| config.max_size(1),
-        |shop| {
-            for (way, send) in WAYS {
-                shop.context(|| {
-                    let session = DB.session()?;
-                    add(&session, "Ada")?;
-                    send(&session, "ROLLBACK")?;
-                    // Nobody notices, and nobody asks again.
-                    Ok::<(), Error>(())
-                })?;
-                shop.assert_at_rest();
-                let seen = shop.context(|| names(&DB.session()?))?;
-                assert!(seen.is_empty(), "{way}");
-            }
-            Ok(())
-        },
-    );
+    test_alone(|shop| {
+        for (way, send) in WAYS {
+            shop.context(|| {
+                let session = DB.session()?;
+                add(&session, "Ada")?;
+                send(&session, "ROLLBACK")?;
+                // Nobody notices, and nobody asks again.
+                Ok::<(), Error>(())
+            })?;
+            shop.assert_at_rest();
+            let seen = shop.context(|| names(&DB.session()?))?;
+            assert!(seen.is_empty(), "{way}");
+        }
+        Ok(())
+    });
 }
 
 #[test]
@@ -349,35 +346,32 @@ fn lent_code_that_replaces_the_instrumentation_has_done_nobody_knows_what() {
     fn blind(conn: &mut Conn) {
         conn.set_instrumentation(|_: diesel::connection::InstrumentationEvent<'_>| ());
     }
-    test_with(
-        |config| config.max_size(1),
-        |shop| {
-            shop.context(|| {
-                let session = DB.session()?;
-                add(&session, "Ada")?;
-                session.with(|conn| {
-                    blind(conn);
-                    Ok(conn.batch_execute("ROLLBACK; BEGIN").is_err())
-                })?;
-                assert_spoiled(shop, &session, "instrumentation")?;
-                add(&session, "Ada")?;
-                blind(&mut *session.connection()?);
-                assert_spoiled(shop, &session, "instrumentation")
+    test_alone(|shop| {
+        shop.context(|| {
+            let session = DB.session()?;
+            add(&session, "Ada")?;
+            session.with(|conn| {
+                blind(conn);
+                Ok(conn.batch_execute("ROLLBACK; BEGIN").is_err())
             })?;
-            // Nor is the connection for the next one, who would be as blind.
-            shop.scope().autocommit().run(|| {
-                DB.session()?.with(|conn| {
-                    blind(conn);
-                    Ok(())
-                })
-            })?;
-            let swallowed = shop.scope().commit_on_ok().run(|| {
-                let session = DB.session()?;
-                add(&session, "Ada")?;
-                raw(&session, "ROLLBACK; BEGIN")
-            });
-            assert_is!(swallowed, Err(Error::RollbackRequired { .. }));
-            Ok(())
-        },
-    );
+            assert_spoiled(shop, &session, "instrumentation")?;
+            add(&session, "Ada")?;
+            blind(&mut *session.connection()?);
+            assert_spoiled(shop, &session, "instrumentation")
+        })?;
+        // Nor is the connection for the next one, who would be as blind.
+        shop.scope().autocommit().run(|| {
+            DB.session()?.with(|conn| {
+                blind(conn);
+                Ok(())
+            })
+        })?;
+        let swallowed = shop.scope().commit_on_ok().run(|| {
+            let session = DB.session()?;
+            add(&session, "Ada")?;
+            raw(&session, "ROLLBACK; BEGIN")
+        });
+        assert_is!(swallowed, Err(Error::RollbackRequired { .. }));
+        Ok(())
+    });
 }

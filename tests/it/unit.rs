@@ -17,10 +17,7 @@ use crate::blog::*;
 /// A test with the blog's tables.
 #[track_caller]
 fn blog(body: impl FnOnce(&Shop<Conn>) -> Result<()>) {
-    test(|shop| {
-        elsewhere(shop, &tables(KIND));
-        body(shop)
-    });
+    test_on(Fixture::sql("blog", tables(KIND)), body);
 }
 
 /// A context of its own.

@@ -9,7 +9,6 @@
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use diesel::connection::SimpleConnection;
@@ -17,11 +16,13 @@ pub use diesel::prelude::*;
 pub use diesel::result::DatabaseErrorKind;
 pub use diesel::sql_query;
 pub use diesel::sql_types::{BigInt, Integer, Text};
+pub use diesel_session::testing::Fixture;
+use diesel_session::testing::{TestApp, TestSetup};
 pub use diesel_session::{
     App, Config, Database, Error, Isolation, Place, Result, ResultExt, Session, SessionConnection,
 };
 
-use crate::support::{self, TempSqlite};
+use crate::support;
 
 /// Asserts that a value is of a form, and shows it where it is not.
 macro_rules! assert_is {
@@ -54,13 +55,31 @@ macro_rules! world {
         /// Runs a test with an application of its own, and makes sure that it leaves nothing behind.
         #[track_caller]
         pub fn test(body: impl FnOnce(&Shop<Conn>) -> Result<()>) {
-            run_test(&DB, KIND, Config::new, body);
+            run_test(setup(&DB, KIND, |config| config), KIND, body);
+        }
+
+        /// The same with options; how many connections there are is the kit's to say.
+        #[track_caller]
+        pub fn test_with(options: impl FnOnce(Config) -> Config, body: impl FnOnce(&Shop<Conn>) -> Result<()>) {
+            run_test(setup(&DB, KIND, options), KIND, body);
+        }
+
+        /// The same with one connection, so that every scope gets the one that the scope before has used.
+        #[track_caller]
+        pub fn test_alone(body: impl FnOnce(&Shop<Conn>) -> Result<()>) {
+            test_alone_with(|config| config, body);
         }
 
         /// The same with options.
         #[track_caller]
-        pub fn test_with(options: impl FnOnce(Config) -> Config, body: impl FnOnce(&Shop<Conn>) -> Result<()>) {
-            run_test(&DB, KIND, |url| options(Config::new(url)), body);
+        pub fn test_alone_with(options: impl FnOnce(Config) -> Config, body: impl FnOnce(&Shop<Conn>) -> Result<()>) {
+            run_test(setup(&DB, KIND, options).map(|setup| setup.max_size(1)), KIND, body);
+        }
+
+        /// The same with rows or tables that are there when the test begins.
+        #[track_caller]
+        pub fn test_on(fixture: Fixture<Conn>, body: impl FnOnce(&Shop<Conn>) -> Result<()>) {
+            run_test(setup(&DB, KIND, |config| config).map(|setup| setup.fixture(fixture)), KIND, body);
         }
 
         /// A user, in the present transaction.
@@ -151,7 +170,6 @@ pub struct Value {
 }
 
 const SQLITE_TABLES: &str = "
-    PRAGMA journal_mode = WAL;
     CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, age INTEGER);
     CREATE TABLE posts (
         id INTEGER PRIMARY KEY,
@@ -200,46 +218,66 @@ impl Kind {
             Kind::Mariadb => !support::enabled(support::Kind::Mysql),
         }
     }
+
+    /// Where the kit makes databases; of SQLite's it is the form of the URL that says "a file".
+    fn server(self) -> String {
+        match self {
+            Kind::Sqlite => "shop.sqlite".into(),
+            Kind::Postgres => support::postgres().url(),
+            Kind::Mariadb => support::mariadb().url(),
+        }
+    }
+
+    fn tables(self) -> &'static str {
+        match self {
+            Kind::Sqlite => SQLITE_TABLES,
+            Kind::Postgres => POSTGRES_TABLES,
+            Kind::Mariadb => MARIADB_TABLES,
+        }
+    }
 }
 
 /// An application with a fresh database; users and posts are there and empty.
 pub struct Shop<C: SessionConnection> {
-    app: App<C>,
-    db: &'static Database<C>,
+    test: TestApp<C>,
     place: Storage,
 }
 
-/// Where the data is, for those who look at it from outside.
-enum Storage {
-    Sqlite(TempSqlite),
-    Postgres(support::Database),
-    Mariadb(support::Database),
+/// Where the data is, for those who look at it from outside: strangers see what is committed and nothing else.
+struct Storage {
+    kind: Kind,
+    url: String,
 }
 
 impl<C: SessionConnection> Deref for Shop<C> {
     type Target = App<C>;
 
     fn deref(&self) -> &App<C> {
-        &self.app
+        &self.test
     }
 }
 
 impl<C: SessionConnection> Shop<C> {
-    pub fn open(db: &'static Database<C>, kind: Kind, config: impl FnOnce(String) -> Config) -> Self {
-        static SERIAL: AtomicUsize = AtomicUsize::new(1);
-        let place = match kind {
-            Kind::Sqlite => Storage::Sqlite(TempSqlite::new()),
-            Kind::Postgres => Storage::Postgres(support::postgres().create_database()),
-            Kind::Mariadb => Storage::Mariadb(support::mariadb().create_database()),
-        };
-        place.prepare();
-        let id = format!("shop {}", SERIAL.fetch_add(1, Ordering::Relaxed));
-        let app = db.init_app(id, config(place.url())).expect("the application is registered");
-        Self { app, db, place }
+    /// One more beside a test's own. It takes one connection, so that tests which hold theirs and wait for this one
+    /// cannot fill a server.
+    #[track_caller]
+    pub fn open(db: &'static Database<C>, kind: Kind) -> Self {
+        let setup = setup(db, kind, |config| config).expect("only a test that runs opens another one");
+        Self::start(setup.max_size(1), kind)
+    }
+
+    fn start(setup: TestSetup<C>, kind: Kind) -> Self {
+        let test = setup.start().unwrap_or_else(|error| panic!("{error}"));
+        let place = Storage { kind, url: test.url().to_owned() };
+        if kind == Kind::Sqlite {
+            // The first of the application's connections would do it, and could not beside a stranger who writes.
+            assert!(place.connect().write("PRAGMA journal_mode = WAL"));
+        }
+        Self { test, place }
     }
 
     pub fn url(&self) -> String {
-        self.place.url()
+        self.place.url.clone()
     }
 
     /// The committed names of users, as a stranger sees them.
@@ -255,30 +293,22 @@ impl<C: SessionConnection> Shop<C> {
     /// Somebody else's connection, which waits for nobody's lock.
     pub fn stranger(&self) -> Stranger {
         let mut stranger = self.place.connect();
-        match self.place {
-            Storage::Sqlite(_) => {}
-            Storage::Postgres(_) => assert!(stranger.write("SET lock_timeout = 1")),
-            Storage::Mariadb(_) => assert!(stranger.write("SET innodb_lock_wait_timeout = 0")),
+        match self.place.kind {
+            Kind::Sqlite => {}
+            Kind::Postgres => assert!(stranger.write("SET lock_timeout = 1")),
+            Kind::Mariadb => assert!(stranger.write("SET innodb_lock_wait_timeout = 0")),
         }
         stranger
     }
 
     /// Waits until no session of the server is in a transaction, as a connection that was closed may be for a moment.
     pub fn open_transactions(&self) -> i64 {
-        support::wait::until_equal(0, Duration::from_secs(2), || match &self.place {
-            Storage::Sqlite(_) => i64::from(!self.place.connect().write("BEGIN IMMEDIATE; ROLLBACK")),
-            Storage::Postgres(database) => support::postgres().open_transactions(database.name()),
-            Storage::Mariadb(database) => support::mariadb().open_transactions(database.name()),
-        })
+        support::wait::until_equal(0, Duration::from_secs(2), || self.place.open_transactions())
     }
 
     /// Sessions in a transaction at this moment.
     pub fn in_transaction_now(&self) -> bool {
-        match &self.place {
-            Storage::Sqlite(_) => !self.place.connect().write("BEGIN IMMEDIATE; ROLLBACK"),
-            Storage::Postgres(database) => support::postgres().open_transactions(database.name()) > 0,
-            Storage::Mariadb(database) => support::mariadb().open_transactions(database.name()) > 0,
-        }
+        self.place.open_transactions() > 0
     }
 
     /// Nothing is held, nothing is in a transaction.
@@ -290,40 +320,24 @@ impl<C: SessionConnection> Shop<C> {
     }
 }
 
-impl<C: SessionConnection> Drop for Shop<C> {
-    fn drop(&mut self) {
-        // A test may have removed it.
-        if let Ok(report) = self.db.remove_app(self.app.id()) {
-            assert!(report.is_complete() || std::thread::panicking(), "{report}");
-        }
-    }
-}
-
 impl Storage {
-    fn url(&self) -> String {
-        match self {
-            Storage::Sqlite(file) => file.url(),
-            Storage::Postgres(database) | Storage::Mariadb(database) => database.url(),
-        }
-    }
-
     fn connect(&self) -> Stranger {
-        let url = self.url();
-        let connected = match self {
-            Storage::Sqlite(_) => SqliteConnection::establish(&url).map(AnyConnection::Sqlite),
-            Storage::Postgres(_) => PgConnection::establish(&url).map(AnyConnection::Postgres),
-            Storage::Mariadb(_) => MysqlConnection::establish(&url).map(AnyConnection::Mysql),
+        let connected = match self.kind {
+            Kind::Sqlite => SqliteConnection::establish(&self.url).map(AnyConnection::Sqlite),
+            Kind::Postgres => PgConnection::establish(&self.url).map(AnyConnection::Postgres),
+            Kind::Mariadb => MysqlConnection::establish(&self.url).map(AnyConnection::Mysql),
         };
         Stranger(connected.expect("the database answers"))
     }
 
-    fn prepare(&self) {
-        let tables = match self {
-            Storage::Sqlite(_) => SQLITE_TABLES,
-            Storage::Postgres(_) => POSTGRES_TABLES,
-            Storage::Mariadb(_) => MARIADB_TABLES,
-        };
-        self.connect().0.batch_execute(tables).expect("the tables can be made");
+    /// As the server counts them; of a file only whether somebody writes.
+    fn open_transactions(&self) -> i64 {
+        let name = self.url.rsplit('/').next().unwrap_or_default();
+        match self.kind {
+            Kind::Sqlite => i64::from(!self.connect().write("BEGIN IMMEDIATE; ROLLBACK")),
+            Kind::Postgres => support::postgres().open_transactions(name),
+            Kind::Mariadb => support::mariadb().open_transactions(name),
+        }
     }
 
     /// The column `value`, through a connection that nobody else knows of.
@@ -343,47 +357,36 @@ impl Stranger {
     }
 }
 
+/// What a test asks the kit for; nothing where its server is switched off.
+#[track_caller]
+pub fn setup<C: SessionConnection>(
+    db: &'static Database<C>,
+    kind: Kind,
+    options: impl FnOnce(Config) -> Config,
+) -> Option<TestSetup<C>> {
+    static SERIAL: AtomicUsize = AtomicUsize::new(1);
+    if kind.is_switched_off() {
+        return None;
+    }
+    // No two database objects have an application of one name, unless a test wants it.
+    let name = format!("shop {}", SERIAL.fetch_add(1, Ordering::Relaxed));
+    let config = options(Config::new(kind.server()));
+    Some(TestSetup::of(db).named(name).config(config).fixture(Fixture::sql("tables", kind.tables())))
+}
+
 /// The body of `test` in each world.
 #[track_caller]
 pub fn run_test<C: SessionConnection>(
-    db: &'static Database<C>,
+    setup: Option<TestSetup<C>>,
     kind: Kind,
-    config: impl FnOnce(String) -> Config,
     body: impl FnOnce(&Shop<C>) -> Result<()>,
 ) {
-    if kind.is_switched_off() {
-        return;
-    }
-    let _turn = Turn::wait();
-    let shop = Shop::open(db, kind, config);
+    let Some(setup) = setup else { return };
+    let shop = Shop::start(setup, kind);
     if let Err(error) = body(&shop) {
         panic!("{error}");
     }
     shop.assert_at_rest();
-}
-
-/// One of the few tests that run at one time: the servers have 20 places each.
-struct Turn;
-
-static RUNNING: Mutex<usize> = Mutex::new(0);
-static ENDED: Condvar = Condvar::new();
-
-impl Turn {
-    fn wait() -> Turn {
-        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
-        while *running >= 3 {
-            running = ENDED.wait(running).unwrap_or_else(PoisonError::into_inner);
-        }
-        *running += 1;
-        Turn
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        ENDED.notify_one();
-    }
 }
 
 /// The message of the panic that `body` ends with.
