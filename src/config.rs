@@ -84,6 +84,9 @@ pub enum Reset {
 }
 
 impl Config {
+    /// The size of a pool where nothing was said.
+    pub(crate) const MAX_SIZE: u32 = 8;
+
     /// A database URL with the default options.
     ///
     /// * PostgreSQL: `postgres://user:password@host:port/database`, or libpq's `host=.. dbname=..`;
@@ -103,7 +106,7 @@ impl Config {
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
-            max_size: 8,
+            max_size: Self::MAX_SIZE,
             acquire_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(3),
             idle_timeout: Some(Duration::from_secs(60)),

@@ -31,8 +31,9 @@ impl Files {
     }
 
     /// Where the template of a content is, or will be.
-    pub(super) fn template(&self, content: u64) -> Result<PathBuf, String> {
-        Ok(all()?.join(format!("template-{content:016x}.sqlite")))
+    pub(super) fn template(&self, content: u64, wal: bool) -> Result<PathBuf, String> {
+        let log = if wal { "-wal" } else { "" };
+        Ok(all()?.join(format!("template-{content:016x}{log}.sqlite")))
     }
 
     /// Removes all templates; how many there were.

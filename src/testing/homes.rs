@@ -56,7 +56,8 @@ impl<'t, C: SessionConnection> Site<'t, C> {
         }
         let house = House::of(setup.registrar, &config)?;
         let content = Content::new(house.schema()?, &setup.fixtures, house.target.kind, &setup.name);
-        let connections = setup.max_size.unwrap_or(MAX_SIZE).max(1);
+        let said = Some(config.max_size).filter(|said| *said != Config::MAX_SIZE);
+        let connections = setup.max_size.or(said).unwrap_or(MAX_SIZE).max(1);
         let config = config.max_size(connections);
         let deadline = Instant::now() + setup.patience;
         Ok(Self { house, content, config, id, deadline })
@@ -183,7 +184,7 @@ impl<'t, C: SessionConnection> Site<'t, C> {
         let made = |reason| self.failed("making a SQLite file", reason);
         let admission = self.house.admit(0, false, self.id, self.deadline)?;
         let files = &self.house.files;
-        let template = files.template(self.content.hash()).map_err(made)?;
+        let template = files.template(self.content.hash(), self.config.wal).map_err(made)?;
         if !template.exists() {
             let _making = files.making.lock().unwrap_or_else(PoisonError::into_inner);
             if !template.exists() {
@@ -201,13 +202,14 @@ impl<'t, C: SessionConnection> Site<'t, C> {
     fn make_template_file(&self, template: &Path) -> Result<()> {
         let made = |reason| self.failed("making a SQLite file", reason);
         let path = self.house.files.new_path().map_err(made)?;
-        // A log beside it would have to be copied too.
-        let url = file_url(&path);
-        let filler =
-            self.house.registrar.make(self.id.into(), Config { url, wal: false, ..self.config.clone() }, None)?;
+        let filler = self.filler(&file_url(&path))?;
         let filled = self.content.fill(&filler);
         filler.dispose()?;
         filled?;
+        // The last connection has put it into the file.
+        if log_of(&path).exists() {
+            return Err(made(format!("{} is still open somewhere", path.display())));
+        }
         fs::rename(&path, template).map_err(|error| made(format!("{} cannot be made: {error}", template.display())))
     }
 
@@ -342,6 +344,13 @@ impl<C: SessionConnection> Home<C> {
             Self::Memory | Self::Lane(_) => None,
         }
     }
+}
+
+/// SQLite's write-ahead log.
+fn log_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    name.into()
 }
 
 fn file_url(path: &Path) -> String {

@@ -26,7 +26,7 @@ const KEEP: &str = "DIESEL_SESSION_KEEP";
 /// | [`named`](Self::named) | the place at which [`of`](Self::of) was called |
 /// | [`config`](Self::config) | the URL in `DATABASE_URL`; `:memory:` for a `Database<SqliteConnection>` without that |
 /// | [`isolation`](Self::isolation) | [`TestIsolation::Database`] |
-/// | [`max_size`](Self::max_size) | 4 connections |
+/// | [`max_size`](Self::max_size) | that of the `Config` where it says another than its default, else 4 connections |
 /// | [`fixture`](Self::fixture) | none |
 /// | [`patience`](Self::patience) | 120 s |
 /// | [`keep`](Self::keep) | off, unless `DIESEL_SESSION_KEEP` is set |

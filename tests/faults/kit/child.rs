@@ -9,7 +9,7 @@ use diesel::{MysqlConnection, PgConnection, SqliteConnection};
 use diesel_session::testing::{Fixture, TestApp, TestIsolation, TestSetup, run};
 use diesel_session::{Config, Database, Error, Result, Session};
 
-use super::server::{Server, way_of, ways};
+use super::server::{Server, chosen, ways};
 use crate::fixtures::threads::{child_of, together};
 use crate::fixtures::{COUNT, Conn, INSERT, Speak};
 
@@ -44,7 +44,7 @@ fn play<C: Conn>(url: &str, part: &str) {
             let next = AtomicUsize::new(0);
             together(AT_A_TIME, |_| {
                 while let number @ 0..TESTS = next.fetch_add(1, Ordering::Relaxed) {
-                    ordinary(self::setup::<C>(url, way_of(url, number)));
+                    ordinary(self::setup::<C>(url, chosen(url, number)));
                 }
             });
         }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::child::{AT_A_TIME, TESTS};
-use super::server::{Server, way_of};
+use super::server::{Server, chosen};
 use super::with_each_server;
 use crate::fixtures::Conn;
 use crate::fixtures::threads::together;
@@ -19,7 +19,7 @@ fn in_a_process_each<C: Conn>(server: &Server) {
     let (next, url) = (AtomicUsize::new(0), server.url());
     together(AT_A_TIME, |_| {
         while let number @ 0..TESTS = next.fetch_add(1, Ordering::Relaxed) {
-            server.succeed(&format!("one {:?}", way_of(&url, number)));
+            server.succeed(&format!("one {:?}", chosen(&url, number)));
         }
     });
     server.assert_clean();

@@ -189,7 +189,7 @@ pub(super) fn ways(url: &str) -> &'static [TestIsolation] {
 }
 
 /// Of ten tests most are rolled back, as in a suite that somebody waits for.
-pub(super) fn way_of(url: &str, number: usize) -> TestIsolation {
+pub(super) fn chosen(url: &str, number: usize) -> TestIsolation {
     let ways = ways(url);
     ways[(number % 10).min(ways.len() - 1)]
 }
