@@ -20,6 +20,8 @@ pub(super) struct FreeLane<C: SessionConnection> {
     // Before the slot: it is free when the connection is closed.
     lane: Arc<Lane<C>>,
     content: u64,
+    /// How its connection was prepared: it stays so.
+    settings: String,
     /// None for SQLite.
     database: Option<String>,
     url: String,
@@ -32,7 +34,9 @@ impl<C: SessionConnection> Site<'_, C> {
         let content = self.content.hash();
         let free = {
             let mut free = self.house.free();
-            free.iter().rposition(|lane| lane.content == content).map(|at| free.swap_remove(at))
+            let settings = self.settings();
+            let fits = |lane: &FreeLane<C>| lane.content == content && lane.settings == settings;
+            free.iter().rposition(fits).map(|at| free.swap_remove(at))
         };
         if let Some(mut lane) = free {
             let mut admission = self.house.admit_with(lane.taken.take());
@@ -58,7 +62,8 @@ impl<C: SessionConnection> Site<'_, C> {
         let filled = self.content.fill(&filler).and_then(|()| {
             // It lives as long as somebody has it open.
             let url = filler.pool()?.url().to_owned();
-            let lane = FreeLane { lane: Arc::new(Lane::new(None)), content, database: None, url, taken: None };
+            let (lane, settings) = (Arc::new(Lane::new(None)), self.settings());
+            let lane = FreeLane { lane, content, settings, database: None, url, taken: None };
             self.enter(&lane).map(|app| (app, lane))
         });
         let emptied = filler.dispose();
@@ -77,7 +82,8 @@ impl<C: SessionConnection> Site<'_, C> {
             let database = name.to_string();
             let url = with_database(&self.house.target, &database).map_err(|reason| self.failed(AT, reason))?;
             let lane = Arc::new(Lane::new(self.kind().claim_lane(&database)));
-            let lane = FreeLane { lane, content, database: Some(database.clone()), url, taken: None };
+            let settings = self.settings();
+            let lane = FreeLane { lane, content, settings, database: Some(database.clone()), url, taken: None };
             match self.enter(&lane) {
                 Ok(app) if self.is_whole(&app)? => return Ok((app, Home::Lane(lane), admission)),
                 Ok(app) => {
@@ -121,24 +127,34 @@ impl<C: SessionConnection> Site<'_, C> {
         Ok(app)
     }
 
-    /// Whether a lane was filled to the end. PostgreSQL's get their name when they are; elsewhere the versions are the last that is written.
+    /// What a connection is told when it is new.
+    fn settings(&self) -> String {
+        let mut settings = self.kind().setup(&self.config, true);
+        settings.extend(self.config.on_connect.iter().cloned());
+        settings.extend(self.config.application_name.clone());
+        settings.join("\0")
+    }
+
+    /// Whether a lane was filled to the end. PostgreSQL's get their name when they are; MySQL's a table.
     fn is_whole(&self, app: &App<C>) -> Result<bool> {
         if self.kind() != Kind::Mysql {
             return Ok(true);
         }
-        let mut versions = self.content.schema.script.versions().map(str::to_owned).collect::<Vec<_>>();
-        versions.sort();
-        let mut lease = app.pool()?.acquire(std::panic::Location::caller(), false, None)?;
-        let applied = lease.conn().texts("SELECT version AS value FROM __diesel_schema_migrations ORDER BY version");
-        let applied: Vec<String> = applied.unwrap_or_default().into_iter().flatten().collect();
-        Ok(applied == versions && !versions.is_empty())
+        let at = std::panic::Location::caller();
+        let mut lease = app.pool()?.acquire(at, false, None)?;
+        let question = format!(
+            "SELECT table_name AS value FROM information_schema.tables \
+             WHERE table_schema = DATABASE() AND table_name = '{WHOLE}'"
+        );
+        let found = lease.conn().texts(&question).map_err(|error| Error::from_query(error, at))?;
+        Ok(!found.is_empty())
     }
 
     fn make_lane(&self, admission: &mut Admission<C>, name: Name, is_there: bool) -> Result<()> {
         let database = name.to_string();
         if admission.taken.as_ref().is_some_and(|taken| taken.len() < 2) {
             // One more for the owner's session, taken together: nobody waits with one of them in his hand.
-            admission.taken = None;
+            admission.retreat();
             *admission = self.house.admit(1, true, self.test(), self.deadline)?;
         }
         match self.kind() {
@@ -157,7 +173,7 @@ impl<C: SessionConnection> Site<'_, C> {
                 if is_there {
                     desk.send(&kind.drop_database(database))?;
                 }
-                desk.send(&kind.create_database(database, None))?;
+                self.create_database(desk, database, None)?;
                 desk.prune(self.content.hash())?;
             }
             Ok(claimed)
@@ -167,9 +183,10 @@ impl<C: SessionConnection> Site<'_, C> {
         }
         let filled = self.fill_database(database);
         self.house.work(admission, 1, |desk| {
-            if filled.is_err() {
-                desk.send(&kind.drop_database(database))?;
-            }
+            desk.send(&match &filled {
+                Ok(()) => format!("CREATE TABLE {}.{} (whole INTEGER)", kind.quote(database), kind.quote(WHOLE)),
+                Err(_) => kind.drop_database(database),
+            })?;
             desk.texts(&format!("SELECT CAST(RELEASE_LOCK({}) AS CHAR) AS value", kind.literal(database))).map(drop)
         })?;
         filled
@@ -187,20 +204,38 @@ impl<C: SessionConnection> FreeLane<C> {
         self.lane.end(kind) && (kind != Kind::Sqlite || self.lane.is_connected())
     }
 
-    /// Keeps it, with its slot, for the next test.
+    /// Keeps it, with its slot, for the next test; where others wait for that, it is theirs.
     pub(super) fn keep(mut self, site: &super::house::House<C>, taken: Option<Taken>) {
         self.taken = taken;
-        site.free().push(self);
+        if !site.slots.as_ref().is_some_and(|slots| slots.is_wanted()) {
+            site.free().push(self);
+        }
     }
 
-    /// Removes its database, in which something was left.
+    /// Whether there is a database that would outlive it.
+    pub(super) fn has_database(&self) -> bool {
+        self.database.is_some()
+    }
+
+    /// Removes its database, in which something was left. Who still has the connection loses it: the next test must not find what it did.
     pub(super) fn remove(self, desk: &mut Desk<C>) -> Result<()> {
         let Some(database) = self.database.clone() else { return Ok(()) };
         drop(self);
-        desk.is_empty_by(&database, std::time::Instant::now() + std::time::Duration::from_secs(1))?;
-        desk.send(&desk.kind().drop_database(&database))
+        let kind = desk.kind();
+        let soon = || std::time::Instant::now() + std::time::Duration::from_secs(1);
+        if !desk.is_empty_by(&database, soon())? {
+            for session in desk.texts(&kind.list_sessions_in(&database))? {
+                // It may have ended by itself.
+                let _ = desk.send(&kind.end_session(&session));
+            }
+            desk.is_empty_by(&database, soon())?;
+        }
+        desk.send(&kind.drop_database(&database))
     }
 }
+
+/// The table of a database of MySQL that was filled to the end. Nothing else can be made last: a database cannot be renamed there.
+const WHOLE: &str = "__diesel_session_whole";
 
 /// What could not be done.
 pub(super) const AT: &str = "finding its database";

@@ -95,7 +95,12 @@ impl<C: SessionConnection> Owner<C> {
 
     /// Ends the session; its databases are nobody's from then on.
     pub(super) fn close(&self) {
-        let desk = self.lock().take();
+        self.close_if(|| true);
+    }
+
+    /// The same, if that holds while nobody works with the session.
+    pub(super) fn close_if(&self, may: impl FnOnce() -> bool) {
+        let desk = self.lock().take_if(|_| may());
         if let Some(desk) = desk {
             drop(desk);
             self.doors.iter().for_each(|door| drop(door.dispose()));

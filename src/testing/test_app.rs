@@ -141,8 +141,13 @@ impl<C: SessionConnection> TestApp<C> {
                 if lane.end(self.house.target.kind) {
                     let taken = admission.as_mut().and_then(|admission| admission.taken.take());
                     lane.keep(&self.house, taken);
-                } else if left.is_empty() {
-                    self.removed(Home::Lane(lane), &mut left);
+                } else if lane.has_database() {
+                    let removed = match &mut admission {
+                        // Its own connection is closed, or will be.
+                        Some(admission) => self.house.work(admission, 0, |desk| lane.remove(desk)),
+                        None => Ok(()),
+                    };
+                    left.extend(removed.err().map(|error| format!("its database: {}", phrase(error))));
                 }
             }
             home if failed && self.keep => {
