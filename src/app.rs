@@ -173,6 +173,11 @@ impl<C: SessionConnection> App<C> {
     }
 
     /// From here on its handles answer `Disposed`.
+    /// Whether both are handles of one application.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(crate) fn mark_removed(&self) {
         self.0.removed.store(true, Ordering::Release);
     }

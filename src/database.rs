@@ -493,7 +493,7 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
     }
 
     fn unregister(&self, app: &App<C>) {
-        let _ = self.registry.remove(app.id());
+        self.registry.remove_this(app);
         app.mark_removed();
     }
 }

@@ -37,6 +37,16 @@ impl<C: SessionConnection> Registry<C> {
         }
     }
 
+    /// Removes this application, and no other of its id.
+    pub(crate) fn remove_this(&self, app: &App<C>) {
+        let mut apps = self.write();
+        if apps.get(app.id()).is_some_and(|other| other.is(app)) {
+            let removed = apps.remove(app.id());
+            drop(apps);
+            drop(removed);
+        }
+    }
+
     pub(crate) fn all(&self) -> Vec<App<C>> {
         self.read().values().cloned().collect()
     }

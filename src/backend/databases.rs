@@ -98,6 +98,35 @@ impl Kind {
         }
     }
 
+    /// A query for the numbers of the sessions in a database.
+    pub(crate) fn list_sessions_in(self, database: &str) -> String {
+        let name = self.literal(database);
+        match self {
+            Self::Mysql => {
+                format!("SELECT CAST(id AS CHAR) AS value FROM information_schema.processlist WHERE db = {name}")
+            }
+            Self::Postgres | Self::Sqlite => {
+                format!("SELECT pid::text AS value FROM pg_catalog.pg_stat_activity WHERE datname = {name}")
+            }
+        }
+    }
+
+    /// Ends the session of that number, which is one of the account's own.
+    pub(crate) fn end_session(self, number: &str) -> String {
+        match self {
+            Self::Mysql => format!("KILL {number}"),
+            Self::Postgres | Self::Sqlite => format!("SELECT pg_catalog.pg_terminate_backend({number})"),
+        }
+    }
+
+    /// What an account that may not make databases needs.
+    pub(crate) fn right_to_create(self) -> &'static str {
+        match self {
+            Self::Mysql => "give the account ``GRANT ALL ON `diesel\\_session\\_%`.* TO ..``",
+            Self::Postgres | Self::Sqlite => "give the role `ALTER ROLE .. CREATEDB`, or use `TestIsolation::Schema`",
+        }
+    }
+
     /// Claims the number of an owner of databases for this session, and answers `1` where nobody has it.
     pub(crate) fn claim_owner(self, owner: u32) -> String {
         match self {

@@ -1,6 +1,8 @@
 //! A session's transaction as a savepoint inside of another transaction, of which Diesel does not know: then all that is said of
 //! Diesel's depth elsewhere holds for it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
 use diesel::result::{DatabaseErrorKind, Error as DieselError, QueryResult};
 
 use super::{Beginning, Kind, postgres};
@@ -28,9 +30,19 @@ impl Kind {
         })
     }
 
-    /// Undoes it, with everything inside.
-    pub(crate) fn end_outer<C: SessionConnection>(self, conn: &mut C) -> QueryResult<()> {
-        conn.batch_execute("ROLLBACK")
+    /// Undoes it, with everything inside; false where something of it stays, as in tables of MySQL that know no transactions.
+    pub(crate) fn end_outer<C: SessionConnection>(self, conn: &mut C) -> QueryResult<bool> {
+        conn.batch_execute("ROLLBACK")?;
+        if self != Self::Mysql {
+            return Ok(true);
+        }
+        let warnings = conn.texts("SELECT CAST(@@warning_count AS CHAR) AS value")?;
+        Ok(warnings.first().and_then(Option::as_deref) == Some("0"))
+    }
+
+    /// Whether nothing refers to rows that are not there, so that a commit can look whether it has left such a thing.
+    pub(crate) fn has_no_orphans<C: SessionConnection>(self, conn: &mut C) -> bool {
+        self == Self::Sqlite && conn.texts(ORPHANS).is_ok_and(|orphans| orphans.is_empty())
     }
 
     /// Begins a session's transaction. The isolation level is that of the outer one, in which nobody else is; on MySQL and MariaDB it can
@@ -47,19 +59,55 @@ impl Kind {
         conn.begin_with(&sql)
     }
 
-    /// Keeps what a session's transaction did, where a commit would.
-    pub(crate) fn commit_inside<C: SessionConnection>(self, conn: &mut C) -> QueryResult<()> {
+    /// Keeps what a session's transaction did, where a commit would. On SQLite `had_orphans` says that it need not be looked for them.
+    pub(crate) fn commit_inside<C: SessionConnection>(self, conn: &mut C, had_orphans: bool) -> QueryResult<()> {
         match self {
             Self::Postgres => conn.end_with(&format!("{DEFERRED_CONSTRAINTS}; {COMMIT}")),
             Self::Mysql => conn.end_with(COMMIT),
             Self::Sqlite => {
-                if !conn.texts(ORPHANS)?.is_empty() {
+                // A key that cannot be looked at is an error of whoever uses it.
+                if !had_orphans && conn.texts(ORPHANS).is_ok_and(|orphans| !orphans.is_empty()) {
                     let message = Box::new("FOREIGN KEY constraint failed".to_owned());
                     return Err(DieselError::DatabaseError(DatabaseErrorKind::ForeignKeyViolation, message));
                 }
                 conn.end_with(COMMIT)
             }
         }
+    }
+
+    /// Runs code that may begin and end transactions as if it were alone; whether the transaction around it is as it was.
+    pub(crate) fn run_inside<C: SessionConnection>(self, conn: &mut C, run: fn(&mut C)) -> bool {
+        if self.begin_inside(conn, Beginning::plain()).is_err() {
+            return false;
+        }
+        let panic = catch_unwind(AssertUnwindSafe(|| run(conn))).err();
+        let kept = panic.is_none() && conn.depth() == Some(1) && self.release_inside(conn).is_ok();
+        let sound = kept || self.undo_inside(conn);
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+        sound
+    }
+
+    /// Keeps what was done inside, whatever constraints wait for the commit.
+    pub(crate) fn release_inside<C: SessionConnection>(self, conn: &mut C) -> QueryResult<()> {
+        conn.end_with(COMMIT)
+    }
+
+    /// Undoes everything inside, whatever levels are still open; whether that is done.
+    pub(crate) fn undo_inside<C: SessionConnection>(self, conn: &mut C) -> bool {
+        for _ in 0..8 {
+            let undone = match conn.depth() {
+                Some(0) => return true,
+                Some(1) => self.rollback_inside(conn),
+                Some(_) => conn.rollback_level(),
+                None => return false,
+            };
+            if undone.is_err() {
+                return false;
+            }
+        }
+        conn.depth() == Some(0)
     }
 
     /// Undoes what a session's transaction did.

@@ -57,6 +57,9 @@ impl<C: SessionConnection> Pool<C> {
             let mut permit = self.permit(&wish, asked)?;
             self.find_idle(&mut permit);
             while permit.item.is_none() {
+                if let Some(lane) = &self.spec.lane {
+                    lane.wait_until_parked(deadline);
+                }
                 permit = self.connect(permit, &wish)?;
                 // What came back may be too old.
                 self.find_idle(&mut permit);

@@ -11,7 +11,7 @@ use super::lease::{discard, live};
 use super::manager::Live;
 use super::witness::{Reading, Watch};
 use super::{Pool, Stored};
-use crate::backend::{self, Kind};
+use crate::backend::{self, Beginning, Kind};
 use crate::config::Reset;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Result};
@@ -123,8 +123,22 @@ impl<C: SessionConnection> Live<C> {
     }
 
     /// Runs a hook of the program; what it sends is nobody else's business. It leaves neither a transaction nor another
-    /// instrumentation.
+    /// instrumentation. Where a test is to be rolled back its transactions are savepoints.
     fn run_hook(&mut self, hook: fn(&mut C) -> QueryResult<()>, kind: Kind) -> Result<(), Failure> {
+        let Some(lane) = self.conn.lane().filter(|lane| lane.has_begun()).map(Arc::clone) else {
+            return self.run_hook_at(0, hook, kind);
+        };
+        kind.begin_inside(&mut *self.conn, Beginning::plain())?;
+        let outcome = self.run_hook_at(1, hook, kind);
+        let outcome = outcome.and_then(|()| Ok(kind.release_inside(&mut *self.conn)?));
+        if outcome.is_err() && !kind.undo_inside(&mut *self.conn) {
+            lane.break_off("a hook of the pool ended its transaction", None);
+        }
+        self.witness.take();
+        outcome
+    }
+
+    fn run_hook_at(&mut self, depth: u32, hook: fn(&mut C) -> QueryResult<()>, kind: Kind) -> Result<(), Failure> {
         let failure = |message: &str| Failure { message: message.into(), lost: false };
         let seen_before = self.witness.has_seen_leftovers();
         self.witness.read_statements(Reading::Raw);
@@ -142,10 +156,11 @@ impl<C: SessionConnection> Live<C> {
         if !self.witness.watches(self.conn.instrumentation()) {
             self.conn.set_instrumentation(Watch::new(Arc::clone(&self.witness)));
         }
-        // Of a raw `BEGIN` Diesel knows nothing.
-        let began = notes.began
+        // Of a raw `BEGIN` Diesel knows nothing. Inside of a test's transaction it begins none.
+        let began = depth == 0
+            && notes.began
             && (notes.ended_by.is_none() || kind != Kind::Postgres && kind.is_in_transaction(&mut *self.conn, false));
-        if began || self.conn.depth() != Some(0) {
+        if began || self.conn.depth() != Some(depth) {
             return Err(failure("it left a transaction open"));
         }
         self.witness.take();

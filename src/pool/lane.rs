@@ -8,7 +8,8 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::backend::Kind;
 use crate::connection::SessionConnection;
@@ -17,12 +18,16 @@ use crate::error::{Error, Place, Result};
 /// One connection, and what became of its transaction.
 pub(crate) struct Lane<C> {
     parked: Mutex<Parked<C>>,
+    /// It is parked again.
+    back: Condvar,
     /// A query that answers `1` where no other process has the lane's database.
     claim: Option<String>,
     begun: AtomicBool,
     /// Why nothing is lent any more.
     broken: Mutex<Option<Break>>,
     is_broken: AtomicBool,
+    /// Before the test there were rows that refer to none, or keys that cannot be looked at.
+    had_orphans: AtomicBool,
     /// What Diesel keeps prepared on it may be of a schema that is undone.
     schema_changed: AtomicBool,
     /// Something was set on it that outlives the transaction.
@@ -57,10 +62,12 @@ impl<C> Lane<C> {
     pub(crate) fn new(claim: Option<String>) -> Self {
         Self {
             parked: Mutex::new(Parked::Nowhere),
+            back: Condvar::new(),
             claim,
             begun: AtomicBool::new(false),
             broken: Mutex::new(None),
             is_broken: AtomicBool::new(false),
+            had_orphans: AtomicBool::new(false),
             schema_changed: AtomicBool::new(false),
             soiled: AtomicBool::new(false),
         }
@@ -81,6 +88,16 @@ impl<C> Lane<C> {
 
     pub(super) fn not_made(&self) {
         *self.parked() = Parked::Nowhere;
+        self.back.notify_all();
+    }
+
+    /// Waits until no pool has the connection: one that was disposed of has it until its borrower gives it back.
+    pub(super) fn wait_until_parked(&self, deadline: Instant) {
+        let mut parked = self.parked();
+        while matches!(*parked, Parked::Lent) {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
+            parked = self.back.wait_timeout(parked, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Lends nothing from here on. What broke it first is what counts.
@@ -107,6 +124,10 @@ impl<C> Lane<C> {
 
     pub(crate) fn is_connected(&self) -> bool {
         matches!(*self.parked(), Parked::Here(_))
+    }
+
+    pub(crate) fn had_orphans(&self) -> bool {
+        self.had_orphans.load(Ordering::Acquire)
     }
 
     pub(crate) fn has_begun(&self) -> bool {
@@ -138,6 +159,7 @@ impl<C: SessionConnection> Lane<C> {
                 return Err(TAKEN.into());
             }
         }
+        self.had_orphans.store(kind == Kind::Sqlite && !kind.has_no_orphans(conn), Ordering::Release);
         self.begun.store(true, Ordering::Release);
         Ok(())
     }
@@ -150,7 +172,7 @@ impl<C: SessionConnection> Lane<C> {
         let sound = self.broken().is_none();
         match parked {
             Parked::Here(mut conn) => {
-                let undone = begun && kind.end_outer(&mut conn).is_ok() && conn.depth() == Some(0);
+                let undone = begun && matches!(kind.end_outer(&mut conn), Ok(true)) && conn.depth() == Some(0);
                 if undone && self.is_clean() {
                     *self.parked() = Parked::Here(conn);
                 }
@@ -207,6 +229,7 @@ impl<C> Drop for Held<C> {
     fn drop(&mut self) {
         if let (Some(lane), Some(conn)) = (&self.lane, self.conn.take()) {
             *lane.parked() = Parked::Here(conn);
+            lane.back.notify_all();
         }
     }
 }

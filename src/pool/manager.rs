@@ -41,13 +41,17 @@ pub(crate) struct ConnectFailure {
     pub(crate) message: String,
 }
 
+/// A hook that is told of the end, and how it is run in the transaction around a test.
+type OnClose<C> = (Hook<C>, fn(Kind, &mut C, Hook<C>) -> bool);
+type Hook<C> = fn(&mut C);
+
 /// An open connection and what the pool knows of it.
 pub(crate) struct Live<C> {
     pub(crate) conn: Held<C>,
     pub(crate) witness: Arc<Witness>,
     /// Somebody had it who may have left something on it, whatever the witness has seen.
     pub(crate) marked: bool,
-    on_close: Option<fn(&mut C)>,
+    on_close: Option<OnClose<C>>,
     /// When it was lent last. Reading the clock once more at its return would cost a tenth of the loan.
     pub(super) lent: Instant,
     /// It has been lent since [`stays_idle`](Self::stays_idle) was asked.
@@ -115,8 +119,14 @@ impl<C> Drop for Live<C> {
                 lane.schema_changes();
             }
         }
-        let Some(hook) = self.on_close.take() else { return };
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| hook(&mut self.conn))) {
+        let Some((hook, run_inside)) = self.on_close.take() else { return };
+        let lane = self.conn.lane().filter(|lane| lane.has_begun()).map(Arc::clone);
+        let outcome = catch_unwind(AssertUnwindSafe(|| match &lane {
+            None => hook(&mut self.conn),
+            Some(_) if run_inside(self.witness.kind(), &mut self.conn, hook) => {}
+            Some(lane) => lane.break_off("hook `on_close` ended its transaction", None),
+        }));
+        if let Err(panic) = outcome {
             let message = crate::panic_message(&*panic);
             log::warn!(target: "diesel_session::pool", "hook `on_close` panicked: {message}; the connection is closed all the same");
         }
@@ -265,9 +275,9 @@ impl<C: SessionConnection> Manager<C> {
         };
         // From here on it is parked wherever this ends.
         let mut conn = Held::new(conn, lane.cloned());
+        // It was prepared by an earlier pool of this test, and inside of a transaction some settings cannot be made.
+        let is_set_up = lane.is_some_and(|lane| lane.has_begun());
         let witness = Arc::new(Witness::new(spec.target.kind, lane.is_some()));
-        // Of SQLite's settings some cannot be made inside of a transaction, and the others are there.
-        let is_set_up = spec.target.kind == Kind::Sqlite && lane.is_some_and(|lane| lane.has_begun());
         for sql in spec.target.kind.setup(&spec.config, spec.target.in_memory).into_iter().filter(|_| !is_set_up) {
             conn.batch_execute(&sql)
                 .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
@@ -277,15 +287,21 @@ impl<C: SessionConnection> Manager<C> {
         }
         let (session, generation) = match self.introduce(&mut conn) {
             Some((session, generation)) => (session, generation),
-            None => (None, Arc::clone(&self.generation)),
+            None => {
+                if let Some(lane) = lane.filter(|_| is_set_up && conn.ping().is_err()) {
+                    lane.break_off("its connection was lost", None);
+                    return Err(self.failure("the one connection of this test was lost"));
+                }
+                (None, Arc::clone(&self.generation))
+            }
         };
         // Before the program's own statements, which may be kept as they are.
         let schema = Seen::now(generation);
-        for sql in &spec.config.on_connect {
+        for sql in spec.config.on_connect.iter().filter(|_| !is_set_up) {
             conn.batch_execute(sql)
                 .map_err(|error| self.failure(&format!("`Config::on_connect` failed: {error} (at `{sql}`)")))?;
         }
-        if let Some(prepare) = spec.on_connect {
+        if let Some(prepare) = spec.on_connect.filter(|_| !is_set_up) {
             prepare(&mut *conn).map_err(|error| self.failure(&format!("`Database::on_connect` failed: {error}")))?;
         }
         if conn.depth() != Some(0) {
@@ -300,7 +316,7 @@ impl<C: SessionConnection> Manager<C> {
             conn,
             witness,
             marked: false,
-            on_close: spec.on_close,
+            on_close: spec.on_close.map(|hook| (hook, Kind::run_inside as _)),
             lent: now,
             was_used: false,
             expires: spec.config.max_lifetime.map(|lifetime| now + shortened(lifetime)),

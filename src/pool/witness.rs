@@ -91,6 +91,10 @@ impl Witness {
         }
     }
 
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// Whether there is something to take.
     #[inline]
     pub(crate) fn has_notes(&self) -> bool {

@@ -347,20 +347,13 @@ impl<'a, C: SessionConnection> Change<'a, C> {
     /// Keeps what was done inside of a test's transaction, or undoes it.
     fn leave(&mut self, outcome: Result<()>) -> Result<()> {
         let kind = self.kind;
+        let had_orphans = self.app.spec().lane.as_ref().is_some_and(|lane| lane.had_orphans());
         let conn = self.lease.conn();
-        let kept = outcome.and_then(|()| kind.commit_inside(conn).map_err(|error| Error::from_query(error, self.at)));
+        let kept = outcome
+            .and_then(|()| kind.commit_inside(conn, had_orphans).map_err(|error| Error::from_query(error, self.at)));
         if kept.is_err() {
             self.done.clear();
-            for _ in 0..8 {
-                let undone = match self.lease.conn().depth() {
-                    None | Some(0) => break,
-                    Some(1) => kind.rollback_inside(self.lease.conn()),
-                    Some(_) => self.lease.conn().rollback_level(),
-                };
-                if undone.is_err() {
-                    break;
-                }
-            }
+            kind.undo_inside(self.lease.conn());
         }
         kept
     }

@@ -9,6 +9,7 @@ use crate::backend::{self, Kind};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::outcome::{CommitOutcome, Resolver, UnknownCommit};
+use crate::pool::Lane;
 
 /// How long to wait before a transaction in progress is asked for again, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
@@ -39,8 +40,12 @@ impl<C: SessionConnection> Core<C> {
                 return Err(error);
             }
         };
-        let (kind, inside) = (self.kind(), self.lane().is_some());
-        match self.send(|conn| if inside { kind.commit_inside(conn) } else { conn.commit_level() }) {
+        let (kind, had_orphans) = (self.kind(), self.lane().map(Lane::had_orphans));
+        let outcome = self.send(|conn| match had_orphans {
+            Some(had_orphans) => kind.commit_inside(conn, had_orphans),
+            None => conn.commit_level(),
+        });
+        match outcome {
             Ok(()) => {
                 self.restore();
                 self.release();

@@ -379,7 +379,8 @@ impl<C: SessionConnection> Core<C> {
     fn unwrap_statement(&mut self) {
         let kind = self.kind();
         let sound = self.spoiled.is_none() && !self.is_doomed() && self.depth() == Some(1);
-        if sound && self.send(|conn| kind.commit_inside(conn)).is_ok() {
+        let had_orphans = self.lane().is_some_and(Lane::had_orphans);
+        if sound && self.send(|conn| kind.commit_inside(conn, had_orphans)).is_ok() {
             self.restore();
             self.release();
         } else {

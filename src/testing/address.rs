@@ -2,6 +2,7 @@
 
 use crate::backend::Kind;
 use crate::percent::encode;
+use crate::secrets::is_harmless;
 use crate::url::Target;
 
 /// `target`'s URL with another database.
@@ -42,7 +43,10 @@ pub(super) fn with_schema(target: &Target, schema: &str) -> Result<String, Strin
 /// The URL for people, without its password.
 pub(super) fn without_password(target: &Target) -> String {
     let url = &target.url;
-    let Some(at) = url.find("://").map(|at| at + 3) else { return target.scrub(url) };
+    let Some(at) = url.find("://").map(|at| at + 3) else {
+        // Of what is not like a URL it cannot be said where a password ends.
+        return if target.kind == Kind::Sqlite { target.scrub(url) } else { target.shown.clone() };
+    };
     let end = url[at..].find(['/', '?']).map_or(url.len(), |end| at + end);
     let bare = match url[at..end].rsplit_once('@') {
         Some((credentials, host)) => {
@@ -50,7 +54,11 @@ pub(super) fn without_password(target: &Target) -> String {
         }
         None => url[at..end].to_owned(),
     };
-    target.scrub(&format!("{}{bare}{}", &url[..at], &url[end..]))
+    let (path, query) = url[end..].split_once('?').unwrap_or((&url[end..], ""));
+    let harmless = query.split('&').filter(|pair| is_harmless(pair.split('=').next().unwrap_or_default()));
+    let query: Vec<&str> = harmless.collect();
+    let mark = if query.is_empty() { "" } else { "?" };
+    target.scrub(&format!("{}{bare}{path}{mark}{}", &url[..at], query.join("&")))
 }
 
 #[cfg(test)]
@@ -78,7 +86,9 @@ mod tests {
     #[test]
     fn people_see_no_password() {
         let shown = |url| without_password(&target(url));
-        assert_eq!(shown("postgres://u:sec%40ret@h:1/db?x=y"), "postgres://u@h:1/db?x=y");
+        assert_eq!(shown("postgres://u:sec%40ret@h:1/db?x=y&sslmode=require"), "postgres://u@h:1/db?sslmode=require");
+        assert_eq!(shown("postgres://u@h/db?password=abc&host=%2Ftmp"), "postgres://u@h/db?host=%2Ftmp");
+        assert!(!shown("host=h password=abc dbname=x").contains("abc"));
         assert_eq!(shown("mysql://u:secret@h/db"), "mysql://u@h/db");
         assert_eq!(shown("shop.sqlite"), "shop.sqlite");
         assert!(!shown("host=h password=secret1 dbname=x").contains("secret1"));

@@ -1,6 +1,6 @@
 //! What a test's database holds when the test begins: the schema and the fixtures.
 
-use std::panic::Location;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::UNIX_EPOCH;
 
@@ -154,15 +154,22 @@ impl<'t, C: SessionConnection> Content<'t, C> {
     fn run_function(&self, app: &App<C>, fixture: &Fixture<C>) -> Result<()> {
         let Rows::Function(run) = fixture.rows else { return Ok(()) };
         let at = Location::caller();
-        let outcome = app.scope().commit_on_ok().run(|| {
-            let session = context::session(app.database(), at, |current| match current {
-                Current::Entered(app) => Ok(app),
-                Current::SameId(_) => Err(Error::NoContext { at }),
-            })?;
-            run(&session)
-        });
-        outcome.map_err(|error: Error| {
-            let reason = format!("{}: {error}", fixture.name);
+        let run_it = || {
+            app.scope().commit_on_ok().run(|| {
+                let session = context::session(app.database(), at, |current| match current {
+                    Current::Entered(app) => Ok(app),
+                    Current::SameId(_) => Err(Error::NoContext { at }),
+                })?;
+                run(&session)
+            })
+        };
+        // What is half made has to be removed, whatever the program's own code does.
+        let outcome = match catch_unwind(AssertUnwindSafe(run_it)) {
+            Ok(outcome) => outcome.map_err(|error: Error| error.to_string()),
+            Err(panic) => Err(format!("it panicked: {}", crate::panic_message(&*panic))),
+        };
+        outcome.map_err(|reason| {
+            let reason = format!("{}: {reason}", fixture.name);
             Error::TestSetup { test: self.test.into(), what: "a fixture failed", reason }
         })
     }

@@ -12,6 +12,7 @@ use super::isolation::TestIsolation;
 use super::lanes::{AT, FreeLane};
 use super::lock_file::LockFile;
 use super::names::Name;
+use super::owner::Desk;
 use super::setup::TestSetup;
 use super::slots::Slots;
 use crate::app::App;
@@ -99,7 +100,7 @@ impl<'t, C: SessionConnection> Site<'t, C> {
         let create = |admission: &mut Admission<C>, template: Option<&str>| {
             self.house.work(admission, connections, |desk| {
                 let name = desk.new_name().to_string();
-                desk.send(&kind.create_database(&name, template))?;
+                self.create_database(desk, &name, template)?;
                 Ok(name)
             })
         };
@@ -241,7 +242,7 @@ impl<'t, C: SessionConnection> Site<'t, C> {
                 return Ok(None);
             }
             let name = desk.new_name().to_string();
-            desk.send(&kind.create_database(&name, None))?;
+            self.create_database(desk, &name, None)?;
             Ok(Some(name))
         })?;
         let Some(first) = made else { return Ok(()) };
@@ -260,6 +261,18 @@ impl<'t, C: SessionConnection> Site<'t, C> {
             desk.send(&kind.drop_database(&first))
         });
         filled.and(outcome)
+    }
+
+    pub(super) fn create_database(&self, desk: &mut Desk<C>, name: &str, template: Option<&str>) -> Result<()> {
+        let kind = self.kind();
+        desk.send(&kind.create_database(name, template)).map_err(|error| {
+            let text = error.to_string();
+            // `Access denied` is MySQL's.
+            match ["permission denied", "Access denied"].iter().any(|refusal| text.contains(refusal)) {
+                true => self.failed("making a database", format!("{text}; {}", kind.right_to_create())),
+                false => error,
+            }
+        })
     }
 
     fn turn_to_make(&self, slots: &Slots, what: &str) -> Result<LockFile> {

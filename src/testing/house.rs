@@ -40,20 +40,19 @@ pub(super) struct Admission<C: SessionConnection> {
     house: Arc<House<C>>,
     /// None for SQLite.
     pub(super) taken: Option<Taken>,
+    is_under_way: bool,
 }
 
 impl<C: SessionConnection> House<C> {
     /// The one for this database object and URL.
     pub(super) fn of(registrar: &'static dyn Registrar<C>, config: &Config) -> Result<Arc<Self>> {
-        type Houses = Mutex<HashMap<(u64, String), Arc<dyn Any + Send + Sync>>>;
-        static HOUSES: OnceLock<Houses> = OnceLock::new();
-        let mut houses = HOUSES.get_or_init(Houses::default).lock().unwrap_or_else(PoisonError::into_inner);
+        let mut houses = houses();
         let key = (registrar.number(), config.url.clone());
-        if let Some(house) = houses.get(&key).and_then(|house| Arc::clone(house).downcast::<Self>().ok()) {
+        if let Some(house) = houses.get(&key).and_then(|(house, _)| Arc::clone(house).downcast::<Self>().ok()) {
             return Ok(house);
         }
         let house = Arc::new(Self::new(registrar, config)?);
-        houses.insert(key, Arc::clone(&house) as _);
+        houses.insert(key, (Arc::clone(&house) as _, Arc::clone(&house) as _));
         Ok(house)
     }
 
@@ -97,30 +96,27 @@ impl<C: SessionConnection> House<C> {
         test: &str,
         deadline: Instant,
     ) -> Result<Admission<C>> {
-        self.running.fetch_add(1, Ordering::AcqRel);
-        let mut admission = Admission { house: Arc::clone(self), taken: None };
-        let Some(slots) = &self.slots else { return Ok(admission) };
+        let Some(slots) = &self.slots else { return Ok(self.admit_with(None)) };
         let all = || wanted + usize::from(needs_owner && !self.owner.is_open());
         if let Some(taken) = slots.try_take(all(), test) {
-            admission.taken = Some(taken);
-            return Ok(admission);
+            return Ok(self.admit_with(Some(taken)));
         }
-        self.free().clear();
-        // Whoever works with that session counts as running before.
-        self.owner.close_if(|| self.running.load(Ordering::Acquire) == 1);
+        let others: Vec<Arc<dyn GiveWay>> = houses().values().map(|(_, house)| Arc::clone(house)).collect();
+        others.iter().for_each(|house| house.give_way(slots));
         let taken = slots.take(all(), test, deadline).map_err(|busy| Error::TestSetup {
             test: test.into(),
             what: "waiting for the server's connections",
             reason: busy.to_string(),
         })?;
-        admission.taken = Some(taken);
-        Ok(admission)
+        Ok(self.admit_with(Some(taken)))
     }
 
     /// What a lane that was free has reserved already.
+    ///
+    /// Who waits for slots is not counted among those under way: for them the owner's session is closed.
     pub(super) fn admit_with(self: &Arc<Self>, taken: Option<Taken>) -> Admission<C> {
         self.running.fetch_add(1, Ordering::AcqRel);
-        Admission { house: Arc::clone(self), taken }
+        Admission { house: Arc::clone(self), taken, is_under_way: true }
     }
 
     /// Works with the owner's session. When it is opened, what dead owners have left is removed.
@@ -166,9 +162,47 @@ impl<C: SessionConnection> House<C> {
     }
 }
 
+/// All houses of this process, by database object and URL.
+type Houses = HashMap<(u64, String), (Arc<dyn Any + Send + Sync>, Arc<dyn GiveWay>)>;
+
+fn houses() -> MutexGuard<'static, Houses> {
+    static HOUSES: OnceLock<Mutex<Houses>> = OnceLock::new();
+    HOUSES.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A house, whatever its type of connection.
+trait GiveWay: Send + Sync {
+    /// Closes what it keeps on the server of these slots without need: lanes that are free, and the owner's session where none of its
+    /// tests is under way.
+    fn give_way(&self, slots: &Arc<Slots>);
+}
+
+impl<C: SessionConnection> GiveWay for House<C> {
+    fn give_way(&self, slots: &Arc<Slots>) {
+        if !self.slots.as_ref().is_some_and(|mine| Arc::ptr_eq(mine, slots)) {
+            return;
+        }
+        let free = std::mem::take(&mut *self.free());
+        drop(free);
+        self.owner.close_if(|| self.running.load(Ordering::Acquire) == 0);
+    }
+}
+
+impl<C: SessionConnection> Admission<C> {
+    /// Gives everything back, to wait anew.
+    pub(super) fn retreat(&mut self) {
+        self.taken = None;
+        if std::mem::take(&mut self.is_under_way)
+            && self.house.running.fetch_sub(1, Ordering::AcqRel) == 1
+            && let Some(slots) = self.house.slots.as_ref().filter(|slots| slots.is_wanted())
+        {
+            self.house.give_way(slots);
+        }
+    }
+}
+
 impl<C: SessionConnection> Drop for Admission<C> {
     fn drop(&mut self) {
-        self.taken = None;
-        self.house.running.fetch_sub(1, Ordering::AcqRel);
+        self.retreat();
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct FreeLane<C: SessionConnection> {
     // Before the slot: it is free when the connection is closed.
     lane: Arc<Lane<C>>,
     content: u64,
+    /// How its connection was prepared: it stays so.
+    settings: String,
     /// None for SQLite.
     database: Option<String>,
     url: String,
@@ -41,7 +43,9 @@ impl<C: SessionConnection> Site<'_, C> {
         let content = self.content.hash();
         let free = {
             let mut free = self.house.free();
-            free.iter().rposition(|lane| lane.content == content).map(|at| free.swap_remove(at))
+            let settings = self.settings();
+            let fits = |lane: &FreeLane<C>| lane.content == content && lane.settings == settings;
+            free.iter().rposition(fits).map(|at| free.swap_remove(at))
         };
         if let Some(mut lane) = free {
             let mut admission = self.house.admit_with(lane.taken.take());
@@ -67,7 +71,8 @@ impl<C: SessionConnection> Site<'_, C> {
         let filled = self.content.fill(&filler).and_then(|()| {
             // It lives as long as somebody has it open.
             let url = filler.pool()?.url().to_owned();
-            let lane = FreeLane { lane: Arc::new(Lane::new(None)), content, database: None, url, taken: None };
+            let (lane, settings) = (Arc::new(Lane::new(None)), self.settings());
+            let lane = FreeLane { lane, content, settings, database: None, url, taken: None };
             self.enter(&lane).map(|app| (app, lane))
         });
         let emptied = filler.dispose();
@@ -86,7 +91,8 @@ impl<C: SessionConnection> Site<'_, C> {
             let database = name.to_string();
             let url = with_database(&self.house.target, &database).map_err(|reason| self.failed(AT, reason))?;
             let lane = Arc::new(Lane::new(self.kind().claim_lane(&database)));
-            let lane = FreeLane { lane, content, database: Some(database.clone()), url, taken: None };
+            let settings = self.settings();
+            let lane = FreeLane { lane, content, settings, database: Some(database.clone()), url, taken: None };
             let is_there = match self.enter(&lane) {
                 Ok(app) if self.is_whole(&app)? => return Ok((app, Home::Lane(lane), admission)),
                 Ok(app) => {
@@ -105,7 +111,7 @@ impl<C: SessionConnection> Site<'_, C> {
             drop(lane);
             if !self.house.has_owner() && admission.taken.as_ref().is_some_and(|taken| taken.len() < 2) {
                 // One more for the owner's session, taken together: nobody waits with one of them in his hand.
-                admission.taken = None;
+                admission.retreat();
                 admission = self.house.admit(1, true, self.test(), self.deadline)?;
                 if lane_of(&admission) != number {
                     // Another slot is another lane, which may be there; whoever has the first slot now may make that one.
@@ -136,6 +142,14 @@ impl<C: SessionConnection> Site<'_, C> {
             slots.set_capacity(pool.capacity());
         }
         Ok(app)
+    }
+
+    /// What a connection is told when it is new.
+    fn settings(&self) -> String {
+        let mut settings = self.kind().setup(&self.config, true);
+        settings.extend(self.config.on_connect.iter().cloned());
+        settings.extend(self.config.application_name.clone());
+        settings.join("\0")
     }
 
     /// Whether a lane was filled to the end. PostgreSQL's get their name when they are; elsewhere there is a mark until then.
@@ -173,8 +187,8 @@ impl<C: SessionConnection> Site<'_, C> {
                 if is_there {
                     desk.send(&kind.drop_database(database))?;
                 }
-                let mark = format!("CREATE TABLE {}.{UNFINISHED} (nothing INTEGER)", kind.quote(database));
-                desk.send(&format!("{}; {mark}", kind.create_database(database, None)))?;
+                self.create_database(desk, database, None)?;
+                desk.send(&format!("CREATE TABLE {}.{UNFINISHED} (nothing INTEGER)", kind.quote(database)))?;
                 desk.prune(self.content.hash())?;
             }
             Ok(claimed)
@@ -205,19 +219,29 @@ impl<C: SessionConnection> FreeLane<C> {
         self.lane.end(kind) && (kind != Kind::Sqlite || self.lane.is_connected())
     }
 
-    /// Keeps it, with its slot, for the next test.
+    /// Keeps it, with its slot, for the next test; where others wait for that, it is theirs.
     pub(super) fn keep(mut self, house: &House<C>, taken: Option<Taken>) {
         self.taken = taken;
-        house.free().push(self);
+        if !house.slots.as_ref().is_some_and(|slots| slots.is_wanted()) {
+            house.free().push(self);
+        }
     }
 
-    /// Removes its database, in which something was left. The owner's session is opened for it where that is due, with this lane's slot.
+    /// Removes its database, in which something was left. The owner's session is opened for it where that is due, with this lane's slot. Who
+    /// still has the connection loses it: the next test must not find what this one did.
     pub(super) fn remove(self, house: &House<C>, admission: &mut Admission<C>) -> Result<()> {
         let Some(database) = self.database.clone() else { return Ok(()) };
         drop(self);
         house.work_within(admission, 0, LAST_OPEN, |desk| {
-            desk.is_empty_by(&database, Instant::now() + LAST_SESSIONS)?;
-            desk.send(&desk.kind().drop_database(&database))
+            let kind = desk.kind();
+            if !desk.is_empty_by(&database, Instant::now() + LAST_SESSIONS)? {
+                for session in desk.texts(&kind.list_sessions_in(&database))? {
+                    // It may have ended by itself.
+                    let _ = desk.send(&kind.end_session(&session));
+                }
+                desk.is_empty_by(&database, Instant::now() + LAST_SESSIONS)?;
+            }
+            desk.send(&kind.drop_database(&database))
         })
     }
 }

@@ -101,6 +101,12 @@ impl Slots {
         }
     }
 
+    /// Whether somebody on this machine waits for slots.
+    pub(crate) fn is_wanted(&self) -> bool {
+        let turn = LockFile::open(&self.path.join("turn"));
+        turn.and_then(|turn| turn.try_lock_shared()).is_ok_and(|is_free| !is_free)
+    }
+
     /// The same without waiting. `None` also where another one is trying at this moment, or waits already.
     pub(crate) fn try_take(self: &Arc<Self>, wanted: usize, label: &str) -> Option<Taken> {
         self.in_turn(wanted, label, Instant::now()).ok().flatten()

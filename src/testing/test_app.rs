@@ -141,7 +141,7 @@ impl<C: SessionConnection> TestApp<C> {
                 if lane.end(self.house.target.kind) {
                     let taken = admission.as_mut().and_then(|admission| admission.taken.take());
                     lane.keep(&self.house, taken);
-                } else if left.is_empty() {
+                } else {
                     self.removed(Home::Lane(lane), admission.as_mut(), &mut left);
                 }
             }

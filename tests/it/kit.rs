@@ -1,5 +1,7 @@
 //! The test kit, used on itself.
 
+#[path = "kit/attacks.rs"]
+mod attacks;
 #[path = "kit/attribute.rs"]
 mod attribute;
 #[path = "kit/databases.rs"]
