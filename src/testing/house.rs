@@ -3,7 +3,7 @@
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -31,8 +31,16 @@ pub(super) struct House<C: SessionConnection> {
     pub(super) free: Mutex<Vec<FreeLane<C>>>,
     /// Templates that are known to be there.
     pub(super) known: Mutex<HashSet<u64>>,
-    running: AtomicUsize,
+    tests: Mutex<Tests>,
     swept: AtomicBool,
+}
+
+/// How many tests there are. Under one lock, so that nobody begins while it is found that all wait.
+#[derive(Debug, Default)]
+struct Tests {
+    running: usize,
+    /// Those of them that wait for connections, and have none.
+    waiting: usize,
 }
 
 /// One test's connections, as many as it has reserved.
@@ -74,7 +82,7 @@ impl<C: SessionConnection> House<C> {
             schema: OnceLock::new(),
             free: Mutex::default(),
             known: Mutex::default(),
-            running: AtomicUsize::new(0),
+            tests: Mutex::default(),
             swept: AtomicBool::new(false),
         })
     }
@@ -97,30 +105,51 @@ impl<C: SessionConnection> House<C> {
         test: &str,
         deadline: Instant,
     ) -> Result<Admission<C>> {
-        self.running.fetch_add(1, Ordering::AcqRel);
+        self.tests().running += 1;
         let mut admission = Admission { house: Arc::clone(self), taken: None };
         let Some(slots) = &self.slots else { return Ok(admission) };
-        let all = || wanted + usize::from(needs_owner && !self.owner.is_open());
-        if let Some(taken) = slots.try_take(all(), test) {
+        let at_once = wanted + usize::from(needs_owner && !self.owner.is_open());
+        if let Some(taken) = slots.try_take(at_once, test) {
             admission.taken = Some(taken);
             return Ok(admission);
         }
+        let waiting = Waiting::new(self);
         self.free().clear();
-        if self.running.load(Ordering::Acquire) == 1 {
-            self.owner.close();
-        }
-        let taken = slots.take(all(), test, deadline).map_err(|busy| Error::TestSetup {
+        self.close_if_all_wait();
+        // The owner's session may be closed meanwhile, so one more is asked for, and given back where it was not.
+        let taken = slots.take(wanted + usize::from(needs_owner), test, deadline);
+        drop(waiting);
+        let mut taken = taken.map_err(|busy| Error::TestSetup {
             test: test.into(),
             what: "waiting for the server's connections",
             reason: busy.to_string(),
         })?;
+        if taken.len() > wanted && self.owner.is_open() {
+            drop(taken.split_off(1));
+        }
         admission.taken = Some(taken);
         Ok(admission)
     }
 
+    /// Ends the owner's session where nobody has a database of its: who waits may want its connection too.
+    fn close_if_all_wait(&self) {
+        let tests = self.tests();
+        if tests.waiting > 0 && tests.running == tests.waiting {
+            self.owner.close();
+        }
+    }
+
+    pub(super) fn somebody_waits(&self) -> bool {
+        self.tests().waiting > 0
+    }
+
+    fn tests(&self) -> MutexGuard<'_, Tests> {
+        self.tests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What a lane that was free has reserved already.
     pub(super) fn admit_with(self: &Arc<Self>, taken: Option<Taken>) -> Admission<C> {
-        self.running.fetch_add(1, Ordering::AcqRel);
+        self.tests().running += 1;
         Admission { house: Arc::clone(self), taken }
     }
 
@@ -154,6 +183,23 @@ impl<C: SessionConnection> House<C> {
 impl<C: SessionConnection> Drop for Admission<C> {
     fn drop(&mut self) {
         self.taken = None;
-        self.house.running.fetch_sub(1, Ordering::AcqRel);
+        self.house.tests().running -= 1;
+        self.house.close_if_all_wait();
+    }
+}
+
+/// One test that waits, as long as it does.
+struct Waiting<'h, C: SessionConnection>(&'h House<C>);
+
+impl<'h, C: SessionConnection> Waiting<'h, C> {
+    fn new(house: &'h House<C>) -> Self {
+        house.tests().waiting += 1;
+        Self(house)
+    }
+}
+
+impl<C: SessionConnection> Drop for Waiting<'_, C> {
+    fn drop(&mut self) {
+        self.0.tests().waiting -= 1;
     }
 }

@@ -187,10 +187,16 @@ impl<C: SessionConnection> FreeLane<C> {
         self.lane.end(kind) && (kind != Kind::Sqlite || self.lane.is_connected())
     }
 
-    /// Keeps it, with its slot, for the next test.
+    /// Keeps it, with its slot, for the next test, unless one of this process waits for slots.
     pub(super) fn keep(mut self, site: &super::house::House<C>, taken: Option<Taken>) {
         self.taken = taken;
-        site.free().push(self);
+        let mut free = site.free();
+        // Who waits for connections has cleared these or has been counted before: what is put there now it would not see.
+        if site.somebody_waits() {
+            drop(free);
+            return;
+        }
+        free.push(self);
     }
 
     /// Removes its database, in which something was left.
