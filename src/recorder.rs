@@ -195,7 +195,11 @@ impl fmt::Display for Recorded {
             write!(f, " {}", crate::wording::phrase(binds))?;
         }
         if let Some(at) = self.at {
-            write!(f, " (at {at}, {:.1?})", self.duration)?;
+            write!(f, " (at {at}")?;
+            if !self.duration.is_zero() {
+                write!(f, ", {:.1?}", self.duration)?;
+            }
+            f.write_str(")")?;
         }
         Ok(())
     }

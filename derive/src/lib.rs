@@ -71,7 +71,7 @@ pub fn new_entity(input: TokenStream) -> TokenStream {
 /// | `fixture = path::to::function` | a function that is called before the test; may be repeated |
 /// | `config = expression` | the configuration |
 /// | `warn_repeats = 10` | from how many repetitions of a statement on it warns |
-/// | `keep = true` | keeps the database after the test |
+/// | `keep = true` | keeps the database of a test that fails, and says where it is |
 ///
 /// Fixtures are run in the order in which they are written.
 #[proc_macro_attribute]

@@ -6,7 +6,7 @@ use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
-use syn::{Attribute, Error, Expr, FnArg, Ident, ItemFn, LitStr, Path, Result, Token};
+use syn::{Attribute, Error, Expr, FnArg, Ident, ItemFn, LitStr, Path, Result, Token, Type};
 
 const WORDS: &str = "`isolation`, `max_size`, `fixtures(..)`, `fixture`, `config`, `warn_repeats` and `keep`, each with `=` but for `fixtures`";
 
@@ -72,7 +72,8 @@ fn read(word: &Ident, input: ParseStream<'_>) -> Result<Vec<TokenStream>> {
     }
     input.parse::<Token![=]>()?;
     if word == "fixture" {
-        let function: Path = input.parse()?;
+        let mistake = "a fixture is the path of a function; several are `fixture = one, fixture = another`";
+        let function: Path = input.parse().map_err(|error| Error::new(error.span(), mistake))?;
         let name = text_of(&function);
         return Ok(vec![quote_spanned! {function.span()=>
             .fixture(::diesel_session::testing::Fixture::function(#name, #function))
@@ -150,6 +151,11 @@ fn check(function: &ItemFn) -> Result<()> {
         if let FnArg::Receiver(receiver) = input {
             return Err(Error::new_spanned(receiver, "a test is a free function: it has no `self`"));
         }
+    }
+    if let Some(FnArg::Typed(first)) = sig.inputs.first()
+        && let Type::Reference(borrowed) = &*first.ty
+    {
+        return Err(Error::new_spanned(borrowed, "a test takes its application by value: `app: App<C>`"));
     }
     if let Some(second) = sig.inputs.iter().nth(1) {
         return Err(Error::new_spanned(second, "a test has one parameter at most, the application: `app: App<C>`"));
@@ -248,11 +254,18 @@ mod tests {
             (quote!(DB, keep = true, keep = false), "`keep` is given twice"),
             (quote!(DB, keep), "`keep` has a value"),
             (quote!(DB, fixtures = "a.sql"), "in brackets"),
+            (quote!(DB, fixture = [one, another]), "`fixture = one, fixture = another`"),
         ] {
             let said = expanded(arguments, &plain).expect_err("it is a mistake");
             assert!(said.contains(message), "{said}");
         }
-        let functions: [(ItemFn, &str); 8] = [
+        let functions: [(ItemFn, &str); 9] = [
+            (
+                parse_quote!(
+                    fn works(app: &App<C>) {}
+                ),
+                "by value",
+            ),
             (
                 parse_quote!(
                     async fn works() {}

@@ -5,6 +5,7 @@ mod commit;
 mod flush;
 mod hooks;
 mod inherited;
+mod inside;
 mod lend;
 mod retry;
 mod roll;

@@ -14,7 +14,7 @@ use crate::app::App;
 use crate::backend::{self, Beginning, Kind};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
-use crate::pool::{Lane, Lease, Permit};
+use crate::pool::{Lease, Permit};
 use crate::recorder::For;
 use crate::settings::Settings;
 use crate::settings::{Isolation, Mode};
@@ -58,8 +58,8 @@ pub(crate) struct Core<C: SessionConnection> {
     rollbacks: u64,
     /// What failed in the last transaction and may succeed in another.
     pub(super) transient: Transient,
-    /// The transaction that has begun is that of one statement of an autocommit session in a test that is rolled back.
-    wraps: bool,
+    /// The transaction that has begun is that of one statement, in a test that is rolled back.
+    pub(super) wrap: Option<Access>,
 }
 
 impl<C: SessionConnection> Core<C> {
@@ -77,7 +77,7 @@ impl<C: SessionConnection> Core<C> {
             sent_at: None,
             rollbacks: 0,
             transient: Transient::default(),
-            wraps: false,
+            wrap: None,
         }
     }
 
@@ -102,7 +102,7 @@ impl<C: SessionConnection> Core<C> {
 
     /// Whether a statement sent now would be committed by itself.
     pub(crate) fn commits_by_itself(&self) -> bool {
-        self.settings.mode == Mode::Autocommit && (self.wraps || !matches!(self.phase, Phase::Begun(_)))
+        self.settings.mode == Mode::Autocommit && (self.wrap.is_some() || !matches!(self.phase, Phase::Begun(_)))
     }
 
     pub(crate) fn is_active(&self) -> bool {
@@ -148,15 +148,18 @@ impl<C: SessionConnection> Core<C> {
                 self.renew_limit(at)?;
                 return self.guard(access, at);
             }
-            _ if self.settings.mode == Mode::Autocommit => {
-                self.wraps = self.lane().is_some();
-                self.wraps
+            _ if self.is_wrapped(access) => {
+                self.wrap = Some(access);
+                true
             }
+            _ if self.settings.mode == Mode::Autocommit => false,
             _ => !(access == Access::Read && self.kind() == Kind::Sqlite && self.reads_outside()),
         };
         if begins {
             let begun = self.begin(at);
-            self.wraps &= begun.is_ok();
+            if begun.is_err() {
+                self.wrap = None;
+            }
             begun?;
             return self.guard(access, at);
         }
@@ -191,7 +194,7 @@ impl<C: SessionConnection> Core<C> {
     }
 
     /// Whether SQLite's reads need no transaction: each then sees what is committed, which is all that was promised.
-    fn reads_outside(&self) -> bool {
+    pub(super) fn reads_outside(&self) -> bool {
         self.settings.mode == Mode::Default
             && !matches!(self.settings.isolation, Some(Isolation::RepeatableRead | Isolation::Serializable))
     }
@@ -271,26 +274,6 @@ impl<C: SessionConnection> Core<C> {
         self.release();
     }
 
-    fn roll_level_back(&mut self, depth: u32) -> QueryResult<()> {
-        let kind = self.kind();
-        match depth == 1 && self.lane().is_some() {
-            true => self.send(|conn| kind.rollback_inside(conn)),
-            false => self.send(C::rollback_level),
-        }
-    }
-
-    /// Code that panicked has most likely left the one connection of a test where a rollback puts all in order.
-    fn recover(&mut self) {
-        if self.lane().is_none_or(|lane| lane.broken().is_some()) {
-            return;
-        }
-        let Some(lease) = &mut self.lease else { return };
-        let live = lease.live();
-        if live.doomed && !live.lost {
-            live.doomed = false;
-        }
-    }
-
     /// Opens a savepoint.
     pub(crate) fn open_level(&mut self, at: Place) -> Result<()> {
         self.begin(at)?;
@@ -359,8 +342,8 @@ impl<C: SessionConnection> Core<C> {
 
     /// Between two statements of an autocommit session it holds nothing.
     pub(super) fn rest(&mut self) {
-        if std::mem::take(&mut self.wraps) {
-            return self.unwrap_statement();
+        if let Some(access) = self.wrap.take() {
+            return self.unwrap_statement(access);
         }
         if !matches!(self.phase, Phase::Idle) {
             return;
@@ -373,19 +356,6 @@ impl<C: SessionConnection> Core<C> {
             }
         }
         self.release();
-    }
-
-    /// Keeps what one statement has done, unless it failed in a way that aborts a transaction.
-    fn unwrap_statement(&mut self) {
-        let kind = self.kind();
-        let sound = self.spoiled.is_none() && !self.is_doomed() && self.depth() == Some(1);
-        let had_orphans = self.lane().is_some_and(Lane::had_orphans);
-        if sound && self.send(|conn| kind.commit_inside(conn, had_orphans)).is_ok() {
-            self.restore();
-            self.release();
-        } else {
-            self.rollback();
-        }
     }
 
     fn take(&self, at: Place, in_transaction: bool) -> Result<Lease<C>> {
@@ -507,12 +477,6 @@ impl<C: SessionConnection> Core<C> {
 
     pub(super) fn kind(&self) -> Kind {
         self.app.spec().target.kind
-    }
-
-    /// Where the application is that of a test that is rolled back: its one connection.
-    #[inline]
-    pub(super) fn lane(&self) -> Option<&Lane<C>> {
-        self.app.spec().lane.as_deref()
     }
 
     pub(super) fn depth(&mut self) -> Option<u32> {

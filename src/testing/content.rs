@@ -11,6 +11,7 @@ use crate::connection::SessionConnection;
 use crate::context::{self, Current};
 use crate::error::{Error, Result};
 use crate::schema::{Script, leaves_schema};
+use crate::url::Target;
 
 /// The migrations of a database object, read once.
 pub(super) struct Schema {
@@ -31,18 +32,24 @@ pub(super) struct Content<'t, C: SessionConnection> {
     pub(super) schema: Arc<Schema>,
     fixtures: &'t [Fixture<C>],
     kind: Kind,
+    /// What one account has made another may not see.
+    account: String,
     test: &'t str,
 }
 
 impl<'t, C: SessionConnection> Content<'t, C> {
-    pub(super) fn new(schema: Arc<Schema>, fixtures: &'t [Fixture<C>], kind: Kind, test: &'t str) -> Self {
-        Self { schema, fixtures, kind, test }
+    pub(super) fn new(schema: Arc<Schema>, fixtures: &'t [Fixture<C>], target: &Target, test: &'t str) -> Self {
+        let account = target.shown.split('@').next().unwrap_or_default().to_owned();
+        Self { schema, fixtures, kind: target.kind, account, test }
     }
 
     /// Equal for contents that make equal databases, in every process. What is code of the program's own counts as another after
     /// each build.
     pub(super) fn hash(&self) -> u64 {
         let mut parts: Vec<&[u8]> = vec![env!("CARGO_PKG_VERSION").as_bytes(), self.kind.name().as_bytes()];
+        if self.kind != Kind::Sqlite {
+            parts.push(self.account.as_bytes());
+        }
         match &self.schema.digest {
             Some(digest) => parts.push(digest.as_bytes()),
             None => parts.push(this_build().as_bytes()),

@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Result};
 use crate::url::Target;
+use crate::wording::phrase;
 
 /// How long the last sessions of a database that is to be removed are waited for.
 const LAST_SESSIONS: Duration = Duration::from_secs(1);
@@ -51,12 +52,18 @@ pub(super) struct Site<'t, C: SessionConnection> {
 
 impl<'t, C: SessionConnection> Site<'t, C> {
     pub(super) fn new(setup: &'t TestSetup<C>, id: &'t str) -> Result<Self> {
-        let config = setup.configured()?;
+        let config = setup.configured().map_err(|error| match error {
+            Error::InvalidConfig { reason, .. } => {
+                let reason = format!("{reason}. A test can also be given its own, `config = ..`");
+                Error::InvalidConfig { app: id.into(), reason }
+            }
+            other => other,
+        })?;
         if let Some(problem) = config.problem() {
             return Err(Error::InvalidConfig { app: id.into(), reason: problem });
         }
         let house = House::of(setup.registrar, &config)?;
-        let content = Content::new(house.schema()?, &setup.fixtures, house.target.kind, &setup.name);
+        let content = Content::new(house.schema()?, &setup.fixtures, &house.target, &setup.name);
         let said = Some(config.max_size).filter(|said| *said != Config::MAX_SIZE);
         let connections = setup.max_size.or(said).unwrap_or(MAX_SIZE).max(1);
         let config = config.max_size(connections);
@@ -77,6 +84,17 @@ impl<'t, C: SessionConnection> Site<'t, C> {
     }
 
     pub(super) fn start(&self, isolation: TestIsolation) -> Result<Started<C>> {
+        self.start_apart(isolation).map_err(|error| match error {
+            // A statement of the kit's own; those of migrations and fixtures are told as theirs.
+            Error::Query { source, .. } => {
+                let reason = format!("{}. {}", phrase(source), needs(isolation, self.kind()));
+                self.failed("making its database", reason)
+            }
+            other => other,
+        })
+    }
+
+    fn start_apart(&self, isolation: TestIsolation) -> Result<Started<C>> {
         match (isolation, self.kind()) {
             (TestIsolation::Rollback, _) => self.start_in_lane(),
             (TestIsolation::Schema, Kind::Postgres) => self.start_in_schema(),
@@ -364,6 +382,18 @@ fn log_of(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push("-wal");
     name.into()
+}
+
+/// What an account must be allowed, for one who was refused.
+fn needs(isolation: TestIsolation, kind: Kind) -> &'static str {
+    match (isolation, kind) {
+        (TestIsolation::Schema, _) => "The role needs the right CREATE in the database of the URL",
+        (_, Kind::Postgres) => {
+            "The role needs the right CREATEDB (`ALTER ROLE .. CREATEDB`); `TestIsolation::Schema` does without"
+        }
+        (_, Kind::Mysql) => "The account needs ALL rights on `diesel\\_session\\_%`.*",
+        (_, Kind::Sqlite) => "It is made in the folder of temporary files",
+    }
 }
 
 fn file_url(path: &Path) -> String {

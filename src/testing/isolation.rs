@@ -27,7 +27,7 @@ pub enum TestIsolation {
     /// Begin, commit, rollback, savepoints and scopes of sessions work, and what is committed is seen by all sessions that come later;
     /// it is a savepoint. Deferred constraints are looked at where a commit would. What is different:
     ///
-    /// * one session at a time is in a transaction: another waits for it, up to `acquire_timeout`, and where that one waits for it in
+    /// * one session at a time is in a transaction, which a typed SELECT does not begin: another waits for it, up to `acquire_timeout`, and where that one waits for it in
     ///   turn, as in one thread, it is [`Error::WouldDeadlock`](crate::Error::WouldDeadlock);
     /// * isolation levels mean nothing, on MySQL and MariaDB a read-only scope can write, and `now()` of PostgreSQL stands still;
     /// * `build_transaction` and `immediate_transaction` of Diesel's connections are `AlreadyInTransaction`, as they are in every

@@ -56,9 +56,14 @@ impl<T, E> TestOutcome for Result<T, E> {
 ///
 /// # Panics
 /// Where the application cannot be made, where `body` panics, and where a test that succeeded has left something.
+#[track_caller]
 pub fn run<C: SessionConnection, R: TestOutcome>(setup: TestSetup<C>, body: impl FnOnce(App<C>) -> R) -> R {
     let repeats = setup.warn_repeats;
-    let mut test = setup.start().unwrap_or_else(|error| panic!("{error}"));
+    // Not in closures: what is said there is said of their own place, here of the test's.
+    let mut test = match setup.start() {
+        Ok(test) => test,
+        Err(error) => panic!("{error}"),
+    };
     let app = test.app().clone();
     let outcome = catch_unwind(AssertUnwindSafe(|| app.context(|| watched(repeats, || body(app.clone())))));
     drop(app);

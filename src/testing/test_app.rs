@@ -135,6 +135,16 @@ impl<C: SessionConnection> TestApp<C> {
             Err(other) => left.push(other.to_string()),
         }
         let mut spoiled = None;
+        if failed && self.keep && home.shown(&self.house.target).is_none() {
+            say(&format!(
+                "test `{}` failed, and nothing of it can be kept: {}",
+                self.id.text,
+                match home {
+                    Home::Lane(_) => "it is rolled back; `TestIsolation::Database` could be kept",
+                    _ => "`:memory:` is gone with its connections; the URL of a file could be kept",
+                }
+            ));
+        }
         match home {
             Home::Lane(lane) => {
                 spoiled = lane.broken();

@@ -12,6 +12,8 @@ mod isolation;
 mod rollback;
 #[path = "kit/schema_changes.rs"]
 mod schema_changes;
+#[path = "kit/waiting.rs"]
+mod waiting;
 
 use std::sync::Arc;
 

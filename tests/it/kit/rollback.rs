@@ -53,6 +53,7 @@ rolled_back!(
     a_disposal_in_between,
     a_panic_with_the_connection,
     a_commit_behind_its_back,
+    reading_keeps_nobody_waiting,
 );
 
 #[track_caller]
@@ -272,3 +273,45 @@ fn a_commit_behind_its_back<C: Conn>(config: &Config) {
     assert_eq!(committed(&next), 0, "what was committed is gone all the same");
     next.finish().unwrap();
 }
+
+fn reading_keeps_nobody_waiting<C: Conn + Counts>(config: &Config) {
+    let test = rollback::<C>(config);
+    test.context(|| {
+        assert_eq!(C::entries()?, 0);
+        // Others, in this thread and in another, while this context's session is there.
+        test.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT))?;
+        assert_eq!(C::entries()?, 1);
+        std::thread::scope(|scope| {
+            scope.spawn(|| test.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT)).unwrap());
+        });
+        assert_eq!(C::entries()?, 2);
+        C::db().session()?.send(INSERT)?;
+        assert_eq!(C::entries()?, 3, "inside of a transaction it sees its own");
+        C::db().session()?.rollback()?;
+        assert_eq!(C::entries()?, 2);
+        Ok::<(), Error>(())
+    })
+    .unwrap();
+    test.finish().unwrap();
+}
+
+diesel::table! {
+    entries (id) { id -> Integer, author -> Text, message -> Text, }
+}
+
+/// A typed SELECT, written out for each connection type.
+trait Counts: Conn {
+    fn entries() -> Result<i64>;
+}
+
+macro_rules! counts {
+    ($($connection:ty),*) => { $(
+        impl Counts for $connection {
+            fn entries() -> Result<i64> {
+                Self::db().session()?.count(entries::table)
+            }
+        }
+    )* };
+}
+
+counts!(PgConnection, MysqlConnection, SqliteConnection, Any);

@@ -1,0 +1,30 @@
+//! Tests that wait for connections which their own process has.
+
+use std::thread;
+use std::time::Duration;
+
+use super::*;
+
+#[test]
+fn who_wants_all_connections_gets_those_that_rest() {
+    if !enabled(Kind::Postgres) {
+        return;
+    }
+    // Nobody else has connections of this one.
+    let server = support::Postgres::start();
+    let config = Config::new(server.url());
+    let setup = |isolation| {
+        let setup = TestSetup::of(PgConnection::db()).config(config.clone()).isolation(isolation);
+        setup.patience(Duration::from_secs(20))
+    };
+    let database = setup(TestIsolation::Database).max_size(1).start().unwrap();
+    let lane = setup(TestIsolation::Rollback).start().unwrap();
+    thread::scope(|scope| {
+        let all = scope.spawn(|| setup(TestIsolation::Database).max_size(100).start()?.finish());
+        thread::sleep(Duration::from_millis(500));
+        assert!(!all.is_finished(), "there are two tests whose connections it wants");
+        lane.finish().unwrap();
+        database.finish().unwrap();
+        all.join().unwrap().unwrap();
+    });
+}
