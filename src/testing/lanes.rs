@@ -1,6 +1,6 @@
 //! Databases in which tests run that are rolled back. Each has one connection at a time, and is as it was filled, so it is kept.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::address::with_database;
 use super::homes::{Home, Site, Started};
@@ -159,7 +159,10 @@ impl<C: SessionConnection> Site<'_, C> {
         }
         match self.kind() {
             Kind::Mysql => self.make_mysql_lane(admission, &database, is_there),
-            Kind::Postgres | Kind::Sqlite => self.make_kept(admission, name, false),
+            Kind::Postgres | Kind::Sqlite => {
+                let others = self.house.known.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+                self.make_kept(admission, name, false, others)
+            }
         }
     }
 
@@ -174,7 +177,7 @@ impl<C: SessionConnection> Site<'_, C> {
                     desk.send(&kind.drop_database(database))?;
                 }
                 self.create_database(desk, database, None)?;
-                desk.prune(self.content.hash())?;
+                desk.prune(&[self.content.hash()])?;
             }
             Ok(claimed)
         })?;
