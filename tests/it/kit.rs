@@ -13,6 +13,9 @@ mod rollback;
 #[path = "kit/schema_changes.rs"]
 mod schema_changes;
 
+#[path = "kit/traces.rs"]
+mod traces;
+
 use std::sync::Arc;
 
 use diesel_session::testing::{Fixture, TestApp, TestIsolation, TestSetup};
