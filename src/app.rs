@@ -10,7 +10,7 @@ use crate::backend;
 use crate::connection::SessionConnection;
 use crate::context::{self, Scope};
 use crate::error::{Error, Result};
-use crate::pool::{AppStatus, Home, Pool, were_inherited};
+use crate::pool::{AppStatus, Holders, Home, Pool, were_inherited};
 use crate::process::PerProcess;
 use crate::schema::MigrationSet;
 use crate::session::{Session, Shared};
@@ -68,6 +68,12 @@ impl<C: SessionConnection> Shelf<C> {
 }
 
 impl<C: SessionConnection> Home for Application<C> {
+    fn lent_to_this_thread(&self) -> Holders {
+        let Some(shelf) = self.shelf.get() else { return Holders::default() };
+        let pools = shelf.pools.read().unwrap_or_else(PoisonError::into_inner);
+        Holders(pools.retired.iter().flat_map(|pool| pool.holders().on_this_thread().0).collect())
+    }
+
     fn let_go(&self, number: u64) {
         let Some(shelf) = self.shelf.get() else { return };
         let mut pools = shelf.write();

@@ -57,7 +57,12 @@ impl<C: SessionConnection> Pool<C> {
             let mut permit = self.permit(&wish, asked)?;
             self.find_idle(&mut permit);
             while permit.item.is_none() {
-                if let Some(lane) = &self.spec.lane {
+                if let Some(lane) = self.spec.lane.as_ref().filter(|lane| lane.is_lent()) {
+                    let holders = self.home.upgrade().map(|home| home.lent_to_this_thread()).unwrap_or_default();
+                    if !holders.is_empty() {
+                        let (app, short) = (self.spec.app.to_string(), Shortage::TestConnection);
+                        return Err(Error::WouldDeadlock { app, short, holders, at: place });
+                    }
                     lane.wait_until_parked(deadline);
                 }
                 permit = self.connect(permit, &wish)?;

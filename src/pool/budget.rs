@@ -50,6 +50,11 @@ pub(super) trait Resident: Send + Sync {
 pub(crate) trait Home: Send + Sync {
     /// Lets go of the pool of that number, if it is empty and nobody uses it.
     fn let_go(&self, pool: u64);
+
+    /// What this thread has from pools that were disposed of.
+    fn lent_to_this_thread(&self) -> Holders {
+        Holders::default()
+    }
 }
 
 /// The connections that several pools have together.

@@ -91,6 +91,10 @@ impl<C> Lane<C> {
         self.back.notify_all();
     }
 
+    pub(super) fn is_lent(&self) -> bool {
+        matches!(*self.parked(), Parked::Lent)
+    }
+
     /// Waits until no pool has the connection: one that was disposed of has it until its borrower gives it back.
     pub(super) fn wait_until_parked(&self, deadline: Instant) {
         let mut parked = self.parked();

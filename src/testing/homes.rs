@@ -239,14 +239,23 @@ impl<'t, C: SessionConnection> Site<'t, C> {
         let mut known = self.known();
         if !known.contains(&content) {
             // Under the lock: the other tests of this process wait for it instead of making another.
-            self.make_kept(admission, name, true)?;
+            let others = known.iter().copied().collect();
+            self.make_kept(admission, name, true, others)?;
             known.insert(content);
         }
         Ok(name.to_string())
     }
 
     /// Makes a database with the content that is kept under `name`, unless it is there. It is another name's until it is whole.
-    pub(super) fn make_kept(&self, admission: &mut Admission<C>, name: Name, closed: bool) -> Result<()> {
+    /// Those of `others` are kept too, as this process's tests use them.
+    pub(super) fn make_kept(
+        &self,
+        admission: &mut Admission<C>,
+        name: Name,
+        closed: bool,
+        mut others: Vec<u64>,
+    ) -> Result<()> {
+        others.push(self.content.hash());
         let (kind, last) = (self.kind(), name.to_string());
         let spare = admission.taken.as_ref().map_or(0, |taken| taken.len().saturating_sub(1)).max(1);
         // One process of this machine makes it, and the others wait for that.
@@ -273,7 +282,7 @@ impl<'t, C: SessionConnection> Site<'t, C> {
                 match desk.send(&kind.rename_database(&first, &last)) {
                     // Another machine was faster.
                     Err(error) if error.to_string().contains("already exists") => {}
-                    renamed => return renamed.and_then(|()| desk.prune(self.content.hash())),
+                    renamed => return renamed.and_then(|()| desk.prune(&others)),
                 }
             }
             desk.send(&kind.drop_database(&first))

@@ -1,6 +1,6 @@
 //! Databases in which tests run that are rolled back. Each has one connection at a time, and is as it was filled, so it is kept.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::address::with_database;
@@ -173,7 +173,10 @@ impl<C: SessionConnection> Site<'_, C> {
     fn make_lane(&self, admission: &mut Admission<C>, name: Name, is_there: bool) -> Result<()> {
         match self.kind() {
             Kind::Mysql => self.make_mysql_lane(admission, &name.to_string(), is_there),
-            Kind::Postgres | Kind::Sqlite => self.make_kept(admission, name, false),
+            Kind::Postgres | Kind::Sqlite => {
+                let others = self.house.known.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+                self.make_kept(admission, name, false, others)
+            }
         }
     }
 
@@ -189,7 +192,7 @@ impl<C: SessionConnection> Site<'_, C> {
                 }
                 self.create_database(desk, database, None)?;
                 desk.send(&format!("CREATE TABLE {}.{UNFINISHED} (nothing INTEGER)", kind.quote(database)))?;
-                desk.prune(self.content.hash())?;
+                desk.prune(&[self.content.hash()])?;
             }
             Ok(claimed)
         })?;

@@ -39,7 +39,7 @@ impl<C: SessionConnection> Desk<C> {
     }
 
     /// Removes the oldest of what is kept, where that is much, and nobody is in it.
-    pub(super) fn prune(&mut self, in_use: u64) -> Result<()> {
+    pub(super) fn prune(&mut self, in_use: &[u64]) -> Result<()> {
         let all = self.texts(&self.kind().databases(PREFIX))?;
         let kept = |text: &String| match Name::parse(text) {
             Some(Name::Template { content } | Name::Lane { content, .. }) => Some((content, text.clone())),
@@ -52,7 +52,7 @@ impl<C: SessionConnection> Desk<C> {
                 contents.push(*content);
             }
         }
-        contents.retain(|content| *content != in_use);
+        contents.retain(|content| !in_use.contains(content));
         let surplus = contents.len().saturating_sub(KEPT - 1);
         for (content, text) in all {
             if contents[..surplus].contains(&content) && self.is_empty_by(&text, Instant::now())? {

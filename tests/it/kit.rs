@@ -15,6 +15,9 @@ mod schema_changes;
 #[path = "kit/waiting.rs"]
 mod waiting;
 
+#[path = "kit/traces.rs"]
+mod traces;
+
 use std::sync::Arc;
 
 use diesel_session::testing::{Fixture, TestApp, TestIsolation, TestSetup};
