@@ -36,6 +36,11 @@ pub enum TestIsolation {
     ///   `CREATE`, `ALTER` or `DROP`, and the loss of the connection;
     /// * what raw SQL sets on the connection stays for the test's other sessions on MySQL, MariaDB and SQLite;
     /// * numbers that a sequence has given are not given again.
+    /// * `NOTIFY` reaches nobody, as it is sent by a commit; what a deferred trigger did is undone, and it fires again at each commit;
+    /// * a raw `SET TRANSACTION ISOLATION LEVEL` is refused, and `SET CONSTRAINTS` outlives a commit;
+    /// * in an autocommit scope all that one call of `with`, or one lent connection, sends is one unit;
+    /// * a typed SELECT that fails before the session has written anything, on PostgreSQL, asks for `rollback()` as always; one that succeeds leaves
+    ///   `in_transaction()` false.
     ///
     /// A test that minds takes [`Database`](Self::Database).
     Rollback,
