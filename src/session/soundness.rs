@@ -66,7 +66,11 @@ impl<C: SessionConnection> Core<C> {
             self.break_lane("the code that had the connection replaced it, or its instrumentation".into(), at);
             self.spoil("the code that had the connection replaced it, or its instrumentation".into(), at, true);
         } else if lost || depth.is_none_or(|depth| depth < expected) {
-            self.spoil(first_error.unwrap_or_else(|| ENDED.into()), at, true);
+            let cause = first_error.unwrap_or_else(|| ENDED.into());
+            if depth.is_none_or(|depth| depth == 0) {
+                self.break_lane(format!("the transaction of the test was ended by the database: {cause}"), at);
+            }
+            self.spoil(cause, at, true);
         } else if depth.is_some_and(|depth| depth > expected) {
             self.spoil("the code that had the connection left a transaction of its own open".into(), at, true);
         } else if kind == Kind::Postgres {

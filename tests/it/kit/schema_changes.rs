@@ -121,3 +121,17 @@ fn a_session_that_diesel_begins_itself_is_refused() {
     drop(session);
     test.finish().unwrap();
 }
+
+#[test]
+fn a_transaction_that_sqlite_ends_itself_fails_by_name() {
+    let test = rollback::<SqliteConnection>(":memory:");
+    let session = test.open_session().unwrap();
+    session.send("CREATE UNIQUE INDEX one ON entries (author)").unwrap();
+    session.commit().unwrap();
+    session.send(INSERT).unwrap();
+    session.commit().unwrap();
+    assert!(session.send("INSERT OR ROLLBACK INTO entries (author, message) VALUES ('Ada', 'hello')").is_err());
+    drop(session);
+    let error = test.finish().unwrap_err();
+    assert_eq!(error.code(), "DS501", "{error}");
+}
