@@ -1,6 +1,6 @@
 //! `#[diesel_session::test]`: a test with an application of its own.
 
-use proc_macro2::TokenStream;
+use proc_macro2::{Span, TokenStream};
 use quote::{quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream};
@@ -115,12 +115,14 @@ pub(crate) fn expand(arguments: &Arguments, function: &ItemFn) -> Result<TokenSt
         _ => quote!((#database)),
     };
     // The attributes before `test`, so that a `cfg` decides first; lints reach into the body by themselves.
-    let body = if inputs.is_empty() { quote!(|_| body()) } else { quote!(body) };
+    // An item's name is no secret of the attribute's: it hides one of the same name from what the function says.
+    let inner = Ident::new("__diesel_session_test_body", Span::call_site());
+    let body = if inputs.is_empty() { quote!(|_| #inner()) } else { quote!(#inner) };
     Ok(quote! {
         #(#attrs)*
         #[::core::prelude::v1::test]
         #vis fn #name() #output {
-            fn body(#inputs) #output #block
+            fn #inner(#inputs) #output #block
             ::diesel_session::testing::run(
                 ::diesel_session::testing::TestSetup::of(&#database)
                     .named(::core::concat!(::core::module_path!(), "::", ::core::stringify!(#name)))
