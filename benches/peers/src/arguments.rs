@@ -4,10 +4,12 @@ use std::fmt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-const USAGE: &str = "cargo run --release -- [--pin CPU] [--rounds N]";
+const USAGE: &str = "cargo run --release -- [--pin CPU] [--rounds N] [--only SERVER]";
 
 pub struct Arguments {
     pub rounds: usize,
+    /// What the names of the ways begin with; the first of all is always there.
+    pub only: String,
     /// The CPU to run on.
     pin: Option<String>,
     /// Already bound to it.
@@ -16,9 +18,13 @@ pub struct Arguments {
 
 impl Arguments {
     pub fn read() -> Result<Self, String> {
-        let mut read = Self { rounds: 5, pin: None, bound: false };
+        let mut read = Self { rounds: 5, only: String::new(), pin: None, bound: false };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
+            if argument == "--only" {
+                read.only = arguments.next().ok_or_else(|| format!("--only needs a name: {USAGE}"))?;
+                continue;
+            }
             let mut number = || {
                 let value = arguments.next().and_then(|value| value.parse::<usize>().ok());
                 value.ok_or_else(|| format!("{argument} needs a number: {USAGE}"))
