@@ -77,7 +77,10 @@ fn run() -> Result<(), String> {
     println!(
         "a warm-up round of each mode is not counted: the kit's templates and lanes, which stay on the server, are there"
     );
-    for mode in Mode::ALL {
+    for (number, mode) in (1..).zip(Mode::ALL) {
+        if arguments.mode != 0 && arguments.mode != number {
+            continue;
+        }
         measure(&contenders, mode, arguments.rounds)?;
     }
     Ok(())
