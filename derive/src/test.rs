@@ -192,11 +192,11 @@ mod tests {
             #[allow(unused)]
             #[::core::prelude::v1::test]
             pub(crate) fn works() -> Result<(), Error> {
-                fn body(app: App<C>) -> Result<(), Error> { Ok(()) }
+                fn __diesel_session_test_body(app: App<C>) -> Result<(), Error> { Ok(()) }
                 ::diesel_session::testing::run(
                     ::diesel_session::testing::TestSetup::of(&crate::DB)
                         .named(::core::concat!(::core::module_path!(), "::", ::core::stringify!(works))),
-                    body,
+                    __diesel_session_test_body,
                 )
             }
         };
@@ -222,7 +222,7 @@ mod tests {
             .fixture(::diesel_session::testing::Fixture::sql("c.sql", ::core::include_str!("c.sql")))
             .warn_repeats(10)
             .keep(true),
-            |_| body(),
+            |_| __diesel_session_test_body(),
         };
         let text = expanded(arguments, &function).expect("it is sound");
         assert!(text.contains(&calls.to_string()), "{text}");
