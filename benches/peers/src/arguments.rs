@@ -4,10 +4,14 @@ use std::fmt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-const USAGE: &str = "cargo run --release -- [--pin CPU] [--rounds N]";
+const USAGE: &str = "cargo run --release -- [--pin CPU] [--rounds N] [--only SERVER] [--mode 1|2|3]";
 
 pub struct Arguments {
     pub rounds: usize,
+    /// What the names of the ways begin with; the first of all is always there.
+    pub only: String,
+    /// The one of the modes to measure, from 1; 0 for all of them.
+    pub mode: usize,
     /// The CPU to run on.
     pin: Option<String>,
     /// Already bound to it.
@@ -16,15 +20,20 @@ pub struct Arguments {
 
 impl Arguments {
     pub fn read() -> Result<Self, String> {
-        let mut read = Self { rounds: 5, pin: None, bound: false };
+        let mut read = Self { rounds: 5, only: String::new(), mode: 0, pin: None, bound: false };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
+            if argument == "--only" {
+                read.only = arguments.next().ok_or_else(|| format!("--only needs a name: {USAGE}"))?;
+                continue;
+            }
             let mut number = || {
                 let value = arguments.next().and_then(|value| value.parse::<usize>().ok());
                 value.ok_or_else(|| format!("{argument} needs a number: {USAGE}"))
             };
             match &*argument {
                 "--rounds" => read.rounds = number()?.max(1),
+                "--mode" => read.mode = number()?,
                 "--pin" => read.pin = Some(number()?.to_string()),
                 "--bound" => read.bound = true,
                 _ => return Err(format!("`{argument}` is not known here: {USAGE}")),

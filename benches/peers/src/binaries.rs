@@ -10,9 +10,6 @@ impl Binaries {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
         command.args(["test", "--release", "--no-run", "--tests", "--message-format=json"]);
-        if cfg!(feature = "kit") {
-            command.args(["--features", "kit"]);
-        }
         command.current_dir(env!("CARGO_MANIFEST_DIR")).stderr(Stdio::inherit());
         let output = command.output().map_err(|error| format!("cargo cannot be run: {error}"))?;
         if !output.status.success() {
