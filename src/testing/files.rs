@@ -96,8 +96,12 @@ fn make(all: &Path) -> io::Result<Own> {
     turn.lock()?;
     for entry in fs::read_dir(all)?.filter(|_| !keeps()) {
         let path = entry?.path();
-        let Ok(lock) = File::open(path.join("lock")) else { continue };
-        if lock.try_lock().is_ok() {
+        let is_dead = match File::open(path.join("lock")) {
+            Ok(lock) => lock.try_lock().is_ok(),
+            // Somebody who was removing it, or making it, was killed: both have had the turn.
+            Err(error) => error.kind() == io::ErrorKind::NotFound && is_of_a_process(&path),
+        };
+        if is_dead {
             fs::remove_dir_all(&path)?;
         }
     }
@@ -114,4 +118,13 @@ fn make(all: &Path) -> io::Result<Own> {
         }
     }
     unreachable!("there are more numbers than folders")
+}
+
+/// Whether a folder has the name of one of these.
+fn is_of_a_process(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    path.is_dir()
+        && name
+            .split_once('-')
+            .is_some_and(|(process, number)| process.parse::<u32>().is_ok() && number.parse::<u32>().is_ok())
 }
