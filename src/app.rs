@@ -178,12 +178,12 @@ impl<C: SessionConnection> App<C> {
         &*self.0.migrations
     }
 
-    /// From here on its handles answer `Disposed`.
     /// Whether both are handles of one application.
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
+    /// From here on its handles answer `Disposed`.
     pub(crate) fn mark_removed(&self) {
         self.0.removed.store(true, Ordering::Release);
     }

@@ -85,21 +85,8 @@ impl Kind {
         )
     }
 
-    /// A query for how many sessions are in a database.
-    pub(crate) fn sessions_in(self, database: &str) -> String {
-        let name = self.literal(database);
-        match self {
-            Self::Mysql => {
-                format!("SELECT CAST(COUNT(*) AS CHAR) AS value FROM information_schema.processlist WHERE db = {name}")
-            }
-            Self::Postgres | Self::Sqlite => {
-                format!("SELECT count(*)::text AS value FROM pg_catalog.pg_stat_activity WHERE datname = {name}")
-            }
-        }
-    }
-
     /// A query for the numbers of the sessions in a database.
-    pub(crate) fn list_sessions_in(self, database: &str) -> String {
+    pub(crate) fn sessions_in(self, database: &str) -> String {
         let name = self.literal(database);
         match self {
             Self::Mysql => {

@@ -63,11 +63,8 @@ pub(super) fn unlock_schema(database: &str) -> String {
     format!("SELECT CAST(RELEASE_LOCK('{}') AS CHAR) AS value", lock_name(database))
 }
 
-/// FNV-1a: every program has to come to the same name.
 fn lock_name(database: &str) -> String {
-    let hash = database
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash = super::fnv1a([database.as_bytes()]);
     format!("diesel-session/schema/{hash:016x}")
 }
 

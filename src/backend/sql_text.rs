@@ -65,7 +65,7 @@ pub(crate) fn begins(sql: &str, mysql: bool) -> bool {
     false
 }
 
-pub(crate) fn is_word(c: char) -> bool {
+pub(super) fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
@@ -91,7 +91,7 @@ fn skip_blank(mut text: &str, mysql: bool) -> &str {
 }
 
 /// What follows the comment that `text` starts with. What MySQL executes of a comment counts as not being in one.
-pub(crate) fn after_comment(text: &str, mysql: bool) -> Option<&str> {
+pub(super) fn after_comment(text: &str, mysql: bool) -> Option<&str> {
     let line = |comment: &'_ str| comment.find('\n').map_or(comment.len(), |end| end + 1);
     if let Some(comment) = text.strip_prefix("--") {
         let is_one = !mysql || comment.chars().next().is_none_or(|c| c.is_whitespace() || c.is_control());
@@ -134,12 +134,12 @@ fn after_statement(text: &str, mysql: bool) -> &str {
 }
 
 /// Whether PostgreSQL's `E` stands before a string.
-pub(crate) fn is_escape_string(before: &str) -> bool {
+pub(super) fn is_escape_string(before: &str) -> bool {
     before.strip_suffix(['e', 'E']).is_some_and(|before| !before.ends_with(is_word))
 }
 
 /// What follows a string in which a backslash takes the next character's meaning away.
-pub(crate) fn after_escaped(text: &str, quote: char) -> &str {
+pub(super) fn after_escaped(text: &str, quote: char) -> &str {
     let mut chars = text.char_indices();
     while let Some((at, c)) = chars.next() {
         if c == '\\' {

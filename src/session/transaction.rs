@@ -16,8 +16,7 @@ use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::pool::{Lease, Permit};
 use crate::recorder::For;
-use crate::settings::Settings;
-use crate::settings::{Isolation, Mode};
+use crate::settings::{Isolation, Mode, Settings};
 
 /// What a statement may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -238,7 +238,7 @@ impl<C: SessionConnection> FreeLane<C> {
         house.work_within(admission, 0, LAST_OPEN, |desk| {
             let kind = desk.kind();
             if !desk.is_empty_by(&database, Instant::now() + LAST_SESSIONS)? {
-                for session in desk.texts(&kind.list_sessions_in(&database))? {
+                for session in desk.texts(&kind.sessions_in(&database))? {
                     // It may have ended by itself.
                     let _ = desk.send(&kind.end_session(&session));
                 }

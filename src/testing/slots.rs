@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use super::folder::folder;
 use super::line::{Line, Place};
 use super::lock_file::{LockFile, Who, holder};
+use crate::backend::fnv1a;
 use crate::process::PerProcess;
 
 /// Slots of a server that nobody has asked yet how many connections it takes.
@@ -170,7 +171,7 @@ struct Turn<'l> {
 
 impl Slots {
     fn within(folder: &Path, server: &str) -> Result<Arc<Self>, String> {
-        let path = folder.join(format!("server-{:016x}", fingerprint(server)));
+        let path = folder.join(format!("server-{:016x}", fnv1a([server.as_bytes()])));
         let name = path.join("server");
         let made = fs::create_dir_all(&path).and_then(|()| if name.exists() { Ok(()) } else { replace(&name, server) });
         made.map_err(|error| format!("tests cannot share the connections of {server}: {}: {error}", path.display()))?;
@@ -292,11 +293,6 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     let new = path.with_extension(format!("{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
     fs::write(&new, text)?;
     fs::rename(&new, path)
-}
-
-/// FNV-1a: processes that were built from different versions of everything must agree.
-fn fingerprint(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
