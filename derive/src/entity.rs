@@ -38,6 +38,18 @@ fn entity(model: &Model) -> TokenStream {
         let differs = quote_spanned!(field.ty.span()=> old.#name != new.#name);
         quote!(if #differs { columns |= 1u128 << #at; })
     });
+    let unwritten = model.written().map(|(_, field)| {
+        let name = &field.name;
+        let equal = quote_spanned!(field.ty.span()=> base.#name == value.#name);
+        quote!(if #equal { ::core::mem::swap(&mut value.#name, &mut newest.#name); })
+    });
+    let (same_version, newest_version) = match model.version() {
+        Some(version) => {
+            let field = &version.name;
+            (quote!(self.#field == other.#field), quote!(::core::mem::swap(&mut value.#field, &mut newest.#field);))
+        }
+        None => (quote!(true), quote!()),
+    };
     let parents: Vec<_> = model.fields.iter().filter_map(|field| Some((field.parent.as_ref()?, field))).collect();
     let parent_types = parents.iter().map(|(parent, _)| parent);
     let moved = parents.iter().filter(|(_, field)| !field.version).map(|(parent, field)| {
@@ -85,6 +97,18 @@ fn entity(model: &Model) -> TokenStream {
                 #(#differences)*
                 columns |= 0;
                 columns
+            }
+
+            fn has_version_of(&self, other: &Self) -> bool {
+                let _ = other;
+                #same_version
+            }
+
+            #[allow(clippy::float_cmp)]
+            fn take_unwritten(base: &Self, value: &mut Self, newest: &mut Self) {
+                let _ = (base, &mut *value, &mut *newest);
+                #(#unwritten)*
+                #newest_version
             }
 
             fn bump_version(&mut self) {
@@ -206,6 +230,17 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
         }
     };
     let update_many = update::many(model, backend, connection);
+    // Elsewhere a SELECT finds the newest row, or a transaction that would have to see another is refused.
+    let find_newest = (backend == Backend::Mysql).then(|| {
+        quote! {
+            const LOCKS: bool = true;
+
+            fn find_newest(conn: &mut #connection, id: &Self::Id) -> ::diesel::QueryResult<::core::option::Option<Self>> {
+                #traits
+                #table::table #(.filter(#table::#columns.eq(#parts)))* .select(#selection).for_update().get_result(conn).optional()
+            }
+        }
+    });
     quote! {
         impl ::diesel_session::orm::Persist<#connection> for #name {
             const FINDS: usize = #finds;
@@ -215,6 +250,8 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
                 #traits
                 #table::table #(.filter(#table::#columns.eq(#parts)))* .select(#selection).get_result(conn).optional()
             }
+
+            #find_newest
 
             fn find_many(conn: &mut #connection, ids: &[Self::Id]) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
                 #traits

@@ -4,10 +4,18 @@ use std::cell::Cell;
 
 use crate::error::Place;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Agenda {
-    /// Raised whenever what has been read may have become old.
+    /// Counts the moments at which something that was read may have become outdated. It begins at 1.
+    clock: Cell<u64>,
+    /// Whatever was read before this moment may be outdated.
     epoch: Cell<u64>,
+    /// When the present attempt of `retry` began; 0 outside of one.
+    attempt: Cell<u64>,
+    /// When the last transaction ended.
+    transaction: Cell<u64>,
+    /// What is read now is valid for no longer than its statement, which is committed by itself.
+    fleeting: Cell<bool>,
     /// Where the first change was made that has not been flushed.
     unflushed: Cell<Option<Place>>,
     /// Open savepoints of the session.
@@ -18,13 +26,75 @@ pub(crate) struct Agenda {
     ended: Cell<bool>,
 }
 
+/// The moment of a read whose answer is valid no longer.
+pub(super) const NEVER: u64 = 0;
+
+impl Default for Agenda {
+    fn default() -> Self {
+        Self {
+            clock: Cell::new(1),
+            epoch: Cell::new(1),
+            attempt: Cell::new(NEVER),
+            transaction: Cell::new(1),
+            fleeting: Cell::new(false),
+            unflushed: Cell::new(None),
+            level: Cell::new(0),
+            flushed: Cell::new(0),
+            ended: Cell::new(false),
+        }
+    }
+}
+
 impl Agenda {
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.get()
     }
 
     pub(crate) fn expire(&self) {
-        self.epoch.set(self.epoch.get() + 1);
+        self.epoch.set(self.tick());
+    }
+
+    /// A new moment, after all that were.
+    pub(super) fn tick(&self) -> u64 {
+        self.clock.set(self.clock.get() + 1);
+        self.clock.get()
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        self.clock.get()
+    }
+
+    /// The moment to note for a row that is read now.
+    pub(super) fn read_now(&self) -> u64 {
+        if self.fleeting.get() { NEVER } else { self.clock.get() }
+    }
+
+    #[inline]
+    pub(crate) fn set_fleeting(&self, fleeting: bool) {
+        self.fleeting.set(fleeting);
+    }
+
+    #[inline]
+    pub(super) fn attempt(&self) -> u64 {
+        self.attempt.get()
+    }
+
+    /// An attempt of `retry` begins: nothing is known.
+    pub(super) fn begin_attempt(&self) {
+        self.expire();
+        self.attempt.set(self.clock.get());
+    }
+
+    /// The transaction has ended, and with it the attempt that it was.
+    pub(super) fn end_transaction(&self) {
+        self.expire();
+        self.attempt.set(NEVER);
+        self.transaction.set(self.clock.get());
+    }
+
+    /// Whether something that was done at `moment` was done in the present transaction.
+    pub(super) fn is_of_transaction(&self, moment: u64) -> bool {
+        moment >= self.transaction.get()
     }
 
     pub(crate) fn note_change(&self, at: Place) {

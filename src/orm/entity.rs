@@ -47,6 +47,19 @@ pub trait Entity: Clone + 'static {
     #[doc(hidden)]
     fn differences(old: &Self, new: &Self) -> Columns;
 
+    /// Whether both have the same version; always, where there is none.
+    #[doc(hidden)]
+    fn has_version_of(&self, other: &Self) -> bool {
+        let _ = other;
+        true
+    }
+
+    /// Gives `value` what `newest` has in the columns in which it is as `base`, and its version.
+    #[doc(hidden)]
+    fn take_unwritten(base: &Self, value: &mut Self, newest: &mut Self) {
+        let _ = (base, value, newest);
+    }
+
     /// What an UPDATE does to the version.
     #[doc(hidden)]
     fn bump_version(&mut self);
@@ -83,6 +96,16 @@ pub trait Persist<C>: Entity {
 
     #[doc(hidden)]
     fn find(conn: &mut C, id: &Self::Id) -> QueryResult<Option<Self>>;
+
+    /// Whether a plain SELECT may find an older row than a locking one, and `find_newest` is a locking one.
+    #[doc(hidden)]
+    const LOCKS: bool = false;
+
+    /// The newest row, whatever the transaction sees.
+    #[doc(hidden)]
+    fn find_newest(conn: &mut C, id: &Self::Id) -> QueryResult<Option<Self>> {
+        Self::find(conn, id)
+    }
 
     #[doc(hidden)]
     fn find_many(conn: &mut C, ids: &[Self::Id]) -> QueryResult<Vec<Self>>;

@@ -2,12 +2,16 @@
 //!
 //! Invariants: there is a `base` exactly while the entry is among the touched ones of its home. There is a value in every phase
 //! but `Pending` and `Discarded`. An entry whose agenda has ended changes no more.
+//!
+//! A flush compares a touched entry's value with its base. So the base has to be the row of the present transaction when the value is
+//! given out for writing: `touch` reads a row again that may be outdated. Where that cannot be done, the base is unverified, and the
+//! flush looks before it compares.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::panic::Location;
 use std::rc::Rc;
 
-use super::agenda::Agenda;
+use super::agenda::{Agenda, NEVER};
 use super::entity::{Columns, Entity};
 use super::handle::State;
 use super::key::{Fk, KeyCell};
@@ -32,35 +36,46 @@ pub(crate) enum Phase {
 /// What the entries of one type have in common.
 pub(crate) struct Home<T: Entity> {
     pub(crate) agenda: Rc<Agenda>,
+    /// Rows of this type that were read before this moment may be outdated.
     epoch: Cell<u64>,
+    /// Reads a row again; none where there is no session to do it.
+    reader: Option<Reader<T>>,
     /// Entries that were given out for writing since the last flush, in the order of the first time.
     pub(crate) touched: RefCell<Vec<Rc<Entry<T>>>>,
 }
 
+/// Reads the row of a key through the session, without a flush before it. `true`: with a lock, where only that finds the newest row.
+pub(super) type Reader<T> = Box<dyn Fn(&<T as Entity>::Id, bool, Place) -> Result<Option<T>>>;
+
 impl<T: Entity> Home<T> {
-    pub(crate) fn new(agenda: Rc<Agenda>) -> Self {
-        Self { agenda, epoch: Cell::new(0), touched: RefCell::default() }
+    pub(crate) fn new(agenda: Rc<Agenda>, reader: Option<Reader<T>>) -> Self {
+        Self { agenda, epoch: Cell::new(NEVER), reader, touched: RefCell::default() }
     }
 
-    /// Both only grow, so their sum is another after either has grown.
+    /// Whatever was read before this moment may be outdated.
+    #[inline]
     pub(crate) fn epoch(&self) -> u64 {
-        self.agenda.epoch() + self.epoch.get()
+        self.agenda.epoch().max(self.epoch.get())
     }
 
     pub(crate) fn expire(&self) {
-        self.epoch.set(self.epoch.get() + 1);
+        self.epoch.set(self.agenda.tick());
     }
 }
 
 /// What a look-up by key asks for comes first, beside the counts of its `Rc`: among thousands of rows it waits for memory.
 #[repr(C)]
 pub(crate) struct Entry<T: Entity> {
-    /// The home's epoch when the value was read.
+    /// When the value was read.
     seen: Cell<u64>,
     phase: Cell<Phase>,
     /// It is to be deleted by the next flush.
     doomed: Cell<bool>,
     home: Rc<Home<T>>,
+    /// When the base was known to be what the database has. `NEVER`: the flush has to look first.
+    verified: Cell<u64>,
+    /// When a query last gave the newest row whatever the transaction sees, and which one.
+    newest: Cell<(u64, Newest)>,
     /// Who was given it for writing last.
     written_at: Cell<Option<Place>>,
     pub(super) value: RefCell<Option<Rc<T>>>,
@@ -68,6 +83,17 @@ pub(crate) struct Entry<T: Entity> {
     base: RefCell<Option<Rc<T>>>,
     /// For those who have asked for the key before there was one.
     awaited: OnceCell<Rc<KeyCell<T::Id>>>,
+}
+
+/// What a query says of the rows that it gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Newest {
+    /// They are what the transaction sees.
+    No,
+    /// They may be newer than that: nobody knows what the query did.
+    Perhaps,
+    /// They are the newest, and nobody else can change them before the transaction ends.
+    Locked,
 }
 
 impl<T: Entity> Entry<T> {
@@ -87,8 +113,10 @@ impl<T: Entity> Entry<T> {
     fn new(home: &Rc<Home<T>>, phase: Phase, value: Option<Rc<T>>) -> Self {
         Self {
             phase: Cell::new(phase),
-            seen: Cell::new(home.epoch()),
+            seen: Cell::new(home.agenda.read_now()),
             doomed: Cell::new(false),
+            verified: Cell::new(NEVER),
+            newest: Cell::new((NEVER, Newest::No)),
             written_at: Cell::new(None),
             value: RefCell::new(value),
             base: RefCell::new(None),
@@ -130,7 +158,7 @@ impl<T: Entity> Entry<T> {
     /// The same for who knows the home's epoch.
     #[inline]
     pub(crate) fn is_fresh_at(&self, epoch: u64) -> bool {
-        self.phase.get() == Phase::Kept && self.seen.get() == epoch
+        self.phase.get() == Phase::Kept && self.seen.get() >= epoch
     }
 
     pub(crate) fn is_touched(&self) -> bool {
@@ -143,6 +171,29 @@ impl<T: Entity> Entry<T> {
 
     pub(crate) fn set_doomed(&self, doomed: bool) {
         self.doomed.set(doomed);
+    }
+
+    /// Whether the newest row was read, and locked, in the present transaction. A plain SELECT may find an older one.
+    pub(crate) fn is_locked(&self) -> bool {
+        let (moment, newest) = self.newest.get();
+        newest == Newest::Locked && self.home.agenda.is_of_transaction(moment)
+    }
+
+    pub(crate) fn note_newest(&self, newest: Newest) {
+        if newest == Newest::Locked || newest == Newest::Perhaps && !self.is_locked() {
+            self.newest.set((self.home.agenda.read_now(), newest));
+        }
+    }
+
+    /// Whether it was given out although nobody could say that its value was not outdated.
+    pub(crate) fn is_unverified(&self) -> bool {
+        self.is_touched() && self.verified.get() == NEVER
+    }
+
+    /// Whether what is known of it was read before the present attempt of `retry`.
+    #[inline]
+    pub(crate) fn is_from_before_attempt(&self) -> bool {
+        self.seen.get() < self.home.agenda.attempt()
     }
 
     /// The columns that a flush would write.
@@ -200,20 +251,127 @@ impl<T: Entity> Entry<T> {
         }
     }
 
-    /// Notes that the value is about to be written.
+    /// Notes that the value is about to be written. A row that may be outdated is read first.
     pub(crate) fn touch(self: &Rc<Self>, at: Place) -> Result<()> {
+        let heals = self.phase() == Phase::Stale && self.is_from_before_attempt();
+        if self.phase() != Phase::Kept && !heals {
+            return Err(self.wrong_state("written", at));
+        }
+        if self.value.try_borrow_mut().is_err() {
+            return Err(self.in_writing(at));
+        }
+        let read = if self.is_touched() { self.verified.get() } else { self.seen.get() };
+        let verified = !heals && read >= self.home.epoch() || self.read_again(at);
         if self.phase() != Phase::Kept {
             return Err(self.wrong_state("written", at));
         }
-        let Ok(value) = self.value.try_borrow_mut() else { return Err(self.in_writing(at)) };
         self.written_at.set(Some(at));
+        self.note_touched(verified, at)
+    }
+
+    fn note_touched(self: &Rc<Self>, verified: bool, at: Place) -> Result<()> {
+        let Ok(value) = self.value.try_borrow_mut() else { return Err(self.in_writing(at)) };
         let mut base = self.base.borrow_mut();
         if base.is_none() {
             base.clone_from(&value);
+            self.verified.set(if verified { self.home.agenda.now() } else { NEVER });
             self.home.touched.borrow_mut().push(Rc::clone(self));
         }
         self.home.agenda.note_change(at);
         Ok(())
+    }
+
+    /// In an attempt of `retry` nothing is known that was read before it: such a row is read first.
+    #[cold]
+    pub(crate) fn read_for_attempt(self: &Rc<Self>, at: Place) {
+        if !matches!(self.phase(), Phase::Kept | Phase::Stale) || self.value.try_borrow_mut().is_err() {
+            return;
+        }
+        if !self.read_again(at) && self.phase() == Phase::Kept {
+            // The program gets what was known before. The transaction can be committed if that turns out to be still so.
+            let _ = self.note_touched(false, at);
+        }
+    }
+
+    /// Reads the row again, as far as its session can do that now. Whether the base, or the value of a row that nobody has written to, is
+    /// by now what the database has.
+    fn read_again(&self, at: Place) -> bool {
+        let (Some(id), Some(read)) = (self.id(), &self.home.reader) else { return false };
+        let (moment, newest) = self.newest.get();
+        let locked = newest != Newest::No && self.home.agenda.is_of_transaction(moment);
+        let row = match read(&id, locked, at) {
+            Ok(Some(row)) => row,
+            Ok(None) => return false,
+            Err(error) => {
+                log::debug!(
+                    target: "diesel_session::session",
+                    "{} {id:?} could not be read at {at}; the next flush reads it: {error}", T::NAME
+                );
+                return false;
+            }
+        };
+        if self.is_touched() {
+            return self.rebase(row);
+        }
+        // With a version, what the program knew is what its write is compared with. An attempt of `retry` begins with nothing known.
+        let keeps = T::VERSIONED && self.phase() == Phase::Kept && !self.is_from_before_attempt();
+        if keeps
+            && self
+                .value
+                .try_borrow()
+                .is_ok_and(|value| value.as_ref().is_some_and(|known| !known.has_version_of(&row)))
+        {
+            return false;
+        }
+        self.renew(row);
+        self.phase() == Phase::Kept
+    }
+
+    /// Takes in a row that a query gave. What the program has written and not flushed stays.
+    pub(crate) fn take_in(&self, row: T) {
+        if self.is_touched() {
+            self.rebase(row);
+        } else if !(T::VERSIONED && self.is_doomed()) {
+            self.renew(row);
+        }
+    }
+
+    /// Makes what the database has by now the base of a touched entry; columns that were not written get its values. Not where the
+    /// program's own values were made of a row that has changed since, as the version says or as nobody knows: then the flush fails.
+    fn rebase(&self, mut row: T) -> bool {
+        let Ok(mut value) = self.value.try_borrow_mut() else {
+            self.verified.set(NEVER);
+            return false;
+        };
+        let mut base = self.base.borrow_mut();
+        let (Some(base), Some(value)) = (base.as_mut(), value.as_mut()) else { return false };
+        let same_version = base.has_version_of(&row);
+        let unequal_to_itself = T::differences(base, base);
+        if !same_version || T::differences(base, &row) & !unequal_to_itself != 0 {
+            if !same_version || self.verified.get() == NEVER {
+                self.verified.set(NEVER);
+                return false;
+            }
+            let newest = Rc::new(row.clone());
+            T::take_unwritten(base, Rc::make_mut(value), &mut row);
+            *base = newest;
+        }
+        self.verified.set(self.home.agenda.now());
+        self.seen.set(self.home.agenda.read_now());
+        true
+    }
+
+    /// Compares an unverified base with the row as it is now; an error of the flush where that has changed. Of one that is gone the UPDATE
+    /// will tell, where there is one.
+    pub(crate) fn verify(&self, row: Option<T>, at: Place) -> Result<()> {
+        let written = self.differences() != 0;
+        match row {
+            Some(row) if self.rebase(row) => return Ok(()),
+            None if written => return Ok(()),
+            Some(_) | None => {}
+        }
+        let key = self.shown_key().unwrap_or_default();
+        Err(Error::Stale { entity: T::NAME, key, operation: if written { "update" } else { "read" }, at })
     }
 
     /// Both values, of a touched entry that nobody is writing.
@@ -253,13 +411,12 @@ impl<T: Entity> Entry<T> {
         *value = Some(Rc::new(row));
         drop(value);
         self.phase.set(Phase::Kept);
-        self.seen.set(self.home.epoch());
+        self.seen.set(self.home.agenda.read_now());
     }
 
     /// The row is there, but what is known of it may be old.
     pub(crate) fn expire(&self) {
-        // Never an epoch, as those begin at 0 and are raised by one.
-        self.seen.set(u64::MAX);
+        self.seen.set(NEVER);
     }
 
     pub(crate) fn inserted(&self, row: T) {

@@ -99,7 +99,11 @@ impl<T: Entity> Tracked<T> {
     #[track_caller]
     #[inline]
     pub fn try_read(&self) -> Result<Snapshot<T>> {
-        self.0.read(Location::caller()).map(Snapshot)
+        let at = Location::caller();
+        if self.0.is_from_before_attempt() {
+            self.0.read_for_attempt(at);
+        }
+        self.0.read(at).map(Snapshot)
     }
 
     /// The row's value for writing.

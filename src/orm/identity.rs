@@ -4,17 +4,18 @@ use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::marker::PhantomData;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use foldhash::fast::RandomState;
 
 use super::agenda::Agenda;
 use super::changes::{Change, ChangeKind};
 use super::entity::{Entity, Insert, Persist};
-use super::entry::{Entry, Home, Phase};
+use super::entry::{Entry, Home, Newest, Phase};
+use super::handle::Tracked;
 use super::history::History;
 use super::queue::{DynQueue, Queue};
-use super::sender::{Sender, Sending, ask};
+use super::sender::{Connected, Sender, Sending, ask, reader};
 use crate::error::{Error, Place, Result};
 
 pub(crate) struct Store<C, T: Entity> {
@@ -48,6 +49,8 @@ pub(crate) trait DynStore<C> {
     fn has_deletes(&self) -> bool;
     /// A row that is to be updated has another foreign key to `parent` than before.
     fn moves_away_from(&self, parent: TypeId) -> bool;
+    /// Compares what may be outdated with what the database has; an error where it is.
+    fn verify(&self, sender: &dyn Sender<C>) -> Result<()>;
     fn insert_ready(&self, sender: &dyn Sender<C>) -> Result<usize>;
     fn update(&self, sender: &dyn Sender<C>) -> Result<()>;
     fn delete(&self, sender: &dyn Sender<C>) -> Result<()>;
@@ -69,9 +72,9 @@ pub(crate) trait DynStore<C> {
 }
 
 impl<C: 'static, T: Persist<C>> Store<C, T> {
-    pub(super) fn new(agenda: &Rc<Agenda>) -> Self {
+    pub(super) fn new(agenda: &Rc<Agenda>, session: &Weak<dyn Connected<C>>) -> Self {
         Self {
-            home: Rc::new(Home::new(Rc::clone(agenda))),
+            home: Rc::new(Home::new(Rc::clone(agenda), Some(reader::<C, T>(session)))),
             rows: RefCell::default(),
             queues: RefCell::default(),
             doomed: RefCell::default(),
@@ -105,8 +108,9 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
 
     /// The row of a key, read now.
     pub(super) fn fetch(&self, id: &T::Id, sender: &dyn Sender<C>) -> Result<Option<Rc<Entry<T>>>> {
-        match ask(sender, Sending::select::<T>(), |conn| T::find(conn, id))? {
-            Some(row) => Ok(Some(self.absorb(row))),
+        let known = self.rows.borrow().get(id).cloned();
+        match self.read(id, known.as_ref(), sender)? {
+            Some((row, newest)) => Ok(Some(self.absorb(row, newest))),
             None => {
                 self.vanished(id);
                 Ok(None)
@@ -114,32 +118,51 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         }
     }
 
-    /// Reads the rows of these keys that would have to be read one by one.
-    pub(super) fn preload(&self, ids: Vec<T::Id>, sender: &dyn Sender<C>) -> Result<()> {
+    /// The row of a key. One that was read with a lock is read so again, as a plain SELECT may find an older one.
+    fn read(&self, id: &T::Id, known: Option<&Rc<Entry<T>>>, sender: &dyn Sender<C>) -> Result<Option<(T, Newest)>> {
+        let locked = T::LOCKS && known.is_some_and(|entry| entry.is_locked());
+        let newest = if locked { Newest::Locked } else { Newest::No };
+        let row = ask(sender, Sending::select::<T>(), |conn| match locked {
+            true => T::find_newest(conn, id),
+            false => T::find(conn, id),
+        })?;
+        Ok(row.map(|row| (row, newest)))
+    }
+
+    /// Reads the rows of these keys that would have to be read one by one, and gives those.
+    pub(super) fn preload(&self, ids: Vec<T::Id>, sender: &dyn Sender<C>) -> Result<HashMap<T::Id, Tracked<T>>> {
         let mut seen = std::collections::HashSet::with_capacity(ids.len());
         let missing: Vec<T::Id> =
             ids.into_iter().filter(|id| self.fresh(id).is_none() && seen.insert(id.clone())).collect();
+        let mut found = HashMap::with_capacity(missing.len());
         for ids in missing.chunks(T::FINDS.max(1)) {
             let rows = ask(sender, Sending::select::<T>(), |conn| T::find_many(conn, ids))?;
-            rows.into_iter().for_each(|row| drop(self.absorb(row)));
-            ids.iter().filter(|id| self.fresh(id).is_none()).for_each(|id| self.vanished(id));
+            found.extend(rows.into_iter().map(|row| (row.id(), Tracked(self.absorb(row, Newest::No)))));
+            ids.iter().filter(|id| !found.contains_key(id)).for_each(|id| self.vanished(id));
         }
-        Ok(())
+        found.retain(|_, handle| !handle.0.is_doomed());
+        Ok(found)
     }
 
-    /// The entry of a row that was read just now. What is known wins over what was read, unless it may be old.
-    pub(super) fn absorb(&self, row: T) -> Rc<Entry<T>> {
+    /// The entry of a row that was read just now. What is known wins over what was read, unless it may be outdated or the query gave the
+    /// newest row.
+    pub(super) fn absorb(&self, row: T, newest: Newest) -> Rc<Entry<T>> {
         use std::collections::hash_map::Entry::{Occupied, Vacant};
-        match self.rows.borrow_mut().entry(row.id()) {
-            Occupied(known) => {
-                let entry = known.get();
-                if !entry.is_fresh() && !entry.is_touched() {
-                    entry.renew(row);
-                }
-                Rc::clone(entry)
+        let (entry, known) = match self.rows.borrow_mut().entry(row.id()) {
+            Occupied(known) => (Rc::clone(known.get()), Some(row)),
+            Vacant(place) => (Rc::clone(place.insert(Rc::new(Entry::kept(&self.home, row)))), None),
+        };
+        if let Some(row) = known {
+            let wins = match newest {
+                Newest::No => entry.is_fresh() || T::LOCKS && entry.is_locked(),
+                Newest::Perhaps | Newest::Locked => false,
+            };
+            if !wins {
+                entry.take_in(row);
             }
-            Vacant(place) => Rc::clone(place.insert(Rc::new(Entry::kept(&self.home, row)))),
         }
+        entry.note_newest(newest);
+        entry
     }
 
     pub(super) fn refresh(&self, entry: &Rc<Entry<T>>, sender: &dyn Sender<C>) -> Result<()> {
@@ -149,8 +172,8 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
             Phase::Kept | Phase::Stale => entry.id().ok_or_else(|| entry.in_writing(at))?,
             _ => return Err(entry.wrong_state("refreshed", at)),
         };
-        match ask(sender, Sending::select::<T>(), |conn| T::find(conn, &id))? {
-            Some(row) => {
+        match self.read(&id, Some(entry), sender)? {
+            Some((row, _)) => {
                 self.untouch(entry);
                 entry.renew(row);
                 self.rows.borrow_mut().entry(id).or_insert_with(|| Rc::clone(entry));
@@ -169,6 +192,9 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
     /// Dooms a row; a new one is taken out.
     pub(super) fn doom(&self, entry: &Rc<Entry<T>>, at: Place) -> Result<()> {
         self.mine(entry, at)?;
+        if entry.is_from_before_attempt() && (T::VERSIONED || entry.phase() == Phase::Stale) {
+            entry.read_for_attempt(at);
+        }
         match entry.phase() {
             Phase::Pending => {
                 self.queues.borrow().iter().for_each(|queue| queue.remove(entry));
@@ -331,7 +357,9 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
 
     fn is_dirty(&self) -> bool {
         let touched = self.home.touched.borrow();
-        self.waiting() > 0 || self.has_deletes() || touched.iter().any(|entry| entry.differences() != 0)
+        self.waiting() > 0
+            || self.has_deletes()
+            || touched.iter().any(|entry| entry.is_unverified() || entry.differences() != 0)
     }
 
     fn has_updates(&self) -> bool {
@@ -349,6 +377,19 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
                 .versions(std::panic::Location::caller())
                 .is_ok_and(|(base, value)| T::refers_anew(&base, &value, parent))
         })
+    }
+
+    fn verify(&self, sender: &dyn Sender<C>) -> Result<()> {
+        let touched = self.home.touched.borrow().clone();
+        for entry in touched.iter().filter(|entry| entry.is_unverified() && !entry.is_doomed()) {
+            if entry.phase() == Phase::Kept
+                && let Some(id) = entry.id()
+            {
+                let row = ask(sender, Sending::select::<T>(), |conn| T::find_newest(conn, &id))?;
+                entry.verify(row, sender.at())?;
+            }
+        }
+        Ok(())
     }
 
     fn insert_ready(&self, sender: &dyn Sender<C>) -> Result<usize> {

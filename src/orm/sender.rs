@@ -2,9 +2,12 @@
 
 use std::any::type_name;
 use std::marker::PhantomData;
+use std::rc::Weak;
 
 use diesel::result::QueryResult;
 
+use super::entity::Persist;
+use super::entry::Reader;
 use crate::error::{Place, Result};
 
 /// What is sent, as far as it matters to the connection.
@@ -38,6 +41,26 @@ pub(crate) trait Sender<C> {
     fn returning(&self) -> bool;
 
     fn at(&self) -> Place;
+}
+
+/// The session that a unit of work belongs to, for what a handle reads by itself.
+pub(crate) trait Connected<C> {
+    /// Sends a SELECT, without a flush before it.
+    fn read(&self, what: Sending, at: Place, run: &mut dyn FnMut(&mut C) -> QueryResult<()>) -> Result<()>;
+}
+
+/// Reads rows of `T` for their handles.
+pub(super) fn reader<C: 'static, T: Persist<C>>(session: &Weak<dyn Connected<C>>) -> Reader<T> {
+    let session = Weak::clone(session);
+    Box::new(move |id, locked, at| {
+        let Some(session) = session.upgrade() else { return Ok(None) };
+        let mut row = None;
+        session.read(Sending::select::<T>(), at, &mut |conn| {
+            row = if locked { T::find_newest(conn, id)? } else { T::find(conn, id)? };
+            Ok(())
+        })?;
+        Ok(row)
+    })
 }
 
 /// Sends one statement and gives its answer.

@@ -1,6 +1,7 @@
 //! Rows of a query as handles.
 
 use super::entity::Persist;
+use super::entry::Newest;
 use super::handle::Tracked;
 use super::unit::Unit;
 
@@ -21,13 +22,16 @@ pub trait Track<C>: Sized {
 
 /// The session's identity map.
 #[allow(missing_debug_implementations)]
-pub struct Tracker<'u, C>(pub(crate) &'u Unit<C>);
+pub struct Tracker<'u, C> {
+    pub(crate) unit: &'u Unit<C>,
+    pub(crate) newest: Newest,
+}
 
 impl<C: 'static, T: Persist<C>> Track<C> for T {
     type Out = Tracked<T>;
 
     fn track(self, tracker: &Tracker<'_, C>) -> Tracked<T> {
-        tracker.0.absorb(self)
+        tracker.unit.absorb(self, tracker.newest)
     }
 }
 

@@ -2,16 +2,17 @@
 
 use std::any::TypeId;
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
 
 use super::agenda::Agenda;
 use super::changes::{Change, ChangeKind, Changes};
 use super::entity::{Insert, Persist};
-use super::entry::{Entry, Home};
+use super::entry::{Entry, Home, Newest};
 use super::flush::{self, Kept};
 use super::handle::Tracked;
 use super::identity::Store;
-use super::sender::Sender;
+use super::sender::{Connected, Sender};
 use crate::error::{Place, Result};
 
 pub(crate) struct Unit<C> {
@@ -23,6 +24,7 @@ pub(crate) struct Unit<C> {
     quiet: Cell<u32>,
     /// What the last transaction sent, for the hooks of its end.
     ended: RefCell<Option<Changes>>,
+    session: Weak<dyn Connected<C>>,
 }
 
 impl<C: 'static> std::fmt::Debug for Unit<C> {
@@ -31,9 +33,10 @@ impl<C: 'static> std::fmt::Debug for Unit<C> {
     }
 }
 
-impl<C> Default for Unit<C> {
-    fn default() -> Self {
+impl<C> Unit<C> {
+    pub(crate) fn new(session: Weak<dyn Connected<C>>) -> Self {
         Self {
+            session,
             agenda: RefCell::default(),
             stores: RefCell::default(),
             flushing: Cell::new(false),
@@ -53,7 +56,7 @@ impl<C: 'static> Unit<C> {
             return f(store.as_any().downcast_ref().expect("kept under its own type"));
         }
         drop(stores);
-        let store = Rc::new(Store::<C, T>::new(&self.agenda.borrow()));
+        let store = Rc::new(Store::<C, T>::new(&self.agenda.borrow(), &self.session));
         self.stores.borrow_mut().push((entity, Rc::clone(&store) as _));
         f(&store)
     }
@@ -80,13 +83,29 @@ impl<C: 'static> Unit<C> {
         Ok(self.with_sending(|store: &Store<C, T>| store.fetch(id, sender))?.map(Tracked))
     }
 
-    pub(crate) fn preload<T: Persist<C>>(&self, ids: Vec<T::Id>, sender: &dyn Sender<C>) -> Result<()> {
+    /// Reads the rows of these keys that are not known, and gives those.
+    pub(crate) fn preload<T: Persist<C>>(
+        &self,
+        ids: Vec<T::Id>,
+        sender: &dyn Sender<C>,
+    ) -> Result<HashMap<T::Id, Tracked<T>>> {
         self.with_sending(|store: &Store<C, T>| store.preload(ids, sender))
     }
 
     #[inline]
-    pub(crate) fn absorb<T: Persist<C>>(&self, row: T) -> Tracked<T> {
-        Tracked(self.with(|store: &Store<C, T>| store.absorb(row)))
+    pub(crate) fn absorb<T: Persist<C>>(&self, row: T, newest: Newest) -> Tracked<T> {
+        Tracked(self.with(|store: &Store<C, T>| store.absorb(row, newest)))
+    }
+
+    /// Whether what is read now is committed by itself, and so valid for no longer than its statement.
+    #[inline]
+    pub(crate) fn set_fleeting(&self, fleeting: bool) {
+        self.agenda.borrow().set_fleeting(fleeting);
+    }
+
+    /// An attempt of `retry` begins, in a new transaction.
+    pub(crate) fn begin_attempt(&self) {
+        self.agenda.borrow().begin_attempt();
     }
 
     pub(crate) fn refresh<T: Persist<C>>(&self, handle: &Tracked<T>, sender: &dyn Sender<C>) -> Result<()> {
@@ -172,6 +191,7 @@ impl<C: 'static> Unit<C> {
     pub(crate) fn send(&self, sender: &dyn Sender<C>) -> Result<()> {
         self.ended.take();
         let stores = self.stores.borrow().clone();
+        stores.iter().try_for_each(|(_, store)| store.verify(sender))?;
         flush::send(&stores, sender)?;
         self.agenda.borrow().nothing_unflushed();
         Ok(())
@@ -223,7 +243,7 @@ impl<C: 'static> Unit<C> {
             self.ended.replace(Some(self.flushed_now()));
         }
         self.stores.borrow().iter().for_each(|(_, store)| store.committed());
-        self.expire_all();
+        self.agenda.borrow().end_transaction();
     }
 
     /// After a rollback of the transaction, or where there was none and what is not flushed is not wanted.
@@ -235,7 +255,7 @@ impl<C: 'static> Unit<C> {
         let agenda = self.agenda.borrow();
         agenda.set_level(0);
         agenda.nothing_unflushed();
-        agenda.expire();
+        agenda.end_transaction();
     }
 
     /// Lets go of every row; handles are of a session that is no more.
@@ -252,7 +272,7 @@ impl<C: 'static> Unit<C> {
 impl<C> Unit<C> {
     /// A handle to a row that will never be.
     pub(crate) fn discarded<T: Persist<C>>(&self) -> Tracked<T> {
-        let home = Rc::new(Home::new(Rc::default()));
+        let home = Rc::new(Home::new(Rc::default(), None));
         Tracked(Rc::new(Entry::discarded(&home)))
     }
 }

@@ -11,7 +11,7 @@ use super::statement::Statement;
 use crate::backend::Kind;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
-use crate::orm::{ChangeKind, Changes, Sender, Sending, Unit};
+use crate::orm::{ChangeKind, Changes, Connected, Sender, Sending, Unit};
 use crate::panic_message;
 use crate::spec::UnitHook;
 
@@ -41,7 +41,7 @@ const ALL: [ChangeKind; 3] = [ChangeKind::Insert, ChangeKind::Update, ChangeKind
 impl<C: SessionConnection> Shared<C> {
     pub(super) fn unit(&self) -> &Unit<C> {
         self.unit.get_or_init(|| {
-            let unit = Unit::default();
+            let unit = Unit::new(self.weak());
             unit.set_level(self.levels.get());
             unit
         })
@@ -229,6 +229,12 @@ impl<C: SessionConnection> Shared<C> {
         }
     }
 
+    pub(super) fn unit_begin_attempt(&self) {
+        if let Some(unit) = self.unit.get() {
+            unit.begin_attempt();
+        }
+    }
+
     pub(super) fn unit_cleared(&self) {
         if let Some(unit) = self.unit.get() {
             unit.clear();
@@ -245,6 +251,12 @@ impl<C: SessionConnection> Shared<C> {
 fn contained(hook: &'static str, run: impl FnOnce() -> Result<()>) -> Result<()> {
     catch_unwind(AssertUnwindSafe(run))
         .unwrap_or_else(|panic| Err(Error::HookFailed { hook, committed: false, message: panic_message(&*panic) }))
+}
+
+impl<C: SessionConnection> Connected<C> for Shared<C> {
+    fn read(&self, what: Sending, at: Place, run: &mut dyn FnMut(&mut C) -> QueryResult<()>) -> Result<()> {
+        self.run_now(Statement::of_entity(what), at, run)
+    }
 }
 
 /// The session as what a flush sends through.

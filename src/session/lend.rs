@@ -28,6 +28,8 @@ impl<C: SessionConnection> LentConnection<C> {
         core.prepare(Access::Raw, at)?;
         let lease = core.lend();
         drop(core);
+        // The code that has the connection may write to handles after it has changed their rows.
+        session.expire_rows();
         session.lent.set(true);
         session.used_at.set(Some(at));
         Ok(Self { session: Rc::clone(session), lease: Some(lease), at, sent_for: For::call_at(at) })

@@ -192,10 +192,10 @@ impl<C: SessionConnection> Session<C> {
     #[track_caller]
     pub fn begin(&self) -> Result<()> {
         let at = Location::caller();
-        let mut core = self.0.enter(at)?;
-        match core.begun_at() {
+        let begun_at = self.0.enter(at)?.begun_at();
+        match begun_at {
             Some(begun_at) => Err(Error::AlreadyBegun { begun_at, at }),
-            None => core.begin(at),
+            None => self.0.begin(at),
         }
     }
 
@@ -302,7 +302,7 @@ impl<C: SessionConnection> Session<C> {
         at: Place,
         body: impl FnOnce(&Self) -> Result<T, E>,
     ) -> Result<T, E> {
-        self.0.enter(at)?.begin(at)?;
+        self.0.begin(at)?;
         let block = Block::open(&self.0, name, at, false);
         let outcome = body(self);
         block.close();

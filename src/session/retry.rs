@@ -115,7 +115,7 @@ impl<C: SessionConnection> Session<C> {
         loop {
             attempt += 1;
             let pause = pause_after(attempt);
-            if let Err(error) = self.0.enter(at).and_then(|mut core| core.begin(at)) {
+            if let Err(error) = self.0.begin(at) {
                 if !(retrying.is_possible(attempt, pause) && retrying.is_asked_for_by(&error)) {
                     if attempt > 1 {
                         self.0.tell_rollback();
@@ -124,6 +124,7 @@ impl<C: SessionConnection> Session<C> {
                 }
             } else {
                 let block = Block::open(&self.0, "retry", at, false);
+                self.0.unit_begin_attempt();
                 let outcome = body(self);
                 block.close();
                 let possible = retrying.is_possible(attempt, pause);

@@ -16,7 +16,7 @@ use super::transaction::{Access, Core};
 use crate::app::App;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
-use crate::orm::Unit;
+use crate::orm::{Connected, Unit};
 use crate::settings::Settings;
 
 /// What the handles of one session share.
@@ -69,6 +69,24 @@ impl<C: SessionConnection> Shared<C> {
     /// A handle to it; none while it is being dropped.
     pub(super) fn handle(&self) -> Option<Session<C>> {
         self.me.upgrade().map(Session)
+    }
+
+    /// For the handles of its rows.
+    pub(super) fn weak(&self) -> Weak<dyn Connected<C>> {
+        let me: Weak<Self> = Weak::clone(&self.me);
+        me
+    }
+
+    /// Begins the transaction because the program says so: what was read outside of it is read anew inside.
+    pub(super) fn begin(&self, at: Place) -> Result<()> {
+        let mut core = self.enter(at)?;
+        let outside = core.has_read_outside();
+        core.begin(at)?;
+        drop(core);
+        if outside {
+            self.expire_rows();
+        }
+        Ok(())
     }
 
     pub(crate) fn has_begun(&self) -> bool {
@@ -215,6 +233,10 @@ impl<C: SessionConnection> Shared<C> {
         send: impl FnOnce(&mut C) -> QueryResult<T>,
     ) -> Result<T> {
         self.autoflush(at)?;
+        if statement.access == Access::Raw {
+            // Code that has the connection may write to handles after it has changed their rows.
+            self.expire_rows();
+        }
         let outcome = self.run_now(statement, at, send);
         if statement.access != Access::Read {
             self.expire_rows();
@@ -230,6 +252,9 @@ impl<C: SessionConnection> Shared<C> {
         send: impl FnOnce(&mut C) -> QueryResult<T>,
     ) -> Result<T> {
         let mut core = self.enter(at)?;
+        if let Some(unit) = self.unit.get() {
+            unit.set_fleeting(core.commits_by_itself());
+        }
         let _using = Using::new(&self.used_at, at);
         core.run(statement, at, send)
     }

@@ -10,13 +10,16 @@ use diesel::query_builder::AsQuery;
 
 use super::transaction::Access;
 use crate::backend::Kind;
-use crate::orm::Sending;
+use crate::orm::{Newest, Sending};
 
 /// What is known of a statement before it is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Statement {
     pub(crate) access: Access,
     pub(crate) traces: Traces,
+    /// Whether the rows that it gives may be newer than those that are known. A query with a locking clause cannot be boxed, and a boxed
+    /// one gets none.
+    pub(super) newest: Newest,
     /// A bit for each kind of database for which the text of a `Selected` has told that it leaves nothing.
     cleared: u8,
     name: &'static str,
@@ -37,7 +40,8 @@ pub(crate) enum Traces {
 
 impl Statement {
     /// Whatever code the connection is lent to sends.
-    pub(crate) const RAW: Self = Self { access: Access::Raw, traces: Traces::Some, cleared: 0, name: "" };
+    pub(crate) const RAW: Self =
+        Self { access: Access::Raw, traces: Traces::Some, newest: Newest::Perhaps, cleared: 0, name: "" };
 
     /// Whether the connection is afterwards as it was.
     #[inline]
@@ -64,7 +68,9 @@ impl Statement {
         match what {
             Sending::Select(name) => columns_of(name, Access::Read),
             Sending::Insert(name) => columns_of(name, Access::Write),
-            Sending::Change => Self { access: Access::Write, traces: Traces::None, cleared: 0, name: "" },
+            Sending::Change => {
+                Self { access: Access::Write, traces: Traces::None, newest: Newest::No, cleared: 0, name: "" }
+            }
         }
     }
 
@@ -112,7 +118,7 @@ fn known(name: &'static str) -> Statement {
 
 /// The columns of an entity, or whatever expressions it has been given for them.
 fn columns_of(name: &'static str, access: Access) -> Statement {
-    let statement = Statement { access, traces: Traces::Selected, cleared: 0, name };
+    let statement = Statement { access, traces: Traces::Selected, newest: Newest::No, cleared: 0, name };
     let known = MEMORY.try_with(|memory| memory[place(name)].get());
     known.ok().filter(|known| std::ptr::eq(known.name, name) && known.traces == Traces::Selected).unwrap_or(statement)
 }
@@ -129,8 +135,25 @@ fn read(name: &'static str) -> Statement {
         true => Access::Write,
         false => Access::Raw,
     };
-    Statement { access, traces: if typed { traces(name) } else { Traces::Some }, cleared: 0, name }
+    let newest = match typed {
+        true if name.contains(LOCKING) || GIVE_WHAT_THEY_WROTE.iter().any(|start| name.starts_with(start)) => {
+            Newest::Locked
+        }
+        true if !name.contains(LITERAL) => Newest::No,
+        _ => Newest::Perhaps,
+    };
+    Statement { access, traces: if typed { traces(name) } else { Traces::Some }, newest, cleared: 0, name }
 }
+
+/// `FOR UPDATE` and its like, of the query or of one in it.
+const LOCKING: &str = "::locking_clause::LockingClause<";
+
+/// SQL of the program's own, which may end in a locking clause.
+const LITERAL: &str = "::sql_literal::";
+
+/// Statements whose `RETURNING` gives the rows as they are afterwards.
+const GIVE_WHAT_THEY_WROTE: [&str; 2] =
+    ["diesel::query_builder::insert_statement::", "diesel::query_builder::update_statement::"];
 
 /// The path of a type is one word here, `{` of closures included.
 fn is_path(c: char) -> bool {

@@ -104,6 +104,17 @@ impl<C: SessionConnection> Core<C> {
         self.settings.mode == Mode::Autocommit && (self.wrap.is_some() || !matches!(self.phase, Phase::Begun(_)))
     }
 
+    /// Whether rows may have been read outside of the transaction that begins now. In a test that is rolled back, what a default scope
+    /// reads on a server is read outside too, where elsewhere the transaction would have begun.
+    pub(crate) fn has_read_outside(&self) -> bool {
+        match self.phase {
+            Phase::Begun(_) => false,
+            Phase::Idle | Phase::Reading(_) => {
+                self.lane().is_none() || self.settings.mode != Mode::Default || self.kind() == Kind::Sqlite
+            }
+        }
+    }
+
     pub(crate) fn is_active(&self) -> bool {
         !matches!(self.phase, Phase::Idle)
     }

@@ -1,5 +1,6 @@
 //! Rows that a session keeps.
 
+use std::collections::HashMap;
 use std::panic::Location;
 
 use diesel::query_builder::AsQuery;
@@ -9,9 +10,10 @@ use super::Session;
 use super::flush::Route;
 use super::hooks::HookOutcome;
 use super::statement::Statement;
+use super::transaction::Access;
 use crate::connection::SessionConnection;
-use crate::error::{Error, Result};
-use crate::orm::{ChangeKind, Changes, Entity, Insert, Persist, Track, Tracked, Tracker};
+use crate::error::{Error, Place, Result};
+use crate::orm::{ChangeKind, Changes, Entity, Insert, Newest, Persist, Track, Tracked, Tracker};
 
 /// The unit of work: rows that the session keeps, and writes when it is flushed. [`orm`](crate::orm) has the guide.
 impl<C: SessionConnection> Session<C> {
@@ -77,9 +79,9 @@ impl<C: SessionConnection> Session<C> {
         ids: impl IntoIterator<Item = impl Into<T::Id>>,
     ) -> Result<Vec<Option<Tracked<T>>>> {
         let ids: Vec<T::Id> = ids.into_iter().map(Into::into).collect();
-        self.preload::<T>(ids.iter().cloned())?;
+        let read = self.read_missing::<T>(ids.clone(), Location::caller())?;
         let unit = self.0.unit();
-        Ok(ids.iter().map(|id| unit.fresh(id)).collect())
+        Ok(ids.iter().map(|id| read.get(id).cloned().or_else(|| unit.fresh(id))).collect())
     }
 
     /// Reads the rows of several keys with one query, so that [`get`](Self::get) of each sends nothing.
@@ -88,12 +90,15 @@ impl<C: SessionConnection> Session<C> {
     /// Those of [`get`](Self::get).
     #[track_caller]
     pub fn preload<T: Persist<C>>(&self, ids: impl IntoIterator<Item = impl Into<T::Id>>) -> Result<()> {
-        let at = Location::caller();
-        let ids: Vec<T::Id> = ids.into_iter().map(Into::into).collect();
+        self.read_missing::<T>(ids.into_iter().map(Into::into).collect(), Location::caller()).map(drop)
+    }
+
+    /// Reads the rows of those keys that are not known, and gives those.
+    fn read_missing<T: Persist<C>>(&self, ids: Vec<T::Id>, at: Place) -> Result<HashMap<T::Id, Tracked<T>>> {
         self.0.not_ended(at)?;
         let unit = self.0.unit();
         if ids.iter().all(|id| unit.fresh::<T>(id).is_some()) {
-            return Ok(());
+            return Ok(HashMap::new());
         }
         self.0.autoflush(at)?;
         unit.preload::<T>(ids, &Route { session: &self.0, at })
@@ -110,10 +115,20 @@ impl<C: SessionConnection> Session<C> {
     pub fn track<'q, U: Track<C>>(&self, query: impl LoadQuery<'q, C, U> + AsQuery) -> Result<Vec<U::Out>> {
         let at = Location::caller();
         self.0.not_ended(at)?;
-        let tracker = Tracker(self.0.unit());
-        self.0.run(Statement::of_query(&query), at, |conn| {
+        let statement = Statement::of_query(&query);
+        let tracker = Tracker { unit: self.0.unit(), newest: statement.newest };
+        self.0.autoflush(at)?;
+        if statement.access != Access::Read {
+            // All but the rows that come back, where those are what the statement has made of them.
+            self.0.expire_rows();
+        }
+        let rows = self.0.run_now(statement, at, |conn| {
             query.internal_load(conn)?.map(|row| row.map(|row: U| row.track(&tracker))).collect()
-        })
+        });
+        if statement.access != Access::Read && statement.newest != Newest::Locked {
+            self.0.expire_rows();
+        }
+        rows
     }
 
     /// The first row of a query, as [`track`](Self::track) would give it; asks for no more than one.
