@@ -474,7 +474,7 @@ pub enum Error {
 
     /// A row was changed or deleted by somebody else since it was read.
     #[error(
-        "DS309 {entity} {key} has been changed or deleted since it was read, so its {operation} at {at} found no row of that key and version. \
+        "DS309 {entity} {key} has been changed or deleted since it was read, so its {operation} at {at} would act on an outdated row. \
          Call `rollback()`, `get` it again and decide anew"
     )]
     Stale {
@@ -482,7 +482,7 @@ pub enum Error {
         entity: &'static str,
         /// The row's key.
         key: String,
-        /// `update` or `delete`.
+        /// `update`, `delete`, or `read`: an attempt of `retry` used a value that it could not read again at that moment.
         operation: &'static str,
         /// Where it was flushed.
         at: Place,

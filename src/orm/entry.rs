@@ -365,10 +365,8 @@ impl<T: Entity> Entry<T> {
     /// will tell, where there is one.
     pub(crate) fn verify(&self, row: Option<T>, at: Place) -> Result<()> {
         let written = self.differences() != 0;
-        match row {
-            Some(row) if self.rebase(row) => return Ok(()),
-            None if written => return Ok(()),
-            Some(_) | None => {}
+        if row.map_or(written, |row| self.rebase(row)) {
+            return Ok(());
         }
         let key = self.shown_key().unwrap_or_default();
         Err(Error::Stale { entity: T::NAME, key, operation: if written { "update" } else { "read" }, at })

@@ -271,7 +271,7 @@ impl<C: SessionConnection> Sender<C> for Route<'_, C> {
     }
 
     fn returning(&self) -> bool {
-        self.session.app().spec().target.kind != Kind::Mysql
+        self.session.kind() != Kind::Mysql
     }
 
     fn at(&self) -> Place {

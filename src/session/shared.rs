@@ -14,6 +14,7 @@ use super::roll::Listed;
 use super::statement::Statement;
 use super::transaction::{Access, Core};
 use crate::app::App;
+use crate::backend::Kind;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::orm::{Connected, Unit};
@@ -69,6 +70,10 @@ impl<C: SessionConnection> Shared<C> {
     /// A handle to it; none while it is being dropped.
     pub(super) fn handle(&self) -> Option<Session<C>> {
         self.me.upgrade().map(Session)
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.app.spec().target.kind
     }
 
     /// For the handles of its rows.

@@ -145,8 +145,8 @@ fn read(name: &'static str) -> Statement {
     Statement { access, traces: if typed { traces(name) } else { Traces::Some }, newest, cleared: 0, name }
 }
 
-/// `FOR UPDATE` and its like, of the query or of one in it.
-const LOCKING: &str = "::locking_clause::LockingClause<";
+/// `FOR UPDATE` and its like, of the query or of one in it. A name has no parameters that are those of the type's definition.
+const LOCKING: &str = "::locking_clause::LockingClause";
 
 /// SQL of the program's own, which may end in a locking clause.
 const LITERAL: &str = "::sql_literal::";
@@ -333,6 +333,27 @@ mod tests {
             write,
             Traces::None,
         );
+    }
+
+    #[test]
+    fn newest_rows_come_from_locking_reads_and_writes_and_perhaps_from_sql_of_the_programs_own() {
+        fn newest<Q: AsQuery>(query: &Q) -> Newest {
+            Statement::of_query(query).newest
+        }
+        assert_eq!(newest(&users::table), Newest::No);
+        assert_eq!(newest(&users::table.find(1).into_boxed::<Sqlite>()), Newest::No);
+        assert_eq!(newest(&users::table.select(defined(users::id))), Newest::No);
+        assert_eq!(newest(&users::table.union(users::table)), Newest::No);
+        assert_eq!(newest(&users::table.for_update()), Newest::Locked);
+        assert_eq!(newest(&users::table.find(1).select(users::name).for_share().skip_locked()), Newest::Locked);
+        assert_eq!(newest(&posts::table.inner_join(users::table).for_no_key_update().no_wait()), Newest::Locked);
+        assert_eq!(newest(&users::table.for_key_share()), Newest::Locked);
+        let user = User { id: 1, name: "Ada".into() };
+        assert_eq!(newest(&diesel::insert_into(users::table).values(&user).returning(users::id)), Newest::Locked);
+        assert_eq!(newest(&diesel::update(&user).set(users::name.eq("Bob")).returning(users::id)), Newest::Locked);
+        assert_eq!(newest(&diesel::delete(users::table).returning(users::id)), Newest::No);
+        assert_eq!(newest(&users::table.filter(sql::<Bool>("1 = 1"))), Newest::Perhaps);
+        assert_eq!(newest(&diesel::sql_query("SELECT 1")), Newest::Perhaps);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::flush::Route;
 use super::hooks::HookOutcome;
 use super::statement::Statement;
 use super::transaction::Access;
+use crate::backend::Kind;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::orm::{ChangeKind, Changes, Entity, Insert, Newest, Persist, Track, Tracked, Tracker};
@@ -125,7 +126,9 @@ impl<C: SessionConnection> Session<C> {
         let rows = self.0.run_now(statement, at, |conn| {
             query.internal_load(conn)?.map(|row| row.map(|row: U| row.track(&tracker))).collect()
         });
-        if statement.access != Access::Read && statement.newest != Newest::Locked {
+        // Of a statement that is not known the rows may be from before it. On MySQL and MariaDB they are kept: they may be locked, and a
+        // SELECT might find older ones.
+        if statement.access != Access::Read && statement.newest != Newest::Locked && self.0.kind() != Kind::Mysql {
             self.0.expire_rows();
         }
         rows

@@ -1,6 +1,9 @@
 //! `RETURNING`, where both the database and Diesel's support of it have it.
 
+use diesel_session::State;
+
 use super::*;
+use crate::blog::*;
 
 #[test]
 fn returning_gives_rows_of_what_was_changed() {
@@ -40,5 +43,49 @@ fn an_insert_that_returns_rows_takes_part_in_the_transaction() {
         })?;
         assert!(shop.names().is_empty());
         Ok(())
+    });
+}
+
+#[test]
+fn rows_of_a_write_that_is_tracked_are_the_newest() {
+    test_on(Fixture::sql("blog", tables(KIND)), |shop| {
+        let elsewhere = |sql: &str| assert!(shop.stranger().write(sql), "{sql}");
+        elsewhere(
+            "INSERT INTO countries (code, name, people, area, landlocked, flag) VALUES ('nl', 'known', 100, 0, false, '')",
+        );
+        shop.context(|| {
+            let session = DB.session()?;
+            let row = session.find::<CountryName>("nl")?;
+            elsewhere("UPDATE countries SET name = 'theirs'");
+            let new = NewCountry {
+                code: "nl".into(),
+                name: "ignored".into(),
+                people: 1,
+                area: 0.0,
+                landlocked: false,
+                flag: Vec::new(),
+                founded: None,
+            };
+            let upsert = diesel::insert_into(countries::table)
+                .values(new)
+                .on_conflict(countries::code)
+                .do_update()
+                .set(countries::people.eq(countries::people + 1))
+                .returning(CountryName::as_returning());
+            let tracked = session.track(upsert)?;
+            assert_eq!((&tracked[0], row.read().name.as_str()), (&row, "theirs"));
+            assert_eq!(row.state(), State::Persistent);
+            row.update(|row| row.name += " and mine");
+            session.flush()?;
+            let update = diesel::update(countries::table).set(countries::name.eq("set"));
+            session.track(update.returning(CountryName::as_returning()))?;
+            assert_eq!(row.read().name, "set");
+            let gone = session.track(diesel::delete(countries::table).returning(CountryName::as_returning()))?;
+            assert_eq!((&gone[0], row.state()), (&row, State::Expired));
+            assert_eq!(session.get::<CountryName>("nl")?, None);
+            session.rollback()?;
+            assert_eq!(session.find::<CountryName>("nl")?.read().name, "theirs");
+            Ok(())
+        })
     });
 }

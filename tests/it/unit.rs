@@ -10,6 +10,8 @@ mod hooks;
 mod rows;
 #[path = "unit/updates.rs"]
 mod updates;
+#[path = "unit/validity.rs"]
+mod validity;
 
 use super::*;
 use crate::blog::*;

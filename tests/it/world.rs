@@ -285,6 +285,11 @@ impl<C: SessionConnection> Shop<C> {
         self.place.ask("SELECT name AS value FROM users ORDER BY id")
     }
 
+    /// The committed values of the column `value`, as a stranger sees them.
+    pub fn ask(&self, query: &str) -> Vec<String> {
+        self.place.ask(query)
+    }
+
     /// The committed titles of posts.
     pub fn titles(&self) -> Vec<String> {
         self.place.ask("SELECT title AS value FROM posts ORDER BY id")

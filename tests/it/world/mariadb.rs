@@ -10,6 +10,8 @@ mod ended_by_database;
 mod hooks;
 #[path = "../lending.rs"]
 mod lending;
+#[path = "../locks.rs"]
+mod locks;
 #[path = "../policy.rs"]
 mod policy;
 #[path = "../queries.rs"]

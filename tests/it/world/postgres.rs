@@ -10,6 +10,10 @@ mod ended_by_database;
 mod hooks;
 #[path = "../lending.rs"]
 mod lending;
+#[path = "../locks.rs"]
+mod locks;
+#[path = "../pg_locks.rs"]
+mod pg_locks;
 #[path = "../policy.rs"]
 mod policy;
 #[path = "../queries.rs"]
