@@ -16,6 +16,7 @@ use super::entity::{Columns, Entity};
 use super::handle::State;
 use super::key::{Fk, KeyCell};
 use crate::error::{Error, Place, Result};
+use crate::wording::phrase;
 
 /// What becomes of an entry, but for what its session as a whole says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -305,7 +306,7 @@ impl<T: Entity> Entry<T> {
             Err(error) => {
                 log::debug!(
                     target: "diesel_session::session",
-                    "{} {id:?} could not be read at {at}; the next flush reads it: {error}", T::NAME
+                    "{} {} could not be read at {at}; the next flush reads it: {}", T::NAME, phrase(format_args!("{id:?}")), phrase(error)
                 );
                 return false;
             }

@@ -34,12 +34,14 @@ pub struct Tracked<T: Entity>(pub(crate) Rc<Entry<T>>);
 pub enum State {
     /// Added, and not inserted yet: there is no row to read.
     Pending,
-    /// In the database, and read or written since the last commit.
+    /// In the database, and read or written in the present transaction.
     Persistent,
-    /// In the database, but what was read may be old: after a commit, a rollback, a statement that may have changed it, or
-    /// [`expire`](crate::Session::expire). It can be read and written; the next `get`, `track` or `refresh` reads it again.
+    /// In the database, but what was read may be outdated: after a commit, a rollback, a statement that may have changed the row,
+    /// [`expire`](crate::Session::expire), or a read outside of a transaction in an autocommit scope. It can be read as it was known.
+    /// The next `get`, `track` or `refresh` reads it again, and so does `write`, before it gives the value.
     Expired,
-    /// What is in memory was flushed and rolled back: it cannot be read until `get` or `refresh` has read it again.
+    /// What is in memory was flushed and rolled back: it cannot be read until `get`, `refresh` or an attempt of
+    /// [`retry`](crate::Session::retry) has read it again.
     Stale,
     /// Deleted, by this session or, as was seen when it was read again, by somebody else. It can still be read.
     Deleted,
@@ -57,7 +59,8 @@ pub struct Snapshot<T>(Rc<T>);
 pub struct WriteGuard<'h, T>(RefMut<'h, Option<Rc<T>>>);
 
 impl<T: Entity> Tracked<T> {
-    /// The row's value. Nothing is sent.
+    /// The row's value: what is known of it. Nothing is sent, except in an attempt of [`retry`](crate::Session::retry) for a row that
+    /// the attempt has not read: such a row is read first.
     ///
     /// # Panics
     /// Where [`try_read`](Self::try_read) is an error.
@@ -71,6 +74,11 @@ impl<T: Entity> Tracked<T> {
     }
 
     /// The row's value for writing: `user.write().name = ..`. The next flush sends what differs.
+    ///
+    /// A row that is [`State::Expired`] is read first, with one SELECT that no flush precedes. If the session cannot send that now, or
+    /// the row is gone, the value is the one that was known. The flush then reads the row, and is
+    /// [`Error::Stale`](crate::Error::Stale) if it has changed. If the row has a version and the version has changed, the value that was
+    /// known stays, too, and the flush is `Stale`.
     ///
     /// # Panics
     /// Where [`try_write`](Self::try_write) is an error.
@@ -91,7 +99,7 @@ impl<T: Entity> Tracked<T> {
         change(&mut self.write())
     }
 
-    /// The row's value. Nothing is sent.
+    /// The row's value; see [`read`](Self::read).
     ///
     /// # Errors
     /// [`Error::WrongState`](crate::Error::WrongState) where there is no value: [`State::Pending`], [`State::Stale`], [`State::Discarded`].
@@ -106,7 +114,7 @@ impl<T: Entity> Tracked<T> {
         self.0.read(at).map(Snapshot)
     }
 
-    /// The row's value for writing.
+    /// The row's value for writing; see [`write`](Self::write).
     ///
     /// # Errors
     /// [`Error::WrongState`](crate::Error::WrongState) where it could not be flushed: in every state but [`State::Persistent`] and [`State::Expired`].

@@ -153,12 +153,17 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
             Vacant(place) => (Rc::clone(place.insert(Rc::new(Entry::kept(&self.home, row)))), None),
         };
         if let Some(row) = known {
+            // A plain SELECT may have found an older row than the locking one before it.
+            let outdated = T::LOCKS && newest == Newest::No && entry.is_locked();
             let wins = match newest {
-                Newest::No => entry.is_fresh() || T::LOCKS && entry.is_locked(),
+                Newest::No => entry.is_fresh() || outdated && entry.phase() == Phase::Kept,
                 Newest::Perhaps | Newest::Locked => false,
             };
             if !wins {
                 entry.take_in(row);
+            }
+            if !wins && outdated {
+                entry.expire();
             }
         }
         entry.note_newest(newest);

@@ -1,5 +1,7 @@
 //! Rows of a query as handles.
 
+use std::cell::Cell;
+
 use super::entity::Persist;
 use super::entry::Newest;
 use super::handle::Tracked;
@@ -25,12 +27,15 @@ pub trait Track<C>: Sized {
 pub struct Tracker<'u, C> {
     pub(crate) unit: &'u Unit<C>,
     pub(crate) newest: Newest,
+    /// Whether there was an entity among what was read.
+    pub(crate) absorbs: Cell<bool>,
 }
 
 impl<C: 'static, T: Persist<C>> Track<C> for T {
     type Out = Tracked<T>;
 
     fn track(self, tracker: &Tracker<'_, C>) -> Tracked<T> {
+        tracker.absorbs.set(true);
         tracker.unit.absorb(self, tracker.newest)
     }
 }

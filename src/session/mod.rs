@@ -185,7 +185,8 @@ impl<C: SessionConnection> Session<C> {
 
 /// The transaction.
 impl<C: SessionConnection> Session<C> {
-    /// Begins the transaction now instead of at the first statement; in an autocommit scope it begins one at all.
+    /// Begins the transaction now instead of at the first statement; in an autocommit scope it begins one at all. Tracked rows that
+    /// were read before it are read again.
     ///
     /// # Errors
     /// [`Error::AlreadyBegun`]; see [`Session`].
@@ -226,7 +227,8 @@ impl<C: SessionConnection> Session<C> {
     }
 
     /// Runs `body` and commits when it returns `Ok`; `Err` and a panic roll back. The outermost one joins what the session
-    /// has already begun and ends all of it; inside another one it is a [`savepoint`](Self::savepoint).
+    /// has already begun and ends all of it; inside another one it is a [`savepoint`](Self::savepoint). Tracked rows that were read
+    /// outside of it are read again.
     ///
     /// # Errors
     /// Those of `body`, and those of [`begin`](Self::begin) and [`commit`](Self::commit) turned into `E`.

@@ -81,6 +81,11 @@ impl<C: SessionConnection> Session<C> {
     /// # Ok::<(), Error>(())
     /// ```
     ///
+    /// **What is known** of tracked rows is forgotten before each attempt. Inside of one, `find`, `get` and `track` read, and so do
+    /// [`read`](crate::Tracked::read), [`write`](crate::Tracked::write) and `delete` of a handle from before, once for each row. If such
+    /// a row cannot be read at that moment, the value that was known is given out, and the transaction is committed only if the row still
+    /// has that value; otherwise the error is [`Error::Stale`].
+    ///
     /// **What is repeated.** `body` sees a fresh session each time; what it has done outside of the session is for it to undo or to do
     /// again. The failure may be inside whatever error type `body` makes of it, as the session itself remembers that a statement of
     /// this transaction failed so, also one of code that it lent the connection to. A failure that a savepoint has undone, and after

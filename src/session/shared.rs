@@ -17,7 +17,7 @@ use crate::app::App;
 use crate::backend::Kind;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
-use crate::orm::{Connected, Unit};
+use crate::orm::{Connected, Newest, Unit};
 use crate::settings::Settings;
 
 /// What the handles of one session share.
@@ -243,7 +243,8 @@ impl<C: SessionConnection> Shared<C> {
             self.expire_rows();
         }
         let outcome = self.run_now(statement, at, send);
-        if statement.access != Access::Read {
+        // A lock is taken for what is read afterwards.
+        if statement.outdates || statement.newest == Newest::Locked {
             self.expire_rows();
         }
         outcome

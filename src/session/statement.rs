@@ -20,6 +20,9 @@ pub(crate) struct Statement {
     /// Whether the rows that it gives may be newer than those that are known. A query with a locking clause cannot be boxed, and a boxed
     /// one gets none.
     pub(super) newest: Newest,
+    /// Whether rows that it does not give may be newer afterwards than those that are known: it writes, it calls a function of the
+    /// program's own that may do so or wait for a lock, or it locks rows of several tables.
+    pub(super) outdates: bool,
     /// A bit for each kind of database for which the text of a `Selected` has told that it leaves nothing.
     cleared: u8,
     name: &'static str,
@@ -40,8 +43,14 @@ pub(crate) enum Traces {
 
 impl Statement {
     /// Whatever code the connection is lent to sends.
-    pub(crate) const RAW: Self =
-        Self { access: Access::Raw, traces: Traces::Some, newest: Newest::Perhaps, cleared: 0, name: "" };
+    pub(crate) const RAW: Self = Self {
+        access: Access::Raw,
+        traces: Traces::Some,
+        newest: Newest::Perhaps,
+        outdates: true,
+        cleared: 0,
+        name: "",
+    };
 
     /// Whether the connection is afterwards as it was.
     #[inline]
@@ -68,9 +77,14 @@ impl Statement {
         match what {
             Sending::Select(name) => columns_of(name, Access::Read),
             Sending::Insert(name) => columns_of(name, Access::Write),
-            Sending::Change => {
-                Self { access: Access::Write, traces: Traces::None, newest: Newest::No, cleared: 0, name: "" }
-            }
+            Sending::Change => Self {
+                access: Access::Write,
+                traces: Traces::None,
+                newest: Newest::No,
+                outdates: true,
+                cleared: 0,
+                name: "",
+            },
         }
     }
 
@@ -84,7 +98,8 @@ impl Statement {
     #[inline]
     pub(super) fn of_command<Q>() -> Self {
         let known = known(type_name::<Q>());
-        Self { access: if known.access == Access::Raw { Access::Raw } else { Access::Write }, ..known }
+        let access = if known.access == Access::Raw { Access::Raw } else { Access::Write };
+        Self { access, outdates: true, ..known }
     }
 }
 
@@ -118,7 +133,14 @@ fn known(name: &'static str) -> Statement {
 
 /// The columns of an entity, or whatever expressions it has been given for them.
 fn columns_of(name: &'static str, access: Access) -> Statement {
-    let statement = Statement { access, traces: Traces::Selected, newest: Newest::No, cleared: 0, name };
+    let statement = Statement {
+        access,
+        traces: Traces::Selected,
+        newest: Newest::No,
+        outdates: access != Access::Read,
+        cleared: 0,
+        name,
+    };
     let known = MEMORY.try_with(|memory| memory[place(name)].get());
     known.ok().filter(|known| std::ptr::eq(known.name, name) && known.traces == Traces::Selected).unwrap_or(statement)
 }
@@ -142,11 +164,19 @@ fn read(name: &'static str) -> Statement {
         true if !name.contains(LITERAL) => Newest::No,
         _ => Newest::Perhaps,
     };
-    Statement { access, traces: if typed { traces(name) } else { Traces::Some }, newest, cleared: 0, name }
+    let traces = if typed { traces(name) } else { Traces::Some };
+    let outdates = access != Access::Read
+        || traces == Traces::Some && name.starts_with(WITHOUT_TABLE)
+        || newest == Newest::Locked && name.contains("::joins::");
+    Statement { access, traces, newest, outdates, cleared: 0, name }
 }
 
 /// `FOR UPDATE` and its like, of the query or of one in it. A name has no parameters that are those of the type's definition.
 const LOCKING: &str = "::locking_clause::LockingClause";
+
+/// A SELECT of expressions alone. One that calls a function of the program's own does so for what the function does.
+const WITHOUT_TABLE: &str =
+    "diesel::query_builder::select_statement::SelectStatement<diesel::query_builder::from_clause::NoFromClause";
 
 /// SQL of the program's own, which may end in a locking clause.
 const LITERAL: &str = "::sql_literal::";
@@ -354,6 +384,18 @@ mod tests {
         assert_eq!(newest(&diesel::delete(users::table).returning(users::id)), Newest::No);
         assert_eq!(newest(&users::table.filter(sql::<Bool>("1 = 1"))), Newest::Perhaps);
         assert_eq!(newest(&diesel::sql_query("SELECT 1")), Newest::Perhaps);
+    }
+
+    #[test]
+    fn statements_that_may_change_rows_or_lock_others_outdate_what_is_known() {
+        fn outdates<Q: AsQuery>(query: &Q) -> bool {
+            Statement::of_query(query).outdates
+        }
+        assert!(!outdates(&users::table.find(1)) && !outdates(&users::table.select(defined(users::id))));
+        assert!(!outdates(&users::table.for_update()) && !outdates(&diesel::select(exists(users::table.find(1)))));
+        assert!(outdates(&posts::table.inner_join(users::table).select(users::id).for_update()));
+        assert!(outdates(&diesel::select(defined(1))) && outdates(&diesel::sql_query("SELECT 1")));
+        assert!(outdates(&diesel::insert_into(users::table).default_values().returning(users::id)));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Rows that a session keeps.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::panic::Location;
 
@@ -34,7 +35,7 @@ impl<C: SessionConnection> Session<C> {
         }
     }
 
-    /// The row of a key. One that the session has read since the last commit is not read again.
+    /// The row of a key. One that the session has read in the present transaction is not read again.
     ///
     /// # Errors
     /// See [`Session`], and [`flush`](Self::flush), which may come before.
@@ -85,7 +86,7 @@ impl<C: SessionConnection> Session<C> {
         Ok(ids.iter().map(|id| read.get(id).cloned().or_else(|| unit.fresh(id))).collect())
     }
 
-    /// Reads the rows of several keys with one query, so that [`get`](Self::get) of each sends nothing.
+    /// Reads the rows of several keys with one query, so that [`get`](Self::get) of each sends nothing in this transaction.
     ///
     /// # Errors
     /// Those of [`get`](Self::get).
@@ -106,7 +107,10 @@ impl<C: SessionConnection> Session<C> {
     }
 
     /// Runs a query and keeps its rows: entities come as handles, also in tuples and `Option`s, plain values as they are. A row
-    /// that the session knows is the handle it has, with the value it has.
+    /// that the session knows is the handle it has, with the value it has, unless that has expired.
+    ///
+    /// A query with a locking clause (`for_update()` and its like), raw SQL, and an INSERT or UPDATE with `returning` give the newest
+    /// row whatever is known. What the program has written to it and not flushed stays.
     ///
     /// Where the query does not say what its rows are, name it: `session.track::<User>(users::table)`.
     ///
@@ -117,18 +121,23 @@ impl<C: SessionConnection> Session<C> {
         let at = Location::caller();
         self.0.not_ended(at)?;
         let statement = Statement::of_query(&query);
-        let tracker = Tracker { unit: self.0.unit(), newest: statement.newest };
+        let tracker = Tracker { unit: self.0.unit(), newest: statement.newest, absorbs: Cell::new(false) };
         self.0.autoflush(at)?;
-        if statement.access != Access::Read {
+        if statement.outdates {
             // All but the rows that come back, where those are what the statement has made of them.
             self.0.expire_rows();
         }
-        let rows = self.0.run_now(statement, at, |conn| {
+        let rows: Result<Vec<U::Out>> = self.0.run_now(statement, at, |conn| {
             query.internal_load(conn)?.map(|row| row.map(|row: U| row.track(&tracker))).collect()
         });
-        // Of a statement that is not known the rows may be from before it. On MySQL and MariaDB they are kept: they may be locked, and a
-        // SELECT might find older ones.
-        if statement.access != Access::Read && statement.newest != Newest::Locked && self.0.kind() != Kind::Mysql {
+        let expires = match statement.newest {
+            // Locked for what is read afterwards.
+            Newest::Locked => rows.as_ref().is_ok_and(|rows| !rows.is_empty()) && !tracker.absorbs.get(),
+            // Of a statement that is not known the rows may be from before it. On MySQL and MariaDB they are kept: they may be locked,
+            // and a SELECT might find older ones.
+            Newest::No | Newest::Perhaps => statement.access != Access::Read && self.0.kind() != Kind::Mysql,
+        };
+        if expires {
             self.0.expire_rows();
         }
         rows
