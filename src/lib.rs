@@ -5,6 +5,7 @@ mod app;
 mod backend;
 mod config;
 mod connection;
+mod contain;
 mod context;
 mod database;
 mod dispose;

@@ -78,7 +78,8 @@ pub enum Error {
 
     /// `flush` or `commit` was called by a hook of a flush.
     #[error(
-        "DS316 a flush of this session is under way, so the one at {at} cannot be; what a `before_flush` hook changes goes with it anyway"
+        "DS316 a flush of this session is under way, so it can be neither flushed nor committed at {at}. What a `before_flush` hook changes goes \
+         with this flush, what an `after_flush` hook changes with the next one"
     )]
     AlreadyFlushing {
         /// Where it was called.
@@ -555,7 +556,7 @@ pub enum Error {
     /// A handle whose state does not allow the operation.
     #[error(
         "DS315 {entity} {} cannot be {operation} at {at}: {}",
-        key.as_deref().unwrap_or("(no key yet)"), state.told()
+        key.as_deref().unwrap_or("(no key yet)"), state.told(operation)
     )]
     WrongState {
         /// The entity.
