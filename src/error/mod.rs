@@ -375,6 +375,16 @@ pub enum Error {
         at: Place,
     },
 
+    /// A query had several rows where at most one was asked for.
+    #[error(
+        "DS317 the query at {at} found more than one row, and exactly one was asked for. Make its filter narrower; `first` gives any one of the \
+         rows, `load` all of them"
+    )]
+    TooManyRows {
+        /// Where the query was sent.
+        at: Place,
+    },
+
     /// A key that the database made could not be told from others.
     #[error(
         "DS313 the rows of {entity} that were inserted at {at} came back as others than were sent, so their keys cannot be told apart. \

@@ -338,17 +338,20 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
     }
 
     pub(super) fn inserted(&self, entry: &Rc<Entry<T>>, row: T) {
-        self.history.note(ChangeKind::Insert, entry);
-        let known = self.remember(row.id(), entry);
-        if let Some(known) = known.filter(|known| !Rc::ptr_eq(known, entry)) {
-            self.untouch(&known);
+        let id = row.id();
+        // What is undone last is noted first.
+        let known = self.known(&id).filter(|known| !Rc::ptr_eq(known, entry));
+        if let Some(known) = &known {
+            self.untouch(known);
             match known.may_be_new() {
                 // The key is free, so its INSERT was not committed.
                 true => known.discard(),
-                false => self.gone(&known),
+                false => self.gone(known),
             }
-            drop_contained(known);
         }
+        self.history.note(ChangeKind::Insert, entry);
+        drop_contained(self.remember(id, entry));
+        drop_contained(known);
         entry.inserted(row);
     }
 
