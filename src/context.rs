@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::app::App;
 use crate::connection::SessionConnection;
+use crate::contain::{contained, drop_contained};
 use crate::error::{Error, Place, Result};
 use crate::session::{Session, Shared};
 use crate::settings::{Deadline, Isolation, Mode, Settings};
@@ -171,8 +172,9 @@ impl Frame {
             if sessions.is_empty() {
                 return;
             }
-            for opened in sessions {
-                opened.session.end();
+            for Opened { session, .. } in sessions {
+                contained("the end of a session", || session.end());
+                drop_contained(session);
             }
         }
         log::warn!(target: "diesel_session::session", "app `{}`: hooks went on opening sessions at the end of the context", self.id);

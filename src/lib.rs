@@ -5,6 +5,7 @@ mod app;
 mod backend;
 mod config;
 mod connection;
+mod contain;
 mod context;
 mod database;
 mod dispose;
@@ -39,6 +40,8 @@ pub use crate::pool::{AppStatus, Blocker, Blockers, Holder, Holders};
 pub use crate::recorder::__assert_queries;
 pub use crate::recorder::{Recorded, Recorder, Recording};
 pub use crate::schema::{MigrationFailure, MigrationStatus};
+#[doc(hidden)]
+pub use crate::session::{AtMostTwo, Counted, Same};
 pub use crate::session::{HookOutcome, LentConnection, Retry, Session};
 pub use crate::settings::Isolation;
 pub use diesel_session_derive::{Entity, NewEntity, test};

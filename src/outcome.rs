@@ -2,6 +2,7 @@
 
 use std::panic::Location;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::error::{Error, Place, Result};
 use crate::wording::sentence;
@@ -42,6 +43,37 @@ pub struct UnknownCommit {
     /// What the driver said.
     pub source: diesel::result::Error,
     pub(crate) resolver: Resolver,
+    pub(crate) verdict: Arc<Verdict>,
+}
+
+/// The answer of `resolve`, once there is one: the error and the rows of the transaction share it.
+#[derive(Debug, Default)]
+pub(crate) struct Verdict(AtomicU8);
+
+/// What became of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decision {
+    Committed = 1,
+    RolledBack,
+}
+
+impl Verdict {
+    pub(crate) fn decision(&self) -> Option<Decision> {
+        match self.0.load(Ordering::Acquire) {
+            1 => Some(Decision::Committed),
+            2 => Some(Decision::RolledBack),
+            _ => None,
+        }
+    }
+
+    fn note(&self, outcome: &CommitOutcome) {
+        let decision = match outcome {
+            CommitOutcome::Committed => Decision::Committed,
+            CommitOutcome::RolledBack => Decision::RolledBack,
+            CommitOutcome::Unknown { .. } => return,
+        };
+        self.0.store(decision as u8, Ordering::Release);
+    }
 }
 
 /// How to learn what became of it.
@@ -67,15 +99,20 @@ impl UnknownCommit {
     /// Whoever answers at the application's URL is asked. Where that has become another server, such as a replica that was promoted
     /// without the last transactions, the answer is about that server's transaction of the same number.
     ///
+    /// Handles to rows that the transaction changed are [`State::Undecided`](crate::State::Undecided) until this has answered
+    /// `Committed` or `RolledBack`. Then they report what is true.
+    ///
     /// # Errors
     /// What can go wrong with getting a connection; see [`Session`](crate::Session). It can be called again.
     #[track_caller]
     pub fn resolve(&self) -> Result<CommitOutcome> {
-        match &self.resolver {
-            Resolver::Ask(ask) => ask(Location::caller()),
-            Resolver::NothingWritten => Ok(CommitOutcome::RolledBack),
-            Resolver::Silent(reason) => Ok(CommitOutcome::Unknown { reason: (*reason).into() }),
-        }
+        let outcome = match &self.resolver {
+            Resolver::Ask(ask) => ask(Location::caller())?,
+            Resolver::NothingWritten => CommitOutcome::RolledBack,
+            Resolver::Silent(reason) => CommitOutcome::Unknown { reason: (*reason).into() },
+        };
+        self.verdict.note(&outcome);
+        Ok(outcome)
     }
 }
 

@@ -78,7 +78,8 @@ pub enum Error {
 
     /// `flush` or `commit` was called by a hook of a flush.
     #[error(
-        "DS316 a flush of this session is under way, so the one at {at} cannot be; what a `before_flush` hook changes goes with it anyway"
+        "DS316 a flush of this session is under way, so it can be neither flushed nor committed at {at}. What a `before_flush` hook changes goes \
+         with this flush, what an `after_flush` hook changes with the next one"
     )]
     AlreadyFlushing {
         /// Where it was called.
@@ -374,6 +375,16 @@ pub enum Error {
         at: Place,
     },
 
+    /// A query had several rows where at most one was asked for.
+    #[error(
+        "DS317 the query at {at} found more than one row, and exactly one was asked for. Make its filter narrower; `first` gives any one of the \
+         rows, `load` all of them"
+    )]
+    TooManyRows {
+        /// Where the query was sent.
+        at: Place,
+    },
+
     /// A key that the database made could not be told from others.
     #[error(
         "DS313 the rows of {entity} that were inserted at {at} came back as others than were sent, so their keys cannot be told apart. \
@@ -555,7 +566,7 @@ pub enum Error {
     /// A handle whose state does not allow the operation.
     #[error(
         "DS315 {entity} {} cannot be {operation} at {at}: {}",
-        key.as_deref().unwrap_or("(no key yet)"), state.told()
+        key.as_deref().unwrap_or("(no key yet)"), state.told(operation)
     )]
     WrongState {
         /// The entity.

@@ -40,6 +40,7 @@ impl Error {
             Self::WriteInProgress { .. } => "DS314",
             Self::WrongState { .. } => "DS315",
             Self::AlreadyFlushing { .. } => "DS316",
+            Self::TooManyRows { .. } => "DS317",
             Self::NoMigrations { .. } => "DS401",
             Self::Migration(..) => "DS402",
             Self::NotReversible { .. } => "DS403",

@@ -22,6 +22,8 @@ pub(crate) struct Agenda {
     level: Cell<u32>,
     /// Changes flushed so far.
     flushed: Cell<u64>,
+    /// Numbers given to entries so far.
+    numbers: Cell<u64>,
     /// The session is over, or has been emptied: nothing of this agenda is kept any more.
     ended: Cell<bool>,
 }
@@ -41,6 +43,7 @@ impl Default for Agenda {
             level: Cell::new(0),
             flushed: Cell::new(0),
             ended: Cell::new(false),
+            numbers: Cell::new(0),
         }
     }
 }
@@ -123,6 +126,12 @@ impl Agenda {
     pub(crate) fn count_change(&self) -> u64 {
         self.flushed.set(self.flushed.get() + 1);
         self.flushed.get()
+    }
+
+    /// A number that is greater than all before.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.numbers.set(self.numbers.get() + 1);
+        self.numbers.get()
     }
 
     pub(crate) fn end(&self) {

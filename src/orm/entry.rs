@@ -6,16 +6,23 @@
 //! A flush compares a touched entry's value with its base. So the base has to be the row of the present transaction when the value is
 //! given out for writing: `touch` reads a row again that may be outdated. Where that cannot be done, the base is unverified, and the
 //! flush looks before it compares.
+//!
+//! Code of the program (`Clone`, `Drop`, `PartialEq` of a row or its fields) may panic, and may use the session. So nothing is borrowed
+//! while it runs, and a value that is replaced is dropped last, when the entry is consistent.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::BTreeMap;
 use std::panic::Location;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::agenda::{Agenda, NEVER};
 use super::entity::{Columns, Entity};
 use super::handle::State;
 use super::key::{Fk, KeyCell};
+use crate::contain::{contained, drop_contained};
 use crate::error::{Error, Place, Result};
+use crate::outcome::{Decision, Verdict};
 use crate::wording::phrase;
 
 /// What becomes of an entry, but for what its session as a whole says.
@@ -32,7 +39,26 @@ pub(crate) enum Phase {
     Discarded,
     /// Not the session's any more.
     Detached,
+    /// It was changed by a transaction whose commit was not answered.
+    Undecided,
 }
+
+impl Phase {
+    /// Whether the row may be in the database, so that it is this entry's.
+    pub(crate) fn may_be_there(self) -> bool {
+        matches!(self, Self::Kept | Self::Stale | Self::Undecided)
+    }
+}
+
+/// What became of an entry's transaction decides what becomes of the entry.
+struct Doubt {
+    verdict: Arc<Verdict>,
+    committed: Phase,
+    rolled_back: Phase,
+}
+
+/// Entries in the order in which they were listed. Taking one of them out does not search for it.
+pub(crate) type Listed<T> = BTreeMap<u64, Rc<Entry<T>>>;
 
 /// What the entries of one type have in common.
 pub(crate) struct Home<T: Entity> {
@@ -41,8 +67,8 @@ pub(crate) struct Home<T: Entity> {
     epoch: Cell<u64>,
     /// Reads a row again; none where there is no session to do it.
     reader: Option<Reader<T>>,
-    /// Entries that were given out for writing since the last flush, in the order of the first time.
-    pub(crate) touched: RefCell<Vec<Rc<Entry<T>>>>,
+    /// Entries that were given out for writing since the last flush.
+    touched: RefCell<Listed<T>>,
 }
 
 /// Reads the row of a key through the session, without a flush before it. `true`: with a lock, where only that finds the newest row.
@@ -61,6 +87,26 @@ impl<T: Entity> Home<T> {
 
     pub(crate) fn expire(&self) {
         self.epoch.set(self.agenda.tick());
+    }
+
+    /// The entries that were given out for writing since the last flush, in the order of the first time.
+    pub(crate) fn touched(&self) -> Vec<Rc<Entry<T>>> {
+        self.touched.borrow().values().cloned().collect()
+    }
+
+    pub(crate) fn has_touched(&self) -> bool {
+        !self.touched.borrow().is_empty()
+    }
+
+    fn touch(&self, entry: &Rc<Entry<T>>) {
+        entry.touched_as.set(self.agenda.next_number());
+        self.touched.borrow_mut().insert(entry.touched_as.get(), Rc::clone(entry));
+    }
+
+    /// Takes an entry that has no base any more from the touched ones.
+    pub(crate) fn untouch(&self, entry: &Entry<T>) {
+        let untouched = self.touched.borrow_mut().remove(&entry.touched_as.get());
+        drop_contained(untouched);
     }
 }
 
@@ -84,6 +130,12 @@ pub(crate) struct Entry<T: Entity> {
     base: RefCell<Option<Rc<T>>>,
     /// For those who have asked for the key before there was one.
     awaited: OnceCell<Rc<KeyCell<T::Id>>>,
+    /// Its number among the touched ones.
+    touched_as: Cell<u64>,
+    /// Its number among the new rows or among those to be deleted.
+    listed_as: Cell<u64>,
+    /// While it is `Undecided`.
+    doubt: RefCell<Option<Doubt>>,
 }
 
 /// What a query says of the rows that it gives.
@@ -122,8 +174,21 @@ impl<T: Entity> Entry<T> {
             value: RefCell::new(value),
             base: RefCell::new(None),
             awaited: OnceCell::new(),
+            touched_as: Cell::new(0),
+            listed_as: Cell::new(0),
+            doubt: RefCell::new(None),
             home: Rc::clone(home),
         }
+    }
+
+    pub(crate) fn listed_as(&self) -> u64 {
+        self.listed_as.get()
+    }
+
+    /// A number under which it can be listed.
+    pub(crate) fn list(&self) -> u64 {
+        self.listed_as.set(self.home.agenda.next_number());
+        self.listed_as.get()
     }
 
     pub(crate) fn belongs_to(&self, home: &Rc<Home<T>>) -> bool {
@@ -131,11 +196,47 @@ impl<T: Entity> Entry<T> {
     }
 
     pub(crate) fn phase(&self) -> Phase {
-        match self.phase.get() {
-            Phase::Kept if self.home.agenda.has_ended() => Phase::Detached,
+        match self.known_phase() {
+            Phase::Kept | Phase::Stale if self.home.agenda.has_ended() => Phase::Detached,
             Phase::Pending if self.home.agenda.has_ended() => Phase::Discarded,
             phase => phase,
         }
+    }
+
+    /// The same whether the session has ended or not.
+    fn known_phase(&self) -> Phase {
+        if self.phase.get() == Phase::Undecided {
+            let doubt = self.doubt.borrow();
+            let decided = doubt.as_ref().and_then(|doubt| match doubt.verdict.decision()? {
+                Decision::Committed => Some(doubt.committed),
+                Decision::RolledBack => Some(doubt.rolled_back),
+            });
+            drop(doubt);
+            match decided {
+                Some(Phase::Discarded) => self.discard(),
+                Some(phase) => self.set_phase(phase),
+                None => {}
+            }
+        }
+        self.phase.get()
+    }
+
+    /// Its transaction may have been committed or not. `rolled_back`: what it would be after a rollback.
+    pub(crate) fn doubt(&self, verdict: &Arc<Verdict>, rolled_back: Phase) {
+        self.doubt.replace(Some(Doubt { verdict: Arc::clone(verdict), committed: self.phase.get(), rolled_back }));
+        self.phase.set(Phase::Undecided);
+        self.expire();
+        if rolled_back == Phase::Discarded
+            && let Some(cell) = self.awaited.get()
+        {
+            cell.doubt(verdict);
+        }
+    }
+
+    /// Whether its transaction is undecided and inserted it.
+    pub(crate) fn may_be_new(&self) -> bool {
+        self.phase() == Phase::Undecided
+            && self.doubt.borrow().as_ref().is_some_and(|doubt| doubt.rolled_back == Phase::Discarded)
     }
 
     pub(crate) fn state(&self) -> State {
@@ -147,6 +248,7 @@ impl<T: Entity> Entry<T> {
             Phase::Deleted => State::Deleted,
             Phase::Discarded => State::Discarded,
             Phase::Detached => State::Detached,
+            Phase::Undecided => State::Undecided,
         }
     }
 
@@ -199,38 +301,41 @@ impl<T: Entity> Entry<T> {
 
     /// The columns that a flush would write.
     pub(crate) fn differences(&self) -> Columns {
-        match (&*self.base.borrow(), self.value.try_borrow().as_deref()) {
-            (Some(base), Ok(Some(value))) if !Rc::ptr_eq(base, value) => T::differences(base, value),
+        let Some(base) = self.base.borrow().clone() else { return 0 };
+        let value = match self.value.try_borrow() {
+            Ok(value) => value.clone(),
             // It is being written at this moment.
-            (Some(_), Err(_)) => Columns::MAX,
-            _ => 0,
-        }
+            Err(_) => return Columns::MAX,
+        };
+        value.filter(|value| !Rc::ptr_eq(&base, value)).map_or(0, |value| T::differences(&base, &value))
     }
 
     pub(crate) fn is_dirty(&self) -> bool {
         match self.phase() {
             Phase::Pending => true,
             Phase::Kept => self.doomed.get() || self.differences() != 0,
-            Phase::Stale | Phase::Deleted | Phase::Discarded | Phase::Detached => false,
+            Phase::Stale | Phase::Deleted | Phase::Discarded | Phase::Detached | Phase::Undecided => false,
         }
     }
 
     /// For error texts.
     pub(crate) fn shown_key(&self) -> Option<String> {
-        self.id().map(|id| format!("{id:?}"))
+        contained("the `Clone` or `Debug` of a key", || self.id().map(|id| format!("{id:?}"))).flatten()
     }
 
     /// The key in the database, whatever is in memory.
     pub(crate) fn id(&self) -> Option<T::Id> {
-        if let Some(base) = &*self.base.borrow() {
-            return Some(base.id());
-        }
-        self.value.try_borrow().ok()?.as_ref().map(|value| value.id())
+        let base = self.base.borrow().clone();
+        let known = match base {
+            Some(base) => base,
+            None => self.value.try_borrow().ok()?.clone()?,
+        };
+        Some(known.id())
     }
 
     pub(crate) fn fk(&self) -> Fk<T> {
         match (self.phase(), self.id()) {
-            (Phase::Kept | Phase::Stale | Phase::Deleted | Phase::Detached, Some(id)) => Fk::new(id),
+            (Phase::Kept | Phase::Stale | Phase::Deleted | Phase::Detached | Phase::Undecided, Some(id)) => Fk::new(id),
             (phase, _) => {
                 let cell = self.awaited.get_or_init(|| Rc::new(KeyCell::new()));
                 if phase == Phase::Discarded {
@@ -244,11 +349,15 @@ impl<T: Entity> Entry<T> {
     pub(crate) fn read(&self, at: Place) -> Result<Rc<T>> {
         match self.phase() {
             Phase::Pending | Phase::Stale | Phase::Discarded => Err(self.wrong_state("read", at)),
-            Phase::Kept | Phase::Deleted | Phase::Detached => match self.value.try_borrow().as_deref() {
-                Ok(Some(value)) => Ok(Rc::clone(value)),
-                Ok(None) => Err(self.wrong_state("read", at)),
-                Err(_) => Err(self.in_writing(at)),
-            },
+            // The session has ended; the value is one that it rolled back.
+            Phase::Detached if self.phase.get() == Phase::Stale => Err(self.wrong_state("read", at)),
+            Phase::Kept | Phase::Deleted | Phase::Detached | Phase::Undecided => {
+                match self.value.try_borrow().as_deref() {
+                    Ok(Some(value)) => Ok(Rc::clone(value)),
+                    Ok(None) => Err(self.wrong_state("read", at)),
+                    Err(_) => Err(self.in_writing(at)),
+                }
+            }
         }
     }
 
@@ -276,7 +385,7 @@ impl<T: Entity> Entry<T> {
         if base.is_none() {
             base.clone_from(&value);
             self.verified.set(if verified { self.home.agenda.now() } else { NEVER });
-            self.home.touched.borrow_mut().push(Rc::clone(self));
+            self.home.touch(self);
         }
         self.home.agenda.note_change(at);
         Ok(())
@@ -382,35 +491,62 @@ impl<T: Entity> Entry<T> {
     }
 
     /// The value is what is in the database: after it was flushed.
+    ///
+    /// Where a clone of the row panics, the base is still there, so that a rollback finds it.
     pub(crate) fn settle(&self, bump: bool) {
-        *self.base.borrow_mut() = None;
-        if bump
-            && let Ok(mut value) = self.value.try_borrow_mut()
-            && let Some(value) = &mut *value
-        {
-            Rc::make_mut(value).bump_version();
+        if bump {
+            self.bump();
         }
+        drop_contained(self.base.take());
+    }
+
+    fn bump(&self) {
+        let shared = match self.value.try_borrow_mut().as_deref_mut() {
+            Ok(Some(value)) => match Rc::get_mut(value) {
+                Some(value) => return value.bump_version(),
+                None => Rc::clone(value),
+            },
+            _ => return,
+        };
+        let mut bumped = T::clone(&shared);
+        bumped.bump_version();
+        drop(shared);
+        let old = self.value.try_borrow_mut().ok().and_then(|mut value| value.replace(Rc::new(bumped)));
+        drop_contained(old);
     }
 
     /// The value is what was in the database: whatever was written is forgotten.
     pub(crate) fn revert(&self) {
-        let base = self.base.borrow_mut().take();
-        let Some(base) = base else { return };
-        match self.value.try_borrow_mut() {
-            Ok(mut value) => *value = Some(base),
+        let Some(base) = self.base.take() else { return };
+        let written = match self.value.try_borrow_mut() {
+            Ok(mut value) => value.replace(base),
             // It is being written at this moment: what will be in memory then is not in the database.
-            Err(_) if self.phase.get() == Phase::Kept => self.phase.set(Phase::Stale),
-            Err(_) => {}
-        }
+            Err(_) => {
+                if self.phase.get() == Phase::Kept {
+                    self.phase.set(Phase::Stale);
+                }
+                Some(base)
+            }
+        };
+        drop_contained(written);
     }
 
     /// The row as it was read just now.
     pub(crate) fn renew(&self, row: T) {
-        let Ok(mut value) = self.value.try_borrow_mut() else { return self.phase.set(Phase::Stale) };
-        *value = Some(Rc::new(row));
+        let Ok(mut value) = self.value.try_borrow_mut() else {
+            self.set_phase_of_row(Phase::Stale);
+            return drop_contained(row);
+        };
+        let old = value.replace(Rc::new(row));
         drop(value);
-        self.phase.set(Phase::Kept);
+        self.set_phase_of_row(Phase::Kept);
         self.seen.set(self.home.agenda.read_now());
+        drop_contained(old);
+    }
+
+    fn set_phase_of_row(&self, phase: Phase) {
+        self.doubt.take();
+        self.phase.set(phase);
     }
 
     /// The row is there, but what is known of it may be old.
@@ -427,16 +563,15 @@ impl<T: Entity> Entry<T> {
 
     /// Its insert was rolled back, or will not be.
     pub(crate) fn discard(&self) {
-        self.phase.set(Phase::Discarded);
-        self.doomed.set(false);
-        self.base.borrow_mut().take();
+        self.set_phase(Phase::Discarded);
         if let Some(cell) = self.awaited.get() {
             cell.void();
         }
+        drop_contained(self.base.take());
     }
 
     pub(crate) fn set_phase(&self, phase: Phase) {
-        self.phase.set(phase);
+        self.set_phase_of_row(phase);
         self.doomed.set(false);
     }
 

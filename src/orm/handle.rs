@@ -47,8 +47,13 @@ pub enum State {
     Deleted,
     /// Added, and rolled back or taken out before it was kept: there is no such row.
     Discarded,
-    /// No longer the session's: after [`expunge`](crate::Session::expunge) or the session's end. It can still be read.
+    /// No longer the session's: after [`expunge`](crate::Session::expunge) or the session's end. It can still be read, unless the session
+    /// ended with the rollback of a change of it that was flushed: then its value is not known.
     Detached,
+    /// Changed by a transaction whose commit was not answered ([`Error::CommitUnknown`](crate::Error::CommitUnknown)). It can be read, and
+    /// its key can be used. [`resolve`](crate::Error::resolve) of that error decides what it is; if the session goes on, so does a `get`,
+    /// `track` or `refresh` that reads the row.
+    Undecided,
 }
 
 /// The value of a row at the moment of [`Tracked::read`], for as long as it is wanted: later writes do not change it. Its
@@ -212,8 +217,15 @@ impl<T: fmt::Debug> fmt::Debug for WriteGuard<'_, T> {
 }
 
 impl State {
-    pub(crate) fn told(self) -> &'static str {
+    /// Why `operation` is refused in this state, and what the program can do.
+    pub(crate) fn told(self, operation: &str) -> &'static str {
         match self {
+            Self::Detached if operation == "read" => {
+                "its session has ended and rolled back a change of it, so its value is not known; `get` it in the present session"
+            }
+            Self::Undecided => {
+                "its transaction's commit was not answered; call `resolve()` of that error, or `get` it in a session that goes on"
+            }
             Self::Pending => "it has been added and not inserted yet; `flush()` first",
             Self::Persistent => "it is in the database",
             Self::Expired => "it is in the database",

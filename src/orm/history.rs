@@ -9,6 +9,7 @@ use super::agenda::Agenda;
 use super::changes::{Change, ChangeKind};
 use super::entity::Entity;
 use super::entry::Entry;
+use crate::contain::drop_each;
 
 pub(super) struct History<T: Entity> {
     agenda: Rc<Agenda>,
@@ -75,17 +76,14 @@ impl<T: Entity> History<T> {
         kept.for_each(|note| note.level = level - 1);
     }
 
-    /// Takes back what was noted since `level` was opened, the last first.
-    pub(super) fn undo(&self, level: u32, mut undo: impl FnMut(Option<ChangeKind>, &Rc<Entry<T>>)) {
+    /// Takes out what was noted since `level` was opened, the last first.
+    pub(super) fn take(&self, level: u32) -> Vec<(Option<ChangeKind>, Rc<Entry<T>>)> {
         let mut notes = self.notes.borrow_mut();
         let from = notes.partition_point(|note| note.level < level);
-        let undone = notes.split_off(from);
-        drop(notes);
-        undone.iter().rev().for_each(|note| undo(note.kind, &note.entry));
+        notes.split_off(from).into_iter().rev().map(|note| (note.kind, note.entry)).collect()
     }
 
     pub(super) fn forget(&self) {
-        let forgotten = std::mem::take(&mut *self.notes.borrow_mut());
-        drop(forgotten);
+        drop_each(self.notes.take().into_iter().map(|note| note.entry));
     }
 }

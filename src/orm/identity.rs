@@ -1,22 +1,28 @@
 //! The identity map of one entity: one entry a key, and what is to become of it.
+//!
+//! Code of the program runs in here: `Clone`, `Hash` and `Eq` of keys, `Drop` of rows. So the map is not borrowed for longer than a look-up,
+//! what is taken out of it is dropped afterwards, and what a transaction has sent is noted first.
 
 use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
 use super::agenda::Agenda;
 use super::changes::{Change, ChangeKind};
 use super::entity::{Entity, Insert, Persist};
-use super::entry::{Entry, Home, Newest, Phase};
+use super::entry::{Entry, Home, Listed, Newest, Phase};
 use super::handle::Tracked;
 use super::history::History;
 use super::queue::{DynQueue, Queue};
 use super::sender::{Connected, Sender, Sending, ask, reader};
+use crate::contain::{contained, drop_contained, drop_each};
 use crate::error::{Error, Place, Result};
+use crate::outcome::Verdict;
 
 pub(crate) struct Store<C, T: Entity> {
     pub(super) home: Rc<Home<T>>,
@@ -24,11 +30,19 @@ pub(crate) struct Store<C, T: Entity> {
     /// One for each type of new rows, in the order of their first use.
     queues: RefCell<Vec<Rc<dyn DynQueue<C, T>>>>,
     /// To be deleted, in the order of `delete`.
-    pub(super) doomed: RefCell<Vec<Rc<Entry<T>>>>,
+    doomed: RefCell<Listed<T>>,
     pub(super) history: History<T>,
     /// How many rows were left when those that nobody holds went last.
     swept: Cell<usize>,
     of: PhantomData<fn(&mut C)>,
+}
+
+/// Drops what was in the map. A key and a row may have a `Drop` of the program each.
+fn forget_each<T: Entity>(forgotten: impl IntoIterator<Item = (T::Id, Rc<Entry<T>>)>) {
+    for (id, entry) in forgotten {
+        drop_contained(id);
+        drop_contained(entry);
+    }
 }
 
 /// Fewer rows than this are not worth a sweep.
@@ -45,6 +59,8 @@ pub(crate) trait DynStore<C> {
     fn unresolved(&self, at: Place) -> Error;
     /// Whether a flush would send something.
     fn is_dirty(&self) -> bool;
+    /// Whether a flush would send an UPDATE.
+    fn has_writes(&self) -> bool;
     fn has_updates(&self) -> bool;
     fn has_deletes(&self) -> bool;
     /// A row that is to be updated has another foreign key to `parent` than before.
@@ -66,6 +82,8 @@ pub(crate) trait DynStore<C> {
     fn keep_level(&self, level: u32);
     /// After what was sent since the savepoint of that level was rolled back; 0 is the transaction.
     fn roll_back_to(&self, level: u32);
+    /// After a commit whose answer was lost.
+    fn undecided(&self, verdict: &Arc<Verdict>);
     fn committed(&self);
     /// Lets go of all rows.
     fn clear(&self);
@@ -104,6 +122,14 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
     pub(super) fn fresh(&self, id: &T::Id) -> Option<Rc<Entry<T>>> {
         let epoch = self.home.epoch();
         self.rows.borrow().get(id).filter(|entry| entry.is_fresh_at(epoch) && !entry.is_doomed()).cloned()
+    }
+
+    fn known(&self, id: &T::Id) -> Option<Rc<Entry<T>>> {
+        self.rows.borrow().get(id).cloned()
+    }
+
+    fn remember(&self, id: T::Id, entry: &Rc<Entry<T>>) -> Option<Rc<Entry<T>>> {
+        self.rows.borrow_mut().insert(id, Rc::clone(entry))
     }
 
     /// The row of a key, read now.
@@ -147,25 +173,31 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
     /// The entry of a row that was read just now. What is known wins over what was read, unless it may be outdated or the query gave the
     /// newest row.
     pub(super) fn absorb(&self, row: T, newest: Newest) -> Rc<Entry<T>> {
-        use std::collections::hash_map::Entry::{Occupied, Vacant};
-        let (entry, known) = match self.rows.borrow_mut().entry(row.id()) {
-            Occupied(known) => (Rc::clone(known.get()), Some(row)),
-            Vacant(place) => (Rc::clone(place.insert(Rc::new(Entry::kept(&self.home, row)))), None),
+        let id = row.id();
+        let entry = match self.known(&id).filter(|entry| entry.phase().may_be_there()) {
+            Some(entry) => {
+                // A plain SELECT may have found an older row than the locking one before it.
+                let outdated = T::LOCKS && newest == Newest::No && entry.is_locked();
+                let wins = match newest {
+                    Newest::No => entry.is_fresh() || outdated && entry.phase() == Phase::Kept,
+                    Newest::Perhaps | Newest::Locked => false,
+                };
+                if wins {
+                    drop_contained(row);
+                } else {
+                    entry.take_in(row);
+                    if outdated {
+                        entry.expire();
+                    }
+                }
+                entry
+            }
+            None => {
+                let entry = Rc::new(Entry::kept(&self.home, row));
+                drop_contained(self.remember(id, &entry));
+                entry
+            }
         };
-        if let Some(row) = known {
-            // A plain SELECT may have found an older row than the locking one before it.
-            let outdated = T::LOCKS && newest == Newest::No && entry.is_locked();
-            let wins = match newest {
-                Newest::No => entry.is_fresh() || outdated && entry.phase() == Phase::Kept,
-                Newest::Perhaps | Newest::Locked => false,
-            };
-            if !wins {
-                entry.take_in(row);
-            }
-            if !wins && outdated {
-                entry.expire();
-            }
-        }
         entry.note_newest(newest);
         entry
     }
@@ -174,21 +206,22 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         let at = sender.at();
         self.mine(entry, at)?;
         let id = match entry.phase() {
-            Phase::Kept | Phase::Stale => entry.id().ok_or_else(|| entry.in_writing(at))?,
+            Phase::Kept | Phase::Stale | Phase::Undecided => entry.id().ok_or_else(|| entry.in_writing(at))?,
             _ => return Err(entry.wrong_state("refreshed", at)),
         };
         match self.read(&id, Some(entry), sender)? {
             Some((row, _)) => {
                 self.untouch(entry);
                 entry.renew(row);
-                self.rows.borrow_mut().entry(id).or_insert_with(|| Rc::clone(entry));
+                if self.known(&id).is_none_or(|known| !known.phase().may_be_there()) {
+                    drop_contained(self.remember(id, entry));
+                }
                 Ok(())
             }
             None => {
                 self.untouch(entry);
+                self.gone(entry);
                 self.forget_row(entry);
-                entry.set_phase(Phase::Deleted);
-                self.history.note_gone(entry);
                 Err(Error::NotFound { row: Some(format!("{} {id:?}", T::NAME)), at })
             }
         }
@@ -202,13 +235,14 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         }
         match entry.phase() {
             Phase::Pending => {
-                self.queues.borrow().iter().for_each(|queue| queue.remove(entry));
                 entry.discard();
+                let queues = self.queues.borrow().clone();
+                queues.iter().for_each(|queue| queue.remove(entry));
             }
             Phase::Kept => {
                 if !entry.is_doomed() {
                     entry.set_doomed(true);
-                    self.doomed.borrow_mut().push(Rc::clone(entry));
+                    self.doomed.borrow_mut().insert(entry.list(), Rc::clone(entry));
                 }
                 self.home.agenda.note_change(at);
             }
@@ -231,11 +265,14 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         self.mine(entry, at)?;
         match entry.phase() {
             Phase::Pending => self.doom(entry, at)?,
-            Phase::Kept | Phase::Stale => {
+            Phase::Kept | Phase::Stale | Phase::Undecided => {
                 self.untouch(entry);
-                self.doomed.borrow_mut().retain(|other| !Rc::ptr_eq(entry, other));
-                self.forget_row(entry);
+                if entry.is_doomed() {
+                    let doomed = self.doomed.borrow_mut().remove(&entry.listed_as());
+                    drop_contained(doomed);
+                }
                 entry.set_phase(Phase::Detached);
+                self.forget_row(entry);
             }
             _ => return Err(entry.wrong_state("expunged", at)),
         }
@@ -247,41 +284,83 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
             return Ok(());
         }
         match entry.phase() {
-            Phase::Kept | Phase::Pending | Phase::Stale => {
+            Phase::Kept | Phase::Pending | Phase::Stale | Phase::Undecided => {
                 Err(Error::NotMine { entity: T::NAME, key: entry.shown_key(), at })
             }
             _ => Err(entry.wrong_state("given to this session", at)),
         }
     }
 
-    fn untouch(&self, entry: &Rc<Entry<T>>) {
-        entry.revert();
-        self.home.touched.borrow_mut().retain(|other| !Rc::ptr_eq(entry, other));
+    /// Forgets what was written to an entry.
+    pub(super) fn untouch(&self, entry: &Rc<Entry<T>>) {
+        if entry.is_touched() {
+            entry.revert();
+            self.home.untouch(entry);
+        }
+    }
+
+    pub(super) fn doomed(&self) -> Vec<Rc<Entry<T>>> {
+        self.doomed.borrow().values().cloned().collect()
     }
 
     /// There is no row of that key any more.
     fn vanished(&self, id: &T::Id) {
         // One that is written to stays, for its flush to say so.
-        let mut rows = self.rows.borrow_mut();
-        if rows.get(id).is_some_and(|entry| !entry.is_touched() && !entry.is_doomed())
-            && let Some(entry) = rows.remove(id)
-        {
-            entry.set_phase(Phase::Deleted);
-            self.history.note_gone(&entry);
+        if let Some(entry) = self.known(id).filter(|entry| !entry.is_touched() && !entry.is_doomed()) {
+            self.gone(&entry);
+            self.forget_row(&entry);
+        }
+    }
+
+    /// An entry's row is not there.
+    fn gone(&self, entry: &Rc<Entry<T>>) {
+        match entry.phase() {
+            // Either its INSERT was not committed, or its row was deleted afterwards. A rollback changes neither.
+            Phase::Undecided => entry.set_phase(Phase::Deleted),
+            Phase::Kept | Phase::Stale => {
+                self.history.note_gone(entry);
+                entry.set_phase(Phase::Deleted);
+            }
+            _ => {}
         }
     }
 
     /// Takes an entry out of the map, if it is what is there for its key.
     fn forget_row(&self, entry: &Rc<Entry<T>>) {
-        let mut rows = self.rows.borrow_mut();
-        match entry.id() {
-            Some(id) => {
-                if rows.get(&id).is_some_and(|known| Rc::ptr_eq(known, entry)) {
-                    rows.remove(&id);
+        let by_key = || {
+            // The key cannot be seen while the row is being written.
+            let id = entry.id()?;
+            let is_known = self.rows.borrow().get(&id).is_some_and(|known| Rc::ptr_eq(known, entry));
+            Some(if is_known { self.rows.borrow_mut().remove_entry(&id) } else { None })
+        };
+        match contained("`Clone`, `Hash` or `Eq` of a key", by_key).flatten() {
+            Some(forgotten) => forget_each(forgotten),
+            None => self.forget_rows(|known| Rc::ptr_eq(known, entry)),
+        }
+    }
+
+    /// Takes entries out of the map without a look at their keys.
+    fn forget_rows(&self, which: impl Fn(&Rc<Entry<T>>) -> bool) {
+        let forgotten: Vec<_> = self.rows.borrow_mut().extract_if(|_, entry| which(entry)).collect();
+        forget_each(forgotten);
+    }
+
+    /// Puts an entry whose row is there again into the map. Where the key has been read again since, its row has another handle, and it
+    /// can have but one: this one is not the session's any more.
+    fn restore(&self, entry: &Rc<Entry<T>>) -> Phase {
+        let restore = || {
+            let id = entry.id()?;
+            match self.known(&id) {
+                Some(known) if known.phase().may_be_there() => Some(Rc::ptr_eq(&known, entry)),
+                _ => {
+                    drop_contained(self.remember(id, entry));
+                    Some(true)
                 }
             }
-            // The key cannot be seen while the row is being written.
-            None => rows.retain(|_, known| !Rc::ptr_eq(known, entry)),
+        };
+        match contained("`Clone`, `Hash` or `Eq` of a key", restore).flatten() {
+            Some(true) => Phase::Kept,
+            _ => Phase::Detached,
         }
     }
 
@@ -292,42 +371,50 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
     }
 
     pub(super) fn inserted(&self, entry: &Rc<Entry<T>>, row: T) {
-        let known = self.rows.borrow_mut().insert(row.id(), Rc::clone(entry));
-        if let Some(known) = known.filter(|known| !Rc::ptr_eq(known, entry)) {
-            self.untouch(&known);
-            known.set_phase(Phase::Deleted);
-            self.history.note_gone(&known);
+        let id = row.id();
+        // What is undone last is noted first.
+        let known = self.known(&id).filter(|known| !Rc::ptr_eq(known, entry));
+        if let Some(known) = &known {
+            self.untouch(known);
+            match known.may_be_new() {
+                // The key is free, so its INSERT was not committed.
+                true => known.discard(),
+                false => self.gone(known),
+            }
         }
-        entry.inserted(row);
         self.history.note(ChangeKind::Insert, entry);
+        drop_contained(self.remember(id, entry));
+        drop_contained(known);
+        entry.inserted(row);
     }
 
-    pub(super) fn deleted(&self, entry: &Rc<Entry<T>>, id: &T::Id) {
-        let mut rows = self.rows.borrow_mut();
-        if rows.get(id).is_some_and(|known| Rc::ptr_eq(known, entry)) {
-            rows.remove(id);
-        }
-        drop(rows);
-        entry.set_phase(Phase::Deleted);
+    pub(super) fn deleted(&self, entry: &Rc<Entry<T>>) {
         self.history.note(ChangeKind::Delete, entry);
+        entry.set_phase(Phase::Deleted);
+        self.forget_row(entry);
     }
 
     fn forget_new_rows(&self) {
-        for queue in self.queues.borrow().iter() {
-            queue.clear().iter().for_each(|entry| entry.discard());
+        let queues = self.queues.borrow().clone();
+        for queue in queues {
+            let entries = queue.clear();
+            entries.iter().for_each(|entry| entry.discard());
+            drop_each(entries);
         }
     }
 
-    fn forget_deletes(&self) {
-        std::mem::take(&mut *self.doomed.borrow_mut()).iter().for_each(|entry| entry.set_doomed(false));
+    pub(super) fn forget_deletes(&self) {
+        let doomed = self.doomed.take();
+        doomed.values().for_each(|entry| entry.set_doomed(false));
+        drop_each(doomed.into_values());
     }
 
     /// Rows that nobody holds and that would be read again anyway.
     fn sweep(&self) {
-        let mut rows = self.rows.borrow_mut();
-        if rows.len() >= SWEPT_FROM.max(self.swept.get() * 2) {
-            rows.retain(|_, entry| Rc::strong_count(entry) > 1);
-            self.swept.set(rows.len());
+        let rows = self.rows.borrow().len();
+        if rows >= SWEPT_FROM.max(self.swept.get() * 2) {
+            self.forget_rows(|entry| Rc::strong_count(entry) == 1);
+            self.swept.set(self.rows.borrow().len());
         }
     }
 }
@@ -342,7 +429,7 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
     }
 
     fn check(&self, at: Place) -> Result<()> {
-        for entry in self.home.touched.borrow().iter() {
+        for entry in self.home.touched() {
             let (base, value) = entry.versions(at)?;
             if base.id() != value.id() {
                 let (from, to) = (format!("{:?}", base.id()), format!("{:?}", value.id()));
@@ -361,14 +448,15 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
     }
 
     fn is_dirty(&self) -> bool {
-        let touched = self.home.touched.borrow();
-        self.waiting() > 0
-            || self.has_deletes()
-            || touched.iter().any(|entry| entry.is_unverified() || entry.differences() != 0)
+        self.waiting() > 0 || self.has_deletes() || self.has_writes()
+    }
+
+    fn has_writes(&self) -> bool {
+        self.home.touched().iter().any(|entry| entry.is_unverified() || entry.differences() != 0)
     }
 
     fn has_updates(&self) -> bool {
-        !self.home.touched.borrow().is_empty()
+        self.home.has_touched()
     }
 
     fn has_deletes(&self) -> bool {
@@ -376,8 +464,7 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
     }
 
     fn moves_away_from(&self, parent: TypeId) -> bool {
-        let touched = self.home.touched.borrow();
-        touched.iter().filter(|entry| !entry.is_doomed()).any(|entry| {
+        self.home.touched().iter().filter(|entry| !entry.is_doomed()).any(|entry| {
             entry
                 .versions(std::panic::Location::caller())
                 .is_ok_and(|(base, value)| T::refers_anew(&base, &value, parent))
@@ -385,7 +472,7 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
     }
 
     fn verify(&self, sender: &dyn Sender<C>) -> Result<()> {
-        let touched = self.home.touched.borrow().clone();
+        let touched = self.home.touched();
         for entry in touched.iter().filter(|entry| entry.is_unverified() && !entry.is_doomed()) {
             if entry.phase() == Phase::Kept
                 && let Some(id) = entry.id()
@@ -418,13 +505,17 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
         let mut note = |entry: &Rc<Entry<T>>| changes.push(Change::new(kind, entry, changes.len() as u64));
         match kind {
             ChangeKind::Insert => {
-                self.queues.borrow().iter().for_each(|queue| queue.entries().iter().for_each(&mut note))
+                let queues = self.queues.borrow().clone();
+                queues.iter().for_each(|queue| queue.entries().iter().for_each(&mut note))
             }
             ChangeKind::Update => {
-                let touched = self.home.touched.borrow();
-                touched.iter().filter(|entry| !entry.is_doomed() && entry.differences() != 0).for_each(&mut note);
+                self.home
+                    .touched()
+                    .iter()
+                    .filter(|entry| !entry.is_doomed() && entry.differences() != 0)
+                    .for_each(&mut note);
             }
-            ChangeKind::Delete => self.doomed.borrow().iter().for_each(&mut note),
+            ChangeKind::Delete => self.doomed().iter().for_each(&mut note),
         }
     }
 
@@ -443,7 +534,7 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
     }
 
     fn forget_writes(&self) {
-        std::mem::take(&mut *self.home.touched.borrow_mut()).iter().for_each(|entry| entry.revert());
+        self.home.touched().iter().for_each(|entry| self.untouch(entry));
     }
 
     fn keep_level(&self, level: u32) {
@@ -452,20 +543,48 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
 
     fn roll_back_to(&self, level: u32) {
         self.forget_unflushed();
-        self.history.undo(level, |kind, entry| match (kind, entry.id()) {
-            (Some(ChangeKind::Insert), _) => {
-                self.forget_row(entry);
-                entry.discard();
+        let undone = self.history.take(level);
+        for (kind, entry) in &undone {
+            match (kind, entry.phase()) {
+                (Some(ChangeKind::Insert), _) => {
+                    entry.discard();
+                    self.forget_row(entry);
+                }
+                (Some(ChangeKind::Update), Phase::Kept) => entry.set_phase(Phase::Stale),
+                (Some(ChangeKind::Delete) | None, Phase::Deleted) => entry.set_phase(self.restore(entry)),
+                _ => {}
             }
-            (Some(ChangeKind::Update), _) if entry.phase() == Phase::Kept => entry.set_phase(Phase::Stale),
-            (Some(ChangeKind::Delete) | None, Some(id)) if entry.phase() == Phase::Deleted => {
-                let mut rows = self.rows.borrow_mut();
-                let known = rows.entry(id).or_insert_with(|| Rc::clone(entry));
-                // Where the key has been read again since, its row has another handle, and it can have but one.
-                entry.set_phase(if Rc::ptr_eq(known, entry) { Phase::Kept } else { Phase::Detached });
+        }
+        drop_each(undone);
+        if level == 0 {
+            self.sweep();
+        }
+    }
+
+    fn undecided(&self, verdict: &Arc<Verdict>) {
+        self.forget_unflushed();
+        let notes = self.history.take(0);
+        let mut rolled_back: HashMap<*const Entry<T>, Phase> = HashMap::with_capacity(notes.len());
+        for (kind, entry) in &notes {
+            let phase = rolled_back.entry(Rc::as_ptr(entry)).or_insert_with(|| entry.phase());
+            *phase = match (kind, *phase) {
+                (Some(ChangeKind::Insert), Phase::Kept | Phase::Stale | Phase::Deleted) => Phase::Discarded,
+                (Some(ChangeKind::Update), Phase::Kept) => Phase::Stale,
+                (Some(ChangeKind::Delete) | None, Phase::Deleted) => Phase::Kept,
+                (_, phase) => phase,
+            };
+        }
+        for (_, entry) in &notes {
+            let Some(phase) = rolled_back.remove(&Rc::as_ptr(entry)) else { continue };
+            if phase != entry.phase() {
+                // The row of one that was deleted may be there, and then it is this entry's.
+                let is_known =
+                    entry.phase() != Phase::Deleted || phase == Phase::Discarded || self.restore(entry) == Phase::Kept;
+                entry.doubt(verdict, if is_known { phase } else { Phase::Detached });
             }
-            _ => {}
-        });
+        }
+        drop_each(notes);
+        self.sweep();
     }
 
     fn committed(&self) {
@@ -477,7 +596,7 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
         self.forget_unflushed();
         self.history.forget();
         // What a row owns may have a drop of the program's own.
-        let (rows, queues) = (self.rows.take(), self.queues.take());
-        drop((rows, queues));
+        forget_each(self.rows.take());
+        drop_each(self.queues.take());
     }
 }

@@ -3,6 +3,7 @@
 use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use diesel::backend::Backend;
 use diesel::expression::{AsExpression, TypedExpressionType};
@@ -11,6 +12,7 @@ use diesel::serialize::{self, Output, ToSql};
 use diesel::sql_types::SqlType;
 
 use super::entity::Entity;
+use crate::outcome::{Decision, Verdict};
 
 /// A foreign key to a row of `E`: a value, or the key of a row that was added and gets it when it is inserted.
 ///
@@ -38,11 +40,13 @@ enum Inner<Id> {
 pub(crate) struct KeyCell<Id> {
     id: OnceCell<Id>,
     void: Cell<bool>,
+    /// The answer to the commit of its INSERT, where that was lost.
+    doubt: OnceCell<Arc<Verdict>>,
 }
 
 impl<Id> KeyCell<Id> {
     pub(crate) fn new() -> Self {
-        Self { id: OnceCell::new(), void: Cell::new(false) }
+        Self { id: OnceCell::new(), void: Cell::new(false), doubt: OnceCell::new() }
     }
 
     pub(crate) fn fill(&self, id: Id) {
@@ -53,8 +57,13 @@ impl<Id> KeyCell<Id> {
         self.void.set(true);
     }
 
+    pub(crate) fn doubt(&self, verdict: &Arc<Verdict>) {
+        let _ = self.doubt.set(Arc::clone(verdict));
+    }
+
     fn get(&self) -> Option<&Id> {
-        self.id.get().filter(|_| !self.void.get())
+        let is_undone = || self.doubt.get().is_some_and(|verdict| verdict.decision() == Some(Decision::RolledBack));
+        self.id.get().filter(|_| !self.void.get() && !is_undone())
     }
 }
 

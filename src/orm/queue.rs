@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::entity::{Entity, Insert, NewEntity};
@@ -9,10 +10,12 @@ use super::entry::Entry;
 use super::identity::Store;
 use super::pairing::pair;
 use super::sender::{Sender, Sending, ask};
+use crate::contain::{drop_contained, drop_each};
 use crate::error::{Error, Result};
 
 pub(super) struct Queue<N: NewEntity> {
-    rows: RefCell<Vec<Waiting<N>>>,
+    /// By the number under which the entry is listed.
+    rows: RefCell<BTreeMap<u64, Waiting<N>>>,
 }
 
 type Waiting<N> = (N, Rc<Entry<<N as NewEntity>::Entity>>);
@@ -27,8 +30,11 @@ struct Taken<'q, N: NewEntity> {
 impl<N: NewEntity> Drop for Taken<'_, N> {
     fn drop(&mut self) {
         if self.inserted < self.rows.len() {
-            self.queue.rows.borrow_mut().splice(..0, self.rows.drain(self.inserted..));
+            let back = self.rows.drain(self.inserted..).map(|waiting| (waiting.1.listed_as(), waiting));
+            self.queue.rows.borrow_mut().extend(back);
         }
+        // Those that got there. What a new row owns may have a drop of the program's own.
+        drop_each(std::mem::take(&mut self.rows));
     }
 }
 
@@ -55,7 +61,7 @@ impl<N: NewEntity> Queue<N> {
     }
 
     pub(super) fn push(&self, new: N, entry: &Rc<Entry<N::Entity>>) {
-        self.rows.borrow_mut().push((new, Rc::clone(entry)));
+        self.rows.borrow_mut().insert(entry.list(), (new, Rc::clone(entry)));
     }
 }
 
@@ -69,15 +75,16 @@ where
     }
 
     fn entries(&self) -> Vec<Rc<Entry<N::Entity>>> {
-        self.rows.borrow().iter().map(|(_, entry)| Rc::clone(entry)).collect()
+        self.rows.borrow().values().map(|(_, entry)| Rc::clone(entry)).collect()
     }
 
     fn insert_ready(&self, store: &Store<C, N::Entity>, sender: &dyn Sender<C>) -> Result<usize> {
-        let mut taken = Taken { queue: self, rows: std::mem::take(&mut *self.rows.borrow_mut()), inserted: 0 };
+        let mut taken = Taken { queue: self, rows: self.rows.take().into_values().collect(), inserted: 0 };
         if !taken.rows.iter().all(|(new, _)| new.is_ready()) {
-            let waiting;
-            (taken.rows, waiting) = std::mem::take(&mut taken.rows).into_iter().partition(|(new, _)| new.is_ready());
-            *self.rows.borrow_mut() = waiting;
+            let (ready, waiting): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut taken.rows).into_iter().partition(|(new, _)| new.is_ready());
+            taken.rows = ready;
+            self.rows.borrow_mut().extend(waiting.into_iter().map(|waiting| (waiting.1.listed_as(), waiting)));
         }
         let most = if N::IN_BATCHES { N::ROWS.max(1) } else { 1 };
         store.reserve(taken.rows.len());
@@ -92,13 +99,15 @@ where
     }
 
     fn remove(&self, entry: &Rc<Entry<N::Entity>>) {
-        self.rows.borrow_mut().retain(|(_, other)| !Rc::ptr_eq(entry, other));
+        let removed = self.rows.borrow_mut().remove(&entry.listed_as());
+        drop_contained(removed.map(|(new, _)| new));
     }
 
     fn clear(&self) -> Vec<Rc<Entry<N::Entity>>> {
+        let (new, entries): (Vec<N>, Vec<_>) = self.rows.take().into_values().unzip();
         // What a new row owns may have a drop of the program's own.
-        let rows = std::mem::take(&mut *self.rows.borrow_mut());
-        rows.into_iter().map(|(_, entry)| entry).collect()
+        drop_each(new);
+        entries
     }
 
     fn as_any(&self) -> &dyn Any {

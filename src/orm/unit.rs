@@ -4,6 +4,7 @@ use std::any::TypeId;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
 use super::agenda::Agenda;
 use super::changes::{Change, ChangeKind, Changes};
@@ -11,9 +12,11 @@ use super::entity::{Insert, Persist};
 use super::entry::{Entry, Home, Newest};
 use super::flush::{self, Kept};
 use super::handle::Tracked;
-use super::identity::Store;
+use super::identity::{DynStore, Store};
 use super::sender::{Connected, Sender};
+use crate::contain::{contained, drop_contained, drop_each};
 use crate::error::{Place, Result};
+use crate::outcome::Verdict;
 
 pub(crate) struct Unit<C> {
     agenda: RefCell<Rc<Agenda>>,
@@ -25,6 +28,8 @@ pub(crate) struct Unit<C> {
     /// What the last transaction sent, for the hooks of its end.
     ended: RefCell<Option<Changes>>,
     session: Weak<dyn Connected<C>>,
+    /// How often unflushed changes were dropped.
+    losses: Cell<u64>,
 }
 
 impl<C: 'static> std::fmt::Debug for Unit<C> {
@@ -42,32 +47,30 @@ impl<C> Unit<C> {
             flushing: Cell::new(false),
             quiet: Cell::new(0),
             ended: RefCell::new(None),
+            losses: Cell::new(0),
         }
     }
 }
 
 impl<C: 'static> Unit<C> {
-    /// Runs `f` with the store of `T`.
+    /// Runs `f` with the store of `T`. Nothing is borrowed then, as `f` may run code of the program.
     #[inline]
     fn with<T: Persist<C>, R>(&self, f: impl FnOnce(&Store<C, T>) -> R) -> R {
-        let stores = self.stores.borrow();
         let entity = TypeId::of::<T>();
-        if let Some((_, store)) = stores.iter().find(|(other, _)| *other == entity) {
-            return f(store.as_any().downcast_ref().expect("kept under its own type"));
+        let known = self.stores.borrow().iter().find(|(other, _)| *other == entity).map(|(_, store)| Rc::clone(store));
+        match known {
+            Some(store) => f(store.as_any().downcast_ref().expect("kept under its own type")),
+            None => {
+                let store = Rc::new(Store::<C, T>::new(&self.agenda.borrow(), &self.session));
+                self.stores.borrow_mut().push((entity, Rc::clone(&store) as _));
+                f(&store)
+            }
         }
-        drop(stores);
-        let store = Rc::new(Store::<C, T>::new(&self.agenda.borrow(), &self.session));
-        self.stores.borrow_mut().push((entity, Rc::clone(&store) as _));
-        f(&store)
     }
 
-    /// The same where statements are sent, which may end in code of the program's own.
-    fn with_sending<T: Persist<C>, R>(&self, f: impl FnOnce(&Store<C, T>) -> R) -> R {
-        self.with::<T, _>(|_| ());
-        let entity = TypeId::of::<T>();
-        let store = self.stores.borrow().iter().find(|(other, _)| *other == entity).map(|(_, store)| Rc::clone(store));
-        let store = store.expect("made just now");
-        f(store.as_any().downcast_ref().expect("kept under its own type"))
+    fn each(&self, mut f: impl FnMut(&dyn DynStore<C>)) {
+        let stores = self.stores.borrow().clone();
+        stores.iter().for_each(|(_, store)| f(&**store));
     }
 
     pub(crate) fn add<N: Insert<C>>(&self, new: N, at: Place) -> Tracked<N::Entity> {
@@ -80,7 +83,7 @@ impl<C: 'static> Unit<C> {
     }
 
     pub(crate) fn fetch<T: Persist<C>>(&self, id: &T::Id, sender: &dyn Sender<C>) -> Result<Option<Tracked<T>>> {
-        Ok(self.with_sending(|store: &Store<C, T>| store.fetch(id, sender))?.map(Tracked))
+        Ok(self.with(|store: &Store<C, T>| store.fetch(id, sender))?.map(Tracked))
     }
 
     /// Reads the rows of these keys that are not known, and gives those.
@@ -89,7 +92,7 @@ impl<C: 'static> Unit<C> {
         ids: Vec<T::Id>,
         sender: &dyn Sender<C>,
     ) -> Result<HashMap<T::Id, Tracked<T>>> {
-        self.with_sending(|store: &Store<C, T>| store.preload(ids, sender))
+        self.with(|store: &Store<C, T>| store.preload(ids, sender))
     }
 
     #[inline]
@@ -109,7 +112,7 @@ impl<C: 'static> Unit<C> {
     }
 
     pub(crate) fn refresh<T: Persist<C>>(&self, handle: &Tracked<T>, sender: &dyn Sender<C>) -> Result<()> {
-        self.with_sending(|store: &Store<C, T>| store.refresh(&handle.0, sender))
+        self.with(|store: &Store<C, T>| store.refresh(&handle.0, sender))
     }
 
     pub(crate) fn delete<T: Persist<C>>(&self, handle: &Tracked<T>, at: Place) -> Result<()> {
@@ -150,19 +153,29 @@ impl<C: 'static> Unit<C> {
     }
 
     pub(crate) fn is_dirty(&self) -> bool {
-        self.unflushed_since().is_some() && self.stores.borrow().iter().any(|(_, store)| store.is_dirty())
+        let stores = self.stores.borrow().clone();
+        self.unflushed_since().is_some() && stores.iter().any(|(_, store)| store.is_dirty())
+    }
+
+    /// How often unflushed changes were dropped, by a rollback, by [`clear`](Self::clear) or by [`forget_writes`](Self::forget_writes).
+    pub(crate) fn losses(&self) -> u64 {
+        self.losses.get()
+    }
+
+    fn count_loss(&self, is_lost: bool) {
+        self.losses.set(self.losses.get() + u64::from(is_lost));
     }
 
     /// Rows were given out for writing, and are as they were.
     pub(crate) fn nothing_differs(&self) {
-        self.stores.borrow().iter().for_each(|(_, store)| store.forget_writes());
+        self.each(|store| store.forget_writes());
         self.agenda.borrow().nothing_unflushed();
     }
 
     /// What a flush would send.
     pub(crate) fn unflushed(&self, kinds: &[ChangeKind]) -> Changes {
         let mut all = Vec::new();
-        let stores = self.stores.borrow();
+        let stores = self.stores.borrow().clone();
         for &kind in kinds {
             for (_, store) in stores.iter() {
                 store.unflushed(kind, &mut all);
@@ -180,20 +193,23 @@ impl<C: 'static> Unit<C> {
     /// What was sent in this transaction.
     pub(crate) fn flushed_now(&self) -> Changes {
         let mut changes: Vec<Change> = Vec::new();
-        self.stores.borrow().iter().for_each(|(_, store)| store.flushed(&mut changes));
+        self.each(|store| store.flushed(&mut changes));
         Changes::in_order(changes)
     }
 
     pub(crate) fn check(&self, at: Place) -> Result<()> {
-        flush::check(&self.stores.borrow(), at)
+        let stores = self.stores.borrow().clone();
+        flush::check(&stores, at)
     }
 
     pub(crate) fn send(&self, sender: &dyn Sender<C>) -> Result<()> {
-        self.ended.take();
+        drop_contained(self.ended.take());
         let stores = self.stores.borrow().clone();
         stores.iter().try_for_each(|(_, store)| store.verify(sender))?;
+        // What code of the program changes while this is sent waits for the next flush.
+        let sent = Sent::begin(&self.agenda.borrow());
         flush::send(&stores, sender)?;
-        self.agenda.borrow().nothing_unflushed();
+        sent.all();
         Ok(())
     }
 
@@ -204,7 +220,12 @@ impl<C: 'static> Unit<C> {
 
     /// The same, and what was written and not flushed is forgotten.
     pub(crate) fn forget_writes(&self) {
-        self.stores.borrow().iter().for_each(|(_, store)| store.forget_writes());
+        let mut is_lost = false;
+        self.each(|store| {
+            is_lost |= store.has_updates() && store.has_writes();
+            store.forget_writes();
+        });
+        self.count_loss(is_lost);
         self.expire_all();
         if !self.is_dirty() {
             self.agenda.borrow().nothing_unflushed();
@@ -222,50 +243,70 @@ impl<C: 'static> Unit<C> {
     }
 
     pub(crate) fn keep_level(&self) {
-        let agenda = self.agenda.borrow();
+        let agenda = Rc::clone(&self.agenda.borrow());
         let level = agenda.level();
-        self.stores.borrow().iter().for_each(|(_, store)| store.keep_level(level));
+        self.each(|store| store.keep_level(level));
         agenda.set_level(level.saturating_sub(1));
     }
 
     pub(crate) fn undo_level(&self) {
-        let agenda = self.agenda.borrow();
+        let agenda = Rc::clone(&self.agenda.borrow());
         let level = agenda.level();
-        self.stores.borrow().iter().for_each(|(_, store)| store.roll_back_to(level));
-        agenda.set_level(level.saturating_sub(1));
         agenda.nothing_unflushed();
+        self.each(|store| store.roll_back_to(level));
+        agenda.set_level(level.saturating_sub(1));
         agenda.expire();
     }
 
     /// After a commit. `told` is whether somebody may ask what was sent.
     pub(crate) fn committed(&self, told: bool) {
         if told {
-            self.ended.replace(Some(self.flushed_now()));
+            drop_contained(self.ended.replace(Some(self.flushed_now())));
         }
-        self.stores.borrow().iter().for_each(|(_, store)| store.committed());
+        self.each(|store| store.committed());
         self.agenda.borrow().end_transaction();
     }
 
     /// After a rollback of the transaction, or where there was none and what is not flushed is not wanted.
     pub(crate) fn rolled_back(&self, told: bool) {
         if told {
-            self.ended.replace(Some(self.flushed_now()));
+            drop_contained(self.ended.replace(Some(self.flushed_now())));
         }
-        self.stores.borrow().iter().for_each(|(_, store)| store.roll_back_to(0));
+        self.count_loss(self.is_dirty_whatever_panics());
+        // Before rows are dropped: what a `Drop` adds is not rolled back.
+        self.agenda.borrow().nothing_unflushed();
+        self.each(|store| store.roll_back_to(0));
+        self.begin_anew();
+    }
+
+    /// After a commit whose answer was lost: the rows that the transaction changed are undecided until `verdict` is known.
+    pub(crate) fn undecided(&self, verdict: &Arc<Verdict>) {
+        self.agenda.borrow().nothing_unflushed();
+        self.each(|store| store.undecided(verdict));
+        self.begin_anew();
+    }
+
+    fn begin_anew(&self) {
         let agenda = self.agenda.borrow();
         agenda.set_level(0);
-        agenda.nothing_unflushed();
         agenda.end_transaction();
+    }
+
+    /// A comparison of rows is code of the program; where it panics they count as different.
+    fn is_dirty_whatever_panics(&self) -> bool {
+        contained("a comparison of rows", || self.is_dirty()).unwrap_or(true)
     }
 
     /// Lets go of every row; handles are of a session that is no more.
     pub(crate) fn clear(&self) {
+        self.count_loss(self.is_dirty_whatever_panics());
         let (agenda, stores) = (self.agenda.take(), self.stores.take());
         self.set_level(agenda.level());
         agenda.end();
-        self.ended.take();
+        drop_contained(self.ended.take());
         // An entry and its home hold each other while it is touched.
         stores.iter().for_each(|(_, store)| store.clear());
+        drop_each(stores);
     }
 }
 
@@ -274,6 +315,32 @@ impl<C> Unit<C> {
     pub(crate) fn discarded<T: Persist<C>>(&self) -> Tracked<T> {
         let home = Rc::new(Home::new(Rc::default(), None));
         Tracked(Rc::new(Entry::discarded(&home)))
+    }
+}
+
+/// What is sent is unflushed again where not all of it was sent.
+struct Sent {
+    agenda: Rc<Agenda>,
+    since: Option<Place>,
+}
+
+impl Sent {
+    fn begin(agenda: &Rc<Agenda>) -> Self {
+        let since = agenda.unflushed();
+        agenda.nothing_unflushed();
+        Self { agenda: Rc::clone(agenda), since }
+    }
+
+    fn all(mut self) {
+        self.since = None;
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        if let Some(since) = self.since {
+            self.agenda.note_change(since);
+        }
     }
 }
 

@@ -20,14 +20,14 @@ struct Written<T: Entity> {
 
 /// Writes what differs, in the order of the first writing.
 pub(super) fn update<C: 'static, T: Persist<C>>(store: &Store<C, T>, sender: &dyn Sender<C>) -> Result<()> {
-    let touched = store.home.touched.borrow().clone();
+    let touched = store.home.touched();
     let mut written = Vec::new();
     for entry in touched {
         let (old, new) = entry.versions(sender.at())?;
         let columns = if Rc::ptr_eq(&old, &new) { 0 } else { T::differences(&old, &new) };
         if columns == 0 || entry.is_doomed() || entry.phase() != Phase::Kept {
             drop(new);
-            entry.revert();
+            store.untouch(&entry);
         } else {
             written.push(Written { entry, old, new, columns });
         }
@@ -42,11 +42,12 @@ pub(super) fn update<C: 'static, T: Persist<C>>(store: &Store<C, T>, sender: &dy
         }
     }
     for Written { entry, old, new, .. } in written {
+        // Noted first: a clone of the row may panic, and the rollback that follows has to know that the UPDATE was sent.
+        store.history.note(ChangeKind::Update, &entry);
         drop((old, new));
         entry.settle(T::VERSIONED);
-        store.history.note(ChangeKind::Update, &entry);
+        store.home.untouch(&entry);
     }
-    store.home.touched.borrow_mut().clear();
     Ok(())
 }
 
@@ -76,11 +77,11 @@ fn stale<C, T: Entity>(row: &Written<T>, sender: &dyn Sender<C>) -> Error {
 
 /// Deletes what is doomed. Rows that others among them refer to go after those.
 pub(super) fn delete<C: 'static, T: Persist<C>>(store: &Store<C, T>, sender: &dyn Sender<C>) -> Result<()> {
-    let doomed: Vec<Rc<Entry<T>>> = store.doomed.borrow().clone();
+    let doomed: Vec<Rc<Entry<T>>> = store.doomed();
     let mut rows = Vec::with_capacity(doomed.len());
     for entry in doomed.iter().filter(|entry| entry.phase() == Phase::Kept) {
         // A row that was written to is deleted by what the database has of it.
-        entry.revert();
+        store.untouch(entry);
         rows.push((Rc::clone(entry), entry.read(sender.at())?));
     }
     for wave in children_first(rows) {
@@ -94,11 +95,10 @@ pub(super) fn delete<C: 'static, T: Persist<C>>(store: &Store<C, T>, sender: &dy
                 };
                 return Err(Error::Stale { entity: T::NAME, key, operation: "delete", at: sender.at() });
             }
-            chunk.iter().for_each(|(entry, value)| store.deleted(entry, &value.id()));
+            chunk.iter().for_each(|(entry, _)| store.deleted(entry));
         }
     }
-    store.doomed.borrow_mut().clear();
-    store.home.touched.borrow_mut().retain(|entry| entry.phase() == Phase::Kept && entry.is_touched());
+    store.forget_deletes();
     Ok(())
 }
 

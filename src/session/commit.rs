@@ -1,5 +1,6 @@
 //! The commit, and how to learn what became of one whose answer was lost.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,8 +16,17 @@ use crate::pool::Lane;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
 impl<C: SessionConnection> Core<C> {
-    /// Commits the transaction, if there is one, and gives the connection back.
+    /// Commits the transaction, if there is one, and gives the connection back. A panic (of the program's instrumentation) goes on when the
+    /// session is at rest; the server may have committed then.
     pub(crate) fn commit(&mut self, at: Place) -> Result<()> {
+        catch_unwind(AssertUnwindSafe(|| self.commit_now(at))).unwrap_or_else(|panic| {
+            self.doom();
+            self.rollback();
+            resume_unwind(panic)
+        })
+    }
+
+    fn commit_now(&mut self, at: Place) -> Result<()> {
         self.notice_panic(at);
         self.check_spoiled()?;
         if let Err(error) = self.not_inherited(at) {
@@ -55,7 +65,8 @@ impl<C: SessionConnection> Core<C> {
                 let error = if backend::is_connection_lost(&error) {
                     self.doom();
                     let app = self.app.id().into();
-                    Error::CommitUnknown(Box::new(UnknownCommit { app, at, source: error, resolver }))
+                    let verdict = Arc::default();
+                    Error::CommitUnknown(Box::new(UnknownCommit { app, at, source: error, resolver, verdict }))
                 } else {
                     self.explain(error, at)
                 };

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use diesel::result::QueryResult;
 
@@ -10,8 +11,10 @@ use super::shared::Shared;
 use super::statement::Statement;
 use crate::backend::Kind;
 use crate::connection::SessionConnection;
+use crate::contain::{message_of, text_of};
 use crate::error::{Error, Place, Result};
 use crate::orm::{ChangeKind, Changes, Connected, Sender, Sending, Unit};
+use crate::outcome::Verdict;
 use crate::panic_message;
 use crate::spec::UnitHook;
 
@@ -85,11 +88,15 @@ impl<C: SessionConnection> Shared<C> {
             return Err(Error::AlreadyFlushing { at });
         }
         // What is lent or in use cannot be sent through.
-        self.enter(at)?.check(at)?;
+        let mut core = self.enter(at)?;
+        core.check(at)?;
+        let by_itself = core.commits_by_itself();
+        drop(core);
         let _flushing = unit.begin_flush();
         let hooks = *self.app().hooks();
         if self.is_told_of_flushes(hooks.before_flush, |own| !own.before.is_empty()) {
-            self.tell("before_flush", &unit.unflushed(&ALL), hooks.before_flush, |own| own.before.clone())?;
+            let own = |own: &FlushHooks<C>| own.before.clone();
+            self.tell_watched("before_flush", &unit.unflushed(&ALL), hooks.before_flush, own, at)?;
         }
         unit.check(at)?;
         if !unit.is_dirty() {
@@ -97,45 +104,105 @@ impl<C: SessionConnection> Shared<C> {
             return Ok(());
         }
         let mut core = self.enter(at)?;
-        let by_itself = core.commits_by_itself();
+        if by_itself && !core.commits_by_itself() {
+            core.spoil(LEFT_OPEN.into(), at, true);
+            let message = LEFT_OPEN.into();
+            return Err(Error::HookFailed { hook: "before_flush", committed: false, message });
+        }
         core.begin(at)?;
+        let before = Pending { begun: true, rollbacks: core.rollbacks(), losses: unit.losses() };
         drop(core);
         let told = self.is_told_of_flushes(hooks.after_flush, |own| !own.after.is_empty());
         let changes = if told { unit.unflushed(&ALL) } else { Changes::default() };
-        // A panic comes from code of the rows' own types; nobody knows by then which of what was sent has been noted.
+        // Until all is sent and noted, whatever ends this flush makes a rollback necessary. A panic comes from code of the rows' own types:
+        // nobody knows by then which of what was sent has been noted.
+        let unfinished = Unfinished { session: self, by_itself, at };
         let sent = catch_unwind(AssertUnwindSafe(|| unit.send(&Route { session: self, at })));
+        let taken = self.has_lost(before);
         let failed = match &sent {
+            Ok(Ok(())) if taken => Some(ROLLED_BACK_MEANWHILE.into()),
             Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
+            Ok(Err(error)) => Some(text_of(error)),
             Err(panic) => Some(panic_message(&**panic)),
         };
-        if let Some(cause) = failed {
-            if let Ok(mut core) = self.enter(at) {
-                if by_itself {
-                    core.rollback();
-                    drop(core);
-                    self.unit_rolled_back();
-                } else {
-                    core.spoil(cause, at, false);
-                }
-            }
-            return sent.unwrap_or_else(|panic| resume_unwind(panic));
+        let Some(cause) = failed else {
+            std::mem::forget(unfinished);
+            let own = |own: &FlushHooks<C>| own.after.clone();
+            let told = self.tell_watched("after_flush", &changes, hooks.after_flush, own, at);
+            return if by_itself { self.end_of_its_own(told, at) } else { told };
+        };
+        std::mem::forget(unfinished);
+        self.flush_failed(by_itself, cause, at);
+        match sent {
+            Ok(Ok(())) => Err(Error::RollbackRequired { cause: ROLLED_BACK_MEANWHILE.into(), at }),
+            Ok(Err(error)) => Err(error),
+            Err(panic) => resume_unwind(panic),
         }
-        let told = self.tell("after_flush", &changes, hooks.after_flush, |own| own.after.clone());
-        if by_itself { self.end_of_its_own(told, at) } else { told }
+    }
+
+    /// What was sent cannot be kept.
+    fn flush_failed(&self, by_itself: bool, cause: String, at: Place) {
+        let Ok(mut core) = self.enter_at_end(at) else { return };
+        if by_itself {
+            core.rollback();
+            drop(core);
+            self.unit_rolled_back();
+        } else {
+            core.spoil(cause, at, false);
+        }
+    }
+
+    /// What a hook could take away.
+    pub(super) fn pending(&self, at: Place) -> Result<Pending> {
+        let core = self.enter(at)?;
+        let losses = self.unit.get().map_or(0, Unit::losses);
+        Ok(Pending { begun: core.begun_at().is_some(), rollbacks: core.rollbacks(), losses })
+    }
+
+    /// Whether something of it is gone: a transaction was rolled back, or unflushed changes were dropped.
+    fn has_lost(&self, before: Pending) -> bool {
+        let rollbacks = self.core.try_borrow().map_or(before.rollbacks, |core| core.rollbacks());
+        let losses = self.unit.get().map_or(0, Unit::losses);
+        before.begun && rollbacks != before.rollbacks || losses != before.losses
+    }
+
+    /// Runs a hook that comes before a commit. It fails where it took away what was to be flushed or committed.
+    pub(super) fn watched(&self, hook: &'static str, at: Place, run: impl FnOnce() -> Result<()>) -> Result<()> {
+        let before = self.pending(at)?;
+        let outcome = run();
+        if !self.has_lost(before) {
+            return outcome;
+        }
+        let message = TOOK_AWAY.to_owned();
+        // What is left is not what the program wanted to commit. After a rollback nothing is left.
+        if let Ok(mut core) = self.core.try_borrow_mut()
+            && (core.is_active() || core.rollbacks() == before.rollbacks)
+            && !core.commits_by_itself()
+        {
+            core.spoil(format!("the `{hook}` hook failed: {message}"), at, true);
+        }
+        outcome.and(Err(Error::HookFailed { hook, committed: false, message }))
     }
 
     /// The end of a flush that is a transaction of its own.
     fn end_of_its_own(&self, outcome: Result<()>, at: Place) -> Result<()> {
         let mut core = self.enter_at_end(at)?;
-        let outcome = outcome.and_then(|()| core.commit(at));
+        let outcome = match outcome.map(|()| self.commit_core(&mut core, at)) {
+            Ok(Ok(committed)) => committed,
+            Ok(Err(panic)) => {
+                drop(core);
+                self.unit_undecided(&Arc::default());
+                resume_unwind(panic)
+            }
+            Err(error) => Err(error),
+        };
         if outcome.is_err() {
             core.rollback();
         }
         drop(core);
         match &outcome {
             Ok(()) => self.unit_committed(),
-            Err(error) if error.is_commit_unknown() => self.unit_in_doubt(),
+            Err(Error::CommitUnknown(unknown)) => self.unit_undecided(&unknown.verdict),
             Err(_) => self.unit_rolled_back(),
         }
         outcome
@@ -145,23 +212,32 @@ impl<C: SessionConnection> Shared<C> {
         database.is_some() || own(&self.flush_hooks.borrow())
     }
 
-    /// Runs the hook of the database object, then those of the session.
-    fn tell(
+    /// Runs the hook of the database object, after the end of a transaction.
+    fn tell(&self, name: &'static str, changes: &Changes, database: Option<UnitHook<C>>) -> Result<()> {
+        match (self.handle(), database) {
+            (Some(session), Some(hook)) if !changes.is_empty() => contained(name, || hook(&session, changes)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs the hook of the database object, then those of the session, before the end of a transaction.
+    fn tell_watched(
         &self,
         name: &'static str,
         changes: &Changes,
         database: Option<UnitHook<C>>,
         own: impl FnOnce(&FlushHooks<C>) -> Vec<FlushHook<C>>,
+        at: Place,
     ) -> Result<()> {
         let Some(session) = self.handle() else { return Ok(()) };
         if changes.is_empty() {
             return Ok(());
         }
         if let Some(hook) = database {
-            contained(name, || hook(&session, changes))?;
+            self.watched(name, at, || contained(name, || hook(&session, changes)))?;
         }
         let own = own(&self.flush_hooks.borrow());
-        own.iter().try_for_each(|hook| contained(name, || hook(&session, changes)))
+        own.iter().try_for_each(|hook| self.watched(name, at, || contained(name, || hook(&session, changes))))
     }
 
     /// What the hooks of the database object are to be told at the end of the transaction.
@@ -171,15 +247,15 @@ impl<C: SessionConnection> Shared<C> {
         wanted.then(|| self.unit.get()).flatten().map(Unit::flushed).filter(|changes| !changes.is_empty())
     }
 
-    pub(super) fn tell_before_commit(&self, changes: &Changes) -> Result<()> {
-        self.tell("before_commit", changes, self.app().hooks().before_commit, |_| Vec::new())
+    pub(super) fn tell_before_commit(&self, changes: &Changes, at: Place) -> Result<()> {
+        self.tell_watched("before_commit", changes, self.app().hooks().before_commit, |_| Vec::new(), at)
     }
 
     pub(super) fn tell_after_commit(&self, changes: &Changes) -> Result<()> {
-        let told = self.tell("after_commit", changes, self.app().hooks().after_commit, |_| Vec::new());
+        let told = self.tell("after_commit", changes, self.app().hooks().after_commit);
         told.map_err(|error| match error {
             Error::HookFailed { hook, message, .. } => Error::HookFailed { hook, committed: true, message },
-            error => Error::HookFailed { hook: "after_commit", committed: true, message: error.to_string() },
+            error => Error::HookFailed { hook: "after_commit", committed: true, message: text_of(&error) },
         })
     }
 
@@ -195,16 +271,16 @@ impl<C: SessionConnection> Shared<C> {
         let changes = hook.map(|_| unit.flushed_now());
         unit.rolled_back(!self.hooks.borrow().is_empty());
         if let Some(changes) = changes
-            && let Err(error) = self.tell("after_rollback", &changes, hook, |_| Vec::new())
+            && let Err(error) = self.tell("after_rollback", &changes, hook)
         {
-            log::warn!(target: "diesel_session::session", "after a rollback: {error}");
+            log::warn!(target: "diesel_session::session", "after a rollback: {}", text_of(&error));
         }
     }
 
-    /// After a commit whose answer was lost: what is in memory may not be in the database, but nobody is told of a rollback.
-    pub(super) fn unit_in_doubt(&self) {
+    /// After a commit whose answer was lost. Nobody is told of a rollback.
+    pub(super) fn unit_undecided(&self, verdict: &Arc<Verdict>) {
         if let Some(unit) = self.unit.get() {
-            unit.rolled_back(false);
+            unit.undecided(verdict);
         }
     }
 
@@ -250,7 +326,36 @@ impl<C: SessionConnection> Shared<C> {
 
 fn contained(hook: &'static str, run: impl FnOnce() -> Result<()>) -> Result<()> {
     catch_unwind(AssertUnwindSafe(run))
-        .unwrap_or_else(|panic| Err(Error::HookFailed { hook, committed: false, message: panic_message(&*panic) }))
+        .unwrap_or_else(|panic| Err(Error::HookFailed { hook, committed: false, message: message_of(panic) }))
+}
+
+const TOOK_AWAY: &str = "it took away what was to be written or committed, by `rollback`, `remove`, `expunge_all` or `expire_all`. \
+    To refuse, return `Err` from the hook";
+
+const LEFT_OPEN: &str = "it began a transaction in an autocommit scope and left it open. Use `session.transaction(..)`, or begin before the flush";
+
+const ROLLED_BACK_MEANWHILE: &str =
+    "code of a row's type rolled back the session's transaction while a flush was under way";
+
+/// What a hook could take away.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pending {
+    begun: bool,
+    rollbacks: u64,
+    losses: u64,
+}
+
+/// A flush of which not everything is sent and noted. Dropped, it makes a rollback necessary.
+struct Unfinished<'s, C: SessionConnection> {
+    session: &'s Shared<C>,
+    by_itself: bool,
+    at: Place,
+}
+
+impl<C: SessionConnection> Drop for Unfinished<'_, C> {
+    fn drop(&mut self) {
+        self.session.flush_failed(self.by_itself, "code of the program panicked in a flush".into(), self.at);
+    }
 }
 
 impl<C: SessionConnection> Connected<C> for Shared<C> {

@@ -2,8 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::contain::{drop_each, message_of};
 use crate::error::{Error, Result};
-use crate::panic_message;
 use crate::wording::phrase;
 
 /// What a `before_commit` hook may return: nothing, or a [`Result`] whose `Err` prevents the commit.
@@ -118,9 +118,9 @@ impl Hooks {
             return;
         }
         let Self { before_commit, after_commit, after_rollback } = self;
-        before_commit.into_iter().for_each(drop_contained);
-        after_commit.into_iter().for_each(drop_contained);
-        after_rollback.into_iter().for_each(drop_contained);
+        drop_each(before_commit);
+        drop_each(after_commit);
+        drop_each(after_rollback);
     }
 
     /// Runs what is to run after a commit; every hook runs, the first failure is returned.
@@ -147,9 +147,7 @@ impl Hooks {
 pub(crate) fn run_before_commit(hook: Before) -> Result<()> {
     match catch_unwind(AssertUnwindSafe(hook)) {
         Ok(outcome) => outcome,
-        Err(panic) => {
-            Err(Error::HookFailed { hook: "before_commit", committed: false, message: panic_message(&*panic) })
-        }
+        Err(panic) => Err(Error::HookFailed { hook: "before_commit", committed: false, message: message_of(panic) }),
     }
 }
 
@@ -157,7 +155,7 @@ fn run_all(hook: &'static str, committed: bool, hooks: Vec<After>) -> Result<()>
     let mut first = Ok(());
     for run in hooks {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
-            let message = panic_message(&*panic);
+            let message = message_of(panic);
             log::warn!(target: "diesel_session::session", "a {hook} hook panicked: {}", phrase(&message));
             if first.is_ok() {
                 first = Err(Error::HookFailed { hook, committed, message });
@@ -165,13 +163,6 @@ fn run_all(hook: &'static str, committed: bool, hooks: Vec<After>) -> Result<()>
         }
     }
     first
-}
-
-fn drop_contained<T>(hook: T) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(hook))) {
-        let message = panic_message(&*panic);
-        log::warn!(target: "diesel_session::session", "a hook that did not run panicked when it was dropped: {}", phrase(message));
-    }
 }
 
 fn split<T>(hooks: &mut Vec<T>, at: usize) -> Vec<T> {

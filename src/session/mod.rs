@@ -12,6 +12,7 @@ mod roll;
 mod shared;
 mod soundness;
 mod statement;
+mod subselect;
 mod transaction;
 mod transient;
 mod unit;
@@ -21,14 +22,16 @@ use std::panic::Location;
 use std::rc::Rc;
 
 use diesel::RunQueryDsl;
-use diesel::dsl::CountStar;
-use diesel::query_builder::AsQuery;
-use diesel::query_dsl::methods::{ExecuteDsl, LimitDsl, LoadQuery, SelectDsl};
+use diesel::expression::QueryMetadata;
+use diesel::query_builder::{AsQuery, Query, QueryFragment, QueryId};
+use diesel::query_dsl::methods::{ExecuteDsl, LimitDsl, LoadQuery};
 use diesel::result::QueryResult;
 
 pub use hooks::HookOutcome;
 pub use lend::LentConnection;
 pub use retry::Retry;
+#[doc(hidden)]
+pub use subselect::{AtMostTwo, Counted, Same};
 pub(crate) use roll::Roll;
 pub(crate) use shared::Shared;
 
@@ -103,7 +106,57 @@ impl<C: SessionConnection> Session<C> {
         self.0.run(Statement::of_query(&query), at, |conn| query.get_result(conn))
     }
 
-    /// Runs a query that gives one row, such as a count or an `INSERT .. RETURNING`.
+    /// Runs a query whose one row is wanted and returns it.
+    ///
+    /// At most two rows are asked for, whatever limit the query has of its own. A SELECT is sent as `SELECT * FROM (query) LIMIT 2`; an
+    /// `INSERT .. RETURNING` and raw SQL are sent as they are.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no row, [`Error::TooManyRows`] if there are several; see [`Session`].
+    #[track_caller]
+    pub fn one<'q, U, Q>(&self, query: Q) -> Result<U>
+    where
+        Q: AsQuery,
+        AtMostTwo<Q::Query>: LoadQuery<'q, C, U>,
+        Same<Q::Query>: LoadQuery<'q, C, U>,
+    {
+        let at = Location::caller();
+        self.at_most_one(query, at)?.ok_or(Error::NotFound { row: None, at })
+    }
+
+    /// The same if there may be no row.
+    ///
+    /// # Errors
+    /// [`Error::TooManyRows`] if there are several rows; see [`Session`].
+    #[track_caller]
+    pub fn one_or_none<'q, U, Q>(&self, query: Q) -> Result<Option<U>>
+    where
+        Q: AsQuery,
+        AtMostTwo<Q::Query>: LoadQuery<'q, C, U>,
+        Same<Q::Query>: LoadQuery<'q, C, U>,
+    {
+        self.at_most_one(query, Location::caller())
+    }
+
+    fn at_most_one<'q, U, Q>(&self, query: Q, at: Place) -> Result<Option<U>>
+    where
+        Q: AsQuery,
+        AtMostTwo<Q::Query>: LoadQuery<'q, C, U>,
+        Same<Q::Query>: LoadQuery<'q, C, U>,
+    {
+        let (statement, kind) = (Statement::of_query(&query), self.0.app().spec().target.kind);
+        let rows = self.0.run(statement, at, |conn| {
+            subselect::at_most_two(conn, query.as_query(), statement.access, kind)
+        })?;
+        let mut rows = rows.into_iter();
+        match (rows.next(), rows.next()) {
+            (_, Some(_)) => Err(Error::TooManyRows { at }),
+            (row, None) => Ok(row),
+        }
+    }
+
+    /// Runs a query that gives one row, such as a count or an `INSERT .. RETURNING`. Of several rows it takes the first without a word;
+    /// [`one`](Self::one) makes sure that there is only one.
     ///
     /// # Errors
     /// [`Error::NotFound`] where there is none; see [`Session`].
@@ -139,18 +192,24 @@ impl<C: SessionConnection> Session<C> {
         self.0.run(Statement::of_query(&query), at, |conn| query.get_result(conn))
     }
 
-    /// How many rows a query has.
+    /// How many rows [`load`](Self::load) of a query would give: its limit, offset, `DISTINCT`, `GROUP BY` and unions count. It is sent as
+    /// `SELECT COUNT(*) FROM (query)`.
+    ///
+    /// MySQL and MariaDB refuse that for a query with two columns of one name, as that of a join may be. There such a query is run as it is, and its
+    /// rows are counted as they arrive; `query.select(table::id)` avoids that.
     ///
     /// # Errors
     /// See [`Session`].
     #[track_caller]
     pub fn count<'q, Q>(&self, query: Q) -> Result<i64>
     where
-        Q: SelectDsl<CountStar, Output: LoadQuery<'q, C, i64> + AsQuery>,
+        Q: AsQuery<Query: Query + QueryFragment<C::Backend> + QueryId + 'q>,
+        Counted<Q::Query>: LoadQuery<'q, C, i64>,
+        C::Backend: QueryMetadata<<Q::Query as Query>::SqlType>,
     {
-        let at = Location::caller();
-        let query = query.select(diesel::dsl::count_star());
-        self.0.run(Statement::of_query(&query), at, |conn| query.get_result(conn))
+        let kind = self.0.app().spec().target.kind;
+        let statement = Statement::of_query(&query);
+        self.0.run(statement, Location::caller(), |conn| subselect::count(conn, query.as_query(), kind))
     }
 
     /// Runs any Diesel code on the session's connection, inside its transaction. This is the way to use code that takes a

@@ -1,8 +1,9 @@
 //! What the handles of one session share: the transaction, the hooks, and who is using it.
 
 use std::cell::{Cell, OnceCell, RefCell, RefMut};
-use std::panic::Location;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::time::Instant;
 
 use diesel::result::QueryResult;
@@ -16,6 +17,7 @@ use super::transaction::{Access, Core};
 use crate::app::App;
 use crate::backend::Kind;
 use crate::connection::SessionConnection;
+use crate::contain::drop_each;
 use crate::error::{Error, Place, Result};
 use crate::orm::{Connected, Newest, Unit};
 use crate::settings::Settings;
@@ -105,14 +107,17 @@ impl<C: SessionConnection> Shared<C> {
 
     /// Commits, hooks included. Of a failure that ended the transaction `keep` says how many of the hooks stay for another one.
     pub(super) fn commit_with(&self, at: Place, keep: impl FnOnce(&Error) -> Option<Mark>) -> Result<()> {
-        let rollbacks = self.enter(at)?.rollbacks();
+        drop(self.enter(at)?);
+        if self.unit.get().is_some_and(Unit::is_flushing) {
+            return Err(Error::AlreadyFlushing { at });
+        }
         let mut told = false;
         for round in 0.. {
             let hooks = self.hooks.borrow_mut().take_before_commit();
             if hooks.is_empty() && !self.has_unflushed() {
                 // It may change rows, but is not asked again for those.
                 match self.changes_to_tell().filter(|_| !std::mem::replace(&mut told, true)) {
-                    Some(changes) => self.tell_before_commit(&changes)?,
+                    Some(changes) => self.tell_before_commit(&changes, at)?,
                     None => break,
                 }
             }
@@ -128,26 +133,23 @@ impl<C: SessionConnection> Shared<C> {
             }
             let mut hooks = hooks.into_iter();
             while let Some(hook) = hooks.next() {
-                if let Err(error) = hooks::run_before_commit(hook) {
+                if let Err(error) = self.watched("before_commit", at, || hooks::run_before_commit(hook)) {
                     self.hooks.borrow_mut().put_back(hooks);
                     return Err(error);
                 }
-                if self.enter(at)?.rollbacks() != rollbacks {
-                    let message = "it rolled back what was to be committed".into();
-                    return Err(Error::HookFailed { hook: "before_commit", committed: false, message });
-                }
             }
             self.flush(at)?;
-            if self.enter(at)?.rollbacks() != rollbacks {
-                let message = "it rolled back what was to be committed".into();
-                return Err(Error::HookFailed { hook: "after_flush", committed: false, message });
-            }
         }
         let changes = self.changes_to_tell();
         let mut core = self.enter(at)?;
-        let outcome = core.commit(at);
+        let outcome = self.commit_core(&mut core, at);
         let over = !core.is_active();
         drop(core);
+        let outcome = outcome.unwrap_or_else(|panic| {
+            self.unit_undecided(&Arc::default());
+            self.take_hooks().discard();
+            resume_unwind(panic)
+        });
         match outcome {
             Ok(()) => {
                 self.unit_committed();
@@ -156,8 +158,8 @@ impl<C: SessionConnection> Shared<C> {
             }
             Err(error) => {
                 let unknown = error.is_commit_unknown();
-                if unknown {
-                    self.unit_in_doubt();
+                if let Error::CommitUnknown(unknown) = &error {
+                    self.unit_undecided(&unknown.verdict);
                 } else if over {
                     self.unit_rolled_back();
                 }
@@ -176,6 +178,11 @@ impl<C: SessionConnection> Shared<C> {
                 Err(error)
             }
         }
+    }
+
+    /// A panic comes from the program's instrumentation. Nobody knows by then whether the server has committed.
+    pub(super) fn commit_core(&self, core: &mut Core<C>, at: Place) -> std::thread::Result<Result<()>> {
+        catch_unwind(AssertUnwindSafe(|| core.commit(at)))
     }
 
     pub(crate) fn rollback(&self, at: Place) -> Result<()> {
@@ -202,27 +209,24 @@ impl<C: SessionConnection> Shared<C> {
             return;
         }
         drop(self.listed.take());
-        if self.is_at_rest() {
-            self.unit_cleared();
-            self.forget_flush_hooks();
-            self.ended.set(true);
-            return;
-        }
-        let at = Location::caller();
-        if self.lent.get() {
-            self.take_hooks().discard();
-        } else {
+        let at_rest = self.is_at_rest();
+        if !at_rest && !self.lent.get() {
             self.used_at.set(None);
-            self.clear(at);
+            // Hooks of the rollback may still use the session.
+            let _ = self.rollback(Location::caller());
         }
+        // Before the program's own values are dropped, as their `Drop` may panic, and may use the session.
+        self.ended.set(true);
         self.unit_cleared();
         self.forget_flush_hooks();
-        self.ended.set(true);
+        if at_rest {
+            return;
+        }
+        self.take_hooks().discard();
         // A hook of the rollback may have used the session once more. What is lent is rolled back when it is back.
         if let (false, Ok(mut core)) = (self.lent.get(), self.core.try_borrow_mut()) {
             core.rollback();
         }
-        self.take_hooks().discard();
     }
 
     /// There is nothing to roll back, nothing to give back and nobody to tell.
@@ -348,8 +352,9 @@ impl<C: SessionConnection> Shared<C> {
     }
 
     fn forget_flush_hooks(&self) {
-        let forgotten = self.flush_hooks.take();
-        drop(forgotten);
+        let FlushHooks { before, after } = self.flush_hooks.take();
+        drop_each(before);
+        drop_each(after);
     }
 
     fn take_hooks(&self) -> Hooks {

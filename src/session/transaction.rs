@@ -281,6 +281,8 @@ impl<C: SessionConnection> Core<C> {
             self.restore();
         }
         self.spoiled = None;
+        // A statement that panicked has left it.
+        self.wrap = None;
         self.release();
     }
 

@@ -4,15 +4,23 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
-use diesel::{Connection, PgConnection};
-use diesel_session::{App, CommitOutcome, Config, Error, Result, Retry};
+use diesel::prelude::*;
+use diesel_session::orm::{Insert, Persist};
+use diesel_session::{App, CommitOutcome, Config, Entity, Error, Fk, Result, Retry, Session, State, Tracked};
 
 use crate::fixtures::{Any, COUNT, Conn, Guard, INSERT, Site, Speak};
 use crate::on_every_server;
 use crate::support::proxy::{Mode, Moment, Proxy};
 use crate::support::{Kind, enabled};
 
-on_every_server!(both_moments, a_part_of_several_commits, retried_when_told_only);
+on_every_server!(
+    both_moments,
+    a_part_of_several_commits,
+    retried_when_told_only,
+    rows_are_undecided_until_the_commit_is_resolved,
+    handles_that_outlive_their_scope_are_decided_too,
+    keys_of_undecided_rows_can_be_used
+);
 
 const MOMENTS: [(Moment, CommitOutcome, i64); 2] =
     [(Moment::BeforeForwarding, CommitOutcome::RolledBack, 0), (Moment::BeforeAnswer, CommitOutcome::Committed, 1)];
@@ -252,4 +260,218 @@ fn other_errors_are_not_about_a_commit() {
     let committed = |committed| Error::HookFailed { hook: "after_commit", committed, message: String::new() };
     assert_eq!(committed(true).resolve().unwrap(), CommitOutcome::Committed);
     assert!(matches!(committed(false).resolve().unwrap(), CommitOutcome::Unknown { .. }));
+}
+
+diesel::table! {
+    entries (id) { id -> Integer, author -> Text, message -> Text, }
+}
+
+#[derive(Debug, Clone, Queryable, Selectable, Entity)]
+#[diesel(table_name = entries)]
+#[entity(new = NewEntry, connection = Any)]
+struct Entry {
+    #[entity(generated)]
+    id: i32,
+    author: String,
+    message: String,
+}
+
+fn entry(message: &str) -> NewEntry {
+    NewEntry { author: "Ada".into(), message: message.into() }
+}
+
+/// A row that a transaction inserts, one that it updates and one that it deletes, with the key of the first.
+struct Rows {
+    new: Tracked<Entry>,
+    key: Fk<Entry>,
+    changed: Tracked<Entry>,
+    deleted: Tracked<Entry>,
+}
+
+impl Rows {
+    fn states(&self) -> [State; 3] {
+        [self.new.state(), self.changed.state(), self.deleted.state()]
+    }
+
+    /// Changes that are not committed.
+    fn change<C: Conn>(session: &Session<C>) -> Result<Self>
+    where
+        NewEntry: Insert<C>,
+        Entry: Persist<C>,
+    {
+        let (changed, deleted) = (session.add(entry("before")), session.add(entry("deleted")));
+        session.flush()?;
+        session.commit()?;
+        let (changed, deleted) = (session.find::<Entry>(changed.read().id)?, session.find::<Entry>(deleted.read().id)?);
+        let new = session.add(entry("new"));
+        let key = new.key();
+        changed.write().message = "after".into();
+        session.delete(&deleted)?;
+        Ok(Self { new, key, changed, deleted })
+    }
+
+    fn assert_undecided(&self) {
+        assert_eq!(self.states(), [State::Undecided; 3]);
+        assert_eq!(self.key.id(), Some(&self.new.read().id));
+        assert_eq!(self.new.key().id(), self.key.id());
+        assert_eq!((self.changed.read().message.as_str(), self.deleted.read().message.as_str()), ("after", "deleted"));
+        let refused = self.changed.try_write().err().expect("it cannot be written to");
+        assert!(matches!(&refused, Error::WrongState { state: State::Undecided, .. }), "{refused}");
+        assert!(refused.to_string().contains("`resolve()`"), "{refused}");
+        assert!(!self.new.is_dirty() && !self.changed.is_dirty());
+    }
+
+    fn assert_decided(&self, outcome: &CommitOutcome, wanted: [State; 3]) {
+        assert_eq!(self.states(), wanted, "{outcome:?}");
+        match outcome {
+            CommitOutcome::Committed => {
+                assert_eq!(self.key.id(), Some(&self.new.read().id));
+                assert_eq!((self.new.read().message.as_str(), self.changed.read().message.as_str()), ("new", "after"));
+            }
+            _ => {
+                assert!(self.key.id().is_none() && self.new.key().id().is_none() && self.new.try_read().is_err());
+                assert!(self.changed.try_read().is_err());
+            }
+        }
+    }
+}
+
+const DECIDED: [(CommitOutcome, [State; 3]); 2] = [
+    (CommitOutcome::RolledBack, [State::Discarded, State::Stale, State::Expired]),
+    (CommitOutcome::Committed, [State::Expired, State::Expired, State::Deleted]),
+];
+
+/// What the server has, to a client that the crate knows nothing of.
+fn stored(site: &Site) -> Vec<String> {
+    let query = entries::table.order(entries::id).select(entries::message);
+    match site {
+        Site::Postgres(_) => query.load(&mut PgConnection::establish(&site.url()).unwrap()),
+        _ => query.load(&mut MysqlConnection::establish(&site.url()).unwrap()),
+    }
+    .unwrap()
+}
+
+fn rows_are_undecided_until_the_commit_is_resolved<C: Conn>(site: &Site)
+where
+    NewEntry: Insert<C>,
+    Entry: Persist<C>,
+{
+    let proxy = proxy_of(site);
+    let app = through::<C>(&proxy, site);
+    let resolves = matches!(site, Site::Postgres(_));
+    for autocommit in [false, true] {
+        for ((moment, _, _), (outcome, wanted)) in MOMENTS.into_iter().zip(DECIDED) {
+            let scope = if autocommit { app.scope().autocommit() } else { app.scope() };
+            let rows = scope.resolvable().run(|| {
+                let session = C::db().session()?;
+                session.send("DELETE FROM entries")?;
+                let rows = Rows::change(&session)?;
+                proxy.set(losing_commits(moment));
+                // In an autocommit scope the flush is a transaction of its own.
+                let error = if autocommit { session.flush() } else { session.commit() }.unwrap_err();
+                proxy.set(Mode::Pass);
+                assert!(error.is_commit_unknown(), "{error}");
+                rows.assert_undecided();
+                assert!(!session.is_dirty());
+                if resolves {
+                    assert_eq!(error.resolve()?, outcome);
+                    rows.assert_decided(&outcome, wanted);
+                } else {
+                    assert!(matches!(error.resolve()?, CommitOutcome::Unknown { .. }));
+                    rows.assert_undecided();
+                }
+                // Whatever is known: what is read is what the server has.
+                let committed = outcome == CommitOutcome::Committed;
+                let changed = session.find::<Entry>(rows.changed.key().id().copied().unwrap())?;
+                assert_eq!(changed, rows.changed);
+                assert_eq!(changed.read().message, if committed { "after" } else { "before" });
+                let again = session.get::<Entry>(rows.deleted.read().id)?;
+                assert_eq!(again.as_ref(), (!committed).then_some(&rows.deleted));
+                changed.write().message = "last".into();
+                if let Some(deleted) = again {
+                    session.delete(&deleted)?;
+                }
+                if !resolves {
+                    let new = session.get::<Entry>(*rows.key.id().unwrap())?;
+                    assert_eq!(new.as_ref(), committed.then_some(&rows.new));
+                }
+                session.commit()?;
+                Ok::<_, Error>(rows)
+            });
+            let rows = rows.unwrap();
+            let committed = outcome == CommitOutcome::Committed;
+            assert_eq!(rows.deleted.state(), State::Deleted);
+            assert_eq!(rows.new.state() == State::Detached, committed, "{:?}", rows.new);
+            let wanted: &[&str] = if committed { &["last", "new"] } else { &["last"] };
+            assert_eq!(stored(site), wanted);
+        }
+    }
+}
+
+/// The caller of a scope gets the error when the session is gone.
+fn handles_that_outlive_their_scope_are_decided_too<C: Conn>(site: &Site)
+where
+    NewEntry: Insert<C>,
+    Entry: Persist<C>,
+{
+    let proxy = proxy_of(site);
+    let app = through::<C>(&proxy, site);
+    let resolves = matches!(site, Site::Postgres(_));
+    for ((moment, _, _), (outcome, _)) in MOMENTS.into_iter().zip(DECIDED) {
+        let mut kept = None;
+        let error = app.scope().resolvable().commit_on_ok().run(|| {
+            kept = Some(Rows::change(&C::db().session()?)?);
+            proxy.set(losing_commits(moment));
+            Ok::<_, Error>(())
+        });
+        proxy.set(Mode::Pass);
+        let (error, rows) = (error.unwrap_err(), kept.unwrap());
+        rows.assert_undecided();
+        if !resolves {
+            assert!(matches!(error.resolve().unwrap(), CommitOutcome::Unknown { .. }));
+            rows.assert_undecided();
+            continue;
+        }
+        assert_eq!(error.resolve().unwrap(), outcome);
+        let wanted = match outcome {
+            CommitOutcome::Committed => [State::Detached, State::Detached, State::Deleted],
+            _ => [State::Discarded, State::Detached, State::Detached],
+        };
+        rows.assert_decided(&outcome, wanted);
+    }
+}
+
+/// A program that goes on with the key finds its row, and adds it again where it is not there.
+fn keys_of_undecided_rows_can_be_used<C: Conn>(site: &Site)
+where
+    NewEntry: Insert<C>,
+    Entry: Persist<C>,
+{
+    let proxy = proxy_of(site);
+    let app = through::<C>(&proxy, site);
+    for (moment, outcome, _) in MOMENTS {
+        let inside = || {
+            let session = C::db().session()?;
+            let rows = Rows::change(&session)?;
+            proxy.set(losing_commits(moment));
+            session.commit().unwrap_err();
+            proxy.set(Mode::Pass);
+            let refreshed = session.refresh(&rows.new);
+            match outcome {
+                CommitOutcome::Committed => {
+                    refreshed?;
+                    assert_eq!(rows.new.state(), State::Persistent);
+                    rows.new.write().message = "written".into();
+                    session.commit()?;
+                    assert!(session.number("SELECT count(*) AS number FROM entries WHERE message = 'written'")? == 1);
+                }
+                _ => {
+                    assert!(refreshed.unwrap_err().is_not_found());
+                    assert_eq!(rows.new.state(), State::Deleted);
+                }
+            }
+            session.commit()
+        };
+        app.context(inside).unwrap();
+    }
 }

@@ -226,3 +226,116 @@ fn with_hands_out_diesels_connection_inside_the_transaction() {
         Ok(())
     });
 }
+
+/// The count, and how many rows there are.
+macro_rules! counted {
+    ($session:expr, $as:ty, $query:expr) => {{
+        let rows: Vec<$as> = $session.load($query)?;
+        assert_eq!($session.count($query)?, rows.len() as i64, "{}", stringify!($query));
+        rows.len()
+    }};
+}
+
+#[test]
+fn count_is_the_number_of_rows_that_load_gives() {
+    test(|shop| {
+        seeded(shop)?;
+        shop.context(|| {
+            let session = DB.session()?;
+            let twice = diesel::dsl::sql::<Integer>("2");
+            counted!(session, User, users::table);
+            counted!(session, User, users::table.filter(users::name.eq("nobody")));
+            assert_eq!(counted!(session, User, users::table.limit(2)), 2);
+            assert_eq!(counted!(session, User, users::table.order(users::id).limit(5).offset(1)), 2);
+            assert_eq!(counted!(session, User, users::table.order(users::name.desc())), 3);
+            assert_eq!(counted!(session, User, users::table.limit(0)), 0);
+            assert_eq!(counted!(session, i32, posts::table.select(posts::user_id).distinct()), 2);
+            assert_eq!(counted!(session, i32, posts::table.group_by(posts::user_id).select(posts::user_id)), 2);
+            counted!(
+                session,
+                (i32, i64),
+                posts::table.group_by(posts::user_id).having(count_star().gt(1)).select((posts::user_id, count_star()))
+            );
+            counted!(session, i64, users::table.count());
+            counted!(session, (User, Post), users::table.inner_join(posts::table));
+            assert_eq!(counted!(session, (User, Option<Post>), users::table.left_join(posts::table)), 4);
+            assert_eq!(
+                counted!(
+                    session,
+                    (User, Post),
+                    users::table.inner_join(posts::table).select((User::as_select(), Post::as_select())).limit(2)
+                ),
+                2
+            );
+            counted!(session, (i32, i32), users::table.select((users::id, users::id)).limit(2));
+            counted!(session, User, users::table.select(User::as_select()).order(users::id).limit(1));
+            counted!(session, i32, users::table.select(twice.clone()));
+            for limit in 0..4 {
+                let boxed = || users::table.order(users::id).limit(limit).into_boxed();
+                counted!(session, User, boxed());
+                counted!(session, User, boxed().filter(users::age.is_not_null()));
+            }
+            assert_eq!(session.count(sql_query("SELECT name FROM users WHERE id > 1"))?, 2);
+            // A read that leaves nothing.
+            session.commit()?;
+            session.count(users::table.limit(2))?;
+            assert_eq!(session.in_transaction(), KIND != Kind::Sqlite || session.in_transaction());
+            session.commit()
+        })
+    });
+}
+
+#[test]
+fn count_keeps_what_the_session_knows() {
+    test(|shop| {
+        seeded(shop)?;
+        shop.context(|| {
+            let session = DB.session()?;
+            add(&session, "Dan")?;
+            assert_eq!(session.count(users::table.left_join(posts::table))?, 5);
+            assert_eq!(session.count(users::table)?, 4, "a refused form of the query does no harm");
+            session.commit()
+        })?;
+        assert_eq!(shop.names().len(), 4);
+        Ok(())
+    });
+}
+
+#[test]
+fn one_wants_exactly_one_row() {
+    test(|shop| {
+        seeded(shop)?;
+        shop.context(|| {
+            let session = DB.session()?;
+            let user: User = session.one(users::table.filter(users::name.eq("Bob")))?;
+            assert_eq!(user.id, 2);
+            assert_eq!(session.one::<String, _>(users::table.find(3).select(users::name))?, "Cid");
+            // The query's own limit counts.
+            assert_eq!(session.one::<User, _>(users::table.order(users::id.desc()).limit(1))?.id, 3);
+            assert_eq!(session.one::<User, _>(users::table.order(users::id).limit(5).offset(2))?.id, 3);
+            assert_eq!(session.one::<User, _>(users::table.find(1).into_boxed())?.name, "Ada");
+            let pair: (User, Post) =
+                session.one(users::table.inner_join(posts::table).filter(posts::title.eq("Campeador")))?;
+            assert_eq!((pair.0.id, pair.1.user_id), (3, 3));
+            assert_eq!(session.one::<User, _>(sql_query("SELECT * FROM users WHERE id = 2"))?.name, "Bob");
+            let none: Result<User> = session.one(users::table.find(9));
+            assert_is!(none, Err(Error::NotFound { at, .. }) if at.line() == line!() - 1);
+            assert_eq!(session.one_or_none::<User, _>(users::table.find(9))?, None);
+            assert_eq!(session.one_or_none::<User, _>(users::table.find(1))?.map(|user| user.name), Some("Ada".into()));
+            let several: Result<User> = session.one(users::table);
+            assert_is!(&several, Err(Error::TooManyRows { at }) if at.line() == line!() - 1);
+            let error = several.expect_err("there are three");
+            assert!(error.code() == "DS317" && !error.is_not_found() && error.to_string().contains("`first`"), "{error}");
+            assert_is!(session.one_or_none::<User, _>(users::table.order(users::id)), Err(Error::TooManyRows { .. }));
+            assert_is!(
+                session.one::<User, _>(sql_query("SELECT * FROM users")),
+                Err(Error::TooManyRows { .. })
+            );
+            assert_is!(
+                session.one::<(User, Post), _>(users::table.inner_join(posts::table)),
+                Err(Error::TooManyRows { .. })
+            );
+            session.commit()
+        })
+    });
+}

@@ -1,11 +1,15 @@
 //! The unit of work: what is kept, what is sent, and what its failures leave.
 
+#[path = "unit/costs.rs"]
+mod costs;
 #[path = "unit/failures.rs"]
 mod failures;
 #[path = "unit/flushes.rs"]
 mod flushes;
 #[path = "unit/hooks.rs"]
 mod hooks;
+#[path = "unit/panics.rs"]
+mod panics;
 #[path = "unit/rows.rs"]
 mod rows;
 #[path = "unit/updates.rs"]

@@ -329,3 +329,35 @@ fn what_the_commit_itself_refuses_is_not_in_memory_either() {
         })
     });
 }
+
+#[test]
+fn handle_that_outlives_its_session_says_so() {
+    blog(|shop| {
+        let (ada, bob, eve) = shop.context(|| {
+            let session = DB.session()?;
+            let (ada, bob) = (session.add(writer("Ada")), session.add(writer("Bob")));
+            session.commit()?;
+            let (ada, bob) = (session.find::<Writer>(ada.read().id)?, session.find::<Writer>(bob.read().id)?);
+            ada.write().name = "A".into();
+            let eve = session.add(writer("Eve"));
+            session.flush()?;
+            Ok::<_, Error>((ada, bob, eve))
+        })?;
+        assert_eq!([ada.state(), bob.state(), eve.state()], [State::Detached, State::Detached, State::Discarded]);
+        assert_eq!(bob.read().name, "Bob");
+        let refused = ada.try_read().err().expect("nobody knows its value");
+        assert!(matches!(refused, Error::WrongState { state: State::Detached, .. }), "{refused}");
+        for text in [refused.to_string(), ada.try_write().map(drop).unwrap_err().to_string()] {
+            assert!(text.contains("session has ended") || text.contains("has ended"), "{text}");
+            assert!(text.contains("present") && !text.contains("refresh"), "{text}");
+        }
+        inside(shop, |session| {
+            assert_is!(session.refresh(&ada), Err(Error::WrongState { state: State::Detached, .. }));
+            assert_is!(session.delete(&ada), Err(Error::WrongState { state: State::Detached, .. }));
+            // The advice can be followed.
+            let key = *ada.key().id().expect("it is known");
+            assert_eq!(session.find::<Writer>(key)?.read().name, "Ada");
+            Ok(())
+        })
+    });
+}

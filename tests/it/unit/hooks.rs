@@ -204,3 +204,220 @@ fn a_hook_that_fails_or_panics_prevents_the_flush() {
         })
     });
 }
+
+/// What a hook does, and whether it takes away what is to be flushed.
+type Prank = fn(&Session<Conn>);
+
+const PRANKS: [Prank; 6] = [
+    |session| session.rollback().expect("it is allowed"),
+    |session| session.remove().expect("it is allowed"),
+    |session| session.expunge_all(),
+    |session| drop(session.transaction(|_| Err::<(), Error>(refusal()))),
+    |session| {
+        session.expunge_all();
+        session.add(writer("another"));
+    },
+    |session| {
+        session.rollback().expect("it is allowed");
+        drop(session.execute(diesel::insert_into(nodes::table).values(nodes::label.eq("by the hook"))));
+    },
+];
+
+fn refusal() -> Error {
+    Error::NotFound { row: None, at: std::panic::Location::caller() }
+}
+
+/// The scopes in which a flush is part of a transaction, and in which it is one.
+fn in_scopes(shop: &Shop<Conn>, body: impl Fn(&Session<Conn>) -> Result<()>) -> Result<()> {
+    shop.scope().run(|| body(&DB.session()?))?;
+    shop.scope().autocommit().run(|| body(&DB.session()?))
+}
+
+#[track_caller]
+fn assert_taken_away(outcome: Result<()>, hook: &str) {
+    match outcome {
+        Err(error @ Error::HookFailed { hook: failed, committed: false, .. }) if failed == hook => {
+            assert!(error.to_string().contains("return `Err` from the hook"), "{error}");
+        }
+        other => panic!("the `{hook}` hook took the rows away: {other:?}"),
+    }
+}
+
+fn nothing_is_stored(shop: &Shop<Conn>) -> bool {
+    shop.ask("SELECT name AS value FROM writers").is_empty() && shop.ask("SELECT label AS value FROM nodes").is_empty()
+}
+
+#[test]
+fn flush_fails_if_a_hook_before_it_takes_the_rows_away() {
+    blog(|shop| {
+        for (number, prank) in PRANKS.into_iter().enumerate() {
+            for begun in [false, true] {
+                in_scopes(shop, |session| {
+                    if begun {
+                        session.add(node(None, "earlier"));
+                        session.flush()?;
+                    }
+                    if begun && KIND != Kind::Sqlite && !session.in_transaction() {
+                        // An autocommit scope has stored it.
+                        session.execute(diesel::delete(nodes::table))?;
+                    } else if !session.in_transaction() {
+                        session.execute(diesel::delete(nodes::table))?;
+                        session.commit()?;
+                    }
+                    session.before_flush(move |session, changes| {
+                        if changes.of::<Writer>().next().is_some() {
+                            prank(session);
+                        }
+                    })?;
+                    session.add(writer("Ada"));
+                    assert_taken_away(session.flush(), "before_flush");
+                    // A commit stores nothing of what is left.
+                    let _ = session.commit();
+                    assert!(nothing_is_stored(shop), "{number}");
+                    session.rollback()?;
+                    session.remove()?;
+                    session.add(writer("Bob"));
+                    session.commit()?;
+                    assert_eq!(shop.ask("SELECT name AS value FROM writers"), ["Bob"], "{number}");
+                    session.execute(diesel::delete(writers::table))?;
+                    session.commit()
+                })?;
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn commit_fails_if_a_hook_takes_the_rows_away() {
+    blog(|shop| {
+        for prank in PRANKS {
+            for hook in ["before_flush", "before_commit"] {
+                let outcome = shop.scope().commit_on_ok().run(|| {
+                    let session = DB.session()?;
+                    session.add(writer("Ada"));
+                    match hook {
+                        "before_flush" => session.before_flush(move |session, _| prank(session))?,
+                        _ => session.before_commit(move || DB.session().map(|session| prank(&session)))?,
+                    }
+                    Ok(())
+                });
+                assert_taken_away(outcome, hook);
+                assert!(nothing_is_stored(shop));
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn hook_after_a_flush_that_rolls_it_back_fails_it() {
+    blog(|shop| {
+        in_scopes(shop, |session| {
+            for prank in [PRANKS[0], PRANKS[1], PRANKS[3], PRANKS[5]] {
+                session.after_flush(move |session, changes| {
+                    if changes.of::<Writer>().next().is_some() {
+                        prank(session);
+                    }
+                })?;
+                session.add(writer("Ada"));
+                assert_taken_away(session.flush(), "after_flush");
+                let _ = session.commit();
+                assert!(nothing_is_stored(shop));
+                session.rollback()?;
+                session.remove()?;
+            }
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn hook_after_a_flush_may_let_go_of_what_was_sent() {
+    blog(|shop| {
+        in_scopes(shop, |session| {
+            session.after_flush(|session, _| session.expunge_all())?;
+            session.add(writer("Ada"));
+            session.commit()?;
+            assert_eq!(shop.ask("SELECT name AS value FROM writers"), ["Ada"]);
+            session.remove()?;
+            session.execute(diesel::delete(writers::table))?;
+            session.commit()
+        })
+    });
+}
+
+#[test]
+fn hook_that_forgets_what_was_written_fails_the_flush() {
+    blog(|shop| {
+        in_scopes(shop, |session| {
+            session.execute(diesel::delete(writers::table))?;
+            session.commit()?;
+            let ada = session.add(writer("Ada"));
+            session.commit()?;
+            let ada = session.find::<Writer>(ada.read().id)?;
+            session.before_flush(|session, _| session.expire_all())?;
+            ada.write().name = "A".into();
+            assert_taken_away(session.flush(), "before_flush");
+            session.rollback()?;
+            session.remove()
+        })
+    });
+}
+
+#[test]
+fn commit_inside_a_flush_is_refused_and_a_transaction_left_open_fails_it() {
+    blog(|shop| {
+        in_scopes(shop, |session| {
+            session.after_flush(|session, _| {
+                assert_is!(session.commit(), Err(Error::AlreadyFlushing { .. }));
+            })?;
+            session.add(node(None, "kept"));
+            session.commit()?;
+            session.remove()
+        })?;
+        assert_eq!(shop.ask("SELECT label AS value FROM nodes"), ["kept", "kept"]);
+        shop.scope().autocommit().run(|| {
+            let session = DB.session()?;
+            session.before_flush(|session, _| session.begin())?;
+            session.add(writer("Ada"));
+            assert_is!(session.flush(), Err(Error::HookFailed { hook: "before_flush", committed: false, .. }));
+            assert_is!(session.commit(), Err(Error::RollbackRequired { .. }));
+            session.rollback()?;
+            session.remove()?;
+            session.add(writer("Bob"));
+            session.flush()
+        })?;
+        assert_eq!(shop.ask("SELECT name AS value FROM writers"), ["Bob"]);
+        Ok(())
+    });
+}
+
+static VETOED: Database<Conn> = connected()
+    .before_commit(|session, _| session.rollback())
+    .before_flush(|session, changes| match changes.of::<Writer>().any(|(kind, _)| kind == ChangeKind::Delete) {
+        true => session.rollback(),
+        false => Ok(()),
+    });
+
+#[test]
+fn hooks_of_the_database_object_are_watched_too() {
+    blog(|shop| {
+        let id = crate::fixtures::unique("vetoed");
+        let app = VETOED.init_app(&id, Config::new(shop.url()))?;
+        let outcome = app.context(|| {
+            let session = VETOED.session()?;
+            session.add(writer("Ada"));
+            assert_taken_away(session.commit(), "before_commit");
+            let ada = session.add(writer("Ada"));
+            session.flush()?;
+            session.delete(&ada)?;
+            assert_taken_away(session.flush(), "before_flush");
+            session.rollback()
+        });
+        VETOED.remove_app(&id)?;
+        outcome?;
+        assert!(nothing_is_stored(shop));
+        Ok(())
+    });
+}

@@ -28,5 +28,7 @@ mod settings;
 mod spoiled;
 #[path = "../transactions.rs"]
 mod transactions;
+#[path = "../unions.rs"]
+mod unions;
 #[path = "../unit.rs"]
 mod unit;
