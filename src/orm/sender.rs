@@ -37,6 +37,11 @@ pub(crate) trait Sender<C> {
     /// Whether the database has `RETURNING`.
     fn returning(&self) -> bool;
 
+    /// Whether the database looks at foreign keys at the end of a statement, not at each row.
+    fn checks_at_end(&self) -> bool {
+        self.returning()
+    }
+
     fn at(&self) -> Place;
 }
 

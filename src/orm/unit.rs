@@ -80,8 +80,13 @@ impl<C: 'static> Unit<C> {
         Ok(self.with_sending(|store: &Store<C, T>| store.fetch(id, sender))?.map(Tracked))
     }
 
-    pub(crate) fn preload<T: Persist<C>>(&self, ids: Vec<T::Id>, sender: &dyn Sender<C>) -> Result<()> {
-        self.with_sending(|store: &Store<C, T>| store.preload(ids, sender))
+    pub(crate) fn get_many<T: Persist<C>>(
+        &self,
+        ids: &[T::Id],
+        sender: &dyn Sender<C>,
+    ) -> Result<Vec<Option<Tracked<T>>>> {
+        let found = self.with_sending(|store: &Store<C, T>| store.get_many(ids, sender))?;
+        Ok(found.into_iter().map(|found| found.map(Tracked)).collect())
     }
 
     #[inline]

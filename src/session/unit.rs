@@ -10,7 +10,7 @@ use super::flush::Route;
 use super::hooks::HookOutcome;
 use super::statement::Statement;
 use crate::connection::SessionConnection;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::orm::{ChangeKind, Changes, Entity, Insert, Persist, Track, Tracked, Tracker};
 
 /// The unit of work: rows that the session keeps, and writes when it is flushed. [`orm`](crate::orm) has the guide.
@@ -76,10 +76,7 @@ impl<C: SessionConnection> Session<C> {
         &self,
         ids: impl IntoIterator<Item = impl Into<T::Id>>,
     ) -> Result<Vec<Option<Tracked<T>>>> {
-        let ids: Vec<T::Id> = ids.into_iter().map(Into::into).collect();
-        self.preload::<T>(ids.iter().cloned())?;
-        let unit = self.0.unit();
-        Ok(ids.iter().map(|id| unit.fresh(id)).collect())
+        self.read_many(ids.into_iter().map(Into::into).collect(), Location::caller())
     }
 
     /// Reads the rows of several keys with one query, so that [`get`](Self::get) of each sends nothing.
@@ -88,15 +85,16 @@ impl<C: SessionConnection> Session<C> {
     /// Those of [`get`](Self::get).
     #[track_caller]
     pub fn preload<T: Persist<C>>(&self, ids: impl IntoIterator<Item = impl Into<T::Id>>) -> Result<()> {
-        let at = Location::caller();
-        let ids: Vec<T::Id> = ids.into_iter().map(Into::into).collect();
+        self.read_many::<T>(ids.into_iter().map(Into::into).collect(), Location::caller()).map(drop)
+    }
+
+    fn read_many<T: Persist<C>>(&self, ids: Vec<T::Id>, at: Place) -> Result<Vec<Option<Tracked<T>>>> {
         self.0.not_ended(at)?;
         let unit = self.0.unit();
-        if ids.iter().all(|id| unit.fresh::<T>(id).is_some()) {
-            return Ok(());
+        if !ids.iter().all(|id| unit.fresh::<T>(id).is_some()) {
+            self.0.autoflush(at)?;
         }
-        self.0.autoflush(at)?;
-        unit.preload::<T>(ids, &Route { session: &self.0, at })
+        unit.get_many::<T>(&ids, &Route { session: &self.0, at })
     }
 
     /// Runs a query and keeps its rows: entities come as handles, also in tuples and `Option`s, plain values as they are. A row
