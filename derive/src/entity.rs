@@ -198,10 +198,11 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
             .collect(),
     };
     // `column = value`; a text has a condition of its own, for the sake of CHAR(n).
+    let qualified = backend == Backend::Postgres;
     let is = |field: &crate::model::Field, value: TokenStream| {
         let column = &field.column;
         match field.is_text() {
-            true => quote!(::diesel_session::orm::text_key(#table::#column, #value)),
+            true => quote!(::diesel_session::orm::text_key(#table::#column, #value, #qualified)),
             false => quote!(#table::#column.eq(#value)),
         }
     };

@@ -13,18 +13,21 @@ use diesel::sql_types::{Bool, SqlType};
 /// `column = value` for a text.
 ///
 /// PostgreSQL gives a `CHAR(n)` back with its blanks, and compares it with a text parameter without them. So a value that ends in
-/// blanks also finds the column that is equal without them, if the column itself has blanks at its end: that is `CHAR(n)`.
+/// blanks also finds the column that is equal without them, if the column is longer than that: then it has blanks, and is a `CHAR(n)`.
 #[doc(hidden)]
 pub struct TextKey<C, V, W> {
     column: C,
     value: V,
     trimmed: Option<W>,
+    /// What names PostgreSQL's own functions, if it is known to be PostgreSQL.
+    schema: &'static str,
 }
 
 #[doc(hidden)]
 pub fn text_key<'a, C>(
     column: C,
     value: &'a String,
+    is_postgres: bool,
 ) -> TextKey<C, <&'a String as AsExpression<C::SqlType>>::Expression, <String as AsExpression<C::SqlType>>::Expression>
 where
     C: Column<SqlType: SqlType + TypedExpressionType>,
@@ -33,7 +36,8 @@ where
 {
     let trimmed = value.trim_end_matches(' ');
     let trimmed = (trimmed.len() < value.len()).then(|| trimmed.to_owned().as_expression());
-    TextKey { column, value: value.as_expression(), trimmed }
+    let schema = if is_postgres { "pg_catalog." } else { "" };
+    TextKey { column, value: value.as_expression(), trimmed, schema }
 }
 
 /// Whether a text ends in blanks, which PostgreSQL passes over in a `CHAR(n)`.
@@ -113,9 +117,11 @@ where
             self.column.walk_ast(out.reborrow())?;
             out.push_sql(" = ");
             trimmed.walk_ast(out.reborrow())?;
-            out.push_sql(" AND ");
+            out.push_sql(&format!(" AND {}octet_length(", self.schema));
             self.column.walk_ast(out.reborrow())?;
-            out.push_sql(" LIKE '% ')");
+            out.push_sql(&format!(") > {}octet_length(", self.schema));
+            trimmed.walk_ast(out.reborrow())?;
+            out.push_sql("))");
         }
         out.push_sql(")");
         Ok(())
