@@ -49,10 +49,13 @@ pub(crate) fn many(model: &Model, backend: Backend, connection: &TokenStream) ->
             ::core::result::Result::Ok(there.into_iter().filter_map(|row| ::core::primitive::usize::try_from(row).ok()).collect())
         }
     });
-    let (locks, lock_keys) = (BINDS / model.key.len().max(1), model.keys().map(|key| {
-        let (column, field) = (&key.column, &key.name);
-        quote!(lock.key(#table::#column, rows.iter().map(|row| &row.#field));)
-    }));
+    let (locks, lock_keys) = (
+        BINDS / model.key.len().max(1),
+        model.keys().map(|key| {
+            let (column, field) = (&key.column, &key.name);
+            quote!(lock.key(#table::#column, rows.iter().map(|row| &row.#field));)
+        }),
+    );
     quote! {
         #update_many
 

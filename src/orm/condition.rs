@@ -83,9 +83,10 @@ pub fn is_rounded<C: Column>(_: C) -> bool {
 #[doc(hidden)]
 pub fn is_integer<C: Column>(_: C) -> bool {
     let name = type_name::<C::SqlType>();
-    ["SmallInt", "Integer", "BigInt", "TinyInt"].iter().any(|integer| {
-        name.starts_with("diesel::") && name.trim_end_matches('>').rsplit("::").next() == Some(integer)
-    }) && !name.contains("Nullable<")
+    ["SmallInt", "Integer", "BigInt", "TinyInt"]
+        .iter()
+        .any(|integer| name.starts_with("diesel::") && name.trim_end_matches('>').rsplit("::").next() == Some(integer))
+        && !name.contains("Nullable<")
 }
 
 /// `column IN (..)` for numbers that the database made.

@@ -81,12 +81,15 @@ where
     let Some(ids) = made else { return counted::<C, N>(conn, rows.len()) };
     let mut read = Vec::with_capacity(ids.len());
     for ids in ids.chunks(N::Entity::FINDS.max(1)) {
-        let conn = RefCell::new(&mut *conn);
-        let found = by_key(
-            ids,
-            &mut |ids| N::Entity::find_many(&mut **conn.borrow_mut(), ids),
-            &mut |id| one_of::<C, N::Entity>(&mut **conn.borrow_mut(), id),
-        )?;
+        let mut found = {
+            let conn = RefCell::new(&mut *conn);
+            by_key(ids, &mut |ids| N::Entity::find_many(&mut **conn.borrow_mut(), ids), &mut |id| {
+                Ok(N::Entity::find(&mut **conn.borrow_mut(), id)?.pop())
+            })?
+        };
+        for (id, row) in ids.iter().zip(&mut found).filter(|(_, row)| row.is_none()) {
+            *row = rounded::<C, N::Entity>(conn, id)?;
+        }
         read.extend(found);
     }
     read.into_iter()
@@ -101,15 +104,14 @@ where
         .collect()
 }
 
-/// The row of a key that was sent. A column that has fewer digits of a second than the key has kept it with those.
-fn one_of<C, T: Persist<C>>(conn: &mut C, id: &T::Id) -> QueryResult<Option<T>> {
-    let mut found = T::find(conn, id)?;
+/// The row of a key that was sent and is not there: a column that has fewer digits of a second has kept it with those.
+fn rounded<C, T: Persist<C>>(conn: &mut C, id: &T::Id) -> QueryResult<Option<T>> {
     for digits in (0..6).rev() {
-        if found.is_empty() {
-            found = T::find_rounded(conn, id, digits)?;
+        if let Some(row) = T::find_rounded(conn, id, digits)?.pop() {
+            return Ok(Some(row));
         }
     }
-    Ok(found.pop())
+    Ok(None)
 }
 
 const COUNTED: &str = "SELECT CONCAT(LAST_INSERT_ID(), ' ', @@auto_increment_increment) AS value";

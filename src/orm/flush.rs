@@ -115,7 +115,11 @@ fn hold_back<C>(stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
     let (mut rows, mut types) = (HashSet::new(), HashSet::new());
     let mut hold_back_above = |entity: TypeId| {
         if types.insert(entity) {
-            relations.ancestors(entity).iter().filter_map(|ancestor| find(stores, *ancestor)).for_each(DynStore::hold_all_back);
+            relations
+                .ancestors(entity)
+                .iter()
+                .filter_map(|ancestor| find(stores, *ancestor))
+                .for_each(DynStore::hold_all_back);
         }
     };
     while let Some(Reference { parent, key }) = left.pop() {
@@ -229,8 +233,12 @@ fn delete_in_waves<C>(
                 release(std::mem::take(&mut parents[node]), &mut children, &mut next);
             }
             for place in (0..group.len()).rev() {
-                let rows: Vec<usize> =
-                    wave.iter().map(|&node| nodes[node]).filter(|(store, _)| *store == place).map(|(_, row)| row).collect();
+                let rows: Vec<usize> = wave
+                    .iter()
+                    .map(|&node| nodes[node])
+                    .filter(|(store, _)| *store == place)
+                    .map(|(_, row)| row)
+                    .collect();
                 delete_rows(&group[place], stores, &rows, false, sender)?;
             }
             next.retain(|&node| is_left[node]);
@@ -255,7 +263,8 @@ fn delete_in_waves<C>(
                 let left = group[store].1.references_of(row);
                 let still = |parent: &usize| {
                     let (store, row) = nodes[*parent];
-                    left.iter().any(|to| to.parent == group[store].0 && group[store].1.places_of(&*to.key).contains(&row))
+                    left.iter()
+                        .any(|to| to.parent == group[store].0 && group[store].1.places_of(&*to.key).contains(&row))
                 };
                 let (kept, released) = std::mem::take(&mut parents[node]).into_iter().partition(|parent| still(parent));
                 parents[node] = kept;
@@ -293,8 +302,7 @@ fn parents_first<C>(stores: Vec<Kept<C>>) -> Vec<Vec<Kept<C>>> {
         };
         let next = left.iter().position(is_free).unwrap_or(0);
         let (entity, store) = left.remove(next);
-        let (group, others) =
-            left.into_iter().partition(|(other, of)| store.refers_to(*other) && of.refers_to(entity));
+        let (group, others) = left.into_iter().partition(|(other, of)| store.refers_to(*other) && of.refers_to(entity));
         left = others;
         let mut group: Vec<Kept<C>> = group;
         group.insert(0, (entity, store));

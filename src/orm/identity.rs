@@ -10,10 +10,10 @@ use foldhash::fast::RandomState;
 
 use super::agenda::Agenda;
 use super::changes::{Change, ChangeKind};
+use super::derived::by_key;
 use super::entity::{Entity, Insert, Persist};
 use super::entry::{Entry, Home, Phase};
 use super::history::History;
-use super::derived::by_key;
 use super::queue::{DynQueue, Queue};
 use super::relation::{Reference, Relations, alike};
 use super::sender::{Sender, Sending, ask};
@@ -54,7 +54,11 @@ const SWEPT_FROM: usize = 1024;
 /// What is known of a row that others refer to.
 pub(crate) enum Known {
     /// It is known, and what it refers to; `surely` if that cannot be out of date.
-    Row { row: *const (), references: Vec<Reference>, surely: bool },
+    Row {
+        row: *const (),
+        references: Vec<Reference>,
+        surely: bool,
+    },
     Nothing,
     /// What was asked for is no key of the entity.
     NoKey,
@@ -218,14 +222,10 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
                 read.push(row.map(|row| self.absorb_as(id, row)));
             }
         }
-        for (id, row) in missing.iter().zip(&read).filter(|(_, row)| row.is_none()) {
-            debug_assert!(row.is_none());
-            self.vanished(id);
-        }
+        missing.iter().zip(&read).filter(|(_, row)| row.is_none()).for_each(|(id, _)| self.vanished(id));
         for (id, place) in ids.iter().zip(&mut found).filter(|(_, place)| place.is_none()) {
             place.clone_from(&read[asked[id]]);
         }
-        // A row that is to be deleted is not given out, as by `get`.
         Ok(found)
     }
 
@@ -343,6 +343,8 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
     fn vanished(&self, id: &T::Id) {
         // One that is written to stays, for its flush to say so.
         let mut rows = self.rows.borrow_mut();
+        let alias = self.aliases.borrow().get(id).cloned();
+        let id = alias.as_ref().filter(|_| !rows.contains_key(id)).unwrap_or(id);
         if rows.get(id).is_some_and(|entry| !entry.is_touched() && !entry.is_doomed())
             && let Some(entry) = rows.remove(id)
         {
@@ -571,9 +573,7 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
             false => entry.value.try_borrow().ok().and_then(|value| value.clone()),
         };
         match value {
-            Some(value) => {
-                Known::Row { row: Rc::as_ptr(entry).cast(), references: value.references(), surely: true }
-            }
+            Some(value) => Known::Row { row: Rc::as_ptr(entry).cast(), references: value.references(), surely: true },
             None => Known::Nothing,
         }
     }

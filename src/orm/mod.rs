@@ -23,8 +23,8 @@ mod unit;
 mod update_many;
 mod writes;
 
-pub use condition::{ends_in_blanks, is_integer, is_rounded, numbered, rounded_key, text_key};
 pub use changes::{Change, ChangeKind, Changes};
+pub use condition::{ends_in_blanks, is_integer, is_rounded, numbered, rounded_key, text_key};
 pub use derived::{Returning, most_bytes, read_back, rows_of};
 #[doc(hidden)]
 pub use entity::OneColumnKey;

@@ -160,7 +160,15 @@ impl<T: QueryFragment<DB>, DB: Backend> QueryFragment<DB> for UpdateMany<'_, T, 
         out.push_sql(" AS (SELECT ");
         out.push_identifier(VALUES)?;
         out.push_sql(".*");
-        locked(&self.table, self.rows, &self.wheres, self.version.as_ref(), &self.sets, " FOR NO KEY UPDATE", &mut out)?;
+        locked(
+            &self.table,
+            self.rows,
+            &self.wheres,
+            self.version.as_ref(),
+            &self.sets,
+            " FOR NO KEY UPDATE",
+            &mut out,
+        )?;
         out.push_sql(") UPDATE ");
         self.table.walk_ast(out.reborrow())?;
         let first_set = 2 + conditions().count();

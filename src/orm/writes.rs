@@ -8,7 +8,7 @@ use std::rc::Rc;
 use super::changes::ChangeKind;
 use super::entity::{Columns, Entity, Persist};
 use super::entry::{Entry, Phase};
-use super::identity::Store;
+use super::identity::{DynStore, Store};
 use super::relation::{Reference, alike};
 use super::sender::{Sender, Sending, ask};
 use crate::error::{Error, Place, Result};
@@ -33,32 +33,29 @@ impl<T: Entity> Written<T> {
 /// Whether a reference is to a row that waits for its INSERT.
 pub(super) type Depends<'d> = Option<&'d dyn Fn(&Reference) -> bool>;
 
-fn depends<T: Entity>(old: &T, new: &T, depends: Depends<'_>) -> bool {
-    depends.is_some_and(|depends| T::moves(old, new).iter().any(|moved| moved.to.as_ref().is_some_and(depends)))
+/// Whether an UPDATE has to wait for the INSERTs: it writes the key of a new row, or a new row has its own key.
+fn depends<C: 'static, T: Persist<C>>(store: &Store<C, T>, old: &T, new: &T, depends: Depends<'_>) -> bool {
+    depends.is_some_and(|depends| {
+        DynStore::is_waiting(store, &old.id())
+            || T::moves(old, new).iter().any(|moved| moved.to.as_ref().is_some_and(depends))
+    })
 }
 
-/// The rows that differ, in the order of the first write, and whether others depend on an INSERT.
-fn written<C: 'static, T: Persist<C>>(
-    store: &Store<C, T>,
-    waiting: Depends<'_>,
-    at: Place,
-) -> Result<(Vec<Written<T>>, bool)> {
+/// The rows that differ and depend on no row that waits for its INSERT, in the order of the first write.
+fn written<C: 'static, T: Persist<C>>(store: &Store<C, T>, waiting: Depends<'_>, at: Place) -> Result<Vec<Written<T>>> {
     let touched = store.home.touched.borrow().clone();
-    let (mut written, mut others) = (Vec::new(), false);
+    let mut written = Vec::new();
     for entry in touched {
         if entry.is_doomed() || entry.phase() != Phase::Kept {
             continue;
         }
         let (old, new) = entry.versions(at)?;
         let columns = if Rc::ptr_eq(&old, &new) { 0 } else { T::differences(&old, &new) };
-        if columns != 0 {
-            match depends(&*old, &*new, waiting) {
-                true => others = true,
-                false => written.push(Written { entry, old, new, columns }),
-            }
+        if columns != 0 && !depends(store, &*old, &*new, waiting) {
+            written.push(Written { entry, old, new, columns });
         }
     }
-    Ok((written, others))
+    Ok(written)
 }
 
 /// Sends what differs and depends on no row that waits for its INSERT, in the order of the first write.
@@ -67,7 +64,7 @@ pub(super) fn update<C: 'static, T: Persist<C>>(
     sender: &dyn Sender<C>,
     waiting: Depends<'_>,
 ) -> Result<()> {
-    let (written, _) = written(store, waiting, sender.at())?;
+    let written = written(store, waiting, sender.at())?;
     let mut gone = vec![false; written.len()];
     let mut first = 0;
     // Neighbours that differ in the same columns go together.
@@ -93,9 +90,10 @@ pub(super) fn update<C: 'static, T: Persist<C>>(
     }
     // What is left is to be deleted, depends on an INSERT, or is as it was.
     let touched = std::mem::take(&mut *store.home.touched.borrow_mut());
-    let (left, same): (Vec<_>, Vec<_>) = touched.into_iter().filter(|entry| entry.is_touched()).partition(|entry| {
-        entry.phase() == Phase::Kept && (entry.is_doomed() || entry.differences() != 0)
-    });
+    let (left, same): (Vec<_>, Vec<_>) = touched
+        .into_iter()
+        .filter(|entry| entry.is_touched())
+        .partition(|entry| entry.phase() == Phase::Kept && (entry.is_doomed() || entry.differences() != 0));
     same.iter().for_each(|entry| entry.revert());
     store.home.touched.borrow_mut().splice(..0, left);
     Ok(())
@@ -173,8 +171,8 @@ pub(super) fn lock<C: 'static, T: Persist<C>>(
     if T::LOCKS == 0 {
         return Ok(());
     }
-    let (_, some_depend) = written(store, waiting, sender.at())?;
-    let (written, _) = written(store, None, sender.at())?;
+    let written = written(store, None, sender.at())?;
+    let some_depend = written.iter().any(|row| depends(store, &*row.old, &*row.new, waiting));
     let doomed: Vec<Rc<T>> = store.deletes.borrow().rows.iter().map(|row| row.value.borrow().clone()).collect();
     let locked_by_update = doomed.is_empty()
         && !some_depend
@@ -347,11 +345,13 @@ pub(super) fn delete<C: 'static, T: Persist<C>>(
     rows.iter().for_each(|(_, entry, _)| entry.revert());
     // Rows that cannot be gone with others have statements of their own, so that it is known of which a row is missing.
     let refers_to_own = store.refers_to(TypeId::of::<T>());
-    let (loose, strict): (Vec<_>, Vec<_>) = rows
-        .into_iter()
-        .partition(|(_, _, value)| together || (refers_to_own || store.has_lost_parents()) && !value.references().is_empty());
+    let (loose, strict): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(_, _, value)| {
+        together || (refers_to_own || store.has_lost_parents()) && !value.references().is_empty()
+    });
     let most = if together { usize::MAX } else { T::DELETES.max(1) };
-    for (chunk, is_loose) in strict.chunks(most).map(|chunk| (chunk, false)).chain(loose.chunks(most).map(|chunk| (chunk, true))) {
+    for (chunk, is_loose) in
+        strict.chunks(most).map(|chunk| (chunk, false)).chain(loose.chunks(most).map(|chunk| (chunk, true)))
+    {
         let values: Vec<&T> = chunk.iter().map(|(_, _, value)| &**value).collect();
         let deleted = ask(sender, Sending::Change, |conn| T::delete(conn, &values))?;
         let key = || match chunk {

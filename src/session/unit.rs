@@ -145,7 +145,8 @@ impl<C: SessionConnection> Session<C> {
     /// # Errors
     /// Before anything is sent: [`Error::WriteInProgress`], [`Error::KeyChanged`], [`Error::HookFailed`],
     /// [`Error::AlreadyFlushing`]. Afterwards the session wants a [`rollback`](Self::rollback), or that of the savepoint it is in:
-    /// [`Error::Stale`], [`Error::UnresolvedKeys`], [`Error::Unpaired`]; see [`Session`].
+    /// [`Error::Stale`], [`Error::UnresolvedKeys`], [`Error::Unpaired`], [`Error::NotReturned`], [`Error::NotUnique`],
+    /// [`Error::RowTooLarge`]; see [`Session`].
     #[track_caller]
     pub fn flush(&self) -> Result<()> {
         self.0.flush(Location::caller())

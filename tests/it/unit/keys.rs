@@ -10,7 +10,7 @@ use super::*;
 
 diesel::table! { tags (name) { name -> Text, weight -> Integer, } }
 diesel::table! { codes (code) { code -> Text, part -> Integer, name -> Text, } }
-diesel::table! { lines (code, number) { code -> Text, number -> Integer, name -> Text, } }
+diesel::table! { code_lines (code, number) { code -> Text, number -> Integer, name -> Text, } }
 diesel::table! { moments (at) { at -> Timestamp, name -> Text, } }
 diesel::table! { members (id) { id -> Integer, name -> Text, } }
 diesel::table! { badges (id) { id -> Integer, member_id -> Integer, } }
@@ -38,7 +38,7 @@ pub struct Code {
 }
 
 #[derive(Debug, Clone, Queryable, Selectable, Entity)]
-#[diesel(primary_key(code, number))]
+#[diesel(table_name = code_lines, primary_key(code, number))]
 #[entity(new = NewLine, connection = AnyConnection)]
 pub struct Line {
     #[entity(references = Code)]
@@ -57,7 +57,9 @@ pub struct Moment {
 }
 
 /// A key of a type of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, diesel::expression::AsExpression, diesel::deserialize::FromSqlRow)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, diesel::expression::AsExpression, diesel::deserialize::FromSqlRow,
+)]
 #[diesel(sql_type = Integer)]
 pub struct MemberId(pub i32);
 
@@ -157,7 +159,7 @@ fn tables() -> String {
          CREATE TABLE tags (name {tag} PRIMARY KEY, weight INTEGER NOT NULL);
          INSERT INTO tags VALUES ('Diesel', 1), ('Rust', 2), ('orm', 3);
          CREATE TABLE codes (code CHAR(5) PRIMARY KEY, part INTEGER NOT NULL, name VARCHAR(20) NOT NULL);
-         CREATE TABLE lines (code CHAR(5) NOT NULL, number INTEGER NOT NULL, name VARCHAR(20) NOT NULL, PRIMARY KEY (code, number),
+         CREATE TABLE code_lines (code CHAR(5) NOT NULL, number INTEGER NOT NULL, name VARCHAR(20) NOT NULL, PRIMARY KEY (code, number),
              FOREIGN KEY (code) REFERENCES codes (code));
          CREATE TABLE moments (at {moment} PRIMARY KEY, name VARCHAR(20) NOT NULL);
          CREATE TABLE members (id {counted}, name VARCHAR(20) NOT NULL);
@@ -320,9 +322,9 @@ fn keys_that_the_column_rounds_are_read_back() {
 fn keys_of_a_type_of_their_own_are_counted() {
     keyed(|shop| {
         inside(shop, |session| {
-            let members: Vec<_> =
-                (0..5).map(|n| session.add(NewMember { name: n.to_string() })).collect();
-            let badges: Vec<_> = members.iter().map(|member| session.add(NewBadge { member_id: member.key() })).collect();
+            let members: Vec<_> = (0..5).map(|n| session.add(NewMember { name: n.to_string() })).collect();
+            let badges: Vec<_> =
+                members.iter().map(|member| session.add(NewBadge { member_id: member.key() })).collect();
             session.commit()?;
             for (n, (member, badge)) in members.iter().zip(&badges).enumerate() {
                 assert_eq!((member.read().name.clone(), badge.read().member_id), (n.to_string(), member.read().id));
@@ -379,10 +381,17 @@ fn a_key_that_is_not_unique_is_an_error_before_anything_is_committed() {
             session.delete(&twins[0])?;
             session.delete(&twins[2])?;
             let error = session.commit().expect_err("three rows for two keys");
-            assert!(matches!(error, Error::NotUnique { operation: "DELETE", .. }) && error.to_string().contains("primary_key"), "{error}");
+            assert!(
+                matches!(error, Error::NotUnique { operation: "DELETE", .. })
+                    && error.to_string().contains("primary_key"),
+                "{error}"
+            );
             session.rollback()
         })?;
-        assert_eq!(shop.ask("SELECT name AS value FROM twins ORDER BY name"), ["one", "other", "third", "three", "two"]);
+        assert_eq!(
+            shop.ask("SELECT name AS value FROM twins ORDER BY name"),
+            ["one", "other", "third", "three", "two"]
+        );
         Ok(())
     });
 }
@@ -431,4 +440,3 @@ fn a_row_that_is_too_large_is_named_and_not_to_be_sent_again() {
         Ok(())
     });
 }
-

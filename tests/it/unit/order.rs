@@ -196,7 +196,10 @@ fn a_row_that_is_moved_elsewhere_does_not_hold_back_another_delete() {
             session.add(NewList { name: "one".into(), rank: Some(1) });
             session.commit()
         })?;
-        assert_eq!((all(shop), rows(shop, "items WHERE list_id = 3")), (vec!["two".into(), "three".into(), "one".into()], 1));
+        assert_eq!(
+            (all(shop), rows(shop, "items WHERE list_id = 3")),
+            (vec!["two".into(), "three".into(), "one".into()], 1)
+        );
         inside(shop, |session| {
             // Away from the one that goes.
             session.find::<Item>(2)?.write().list_id = 2;
@@ -294,7 +297,8 @@ fn a_circle_of_two_tables_is_broken_where_it_can_be_null() {
                 if song_first {
                     session.find::<Song>(1)?;
                 }
-                let (one, two, song) = (session.find::<Person>(1)?, session.find::<Person>(2)?, session.find::<Song>(1)?);
+                let (one, two, song) =
+                    (session.find::<Person>(1)?, session.find::<Person>(2)?, session.find::<Song>(1)?);
                 session.delete(&one)?;
                 session.delete(&two)?;
                 session.delete(&song)?;

@@ -102,7 +102,13 @@ fn derived_rows_tell_in_which_columns_they_disagree() {
     assert_eq!(NewEntity::disagreements(&NewThing { name: "b".into(), size: 2 }, &row), 0b10);
     assert_eq!(NewEntity::disagreements(&NewThing { name: "b".into(), size: 1 }, &row), 0);
     let new = HandMadeArticle { writer_id: 1.into(), editor_id: Some(2.into()), title: "t", body: "b" };
-    let row = |writer_id, editor_id, title: &str| Article { id: 1, writer_id, editor_id, title: title.into(), body: "x".into() };
+    let row = |writer_id, editor_id, title: &str| Article {
+        id: 1,
+        writer_id,
+        editor_id,
+        title: title.into(),
+        body: "x".into(),
+    };
     assert_eq!(new.disagreements(&row(1, Some(2), "t")), 0);
     assert_eq!(new.disagreements(&row(3, Some(2), "t")), 0b001);
     assert_eq!(new.disagreements(&row(1, None, "t")), 0b010);
@@ -188,7 +194,11 @@ fn rows_that_a_trigger_keeps_out_are_counted() {
             for names in [&["no"][..], &["a", "no", "b"]] {
                 added(session, names);
                 let error = session.flush().expect_err("one is not there");
-                assert!(matches!(error, Error::NotReturned { entity: "Thing", .. }) && error.to_string().contains("trigger"), "{error}");
+                assert!(
+                    matches!(error, Error::NotReturned { entity: "Thing", .. })
+                        && error.to_string().contains("trigger"),
+                    "{error}"
+                );
                 session.rollback()?;
             }
             // The advice.

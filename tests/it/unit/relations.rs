@@ -289,7 +289,10 @@ fn a_row_that_is_moved_away_from_a_deleted_tree_survives() {
                 session.add(NewOwner { id: 3, name: "Eve".into() });
                 session.commit()
             })?;
-            assert_eq!((ids(shop, "photos"), ids(shop, "owners")), (vec!["1".into(), "2".into()], vec!["2".into(), "3".into()]));
+            assert_eq!(
+                (ids(shop, "photos"), ids(shop, "owners")),
+                (vec!["1".into(), "2".into()], vec!["2".into(), "3".into()])
+            );
             Ok(())
         });
     }
@@ -310,7 +313,8 @@ fn foreign_keys_of_two_columns_order_a_flush_and_expire_rows() {
                 session.delete(&room)?;
                 session.flush()?;
                 assert_eq!((session.get::<Bed>(7)?, bed.state()), (None, State::Deleted));
-                let (room, wide, lost) = (session.find::<Room>((1, 1))?, session.find::<Bed>(1)?, session.find::<Bed>(2)?);
+                let (room, wide, lost) =
+                    (session.find::<Room>((1, 1))?, session.find::<Bed>(1)?, session.find::<Bed>(2)?);
                 session.delete(&room)?;
                 session.delete(&wide)?;
                 session.delete(&lost)?;
@@ -327,7 +331,10 @@ fn foreign_keys_of_two_columns_order_a_flush_and_expire_rows() {
                 session.commit()
             })?;
             assert_eq!(shop.ask("SELECT name AS value FROM beds WHERE room = 2"), ["wide"]);
-            elsewhere(shop, "DELETE FROM rooms WHERE house = 3; INSERT INTO rooms VALUES (1, 1, 'blue'); UPDATE beds SET room = 1 WHERE id = 1");
+            elsewhere(
+                shop,
+                "DELETE FROM rooms WHERE house = 3; INSERT INTO rooms VALUES (1, 1, 'blue'); UPDATE beds SET room = 1 WHERE id = 1",
+            );
         }
         Ok(())
     });
