@@ -50,44 +50,86 @@ fn entity(model: &Model) -> TokenStream {
         }
         None => (quote!(true), quote!()),
     };
-    let parents: Vec<_> = model.fields.iter().filter_map(|field| Some((field.parent.as_ref()?, field))).collect();
-    let parent_types = parents.iter().map(|(parent, _)| parent);
-    let moved = parents.iter().filter(|(_, field)| !field.version).map(|(parent, field)| {
-        let name = &field.name;
-        quote!((parent == ::core::any::TypeId::of::<#parent>() && old.#name != new.#name))
-    });
-    let own =
-        parents.iter().filter(|(parent, _)| parent.is_ident(name) || parent.is_ident("Self")).map(|(_, field)| {
-            let name = &field.name;
-            match field.is_optional() {
-                true => quote!(keys.extend(::core::clone::Clone::clone(&self.#name));),
-                false => quote!(keys.push(::core::clone::Clone::clone(&self.#name));),
-            }
-        });
-    let counted = model.counted_key();
-    let is_counted = counted.is_some();
-    let of_number = match counted {
-        Some(ty) => quote!(<#ty as ::core::convert::TryFrom<u64>>::try_from(number).ok()),
-        None => quote!({
-            let _ = number;
-            ::core::option::Option::None
-        }),
+    let foreign_keys: Vec<_> = model.foreign_keys().collect();
+    let parents: Vec<_> = foreign_keys.iter().map(|(parent, _)| *parent).collect();
+    // What the key of a foreign key refers to; none of it is if one of its columns is NULL.
+    let reference = |parent: &syn::Path, fields: &[usize]| {
+        let part = |&at: &usize| {
+            let (name, optional) = (&model.fields[at].name, model.fields[at].is_optional());
+            let asked = optional.then(|| quote!(?));
+            quote!(::core::clone::Clone::clone(&row.#name)#asked)
+        };
+        let parts: Vec<_> = fields.iter().map(part).collect();
+        let key = match &parts[..] {
+            [one] => quote!(#one),
+            several => quote!((#(#several,)*)),
+        };
+        quote!((|row: &Self| -> ::core::option::Option<::diesel_session::orm::Reference> {
+            ::core::option::Option::Some(::diesel_session::orm::Reference::to::<#parent>(#key))
+        }))
     };
+    let references = foreign_keys.iter().map(|(parent, fields)| {
+        let reference = reference(parent, fields);
+        quote!(found.extend(#reference(self));)
+    });
+    let moves = foreign_keys.iter().map(|(parent, fields)| {
+        let reference = reference(parent, fields);
+        let names = fields.iter().map(|&at| &model.fields[at].name);
+        quote! {
+            if false #(|| old.#names != new.#names)* {
+                found.push(::diesel_session::orm::Move { from: #reference(old), to: #reference(new) });
+            }
+        }
+    });
+    let is_written = |at: &usize| !model.key.contains(at) && !model.fields[*at].version;
+    let unlink = foreign_keys.iter().map(|(parent, fields)| {
+        let names = fields.iter().filter(|at| is_written(at) && model.fields[**at].is_optional());
+        let names: Vec<_> = names.map(|&at| &model.fields[at].name).collect();
+        quote! {
+            if parents.contains(&::core::any::TypeId::of::<#parent>()) {
+                #(self.#names = ::core::option::Option::None;)*
+            }
+        }
+    });
+    let taken = foreign_keys.iter().flat_map(|(_, fields)| fields.iter().filter(|at| is_written(at))).map(|&at| {
+        let name = &model.fields[at].name;
+        quote!(::core::clone::Clone::clone_from(&mut self.#name, &other.#name);)
+    });
+    let table = &model.table;
+    let counted = match model.counted_key() {
+        Some(field) => {
+            let column = &field.column;
+            quote!(::diesel_session::orm::is_integer(#table::#column))
+        }
+        None => quote!(false),
+    };
+    let one_column = (model.key.len() == 1).then(|| quote!(impl ::diesel_session::orm::OneColumnKey for #name {}));
+    let places = model.written().map(|(at, _)| at);
+    let written = model.written().map(|(_, field)| &field.name);
     let row_by_row = model.row_by_row;
     quote! {
         impl ::diesel_session::Entity for #name {
             type Id = #id_type;
             const NAME: &'static str = #text;
             const VERSIONED: bool = #versioned;
-            const COUNTED: bool = #is_counted;
             const ROW_BY_ROW: bool = #row_by_row;
 
             fn id(&self) -> Self::Id {
                 #id
             }
 
-            fn parents() -> ::std::vec::Vec<::core::any::TypeId> {
-                ::std::vec![#(::core::any::TypeId::of::<#parent_types>()),*]
+            fn is_counted() -> bool {
+                #counted
+            }
+
+            fn parents(found: &mut ::diesel_session::orm::Relations) {
+                #[allow(unused_imports)]
+                use ::diesel_session::orm::probe::{EntityParent as _, OtherParent as _, Parent};
+                let _ = &found;
+                #(
+                    found.add::<Self, #parents>();
+                    (&&Parent::<#parents>::new()).visit(found);
+                )*
             }
 
             #[allow(clippy::float_cmp)]
@@ -111,26 +153,50 @@ fn entity(model: &Model) -> TokenStream {
                 #newest_version
             }
 
+            fn bytes(&self, columns: u128) -> usize {
+                #[allow(unused_imports)]
+                use ::diesel_session::orm::probe::{HasBytes as _, HasSize as _, MayHaveBytes as _, Probe};
+                let mut bytes = 0usize;
+                let _ = columns;
+                #(if (columns & (1u128 << #places)) != 0 {
+                    bytes += (&&&Probe(&self.#written)).bytes();
+                })*
+                bytes += 0;
+                bytes
+            }
+
             fn bump_version(&mut self) {
                 #bump
             }
 
-            fn refers_anew(old: &Self, new: &Self, parent: ::core::any::TypeId) -> bool {
-                let _ = (old, new, parent);
-                false #(|| #moved)*
-            }
-
-            fn own_parents(&self) -> ::std::vec::Vec<Self::Id> {
+            fn references(&self) -> ::std::vec::Vec<::diesel_session::orm::Reference> {
                 #[allow(unused_mut)]
-                let mut keys = ::std::vec::Vec::new();
-                #(#own)*
-                keys
+                let mut found = ::std::vec::Vec::new();
+                #(#references)*
+                found
             }
 
-            fn id_of_number(number: u64) -> ::core::option::Option<Self::Id> {
-                #of_number
+            #[allow(clippy::float_cmp)]
+            fn moves(old: &Self, new: &Self) -> ::std::vec::Vec<::diesel_session::orm::Move> {
+                #[allow(unused_mut)]
+                let mut found = ::std::vec::Vec::new();
+                let _ = (old, new);
+                #(#moves)*
+                found
+            }
+
+            fn unlink(&mut self, parents: &[::core::any::TypeId]) {
+                let _ = parents;
+                #(#unlink)*
+            }
+
+            fn take_references(&mut self, other: &Self) {
+                let _ = other;
+                #(#taken)*
             }
         }
+
+        #one_column
     }
 }
 
@@ -140,7 +206,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
     let db = quote!(<#connection as ::diesel::Connection>::Backend);
     let traits = quote! {
         #[allow(unused_imports)]
-        use ::diesel::{BoolExpressionMethods as _, ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, RunQueryDsl as _};
+        use ::diesel::{BoolExpressionMethods as _, ExpressionMethods as _, QueryDsl as _, RunQueryDsl as _};
     };
     let selection = quote!(<Self as ::diesel::SelectableHelper<#db>>::as_select());
     let columns: Vec<_> = model.keys().map(|key| &key.column).collect();
@@ -155,20 +221,62 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
             })
             .collect(),
     };
+    // `column = value`; a text has a condition of its own, for the sake of CHAR(n).
+    let qualified = backend == Backend::Postgres;
+    let is = |field: &crate::model::Field, value: TokenStream| {
+        let column = &field.column;
+        match field.is_text() {
+            true => quote!(::diesel_session::orm::text_key(#table::#column, #value, #qualified)),
+            false => quote!(#table::#column.eq(#value)),
+        }
+    };
+    let are = |value: &dyn Fn(usize) -> TokenStream| -> Vec<TokenStream> {
+        model.keys().enumerate().map(|(at, field)| is(field, value(at))).collect()
+    };
+    let by_id = are(&|at| parts[at].clone());
+    let by_row = |row: &TokenStream| -> Vec<TokenStream> {
+        are(&|at| {
+            let name = names[at];
+            quote!(&#row.#name)
+        })
+    };
+    let texts: Vec<_> = model.keys().enumerate().filter(|(_, field)| field.is_text()).collect();
+    let has_blanks = |value: &dyn Fn(usize) -> TokenStream| {
+        let ends = texts.iter().map(|(at, _)| value(*at));
+        quote!(false #(|| ::diesel_session::orm::ends_in_blanks(#ends))*)
+    };
+    let is_postgres = matches!(backend, Backend::Postgres | Backend::Any) && !texts.is_empty();
     let (finds, find_many) = match single {
         true => {
             let column = columns[0];
-            (1000_usize, quote!(#table::table.filter(#table::#column.eq_any(ids)).select(#selection).load(conn)))
+            let alone = is_postgres.then(|| {
+                let blanks = has_blanks(&|_| quote!(id));
+                quote! {
+                    if ids.iter().any(|id| #blanks) {
+                        let mut found = ::std::vec::Vec::new();
+                        for id in ids {
+                            found.extend(<Self as ::diesel_session::orm::Persist<#connection>>::find(conn, id)?);
+                        }
+                        return ::core::result::Result::Ok(found);
+                    }
+                }
+            });
+            (
+                1000_usize,
+                quote! {
+                    #alone
+                    #table::table.filter(#table::#column.eq_any(ids)).select(#selection).load(conn)
+                },
+            )
         }
         false => {
-            let (first, rest) = (&columns[0], &columns[1..]);
-            let (first_part, rest_parts) = (&parts[0], &parts[1..]);
+            let (first, rest) = (&by_id[0], &by_id[1..]);
             (
                 100_usize,
                 quote! {
                     let mut query = #table::table.select(#selection).into_boxed();
                     for id in ids {
-                        query = query.or_filter(#table::#first.eq(#first_part)#(.and(#table::#rest.eq(#rest_parts)))*);
+                        query = query.or_filter(#first #(.and(#rest))*);
                     }
                     query.load(conn)
                 },
@@ -190,6 +298,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
             quote!(#table::#column.eq(old.#field + 1),)
         });
         let by_version = of_version(quote!(old));
+        let by_key = by_row(&quote!(old));
         match set_columns.is_empty() {
             true => quote!({
                 let _ = (conn, old, new);
@@ -197,7 +306,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
             }),
             false => quote! {{
                 let columns = <Self as ::diesel_session::Entity>::differences(old, new);
-                ::diesel::update(#table::table #(.filter(#table::#columns.eq(&old.#names)))* #by_version)
+                ::diesel::update(#table::table #(.filter(#by_key))* #by_version)
                     .set((
                         #((columns & (1u128 << #places) != 0).then(|| #table::#set_columns.eq(&new.#set_names)),)*
                         #version
@@ -210,19 +319,36 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
     let (deletes, delete) = match in_batches {
         true => {
             let (column, field) = (columns[0], names[0]);
+            let alone = is_postgres.then(|| {
+                let blanks = has_blanks(&|_| quote!(&row.#field));
+                let by_key = by_row(&quote!(row));
+                quote! {
+                    if rows.iter().any(|row| #blanks) {
+                        let mut deleted = 0;
+                        for row in rows {
+                            deleted += ::diesel::delete(#table::table #(.filter(#by_key))*).execute(conn)?;
+                        }
+                        return ::core::result::Result::Ok(deleted);
+                    }
+                }
+            });
             (
                 1000_usize,
-                quote!(::diesel::delete(#table::table.filter(#table::#column.eq_any(rows.iter().map(|row| &row.#field)))).execute(conn)),
+                quote! {
+                    #alone
+                    ::diesel::delete(#table::table.filter(#table::#column.eq_any(rows.iter().map(|row| &row.#field)))).execute(conn)
+                },
             )
         }
         false => {
             let by_version = of_version(quote!(row));
+            let by_key = by_row(&quote!(row));
             (
                 1_usize,
                 quote! {
                     let mut deleted = 0;
                     for row in rows {
-                        deleted += ::diesel::delete(#table::table #(.filter(#table::#columns.eq(&row.#names)))* #by_version).execute(conn)?;
+                        deleted += ::diesel::delete(#table::table #(.filter(#by_key))* #by_version).execute(conn)?;
                     }
                     ::core::result::Result::Ok(deleted)
                 },
@@ -233,11 +359,59 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
     // Elsewhere a SELECT finds the newest row, or a transaction that would have to see another is refused.
     let find_newest = (backend == Backend::Mysql).then(|| {
         quote! {
-            const LOCKS: bool = true;
+            const HAS_SNAPSHOT: bool = true;
 
-            fn find_newest(conn: &mut #connection, id: &Self::Id) -> ::diesel::QueryResult<::core::option::Option<Self>> {
+            fn find_newest(conn: &mut #connection, id: &Self::Id) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
                 #traits
-                #table::table #(.filter(#table::#columns.eq(#parts)))* .select(#selection).for_update().get_result(conn).optional()
+                #table::table #(.filter(#by_id))* .select(#selection).for_update().load(conn)
+            }
+        }
+    });
+    let read_back = matches!(backend, Backend::Mysql | Backend::Any).then(|| {
+        let counted = model.counted_key().map(|field| {
+            let column = &field.column;
+            quote! {
+                fn find_counted(conn: &mut #connection, numbers: &[u64]) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
+                    #traits
+                    #table::table
+                        .filter(::diesel_session::orm::numbered(#table::#column, numbers))
+                        .order(#table::#column)
+                        .select(#selection)
+                        .load(conn)
+                }
+            }
+        });
+        quote! {
+            #counted
+
+            fn most_bytes(conn: &mut #connection) -> ::diesel::QueryResult<::core::option::Option<usize>> {
+                ::diesel_session::orm::most_bytes(conn)
+            }
+
+            fn find_rounded(
+                conn: &mut #connection,
+                id: &Self::Id,
+                digits: u8,
+            ) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
+                #traits
+                if !(false #(|| ::diesel_session::orm::is_rounded(#table::#columns))*) {
+                    return ::core::result::Result::Ok(::std::vec::Vec::new());
+                }
+                #table::table
+                    #(.filter(::diesel_session::orm::rounded_key(#table::#columns, #parts, digits)))*
+                    .select(#selection)
+                    .load(conn)
+            }
+        }
+    });
+    let goes_alone = is_postgres.then(|| {
+        let blanks = has_blanks(&|at| {
+            let name = names[at];
+            quote!(&self.#name)
+        });
+        quote! {
+            fn goes_alone(&self) -> bool {
+                #blanks
             }
         }
     });
@@ -246,12 +420,14 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
             const FINDS: usize = #finds;
             const DELETES: usize = #deletes;
 
-            fn find(conn: &mut #connection, id: &Self::Id) -> ::diesel::QueryResult<::core::option::Option<Self>> {
+            fn find(conn: &mut #connection, id: &Self::Id) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
                 #traits
-                #table::table #(.filter(#table::#columns.eq(#parts)))* .select(#selection).get_result(conn).optional()
+                #table::table #(.filter(#by_id))* .select(#selection).load(conn)
             }
 
             #find_newest
+            #read_back
+            #goes_alone
 
             fn find_many(conn: &mut #connection, ids: &[Self::Id]) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
                 #traits

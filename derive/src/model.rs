@@ -17,6 +17,8 @@ pub(crate) struct Model {
     pub(crate) new: Option<Ident>,
     pub(crate) new_derive: Vec<Path>,
     pub(crate) row_by_row: bool,
+    /// Foreign keys of several columns: the parent and the places of the fields.
+    pub(crate) references: Vec<(Path, Vec<usize>)>,
 }
 
 pub(crate) struct Field {
@@ -49,6 +51,7 @@ impl Model {
         let fields = named_fields(input, "Entity")?;
         let diesel = words::of_struct(&input.attrs)?;
         let (mut new, mut new_derive, mut connections, mut row_by_row) = (None, Vec::new(), Vec::new(), false);
+        let mut references = Vec::new();
         words::each(&input.attrs, "entity", |meta| {
             if meta.path.is_ident("new") {
                 new = Some(meta.value()?.parse()?);
@@ -58,10 +61,12 @@ impl Model {
                 connections.push(meta.value()?.parse()?);
             } else if meta.path.is_ident("row_by_row") {
                 row_by_row = true;
+            } else if meta.path.is_ident("references") {
+                references.push(words::references(&meta)?);
             } else {
                 return Err(words::unknown(
                     &meta,
-                    "`new = NewName`, `new_derive(..)`, `connection = ..` and `row_by_row` on the struct, `generated`, `version` and `references = Entity` on a field",
+                    "`new = NewName`, `new_derive(..)`, `connection = ..`, `row_by_row` and `references(Entity, columns = (..))` on the struct, `generated`, `version` and `references = Entity` on a field",
                 ));
             }
             Ok(())
@@ -92,6 +97,13 @@ impl Model {
             })
         };
         let key = names.iter().map(place).collect::<Result<Vec<_>>>()?;
+        let references = references
+            .into_iter()
+            .map(|(parent, names): (Path, Vec<Ident>)| {
+                let fields = names.iter().map(|name| field_of(&fields, name)).collect::<Result<Vec<_>>>()?;
+                Ok((parent, fields))
+            })
+            .collect::<Result<Vec<_>>>()?;
         let versions: Vec<usize> = (0..fields.len()).filter(|&at| fields[at].version).collect();
         if let Some(second) = versions.get(1) {
             return Err(Error::new(fields[*second].name.span(), "an entity has one version at most"));
@@ -112,7 +124,14 @@ impl Model {
             new,
             new_derive,
             row_by_row,
+            references,
         })
+    }
+
+    /// All foreign keys: the parent and the places of the fields, in the order of the parent's key.
+    pub(crate) fn foreign_keys(&self) -> impl Iterator<Item = (&Path, Vec<usize>)> {
+        let of_one = self.fields.iter().enumerate().filter_map(|(at, field)| Some((field.parent.as_ref()?, vec![at])));
+        of_one.chain(self.references.iter().map(|(parent, fields)| (parent, fields.clone())))
     }
 
     pub(crate) fn version(&self) -> Option<&Field> {
@@ -128,14 +147,20 @@ impl Model {
         self.fields.iter().enumerate().filter(|(at, field)| !field.version && !self.key.contains(at))
     }
 
-    /// The one key of a type that databases count.
-    pub(crate) fn counted_key(&self) -> Option<&Type> {
-        let [key] = self.key[..] else { return None };
-        let ty = &self.fields[key].ty;
-        let Type::Path(path) = ty else { return None };
-        let last = path.path.segments.last()?.ident.to_string();
-        ["i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64"].contains(&&*last).then_some(ty)
+    /// The field of the key that databases may count: the only one, or the only one of several that the database makes.
+    pub(crate) fn counted_key(&self) -> Option<&Field> {
+        if let [key] = self.key[..] {
+            return Some(&self.fields[key]);
+        }
+        let mut generated = self.keys().filter(|field| field.generated);
+        generated.next().filter(|_| generated.next().is_none())
     }
+}
+
+fn field_of(fields: &[Field], name: &Ident) -> Result<usize> {
+    fields.iter().position(|field| field.name == *name || field.column == *name).ok_or_else(|| {
+        words::missing(name.span(), format!("there is no field `{name}`; `references` names fields of this struct"))
+    })
 }
 
 impl Field {
@@ -149,6 +174,12 @@ impl Field {
             } else if meta.path.is_ident("version") {
                 version = true;
             } else if meta.path.is_ident("references") {
+                if meta.input.peek(syn::token::Paren) {
+                    return Err(meta.error(
+                        "a foreign key of one column is `references = Entity`; one of several columns stands on the struct: \
+                         `#[entity(references(Entity, columns = (one, two)))]`",
+                    ));
+                }
                 parent = Some(meta.value()?.parse()?);
             } else {
                 return Err(words::unknown(&meta, "`generated`, `version` and `references = Entity` on a field"));
@@ -169,6 +200,10 @@ impl Field {
 
     pub(crate) fn is_optional(&self) -> bool {
         is_optional(&self.ty)
+    }
+
+    pub(crate) fn is_text(&self) -> bool {
+        words::last_of_type(&self.ty).is_ok_and(|last| last == "String")
     }
 }
 

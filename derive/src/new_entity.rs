@@ -151,7 +151,7 @@ fn implementations(row: &NewRow) -> TokenStream {
     let NewRow { name, entity, columns, all, row_by_row, .. } = row;
     let counted = match &row.key {
         Some(_) => quote!(true),
-        None => quote!(<#entity as ::diesel_session::Entity>::COUNTED),
+        None => quote!(<#entity as ::diesel_session::Entity>::is_counted()),
     };
     let probes = quote! {
         #[allow(unused_imports)]
@@ -175,11 +175,20 @@ fn implementations(row: &NewRow) -> TokenStream {
         impl ::diesel_session::NewEntity for #name {
             type Entity = #entity;
             const COLUMNS: usize = #columns;
-            const IN_BATCHES: bool = #counted && !#row_by_row && !<#entity as ::diesel_session::Entity>::ROW_BY_ROW;
+
+            fn in_batches() -> bool {
+                #counted && !#row_by_row && !<#entity as ::diesel_session::Entity>::ROW_BY_ROW
+            }
 
             fn key(&self) -> ::core::option::Option<<#entity as ::diesel_session::Entity>::Id> {
                 #probes
                 #key
+            }
+
+            fn bytes(&self) -> usize {
+                #[allow(unused_imports)]
+                use ::diesel_session::orm::probe::{HasBytes as _, HasSize as _, MayHaveBytes as _, Probe};
+                0usize #(+ (&&&Probe(&self.#all)).bytes())*
             }
 
             fn is_ready(&self) -> bool {
@@ -216,7 +225,13 @@ fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStre
         Backend::Sqlite if row.has_defaults => (
             quote!(1),
             quote! {
-                rows.iter().map(|row| ::diesel::insert_into(#table::table).values(*row).returning(#returning).get_result(conn)).collect()
+                let mut inserted = ::std::vec::Vec::with_capacity(rows.len());
+                for row in rows {
+                    let returned: ::std::vec::Vec<#entity> =
+                        ::diesel::insert_into(#table::table).values(*row).returning(#returning).get_results(conn)?;
+                    inserted.extend(returned);
+                }
+                ::core::result::Result::Ok(inserted)
             },
         ),
         Backend::Sqlite => (
@@ -240,7 +255,9 @@ fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStre
                     let insert = ::diesel::insert_into(#table::table).values(*row);
                     if returning {
                         let selection = <#entity as ::diesel::SelectableHelper<#db>>::as_select();
-                        inserted.push(::diesel_session::orm::Returning::new(insert, selection).get_result(conn)?);
+                        let returned: ::std::vec::Vec<#entity> =
+                            ::diesel_session::orm::Returning::new(insert, selection).get_results(conn)?;
+                        inserted.extend(returned);
                     } else {
                         insert.execute(conn)?;
                         inserted.extend(::diesel_session::orm::read_back(conn, &[*row])?);

@@ -12,7 +12,7 @@ const BINDS: usize = 65_535;
 /// What it adds to `Persist`. Only PostgreSQL has such a statement that tells which of the rows were there: SQLite's `RETURNING` gives
 /// nothing of the list, and MariaDB has none for an UPDATE.
 pub(crate) fn many(model: &Model, backend: Backend, connection: &TokenStream) -> TokenStream {
-    if backend != Backend::Postgres || model.row_by_row || model.written().next().is_none() {
+    if backend != Backend::Postgres || model.row_by_row {
         return TokenStream::new();
     }
     let table = &model.table;
@@ -33,21 +33,38 @@ pub(crate) fn many(model: &Model, backend: Backend, connection: &TokenStream) ->
             }
         }
     });
-    quote! {
+    let update_many = model.written().next().is_some().then(|| quote! {
         const UPDATES: usize = ::diesel_session::orm::updates_of(#values, #BINDS);
 
         fn update_many(
             conn: &mut #connection,
             rows: &[(&Self, &Self)],
             columns: u128,
-        ) -> ::diesel::QueryResult<::std::vec::Vec<Self::Id>> {
+        ) -> ::diesel::QueryResult<::std::vec::Vec<usize>> {
             let mut update = ::diesel_session::orm::UpdateMany::new(#table::table, rows.len());
             #(#keys)*
             #version
             #(#sets)*
             let there: ::std::vec::Vec<i32> = ::diesel::RunQueryDsl::load(update, conn)?;
-            let there = there.into_iter().filter_map(|row| rows.get(::core::primitive::usize::try_from(row).ok()?));
-            ::core::result::Result::Ok(there.map(|(old, _)| ::diesel_session::Entity::id(*old)).collect())
+            ::core::result::Result::Ok(there.into_iter().filter_map(|row| ::core::primitive::usize::try_from(row).ok()).collect())
+        }
+    });
+    let (locks, lock_keys) = (
+        BINDS / model.key.len().max(1),
+        model.keys().map(|key| {
+            let (column, field) = (&key.column, &key.name);
+            quote!(lock.key(#table::#column, rows.iter().map(|row| &row.#field));)
+        }),
+    );
+    quote! {
+        #update_many
+
+        const LOCKS: usize = #locks;
+
+        fn lock(conn: &mut #connection, rows: &[&Self], for_delete: bool) -> ::diesel::QueryResult<()> {
+            let mut lock = ::diesel_session::orm::LockRows::new(#table::table, rows.len(), for_delete);
+            #(#lock_keys)*
+            ::diesel::RunQueryDsl::execute(lock, conn).map(::core::mem::drop)
         }
     }
 }

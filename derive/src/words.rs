@@ -116,6 +116,38 @@ pub(crate) fn paths(meta: &ParseNestedMeta) -> Result<Vec<Path>> {
     Ok(content.parse_terminated(Path::parse_mod_style, Token![,])?.into_iter().collect())
 }
 
+/// `references(Parent, columns = (one, two))`.
+pub(crate) fn references(meta: &ParseNestedMeta) -> Result<(Path, Vec<Ident>)> {
+    const HOW: &str = "a foreign key of several columns is `references(Entity, columns = (one, two))`, in the order of the key of the entity; \
+                       one of one column is `references = Entity` on its field";
+    if !meta.input.peek(syn::token::Paren) {
+        return Err(meta.error(HOW));
+    }
+    let content;
+    let bracket = syn::parenthesized!(content in meta.input);
+    let wrong = |span| Error::new(span, HOW);
+    let parent: Path = content.parse().map_err(|_| wrong(content.span()))?;
+    content.parse::<Token![,]>().map_err(|_| wrong(bracket.span.join()))?;
+    let word = content.parse::<Ident>().map_err(|_| wrong(content.span()))?;
+    if word != "columns" {
+        return Err(wrong(word.span()));
+    }
+    if content.peek(Token![=]) {
+        content.parse::<Token![=]>()?;
+    }
+    if !content.peek(syn::token::Paren) {
+        return Err(wrong(content.span()));
+    }
+    let columns;
+    syn::parenthesized!(columns in content);
+    let idents = columns.parse_terminated(Ident::parse_any, Token![,])?;
+    let _ = content.parse::<Option<Token![,]>>()?;
+    if idents.len() < 2 || !content.is_empty() {
+        return Err(wrong(word.span()));
+    }
+    Ok((parent, idents.into_iter().collect()))
+}
+
 /// A path, or the old way to write it, as a text.
 fn path_or_text(meta: &ParseNestedMeta) -> Result<Path> {
     let value = meta.value()?;

@@ -385,15 +385,71 @@ pub enum Error {
         at: Place,
     },
 
-    /// A key that the database made could not be told from others.
+    /// Rows that were inserted by one statement came back in another order, and their values do not tell in which.
     #[error(
-        "DS313 the rows of {entity} that were inserted at {at} came back as others than were sent, so their keys cannot be told apart. \
-         Call `rollback()`, and mark the entity `#[entity(row_by_row)]`"
+        "DS313 new rows of {entity} that were flushed at {at} came back in another order and with other values than were sent, so the key of \
+         each cannot be told. Call `rollback()`, and mark the entity `#[entity(row_by_row)]`, so that each row has an INSERT of its own"
     )]
     Unpaired {
         /// The entity.
         entity: &'static str,
         /// Where they were flushed.
+        at: Place,
+    },
+
+    /// The database inserted fewer or more rows than were sent.
+    #[error(
+        "DS321 {sent} new rows of {entity} were sent by the flush at {at}, and the database gave {returned} back. A trigger, a rule or a \
+         row-level policy of the table has kept rows out or added some (a BEFORE trigger that returns NULL does). Call `rollback()`. If this \
+         is wanted, insert such rows with `execute(diesel::insert_into(..))`, which says how many rows were inserted"
+    )]
+    NotReturned {
+        /// The entity.
+        entity: &'static str,
+        /// Rows of the INSERT.
+        sent: usize,
+        /// Rows that came back.
+        returned: usize,
+        /// Where they were flushed.
+        at: Place,
+    },
+
+    /// A row is larger than a statement of the server may be.
+    #[error(
+        "DS323 {} of {entity} has {bytes} bytes, and a statement of the server has at most {limit} (`max_allowed_packet`); flushed at {at}. \
+         Nothing of the row was sent, and sending it again does not help. Call `rollback()`, and store less in a row, or raise \
+         `max_allowed_packet` on the server",
+        match key { Some(key) => format!("the change of row {key}"), None => "a new row".into() }
+    )]
+    RowTooLarge {
+        /// The entity.
+        entity: &'static str,
+        /// The key, unless the row is new.
+        key: Option<String>,
+        /// About how many bytes its values have.
+        bytes: usize,
+        /// The server's limit.
+        limit: usize,
+        /// Where it was flushed.
+        at: Place,
+    },
+
+    /// A statement for one key met several rows.
+    #[error(
+        "DS322 {operation} of {entity} {key} at {at} met {rows} rows, so its key is not unique in the table. {} Name all columns of the key by \
+         `#[diesel(primary_key(..))]`, and let the table have a unique index on them",
+        if *operation == "SELECT" { "Nothing was changed." } else { "Call `rollback()`." }
+    )]
+    NotUnique {
+        /// The entity.
+        entity: &'static str,
+        /// The key.
+        key: String,
+        /// `SELECT`, `UPDATE` or `DELETE`.
+        operation: &'static str,
+        /// How many rows it met.
+        rows: usize,
+        /// Where it was sent.
         at: Place,
     },
 

@@ -1,6 +1,9 @@
 //! What derived code calls.
 
+use std::any::{TypeId, type_name};
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::hash::Hash;
 
 use diesel::RunQueryDsl;
 use diesel::backend::Backend;
@@ -20,7 +23,53 @@ pub const fn rows_of(columns: usize, binds: usize) -> usize {
     }
 }
 
-/// The rows that were inserted just now, where the database does not give them back: by the keys that the program made, or by those
+/// The rows of these keys, in their order. What a key is equal to is for the database to say, so a key whose row has another
+/// spelling is asked for again, in halves, until it is known which row is its.
+pub(super) fn by_key<Id, T, E>(
+    ids: &[Id],
+    many: &mut impl FnMut(&[Id]) -> Result<Vec<T>, E>,
+    one: &mut impl FnMut(&Id) -> Result<Option<T>, E>,
+) -> Result<Vec<Option<T>>, E>
+where
+    Id: Clone + Eq + Hash + 'static,
+    T: Entity<Id = Id>,
+{
+    let mut rows: HashMap<Id, T> = many(ids)?.into_iter().map(|row| (row.id(), row)).collect();
+    let mut found: Vec<Option<T>> = ids.iter().map(|id| rows.remove(id)).collect();
+    let missing: Vec<usize> = (0..ids.len()).filter(|&place| found[place].is_none()).collect();
+    if missing.is_empty() || is_exact::<Id>() {
+        return Ok(found);
+    }
+    let mut left = vec![missing];
+    while let Some(mut places) = left.pop() {
+        if let [place] = places[..] {
+            found[place] = one(&ids[place])?;
+            continue;
+        }
+        let asked: Vec<Id> = places.iter().map(|&place| ids[place].clone()).collect();
+        if !many(&asked)?.is_empty() {
+            let half = places.split_off(places.len() / 2);
+            left.extend([places, half]);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether databases compare keys of this type as Rust does.
+fn is_exact<Id: 'static>() -> bool {
+    let exact = [
+        TypeId::of::<i16>(),
+        TypeId::of::<i32>(),
+        TypeId::of::<i64>(),
+        TypeId::of::<u8>(),
+        TypeId::of::<u16>(),
+        TypeId::of::<u32>(),
+        TypeId::of::<u64>(),
+    ];
+    exact.contains(&TypeId::of::<Id>()) || type_name::<Id>() == "uuid::Uuid"
+}
+
+/// The rows that were inserted just now, for databases that do not give them back: by the keys that the program made, or by those
 /// that InnoDB has counted, one after the other for one statement.
 #[doc(hidden)]
 pub fn read_back<C, N>(conn: &mut C, rows: &[&N]) -> QueryResult<Vec<N::Entity>>
@@ -29,22 +78,45 @@ where
     N: Insert<C>,
 {
     let made: Option<Vec<_>> = rows.iter().map(|row| row.key()).collect();
-    let ids = match made {
-        Some(ids) => ids,
-        None => counted::<C, N>(conn, rows.len())?,
-    };
-    let mut found = HashMap::with_capacity(ids.len());
+    let Some(ids) = made else { return counted::<C, N>(conn, rows.len()) };
+    let mut read = Vec::with_capacity(ids.len());
     for ids in ids.chunks(N::Entity::FINDS.max(1)) {
-        found.extend(N::Entity::find_many(conn, ids)?.into_iter().map(|row| (row.id(), row)));
+        let mut found = {
+            let conn = RefCell::new(&mut *conn);
+            by_key(ids, &mut |ids| N::Entity::find_many(&mut **conn.borrow_mut(), ids), &mut |id| {
+                Ok(N::Entity::find(&mut **conn.borrow_mut(), id)?.pop())
+            })?
+        };
+        for (id, row) in ids.iter().zip(&mut found).filter(|(_, row)| row.is_none()) {
+            *row = rounded::<C, N::Entity>(conn, id)?;
+        }
+        read.extend(found);
     }
-    let take =
-        |id: &_| found.remove(id).ok_or_else(|| unreadable::<N::Entity>("is not there under the key it should have"));
-    ids.iter().map(take).collect()
+    read.into_iter()
+        .map(|row| {
+            row.ok_or_else(|| {
+                unreadable::<N::Entity>(
+                    "is not there under the key that was sent: the database has changed the key, and MySQL and MariaDB do not give a new \
+                     row back. Send keys as their column keeps them",
+                )
+            })
+        })
+        .collect()
+}
+
+/// The row of a key that was sent and is not there: a column that has fewer digits of a second has kept it with those.
+fn rounded<C, T: Persist<C>>(conn: &mut C, id: &T::Id) -> QueryResult<Option<T>> {
+    for digits in (0..6).rev() {
+        if let Some(row) = T::find_rounded(conn, id, digits)?.pop() {
+            return Ok(Some(row));
+        }
+    }
+    Ok(None)
 }
 
 const COUNTED: &str = "SELECT CONCAT(LAST_INSERT_ID(), ' ', @@auto_increment_increment) AS value";
 
-fn counted<C, N>(conn: &mut C, rows: usize) -> QueryResult<Vec<<N::Entity as Entity>::Id>>
+fn counted<C, N>(conn: &mut C, rows: usize) -> QueryResult<Vec<N::Entity>>
 where
     C: SessionConnection,
     N: Insert<C>,
@@ -52,16 +124,35 @@ where
     let answer = conn.texts(COUNTED)?.into_iter().next().flatten().unwrap_or_default();
     let numbers = answer.split_once(' ').and_then(|(first, step)| Some((first.parse().ok()?, step.parse().ok()?)));
     let (first, step): (u64, u64) = numbers.unwrap_or_default();
-    if first == 0 || !N::Entity::COUNTED {
-        return Err(unreadable::<N::Entity>("has a key that the database made and does not tell"));
+    if first == 0 || !N::Entity::is_counted() {
+        return Err(unreadable::<N::Entity>(
+            "has a key that the database made and does not tell: MySQL and MariaDB give back no more of it than an AUTO_INCREMENT, of one \
+             column of the key; make other keys in the program",
+        ));
     }
-    let id = |row: usize| N::Entity::id_of_number(first + row as u64 * step);
-    (0..rows).map(|row| id(row).ok_or_else(|| unreadable::<N::Entity>("has a key that its type cannot hold"))).collect()
+    let numbers: Vec<u64> = (0..rows as u64).map(|row| first + row * step).collect();
+    let mut read = Vec::with_capacity(rows);
+    for numbers in numbers.chunks(N::Entity::FINDS.max(1)) {
+        read.extend(N::Entity::find_counted(conn, numbers)?);
+    }
+    match read.len() == rows {
+        true => Ok(read),
+        false => Err(unreadable::<N::Entity>(
+            "is not the only one with the number that the database has counted, or has another: a trigger may have changed it. Make the \
+             key in the program",
+        )),
+    }
+}
+
+/// Most bytes of one statement on MySQL and MariaDB. The server closes the connection over a longer one.
+#[doc(hidden)]
+pub fn most_bytes<C: SessionConnection>(conn: &mut C) -> QueryResult<Option<usize>> {
+    let answer = conn.texts("SELECT CAST(@@max_allowed_packet AS CHAR) AS value")?;
+    Ok(answer.into_iter().next().flatten().and_then(|bytes| bytes.parse().ok()))
 }
 
 fn unreadable<E: Entity>(why: &str) -> Error {
-    let advice = "MySQL and MariaDB give back no more of it than an AUTO_INCREMENT; make other keys in the program";
-    Error::QueryBuilderError(format!("the new row of `{}` {why}: {advice}", E::NAME).into())
+    Error::QueryBuilderError(format!("the new row of `{}` {why}", E::NAME).into())
 }
 
 /// An INSERT with `RETURNING`, for enums of connections, whose backend knows of none.

@@ -6,6 +6,8 @@ use std::hash::Hash;
 
 use diesel::result::QueryResult;
 
+use super::relation::{Move, Reference, Relations};
+
 /// Which columns of a row, a bit for each in the order of the struct's fields; Diesel's tables end at 128.
 pub type Columns = u128;
 
@@ -28,9 +30,9 @@ pub trait Entity: Clone + 'static {
     /// Whether a version column counts its updates.
     const VERSIONED: bool;
 
-    /// Whether its key is one that databases count.
+    /// Whether databases count its key: one column of the key is made by the database, and it is an integer.
     #[doc(hidden)]
-    const COUNTED: bool;
+    fn is_counted() -> bool;
 
     /// Whether each row is inserted, and updated, by a statement of its own.
     #[doc(hidden)]
@@ -39,9 +41,9 @@ pub trait Entity: Clone + 'static {
     /// The key of this row.
     fn id(&self) -> Self::Id;
 
-    /// The entities that this one has foreign keys to.
+    /// Adds the foreign keys of this entity and of its parents.
     #[doc(hidden)]
-    fn parents() -> Vec<TypeId>;
+    fn parents(found: &mut Relations);
 
     /// The columns that differ, without key and version.
     #[doc(hidden)]
@@ -60,22 +62,40 @@ pub trait Entity: Clone + 'static {
         let _ = (base, value, newest);
     }
 
+    /// About how many bytes these columns have on their way to the database.
+    #[doc(hidden)]
+    fn bytes(&self, columns: Columns) -> usize;
+
     /// What an UPDATE does to the version.
     #[doc(hidden)]
     fn bump_version(&mut self);
 
-    /// Whether a foreign key to rows of `parent` differs.
+    /// The rows that this row refers to.
     #[doc(hidden)]
-    fn refers_anew(old: &Self, new: &Self, parent: TypeId) -> bool;
+    fn references(&self) -> Vec<Reference>;
 
-    /// The keys of rows of its own type that it refers to.
+    /// The foreign keys that differ.
     #[doc(hidden)]
-    fn own_parents(&self) -> Vec<Self::Id>;
+    fn moves(old: &Self, new: &Self) -> Vec<Move>;
 
-    /// The key of that number, where the database makes integers of this type.
+    /// Sets foreign keys to rows of these types to NULL, if their columns can be NULL.
     #[doc(hidden)]
-    fn id_of_number(number: u64) -> Option<Self::Id>;
+    fn unlink(&mut self, parents: &[TypeId]);
+
+    /// Takes over the foreign keys of another value of the row.
+    #[doc(hidden)]
+    fn take_references(&mut self, other: &Self);
 }
+
+/// An entity whose key is one column; derived with [`Entity`].
+#[diagnostic::on_unimplemented(
+    message = "the key of `{Self}` has several columns, so `Fk<{Self}>` cannot be a foreign key of one column",
+    label = "a foreign key of several columns",
+    note = "name a foreign key of several columns on the struct: `#[entity(references({Self}, columns = (one, two)))]`. In new rows its columns are \
+            plain values"
+)]
+#[doc(hidden)]
+pub trait OneColumnKey: Entity {}
 
 /// An entity on connections of type `C`: the SQL of it. `#[derive(Entity)]` writes it for each backend that this crate is built
 /// with, and for the enum that `#[entity(connection = ..)]` names.
@@ -94,21 +114,36 @@ pub trait Persist<C>: Entity {
     #[doc(hidden)]
     const DELETES: usize;
 
+    /// The rows that the database finds for a key; more than one if the key is not unique.
     #[doc(hidden)]
-    fn find(conn: &mut C, id: &Self::Id) -> QueryResult<Option<Self>>;
+    fn find(conn: &mut C, id: &Self::Id) -> QueryResult<Vec<Self>>;
 
     /// Whether a plain SELECT may find an older row than a locking one, and `find_newest` is a locking one.
     #[doc(hidden)]
-    const LOCKS: bool = false;
+    const HAS_SNAPSHOT: bool = false;
 
     /// The newest row, whatever the transaction sees.
     #[doc(hidden)]
-    fn find_newest(conn: &mut C, id: &Self::Id) -> QueryResult<Option<Self>> {
+    fn find_newest(conn: &mut C, id: &Self::Id) -> QueryResult<Vec<Self>> {
         Self::find(conn, id)
     }
 
     #[doc(hidden)]
     fn find_many(conn: &mut C, ids: &[Self::Id]) -> QueryResult<Vec<Self>>;
+
+    /// The rows with these numbers in the column of the key that the database counts, in the order of the numbers.
+    #[doc(hidden)]
+    fn find_counted(conn: &mut C, numbers: &[u64]) -> QueryResult<Vec<Self>> {
+        let _ = (conn, numbers);
+        Err(diesel::result::Error::QueryBuilderError("this backend gives the rows of an INSERT back".into()))
+    }
+
+    /// The rows whose key is what a column makes of this one that keeps `digits` digits of a second.
+    #[doc(hidden)]
+    fn find_rounded(conn: &mut C, id: &Self::Id, digits: u8) -> QueryResult<Vec<Self>> {
+        let _ = (conn, id, digits);
+        Ok(Vec::new())
+    }
 
     /// Sets the columns that differ, where key and version are the old ones; how many rows that were.
     #[doc(hidden)]
@@ -118,11 +153,36 @@ pub trait Persist<C>: Entity {
     #[doc(hidden)]
     const UPDATES: usize = 1;
 
-    /// The same for rows that differ in the same `columns`, in one statement; the keys of those that were there.
+    /// The same for rows that differ in the same `columns`, in one statement that locks the rows in the order of their keys; the
+    /// places of the rows that were there, once for each row that was changed.
     #[doc(hidden)]
-    fn update_many(conn: &mut C, rows: &[(&Self, &Self)], columns: Columns) -> QueryResult<Vec<Self::Id>> {
+    fn update_many(conn: &mut C, rows: &[(&Self, &Self)], columns: Columns) -> QueryResult<Vec<usize>> {
         let _ = (conn, rows, columns);
         Err(diesel::result::Error::QueryBuilderError("this backend updates row by row".into()))
+    }
+
+    /// Most bytes of one statement, if the server has a limit that programs reach.
+    #[doc(hidden)]
+    fn most_bytes(conn: &mut C) -> QueryResult<Option<usize>> {
+        let _ = conn;
+        Ok(None)
+    }
+
+    /// Whether a row has to be updated by a statement of its own, because of how its key is spelled.
+    #[doc(hidden)]
+    fn goes_alone(&self) -> bool {
+        false
+    }
+
+    /// Most rows of one `lock`; 0 if the rows of a flush are not locked beforehand.
+    #[doc(hidden)]
+    const LOCKS: usize = 0;
+
+    /// Locks these rows in the order of their keys, as their UPDATE or DELETE will.
+    #[doc(hidden)]
+    fn lock(conn: &mut C, rows: &[&Self], for_delete: bool) -> QueryResult<()> {
+        let _ = (conn, rows, for_delete);
+        Ok(())
     }
 
     /// Deletes the rows of these keys and versions; how many those were.
@@ -146,11 +206,15 @@ pub trait NewEntity: 'static {
 
     /// Whether several rows of one INSERT can be told apart: the program makes the key, or the database counts.
     #[doc(hidden)]
-    const IN_BATCHES: bool;
+    fn in_batches() -> bool;
 
     /// The key, where the program makes it and all of it is known.
     #[doc(hidden)]
     fn key(&self) -> Option<<Self::Entity as Entity>::Id>;
+
+    /// About how many bytes it has on its way to the database.
+    #[doc(hidden)]
+    fn bytes(&self) -> usize;
 
     /// Whether every row that it refers to has its key.
     #[doc(hidden)]

@@ -1,34 +1,78 @@
 //! The order in which a flush sends what has changed.
 //!
-//! Deletes that may free a unique value, then INSERTs, parents before children and in waves as keys become known, then UPDATEs, then the
-//! other deletes, children first.
+//! 1. DELETEs of a table that has new or changed rows as well, because those may want a unique value that the deleted rows have; and of
+//!    the rows of its child tables. A row whose child is moved to another parent by this flush waits until step 5, as do the rows above
+//!    it. This is decided row by row.
+//! 2. UPDATEs, which may free unique values too. An UPDATE depends on an INSERT only if it writes a key that the program has made for
+//!    a new row.
+//! 3. INSERTs, parents before children, and in waves as keys become known.
+//! 4. The UPDATEs that depend on an INSERT.
+//! 5. The other DELETEs.
+//!
+//! Children are deleted before parents. Rows of tables that refer to each other (or of a table that refers to itself) are deleted
+//! in waves, each of rows to which no other row refers that is left. What remains is a circle. A foreign key that the program wrote
+//! to a row of a circle is sent before step 1. If that does not break the circle, rows of one table go by one statement where the
+//! database looks at foreign keys at its end; elsewhere foreign keys that can be NULL are set to NULL first.
+//!
+//! Which tables are whose ancestors does not depend on what a session has used: the types say it. A row that is not found may have
+//! been deleted, by `ON DELETE CASCADE`, with an ancestor of this transaction; it is looked for, and it is an error only if it is there.
 
 use std::any::TypeId;
+use std::collections::HashSet;
 use std::rc::Rc;
 
-use super::identity::DynStore;
+use super::identity::{DynStore, Known};
+use super::relation::{Reference, Relations};
 use super::sender::Sender;
+use super::writes::Depends;
 use crate::error::Result;
 
-/// A store and what it is one of.
+/// A store and the type of its entity.
 pub(super) type Kept<C> = (TypeId, Rc<dyn DynStore<C>>);
 
-/// An error where the flush would not get through; nothing has been sent.
+/// An error if the flush would not get through; nothing has been sent.
 pub(super) fn check<C>(stores: &[Kept<C>], at: crate::error::Place) -> Result<()> {
     stores.iter().try_for_each(|(_, store)| store.check(at))
 }
 
 pub(super) fn send<C>(stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
-    let stores = parents_first(stores);
-    let early = goes_first(&stores);
-    delete(&stores, sender, |place| early[place])?;
-    insert(&stores, sender)?;
-    for (_, store) in &stores {
-        if store.has_updates() {
-            store.update(sender)?;
-        }
+    let sent = send_in_order(stores, sender);
+    stores.iter().for_each(|(_, store)| store.end_flush());
+    sent
+}
+
+fn send_in_order<C>(stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
+    stores.iter().try_for_each(|(_, store)| store.begin_flush(sender.at()))?;
+    let groups = parents_first(stores.to_vec());
+    // Sessions that have used the types in another order lock them in this one as well.
+    let by_name = {
+        let mut stores = stores.to_vec();
+        stores.sort_by_key(|(_, store)| store.name());
+        parents_first(stores).concat()
+    };
+    let is_waiting = |to: &Reference| find(stores, to.parent).is_some_and(|parent| parent.is_waiting(&*to.key));
+    let waiting: Depends<'_> = match stores.iter().any(|(_, store)| store.waiting() > 0) {
+        true => Some(&is_waiting),
+        false => None,
+    };
+    let early = early(stores);
+    by_name.iter().try_for_each(|(_, store)| store.lock(sender, waiting))?;
+    send_moves(stores, sender, &is_waiting)?;
+    if early.is_empty() {
+        // Nothing goes early.
+    } else {
+        hold_back(stores, sender)?;
+        delete(&groups, stores, sender, |entity| early.contains(&entity).then_some(Some(false)))?;
     }
-    delete(&stores, sender, |_| true)
+    let changed: Vec<_> = by_name.iter().filter(|(_, store)| store.has_updates()).collect();
+    changed.iter().try_for_each(|(_, store)| store.update(sender, waiting))?;
+    insert(&groups.concat(), sender)?;
+    changed.iter().filter(|(_, store)| store.has_updates()).try_for_each(|(_, store)| store.update(sender, None))?;
+    delete(&groups, stores, sender, |_| Some(None))
+}
+
+fn find<C>(stores: &[Kept<C>], entity: TypeId) -> Option<&dyn DynStore<C>> {
+    stores.iter().find(|(other, _)| *other == entity).map(|(_, store)| &**store)
 }
 
 fn insert<C>(stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
@@ -47,62 +91,222 @@ fn insert<C>(stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
     }
 }
 
-fn delete<C>(stores: &[Kept<C>], sender: &dyn Sender<C>, goes: impl Fn(usize) -> bool) -> Result<()> {
-    for place in (0..stores.len()).rev() {
-        let (entity, store) = &stores[place];
-        if store.has_deletes() && goes(place) {
-            store.delete(sender)?;
-            expire_children(stores, *entity);
+/// The entities of whose rows some are deleted before everything else.
+fn early<C>(stores: &[Kept<C>]) -> HashSet<TypeId> {
+    let frees = |store: &dyn DynStore<C>| store.has_deletes() && (store.waiting() > 0 || store.has_updates());
+    let freeing: Vec<TypeId> = stores.iter().filter(|(_, store)| frees(&**store)).map(|(entity, _)| *entity).collect();
+    let goes = |(entity, store): &&Kept<C>| {
+        store.has_deletes() && freeing.iter().any(|parent| parent == entity || store.refers_to(*parent))
+    };
+    stores.iter().filter(goes).map(|(entity, _)| *entity).collect()
+}
+
+/// Holds back the DELETE of rows from which rows are moved away in this flush, and of all rows with which these might be deleted.
+fn hold_back<C>(stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
+    let mut left: Vec<Reference> = Vec::new();
+    for (_, store) in stores.iter().filter(|(_, store)| store.has_updates()) {
+        left.extend(store.moves_from(sender.at())?);
+    }
+    if left.is_empty() {
+        return Ok(());
+    }
+    let mut relations = Relations::default();
+    stores.iter().for_each(|(_, store)| relations.extend(store.relations()));
+    let (mut rows, mut types) = (HashSet::new(), HashSet::new());
+    let mut hold_back_above = |entity: TypeId| {
+        if types.insert(entity) {
+            relations
+                .ancestors(entity)
+                .iter()
+                .filter_map(|ancestor| find(stores, *ancestor))
+                .for_each(DynStore::hold_all_back);
+        }
+    };
+    while let Some(Reference { parent, key }) = left.pop() {
+        let Some(store) = find(stores, parent) else {
+            hold_back_above(parent);
+            continue;
+        };
+        match store.hold_back(&*key) {
+            Known::Row { row, references, surely } => {
+                if rows.insert(row) {
+                    left.extend(references);
+                }
+                if !surely {
+                    hold_back_above(parent);
+                }
+            }
+            Known::Nothing => hold_back_above(parent),
+            // It refers to another column than the key.
+            Known::NoKey => {
+                store.hold_all_back();
+                hold_back_above(parent);
+            }
         }
     }
     Ok(())
 }
 
-/// Rows may have been deleted, or have lost their parent, with a row of `parent`.
-fn expire_children<C>(stores: &[Kept<C>], parent: TypeId) {
-    let mut gone = vec![parent];
-    let mut next = 0;
-    while next < gone.len() {
-        let parent = gone[next];
-        for (entity, store) in stores.iter().filter(|(_, store)| store.parents().contains(&parent)) {
-            store.expire();
-            if !gone.contains(entity) {
-                gone.push(*entity);
+/// Sends what was written to foreign keys of rows that are deleted, if it breaks a circle of rows that are deleted.
+fn send_moves<C>(stores: &[Kept<C>], sender: &dyn Sender<C>, is_waiting: &dyn Fn(&Reference) -> bool) -> Result<()> {
+    for (entity, store) in stores.iter().filter(|(_, store)| store.has_deletes() && store.has_updates()) {
+        let breaks_circle = |from: &Reference| {
+            store.refers_to(from.parent)
+                && find(stores, from.parent)
+                    .is_some_and(|parent| parent.refers_to(*entity) && !parent.places_of(&*from.key).is_empty())
+        };
+        store.send_moves(sender, &breaks_circle, is_waiting)?;
+    }
+    Ok(())
+}
+
+/// Deletes rows, children first. `which` says of an entity whether late rows, the others or (inner `None`) all of them go.
+fn delete<C>(
+    groups: &[Vec<Kept<C>>],
+    stores: &[Kept<C>],
+    sender: &dyn Sender<C>,
+    which: impl Fn(TypeId) -> Option<Option<bool>>,
+) -> Result<()> {
+    for group in groups.iter().rev() {
+        let rows = |(entity, store): &Kept<C>| match which(*entity) {
+            Some(late) if store.has_deletes() => store.doomed_places(late),
+            _ => Vec::new(),
+        };
+        let rows: Vec<Vec<usize>> = group.iter().map(rows).collect();
+        match &group[..] {
+            [(entity, store)] if !store.refers_to(*entity) => {
+                delete_rows(&group[0], stores, &rows[0], false, sender)?;
+            }
+            _ => delete_in_waves(group, stores, &rows, sender)?,
+        }
+    }
+    Ok(())
+}
+
+fn delete_rows<C>(
+    (entity, store): &Kept<C>,
+    stores: &[Kept<C>],
+    rows: &[usize],
+    together: bool,
+    sender: &dyn Sender<C>,
+) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    store.delete(rows, together, sender)?;
+    // Rows may have been deleted, or have lost their parent, with these.
+    stores.iter().filter(|(_, store)| store.refers_to(*entity)).for_each(|(_, store)| store.lose_parents());
+    Ok(())
+}
+
+/// Deletes rows that may refer to each other, in waves: none refers to a row of an earlier wave or of its own, so that it does not
+/// matter whether the database looks at foreign keys row by row, as MariaDB does.
+fn delete_in_waves<C>(
+    group: &[Kept<C>],
+    stores: &[Kept<C>],
+    rows: &[Vec<usize>],
+    sender: &dyn Sender<C>,
+) -> Result<()> {
+    let nodes: Vec<(usize, usize)> =
+        rows.iter().enumerate().flat_map(|(store, rows)| rows.iter().map(move |&row| (store, row))).collect();
+    let at: std::collections::HashMap<(usize, usize), usize> =
+        nodes.iter().enumerate().map(|(node, place)| (*place, node)).collect();
+    let mut parents: Vec<Vec<usize>> = Vec::with_capacity(nodes.len());
+    for (node, &(store, row)) in nodes.iter().enumerate() {
+        let mut found = Vec::new();
+        for reference in group[store].1.references_of(row) {
+            let Some(parent) = group.iter().position(|(entity, _)| *entity == reference.parent) else { continue };
+            let places = group[parent].1.places_of(&*reference.key);
+            found.extend(places.into_iter().filter_map(|row| at.get(&(parent, row))).filter(|&&parent| parent != node));
+        }
+        parents.push(found);
+    }
+    let mut children = vec![0_usize; nodes.len()];
+    parents.iter().flatten().for_each(|&parent| children[parent] += 1);
+    let mut is_left = vec![true; nodes.len()];
+    let mut wave: Vec<usize> = (0..nodes.len()).filter(|&node| children[node] == 0).collect();
+    loop {
+        while !wave.is_empty() {
+            let mut next = Vec::new();
+            for &node in &wave {
+                is_left[node] = false;
+                release(std::mem::take(&mut parents[node]), &mut children, &mut next);
+            }
+            for place in (0..group.len()).rev() {
+                let rows: Vec<usize> = wave
+                    .iter()
+                    .map(|&node| nodes[node])
+                    .filter(|(store, _)| *store == place)
+                    .map(|(_, row)| row)
+                    .collect();
+                delete_rows(&group[place], stores, &rows, false, sender)?;
+            }
+            next.retain(|&node| is_left[node]);
+            wave = next;
+        }
+        let circle: Vec<usize> = (0..nodes.len()).filter(|&node| is_left[node]).collect();
+        if circle.is_empty() {
+            return Ok(());
+        }
+        if let [kept] = group
+            && sender.checks_at_end()
+            && kept.1.deletes_at_once(circle.len())
+        {
+            let rows: Vec<usize> = circle.iter().map(|&node| nodes[node].1).collect();
+            return delete_rows(kept, stores, &rows, true, sender);
+        }
+        for &node in &circle {
+            let (store, row) = nodes[node];
+            let types: Vec<TypeId> = parents[node].iter().map(|&parent| group[nodes[parent].0].0).collect();
+            if !types.is_empty() && group[store].1.unlink(row, &types, sender)? {
+                // What it still refers to could not be set to NULL.
+                let left = group[store].1.references_of(row);
+                let still = |parent: &usize| {
+                    let (store, row) = nodes[*parent];
+                    left.iter()
+                        .any(|to| to.parent == group[store].0 && group[store].1.places_of(&*to.key).contains(&row))
+                };
+                let (kept, released) = std::mem::take(&mut parents[node]).into_iter().partition(|parent| still(parent));
+                parents[node] = kept;
+                release(released, &mut children, &mut wave);
+                if !wave.is_empty() {
+                    break;
+                }
             }
         }
-        next += 1;
+        wave.retain(|&node| is_left[node]);
+        if wave.is_empty() {
+            // The database has the last word: it may delete a circle in a cascade, or refuse.
+            wave.push(circle[0]);
+        }
     }
 }
 
-/// Whose deletes go before everything else, where something that is inserted or updated may want a unique value that they free. Those
-/// of a type stay last where a row is to be moved away from what is deleted.
-fn goes_first<C>(stores: &[Kept<C>]) -> Vec<bool> {
-    let frees = |store: &dyn DynStore<C>| store.has_deletes() && (store.waiting() > 0 || store.has_updates());
-    if !stores.iter().any(|(_, store)| frees(&**store)) {
-        return vec![false; stores.len()];
+/// One child less for each of these.
+fn release(parents: Vec<usize>, children: &mut [usize], free: &mut Vec<usize>) {
+    for parent in parents {
+        children[parent] -= 1;
+        if children[parent] == 0 {
+            free.push(parent);
+        }
     }
-    let mut late: Vec<bool> =
-        stores.iter().map(|(entity, _)| stores.iter().any(|(_, child)| child.moves_away_from(*entity))).collect();
-    // Parents first, so from the end: a parent is as late as its children.
-    for place in (0..stores.len()).rev() {
-        let (entity, _) = &stores[place];
-        let by_child = stores.iter().enumerate().any(|(child, (_, store))| {
-            child != place && late[child] && store.has_deletes() && store.parents().contains(entity)
-        });
-        late[place] |= by_child;
-    }
-    late.into_iter().map(|late| !late).collect()
 }
 
-/// Types that refer to each other in a circle keep the order of their first use.
-fn parents_first<C>(stores: &[Kept<C>]) -> Vec<Kept<C>> {
-    let mut left: Vec<Kept<C>> = stores.to_vec();
-    let mut ordered = Vec::with_capacity(left.len());
+/// Types that refer to each other in a circle are one group, in the order of `stores`.
+fn parents_first<C>(stores: Vec<Kept<C>>) -> Vec<Vec<Kept<C>>> {
+    let mut left = stores;
+    let mut groups = Vec::with_capacity(left.len());
     while !left.is_empty() {
-        let waits =
-            |store: &Kept<C>| left.iter().any(|(other, _)| *other != store.0 && store.1.parents().contains(other));
-        let next = left.iter().position(|store| !waits(store)).unwrap_or(0);
-        ordered.push(left.remove(next));
+        let is_free = |(entity, store): &Kept<C>| {
+            left.iter().all(|(other, of)| other == entity || !store.refers_to(*other) || of.refers_to(*entity))
+        };
+        let next = left.iter().position(is_free).unwrap_or(0);
+        let (entity, store) = left.remove(next);
+        let (group, others) = left.into_iter().partition(|(other, of)| store.refers_to(*other) && of.refers_to(entity));
+        left = others;
+        let mut group: Vec<Kept<C>> = group;
+        group.insert(0, (entity, store));
+        groups.push(group);
     }
-    ordered
+    groups
 }

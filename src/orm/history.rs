@@ -1,6 +1,5 @@
 //! What was flushed for one entity in the present transaction, savepoint by savepoint.
 
-use std::any::TypeId;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -13,7 +12,6 @@ use crate::contain::drop_each;
 
 pub(super) struct History<T: Entity> {
     agenda: Rc<Agenda>,
-    parents: Vec<TypeId>,
     notes: RefCell<Vec<Note<T>>>,
 }
 
@@ -28,11 +26,7 @@ struct Note<T: Entity> {
 
 impl<T: Entity> History<T> {
     pub(super) fn new(agenda: Rc<Agenda>) -> Self {
-        Self { agenda, parents: T::parents(), notes: RefCell::default() }
-    }
-
-    pub(super) fn parents(&self) -> &[TypeId] {
-        &self.parents
+        Self { agenda, notes: RefCell::default() }
     }
 
     pub(super) fn note(&self, kind: ChangeKind, entry: &Rc<Entry<T>>) {

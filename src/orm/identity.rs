@@ -4,8 +4,8 @@
 //! what is taken out of it is dropped afterwards, and what a transaction has sent is noted first.
 
 use std::any::{Any, TypeId};
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::{HashMap, HashSet};
 use std::marker::PhantomData;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -14,12 +14,14 @@ use foldhash::fast::RandomState;
 
 use super::agenda::Agenda;
 use super::changes::{Change, ChangeKind};
+use super::derived::by_key;
 use super::entity::{Entity, Insert, Persist};
 use super::entry::{Entry, Home, Listed, Newest, Phase};
-use super::handle::Tracked;
 use super::history::History;
 use super::queue::{DynQueue, Queue};
+use super::relation::{Reference, Relations, alike};
 use super::sender::{Connected, Sender, Sending, ask, reader};
+use super::writes::{Deletes, Depends, not_unique};
 use crate::contain::{contained, drop_contained, drop_each};
 use crate::error::{Error, Place, Result};
 use crate::outcome::Verdict;
@@ -31,11 +33,26 @@ pub(crate) struct Store<C, T: Entity> {
     queues: RefCell<Vec<Rc<dyn DynQueue<C, T>>>>,
     /// To be deleted, in the order of `delete`.
     doomed: RefCell<Listed<T>>,
+    /// The same for as long as a flush lasts.
+    pub(super) deletes: RefCell<Deletes<T>>,
+    relations: OnceCell<Relations>,
+    ancestors: OnceCell<HashSet<TypeId>>,
+    /// The least number of open savepoints at which rows of ancestors were deleted in this transaction.
+    lost_parents: Cell<Option<u32>>,
+    /// Keys, as the program spells them, of rows that the database spells otherwise.
+    aliases: RefCell<HashMap<T::Id, T::Id, RandomState>>,
+    /// Most bytes of one statement, once that has been asked.
+    most_bytes: Cell<Option<usize>>,
+    /// Keys of new rows, while a flush asks for them.
+    waiting_keys: RefCell<Option<HashSet<String>>>,
     pub(super) history: History<T>,
     /// How many rows were left when those that nobody holds went last.
     swept: Cell<usize>,
     of: PhantomData<fn(&mut C)>,
 }
+
+/// Fewer bytes than this fit into a statement of any server.
+const ASKED_FROM: usize = 1 << 14;
 
 /// Drops what was in the map. A key and a row may have a `Drop` of the program each.
 fn forget_each<T: Entity>(forgotten: impl IntoIterator<Item = (T::Id, Rc<Entry<T>>)>) {
@@ -48,10 +65,31 @@ fn forget_each<T: Entity>(forgotten: impl IntoIterator<Item = (T::Id, Rc<Entry<T
 /// Fewer rows than this are not worth a sweep.
 const SWEPT_FROM: usize = 1024;
 
+/// What is known of a row that others refer to.
+pub(crate) enum Known {
+    /// It is known, and what it refers to; `surely` if that cannot be out of date.
+    Row {
+        row: *const (),
+        references: Vec<Reference>,
+        surely: bool,
+    },
+    Nothing,
+    /// What was asked for is no key of the entity.
+    NoKey,
+}
+
 /// A store of whatever entity.
 pub(crate) trait DynStore<C> {
     fn as_any(&self) -> &dyn Any;
-    fn parents(&self) -> &[TypeId];
+    fn name(&self) -> &'static str;
+    /// The foreign keys of the entity and of its ancestors.
+    fn relations(&self) -> &Relations;
+    /// Whether rows refer, directly or by others, to rows of that type.
+    fn refers_to(&self, ancestor: TypeId) -> bool;
+    /// Rows of an ancestor have been deleted, and with them perhaps rows of this type.
+    fn lose_parents(&self);
+    fn begin_flush(&self, at: Place) -> Result<()>;
+    fn end_flush(&self);
     /// An error where something could not be flushed as it is; nothing has been sent.
     fn check(&self, at: Place) -> Result<()>;
     /// New rows.
@@ -63,18 +101,36 @@ pub(crate) trait DynStore<C> {
     fn has_writes(&self) -> bool;
     fn has_updates(&self) -> bool;
     fn has_deletes(&self) -> bool;
-    /// A row that is to be updated has another foreign key to `parent` than before.
-    fn moves_away_from(&self, parent: TypeId) -> bool;
     /// Compares what may be outdated with what the database has; an error where it is.
     fn verify(&self, sender: &dyn Sender<C>) -> Result<()>;
+    /// What rows that are updated referred to and do not refer to any more.
+    fn moves_from(&self, at: Place) -> Result<Vec<Reference>>;
+    /// Whether the row of that key waits for its INSERT.
+    fn is_waiting(&self, key: &dyn Any) -> bool;
+    /// Holds back the DELETE of the row of that key.
+    fn hold_back(&self, key: &dyn Any) -> Known;
+    fn hold_all_back(&self);
+    /// The places of rows to be deleted: the late ones, the early ones or all.
+    fn doomed_places(&self, late: Option<bool>) -> Vec<usize>;
+    fn places_of(&self, key: &dyn Any) -> Vec<usize>;
+    fn references_of(&self, doomed: usize) -> Vec<Reference>;
+    fn send_moves(
+        &self,
+        sender: &dyn Sender<C>,
+        breaks_circle: &dyn Fn(&Reference) -> bool,
+        waiting: &dyn Fn(&Reference) -> bool,
+    ) -> Result<()>;
+    fn unlink(&self, doomed: usize, parents: &[TypeId], sender: &dyn Sender<C>) -> Result<bool>;
+    /// Whether so many rows can be deleted by one statement.
+    fn deletes_at_once(&self, rows: usize) -> bool;
+    fn lock(&self, sender: &dyn Sender<C>, waiting: Depends<'_>) -> Result<()>;
     fn insert_ready(&self, sender: &dyn Sender<C>) -> Result<usize>;
-    fn update(&self, sender: &dyn Sender<C>) -> Result<()>;
-    fn delete(&self, sender: &dyn Sender<C>) -> Result<()>;
+    fn update(&self, sender: &dyn Sender<C>, waiting: Depends<'_>) -> Result<()>;
+    fn delete(&self, doomed: &[usize], together: bool, sender: &dyn Sender<C>) -> Result<()>;
     /// What a flush would send.
     fn unflushed(&self, kind: ChangeKind, changes: &mut Vec<Change>);
     /// What was sent in this transaction.
     fn flushed(&self, changes: &mut Vec<Change>);
-    fn expire(&self);
     /// Forgets what has not been flushed.
     fn forget_unflushed(&self);
     /// Forgets what has been written and not been flushed; new rows and deletes stay.
@@ -96,6 +152,13 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
             rows: RefCell::default(),
             queues: RefCell::default(),
             doomed: RefCell::default(),
+            deletes: RefCell::default(),
+            relations: OnceCell::new(),
+            ancestors: OnceCell::new(),
+            lost_parents: Cell::new(None),
+            aliases: RefCell::default(),
+            most_bytes: Cell::new(None),
+            waiting_keys: RefCell::default(),
             history: History::new(Rc::clone(agenda)),
             swept: Cell::new(0),
             of: PhantomData,
@@ -121,11 +184,25 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
     #[inline]
     pub(super) fn fresh(&self, id: &T::Id) -> Option<Rc<Entry<T>>> {
         let epoch = self.home.epoch();
-        self.rows.borrow().get(id).filter(|entry| entry.is_fresh_at(epoch) && !entry.is_doomed()).cloned()
+        let rows = self.rows.borrow();
+        let is_fresh = |entry: &&Rc<Entry<T>>| entry.is_fresh_at(epoch) && !entry.is_doomed();
+        match rows.get(id) {
+            Some(entry) => Some(entry).filter(is_fresh).cloned(),
+            None => rows.get(self.aliases.borrow().get(id)?).filter(is_fresh).cloned(),
+        }
     }
 
     fn known(&self, id: &T::Id) -> Option<Rc<Entry<T>>> {
         self.rows.borrow().get(id).cloned()
+    }
+
+    /// The same, where the key may be spelled otherwise than the database spells it.
+    fn known_as(&self, id: &T::Id) -> Option<Rc<Entry<T>>> {
+        let known = self.known(id);
+        known.or_else(|| {
+            let alias = self.aliases.borrow().get(id).cloned();
+            alias.and_then(|id| self.known(&id))
+        })
     }
 
     fn remember(&self, id: T::Id, entry: &Rc<Entry<T>>) -> Option<Rc<Entry<T>>> {
@@ -134,9 +211,9 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
 
     /// The row of a key, read now.
     pub(super) fn fetch(&self, id: &T::Id, sender: &dyn Sender<C>) -> Result<Option<Rc<Entry<T>>>> {
-        let known = self.rows.borrow().get(id).cloned();
+        let known = self.known_as(id);
         match self.read(id, known.as_ref(), sender)? {
-            Some((row, newest)) => Ok(Some(self.absorb(row, newest))),
+            Some((row, newest)) => Ok(Some(self.absorb_as(id, row, newest))),
             None => {
                 self.vanished(id);
                 Ok(None)
@@ -144,30 +221,67 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         }
     }
 
-    /// The row of a key. One that was read with a lock is read so again, as a plain SELECT may find an older one.
+    /// The row that the database finds for a key. One that was read with a lock is read so again, as a plain SELECT may find an
+    /// older one.
     fn read(&self, id: &T::Id, known: Option<&Rc<Entry<T>>>, sender: &dyn Sender<C>) -> Result<Option<(T, Newest)>> {
-        let locked = T::LOCKS && known.is_some_and(|entry| entry.is_locked());
+        let locked = T::HAS_SNAPSHOT && known.is_some_and(|entry| entry.is_locked());
         let newest = if locked { Newest::Locked } else { Newest::No };
-        let row = ask(sender, Sending::select::<T>(), |conn| match locked {
+        let mut rows = ask(sender, Sending::select::<T>(), |conn| match locked {
             true => T::find_newest(conn, id),
             false => T::find(conn, id),
         })?;
-        Ok(row.map(|row| (row, newest)))
+        if rows.len() > 1 {
+            return Err(not_unique(&rows[0], "SELECT", rows.len(), sender.at()));
+        }
+        Ok(rows.pop().map(|row| (row, newest)))
     }
 
-    /// Reads the rows of these keys that would have to be read one by one, and gives those.
-    pub(super) fn preload(&self, ids: Vec<T::Id>, sender: &dyn Sender<C>) -> Result<HashMap<T::Id, Tracked<T>>> {
-        let mut seen = std::collections::HashSet::with_capacity(ids.len());
-        let missing: Vec<T::Id> =
-            ids.into_iter().filter(|id| self.fresh(id).is_none() && seen.insert(id.clone())).collect();
-        let mut found = HashMap::with_capacity(missing.len());
-        for ids in missing.chunks(T::FINDS.max(1)) {
-            let rows = ask(sender, Sending::select::<T>(), |conn| T::find_many(conn, ids))?;
-            found.extend(rows.into_iter().map(|row| (row.id(), Tracked(self.absorb(row, Newest::No)))));
-            ids.iter().filter(|id| !found.contains_key(id)).for_each(|id| self.vanished(id));
+    /// The rows of these keys, with one query for those that would have to be read one by one. What a key is equal to is for the
+    /// database to say: rows that it finds under another spelling count.
+    pub(super) fn get_many(&self, ids: &[T::Id], sender: &dyn Sender<C>) -> Result<Vec<Option<Rc<Entry<T>>>>> {
+        let mut found: Vec<Option<Rc<Entry<T>>>> = ids.iter().map(|id| self.fresh(id)).collect();
+        let mut asked: HashMap<&T::Id, usize> = HashMap::with_capacity(ids.len());
+        let mut missing: Vec<T::Id> = Vec::new();
+        for id in ids.iter().zip(&found).filter(|(_, found)| found.is_none()).map(|(id, _)| id) {
+            asked.entry(id).or_insert_with(|| {
+                missing.push(id.clone());
+                missing.len() - 1
+            });
         }
-        found.retain(|_, handle| !handle.0.is_doomed());
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        let mut read: Vec<Option<Rc<Entry<T>>>> = Vec::with_capacity(missing.len());
+        for ids in missing.chunks(T::FINDS.max(1)) {
+            let mut many = |ids: &[T::Id]| {
+                let rows = ask(sender, Sending::select::<T>(), |conn| T::find_many(conn, ids))?;
+                let mut seen = HashSet::with_capacity(rows.len());
+                match rows.iter().find(|row| !seen.insert(row.id())) {
+                    Some(twice) => Err(not_unique(twice, "SELECT", 2, sender.at())),
+                    None => Ok(rows),
+                }
+            };
+            let mut one = |id: &T::Id| Ok(self.read(id, None, sender)?.map(|(row, _)| row));
+            let rows = by_key(ids, &mut many, &mut one)?;
+            for (id, row) in ids.iter().zip(rows) {
+                let entry = row.map(|row| self.absorb_as(id, row, Newest::No));
+                read.push(entry.filter(|entry| !entry.is_doomed()));
+            }
+        }
+        missing.iter().zip(&read).filter(|(_, row)| row.is_none()).for_each(|(id, _)| self.vanished(id));
+        for (id, place) in ids.iter().zip(&mut found).filter(|(_, place)| place.is_none()) {
+            place.clone_from(&read[asked[id]]);
+        }
         Ok(found)
+    }
+
+    /// The entry of a row that was asked for by a key.
+    fn absorb_as(&self, asked: &T::Id, row: T, newest: Newest) -> Rc<Entry<T>> {
+        let id = row.id();
+        if id != *asked {
+            self.aliases.borrow_mut().insert(asked.clone(), id);
+        }
+        self.absorb(row, newest)
     }
 
     /// The entry of a row that was read just now. What is known wins over what was read, unless it may be outdated or the query gave the
@@ -177,7 +291,7 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         let entry = match self.known(&id).filter(|entry| entry.phase().may_be_there()) {
             Some(entry) => {
                 // A plain SELECT may have found an older row than the locking one before it.
-                let outdated = T::LOCKS && newest == Newest::No && entry.is_locked();
+                let outdated = T::HAS_SNAPSHOT && newest == Newest::No && entry.is_locked();
                 let wins = match newest {
                     Newest::No => entry.is_fresh() || outdated && entry.phase() == Phase::Kept,
                     Newest::Perhaps | Newest::Locked => false,
@@ -306,7 +420,7 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
     /// There is no row of that key any more.
     fn vanished(&self, id: &T::Id) {
         // One that is written to stays, for its flush to say so.
-        if let Some(entry) = self.known(id).filter(|entry| !entry.is_touched() && !entry.is_doomed()) {
+        if let Some(entry) = self.known_as(id).filter(|entry| !entry.is_touched() && !entry.is_doomed()) {
             self.gone(&entry);
             self.forget_row(&entry);
         }
@@ -394,6 +508,50 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         self.forget_row(entry);
     }
 
+    /// The row was deleted together with one that it referred to.
+    pub(super) fn gone_with_parent(&self, entry: &Rc<Entry<T>>) {
+        self.untouch(entry);
+        self.gone(entry);
+        self.forget_row(entry);
+    }
+
+    pub(super) fn refers_to(&self, ancestor: TypeId) -> bool {
+        let ancestors = self.ancestors.get_or_init(|| self.relations().ancestors(TypeId::of::<T>()));
+        ancestors.contains(&ancestor)
+    }
+
+    /// Most bytes of one statement, for rows that have so many.
+    pub(super) fn most_bytes(&self, bytes: usize, sender: &dyn Sender<C>) -> Result<usize> {
+        // MySQL and MariaDB have no RETURNING, and they alone have such a limit.
+        if bytes < ASKED_FROM || sender.returning() {
+            return Ok(usize::MAX);
+        }
+        if self.most_bytes.get().is_none() {
+            let most = ask(sender, Sending::select::<T>(), |conn| T::most_bytes(conn))?;
+            self.most_bytes.set(Some(most.unwrap_or(usize::MAX)));
+        }
+        Ok(self.most_bytes.get().unwrap_or(usize::MAX))
+    }
+
+    fn relations(&self) -> &Relations {
+        self.relations.get_or_init(Relations::of::<T>)
+    }
+
+    /// Rows that this row refers to may have been deleted in this transaction, and with them this row.
+    pub(super) fn may_be_gone(&self, row: &T) -> bool {
+        self.has_lost_parents() && !row.references().is_empty()
+    }
+
+    pub(super) fn has_lost_parents(&self) -> bool {
+        self.lost_parents.get().is_some()
+    }
+
+    pub(super) fn lose_parents(&self) {
+        let level = self.home.agenda.level();
+        self.lost_parents.set(Some(self.lost_parents.get().map_or(level, |lost| lost.min(level))));
+        self.home.expire();
+    }
+
     fn forget_new_rows(&self) {
         let queues = self.queues.borrow().clone();
         for queue in queues {
@@ -401,6 +559,15 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
             entries.iter().for_each(|entry| entry.discard());
             drop_each(entries);
         }
+    }
+
+    /// Forgets which rows were to be deleted, of those that were.
+    pub(super) fn forget_deleted(&self) {
+        let deleted: Vec<_> =
+            self.doomed.borrow_mut().extract_if(.., |_, entry| entry.phase() != Phase::Kept).collect();
+        drop_each(deleted);
+        let touched = self.home.touched();
+        touched.iter().filter(|entry| entry.phase() != Phase::Kept).for_each(|entry| self.untouch(entry));
     }
 
     pub(super) fn forget_deletes(&self) {
@@ -415,6 +582,10 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         if rows >= SWEPT_FROM.max(self.swept.get() * 2) {
             self.forget_rows(|entry| Rc::strong_count(entry) == 1);
             self.swept.set(self.rows.borrow().len());
+            let rows = self.rows.borrow();
+            let forgotten: Vec<_> = self.aliases.borrow_mut().extract_if(|_, id| !rows.contains_key(id)).collect();
+            drop(rows);
+            drop_each(forgotten);
         }
     }
 }
@@ -424,8 +595,33 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
         self
     }
 
-    fn parents(&self) -> &[TypeId] {
-        self.history.parents()
+    fn name(&self) -> &'static str {
+        std::any::type_name::<T>()
+    }
+
+    fn relations(&self) -> &Relations {
+        self.relations()
+    }
+
+    fn refers_to(&self, ancestor: TypeId) -> bool {
+        self.refers_to(ancestor)
+    }
+
+    fn lose_parents(&self) {
+        self.lose_parents();
+    }
+
+    fn begin_flush(&self, at: Place) -> Result<()> {
+        self.waiting_keys.take();
+        let doomed = self.doomed();
+        let deletes = if doomed.is_empty() { Deletes::default() } else { Deletes::of(&doomed, at)? };
+        drop_contained(self.deletes.replace(deletes));
+        Ok(())
+    }
+
+    fn end_flush(&self) {
+        self.waiting_keys.take();
+        drop_contained(self.deletes.take());
     }
 
     fn check(&self, at: Place) -> Result<()> {
@@ -463,12 +659,88 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
         !self.doomed.borrow().is_empty()
     }
 
-    fn moves_away_from(&self, parent: TypeId) -> bool {
-        self.home.touched().iter().filter(|entry| !entry.is_doomed()).any(|entry| {
-            entry
-                .versions(std::panic::Location::caller())
-                .is_ok_and(|(base, value)| T::refers_anew(&base, &value, parent))
-        })
+    fn moves_from(&self, at: Place) -> Result<Vec<Reference>> {
+        let mut from = Vec::new();
+        for entry in self.home.touched().iter().filter(|entry| !entry.is_doomed()) {
+            let (base, value) = entry.versions(at)?;
+            if !Rc::ptr_eq(&base, &value) {
+                from.extend(T::moves(&base, &value).into_iter().filter_map(|moved| moved.from));
+            }
+        }
+        Ok(from)
+    }
+
+    fn is_waiting(&self, key: &dyn Any) -> bool {
+        if self.waiting() == 0 {
+            return false;
+        }
+        // A foreign key to another column than the key may be one to any of them.
+        let Some(id) = key.downcast_ref::<T::Id>() else { return true };
+        let mut keys = self.waiting_keys.borrow_mut();
+        let keys = keys.get_or_insert_with(|| self.queues.borrow().iter().flat_map(|queue| queue.keys()).collect());
+        !keys.is_empty() && keys.contains(&alike(id))
+    }
+
+    fn hold_back(&self, key: &dyn Any) -> Known {
+        let Some(id) = key.downcast_ref::<T::Id>() else { return Known::NoKey };
+        let deletes = self.deletes.borrow();
+        let places = deletes.places_of(key);
+        if let Some(&first) = places.first() {
+            places.iter().for_each(|&place| deletes.hold_back(place));
+            return Known::Row {
+                row: Rc::as_ptr(&deletes.rows[first].entry).cast(),
+                references: places.iter().flat_map(|&place| deletes.references_of(place)).collect(),
+                surely: places.iter().all(|&place| deletes.rows[place].entry.is_fresh()),
+            };
+        }
+        let rows = self.rows.borrow();
+        let Some(entry) = rows.get(id).filter(|entry| entry.is_fresh()) else { return Known::Nothing };
+        let value = match entry.is_touched() {
+            true => entry.versions(std::panic::Location::caller()).map(|(base, _)| base).ok(),
+            false => entry.value.try_borrow().ok().and_then(|value| value.clone()),
+        };
+        match value {
+            Some(value) => Known::Row { row: Rc::as_ptr(entry).cast(), references: value.references(), surely: true },
+            None => Known::Nothing,
+        }
+    }
+
+    fn hold_all_back(&self) {
+        let deletes = self.deletes.borrow();
+        (0..deletes.rows.len()).for_each(|place| deletes.hold_back(place));
+    }
+
+    fn doomed_places(&self, late: Option<bool>) -> Vec<usize> {
+        self.deletes.borrow().left(late)
+    }
+
+    fn places_of(&self, key: &dyn Any) -> Vec<usize> {
+        self.deletes.borrow().places_of(key)
+    }
+
+    fn references_of(&self, doomed: usize) -> Vec<Reference> {
+        self.deletes.borrow().references_of(doomed)
+    }
+
+    fn send_moves(
+        &self,
+        sender: &dyn Sender<C>,
+        breaks_circle: &dyn Fn(&Reference) -> bool,
+        waiting: &dyn Fn(&Reference) -> bool,
+    ) -> Result<()> {
+        super::writes::send_moves(self, sender, breaks_circle, waiting)
+    }
+
+    fn unlink(&self, doomed: usize, parents: &[TypeId], sender: &dyn Sender<C>) -> Result<bool> {
+        super::writes::unlink(self, doomed, parents, sender)
+    }
+
+    fn deletes_at_once(&self, rows: usize) -> bool {
+        rows <= T::DELETES
+    }
+
+    fn lock(&self, sender: &dyn Sender<C>, waiting: Depends<'_>) -> Result<()> {
+        super::writes::lock(self, sender, waiting)
     }
 
     fn verify(&self, sender: &dyn Sender<C>) -> Result<()> {
@@ -477,8 +749,8 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
             if entry.phase() == Phase::Kept
                 && let Some(id) = entry.id()
             {
-                let row = ask(sender, Sending::select::<T>(), |conn| T::find_newest(conn, &id))?;
-                entry.verify(row, sender.at())?;
+                let mut rows = ask(sender, Sending::select::<T>(), |conn| T::find_newest(conn, &id))?;
+                entry.verify(rows.pop(), sender.at())?;
             }
         }
         Ok(())
@@ -493,12 +765,12 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
         Ok(inserted)
     }
 
-    fn update(&self, sender: &dyn Sender<C>) -> Result<()> {
-        super::writes::update(self, sender)
+    fn update(&self, sender: &dyn Sender<C>, waiting: Depends<'_>) -> Result<()> {
+        super::writes::update(self, sender, waiting)
     }
 
-    fn delete(&self, sender: &dyn Sender<C>) -> Result<()> {
-        super::writes::delete(self, sender)
+    fn delete(&self, doomed: &[usize], together: bool, sender: &dyn Sender<C>) -> Result<()> {
+        super::writes::delete(self, doomed, together, sender)
     }
 
     fn unflushed(&self, kind: ChangeKind, changes: &mut Vec<Change>) {
@@ -523,11 +795,8 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
         self.history.tell(changes);
     }
 
-    fn expire(&self) {
-        self.home.expire();
-    }
-
     fn forget_unflushed(&self) {
+        self.end_flush();
         self.forget_new_rows();
         self.forget_writes();
         self.forget_deletes();
@@ -538,11 +807,13 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
     }
 
     fn keep_level(&self, level: u32) {
+        self.lost_parents.set(self.lost_parents.get().map(|lost| lost.min(level.saturating_sub(1))));
         self.history.keep_level(level);
     }
 
     fn roll_back_to(&self, level: u32) {
         self.forget_unflushed();
+        self.lost_parents.set(self.lost_parents.get().filter(|lost| *lost < level));
         let undone = self.history.take(level);
         for (kind, entry) in &undone {
             match (kind, entry.phase()) {
@@ -588,6 +859,7 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
     }
 
     fn committed(&self) {
+        self.lost_parents.set(None);
         self.history.forget();
         self.sweep();
     }
@@ -598,5 +870,6 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
         // What a row owns may have a drop of the program's own.
         forget_each(self.rows.take());
         drop_each(self.queues.take());
+        drop_each(self.aliases.take());
     }
 }

@@ -11,7 +11,7 @@ use diesel::internal::derives::as_expression::Bound;
 use diesel::serialize::{self, Output, ToSql};
 use diesel::sql_types::SqlType;
 
-use super::entity::Entity;
+use super::entity::{Entity, OneColumnKey};
 use crate::outcome::{Decision, Verdict};
 
 /// A foreign key to a row of `E`: a value, or the key of a row that was added and gets it when it is inserted.
@@ -140,7 +140,7 @@ impl<E: Entity<Id = String>> From<&str> for Fk<E> {
 
 impl<E, ST> AsExpression<ST> for Fk<E>
 where
-    E: Entity,
+    E: OneColumnKey,
     ST: SqlType + TypedExpressionType,
 {
     type Expression = Bound<ST, Self>;
@@ -152,7 +152,7 @@ where
 
 impl<'f, E, ST> AsExpression<ST> for &'f Fk<E>
 where
-    E: Entity,
+    E: OneColumnKey,
     ST: SqlType + TypedExpressionType,
 {
     type Expression = Bound<ST, &'f Fk<E>>;
@@ -164,7 +164,7 @@ where
 
 impl<E, ST, DB> ToSql<ST, DB> for Fk<E>
 where
-    E: Entity,
+    E: OneColumnKey,
     DB: Backend,
     E::Id: ToSql<ST, DB>,
 {

@@ -1,50 +1,100 @@
-//! Which inserted row is which of those that were sent.
+//! Matches the rows that an INSERT gives back to the rows that were sent.
 //!
-//! No database promises an order for what an INSERT of several rows gives back, and all keep that of the rows. So the order is
-//! believed unless the values say otherwise: then rows are matched by their values, and where those do not suffice there is no pair at
-//! all. A value that the database has changed (rounded, cut, written over by a trigger) agrees with none that was sent, and says nothing.
+//! No database promises an order for what an INSERT of several rows gives back, and all keep the order of the rows. So the order is
+//! believed unless the values contradict it. A value may also be another because the database has changed it (rounded, trimmed,
+//! written over by a trigger), which must not make a valid flush fail: the order stands if changed columns explain every difference.
 
 use std::collections::HashMap;
 
-use super::entity::NewEntity;
+use super::entity::{Columns, Entity, NewEntity};
 
-/// Rows that disagree with what was sent in their place and are compared with all others.
-const LOOKED_AT: usize = 8;
+/// Of the rows that disagree in the same columns, so many are compared with all others.
+const COMPARED: usize = 8;
 
-/// The rows in the order of what was sent. None where that cannot be told.
+/// Of all rows that disagree, so many are compared with all others.
+const COMPARED_IN_ALL: usize = 64;
+
+/// The returned rows in the order of what was sent. The number of both is the same. None if the values say that the order is
+/// another and do not tell which.
 pub(super) fn pair<N: NewEntity>(sent: &[&N], rows: Vec<N::Entity>) -> Option<Vec<N::Entity>> {
-    if rows.len() != sent.len() {
-        return None;
+    debug_assert_eq!(sent.len(), rows.len());
+    // One row needs no pairing, whatever the database has made of its values.
+    if sent.len() <= 1 {
+        return Some(rows);
     }
     let disagree = |new: usize, row: usize| sent[new].disagreements(&rows[row]);
-    let elsewhere: Vec<usize> = (0..sent.len()).filter(|&at| disagree(at, at) != 0).collect();
+    let elsewhere: Vec<(usize, Columns)> =
+        (0..sent.len()).map(|at| (at, disagree(at, at))).filter(|(_, columns)| *columns != 0).collect();
     if elsewhere.is_empty() {
         return Some(rows);
     }
-    if sent.iter().all(|new| new.key().is_some()) {
-        return by_key(sent, rows);
+    if let Some(places) = by_key(sent, &rows) {
+        return Some(arranged(rows, &places));
     }
-    let fits_better = |new: usize, row: usize| {
-        let (here, there) = (disagree(new, new), disagree(new, row));
-        there != here && there & !here == 0
-    };
-    if !elsewhere.iter().take(LOOKED_AT).any(|&new| elsewhere.iter().any(|&row| row != new && fits_better(new, row))) {
+    if !is_contradicted(&elsewhere, disagree) {
         return Some(rows);
     }
-    let mut free = elsewhere.clone();
     let mut places: Vec<usize> = (0..sent.len()).collect();
-    for &new in &elsewhere {
-        let found = free.iter().position(|&row| disagree(new, row) == 0)?;
-        places[new] = free.swap_remove(found);
+    let (mut free, mut unmatched) = (elsewhere.iter().map(|(at, _)| *at).collect::<Vec<_>>(), Vec::new());
+    for &(new, _) in &elsewhere {
+        match free.iter().position(|&row| disagree(new, row) == 0) {
+            Some(found) => places[new] = free.swap_remove(found),
+            None => unmatched.push(new),
+        }
     }
-    let mut rows: Vec<Option<N::Entity>> = rows.into_iter().map(Some).collect();
-    places.into_iter().map(|row| rows[row].take()).collect()
+    if unmatched.is_empty() {
+        return Some(arranged(rows, &places));
+    }
+    // The database has changed values in at least these columns.
+    let changed = unmatched.iter().fold(0, |changed, &new| {
+        let least = elsewhere.iter().map(|&(row, _)| disagree(new, row)).min_by_key(|columns| {
+            // A column that is known to be changed explains more than another.
+            ((columns & !changed).count_ones(), columns.count_ones())
+        });
+        changed | least.unwrap_or(0)
+    });
+    if elsewhere.iter().all(|(_, columns)| columns & !changed == 0) {
+        return Some(rows);
+    }
+    let mut free: Vec<usize> = elsewhere.iter().map(|(at, _)| *at).collect();
+    for &(new, _) in &elsewhere {
+        let fits: Vec<usize> = (0..free.len()).filter(|&at| disagree(new, free[at]) & !changed == 0).collect();
+        let (&first, others) = fits.split_first()?;
+        // Rows that are equal in all columns can be given to either.
+        if others.iter().any(|&other| N::Entity::differences(&rows[free[first]], &rows[free[other]]) != 0) {
+            return None;
+        }
+        places[new] = free.swap_remove(first);
+    }
+    Some(arranged(rows, &places))
 }
 
-fn by_key<N: NewEntity>(sent: &[&N], rows: Vec<N::Entity>) -> Option<Vec<N::Entity>> {
-    use super::entity::Entity;
-    let mut rows: HashMap<_, _> = rows.into_iter().map(|row| (row.id(), row)).collect();
-    sent.iter().map(|new| rows.remove(&new.key()?)).collect()
+/// Whether a row agrees better with what was sent in another row's place.
+fn is_contradicted(elsewhere: &[(usize, Columns)], disagree: impl Fn(usize, usize) -> Columns) -> bool {
+    let mut compared: HashMap<Columns, usize> = HashMap::new();
+    let looked_at = elsewhere.iter().filter(|(_, columns)| {
+        let compared = compared.entry(*columns).or_default();
+        *compared += 1;
+        *compared <= COMPARED
+    });
+    looked_at.take(COMPARED_IN_ALL).any(|&(new, here)| {
+        elsewhere.iter().any(|&(row, _)| {
+            let there = disagree(new, row);
+            row != new && there != here && there & !here == 0
+        })
+    })
+}
+
+/// The place of each row, if the program has made the keys and the database has kept all of them.
+fn by_key<N: NewEntity>(sent: &[&N], rows: &[N::Entity]) -> Option<Vec<usize>> {
+    sent[0].key()?;
+    let mut places: HashMap<_, _> = rows.iter().enumerate().map(|(place, row)| (row.id(), place)).collect();
+    sent.iter().map(|new| places.remove(&new.key()?)).collect()
+}
+
+fn arranged<T>(rows: Vec<T>, places: &[usize]) -> Vec<T> {
+    let mut rows: Vec<Option<T>> = rows.into_iter().map(Some).collect();
+    places.iter().filter_map(|&row| rows[row].take()).collect()
 }
 
 #[cfg(test)]
@@ -54,6 +104,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::entity::{Columns, Entity};
+    use super::super::relation::{Move, Reference, Relations};
     use super::*;
 
     #[derive(Debug, Clone, PartialEq)]
@@ -67,34 +118,39 @@ mod tests {
         type Id = u64;
         const NAME: &'static str = "Row";
         const VERSIONED: bool = false;
-        const COUNTED: bool = true;
         const ROW_BY_ROW: bool = false;
 
         fn id(&self) -> u64 {
             self.id
         }
 
-        fn parents() -> Vec<TypeId> {
-            Vec::new()
+        fn is_counted() -> bool {
+            true
         }
 
-        fn differences(_: &Self, _: &Self) -> Columns {
+        fn parents(_: &mut Relations) {}
+
+        fn differences(old: &Self, new: &Self) -> Columns {
+            Columns::from(old.name != new.name) | Columns::from(old.size != new.size) << 1
+        }
+
+        fn bytes(&self, _: Columns) -> usize {
             0
         }
 
         fn bump_version(&mut self) {}
 
-        fn refers_anew(_: &Self, _: &Self, _: TypeId) -> bool {
-            false
-        }
-
-        fn own_parents(&self) -> Vec<u64> {
+        fn references(&self) -> Vec<Reference> {
             Vec::new()
         }
 
-        fn id_of_number(number: u64) -> Option<u64> {
-            Some(number)
+        fn moves(_: &Self, _: &Self) -> Vec<Move> {
+            Vec::new()
         }
+
+        fn unlink(&mut self, _: &[TypeId]) {}
+
+        fn take_references(&mut self, _: &Self) {}
     }
 
     struct New(String, i32);
@@ -102,7 +158,14 @@ mod tests {
     impl NewEntity for New {
         type Entity = Row;
         const COLUMNS: usize = 2;
-        const IN_BATCHES: bool = true;
+
+        fn in_batches() -> bool {
+            true
+        }
+
+        fn bytes(&self) -> usize {
+            0
+        }
 
         fn key(&self) -> Option<u64> {
             None
@@ -152,15 +215,37 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_value_that_hides_an_order_is_no_pair() {
+    fn a_changed_value_does_not_hide_an_order() {
         let sent = [New("a".into(), 1), New("b".into(), 2), New("c".into(), 3)];
         let mut rows = inserted(&sent);
         rows.swap(0, 1);
         rows[2].size = 7;
         rows.swap(1, 2);
+        let paired = paired(&sent, rows).expect("the names tell");
+        assert_eq!(paired.iter().map(|row| row.id).collect::<Vec<_>>(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn rows_of_another_order_whose_values_were_changed_are_no_pair() {
+        let sent = [New("a".into(), 1), New("b".into(), 1), New("c".into(), 2), New("d".into(), 2)];
+        let mut rows = inserted(&sent);
+        rows.iter_mut().for_each(|row| row.name = "x".into());
+        rows[1].name = "y".into();
+        rows.swap(0, 2);
         assert_eq!(paired(&sent, rows), None);
-        let mut fewer = inserted(&sent);
-        fewer.pop();
-        assert_eq!(paired(&sent, fewer), None);
+    }
+
+    #[test]
+    fn one_row_needs_no_pairing() {
+        let rows = vec![Row { id: 1, name: "another".into(), size: 9 }];
+        assert_eq!(paired(&[New("a".into(), 1)], rows.clone()), Some(rows));
+    }
+
+    #[test]
+    fn values_that_are_all_counted_up_keep_the_order() {
+        let sent: Vec<New> = (0..20).map(|size| New("a".into(), size)).collect();
+        let mut rows = inserted(&sent);
+        rows.iter_mut().for_each(|row| row.size += 1);
+        assert_eq!(paired(&sent, rows.clone()), Some(rows));
     }
 }

@@ -1,8 +1,44 @@
 //! What can be asked of a field whose type is not known to the macro: the most special of these traits that its type has wins, because
 //! it takes the fewest references.
 
+use std::fmt;
+use std::marker::PhantomData;
+
 use super::entity::Entity;
 use super::key::Fk;
+use super::relation::Relations;
+
+/// The type that a foreign key refers to, which need not be an entity.
+pub struct Parent<P>(PhantomData<P>);
+
+impl<P> Parent<P> {
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<P> fmt::Debug for Parent<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Parent")
+    }
+}
+
+pub trait EntityParent {
+    fn visit(&self, found: &mut Relations);
+}
+
+impl<P: Entity> EntityParent for &Parent<P> {
+    fn visit(&self, found: &mut Relations) {
+        found.visit::<P>();
+    }
+}
+
+pub trait OtherParent {
+    fn visit(&self, _: &mut Relations) {}
+}
+
+impl<P> OtherParent for Parent<P> {}
 
 /// One field.
 #[derive(Debug)]
@@ -54,7 +90,42 @@ impl<T: Clone> IsValue for &Probe<'_, T> {
     }
 }
 
-/// A field of a new row, and the same of the row.
+/// How many bytes a value has on its way to the database, as far as can be told. The derive calls `(&&&Probe(..)).bytes()`.
+pub trait HasBytes {
+    fn bytes(&self) -> usize;
+}
+
+impl<T: AsRef<[u8]>> HasBytes for &&Probe<'_, T> {
+    fn bytes(&self) -> usize {
+        VALUE + self.0.as_ref().len()
+    }
+}
+
+pub trait MayHaveBytes {
+    fn bytes(&self) -> usize;
+}
+
+impl<T: AsRef<[u8]>> MayHaveBytes for &&Probe<'_, Option<T>> {
+    fn bytes(&self) -> usize {
+        VALUE + self.0.as_ref().map_or(0, |value| value.as_ref().len())
+    }
+}
+
+pub trait HasSize {
+    fn bytes(&self) -> usize;
+}
+
+impl<T> HasSize for Probe<'_, T> {
+    fn bytes(&self) -> usize {
+        VALUE + size_of::<T>()
+    }
+}
+
+/// What a value has beside its bytes: its type, its length.
+const VALUE: usize = 16;
+
+/// A field of a new row, and the same field of the row. The derive calls `(&&&Compare(..)).differs()`: method resolution begins with the
+/// traits that are implemented for `&&Compare`, so those are the most special ones, and those of `Compare` itself come last.
 #[derive(Debug)]
 pub struct Compare<'p, A, B>(pub &'p A, pub &'p B);
 
@@ -62,7 +133,7 @@ pub trait SameKey {
     fn differs(&self) -> bool;
 }
 
-impl<E: Entity<Id = K>, K: PartialEq> SameKey for Compare<'_, Fk<E>, K> {
+impl<E: Entity<Id = K>, K: PartialEq> SameKey for &&Compare<'_, Fk<E>, K> {
     fn differs(&self) -> bool {
         self.0.id() != Some(self.1)
     }
@@ -72,7 +143,7 @@ pub trait OtherKey {
     fn differs(&self) -> bool;
 }
 
-impl<E: Entity<Id = K>, K: PartialEq> OtherKey for Compare<'_, Option<Fk<E>>, Option<K>> {
+impl<E: Entity<Id = K>, K: PartialEq> OtherKey for &&Compare<'_, Option<Fk<E>>, Option<K>> {
     fn differs(&self) -> bool {
         self.0.as_ref().and_then(Fk::id) != self.1.as_ref()
     }
@@ -94,4 +165,4 @@ pub trait Uncomparable {
     }
 }
 
-impl<A, B> Uncomparable for &&Compare<'_, A, B> {}
+impl<A, B> Uncomparable for Compare<'_, A, B> {}

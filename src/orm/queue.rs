@@ -9,6 +9,7 @@ use super::entity::{Entity, Insert, NewEntity};
 use super::entry::Entry;
 use super::identity::Store;
 use super::pairing::pair;
+use super::relation::alike;
 use super::sender::{Sender, Sending, ask};
 use crate::contain::{drop_contained, drop_each};
 use crate::error::{Error, Result};
@@ -19,6 +20,59 @@ pub(super) struct Queue<N: NewEntity> {
 }
 
 type Waiting<N> = (N, Rc<Entry<<N as NewEntity>::Entity>>);
+
+/// How many of these rows, at least one, fit into one statement.
+fn fitting<C: 'static, N: Insert<C>>(
+    rows: &[Waiting<N>],
+    store: &Store<C, N::Entity>,
+    sender: &dyn Sender<C>,
+) -> Result<usize> {
+    if sender.returning() {
+        return Ok(rows.len());
+    }
+    let bytes: Vec<usize> = rows.iter().map(|(new, _)| new.bytes()).collect();
+    let limit = store.most_bytes(bytes.iter().sum(), sender)?;
+    if bytes[0] > limit {
+        let (entity, bytes) = (N::Entity::NAME, bytes[0]);
+        return Err(Error::RowTooLarge { entity, key: None, bytes, limit, at: sender.at() });
+    }
+    // What cannot be told of the sizes has to fit as well.
+    let mut left = limit / 4 * 3;
+    let fits = bytes.iter().take_while(|&&bytes| {
+        let fits = bytes <= left;
+        left = left.saturating_sub(bytes);
+        fits
+    });
+    Ok(fits.count().max(1))
+}
+
+/// Inserts rows by one statement, and gives what the database has of each.
+fn inserted<C: 'static, N: Insert<C>>(rows: &[Waiting<N>], sender: &dyn Sender<C>) -> Result<Vec<N::Entity>> {
+    let sent: Vec<&N> = rows.iter().map(|(new, _)| new).collect();
+    let entity = N::Entity::NAME;
+    let returned = ask(sender, Sending::insert::<N>(), |conn| {
+        N::insert(conn, &sent, sender.returning()).map_err(|error| unreadable(entity, error))
+    })?;
+    if returned.len() != sent.len() {
+        return Err(Error::NotReturned { entity, sent: sent.len(), returned: returned.len(), at: sender.at() });
+    }
+    pair(&sent, returned).ok_or(Error::Unpaired { entity, at: sender.at() })
+}
+
+/// A row that came back and cannot be read as the entity.
+fn unreadable(entity: &str, error: diesel::result::Error) -> diesel::result::Error {
+    match error {
+        diesel::result::Error::DeserializationError(source) => diesel::result::Error::DeserializationError(
+            format!(
+                "a new row of `{entity}` was inserted, and what the INSERT gave back cannot be read: {source}. An INSERT gives back the \
+                 values from before AFTER triggers. If such a trigger sets the column, let the column have a DEFAULT or a BEFORE \
+                 trigger, or make the field an `Option` and `refresh` the row"
+            )
+            .into(),
+        ),
+        error => error,
+    }
+}
 
 /// Rows on their way. Those that did not get there, by an error or a panic, go back to their place.
 struct Taken<'q, N: NewEntity> {
@@ -46,6 +100,9 @@ pub(super) trait DynQueue<C, T: Entity> {
 
     /// Inserts what refers to no row that waits itself; how many those were.
     fn insert_ready(&self, store: &Store<C, T>, sender: &dyn Sender<C>) -> Result<usize>;
+
+    /// The keys that the program has made.
+    fn keys(&self) -> Vec<String>;
 
     /// Takes one out.
     fn remove(&self, entry: &Rc<Entry<T>>);
@@ -86,16 +143,21 @@ where
             taken.rows = ready;
             self.rows.borrow_mut().extend(waiting.into_iter().map(|waiting| (waiting.1.listed_as(), waiting)));
         }
-        let most = if N::IN_BATCHES { N::ROWS.max(1) } else { 1 };
         store.reserve(taken.rows.len());
-        for chunk in taken.rows.chunks(most) {
-            let sent: Vec<&N> = chunk.iter().map(|(new, _)| new).collect();
-            let rows = ask(sender, Sending::insert::<N>(), |conn| N::insert(conn, &sent, sender.returning()))?;
-            let rows = pair(&sent, rows).ok_or(Error::Unpaired { entity: N::Entity::NAME, at: sender.at() })?;
+        let most = if N::in_batches() { N::ROWS.max(1) } else { 1 };
+        while taken.inserted < taken.rows.len() {
+            let left = &taken.rows[taken.inserted..];
+            let chunk = &left[..fitting(&left[..most.min(left.len())], store, sender)?];
+            let rows = inserted(chunk, sender)?;
+            let length = chunk.len();
             rows.into_iter().zip(chunk).for_each(|(row, (_, entry))| store.inserted(entry, row));
-            taken.inserted += chunk.len();
+            taken.inserted += length;
         }
         Ok(taken.inserted)
+    }
+
+    fn keys(&self) -> Vec<String> {
+        self.rows.borrow().values().filter_map(|(new, _)| new.key()).map(|key| alike(&key)).collect()
     }
 
     fn remove(&self, entry: &Rc<Entry<N::Entity>>) {

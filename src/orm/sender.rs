@@ -40,6 +40,11 @@ pub(crate) trait Sender<C> {
     /// Whether the database has `RETURNING`.
     fn returning(&self) -> bool;
 
+    /// Whether the database looks at foreign keys at the end of a statement, not at each row.
+    fn checks_at_end(&self) -> bool {
+        self.returning()
+    }
+
     fn at(&self) -> Place;
 }
 
@@ -54,12 +59,12 @@ pub(super) fn reader<C: 'static, T: Persist<C>>(session: &Weak<dyn Connected<C>>
     let session = Weak::clone(session);
     Box::new(move |id, locked, at| {
         let Some(session) = session.upgrade() else { return Ok(None) };
-        let mut row = None;
+        let mut rows = Vec::new();
         session.read(Sending::select::<T>(), at, &mut |conn| {
-            row = if locked { T::find_newest(conn, id)? } else { T::find(conn, id)? };
+            rows = if locked { T::find_newest(conn, id)? } else { T::find(conn, id)? };
             Ok(())
         })?;
-        Ok(row)
+        Ok(rows.pop())
     })
 }
 

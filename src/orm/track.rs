@@ -1,6 +1,10 @@
 //! Rows of a query as handles.
 
 use std::cell::Cell;
+use std::time::SystemTime;
+
+use diesel::backend::Backend;
+use diesel::deserialize::{self, FromStaticSqlRow, Queryable};
 
 use super::entity::Persist;
 use super::entry::Newest;
@@ -12,7 +16,8 @@ use super::unit::Unit;
 #[diagnostic::on_unimplemented(
     message = "a session on `{C}` cannot track rows of `{Self}`",
     label = "neither an entity nor made of entities and plain values",
-    note = "`load` gives rows of any type as they are; for handles, `{Self}` needs `#[derive(Entity)]`"
+    note = "`load` gives rows of any type as they are; for handles, `{Self}` needs `#[derive(Entity)]`; a plain value beside entities is \
+            `Plain<{Self}>`"
 )]
 pub trait Track<C>: Sized {
     /// A [`Tracked`] handle for an entity.
@@ -20,6 +25,56 @@ pub trait Track<C>: Sized {
 
     #[doc(hidden)]
     fn track(self, tracker: &Tracker<'_, C>) -> Self::Out;
+}
+
+/// A value of a query that [`Session::track`](crate::Session::track) gives as it is, of any type that Diesel can read: a UUID, a
+/// NUMERIC, a time, JSON, a type of the program's own. Numbers, texts, `bool`, bytes, lists and `SystemTime` need no `Plain`.
+///
+/// ```
+/// # use diesel::prelude::*;
+/// # use diesel_session::{Config, Database, Entity, Tracked};
+/// # use diesel_session::orm::Plain;
+/// # diesel::table! { users (id) { id -> Integer, name -> Text, born -> Date, } }
+/// # #[derive(Debug, Clone, Queryable, Selectable, Entity)]
+/// # struct User { #[entity(generated)] id: i32, name: String }
+/// # static DB: Database<SqliteConnection> = Database::without_migrations();
+/// # fn pairs() -> diesel_session::Result<Vec<(Tracked<User>, chrono::NaiveDate)>> {
+/// let session = DB.session()?;
+/// let query = users::table.select((User::as_select(), users::born));
+/// let pairs = session.track::<(User, Plain<chrono::NaiveDate>)>(query)?;      // Vec<(Tracked<User>, NaiveDate)>
+/// # Ok(pairs)
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[allow(clippy::exhaustive_structs, reason = "a wrapper")]
+pub struct Plain<T>(pub T);
+
+impl<T, ST, DB> Queryable<ST, DB> for Plain<T>
+where
+    DB: Backend,
+    T: FromStaticSqlRow<ST, DB>,
+{
+    type Row = T;
+
+    fn build(row: T) -> deserialize::Result<Self> {
+        Ok(Self(row))
+    }
+}
+
+impl<C, T> Track<C> for Plain<T> {
+    type Out = T;
+
+    fn track(self, _: &Tracker<'_, C>) -> T {
+        self.0
+    }
+}
+
+impl<C, T> Track<C> for Vec<T> {
+    type Out = Self;
+
+    fn track(self, _: &Tracker<'_, C>) -> Self {
+        self
+    }
 }
 
 /// The session's identity map.
@@ -60,7 +115,7 @@ macro_rules! plain {
     )+ };
 }
 
-plain!(bool, i8, i16, i32, i64, u8, u16, u32, u64, f32, f64, String, Vec<u8>);
+plain!(bool, i8, i16, i32, i64, u8, u16, u32, u64, f32, f64, String, SystemTime);
 
 macro_rules! tuples {
     ($($name:ident)+) => {
@@ -84,3 +139,7 @@ tuples!(A B D E F);
 tuples!(A B D E F G);
 tuples!(A B D E F G H);
 tuples!(A B D E F G H I);
+tuples!(A B D E F G H I J);
+tuples!(A B D E F G H I J K);
+tuples!(A B D E F G H I J K L);
+tuples!(A B D E F G H I J K L M);

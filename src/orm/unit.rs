@@ -2,7 +2,6 @@
 
 use std::any::TypeId;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -86,13 +85,13 @@ impl<C: 'static> Unit<C> {
         Ok(self.with(|store: &Store<C, T>| store.fetch(id, sender))?.map(Tracked))
     }
 
-    /// Reads the rows of these keys that are not known, and gives those.
-    pub(crate) fn preload<T: Persist<C>>(
+    pub(crate) fn get_many<T: Persist<C>>(
         &self,
-        ids: Vec<T::Id>,
+        ids: &[T::Id],
         sender: &dyn Sender<C>,
-    ) -> Result<HashMap<T::Id, Tracked<T>>> {
-        self.with(|store: &Store<C, T>| store.preload(ids, sender))
+    ) -> Result<Vec<Option<Tracked<T>>>> {
+        let found = self.with(|store: &Store<C, T>| store.get_many(ids, sender))?;
+        Ok(found.into_iter().map(|found| found.map(Tracked)).collect())
     }
 
     #[inline]

@@ -20,7 +20,12 @@ pub const fn updates_of(values: usize, binds: usize) -> usize {
     }
 }
 
-/// `UPDATE .. FROM (VALUES ..) RETURNING`, which gives back the numbers of the rows that were there, from 0.
+/// `WITH rows AS (SELECT .. FOR NO KEY UPDATE) UPDATE .. FROM rows RETURNING`, which gives back the numbers of the rows that were
+/// there, from 0.
+///
+/// The UPDATE alone would lock the rows in the order of its join, which differs from session to session, so that two sessions could
+/// wait for each other whatever the order in which the program writes. The lock is the one that an UPDATE takes that leaves keys
+/// as they are.
 ///
 /// A number and not the key, as the database may have the key in other letters than the program: it is the database alone that compares
 /// keys here. Values are bound as the types of their columns, which PostgreSQL is told, so that the list needs no casts.
@@ -52,7 +57,7 @@ impl<'a, T, DB: Backend> UpdateMany<'a, T, DB> {
         C: Column<SqlType: SqlType + TypedExpressionType> + QueryFragment<DB> + 'a,
         V: AsExpression<C::SqlType, Expression: QueryFragment<DB> + 'a>,
     {
-        self.wheres.push(self.values(column, values));
+        self.wheres.push(values_of(column, values));
     }
 
     /// The version that each row has so far.
@@ -61,7 +66,7 @@ impl<'a, T, DB: Backend> UpdateMany<'a, T, DB> {
         C: Column<SqlType: SqlType + TypedExpressionType> + QueryFragment<DB> + 'a,
         V: AsExpression<C::SqlType, Expression: QueryFragment<DB> + 'a>,
     {
-        self.version = Some(self.values(column, values));
+        self.version = Some(values_of(column, values));
     }
 
     pub fn set<C, V>(&mut self, column: C, values: impl Iterator<Item = V>)
@@ -69,18 +74,18 @@ impl<'a, T, DB: Backend> UpdateMany<'a, T, DB> {
         C: Column<SqlType: SqlType + TypedExpressionType> + QueryFragment<DB> + 'a,
         V: AsExpression<C::SqlType, Expression: QueryFragment<DB> + 'a>,
     {
-        self.sets.push(self.values(column, values));
+        self.sets.push(values_of(column, values));
     }
+}
 
-    fn values<C, V>(&self, column: C, values: impl Iterator<Item = V>) -> Values<'a, DB>
-    where
-        C: Column<SqlType: SqlType + TypedExpressionType> + QueryFragment<DB> + 'a,
-        V: AsExpression<C::SqlType, Expression: QueryFragment<DB> + 'a>,
-    {
-        let values: Vec<_> = values.map(AsExpression::as_expression).collect();
-        debug_assert_eq!(values.len(), self.rows);
-        Values { name: C::NAME, column: Box::new(column), values: Box::new(values) }
-    }
+fn values_of<'a, DB, C, V>(column: C, values: impl Iterator<Item = V>) -> Values<'a, DB>
+where
+    DB: Backend,
+    C: Column<SqlType: SqlType + TypedExpressionType> + QueryFragment<DB> + 'a,
+    V: AsExpression<C::SqlType, Expression: QueryFragment<DB> + 'a>,
+{
+    let values: Vec<_> = values.map(AsExpression::as_expression).collect();
+    Values { name: C::NAME, column: Box::new(column), values: Box::new(values) }
 }
 
 /// The values of one column. The types of different columns differ, and the statement has them row by row.
@@ -94,28 +99,84 @@ impl<E: QueryFragment<DB>, DB: Backend> Each<DB> for Vec<E> {
     }
 }
 
-/// The name of the list. Where a table has that name as well, PostgreSQL refuses the statement.
+/// The name of the list. A table that has that name as well is refused by PostgreSQL.
 const ROWS: &str = "diesel_session_rows";
+
+/// The name of the list's values.
+const VALUES: &str = "diesel_session_values";
+
+fn of_list<DB: Backend>(out: &mut AstPass<'_, '_, DB>, list: &str, number: usize) -> QueryResult<()> {
+    out.push_identifier(list)?;
+    out.push_sql(".");
+    out.push_identifier(&format!("column{number}"))
+}
+
+/// `FROM table, (VALUES ..) WHERE .. ORDER BY .. FOR ..`: locks the rows in the order of their keys. The first value of each is its
+/// number, those of the conditions follow.
+fn locked<'a: 'b, 'b, T: QueryFragment<DB>, DB: Backend>(
+    table: &'b T,
+    rows: usize,
+    keys: &'b [Values<'a, DB>],
+    version: Option<&'b Values<'a, DB>>,
+    sets: &'b [Values<'a, DB>],
+    clause: &str,
+    out: &mut AstPass<'_, 'b, DB>,
+) -> QueryResult<()> {
+    let conditions = || keys.iter().chain(version);
+    out.push_sql(" FROM ");
+    table.walk_ast(out.reborrow())?;
+    out.push_sql(", (VALUES ");
+    for row in 0..rows {
+        out.push_sql(if row == 0 { "(" } else { "), (" });
+        out.push_sql(&row.to_string());
+        for column in conditions().chain(sets) {
+            out.push_sql(", ");
+            column.values.walk(row, out.reborrow())?;
+        }
+    }
+    out.push_sql(")) AS ");
+    out.push_identifier(VALUES)?;
+    for (number, condition) in zip(2.., conditions()) {
+        out.push_sql(if number == 2 { " WHERE " } else { " AND " });
+        condition.column.walk_ast(out.reborrow())?;
+        out.push_sql(" = ");
+        of_list(out, VALUES, number)?;
+    }
+    for (number, key) in keys.iter().enumerate() {
+        out.push_sql(if number == 0 { " ORDER BY " } else { ", " });
+        key.column.walk_ast(out.reborrow())?;
+    }
+    out.push_sql(clause);
+    Ok(())
+}
 
 impl<T: QueryFragment<DB>, DB: Backend> QueryFragment<DB> for UpdateMany<'_, T, DB> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
         // There are as many of these statements as there are numbers of rows and sets of columns.
         out.unsafe_to_cache_prepared();
         let conditions = || self.wheres.iter().chain(&self.version);
-        let of_list = |out: &mut AstPass<'_, 'b, DB>, number: usize| {
-            out.push_identifier(ROWS)?;
-            out.push_sql(".");
-            out.push_identifier(&format!("column{number}"))
-        };
-        out.push_sql("UPDATE ");
+        out.push_sql("WITH ");
+        out.push_identifier(ROWS)?;
+        out.push_sql(" AS (SELECT ");
+        out.push_identifier(VALUES)?;
+        out.push_sql(".*");
+        locked(
+            &self.table,
+            self.rows,
+            &self.wheres,
+            self.version.as_ref(),
+            &self.sets,
+            " FOR NO KEY UPDATE",
+            &mut out,
+        )?;
+        out.push_sql(") UPDATE ");
         self.table.walk_ast(out.reborrow())?;
-        // The first column is the row's number, those of the conditions follow.
         let first_set = 2 + conditions().count();
         for (number, set) in self.sets.iter().enumerate() {
             out.push_sql(if number == 0 { " SET " } else { ", " });
             out.push_identifier(set.name)?;
             out.push_sql(" = ");
-            of_list(&mut out, first_set + number)?;
+            of_list(&mut out, ROWS, first_set + number)?;
         }
         if let Some(version) = &self.version {
             out.push_sql(", ");
@@ -124,25 +185,63 @@ impl<T: QueryFragment<DB>, DB: Backend> QueryFragment<DB> for UpdateMany<'_, T, 
             version.column.walk_ast(out.reborrow())?;
             out.push_sql(" + 1");
         }
-        out.push_sql(" FROM (VALUES ");
-        for row in 0..self.rows {
-            out.push_sql(if row == 0 { "(" } else { "), (" });
-            out.push_sql(&row.to_string());
-            for column in conditions().chain(&self.sets) {
-                out.push_sql(", ");
-                column.values.walk(row, out.reborrow())?;
-            }
-        }
-        out.push_sql(")) AS ");
+        out.push_sql(" FROM ");
         out.push_identifier(ROWS)?;
         for (number, condition) in zip(2.., conditions()) {
             out.push_sql(if number == 2 { " WHERE " } else { " AND " });
             condition.column.walk_ast(out.reborrow())?;
             out.push_sql(" = ");
-            of_list(&mut out, number)?;
+            of_list(&mut out, ROWS, number)?;
         }
         out.push_sql(" RETURNING ");
-        of_list(&mut out, 1)
+        of_list(&mut out, ROWS, 1)
+    }
+}
+
+/// Locks rows in the order of their keys.
+#[doc(hidden)]
+pub struct LockRows<'a, T, DB> {
+    table: T,
+    rows: usize,
+    keys: Vec<Values<'a, DB>>,
+    clause: &'static str,
+}
+
+impl<'a, T, DB: Backend> LockRows<'a, T, DB> {
+    pub fn new(table: T, rows: usize, for_delete: bool) -> Self {
+        let clause = if for_delete { " FOR UPDATE" } else { " FOR NO KEY UPDATE" };
+        Self { table, rows, keys: Vec::new(), clause }
+    }
+
+    /// A part of the key.
+    pub fn key<C, V>(&mut self, column: C, values: impl Iterator<Item = V>)
+    where
+        C: Column<SqlType: SqlType + TypedExpressionType> + QueryFragment<DB> + 'a,
+        V: AsExpression<C::SqlType, Expression: QueryFragment<DB> + 'a>,
+    {
+        self.keys.push(values_of(column, values));
+    }
+}
+
+impl<T: QueryFragment<DB>, DB: Backend> QueryFragment<DB> for LockRows<'_, T, DB> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
+        out.unsafe_to_cache_prepared();
+        out.push_sql("SELECT ");
+        of_list(&mut out, VALUES, 1)?;
+        locked(&self.table, self.rows, &self.keys, None, &[], self.clause, &mut out)
+    }
+}
+
+impl<T, DB> QueryId for LockRows<'_, T, DB> {
+    type QueryId = ();
+    const HAS_STATIC_QUERY_ID: bool = false;
+}
+
+impl<T, DB, C> RunQueryDsl<C> for LockRows<'_, T, DB> {}
+
+impl<T, DB> fmt::Debug for LockRows<'_, T, DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockRows").field("rows", &self.rows).finish_non_exhaustive()
     }
 }
 

@@ -1,14 +1,17 @@
 //! The UPDATEs and DELETEs of one entity.
 
-use std::collections::{HashMap, HashSet};
+use std::any::{Any, TypeId};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::changes::ChangeKind;
 use super::entity::{Columns, Entity, Persist};
 use super::entry::{Entry, Phase};
-use super::identity::Store;
+use super::identity::{DynStore, Store};
+use super::relation::{Reference, alike};
 use super::sender::{Sender, Sending, ask};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 
 /// A row that differs.
 struct Written<T: Entity> {
@@ -18,125 +21,375 @@ struct Written<T: Entity> {
     columns: Columns,
 }
 
-/// Writes what differs, in the order of the first writing.
-pub(super) fn update<C: 'static, T: Persist<C>>(store: &Store<C, T>, sender: &dyn Sender<C>) -> Result<()> {
+impl<T: Entity> Written<T> {
+    fn goes_with<C>(&self, next: &Self) -> bool
+    where
+        T: Persist<C>,
+    {
+        self.columns == next.columns && !self.old.goes_alone() && !next.old.goes_alone()
+    }
+}
+
+/// Whether a reference is to a row that waits for its INSERT.
+pub(super) type Depends<'d> = Option<&'d dyn Fn(&Reference) -> bool>;
+
+/// Whether an UPDATE has to wait for the INSERTs: it writes the key of a new row, or a new row has its own key.
+fn depends<C: 'static, T: Persist<C>>(store: &Store<C, T>, old: &T, new: &T, depends: Depends<'_>) -> bool {
+    depends.is_some_and(|depends| {
+        DynStore::is_waiting(store, &old.id())
+            || T::moves(old, new).iter().any(|moved| moved.to.as_ref().is_some_and(depends))
+    })
+}
+
+/// The rows that differ and depend on no row that waits for its INSERT, in the order of the first write.
+fn written<C: 'static, T: Persist<C>>(store: &Store<C, T>, waiting: Depends<'_>, at: Place) -> Result<Vec<Written<T>>> {
     let touched = store.home.touched();
     let mut written = Vec::new();
     for entry in touched {
-        let (old, new) = entry.versions(sender.at())?;
+        if entry.is_doomed() || entry.phase() != Phase::Kept {
+            continue;
+        }
+        let (old, new) = entry.versions(at)?;
         let columns = if Rc::ptr_eq(&old, &new) { 0 } else { T::differences(&old, &new) };
-        if columns == 0 || entry.is_doomed() || entry.phase() != Phase::Kept {
-            drop(new);
-            store.untouch(&entry);
-        } else {
+        if columns != 0 && !depends(store, &*old, &*new, waiting) {
             written.push(Written { entry, old, new, columns });
         }
     }
+    Ok(written)
+}
+
+/// Sends what differs and depends on no row that waits for its INSERT, in the order of the first write.
+pub(super) fn update<C: 'static, T: Persist<C>>(
+    store: &Store<C, T>,
+    sender: &dyn Sender<C>,
+    waiting: Depends<'_>,
+) -> Result<()> {
+    let written = written(store, waiting, sender.at())?;
+    let mut gone = vec![false; written.len()];
+    let mut first = 0;
     // Neighbours that differ in the same columns go together.
-    for alike in written.chunk_by(|one, next| one.columns == next.columns) {
+    for alike in written.chunk_by(|one, next| one.goes_with::<C>(next)) {
         for chunk in alike.chunks(T::UPDATES.max(1)) {
+            let gone = &mut gone[first..first + chunk.len()];
             match chunk {
-                [one] => update_one(sender, one)?,
-                several => update_many(sender, several)?,
+                [one] => gone[0] = update_one(store, sender, one)?,
+                several => update_many(store, sender, several, gone)?,
             }
+            first += chunk.len();
         }
     }
-    for Written { entry, old, new, .. } in written {
-        // Noted first: a clone of the row may panic, and the rollback that follows has to know that the UPDATE was sent.
-        store.history.note(ChangeKind::Update, &entry);
-        drop((old, new));
-        entry.settle(T::VERSIONED);
-        store.home.untouch(&entry);
+    for (Written { entry, old, new, .. }, gone) in written.into_iter().zip(gone) {
+        if gone {
+            drop((old, new));
+            store.gone_with_parent(&entry);
+        } else {
+            // Noted first: a clone of the row may panic, and the rollback that follows has to know that the UPDATE was sent.
+            store.history.note(ChangeKind::Update, &entry);
+            drop((old, new));
+            entry.settle(T::VERSIONED);
+            store.home.untouch(&entry);
+        }
+    }
+    // What is left is to be deleted, depends on an INSERT, or is as it was.
+    for entry in store.home.touched() {
+        let is_left = entry.phase() == Phase::Kept && (entry.is_doomed() || entry.differences() != 0);
+        if !is_left {
+            store.untouch(&entry);
+        }
     }
     Ok(())
 }
 
-fn update_one<C, T: Persist<C>>(sender: &dyn Sender<C>, row: &Written<T>) -> Result<()> {
+/// True if the row is gone because a row that it referred to was deleted.
+fn update_one<C: 'static, T: Persist<C>>(
+    store: &Store<C, T>,
+    sender: &dyn Sender<C>,
+    row: &Written<T>,
+) -> Result<bool> {
+    if !sender.returning() {
+        let bytes = row.new.bytes(row.columns);
+        let limit = store.most_bytes(bytes, sender)?;
+        if bytes > limit {
+            let key = Some(format!("{:?}", row.old.id()));
+            return Err(Error::RowTooLarge { entity: T::NAME, key, bytes, limit, at: sender.at() });
+        }
+    }
     match ask(sender, Sending::Change, |conn| T::update(conn, &row.old, &row.new))? {
-        0 => Err(stale(row, sender)),
-        _ => Ok(()),
+        0 => is_gone_or_stale(store, sender, &row.old, "update"),
+        1 => Ok(false),
+        rows => Err(not_unique(&*row.old, "UPDATE", rows, sender.at())),
     }
 }
 
-fn update_many<C, T: Persist<C>>(sender: &dyn Sender<C>, rows: &[Written<T>]) -> Result<()> {
+fn update_many<C: 'static, T: Persist<C>>(
+    store: &Store<C, T>,
+    sender: &dyn Sender<C>,
+    rows: &[Written<T>],
+    gone: &mut [bool],
+) -> Result<()> {
     let pairs: Vec<(&T, &T)> = rows.iter().map(|row| (&*row.old, &*row.new)).collect();
     let found = ask(sender, Sending::Change, |conn| T::update_many(conn, &pairs, rows[0].columns))?;
-    if found.len() == rows.len() {
-        return Ok(());
-    }
-    let found: HashSet<T::Id> = found.into_iter().collect();
-    match rows.iter().find(|row| !found.contains(&row.old.id())) {
-        Some(row) => Err(stale(row, sender)),
-        None => Ok(()),
-    }
-}
-
-fn stale<C, T: Entity>(row: &Written<T>, sender: &dyn Sender<C>) -> Error {
-    Error::Stale { entity: T::NAME, key: format!("{:?}", row.old.id()), operation: "update", at: sender.at() }
-}
-
-/// Deletes what is doomed. Rows that others among them refer to go after those.
-pub(super) fn delete<C: 'static, T: Persist<C>>(store: &Store<C, T>, sender: &dyn Sender<C>) -> Result<()> {
-    let doomed: Vec<Rc<Entry<T>>> = store.doomed();
-    let mut rows = Vec::with_capacity(doomed.len());
-    for entry in doomed.iter().filter(|entry| entry.phase() == Phase::Kept) {
-        // A row that was written to is deleted by what the database has of it.
-        store.untouch(entry);
-        rows.push((Rc::clone(entry), entry.read(sender.at())?));
-    }
-    for wave in children_first(rows) {
-        for chunk in wave.chunks(T::DELETES.max(1)) {
-            let values: Vec<&T> = chunk.iter().map(|(_, value)| &**value).collect();
-            let deleted = ask(sender, Sending::Change, |conn| T::delete(conn, &values))?;
-            if deleted < chunk.len() {
-                let key = match chunk {
-                    [(_, one)] => format!("{:?}", one.id()),
-                    several => format!("(one of {})", several.len()),
-                };
-                return Err(Error::Stale { entity: T::NAME, key, operation: "delete", at: sender.at() });
-            }
-            chunk.iter().for_each(|(entry, _)| store.deleted(entry));
+    let mut counts = vec![0_usize; rows.len()];
+    for place in found {
+        if let Some(count) = counts.get_mut(place) {
+            *count += 1;
         }
     }
-    store.forget_deletes();
+    for (place, count) in counts.into_iter().enumerate() {
+        match count {
+            0 => gone[place] = is_gone_or_stale(store, sender, &rows[place].old, "update")?,
+            1 => {}
+            rows_changed => return Err(not_unique(&*rows[place].old, "UPDATE", rows_changed, sender.at())),
+        }
+    }
     Ok(())
 }
 
-type Doomed<T> = (Rc<Entry<T>>, Rc<T>);
-
-/// Rows to be deleted, in turns: none refers to a row of an earlier turn or of its own, so that it does not matter whether the database
-/// looks at foreign keys row by row, as MariaDB does. What goes round in a circle comes last, one by one.
-fn children_first<T: Entity>(rows: Vec<Doomed<T>>) -> Vec<Vec<Doomed<T>>> {
-    let at: HashMap<T::Id, usize> = rows.iter().enumerate().map(|(place, (_, value))| (value.id(), place)).collect();
-    let parents: Vec<Vec<usize>> = rows
-        .iter()
-        .enumerate()
-        .map(|(place, (_, value))| {
-            let among = value.own_parents().into_iter().filter_map(|id| at.get(&id).copied());
-            among.filter(|&parent| parent != place).collect()
-        })
-        .collect();
-    if parents.iter().all(Vec::is_empty) {
-        return vec![rows];
+/// After a statement that did not find a row. The row may have been deleted with a row that it refers to, as the program wanted.
+fn is_gone_or_stale<C: 'static, T: Persist<C>>(
+    store: &Store<C, T>,
+    sender: &dyn Sender<C>,
+    row: &T,
+    operation: &'static str,
+) -> Result<bool> {
+    let id = row.id();
+    if store.may_be_gone(row) && ask(sender, Sending::select::<T>(), |conn| T::find(conn, &id))?.is_empty() {
+        return Ok(true);
     }
-    let mut children = vec![0_usize; rows.len()];
-    parents.iter().flatten().for_each(|&parent| children[parent] += 1);
-    let mut rows: Vec<Option<Doomed<T>>> = rows.into_iter().map(Some).collect();
-    let mut waves = Vec::new();
-    let mut leaves: Vec<usize> = (0..rows.len()).filter(|&row| children[row] == 0).collect();
-    while !leaves.is_empty() {
-        let mut next = Vec::new();
-        for &leaf in &leaves {
-            for &parent in &parents[leaf] {
-                children[parent] -= 1;
-                if children[parent] == 0 {
-                    next.push(parent);
+    Err(Error::Stale { entity: T::NAME, key: format!("{id:?}"), operation, at: sender.at() })
+}
+
+pub(super) fn not_unique<T: Entity>(row: &T, operation: &'static str, rows: usize, at: Place) -> Error {
+    Error::NotUnique { entity: T::NAME, key: format!("{:?}", row.id()), operation, rows, at }
+}
+
+/// Locks the rows that are updated and deleted in the order of their keys, if more than one statement will lock them.
+pub(super) fn lock<C: 'static, T: Persist<C>>(
+    store: &Store<C, T>,
+    sender: &dyn Sender<C>,
+    waiting: Depends<'_>,
+) -> Result<()> {
+    if T::LOCKS == 0 {
+        return Ok(());
+    }
+    let written = written(store, None, sender.at())?;
+    let some_depend = written.iter().any(|row| depends(store, &*row.old, &*row.new, waiting));
+    let doomed: Vec<Rc<T>> = store.deletes.borrow().rows.iter().map(|row| row.value.borrow().clone()).collect();
+    let locked_by_update = doomed.is_empty()
+        && !some_depend
+        && written.len() <= T::UPDATES
+        && written.windows(2).all(|pair| pair[0].goes_with::<C>(&pair[1]));
+    if locked_by_update || written.len() + doomed.len() < 2 {
+        return Ok(());
+    }
+    let rows: Vec<&T> = written.iter().map(|row| &*row.old).chain(doomed.iter().map(|row| &**row)).collect();
+    for chunk in rows.chunks(T::LOCKS) {
+        ask(sender, Sending::Change, |conn| T::lock(conn, chunk, written.is_empty()))?;
+    }
+    Ok(())
+}
+
+/// The rows that a flush deletes.
+pub(super) struct Deletes<T: Entity> {
+    pub(super) rows: Vec<Doomed<T>>,
+    /// Their places by their keys.
+    places: HashMap<String, Vec<usize>>,
+}
+
+pub(super) struct Doomed<T: Entity> {
+    pub(super) entry: Rc<Entry<T>>,
+    /// What the database has.
+    value: RefCell<Rc<T>>,
+    /// What the program has written to it.
+    written: Option<Rc<T>>,
+    /// It goes after the UPDATEs.
+    late: Cell<bool>,
+    done: Cell<bool>,
+}
+
+impl<T: Entity> Default for Deletes<T> {
+    fn default() -> Self {
+        Self { rows: Vec::new(), places: HashMap::new() }
+    }
+}
+
+impl<T: Entity> Deletes<T> {
+    pub(super) fn of(doomed: &[Rc<Entry<T>>], at: Place) -> Result<Self> {
+        let mut deletes = Self::default();
+        for entry in doomed.iter().filter(|entry| entry.phase() == Phase::Kept) {
+            let (value, written) = match entry.is_touched() {
+                true => entry.versions(at).map(|(base, value)| (base, Some(value)))?,
+                // A row that was written to is deleted by what the database has of it.
+                false => {
+                    let value = entry.value.try_borrow().ok().and_then(|value| value.clone());
+                    (value.ok_or_else(|| entry.in_writing(at))?, None)
+                }
+            };
+            deletes.places.entry(alike(&value.id())).or_default().push(deletes.rows.len());
+            deletes.rows.push(Doomed {
+                entry: Rc::clone(entry),
+                value: RefCell::new(value),
+                written,
+                late: Cell::new(false),
+                done: Cell::new(false),
+            });
+        }
+        Ok(deletes)
+    }
+
+    /// Rows that are not deleted yet: the late ones, the early ones or all.
+    pub(super) fn left(&self, late: Option<bool>) -> Vec<usize> {
+        let wanted = |row: &Doomed<T>| !row.done.get() && late.is_none_or(|late| row.late.get() == late);
+        (0..self.rows.len()).filter(|&place| wanted(&self.rows[place])).collect()
+    }
+
+    /// The rows of a key, which has another type if it is not that of this entity's key.
+    pub(super) fn places_of(&self, key: &dyn Any) -> Vec<usize> {
+        let Some(id) = key.downcast_ref::<T::Id>() else { return Vec::new() };
+        let Some(places) = self.places.get(&alike(id)) else { return Vec::new() };
+        let same: Vec<usize> =
+            places.iter().copied().filter(|&place| self.rows[place].value.borrow().id() == *id).collect();
+        if same.is_empty() { places.clone() } else { same }
+    }
+
+    pub(super) fn references_of(&self, place: usize) -> Vec<Reference> {
+        self.rows[place].value.borrow().references()
+    }
+
+    pub(super) fn hold_back(&self, place: usize) {
+        self.rows[place].late.set(true);
+    }
+}
+
+/// Sends what was written to foreign keys of a row that is to be deleted, if the row that it referred to is deleted as well, so that
+/// the one does not wait for the other.
+pub(super) fn send_moves<C: 'static, T: Persist<C>>(
+    store: &Store<C, T>,
+    sender: &dyn Sender<C>,
+    breaks_circle: &dyn Fn(&Reference) -> bool,
+    waiting: &dyn Fn(&Reference) -> bool,
+) -> Result<()> {
+    for place in store.deletes.borrow().left(None) {
+        let moved = {
+            let deletes = store.deletes.borrow();
+            let row = &deletes.rows[place];
+            let Some(written) = &row.written else { continue };
+            let value = Rc::clone(&row.value.borrow());
+            let moves = T::moves(&value, written);
+            let is_wanted = moves.iter().any(|moved| moved.from.as_ref().is_some_and(breaks_circle))
+                && !moves.iter().any(|moved| moved.to.as_ref().is_some_and(waiting));
+            is_wanted.then(|| {
+                let mut moved = T::clone(&value);
+                moved.take_references(written);
+                moved
+            })
+        };
+        if let Some(moved) = moved {
+            rewrite(store, place, moved, sender)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sets foreign keys of a row that is to be deleted to NULL; false if none can be.
+pub(super) fn unlink<C: 'static, T: Persist<C>>(
+    store: &Store<C, T>,
+    place: usize,
+    parents: &[TypeId],
+    sender: &dyn Sender<C>,
+) -> Result<bool> {
+    let value = Rc::clone(&store.deletes.borrow().rows[place].value.borrow());
+    let mut unlinked = T::clone(&value);
+    unlinked.unlink(parents);
+    if T::differences(&value, &unlinked) == 0 {
+        return Ok(false);
+    }
+    rewrite(store, place, unlinked, sender)?;
+    Ok(true)
+}
+
+/// Updates a row that is to be deleted. The handle keeps the value that it has.
+fn rewrite<C: 'static, T: Persist<C>>(
+    store: &Store<C, T>,
+    place: usize,
+    mut new: T,
+    sender: &dyn Sender<C>,
+) -> Result<()> {
+    let old = Rc::clone(&store.deletes.borrow().rows[place].value.borrow());
+    match ask(sender, Sending::Change, |conn| T::update(conn, &old, &new))? {
+        0 => is_gone_or_stale(store, sender, &old, "delete").map(drop)?,
+        1 => {}
+        rows => return Err(not_unique(&*old, "UPDATE", rows, sender.at())),
+    }
+    if T::VERSIONED {
+        new.bump_version();
+    }
+    store.deletes.borrow().rows[place].value.replace(Rc::new(new));
+    Ok(())
+}
+
+/// Deletes these rows; `together` is whether by one statement, as they refer to each other.
+pub(super) fn delete<C: 'static, T: Persist<C>>(
+    store: &Store<C, T>,
+    places: &[usize],
+    together: bool,
+    sender: &dyn Sender<C>,
+) -> Result<()> {
+    let rows: Vec<(usize, Rc<Entry<T>>, Rc<T>)> = {
+        let deletes = store.deletes.borrow();
+        let row = |&place: &usize| {
+            let row = &deletes.rows[place];
+            (place, Rc::clone(&row.entry), Rc::clone(&row.value.borrow()))
+        };
+        places.iter().map(row).collect()
+    };
+    rows.iter().for_each(|(_, entry, _)| store.untouch(entry));
+    // Rows that cannot be gone with others have statements of their own, so that it is known of which a row is missing.
+    let refers_to_own = store.refers_to(TypeId::of::<T>());
+    let (loose, strict): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(_, _, value)| {
+        together || (refers_to_own || store.has_lost_parents()) && !value.references().is_empty()
+    });
+    let most = if together { usize::MAX } else { T::DELETES.max(1) };
+    for (chunk, is_loose) in
+        strict.chunks(most).map(|chunk| (chunk, false)).chain(loose.chunks(most).map(|chunk| (chunk, true)))
+    {
+        let values: Vec<&T> = chunk.iter().map(|(_, _, value)| &**value).collect();
+        let deleted = ask(sender, Sending::Change, |conn| T::delete(conn, &values))?;
+        let key = || match chunk {
+            [(_, _, one)] => format!("{:?}", one.id()),
+            several => format!("(one of {})", several.len()),
+        };
+        if deleted > chunk.len() {
+            return Err(Error::NotUnique {
+                entity: T::NAME,
+                key: key(),
+                operation: "DELETE",
+                rows: deleted,
+                at: sender.at(),
+            });
+        }
+        if deleted < chunk.len() {
+            let stale = |key| Error::Stale { entity: T::NAME, key, operation: "delete", at: sender.at() };
+            // Rows may have gone with others that this transaction, or this very statement, has deleted.
+            if !is_loose || !store.has_lost_parents() && deleted == 0 {
+                return Err(stale(key()));
+            }
+            let ids: Vec<T::Id> = values.iter().map(|value| value.id()).collect();
+            for ids in ids.chunks(T::FINDS.max(1)) {
+                let left = ask(sender, Sending::select::<T>(), |conn| T::find_many(conn, ids))?;
+                if let Some(left) = left.first() {
+                    return Err(stale(format!("{:?}", left.id())));
                 }
             }
         }
-        waves.push(leaves.iter().filter_map(|&leaf| rows[leaf].take()).collect());
-        leaves = next;
+        if refers_to_own && deleted > 0 {
+            store.lose_parents();
+        }
+        for (place, entry, _) in chunk {
+            store.deletes.borrow().rows[*place].done.set(true);
+            store.deleted(entry);
+        }
     }
-    waves.extend(rows.into_iter().flatten().map(|row| vec![row]));
-    waves
+    store.forget_deleted();
+    Ok(())
 }

@@ -1,7 +1,6 @@
 //! Rows that a session keeps.
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::panic::Location;
 
 use diesel::query_builder::AsQuery;
@@ -80,10 +79,7 @@ impl<C: SessionConnection> Session<C> {
         &self,
         ids: impl IntoIterator<Item = impl Into<T::Id>>,
     ) -> Result<Vec<Option<Tracked<T>>>> {
-        let ids: Vec<T::Id> = ids.into_iter().map(Into::into).collect();
-        let read = self.read_missing::<T>(ids.clone(), Location::caller())?;
-        let unit = self.0.unit();
-        Ok(ids.iter().map(|id| read.get(id).cloned().or_else(|| unit.fresh(id))).collect())
+        self.read_many(ids.into_iter().map(Into::into).collect(), Location::caller())
     }
 
     /// Reads the rows of several keys with one query, so that [`get`](Self::get) of each sends nothing in this transaction.
@@ -92,18 +88,16 @@ impl<C: SessionConnection> Session<C> {
     /// Those of [`get`](Self::get).
     #[track_caller]
     pub fn preload<T: Persist<C>>(&self, ids: impl IntoIterator<Item = impl Into<T::Id>>) -> Result<()> {
-        self.read_missing::<T>(ids.into_iter().map(Into::into).collect(), Location::caller()).map(drop)
+        self.read_many::<T>(ids.into_iter().map(Into::into).collect(), Location::caller()).map(drop)
     }
 
-    /// Reads the rows of those keys that are not known, and gives those.
-    fn read_missing<T: Persist<C>>(&self, ids: Vec<T::Id>, at: Place) -> Result<HashMap<T::Id, Tracked<T>>> {
+    fn read_many<T: Persist<C>>(&self, ids: Vec<T::Id>, at: Place) -> Result<Vec<Option<Tracked<T>>>> {
         self.0.not_ended(at)?;
         let unit = self.0.unit();
-        if ids.iter().all(|id| unit.fresh::<T>(id).is_some()) {
-            return Ok(HashMap::new());
+        if !ids.iter().all(|id| unit.fresh::<T>(id).is_some()) {
+            self.0.autoflush(at)?;
         }
-        self.0.autoflush(at)?;
-        unit.preload::<T>(ids, &Route { session: &self.0, at })
+        unit.get_many::<T>(&ids, &Route { session: &self.0, at })
     }
 
     /// Runs a query and keeps its rows: entities come as handles, also in tuples and `Option`s, plain values as they are. A row
@@ -174,7 +168,8 @@ impl<C: SessionConnection> Session<C> {
     /// # Errors
     /// Before anything is sent: [`Error::WriteInProgress`], [`Error::KeyChanged`], [`Error::HookFailed`],
     /// [`Error::AlreadyFlushing`]. Afterwards the session wants a [`rollback`](Self::rollback), or that of the savepoint it is in:
-    /// [`Error::Stale`], [`Error::UnresolvedKeys`], [`Error::Unpaired`]; see [`Session`].
+    /// [`Error::Stale`], [`Error::UnresolvedKeys`], [`Error::Unpaired`], [`Error::NotReturned`], [`Error::NotUnique`],
+    /// [`Error::RowTooLarge`]; see [`Session`].
     #[track_caller]
     pub fn flush(&self) -> Result<()> {
         self.0.flush(Location::caller())

@@ -8,8 +8,18 @@ mod failures;
 mod flushes;
 #[path = "unit/hooks.rs"]
 mod hooks;
+#[path = "unit/keys.rs"]
+mod keys;
+#[path = "unit/locks.rs"]
+mod locks;
+#[path = "unit/order.rs"]
+mod order;
+#[path = "unit/pairing.rs"]
+mod pairing;
 #[path = "unit/panics.rs"]
 mod panics;
+#[path = "unit/relations.rs"]
+mod relations;
 #[path = "unit/rows.rs"]
 mod rows;
 #[path = "unit/updates.rs"]

@@ -307,9 +307,9 @@ fn what_the_commit_itself_refuses_is_not_in_memory_either() {
             session.commit()?;
             ada.write().name = "A".into();
             let post = session.add(NewLatePost { user_id: 999, title: "of nobody".into() });
-            // MariaDB looks at once, before the row that is updated is sent.
+            // MariaDB looks at once, after the UPDATE was sent.
             let (refused, left) = match KIND {
-                Kind::Mariadb => (session.flush(), State::Expired),
+                Kind::Mariadb => (session.flush(), State::Stale),
                 Kind::Postgres | Kind::Sqlite => {
                     session.flush()?;
                     assert_eq!(post.state(), State::Persistent);

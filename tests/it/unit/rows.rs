@@ -353,3 +353,27 @@ fn a_query_that_says_what_its_rows_are_needs_no_more() {
         })
     });
 }
+
+#[test]
+fn track_gives_plain_values_of_any_type_beside_entities() {
+    use diesel_session::orm::Plain;
+    blog(|shop| {
+        inside(shop, |session| {
+            let founded = chrono::DateTime::from_timestamp(7, 0).map(|moment| moment.naive_utc());
+            session.add(NewCountry {
+                code: "x".into(),
+                name: "X".into(),
+                people: 1,
+                area: 0.5,
+                landlocked: false,
+                flag: vec![1],
+                founded,
+            });
+            type Row = (Country, Plain<Option<chrono::NaiveDateTime>>, i64);
+            let query = countries::table.select((countries::all_columns, countries::founded, countries::people));
+            let (country, moment, people) = session.track_first::<Row, _>(query)?;
+            assert_eq!((country.read().founded, moment, people), (founded, founded, 1));
+            Ok(())
+        })
+    });
+}

@@ -1,0 +1,199 @@
+//! Conditions on keys that Diesel has no expression for.
+
+use std::any::type_name;
+use std::fmt;
+
+use diesel::backend::Backend;
+use diesel::expression::{AppearsOnTable, AsExpression, Expression, TypedExpressionType, ValidGrouping, is_aggregate};
+use diesel::query_builder::{AstPass, QueryFragment, QueryId};
+use diesel::query_source::Column;
+use diesel::result::QueryResult;
+use diesel::sql_types::{Bool, SqlType};
+
+/// `column = value` for a text.
+///
+/// PostgreSQL gives a `CHAR(n)` back with its blanks, and compares it with a text parameter without them. So a value that ends in
+/// blanks also finds the column that is equal without them, if the column is longer than that: then it has blanks, and is a `CHAR(n)`.
+#[doc(hidden)]
+pub struct TextKey<C, V, W> {
+    column: C,
+    value: V,
+    trimmed: Option<W>,
+    /// What names PostgreSQL's own functions, if it is known to be PostgreSQL.
+    schema: &'static str,
+}
+
+#[doc(hidden)]
+pub fn text_key<'a, C>(
+    column: C,
+    value: &'a String,
+    is_postgres: bool,
+) -> TextKey<C, <&'a String as AsExpression<C::SqlType>>::Expression, <String as AsExpression<C::SqlType>>::Expression>
+where
+    C: Column<SqlType: SqlType + TypedExpressionType>,
+    &'a String: AsExpression<C::SqlType>,
+    String: AsExpression<C::SqlType>,
+{
+    let trimmed = value.trim_end_matches(' ');
+    let trimmed = (trimmed.len() < value.len()).then(|| trimmed.to_owned().as_expression());
+    let schema = if is_postgres { "pg_catalog." } else { "" };
+    TextKey { column, value: value.as_expression(), trimmed, schema }
+}
+
+/// Whether a text ends in blanks, which PostgreSQL passes over in a `CHAR(n)`.
+#[doc(hidden)]
+pub fn ends_in_blanks(text: &str) -> bool {
+    text.ends_with(' ')
+}
+
+/// `column = value`, with the value as a column would keep it that has so many digits of a second.
+#[doc(hidden)]
+pub struct RoundedKey<C, V> {
+    column: C,
+    value: V,
+    digits: u8,
+}
+
+#[doc(hidden)]
+pub fn rounded_key<C, V>(column: C, value: V, digits: u8) -> RoundedKey<C, V::Expression>
+where
+    C: Column<SqlType: SqlType + TypedExpressionType>,
+    V: AsExpression<C::SqlType>,
+{
+    RoundedKey { column, value: value.as_expression(), digits }
+}
+
+/// What a value of that SQL type can be rounded to.
+fn moment<ST>() -> Option<&'static str> {
+    let name = type_name::<ST>();
+    match name.rsplit("::").next()? {
+        "Timestamp" | "Datetime" if name.starts_with("diesel::") => Some("DATETIME"),
+        "Time" if name.starts_with("diesel::") => Some("TIME"),
+        _ => None,
+    }
+}
+
+/// Whether values of a column have a time of day.
+#[doc(hidden)]
+pub fn is_rounded<C: Column>(_: C) -> bool {
+    moment::<C::SqlType>().is_some()
+}
+
+/// Whether a column is an integer, which databases count.
+#[doc(hidden)]
+pub fn is_integer<C: Column>(_: C) -> bool {
+    let name = type_name::<C::SqlType>();
+    ["SmallInt", "Integer", "BigInt", "TinyInt"]
+        .iter()
+        .any(|integer| name.starts_with("diesel::") && name.trim_end_matches('>').rsplit("::").next() == Some(integer))
+        && !name.contains("Nullable<")
+}
+
+/// `column IN (..)` for numbers that the database made.
+#[doc(hidden)]
+pub struct Numbered<'n, C> {
+    column: C,
+    numbers: &'n [u64],
+}
+
+#[doc(hidden)]
+pub fn numbered<C: Column>(column: C, numbers: &[u64]) -> Numbered<'_, C> {
+    Numbered { column, numbers }
+}
+
+impl<C, V, W, DB> QueryFragment<DB> for TextKey<C, V, W>
+where
+    C: QueryFragment<DB>,
+    V: QueryFragment<DB>,
+    W: QueryFragment<DB>,
+    DB: Backend,
+{
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
+        out.push_sql("(");
+        self.column.walk_ast(out.reborrow())?;
+        out.push_sql(" = ");
+        self.value.walk_ast(out.reborrow())?;
+        if let Some(trimmed) = &self.trimmed {
+            out.push_sql(" OR (");
+            self.column.walk_ast(out.reborrow())?;
+            out.push_sql(" = ");
+            trimmed.walk_ast(out.reborrow())?;
+            out.push_sql(&format!(" AND {}octet_length(", self.schema));
+            self.column.walk_ast(out.reborrow())?;
+            out.push_sql(&format!(") > {}octet_length(", self.schema));
+            trimmed.walk_ast(out.reborrow())?;
+            out.push_sql("))");
+        }
+        out.push_sql(")");
+        Ok(())
+    }
+}
+
+impl<C, V, DB> QueryFragment<DB> for RoundedKey<C, V>
+where
+    C: Column + QueryFragment<DB>,
+    V: QueryFragment<DB>,
+    DB: Backend,
+{
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
+        let moment = moment::<C::SqlType>();
+        out.push_sql("(");
+        self.column.walk_ast(out.reborrow())?;
+        out.push_sql(if moment.is_some() { " = CAST(" } else { " = " });
+        self.value.walk_ast(out.reborrow())?;
+        if let Some(moment) = moment {
+            out.push_sql(&format!(" AS {moment}({}))", self.digits));
+        }
+        out.push_sql(")");
+        Ok(())
+    }
+}
+
+impl<C, DB> QueryFragment<DB> for Numbered<'_, C>
+where
+    C: QueryFragment<DB>,
+    DB: Backend,
+{
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
+        // There are as many of these conditions as there are numbers of rows.
+        out.unsafe_to_cache_prepared();
+        out.push_sql("(");
+        self.column.walk_ast(out.reborrow())?;
+        for (place, number) in self.numbers.iter().enumerate() {
+            out.push_sql(if place == 0 { " IN (" } else { ", " });
+            out.push_sql(&number.to_string());
+        }
+        out.push_sql("))");
+        Ok(())
+    }
+}
+
+macro_rules! conditions {
+    ($($condition:ident<$($lifetime:lifetime,)? C $(, $value:ident)*>),+) => { $(
+        impl<$($lifetime,)? C $(, $value)*> Expression for $condition<$($lifetime,)? C $(, $value)*> {
+            type SqlType = Bool;
+        }
+
+        impl<$($lifetime,)? C $(, $value)*> QueryId for $condition<$($lifetime,)? C $(, $value)*> {
+            type QueryId = ();
+            const HAS_STATIC_QUERY_ID: bool = false;
+        }
+
+        impl<$($lifetime,)? C $(, $value)*> ValidGrouping<()> for $condition<$($lifetime,)? C $(, $value)*> {
+            type IsAggregate = is_aggregate::No;
+        }
+
+        impl<$($lifetime,)? C: AppearsOnTable<Source> $(, $value)*, Source> AppearsOnTable<Source>
+            for $condition<$($lifetime,)? C $(, $value)*>
+        {
+        }
+
+        impl<$($lifetime,)? C $(, $value)*> fmt::Debug for $condition<$($lifetime,)? C $(, $value)*> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(stringify!($condition))
+            }
+        }
+    )+ };
+}
+
+conditions!(TextKey<C, V, W>, RoundedKey<C, V>, Numbered<'n, C>);
