@@ -384,8 +384,11 @@ impl<T: Entity> Entry<T> {
         let mut base = self.base.borrow_mut();
         if base.is_none() {
             base.clone_from(&value);
-            self.verified.set(if verified { self.home.agenda.now() } else { NEVER });
+            self.verified.set(self.home.agenda.now());
             self.home.touch(self);
+        }
+        if !verified {
+            self.verified.set(NEVER);
         }
         self.home.agenda.note_change(at);
         Ok(())

@@ -135,3 +135,22 @@ fn locked_row_that_expires_is_read_with_a_lock() {
         Ok(())
     });
 }
+
+#[test]
+fn locked_row_whose_update_was_undone_is_read_with_a_lock() {
+    changed_by_another(|shop, session, row| {
+        session.track(countries::table.find("nl").select(CountryName::as_select()).for_update())?;
+        let undone = session.savepoint(|session| {
+            row.write().name = "undone".into();
+            session.flush()?;
+            Err::<(), _>(Error::NotFound { row: None, at: std::panic::Location::caller() })
+        });
+        assert!(undone.is_err());
+        assert_eq!(row.state(), State::Stale);
+        session.track::<CountryName>(countries::table.select(CountryName::as_select()))?;
+        row.update(|row| row.name += " and mine");
+        session.commit()?;
+        assert_eq!(stored(shop), ["theirs and mine"]);
+        Ok(())
+    });
+}

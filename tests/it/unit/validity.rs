@@ -221,14 +221,21 @@ fn write_while_the_session_is_busy_is_verified_by_the_flush() {
             session.commit()?;
             assert_eq!(stored(shop), ("known".into(), 101));
             // It is not: by the code that has the connection, and by somebody else.
-            nation(session)?;
-            session.with(|conn| {
-                diesel::update(countries::table).set(countries::people.eq(7)).execute(conn)?;
-                row.write().people = 101;
-                Ok(())
-            })?;
-            assert_is!(session.flush(), Err(Error::Stale { .. }));
-            session.rollback()?;
+            for written_before in [false, true] {
+                nation(session)?;
+                session.no_autoflush(|session| {
+                    if written_before {
+                        row.write().name = "mine".into();
+                    }
+                    session.with(|conn| {
+                        diesel::update(countries::table).set(countries::people.eq(7)).execute(conn)?;
+                        row.write().people = 101;
+                        Ok(())
+                    })
+                })?;
+                assert_is!(session.flush(), Err(Error::Stale { .. }));
+                session.rollback()?;
+            }
             elsewhere(shop, "UPDATE countries SET people = 8");
             let connection = session.connection()?;
             row.write().name = "mine".into();
@@ -507,7 +514,7 @@ fn read_in_a_retry_while_the_session_is_busy_is_verified_by_the_commit() {
             session.commit()?;
             elsewhere(shop, "UPDATE countries SET people = 7 WHERE code = 'nl'");
             let error = copy(session).expect_err("the value was outdated");
-            assert!(matches!(error.diesel(), None) && error.to_string().contains("Nation \"nl\""), "{error}");
+            assert!(error.diesel().is_none() && error.to_string().contains("Nation \"nl\""), "{error}");
             assert!(!session.in_transaction());
             assert_eq!(session.find::<Nation>("be")?.read().people, 101);
             // By now it is known.
