@@ -30,10 +30,10 @@ use diesel::result::QueryResult;
 pub use hooks::HookOutcome;
 pub use lend::LentConnection;
 pub use retry::Retry;
-#[doc(hidden)]
-pub use subselect::{AtMostTwo, Counted, Same};
 pub(crate) use roll::Roll;
 pub(crate) use shared::Shared;
+#[doc(hidden)]
+pub use subselect::{AtMostTwo, Counted, Same};
 
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
@@ -145,9 +145,8 @@ impl<C: SessionConnection> Session<C> {
         Same<Q::Query>: LoadQuery<'q, C, U>,
     {
         let (statement, kind) = (Statement::of_query(&query), self.0.app().spec().target.kind);
-        let rows = self.0.run(statement, at, |conn| {
-            subselect::at_most_two(conn, query.as_query(), statement.access, kind)
-        })?;
+        let rows =
+            self.0.run(statement, at, |conn| subselect::at_most_two(conn, query.as_query(), statement.access, kind))?;
         let mut rows = rows.into_iter();
         match (rows.next(), rows.next()) {
             (_, Some(_)) => Err(Error::TooManyRows { at }),

@@ -72,7 +72,8 @@ where
     Counted<Q>: LoadQuery<'q, C, i64>,
 {
     let query = Rc::new(query);
-    let counted = Counted(Rc::clone(&query)).internal_load(conn).and_then(|mut rows| rows.next().ok_or(Error::NotFound)?);
+    let counted =
+        Counted(Rc::clone(&query)).internal_load(conn).and_then(|mut rows| rows.next().ok_or(Error::NotFound)?);
     match counted {
         Err(error) if is_refused_subselect(kind, &error) => {
             let mut rows = 0;

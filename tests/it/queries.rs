@@ -325,12 +325,12 @@ fn one_wants_exactly_one_row() {
             let several: Result<User> = session.one(users::table);
             assert_is!(&several, Err(Error::TooManyRows { at }) if at.line() == line!() - 1);
             let error = several.expect_err("there are three");
-            assert!(error.code() == "DS317" && !error.is_not_found() && error.to_string().contains("`first`"), "{error}");
-            assert_is!(session.one_or_none::<User, _>(users::table.order(users::id)), Err(Error::TooManyRows { .. }));
-            assert_is!(
-                session.one::<User, _>(sql_query("SELECT * FROM users")),
-                Err(Error::TooManyRows { .. })
+            assert!(
+                error.code() == "DS317" && !error.is_not_found() && error.to_string().contains("`first`"),
+                "{error}"
             );
+            assert_is!(session.one_or_none::<User, _>(users::table.order(users::id)), Err(Error::TooManyRows { .. }));
+            assert_is!(session.one::<User, _>(sql_query("SELECT * FROM users")), Err(Error::TooManyRows { .. }));
             assert_is!(
                 session.one::<(User, Post), _>(users::table.inner_join(posts::table)),
                 Err(Error::TooManyRows { .. })

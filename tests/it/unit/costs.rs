@@ -74,7 +74,9 @@ fn rounds_that_end_with_a_rollback_do_not_grow() {
             let mut most = 0;
             for round in 0..20 {
                 let range = round * 1000..(round + 1) * 1000;
-                session.track::<Counted>(counted::table.filter(counted::id.ge(range.start).and(counted::id.lt(range.end))))?;
+                session.track::<Counted>(
+                    counted::table.filter(counted::id.ge(range.start).and(counted::id.lt(range.end))),
+                )?;
                 most = most.max(alive());
                 session.rollback()?;
             }
@@ -119,7 +121,6 @@ fn order_of_writes_survives_what_is_taken_back() {
             let all: Vec<Tracked<Writer>> = session.track::<Writer>(writers::table.order(writers::id))?;
             all.iter().for_each(|writer| writer.write().email = Some("1".into()));
             session.expire(&all[1])?;
-            session.refresh(&all[1])?;
             all[1].write().email = Some("2".into());
             let order: Vec<String> =
                 session.dirty().of::<Writer>().map(|(_, writer)| writer.read().name.clone()).collect();
