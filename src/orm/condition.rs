@@ -23,12 +23,15 @@ pub struct TextKey<C, V, W> {
     schema: &'static str,
 }
 
+/// A value as an expression of a column's type.
+type Bound<V, C> = <V as AsExpression<<C as Expression>::SqlType>>::Expression;
+
 #[doc(hidden)]
 pub fn text_key<'a, C>(
     column: C,
     value: &'a String,
     is_postgres: bool,
-) -> TextKey<C, <&'a String as AsExpression<C::SqlType>>::Expression, <String as AsExpression<C::SqlType>>::Expression>
+) -> TextKey<C, Bound<&'a String, C>, Bound<String, C>>
 where
     C: Column<SqlType: SqlType + TypedExpressionType>,
     &'a String: AsExpression<C::SqlType>,

@@ -58,9 +58,7 @@ fn send_in_order<C>(stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
     let early = early(stores);
     by_name.iter().try_for_each(|(_, store)| store.lock(sender, waiting))?;
     send_moves(stores, sender, &is_waiting)?;
-    if early.is_empty() {
-        // Nothing goes early.
-    } else {
+    if !early.is_empty() {
         hold_back(stores, sender)?;
         delete(&groups, stores, sender, |entity| early.contains(&entity).then_some(Some(false)))?;
     }
