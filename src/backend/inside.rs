@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use diesel::result::{DatabaseErrorKind, Error as DieselError, QueryResult};
 
-use super::{Beginning, Kind, postgres};
+use super::{Beginning, Kind, mysql, postgres};
 use crate::connection::SessionConnection;
 use crate::settings::Mode;
 
@@ -49,6 +49,10 @@ impl Kind {
     /// write even where it should only read.
     pub(crate) fn begin_inside<C: SessionConnection>(self, conn: &mut C, how: Beginning) -> QueryResult<()> {
         let mut sql = BEGIN.to_owned();
+        if self == Self::Mysql {
+            sql.push_str("; ");
+            sql.push_str(mysql::MARK);
+        }
         if how.mode == Mode::ReadOnly && self == Self::Postgres {
             sql.push_str("; SET TRANSACTION READ ONLY");
         }
@@ -57,6 +61,15 @@ impl Kind {
             sql.push_str(&limit);
         }
         conn.begin_with(&sql)
+    }
+
+    /// An error where the transaction is aborted, or is not the one in which the session's was begun. For the end of one.
+    pub(crate) fn probe_inside<C: SessionConnection>(self, conn: &mut C) -> QueryResult<()> {
+        match self {
+            Self::Postgres => conn.batch_execute("SELECT 1"),
+            Self::Mysql => conn.batch_execute(mysql::RELEASE_MARK),
+            Self::Sqlite => Ok(()),
+        }
     }
 
     /// Keeps what a session's transaction did, where a commit would. On SQLite `had_orphans` says that it need not be looked for them.

@@ -3,12 +3,12 @@
 //! Everything here is SQL text and texts of errors, so it needs no driver: which drivers are built in changes nothing.
 
 mod databases;
+mod endings;
 mod inside;
 mod leftovers;
 mod mysql;
 mod postgres;
 pub(crate) mod sql_parts;
-pub(crate) mod sql_text;
 mod sqlite;
 
 use std::any::TypeId;
@@ -23,6 +23,7 @@ use crate::settings::{Isolation, Mode};
 use crate::url::Target;
 
 pub(crate) use databases::fnv1a;
+pub(crate) use endings::Effect;
 pub(crate) use sqlite::{BUSY, memory_url};
 
 /// A kind of database.
@@ -49,6 +50,17 @@ impl Beginning {
     pub(crate) fn plain() -> Self {
         Self { mode: Mode::Default, isolation: None, remaining: None }
     }
+}
+
+/// What has to be known before it is asked whether a transaction still exists.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Question {
+    /// One of the errors was a serialization failure or deadlock.
+    pub(crate) serialization_failure: bool,
+    /// The transaction that exists may be another one.
+    pub(crate) may_be_another: bool,
+    /// There is no savepoint younger than the one that was set when the transaction was begun.
+    pub(crate) marker_is_last: bool,
 }
 
 impl Kind {
@@ -184,7 +196,7 @@ impl Kind {
     pub(crate) fn begin<C: SessionConnection>(self, conn: &mut C, how: Beginning) -> diesel::QueryResult<()> {
         let sql = match self {
             Self::Postgres => postgres::begin(how),
-            Self::Mysql => mysql::begin(how),
+            Self::Mysql => Some(mysql::begin(how)),
             Self::Sqlite => sqlite::begin(how),
         };
         match sql {
@@ -224,19 +236,44 @@ impl Kind {
         (self == Self::Sqlite).then_some(sqlite::READ_ONLY)
     }
 
-    /// Whether the transaction is still there, after an error or after statements that nobody has read. PostgreSQL need not be
-    /// asked: libpq tells Diesel.
-    pub(crate) fn is_in_transaction<C: SessionConnection>(self, conn: &mut C, serialization_failure: bool) -> bool {
+    /// Whether the transaction still exists, after an error or after a statement that may have ended it.
+    pub(crate) fn still_exists<C: SessionConnection>(self, conn: &mut C, question: Question) -> bool {
         match self {
-            Self::Postgres => true,
-            Self::Mysql => mysql::is_in_transaction(conn, serialization_failure),
+            // libpq has told Diesel. What it has not told is whether the text was read as the server has read it.
+            Self::Postgres => !question.may_be_another || postgres::reads_strings_as_usual(conn),
+            Self::Mysql if question.may_be_another && question.marker_is_last => mysql::has_marker(conn),
+            Self::Mysql => mysql::is_in_transaction(conn, question.serialization_failure),
             Self::Sqlite => sqlite::is_in_transaction(conn),
         }
     }
 
-    /// Whether a raw statement begins a transaction.
-    pub(crate) fn begins(self, sql: &str) -> bool {
-        sql_text::begins(sql, self == Self::Mysql)
+    /// How a transaction in which raw statements were sent is committed: in one message with something that is refused where the
+    /// transaction is not the one that was begun, or is aborted. `None` where a plain `COMMIT` is refused then.
+    pub(crate) fn guarded_commit(self) -> Option<&'static str> {
+        match self {
+            Self::Postgres => Some(postgres::GUARDED_COMMIT),
+            Self::Mysql => Some(mysql::GUARDED_COMMIT),
+            Self::Sqlite => None,
+        }
+    }
+
+    /// Whether what [`guarded_commit`](Self::guarded_commit) sends before the commit was refused, by the error and by the levels that
+    /// Diesel counts after it.
+    pub(crate) fn was_refused(self, error: &DieselError, depth: Option<u32>) -> bool {
+        match self {
+            // A failed COMMIT ends the transaction, and libpq tells Diesel.
+            Self::Postgres => depth.is_some_and(|depth| depth > 0),
+            // The name of the savepoint is in the error, in whatever language.
+            Self::Mysql => {
+                matches!(error, DieselError::DatabaseError(_, information) if information.message().contains(mysql::MARKER))
+            }
+            Self::Sqlite => false,
+        }
+    }
+
+    /// What a raw statement does to the transaction in which it is sent.
+    pub(crate) fn effect(self, sql: &str) -> Effect {
+        Effect::of(sql, self)
     }
 
     /// Whether [`reset`](Self::reset) makes a connection what it was when it was new; otherwise only closing it does.
@@ -260,16 +297,6 @@ impl Kind {
             Self::Mysql => leftovers::leaves_something(sql, true),
             Self::Sqlite => leftovers::leaves_something(sql, false),
         }
-    }
-
-    /// The word in a raw statement that ends the transaction it is sent in, if one does.
-    pub(crate) fn ending_word(self, sql: &str) -> Option<String> {
-        sql_text::ending_word(sql, self == Self::Mysql)
-    }
-
-    /// Whether a raw statement may end the transaction although no word of it can be read: then the server has to be asked.
-    pub(crate) fn may_hide_an_end(self, sql: &str) -> bool {
-        self == Self::Mysql && sql_text::has_hidden_part(sql)
     }
 
     /// Whether an error says that a lock was not to be had in time.

@@ -116,7 +116,7 @@ pub(super) fn setup(config: &Config) -> Vec<String> {
 }
 
 /// The isolation level and access mode are those of the next transaction only.
-pub(super) fn begin(how: Beginning) -> Option<String> {
+pub(super) fn begin(how: Beginning) -> String {
     let mut settings = Vec::new();
     if let Some(isolation) = how.isolation {
         settings.push(match isolation {
@@ -134,11 +134,8 @@ pub(super) fn begin(how: Beginning) -> Option<String> {
         statements.push(format!("SET TRANSACTION {}", settings.join(", ")));
     }
     statements.extend(how.remaining.map(|remaining| limit(Some(remaining))));
-    if statements.is_empty() {
-        return None;
-    }
-    statements.push("BEGIN".into());
-    Some(statements.join("; "))
+    statements.push(format!("BEGIN; {MARK}"));
+    statements.join("; ")
 }
 
 /// MariaDB and MySQL name the limit differently, and each reads only the comment meant for it. `None` goes back to the
@@ -159,6 +156,20 @@ pub(super) fn limit(limit: Option<Duration>) -> String {
 pub(super) fn lock_limit(limit: Duration) -> String {
     let seconds = limit.min(LONGEST).as_secs_f64().ceil().max(1.0);
     format!("SET SESSION lock_wait_timeout = {seconds:.0}, SESSION innodb_lock_wait_timeout = {seconds:.0}")
+}
+
+/// A savepoint at the beginning of each transaction. Whatever ends the transaction takes it away, whether words do it, a procedure, data
+/// definition or a deadlock; and the next transaction has none.
+pub(super) const MARKER: &str = "diesel_session_began";
+pub(super) const RELEASE_MARK: &str = "RELEASE SAVEPOINT diesel_session_began";
+pub(super) const MARK: &str = "SAVEPOINT diesel_session_began";
+
+/// Where the savepoint is gone the server refuses to release it, and does not look at the `COMMIT`.
+pub(super) const GUARDED_COMMIT: &str = "RELEASE SAVEPOINT diesel_session_began; COMMIT";
+
+/// Releasing the savepoint takes away all that are younger. Setting it again puts nothing at risk: nothing is ever rolled back to it.
+pub(super) fn has_marker<C: SessionConnection>(conn: &mut C) -> bool {
+    conn.batch_execute("RELEASE SAVEPOINT diesel_session_began; SAVEPOINT diesel_session_began").is_ok()
 }
 
 /// MariaDB tells; MySQL has no such variable, and of its errors only a deadlock ends the transaction.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Beginning, millis};
 use crate::config::Config;
+use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
 use crate::settings::{Isolation, Mode};
 use crate::url::Target;
@@ -184,6 +185,16 @@ pub(super) fn limit_in_session(limit: Option<Duration>) -> String {
 
 pub(super) fn lock_limit(limit: Duration) -> String {
     format!("SET lock_timeout = {}", setting(limit))
+}
+
+/// An aborted transaction refuses the first of the two, and then the server does not look at the second. A plain `COMMIT` would be
+/// answered with success and roll back.
+pub(super) const GUARDED_COMMIT: &str = "SELECT 1; COMMIT";
+
+/// Whether a backslash in a string means nothing.
+pub(super) fn reads_strings_as_usual<C: SessionConnection>(conn: &mut C) -> bool {
+    let answer = conn.texts("SELECT pg_catalog.current_setting('standard_conforming_strings') AS value");
+    answer.is_ok_and(|rows| rows.first().and_then(Option::as_deref) == Some("on"))
 }
 
 /// Milliseconds, as many as the server can count.

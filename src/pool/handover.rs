@@ -11,7 +11,7 @@ use super::lease::{discard, live};
 use super::manager::Live;
 use super::witness::{Reading, Watch};
 use super::{Pool, Stored};
-use crate::backend::{self, Beginning, Kind};
+use crate::backend::{self, Beginning, Kind, Question};
 use crate::config::Reset;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Result};
@@ -159,7 +159,10 @@ impl<C: SessionConnection> Live<C> {
         // Of a raw `BEGIN` Diesel knows nothing. Inside of a test's transaction it begins none.
         let began = depth == 0
             && notes.began
-            && (notes.ended_by.is_none() || kind != Kind::Postgres && kind.is_in_transaction(&mut *self.conn, false));
+            && match kind {
+                Kind::Postgres => notes.ended_by.is_none(),
+                Kind::Mysql | Kind::Sqlite => kind.still_exists(&mut *self.conn, Question::default()),
+            };
         if began || self.conn.depth() != Some(depth) {
             return Err(failure("it left a transaction open"));
         }

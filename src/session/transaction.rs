@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use diesel::QueryResult;
 
 use super::soundness::Spoiled;
-use super::statement::Statement;
+use super::statement::{Statement, Traces};
 use super::transient::Transient;
 use crate::app::App;
 use crate::backend::{self, Beginning, Kind};
@@ -57,6 +57,12 @@ pub(crate) struct Core<C: SessionConnection> {
     rollbacks: u64,
     /// What failed in the last transaction and may succeed in another.
     pub(super) transient: Transient,
+    /// Code that may do anything has had the connection in this transaction: what it did with errors is not known.
+    pub(super) had_raw_access: bool,
+    /// It has set savepoints of its own.
+    pub(super) has_raw_savepoint: bool,
+    /// The first error that such code kept to itself, and where it had the connection. It may have dealt with it.
+    pub(super) swallowed: Option<(String, Place)>,
     /// The transaction that has begun is that of one statement, in a test that is rolled back.
     pub(super) wrap: Option<Access>,
 }
@@ -76,6 +82,9 @@ impl<C: SessionConnection> Core<C> {
             sent_at: None,
             rollbacks: 0,
             transient: Transient::default(),
+            had_raw_access: false,
+            has_raw_savepoint: false,
+            swallowed: None,
             wrap: None,
         }
     }
@@ -122,6 +131,7 @@ impl<C: SessionConnection> Core<C> {
         let access = statement.access;
         self.prepare(access, at)?;
         self.sent_at = Some(at);
+        self.had_raw_access |= access == Access::Raw || statement.traces == Traces::Some;
         let sent_for = For::call_at(at);
         let outcome = match statement.leaves_nothing(|| self.kind()) {
             true => self.send(send),
@@ -230,6 +240,7 @@ impl<C: SessionConnection> Core<C> {
             match self.send(|conn| if inside { kind.begin_inside(conn, how) } else { kind.begin(conn, how) }) {
                 Ok(()) => {
                     self.phase = Phase::Begun(at);
+                    (self.had_raw_access, self.has_raw_savepoint, self.swallowed) = (false, false, None);
                     self.transient = Transient::default();
                     self.limit_sent = how.remaining;
                     return Ok(());
@@ -300,6 +311,15 @@ impl<C: SessionConnection> Core<C> {
                 self.levels -= 1;
                 self.transient.keep_level(self.levels);
                 Ok(())
+            }
+            // A savepoint of an aborted transaction cannot be released.
+            Err(error)
+                if self.had_raw_access && self.kind() == Kind::Postgres && !backend::is_connection_lost(&error) =>
+            {
+                self.spoil_in_silence(at, false);
+                let required = self.check_spoiled();
+                self.undo_level(at);
+                required
             }
             Err(error) => {
                 self.settle(Access::Write, at, Some(&error));

@@ -13,6 +13,7 @@ mod blockers;
 mod blog;
 
 mod clean_hands;
+mod commit_truth;
 mod connect;
 mod dispose;
 mod generation;
