@@ -29,7 +29,7 @@ impl Effect {
             let mut read = Self::default();
             read.read(sql, kind, dialect);
             // That other setting of strings is rare: then the server is asked for it.
-            if kind == Kind::Postgres && dialect != Dialect::usual(kind) && dialect.is_usual_but_for_backslash(kind) {
+            if kind == Kind::Postgres && dialect.has_unusual_backslash(kind) {
                 read.may_end = read.ends.take();
             }
             effect.ends = effect.ends.or(read.ends);

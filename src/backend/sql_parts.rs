@@ -30,7 +30,7 @@ pub(crate) struct Dialect {
 
 impl Dialect {
     /// What a server does whose settings are the usual ones.
-    pub(super) fn usual(kind: Kind) -> Self {
+    fn usual(kind: Kind) -> Self {
         Self { backslash: kind == Kind::Mysql, ..Self::default() }
     }
 
@@ -52,9 +52,9 @@ impl Dialect {
         })
     }
 
-    /// Whether it differs from the usual one only in what a backslash means.
-    pub(super) fn is_usual_but_for_backslash(self, kind: Kind) -> bool {
-        Self { backslash: Self::usual(kind).backslash, ..self } == Self::usual(kind)
+    /// Whether a backslash means something else than it usually does.
+    pub(super) fn has_unusual_backslash(self, kind: Kind) -> bool {
+        self.backslash != Self::usual(kind).backslash
     }
 }
 

@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel_session::{Error, ResultExt, Session};
 
-use crate::fixtures::{Any, Conn, Site, Speak};
+use crate::fixtures::{Any, Conn, Site, Speak, connect_any};
 use crate::on_every_database;
 
 on_every_database!(
@@ -292,8 +292,9 @@ fn send<C: RawConn>(
     }
 }
 
+/// Asked by a client that has nothing to do with the session.
 #[track_caller]
-fn stored<C: Conn>(plain: &mut C, message: &str) -> bool {
+fn stored(plain: &mut Any, message: &str) -> bool {
     plain.number(&format!("SELECT count(*) AS number FROM entries WHERE message = '{message}'")).unwrap() == 1
 }
 
@@ -304,12 +305,10 @@ fn insert(message: &str) -> String {
 fn commit_is_ok_exactly_if_the_server_stored_the_rows<C: RawConn>(site: &Site) {
     let app = C::app(site.config());
     app.create_all().unwrap();
-    let plain_app = C::app(site.config().max_size(1));
+    let mut plain = connect_any(&site.url()).unwrap();
     let (mut number, mut refused) = (0, 0);
     for outcome in 0..3 {
-        let plain = plain_app.open_session().unwrap();
-        plain.with(|conn| Ok(prepare(conn, site, outcome))).unwrap();
-        plain.commit().unwrap();
+        prepare(&mut plain, site, outcome);
         let texts = Texts::of(site, outcome);
         for handling in [Handling::HandsOn, Handling::Swallows, Handling::Panics] {
             for raw in C::all() {
@@ -321,7 +320,7 @@ fn commit_is_ok_exactly_if_the_server_stored_the_rows<C: RawConn>(site: &Site) {
                     let sent = catch_unwind(AssertUnwindSafe(|| send(&session, raw, &texts, handling, frame)));
                     let committed = session.commit();
                     session.rollback().unwrap();
-                    let is_stored = plain_number(&plain_app, &message);
+                    let is_stored = stored(&mut plain, &message);
                     let case = format!("{} with outcome {outcome} {handling:?} in {frame}: {sent:?}", raw.0);
                     assert_eq!(committed.is_ok(), is_stored, "{case}, then {committed:?}");
                     assert!(committed.as_ref().err().is_none_or(Error::is_rollback_required), "{case}: {committed:?}");
@@ -329,7 +328,7 @@ fn commit_is_ok_exactly_if_the_server_stored_the_rows<C: RawConn>(site: &Site) {
                     // Nothing of it is left for the next.
                     session.send(&insert(&format!("after {number}"))).unwrap();
                     session.commit().unwrap();
-                    assert!(plain_number(&plain_app, &format!("after {number}")), "{case}");
+                    assert!(stored(&mut plain, &format!("after {number}")), "{case}");
                 }
             }
             for (name, run) in C::in_session() {
@@ -340,7 +339,7 @@ fn commit_is_ok_exactly_if_the_server_stored_the_rows<C: RawConn>(site: &Site) {
                 let sent = run(&session, &texts);
                 let committed = session.commit();
                 session.rollback().unwrap();
-                let is_stored = plain_number(&plain_app, &message);
+                let is_stored = stored(&mut plain, &message);
                 assert_eq!(committed.is_ok(), is_stored, "{name} with outcome {outcome}: {sent:?}, then {committed:?}");
             }
         }
@@ -348,21 +347,13 @@ fn commit_is_ok_exactly_if_the_server_stored_the_rows<C: RawConn>(site: &Site) {
     assert!(refused > 50, "{refused} of {number} commits were refused");
 }
 
-/// Asked by a client that has nothing to do with the session.
-fn plain_number<C: Conn>(app: &diesel_session::App<C>, message: &str) -> bool {
-    let session = app.open_session().unwrap();
-    session.with(|conn| Ok(stored(conn, message))).unwrap()
-}
-
 fn commit_of_a_scope_is_ok_exactly_if_the_server_stored_the_rows<C: RawConn>(site: &Site) {
     let app = C::app(site.config());
     app.create_all().unwrap();
-    let plain_app = C::app(site.config().max_size(1));
+    let mut plain = connect_any(&site.url()).unwrap();
     let mut number = 0;
     for outcome in 0..3 {
-        let plain = plain_app.open_session().unwrap();
-        plain.with(|conn| Ok(prepare(conn, site, outcome))).unwrap();
-        plain.commit().unwrap();
+        prepare(&mut plain, site, outcome);
         let texts = Texts::of(site, outcome);
         for raw in C::all() {
             for end in ["transaction", "retry", "commit_on_ok", "resolvable", "savepoint around all", "read again"] {
@@ -386,7 +377,7 @@ fn commit_of_a_scope_is_ok_exactly_if_the_server_stored_the_rows<C: RawConn>(sit
                         session.commit()
                     }),
                 };
-                let is_stored = plain_number(&plain_app, &message);
+                let is_stored = stored(&mut plain, &message);
                 let case = format!("{} with outcome {outcome}, {end}: {committed:?}", raw.0);
                 assert_eq!(committed.is_ok(), is_stored, "{case}");
                 assert!(!committed.as_ref().is_err_and(Error::is_commit_unknown), "{case}");

@@ -17,6 +17,7 @@ mod commit_truth;
 mod connect;
 mod dispose;
 mod generation;
+mod hidden_ends;
 mod kit;
 mod pool_hooks;
 mod recorder;
