@@ -134,6 +134,15 @@ impl Kind {
         }
     }
 
+    /// What must be so after the program's own statements on a new connection.
+    pub(crate) fn required(self) -> Option<&'static str> {
+        match self {
+            Self::Postgres => Some(postgres::REQUIRED),
+            Self::Mysql => Some(mysql::REQUIRED),
+            Self::Sqlite => None,
+        }
+    }
+
     /// What a failed connect means. In the message all white space is single blanks.
     pub(crate) fn classify(self, message: &str) -> ConnectErrorKind {
         let known = match self {
@@ -155,7 +164,8 @@ impl Kind {
     }
 
     /// A query for the server's number of this session, how many connections an ordinary role may have, what tells this server
-    /// from others by whatever address it was reached, and the name of the database; with blanks between.
+    /// from others by whatever address it was reached, `set` where it has told the server to look for its client, and the name of
+    /// the database; with blanks between.
     pub(crate) fn introduction(self) -> Option<&'static str> {
         match self {
             Self::Postgres => Some(postgres::INTRODUCTION),
@@ -282,9 +292,9 @@ impl Kind {
     }
 
     /// Removes what a borrower has left on a connection, as one message to be sent outside of any transaction.
-    pub(crate) fn reset(self, config: &Config) -> String {
+    pub(crate) fn reset(self, config: &Config, checks_client: bool) -> String {
         match self {
-            Self::Postgres => postgres::reset(config),
+            Self::Postgres => postgres::reset(config, checks_client),
             Self::Mysql | Self::Sqlite => String::new(),
         }
     }

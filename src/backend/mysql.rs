@@ -28,7 +28,7 @@ pub(super) const TRANSIENT_ERRORS: &[&str] =
     &["Deadlock found", "Lock wait timeout exceeded", "Record has changed since last read"];
 
 pub(super) const INTRODUCTION: &str = "SELECT CONCAT(CONNECTION_ID(), ' ', @@max_connections, ' ', \
-     MD5(CONCAT_WS(' ', @@hostname, @@port, @@datadir)), ' ', IFNULL(DATABASE(), '')) AS value";
+     MD5(CONCAT_WS(' ', @@hostname, @@port, @@datadir)), ' unset ', IFNULL(DATABASE(), '')) AS value";
 
 /// Without the right to see others' sessions these are the role's own.
 pub(super) const CENSUS: &str = "SELECT CONCAT(user, '@', SUBSTRING_INDEX(host, ':', 1), ' ', COUNT(*)) AS value \
@@ -108,11 +108,19 @@ fn sessions(state: &str, statement: &str, joined: &str, condition: &str, rank: &
     )
 }
 
+/// Without these a statement of an autocommit scope is not committed, and a commit may begin the next transaction or close the connection.
+pub(super) const REQUIRED: &str = "SET SESSION autocommit = 1, SESSION completion_type = 0";
+
+/// Without the first two a deleted parent leaves its children, and a unique key may be there twice; with the third and without the fourth
+/// a query returns other rows than those that it asks for.
+const OF_A_SESSION: &str = ", SESSION foreign_key_checks = 1, SESSION unique_checks = 1, SESSION sql_auto_is_null = 0, \
+     SESSION sql_select_limit = 18446744073709551615";
+
 pub(super) fn setup(config: &Config) -> Vec<String> {
-    let mut settings = Vec::new();
+    let mut settings = vec![format!("{REQUIRED}{OF_A_SESSION}")];
     settings.extend(config.statement_timeout.map(|time| limit(Some(time))));
     settings.extend(config.lock_timeout.map(lock_limit));
-    settings
+    vec![settings.join("; ")]
 }
 
 /// The isolation level and access mode are those of the next transaction only.

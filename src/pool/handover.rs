@@ -107,7 +107,7 @@ impl From<diesel::result::Error> for Failure {
 impl<C: SessionConnection> Live<C> {
     /// Makes it what it was when it was new, except for Diesel's prepared statements. A failure comes with what failed.
     fn reset(&mut self, spec: &Spec<C>) -> Result<(), (&'static str, Failure)> {
-        let batch = spec.target.kind.reset(&spec.config);
+        let batch = spec.target.kind.reset(&spec.config, self.checks_client);
         self.conn.batch_execute(&batch).map_err(|error| ("the reset", error.into()))?;
         for sql in &spec.config.on_connect {
             self.conn.batch_execute(sql).map_err(|error| ("`Config::on_connect`, after the reset,", error.into()))?;
@@ -115,6 +115,10 @@ impl<C: SessionConnection> Live<C> {
         if let Some(prepare) = spec.on_connect {
             let prepared = self.run_hook(prepare, spec.target.kind);
             prepared.map_err(|failure| ("`Database::on_connect`, after the reset,", failure))?;
+        }
+        let is_changed = !spec.config.on_connect.is_empty() || spec.on_connect.is_some();
+        if let Some(sql) = spec.target.kind.required().filter(|_| is_changed) {
+            self.conn.batch_execute(sql).map_err(|error| ("the reset", error.into()))?;
         }
         self.witness.take();
         self.witness.forget_leftovers();

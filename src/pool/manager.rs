@@ -60,6 +60,8 @@ pub(crate) struct Live<C> {
     pub(super) schema: Seen,
     /// The server's number of it, where the server has told.
     pub(super) session: Option<u64>,
+    /// The server was told to look for its client while it runs a statement.
+    pub(super) checks_client: bool,
     /// It has not been lent yet.
     pub(super) unused: bool,
     /// The doubts about its server when it was last proven sound.
@@ -213,6 +215,13 @@ impl Drop for Counted {
     }
 }
 
+/// What a server tells of a new session.
+struct Introduced {
+    session: Option<u64>,
+    generation: Arc<Generation>,
+    checks_client: bool,
+}
+
 /// Makes the connections of one pool.
 pub(crate) struct Manager<C: SessionConnection> {
     pub(crate) spec: Arc<Spec<C>>,
@@ -285,14 +294,14 @@ impl<C: SessionConnection> Manager<C> {
         if let Some(share) = &mut share {
             share.opened(self.server.slot_maker());
         }
-        let (session, generation) = match self.introduce(&mut conn) {
-            Some((session, generation)) => (session, generation),
+        let Introduced { session, generation, checks_client } = match self.introduce(&mut conn) {
+            Some(introduced) => introduced,
             None => {
                 if let Some(lane) = lane.filter(|_| is_set_up && conn.ping().is_err()) {
                     lane.break_off("its connection was lost", None);
                     return Err(self.failure("the one connection of this test was lost"));
                 }
-                (None, Arc::clone(&self.generation))
+                Introduced { session: None, generation: Arc::clone(&self.generation), checks_client: false }
             }
         };
         // Before the program's own statements, which may be kept as they are.
@@ -303,6 +312,11 @@ impl<C: SessionConnection> Manager<C> {
         }
         if let Some(prepare) = spec.on_connect.filter(|_| !is_set_up) {
             prepare(&mut *conn).map_err(|error| self.failure(&format!("`Database::on_connect` failed: {error}")))?;
+        }
+        let is_changed = !spec.config.on_connect.is_empty() || spec.on_connect.is_some();
+        if let Some(sql) = spec.target.kind.required().filter(|_| is_changed && !is_set_up) {
+            conn.batch_execute(sql)
+                .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
         }
         if conn.depth() != Some(0) {
             return Err(self.failure("`on_connect` left a transaction open"));
@@ -323,6 +337,7 @@ impl<C: SessionConnection> Manager<C> {
             schema,
             unused: true,
             session,
+            checks_client,
             doubts,
             lost: false,
             doomed: false,
@@ -347,15 +362,17 @@ impl<C: SessionConnection> Manager<C> {
 
     /// Asks the server for its number of this session, what it is and, once in a while, who else has it: when it is full it is
     /// too late to ask. Whatever stands between us and the server and does not know may stay silent.
-    fn introduce(&self, conn: &mut C) -> Option<(Option<u64>, Arc<Generation>)> {
+    fn introduce(&self, conn: &mut C) -> Option<Introduced> {
         let kind = self.spec.target.kind;
         let answer = conn.texts(kind.introduction()?).ok()?.into_iter().next().flatten()?;
-        let mut parts = answer.splitn(4, ' ');
-        let (session, capacity, instance, database) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let mut parts = answer.splitn(5, ' ');
+        let (session, capacity, instance) = (parts.next()?, parts.next()?, parts.next()?);
+        let (checks_client, database) = (parts.next()? == "set", parts.next()?);
         self.server.allows(capacity.parse().ok()?);
         self.server.is_instance(instance);
         self.take_census(conn);
-        Some((session.parse().ok(), Generation::of_instance(instance, database)))
+        let generation = Generation::of_instance(instance, database);
+        Some(Introduced { session: session.parse().ok(), generation, checks_client })
     }
 
     fn take_census(&self, conn: &mut C) {

@@ -24,5 +24,6 @@ mod recorder;
 mod round_trips;
 mod schema;
 mod schema_races;
+mod server_settings;
 mod unit_model;
 mod world;
