@@ -7,6 +7,7 @@ mod endings;
 mod inside;
 mod leftovers;
 mod mysql;
+mod poison;
 mod postgres;
 pub(crate) mod sql_parts;
 mod sqlite;
@@ -24,6 +25,7 @@ use crate::url::Target;
 
 pub(crate) use databases::fnv1a;
 pub(crate) use endings::Effect;
+pub(crate) use poison::{Poison, advised};
 pub(crate) use sqlite::{BUSY, memory_url};
 
 /// A kind of database.
@@ -320,7 +322,13 @@ impl Kind {
 
     /// Whether an error is a serialization failure, a deadlock or a lock that was not to be had: running the whole transaction
     /// again may succeed. Diesel has a name for some of them only.
+    ///
+    /// So may it after an error that comes of what a connection remembers, or of the server that it is connected to: the next attempt
+    /// gets another connection.
     pub(crate) fn is_transient(self, error: &DieselError) -> bool {
+        if self.poison(error) == Some(Poison::Outdated) || poison::is_advised(error) {
+            return true;
+        }
         match error {
             DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => true,
             DieselError::DatabaseError(DatabaseErrorKind::Unknown, information) => {

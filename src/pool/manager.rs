@@ -20,7 +20,7 @@ use super::generation::{Generation, Seen};
 use super::lane::{Held, Parked};
 use super::server::Server;
 use super::witness::{Watch, Witness};
-use crate::backend::Kind;
+use crate::backend::{Kind, Poison};
 use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
 use crate::spec::Spec;
@@ -66,6 +66,8 @@ pub(crate) struct Live<C> {
     pub(super) unused: bool,
     /// The doubts about its server when it was last proven sound.
     pub(super) doubts: usize,
+    /// It is closed when it comes back.
+    pub(super) retired: bool,
     /// It is known to be lost.
     pub(crate) lost: bool,
     /// Its state is not known: it is closed instead of pooled.
@@ -96,6 +98,21 @@ impl<C> Live<C> {
     /// Whether it is neither too old nor from before a change of the schema.
     fn is_fit(&self, now: Instant) -> bool {
         self.schema.is_current() && self.expires.is_none_or(|expires| now < expires)
+    }
+
+    /// Closes it when it comes back: what the driver keeps with it is of an older schema, or its server takes no writes any more. The
+    /// other connections of this process to the database are no better, if they are as old.
+    pub(crate) fn retire(&mut self, poison: Poison) {
+        if let Some(lane) = self.conn.lane() {
+            // It is the test's one connection. What it remembers must not reach another test.
+            lane.schema_changes();
+            return;
+        }
+        self.retired = true;
+        // A connection that has never come back is new: another would be no newer.
+        if self.schema.is_current() && (poison == Poison::Outdated || !self.unused) {
+            self.schema.change(false);
+        }
     }
 
     /// Whether it may stay idle until the next look at it.
@@ -157,7 +174,11 @@ pub(crate) struct Control {
 impl Control {
     /// Whether a connection that comes back must not be kept.
     pub(super) fn must_close<C: R2D2Connection>(&self, live: &mut Live<C>) -> bool {
-        self.closed.load(Ordering::Acquire) || live.doomed || !live.schema.is_current() || live.conn.is_broken()
+        self.closed.load(Ordering::Acquire)
+            || live.doomed
+            || live.retired
+            || !live.schema.is_current()
+            || live.conn.is_broken()
     }
 }
 
@@ -339,6 +360,7 @@ impl<C: SessionConnection> Manager<C> {
             session,
             checks_client,
             doubts,
+            retired: false,
             lost: false,
             doomed: false,
             _counted: Counted::new(&self.control, &spec.app),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use diesel::connection::{Instrumentation, InstrumentationEvent, get_default_instrumentation};
 use diesel::result::Error as DieselError;
 
-use crate::backend::{self, Effect, Kind};
+use crate::backend::{self, Effect, Kind, Poison};
 use crate::recorder;
 
 /// Shared by a connection's instrumentation and the session that has it.
@@ -57,6 +57,8 @@ pub(crate) struct Notes {
     pub(crate) transient: bool,
     /// One of the errors was the loss of the connection.
     pub(crate) lost: bool,
+    /// Why the connection is of no more use, by the last of the errors that say so.
+    pub(crate) poison: Option<Poison>,
     /// A statement whose words end a transaction was sent and was not refused.
     pub(crate) ended_by: Option<String>,
     /// A statement began a transaction of its own.
@@ -100,6 +102,7 @@ impl Notes {
         }
         self.first_error.get_or_insert_with(|| error.to_string());
         self.transient |= kind.is_transient(error);
+        self.poison = kind.poison(error).or(self.poison);
         if last {
             self.last_failed = true;
             self.lost |= backend::is_connection_lost(error);

@@ -1,10 +1,11 @@
 //! Whether the transaction is still what the session believes it to be.
 
 use super::transaction::{Access, Core, Phase};
-use crate::backend::{self, Kind, Question};
+use crate::backend::{self, Kind, Poison, Question};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::pool::Notes;
+use crate::settings::Mode;
 
 /// Why the transaction cannot go on.
 #[derive(Debug)]
@@ -48,7 +49,12 @@ impl<C: SessionConnection> Core<C> {
                 live.witness.look_away(false);
             }
         }
-        let transient = notes.transient;
+        let writes = self.settings.mode != Mode::ReadOnly;
+        let poison = notes.poison.filter(|poison| *poison == Poison::Outdated || writes);
+        if let Some(poison) = poison {
+            live.retire(poison);
+        }
+        let transient = notes.transient || poison == Some(Poison::ReadOnly) && kind.may_write_elsewhere();
         let depth = live.conn.depth();
         live.lost |= notes.lost;
         live.doomed |= !watched || notes.lost;

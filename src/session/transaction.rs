@@ -11,7 +11,7 @@ use super::soundness::Spoiled;
 use super::statement::{Statement, Traces};
 use super::transient::Transient;
 use crate::app::App;
-use crate::backend::{self, Beginning, Kind};
+use crate::backend::{self, Beginning, Kind, Poison};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::pool::{Lease, Permit};
@@ -476,8 +476,15 @@ impl<C: SessionConnection> Core<C> {
             {
                 Error::DeadlineExceeded { limit: deadline.limit, at }
             }
-            _ => Error::from_query(error, at),
+            _ => Error::from_query(self.advised(error), at),
         }
+    }
+
+    /// The error, with what can be done if the server that the connection reached takes no writes.
+    fn advised(&self, error: diesel::result::Error) -> diesel::result::Error {
+        let kind = self.kind();
+        let is_refused = self.settings.mode != Mode::ReadOnly && kind.poison(&error) == Some(Poison::ReadOnly);
+        if is_refused && kind.may_write_elsewhere() { backend::advised(error) } else { error }
     }
 
     fn beginning(&self) -> Beginning {

@@ -60,3 +60,37 @@ fn mariadb_server_with_other_defaults_stores_what_was_committed() {
     // Not even the program's own statement on a new connection takes that away.
     stores::<MysqlConnection>(&url, Config::new(&url).on_connect("SET autocommit = 0")).unwrap();
 }
+
+/// A primary that became a replica, and is one no longer.
+#[test]
+fn connection_to_a_mariadb_replica_is_replaced_once_a_write_is_refused() {
+    if !enabled(Kind::Mysql) {
+        return;
+    }
+    let server = Mariadb::start();
+    let url = server.url();
+    let db = MysqlConnection::new_db();
+    let app = db.init_app(unique("app"), Config::new(&url).max_size(1)).unwrap();
+    app.create_all().unwrap();
+    let session = app.open_session().unwrap();
+    let number = || app.context(|| db.session()?.number("SELECT CONNECTION_ID() AS number")).unwrap();
+    let before = number();
+    assert_eq!(number(), before);
+    server.admin().batch_execute("SET GLOBAL read_only = 1").unwrap();
+    let refused = session.send(INSERT).unwrap_err();
+    assert!(refused.is_transient(), "{refused}");
+    session.rollback().unwrap();
+    assert_ne!(number(), before);
+    let attempts = std::cell::Cell::new(0);
+    session
+        .retry(3, |session| {
+            attempts.set(attempts.get() + 1);
+            if attempts.get() == 2 {
+                server.admin().batch_execute("SET GLOBAL read_only = 0").unwrap();
+            }
+            session.send(INSERT)
+        })
+        .unwrap();
+    assert_eq!((attempts.get(), count(&url)), (2, 1));
+    db.dispose_all().unwrap();
+}

@@ -19,6 +19,7 @@ mod dispose;
 mod generation;
 mod hidden_ends;
 mod kit;
+mod poisoned;
 mod pool_hooks;
 mod recorder;
 mod round_trips;
