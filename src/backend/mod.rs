@@ -204,8 +204,23 @@ impl Kind {
         self == Self::Sqlite
     }
 
-    /// Begins a transaction.
-    pub(crate) fn begin<C: SessionConnection>(self, conn: &mut C, how: Beginning) -> diesel::QueryResult<()> {
+    /// The names of schemas as SQL.
+    pub(crate) fn search_path<S: AsRef<str>>(schemas: impl IntoIterator<Item = S>) -> String {
+        let names: Vec<_> = schemas.into_iter().map(|schema| Self::Postgres.quote(schema.as_ref())).collect();
+        if names.is_empty() { "''".into() } else { names.join(", ") }
+    }
+
+    /// Begins a transaction. PostgreSQL's looks names up in the schemas of `search_path`.
+    pub(crate) fn begin<C: SessionConnection>(
+        self,
+        conn: &mut C,
+        how: Beginning,
+        search_path: Option<&str>,
+    ) -> diesel::QueryResult<()> {
+        if let Some(search_path) = search_path {
+            let sql = postgres::begin(how).unwrap_or_else(|| "BEGIN".into());
+            return conn.begin_with(&format!("{sql}; {}", postgres::search_path(search_path)));
+        }
         let sql = match self {
             Self::Postgres => postgres::begin(how),
             Self::Mysql => Some(mysql::begin(how)),

@@ -222,6 +222,20 @@ pub(super) fn begin(how: Beginning) -> Option<String> {
     Some(sql)
 }
 
+pub(super) fn search_path(schemas: &str) -> String {
+    format!("SET LOCAL search_path = {schemas}")
+}
+
+/// Inside of the transaction around a test a local setting outlives a savepoint, so the value before is kept in another one.
+pub(super) const KEEP_SEARCH_PATH: &str = "SELECT pg_catalog.set_config('diesel_session.search_path', \
+     pg_catalog.concat('=', pg_catalog.current_setting('search_path')), true)";
+
+/// A rollback has done it.
+pub(super) const RESTORE_SEARCH_PATH: &str = "SELECT pg_catalog.set_config('search_path', \
+     pg_catalog.substr(pg_catalog.current_setting('diesel_session.search_path', true), 2), true) \
+     WHERE pg_catalog.strpos(pg_catalog.current_setting('diesel_session.search_path', true), '=') OPERATOR(pg_catalog.=) 1; \
+     SELECT pg_catalog.set_config('diesel_session.search_path', '', true)";
+
 pub(super) fn limit_in_transaction(remaining: Duration) -> String {
     format!("SET LOCAL statement_timeout = {}", setting(remaining))
 }

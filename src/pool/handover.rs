@@ -132,7 +132,7 @@ impl<C: SessionConnection> Live<C> {
         let Some(lane) = self.conn.lane().filter(|lane| lane.has_begun()).map(Arc::clone) else {
             return self.run_hook_at(0, hook, kind);
         };
-        kind.begin_inside(&mut *self.conn, Beginning::plain())?;
+        kind.begin_inside(&mut *self.conn, Beginning::plain(), None)?;
         let outcome = self.run_hook_at(1, hook, kind);
         let outcome = outcome.and_then(|()| Ok(kind.release_inside(&mut *self.conn)?));
         if outcome.is_err() && !kind.undo_inside(&mut *self.conn) {

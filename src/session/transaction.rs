@@ -150,6 +150,7 @@ impl<C: SessionConnection> Core<C> {
     /// Makes the connection ready for `access`: taken, begun where that is due, and sound.
     pub(crate) fn prepare(&mut self, access: Access, at: Place) -> Result<()> {
         self.check(at)?;
+        self.applies_search_path(self.settings.mode != Mode::Autocommit || matches!(self.phase, Phase::Begun(_)))?;
         self.transient.go_on();
         let begins = match self.phase {
             Phase::Begun(_) => {
@@ -215,6 +216,7 @@ impl<C: SessionConnection> Core<C> {
         if matches!(self.phase, Phase::Begun(_)) {
             return self.renew_limit(at);
         }
+        self.applies_search_path(true)?;
         // A connection that was lost while it was idle shows it here, when nothing has been done yet: another is tried.
         let mut tries = 0;
         loop {
@@ -237,7 +239,13 @@ impl<C: SessionConnection> Core<C> {
             let how = self.beginning();
             let kind = self.kind();
             let inside = self.lane().is_some();
-            match self.send(|conn| if inside { kind.begin_inside(conn, how) } else { kind.begin(conn, how) }) {
+            let schemas = self.settings.search_path.clone();
+            let schemas = schemas.as_deref();
+            let begin = |conn: &mut C| match inside {
+                true => kind.begin_inside(conn, how, schemas),
+                false => kind.begin(conn, how, schemas),
+            };
+            match self.send(begin) {
                 Ok(()) => {
                     self.phase = Phase::Begun(at);
                     (self.had_raw_access, self.has_raw_savepoint, self.swallowed) = (false, false, None);
@@ -258,6 +266,23 @@ impl<C: SessionConnection> Core<C> {
                 }
             }
         }
+    }
+
+    /// An error if the scope wants a `search_path` that cannot be had here.
+    fn applies_search_path(&self, in_transaction: bool) -> Result<()> {
+        let is_wanted = self.settings.search_path.is_some();
+        let reason = match self.kind() {
+            Kind::Postgres if in_transaction => return Ok(()),
+            _ if !is_wanted => return Ok(()),
+            Kind::Postgres => {
+                "`Scope::search_path` holds for transactions, and this statement of an `autocommit` scope has none. \
+                 Begin one with `Session::transaction`, or leave `autocommit` out"
+            }
+            Kind::Mysql | Kind::Sqlite => {
+                "`Scope::search_path` is PostgreSQL's, and this database has no such thing. Enter a scope without it"
+            }
+        };
+        Err(Error::InvalidConfig { app: self.app.id().into(), reason: reason.into() })
     }
 
     /// Ends the transaction without committing; afterwards the session is as new. A connection on which that fails is
@@ -404,7 +429,9 @@ impl<C: SessionConnection> Core<C> {
             true => self.kind().limit_after_inside(config),
             false => None,
         };
-        let settings = limit.into_iter().chain(self.kind().after_transaction(how, config));
+        let has_schemas = self.lane().is_some() && self.settings.search_path.is_some();
+        let schemas = has_schemas.then(|| self.kind().search_path_after_inside());
+        let settings = limit.into_iter().chain(schemas).chain(self.kind().after_transaction(how, config));
         for sql in settings.collect::<Vec<_>>() {
             self.send_restoring(&sql);
         }

@@ -26,5 +26,6 @@ mod round_trips;
 mod schema;
 mod schema_races;
 mod server_settings;
+mod tenants;
 mod unit_model;
 mod world;
