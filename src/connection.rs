@@ -7,7 +7,7 @@ use diesel::connection::{
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId, SqlQuery};
 use diesel::query_dsl::methods::LoadQuery;
 use diesel::r2d2::R2D2Connection;
-use diesel::result::QueryResult;
+use diesel::result::{Error, QueryResult};
 use diesel::sql_types::{Nullable, Text};
 use diesel::{QueryableByName, RunQueryDsl};
 use diesel_migrations::MigrationHarness;
@@ -76,6 +76,9 @@ pub trait Inspect {
     /// Sends `sql`, which ends the innermost level, and tells Diesel so.
     fn end_with(&mut self, sql: &str) -> QueryResult<()>;
 
+    /// Commits with `sql`, which sends something before the `COMMIT` that may be refused: then the transaction stays open.
+    fn commit_with(&mut self, sql: &str, was_refused: impl Fn(&Error, Option<u32>) -> bool) -> QueryResult<()>;
+
     /// Begins one more level.
     fn begin_level(&mut self) -> QueryResult<()>;
 
@@ -116,6 +119,28 @@ where
         change_depth(self, TransactionDepthChange::DecreaseDepth)
     }
 
+    fn commit_with(&mut self, sql: &str, was_refused: impl Fn(&Error, Option<u32>) -> bool) -> QueryResult<()> {
+        let Err(commit_error) = self.batch_execute(sql) else {
+            // The driver may have noticed the end by itself.
+            return match self.depth() {
+                Some(0) => Ok(()),
+                _ => change_depth(self, TransactionDepthChange::DecreaseDepth),
+            };
+        };
+        let depth = self.depth();
+        if depth.is_none_or(|depth| depth == 0) || was_refused(&commit_error, depth) {
+            return Err(commit_error);
+        }
+        // As Diesel's own commit does.
+        match self.rollback_level() {
+            Ok(()) => Err(commit_error),
+            Err(rollback_error) => Err(Error::RollbackErrorOnCommit {
+                rollback_error: Box::new(rollback_error),
+                commit_error: Box::new(commit_error),
+            }),
+        }
+    }
+
     fn begin_level(&mut self) -> QueryResult<()> {
         <C::TransactionManager as TransactionManager<C>>::begin_transaction(self)
     }
@@ -132,6 +157,6 @@ where
 fn change_depth<C: Connection>(conn: &mut C, change: TransactionDepthChange) -> QueryResult<()> {
     match <C::TransactionManager as TransactionManager<C>>::transaction_manager_status_mut(conn) {
         TransactionManagerStatus::Valid(status) => status.change_transaction_depth(change),
-        TransactionManagerStatus::InError => Err(diesel::result::Error::BrokenTransactionManager),
+        TransactionManagerStatus::InError => Err(Error::BrokenTransactionManager),
     }
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::app::App;
+use crate::backend::Kind;
 use crate::connection::SessionConnection;
 use crate::contain::{contained, drop_contained};
 use crate::error::{Error, Place, Result};
@@ -101,7 +102,7 @@ pub(crate) fn session<C: SessionConnection>(
         }
         let app = find(frame.current(database))?;
         app.not_removed()?;
-        let shared = Shared::new(app, frame.settings, at);
+        let shared = Shared::new(app, frame.settings.clone(), at);
         let session = Rc::clone(&shared) as Rc<dyn Scoped>;
         frame.sessions.borrow_mut().push(Opened { database, session, committed: false });
         Ok(Session(shared))
@@ -376,6 +377,32 @@ impl<C: SessionConnection, P> Scope<C, P> {
     /// ```
     pub fn resolvable(mut self) -> Self {
         self.settings.resolvable = true;
+        self
+    }
+
+    /// PostgreSQL: the schemas in which the scope's statements look up the names of tables, types and functions, first come first
+    /// served. Each transaction of the scope begins with it, in the message that has its `BEGIN`, and the connection goes back without
+    /// it. This is how one application serves several tenants that have a schema each:
+    ///
+    /// ```
+    /// # use diesel_session::{App, Error};
+    /// # fn handle() -> Result<(), Error> { Ok(()) }
+    /// # #[cfg(feature = "postgres")]
+    /// # fn serve(app: &App<diesel::PgConnection>, tenant: &str) -> Result<(), Error> {
+    /// app.scope().search_path([tenant, "public"]).commit_on_ok().run(handle)
+    /// # }
+    /// ```
+    ///
+    /// A context serves one tenant. Its session knows rows by their key, so the rows of two tenants that have the same key would be one
+    /// row to it: do not change the `search_path` inside a context, but enter another one. Types that columns of several tenants have,
+    /// such as enums, belong in a schema that all tenants share, because a connection remembers the numbers of types by their names.
+    ///
+    /// The names are quoted, so they are taken as they are written. A schema that does not exist is passed over, as the server does.
+    ///
+    /// The first statement of a session is [`Error::InvalidConfig`] if its database is not PostgreSQL, or if the statement would run
+    /// outside of a transaction in an [`autocommit`](Self::autocommit) scope.
+    pub fn search_path<S: AsRef<str>>(mut self, schemas: impl IntoIterator<Item = S>) -> Self {
+        self.settings.search_path = Some(Kind::search_path(schemas).into());
         self
     }
 

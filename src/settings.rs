@@ -1,5 +1,6 @@
 //! What a scope says about the sessions in it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A transaction isolation level. SQLite has only `Serializable`, which promises the most, and uses it for all.
@@ -31,15 +32,18 @@ pub(crate) struct Deadline {
 }
 
 /// What a scope says about the sessions in it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) mode: Mode,
     pub(crate) isolation: Option<Isolation>,
     pub(crate) deadline: Option<Deadline>,
     /// The server is asked for the transaction's number before it is committed.
     pub(crate) resolvable: bool,
+    /// The schemas in which PostgreSQL looks names up, as SQL.
+    pub(crate) search_path: Option<Arc<str>>,
 }
 
 impl Settings {
-    pub(crate) const DEFAULT: Self = Self { mode: Mode::Default, isolation: None, deadline: None, resolvable: false };
+    pub(crate) const DEFAULT: Self =
+        Self { mode: Mode::Default, isolation: None, deadline: None, resolvable: false, search_path: None };
 }

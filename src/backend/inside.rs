@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use diesel::result::{DatabaseErrorKind, Error as DieselError, QueryResult};
 
-use super::{Beginning, Kind, postgres};
+use super::{Beginning, Kind, mysql, postgres};
 use crate::connection::SessionConnection;
 use crate::settings::Mode;
 
@@ -47,8 +47,17 @@ impl Kind {
 
     /// Begins a session's transaction. The isolation level is that of the outer one, in which nobody else is; on MySQL and MariaDB it can
     /// write even where it should only read.
-    pub(crate) fn begin_inside<C: SessionConnection>(self, conn: &mut C, how: Beginning) -> QueryResult<()> {
+    pub(crate) fn begin_inside<C: SessionConnection>(
+        self,
+        conn: &mut C,
+        how: Beginning,
+        search_path: Option<&str>,
+    ) -> QueryResult<()> {
         let mut sql = BEGIN.to_owned();
+        if self == Self::Mysql {
+            sql.push_str("; ");
+            sql.push_str(mysql::MARK);
+        }
         if how.mode == Mode::ReadOnly && self == Self::Postgres {
             sql.push_str("; SET TRANSACTION READ ONLY");
         }
@@ -56,7 +65,27 @@ impl Kind {
             sql.push_str("; ");
             sql.push_str(&limit);
         }
+        if let Some(search_path) = search_path {
+            sql.push_str("; ");
+            sql.push_str(postgres::KEEP_SEARCH_PATH);
+            sql.push_str("; ");
+            sql.push_str(&postgres::search_path(search_path));
+        }
         conn.begin_with(&sql)
+    }
+
+    /// What gives the transaction around a test its own schemas again.
+    pub(crate) fn search_path_after_inside(self) -> String {
+        postgres::RESTORE_SEARCH_PATH.into()
+    }
+
+    /// An error where the transaction is aborted, or is not the one in which the session's was begun. For the end of one.
+    pub(crate) fn probe_inside<C: SessionConnection>(self, conn: &mut C) -> QueryResult<()> {
+        match self {
+            Self::Postgres => conn.batch_execute("SELECT 1"),
+            Self::Mysql => conn.batch_execute(mysql::RELEASE_MARK),
+            Self::Sqlite => Ok(()),
+        }
     }
 
     /// Keeps what a session's transaction did, where a commit would. On SQLite `had_orphans` says that it need not be looked for them.
@@ -77,7 +106,7 @@ impl Kind {
 
     /// Runs code that may begin and end transactions as if it were alone; whether the transaction around it is as it was.
     pub(crate) fn run_inside<C: SessionConnection>(self, conn: &mut C, run: fn(&mut C)) -> bool {
-        if self.begin_inside(conn, Beginning::plain()).is_err() {
+        if self.begin_inside(conn, Beginning::plain(), None).is_err() {
             return false;
         }
         let panic = catch_unwind(AssertUnwindSafe(|| run(conn))).err();

@@ -3,22 +3,27 @@
 //! What is not known may: a statement too many costs a connection or a round trip, one too few shows the next borrower what
 //! the last one has set.
 
-use super::sql_text::{after_comment, after_escaped, is_escape_string, is_word};
+use super::Kind;
+use super::sql_parts::{Dialect, Part, Parts};
 
 /// Whether `sql` is anything but plain reading and writing of rows and savepoints, or calls what is known to leave something.
 ///
 /// `mysql` is for MySQL and MariaDB, otherwise it is SQLite's.
 pub(super) fn leaves_something(sql: &str, mysql: bool) -> bool {
-    if mysql && (sql.contains("/*!") || sql.contains("/*M!")) {
-        return true;
-    }
-    let mut tokens = Tokens { sql, at: 0, mysql }.peekable();
+    let kind = if mysql { Kind::Mysql } else { Kind::Sqlite };
+    mysql && (sql.contains("/*!") || sql.contains("/*M!"))
+        || Dialect::possible(sql, kind).any(|dialect| leaves_something_as(sql, kind, dialect))
+}
+
+fn leaves_something_as(sql: &str, kind: Kind, dialect: Dialect) -> bool {
+    let mysql = kind == Kind::Mysql;
+    let mut tokens = Parts::read(sql, kind, dialect).map(|(part, ..)| part).peekable();
     let mut is_first = true;
     while let Some(token) = tokens.next() {
         match token {
-            Token::Sign(';') => is_first = true,
-            Token::Sign('(') if is_first => {}
-            Token::Word(verb) if is_first => {
+            Part::Sign(';') => is_first = true,
+            Part::Sign('(') if is_first => {}
+            Part::Word(verb) if is_first => {
                 is_first = false;
                 if !PLAIN.iter().any(|plain| verb.eq_ignore_ascii_case(plain))
                     && !is_back_to_savepoint(verb, &mut tokens)
@@ -28,17 +33,18 @@ pub(super) fn leaves_something(sql: &str, mysql: bool) -> bool {
             }
             _ if is_first => return true,
             // Of the server's own variables, `@@name`, a plain statement only reads.
-            Token::Sign('@') if mysql && tokens.next_if_eq(&Token::Sign('@')).is_none() => return true,
-            Token::Word(word) if mysql => {
+            Part::Sign('@') if mysql && tokens.next_if_eq(&Part::Sign('@')).is_none() => return true,
+            // The name of a function may be quoted.
+            Part::Word(word) | Part::Name(word) if mysql => {
                 let is = |name| word.eq_ignore_ascii_case(name);
                 let sets_last_id = is("LAST_INSERT_ID")
-                    && tokens.next_if_eq(&Token::Sign('(')).is_some()
-                    && tokens.peek() != Some(&Token::Sign(')'));
+                    && tokens.next_if_eq(&Part::Sign('(')).is_some()
+                    && tokens.peek() != Some(&Part::Sign(')'));
                 if sets_last_id || is("GET_LOCK") || is("NEXTVAL") || is("NEXT") {
                     return true;
                 }
             }
-            Token::Word(word) if word.eq_ignore_ascii_case("LOAD_EXTENSION") => return true,
+            Part::Word(word) | Part::Name(word) if word.eq_ignore_ascii_case("LOAD_EXTENSION") => return true,
             _ => {}
         }
     }
@@ -47,26 +53,26 @@ pub(super) fn leaves_something(sql: &str, mysql: bool) -> bool {
 
 /// Whether a typed statement of PostgreSQL calls a function that is not known to leave nothing.
 pub(super) fn calls_unknown_function(sql: &str) -> bool {
-    let mut before = [Token::Sign(';'); 2];
+    let mut before = [Part::Sign(';'); 2];
     // In the name of a table that is written to: what stands after it in parentheses are its columns.
     let mut in_target = false;
-    for token in (Tokens { sql, at: 0, mysql: false }) {
-        if token == Token::Sign('(') {
+    for (token, ..) in Parts::of(sql, Kind::Postgres) {
+        if token == Part::Sign('(') {
             let is_known = match before {
-                [qualifier, Token::Word(word)] => {
-                    qualifier != Token::Sign('.') && KNOWN.iter().any(|known| word.eq_ignore_ascii_case(known))
+                [qualifier, Part::Word(word)] => {
+                    qualifier != Part::Sign('.') && KNOWN.iter().any(|known| word.eq_ignore_ascii_case(known))
                 }
-                [_, Token::Name] => in_target,
-                [_, Token::Text | Token::Sign(_)] => true,
+                [_, Part::Name(_)] => in_target,
+                [_, Part::Text(_) | Part::Body(_) | Part::Sign(_)] => true,
             };
             if !is_known {
                 return true;
             }
         }
         in_target = match token {
-            Token::Word(word) => word.eq_ignore_ascii_case("INTO"),
-            Token::Name | Token::Sign('.') => in_target,
-            Token::Text | Token::Sign(_) => false,
+            Part::Word(word) => word.eq_ignore_ascii_case("INTO"),
+            Part::Name(_) | Part::Sign('.') => in_target,
+            Part::Text(_) | Part::Body(_) | Part::Sign(_) => false,
         };
         before = [before[1], token];
     }
@@ -139,62 +145,10 @@ const KNOWN: [&str; 58] = [
     "UPPER",
 ];
 
-fn is_back_to_savepoint<'s>(verb: &str, tokens: &mut impl Iterator<Item = Token<'s>>) -> bool {
-    let is_to = |token: Option<Token<'_>>| matches!(token, Some(Token::Word(word)) if word.eq_ignore_ascii_case("TO"));
+fn is_back_to_savepoint<'s>(verb: &str, tokens: &mut impl Iterator<Item = Part<'s>>) -> bool {
+    let is_to = |token: Option<Part<'_>>| matches!(token, Some(Part::Word(word)) if word.eq_ignore_ascii_case("TO"));
     // `ROLLBACK TO ..`, or `ROLLBACK TRANSACTION TO ..` and `ROLLBACK WORK TO ..`.
     verb.eq_ignore_ascii_case("ROLLBACK") && (is_to(tokens.next()) || is_to(tokens.next()))
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Token<'s> {
-    Word(&'s str),
-    /// A name in quotes.
-    Name,
-    /// A string.
-    Text,
-    Sign(char),
-}
-
-/// What SQL consists of, without white space and comments.
-struct Tokens<'s> {
-    sql: &'s str,
-    at: usize,
-    mysql: bool,
-}
-
-impl<'s> Iterator for Tokens<'s> {
-    type Item = Token<'s>;
-
-    fn next(&mut self) -> Option<Token<'s>> {
-        let mut rest = self.sql[self.at..].trim_start();
-        while let Some(after) = after_comment(rest, self.mysql) {
-            rest = after.trim_start();
-        }
-        let c = rest.chars().next()?;
-        let after = &rest[c.len_utf8()..];
-        let before = &self.sql[..self.sql.len() - rest.len()];
-        let past = |quote| after.split_once(quote).map_or("", |(_, rest)| rest);
-        let (token, after) = match c {
-            _ if is_word(c) => {
-                let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
-                (Token::Word(&rest[..end]), &rest[end..])
-            }
-            '\'' | '"' if self.mysql => (Token::Text, after_escaped(after, c)),
-            '\'' if is_escape_string(before) => (Token::Text, after_escaped(after, c)),
-            '\'' => (Token::Text, past(c)),
-            '"' | '`' => (Token::Name, past(c)),
-            '$' if !self.mysql => match after.split_once('$') {
-                Some((tag, body)) if tag.chars().all(is_word) => {
-                    let close = format!("${tag}$");
-                    (Token::Text, body.split_once(close.as_str()).map_or("", |(_, rest)| rest))
-                }
-                _ => (Token::Sign(c), after),
-            },
-            _ => (Token::Sign(c), after),
-        };
-        self.at = self.sql.len() - after.len();
-        Some(token)
-    }
 }
 
 #[cfg(test)]
@@ -222,7 +176,7 @@ mod tests {
             assert!(!leaves_something(sql, false), "{sql}");
         }
         for sql in [
-            "SELECT 'it\\'s @a := 1', \"@b\", `@c`",
+            "SELECT 'it\\\\s @a := 1', \"@b\", `@c`",
             "SELECT @@in_transaction",
             "SELECT LAST_INSERT_ID()",
             "SELECT LAST_INSERT_ID",
@@ -262,10 +216,13 @@ mod tests {
             "/*M!100100 SET a = 1 */",
             "SELECT '\\''; SET a = 1",
             "DO GET_LOCK('a', 0)",
+            "SELECT `get_lock`('a', 0)",
+            "SELECT '\\', @a := '1",
         ] {
             assert!(leaves_something(sql, true), "{sql}");
         }
         assert!(leaves_something("SELECT Load_Extension('x')", false));
+        assert!(leaves_something("SELECT [load_extension]('x')", false));
         assert!(leaves_something("SELECT '\\'; SET a = 1; SELECT ''", false));
     }
 

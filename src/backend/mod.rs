@@ -3,12 +3,13 @@
 //! Everything here is SQL text and texts of errors, so it needs no driver: which drivers are built in changes nothing.
 
 mod databases;
+mod endings;
 mod inside;
 mod leftovers;
 mod mysql;
+mod poison;
 mod postgres;
 pub(crate) mod sql_parts;
-pub(crate) mod sql_text;
 mod sqlite;
 
 use std::any::TypeId;
@@ -23,6 +24,8 @@ use crate::settings::{Isolation, Mode};
 use crate::url::Target;
 
 pub(crate) use databases::fnv1a;
+pub(crate) use endings::Effect;
+pub(crate) use poison::{Poison, advised};
 pub(crate) use sqlite::{BUSY, memory_url};
 
 /// A kind of database.
@@ -49,6 +52,17 @@ impl Beginning {
     pub(crate) fn plain() -> Self {
         Self { mode: Mode::Default, isolation: None, remaining: None }
     }
+}
+
+/// What has to be known before it is asked whether a transaction still exists.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Question {
+    /// One of the errors was a serialization failure or deadlock.
+    pub(crate) serialization_failure: bool,
+    /// The transaction that exists may be another one.
+    pub(crate) may_be_another: bool,
+    /// There is no savepoint younger than the one that was set when the transaction was begun.
+    pub(crate) marker_is_last: bool,
 }
 
 impl Kind {
@@ -122,6 +136,15 @@ impl Kind {
         }
     }
 
+    /// What must be so after the program's own statements on a new connection.
+    pub(crate) fn required(self) -> Option<&'static str> {
+        match self {
+            Self::Postgres => Some(postgres::REQUIRED),
+            Self::Mysql => Some(mysql::REQUIRED),
+            Self::Sqlite => None,
+        }
+    }
+
     /// What a failed connect means. In the message all white space is single blanks.
     pub(crate) fn classify(self, message: &str) -> ConnectErrorKind {
         let known = match self {
@@ -143,7 +166,8 @@ impl Kind {
     }
 
     /// A query for the server's number of this session, how many connections an ordinary role may have, what tells this server
-    /// from others by whatever address it was reached, and the name of the database; with blanks between.
+    /// from others by whatever address it was reached, `set` where it has told the server to look for its client, and the name of
+    /// the database; with blanks between.
     pub(crate) fn introduction(self) -> Option<&'static str> {
         match self {
             Self::Postgres => Some(postgres::INTRODUCTION),
@@ -180,11 +204,26 @@ impl Kind {
         self == Self::Sqlite
     }
 
-    /// Begins a transaction.
-    pub(crate) fn begin<C: SessionConnection>(self, conn: &mut C, how: Beginning) -> diesel::QueryResult<()> {
+    /// The names of schemas as SQL.
+    pub(crate) fn search_path<S: AsRef<str>>(schemas: impl IntoIterator<Item = S>) -> String {
+        let names: Vec<_> = schemas.into_iter().map(|schema| Self::Postgres.quote(schema.as_ref())).collect();
+        if names.is_empty() { "''".into() } else { names.join(", ") }
+    }
+
+    /// Begins a transaction. PostgreSQL's looks names up in the schemas of `search_path`.
+    pub(crate) fn begin<C: SessionConnection>(
+        self,
+        conn: &mut C,
+        how: Beginning,
+        search_path: Option<&str>,
+    ) -> diesel::QueryResult<()> {
+        if let Some(search_path) = search_path {
+            let sql = postgres::begin(how).unwrap_or_else(|| "BEGIN".into());
+            return conn.begin_with(&format!("{sql}; {}", postgres::search_path(search_path)));
+        }
         let sql = match self {
             Self::Postgres => postgres::begin(how),
-            Self::Mysql => mysql::begin(how),
+            Self::Mysql => Some(mysql::begin(how)),
             Self::Sqlite => sqlite::begin(how),
         };
         match sql {
@@ -224,19 +263,44 @@ impl Kind {
         (self == Self::Sqlite).then_some(sqlite::READ_ONLY)
     }
 
-    /// Whether the transaction is still there, after an error or after statements that nobody has read. PostgreSQL need not be
-    /// asked: libpq tells Diesel.
-    pub(crate) fn is_in_transaction<C: SessionConnection>(self, conn: &mut C, serialization_failure: bool) -> bool {
+    /// Whether the transaction still exists, after an error or after a statement that may have ended it.
+    pub(crate) fn still_exists<C: SessionConnection>(self, conn: &mut C, question: Question) -> bool {
         match self {
-            Self::Postgres => true,
-            Self::Mysql => mysql::is_in_transaction(conn, serialization_failure),
+            // libpq has told Diesel. What it has not told is whether the text was read as the server has read it.
+            Self::Postgres => !question.may_be_another || postgres::reads_strings_as_usual(conn),
+            Self::Mysql if question.may_be_another && question.marker_is_last => mysql::has_marker(conn),
+            Self::Mysql => mysql::is_in_transaction(conn, question.serialization_failure),
             Self::Sqlite => sqlite::is_in_transaction(conn),
         }
     }
 
-    /// Whether a raw statement begins a transaction.
-    pub(crate) fn begins(self, sql: &str) -> bool {
-        sql_text::begins(sql, self == Self::Mysql)
+    /// How a transaction in which raw statements were sent is committed: in one message with something that is refused where the
+    /// transaction is not the one that was begun, or is aborted. `None` where a plain `COMMIT` is refused then.
+    pub(crate) fn guarded_commit(self) -> Option<&'static str> {
+        match self {
+            Self::Postgres => Some(postgres::GUARDED_COMMIT),
+            Self::Mysql => Some(mysql::GUARDED_COMMIT),
+            Self::Sqlite => None,
+        }
+    }
+
+    /// Whether what [`guarded_commit`](Self::guarded_commit) sends before the commit was refused, by the error and by the levels that
+    /// Diesel counts after it.
+    pub(crate) fn was_refused(self, error: &DieselError, depth: Option<u32>) -> bool {
+        match self {
+            // A failed COMMIT ends the transaction, and libpq tells Diesel.
+            Self::Postgres => depth.is_some_and(|depth| depth > 0),
+            // The name of the savepoint is in the error, in whatever language.
+            Self::Mysql => {
+                matches!(error, DieselError::DatabaseError(_, information) if information.message().contains(mysql::MARKER))
+            }
+            Self::Sqlite => false,
+        }
+    }
+
+    /// What a raw statement does to the transaction in which it is sent.
+    pub(crate) fn effect(self, sql: &str) -> Effect {
+        Effect::of(sql, self)
     }
 
     /// Whether [`reset`](Self::reset) makes a connection what it was when it was new; otherwise only closing it does.
@@ -245,9 +309,9 @@ impl Kind {
     }
 
     /// Removes what a borrower has left on a connection, as one message to be sent outside of any transaction.
-    pub(crate) fn reset(self, config: &Config) -> String {
+    pub(crate) fn reset(self, config: &Config, checks_client: bool) -> String {
         match self {
-            Self::Postgres => postgres::reset(config),
+            Self::Postgres => postgres::reset(config, checks_client),
             Self::Mysql | Self::Sqlite => String::new(),
         }
     }
@@ -262,16 +326,6 @@ impl Kind {
         }
     }
 
-    /// The word in a raw statement that ends the transaction it is sent in, if one does.
-    pub(crate) fn ending_word(self, sql: &str) -> Option<String> {
-        sql_text::ending_word(sql, self == Self::Mysql)
-    }
-
-    /// Whether a raw statement may end the transaction although no word of it can be read: then the server has to be asked.
-    pub(crate) fn may_hide_an_end(self, sql: &str) -> bool {
-        self == Self::Mysql && sql_text::has_hidden_part(sql)
-    }
-
     /// Whether an error says that a lock was not to be had in time.
     pub(crate) fn is_lock_timeout(self, message: &str) -> bool {
         match self {
@@ -283,7 +337,13 @@ impl Kind {
 
     /// Whether an error is a serialization failure, a deadlock or a lock that was not to be had: running the whole transaction
     /// again may succeed. Diesel has a name for some of them only.
+    ///
+    /// So may it after an error that comes of what a connection remembers, or of the server that it is connected to: the next attempt
+    /// gets another connection.
     pub(crate) fn is_transient(self, error: &DieselError) -> bool {
+        if self.poison(error) == Some(Poison::Outdated) || poison::is_advised(error) {
+            return true;
+        }
         match error {
             DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => true,
             DieselError::DatabaseError(DatabaseErrorKind::Unknown, information) => {

@@ -28,7 +28,7 @@ pub(super) const TRANSIENT_ERRORS: &[&str] =
     &["Deadlock found", "Lock wait timeout exceeded", "Record has changed since last read"];
 
 pub(super) const INTRODUCTION: &str = "SELECT CONCAT(CONNECTION_ID(), ' ', @@max_connections, ' ', \
-     MD5(CONCAT_WS(' ', @@hostname, @@port, @@datadir)), ' ', IFNULL(DATABASE(), '')) AS value";
+     MD5(CONCAT_WS(' ', @@hostname, @@port, @@datadir)), ' unset ', IFNULL(DATABASE(), '')) AS value";
 
 /// Without the right to see others' sessions these are the role's own.
 pub(super) const CENSUS: &str = "SELECT CONCAT(user, '@', SUBSTRING_INDEX(host, ':', 1), ' ', COUNT(*)) AS value \
@@ -108,15 +108,23 @@ fn sessions(state: &str, statement: &str, joined: &str, condition: &str, rank: &
     )
 }
 
+/// Without these a statement of an autocommit scope is not committed, and a commit may begin the next transaction or close the connection.
+pub(super) const REQUIRED: &str = "SET SESSION autocommit = 1, SESSION completion_type = 0";
+
+/// Without the first two a deleted parent leaves its children, and a unique key may be there twice; with the third and without the fourth
+/// a query returns other rows than those that it asks for.
+const OF_A_SESSION: &str = ", SESSION foreign_key_checks = 1, SESSION unique_checks = 1, SESSION sql_auto_is_null = 0, \
+     SESSION sql_select_limit = 18446744073709551615";
+
 pub(super) fn setup(config: &Config) -> Vec<String> {
-    let mut settings = Vec::new();
+    let mut settings = vec![format!("{REQUIRED}{OF_A_SESSION}")];
     settings.extend(config.statement_timeout.map(|time| limit(Some(time))));
     settings.extend(config.lock_timeout.map(lock_limit));
-    settings
+    vec![settings.join("; ")]
 }
 
 /// The isolation level and access mode are those of the next transaction only.
-pub(super) fn begin(how: Beginning) -> Option<String> {
+pub(super) fn begin(how: Beginning) -> String {
     let mut settings = Vec::new();
     if let Some(isolation) = how.isolation {
         settings.push(match isolation {
@@ -134,11 +142,8 @@ pub(super) fn begin(how: Beginning) -> Option<String> {
         statements.push(format!("SET TRANSACTION {}", settings.join(", ")));
     }
     statements.extend(how.remaining.map(|remaining| limit(Some(remaining))));
-    if statements.is_empty() {
-        return None;
-    }
-    statements.push("BEGIN".into());
-    Some(statements.join("; "))
+    statements.push(format!("BEGIN; {MARK}"));
+    statements.join("; ")
 }
 
 /// MariaDB and MySQL name the limit differently, and each reads only the comment meant for it. `None` goes back to the
@@ -159,6 +164,20 @@ pub(super) fn limit(limit: Option<Duration>) -> String {
 pub(super) fn lock_limit(limit: Duration) -> String {
     let seconds = limit.min(LONGEST).as_secs_f64().ceil().max(1.0);
     format!("SET SESSION lock_wait_timeout = {seconds:.0}, SESSION innodb_lock_wait_timeout = {seconds:.0}")
+}
+
+/// A savepoint at the beginning of each transaction. Whatever ends the transaction takes it away, whether words do it, a procedure, data
+/// definition or a deadlock; and the next transaction has none.
+pub(super) const MARKER: &str = "diesel_session_began";
+pub(super) const RELEASE_MARK: &str = "RELEASE SAVEPOINT diesel_session_began";
+pub(super) const MARK: &str = "SAVEPOINT diesel_session_began";
+
+/// Where the savepoint is gone the server refuses to release it, and does not look at the `COMMIT`.
+pub(super) const GUARDED_COMMIT: &str = "RELEASE SAVEPOINT diesel_session_began; COMMIT";
+
+/// Releasing the savepoint takes away all that are younger. Setting it again puts nothing at risk: nothing is ever rolled back to it.
+pub(super) fn has_marker<C: SessionConnection>(conn: &mut C) -> bool {
+    conn.batch_execute("RELEASE SAVEPOINT diesel_session_began; SAVEPOINT diesel_session_began").is_ok()
 }
 
 /// MariaDB tells; MySQL has no such variable, and of its errors only a deadlock ends the transaction.

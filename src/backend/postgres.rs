@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Beginning, millis};
 use crate::config::Config;
+use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
 use crate::settings::{Isolation, Mode};
 use crate::url::Target;
@@ -34,75 +35,120 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
 /// 40001 and 40P01. Diesel knows the first by its number, and of the second only the text.
 pub(super) const TRANSIENT_ERRORS: &[&str] = &["could not serialize access", "deadlock detected"];
 
-pub(super) const TRANSACTION_NUMBER: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()::text AS value";
+// Functions, operators and types are named with their schema: a schema that precedes `pg_catalog` in the `search_path` may have others of
+// these names. `IN`, `NULLIF`, `LIKE`, `BETWEEN` and `JOIN .. USING` look their operators up in the `search_path` and cannot be used.
+pub(super) const TRANSACTION_NUMBER: &str =
+    "SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text AS value";
 
 pub(super) fn transaction_status(number: u64) -> String {
     format!("SELECT pg_catalog.pg_xact_status('{number}'::pg_catalog.xid8) AS value")
 }
 
-pub(super) const INTRODUCTION: &str = "SELECT pg_catalog.pg_backend_pid() || ' ' || \
-     (current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int \
-     - coalesce(current_setting('reserved_connections', true), '0')::int) || ' ' || \
-     extract(epoch FROM pg_catalog.pg_postmaster_start_time()) || ' ' || current_database() AS value";
+/// The connections that an ordinary role may have.
+macro_rules! capacity {
+    () => {
+        "pg_catalog.current_setting('max_connections')::pg_catalog.int4 \
+         OPERATOR(pg_catalog.-) pg_catalog.current_setting('superuser_reserved_connections')::pg_catalog.int4 \
+         OPERATOR(pg_catalog.-) coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::pg_catalog.int4"
+    };
+}
 
-// Of other roles' sessions an ordinary role is not told the kind.
-pub(super) const CENSUS: &str = "SELECT coalesce(nullif(application_name, ''), 'unnamed') || ' ' || count(*) AS value \
-     FROM pg_catalog.pg_stat_activity WHERE usesysid IS NOT NULL AND datid IS NOT NULL \
-     AND coalesce(backend_type, 'client backend') = 'client backend' \
-     GROUP BY application_name ORDER BY count(*) DESC, 1 LIMIT 20";
+/// The fourth part says whether this has told the server to notice while it runs a statement that its client is gone. It does so where
+/// it can, and where neither role, database nor URL says anything about it.
+pub(super) const INTRODUCTION: &str = concat!(
+    "SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_backend_pid(), ",
+    capacity!(),
+    ", extract(epoch FROM pg_catalog.pg_postmaster_start_time()), \
+     CASE WHEN (SELECT s.source FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'client_connection_check_interval') \
+     OPERATOR(pg_catalog.=) 'default' AND pg_catalog.strpos(pg_catalog.version(), 'linux') OPERATOR(pg_catalog.>) 0 \
+     AND pg_catalog.set_config('client_connection_check_interval', '10000', false) IS NOT NULL THEN 'set' ELSE 'unset' END, \
+     pg_catalog.current_database()) AS value"
+);
 
-pub(super) const IS_FULL: &str = "SELECT CASE WHEN count(*) >= current_setting('max_connections')::int \
-     - current_setting('superuser_reserved_connections')::int \
-     - coalesce(current_setting('reserved_connections', true), '0')::int THEN '1' ELSE '0' END AS value \
-     FROM pg_catalog.pg_stat_activity WHERE usesysid IS NOT NULL AND datid IS NOT NULL \
-     AND coalesce(backend_type, 'client backend') = 'client backend'";
+pub(super) const CLIENT_CHECK: &str = "SET client_connection_check_interval = 10000";
 
-pub(super) const INVENTORY: &str = "SELECT table_name || '.' || column_name AS value FROM information_schema.columns \
-     WHERE table_schema = current_schema() \
-     UNION SELECT tablename || '.' || indexname FROM pg_catalog.pg_indexes WHERE schemaname = current_schema() ORDER BY 1";
+/// Sessions of clients. Of other roles' sessions an ordinary role is not told the kind.
+macro_rules! clients {
+    () => {
+        "FROM pg_catalog.pg_stat_activity WHERE usesysid IS NOT NULL AND datid IS NOT NULL \
+         AND coalesce(backend_type, 'client backend') OPERATOR(pg_catalog.=) 'client backend'"
+    };
+}
+
+pub(super) const CENSUS: &str = concat!(
+    "SELECT pg_catalog.concat(CASE WHEN coalesce(application_name, '') OPERATOR(pg_catalog.=) '' THEN 'unnamed' \
+     ELSE application_name END, ' ', pg_catalog.count(*)) AS value ",
+    clients!(),
+    " GROUP BY application_name ORDER BY pg_catalog.count(*) DESC, 1 LIMIT 20"
+);
+
+pub(super) const IS_FULL: &str = concat!(
+    "SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.>=) (",
+    capacity!(),
+    ") THEN '1' ELSE '0' END AS value ",
+    clients!()
+);
+
+pub(super) const INVENTORY: &str = "SELECT pg_catalog.concat(table_name, '.', column_name) AS value FROM information_schema.columns \
+     WHERE table_schema::pg_catalog.text OPERATOR(pg_catalog.=) pg_catalog.current_schema()::pg_catalog.text \
+     UNION SELECT pg_catalog.concat(tablename, '.', indexname) FROM pg_catalog.pg_indexes \
+     WHERE schemaname OPERATOR(pg_catalog.=) pg_catalog.current_schema() ORDER BY 1";
 
 pub(super) const HAS_BOOKKEEPING: &str =
-    "SELECT 'yes' AS value WHERE to_regclass('__diesel_schema_migrations') IS NOT NULL";
+    "SELECT 'yes' AS value WHERE pg_catalog.to_regclass('__diesel_schema_migrations') IS NOT NULL";
 
-pub(super) const TABLES: &str =
-    "SELECT tablename::text AS value FROM pg_catalog.pg_tables WHERE schemaname = current_schema()";
+pub(super) const TABLES: &str = "SELECT tablename::pg_catalog.text AS value FROM pg_catalog.pg_tables \
+     WHERE schemaname OPERATOR(pg_catalog.=) pg_catalog.current_schema()";
 
 // PostgreSQL's advisory locks are per database. The number is this crate's own, made of its name.
 pub(super) const TRY_LOCK_SCHEMA: &str =
     "SELECT CASE WHEN pg_catalog.pg_try_advisory_lock(7236271, 5331310) THEN '1' ELSE '0' END AS value";
-pub(super) const UNLOCK_SCHEMA: &str = "SELECT pg_catalog.pg_advisory_unlock(7236271, 5331310)::text AS value";
+pub(super) const UNLOCK_SCHEMA: &str =
+    "SELECT pg_catalog.pg_advisory_unlock(7236271, 5331310)::pg_catalog.text AS value";
 
 /// One row a session. Of others' sessions an ordinary role sees neither state nor statement.
-const SESSION: &str = "concat_ws(chr(31), a.pid, \
-     coalesce(nullif(a.application_name, ''), a.usename || '@' || coalesce(host(a.client_addr), 'local'), a.backend_type, ''), \
-     coalesce(a.state, ''), coalesce(extract(epoch FROM clock_timestamp() - a.state_change)::text, ''), \
-     coalesce(left(a.query, 1000), '')) AS value";
+const SESSION: &str = "pg_catalog.concat_ws(pg_catalog.chr(31), a.pid, \
+     coalesce(CASE WHEN a.application_name OPERATOR(pg_catalog.<>) '' THEN a.application_name END, \
+     CASE WHEN a.usename IS NOT NULL THEN pg_catalog.concat(a.usename, '@', coalesce(pg_catalog.host(a.client_addr), 'local')) END, \
+     a.backend_type, ''), coalesce(a.state, ''), \
+     coalesce(extract(epoch FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) a.state_change)::pg_catalog.text, ''), \
+     coalesce(pg_catalog.left(a.query, 1000), '')) AS value";
+
+/// Whether a row of `pg_locks` is of this database.
+const HERE: &str = "l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
+     WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())";
 
 /// Whoever has any lock on a table is in the way of its removal. Who came after this session had begun to wait had to wait too,
 /// and has the lock only since this one gave up. Those are named where nobody else is found, and other schemas' after them.
 pub(super) fn blockers(waited: Duration) -> String {
     format!(
         "SELECT {SESSION} FROM pg_catalog.pg_stat_activity a JOIN ( \
-         SELECT pid, rank, min(rank) OVER () AS least FROM ( \
-         SELECT l.pid, min(CASE WHEN n.nspname <> ALL (current_schemas(false)) THEN 2 \
-         WHEN s.xact_start > now() - interval '{} milliseconds' THEN 1 ELSE 0 END) AS rank \
-         FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_class c ON c.oid = l.relation \
-         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace JOIN pg_catalog.pg_stat_activity s ON s.pid = l.pid \
-         WHERE l.locktype = 'relation' AND l.granted AND l.pid <> pg_catalog.pg_backend_pid() AND c.oid >= 16384 \
-         AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
-         GROUP BY l.pid) AS found) AS ranked USING (pid) \
-         WHERE rank = least ORDER BY a.xact_start, a.pid LIMIT 20",
+         SELECT pid, rank, pg_catalog.min(rank) OVER () AS least FROM ( \
+         SELECT l.pid, pg_catalog.min(CASE WHEN n.nspname OPERATOR(pg_catalog.<>) ALL (pg_catalog.current_schemas(false)) THEN 2 \
+         WHEN s.xact_start OPERATOR(pg_catalog.>) (pg_catalog.now() OPERATOR(pg_catalog.-) interval '{} milliseconds') \
+         THEN 1 ELSE 0 END) AS rank \
+         FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) l.relation \
+         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+         JOIN pg_catalog.pg_stat_activity s ON s.pid OPERATOR(pg_catalog.=) l.pid \
+         WHERE l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.granted \
+         AND l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() \
+         AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND {HERE} \
+         GROUP BY l.pid) AS found) AS ranked ON ranked.pid OPERATOR(pg_catalog.=) a.pid \
+         WHERE ranked.rank OPERATOR(pg_catalog.=) ranked.least ORDER BY a.xact_start, a.pid LIMIT 20",
         setting(waited)
     )
 }
 
 pub(super) fn schema_lock_holder() -> String {
     format!(
-        "SELECT {SESSION} FROM pg_catalog.pg_stat_activity a JOIN pg_catalog.pg_locks l USING (pid) \
-         WHERE l.locktype = 'advisory' AND l.granted AND l.classid = 7236271 AND l.objid = 5331310 AND l.objsubid = 2 \
-         AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())"
+        "SELECT {SESSION} FROM pg_catalog.pg_stat_activity a \
+         JOIN pg_catalog.pg_locks l ON l.pid OPERATOR(pg_catalog.=) a.pid \
+         WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.granted \
+         AND l.classid OPERATOR(pg_catalog.=) 7236271::pg_catalog.oid AND l.objid OPERATOR(pg_catalog.=) 5331310::pg_catalog.oid \
+         AND l.objsubid OPERATOR(pg_catalog.=) 2 AND {HERE}"
     )
 }
+
 /// So that no wait for a network that is gone lasts for ever: an idle peer is asked after 10 s, and what it has not acknowledged for
 /// 20 s ends the connection. A statement may take as long as it likes, as the server's kernel answers meanwhile.
 const DEAD_NETWORK: &[(&str, &str)] = &[
@@ -128,11 +174,14 @@ pub(super) fn driver_url(target: &Target, config: &Config, app: &str) -> String 
     target.with_parameters(&parameters)
 }
 
+/// What this library relies on, whatever role, database and server say: its own SQL has names as strings.
+pub(super) const REQUIRED: &str = "SET standard_conforming_strings = on";
+
 pub(super) fn setup(config: &Config) -> Vec<String> {
-    let mut settings = Vec::new();
+    let mut settings = vec![REQUIRED.to_owned()];
     settings.extend(config.statement_timeout.map(|limit| limit_in_session(Some(limit))));
     settings.extend(config.lock_timeout.map(lock_limit));
-    if settings.is_empty() { settings } else { vec![settings.join("; ")] }
+    vec![settings.join("; ")]
 }
 
 /// Role and user come first, so that the rest is allowed. Time zone and encoding are what Diesel sets on every connection.
@@ -141,9 +190,11 @@ const RESET: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; C
      SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP; \
      SET TIME ZONE 'UTC'; SET CLIENT_ENCODING TO 'UTF8'";
 
-pub(super) fn reset(config: &Config) -> String {
+/// `checks_client` says that [`INTRODUCTION`] has set that.
+pub(super) fn reset(config: &Config, checks_client: bool) -> String {
     let mut statements = vec![RESET.to_owned()];
     statements.extend(setup(config));
+    statements.extend(checks_client.then(|| CLIENT_CHECK.to_owned()));
     statements.join("; ")
 }
 
@@ -171,6 +222,20 @@ pub(super) fn begin(how: Beginning) -> Option<String> {
     Some(sql)
 }
 
+pub(super) fn search_path(schemas: &str) -> String {
+    format!("SET LOCAL search_path = {schemas}")
+}
+
+/// Inside of the transaction around a test a local setting outlives a savepoint, so the value before is kept in another one.
+pub(super) const KEEP_SEARCH_PATH: &str = "SELECT pg_catalog.set_config('diesel_session.search_path', \
+     pg_catalog.concat('=', pg_catalog.current_setting('search_path')), true)";
+
+/// A rollback has done it.
+pub(super) const RESTORE_SEARCH_PATH: &str = "SELECT pg_catalog.set_config('search_path', \
+     pg_catalog.substr(pg_catalog.current_setting('diesel_session.search_path', true), 2), true) \
+     WHERE pg_catalog.strpos(pg_catalog.current_setting('diesel_session.search_path', true), '=') OPERATOR(pg_catalog.=) 1; \
+     SELECT pg_catalog.set_config('diesel_session.search_path', '', true)";
+
 pub(super) fn limit_in_transaction(remaining: Duration) -> String {
     format!("SET LOCAL statement_timeout = {}", setting(remaining))
 }
@@ -184,6 +249,16 @@ pub(super) fn limit_in_session(limit: Option<Duration>) -> String {
 
 pub(super) fn lock_limit(limit: Duration) -> String {
     format!("SET lock_timeout = {}", setting(limit))
+}
+
+/// An aborted transaction refuses the first of the two, and then the server does not look at the second. A plain `COMMIT` would be
+/// answered with success and roll back.
+pub(super) const GUARDED_COMMIT: &str = "SELECT 1; COMMIT";
+
+/// Whether a backslash in a string means nothing.
+pub(super) fn reads_strings_as_usual<C: SessionConnection>(conn: &mut C) -> bool {
+    let answer = conn.texts("SELECT pg_catalog.current_setting('standard_conforming_strings') AS value");
+    answer.is_ok_and(|rows| rows.first().and_then(Option::as_deref) == Some("on"))
 }
 
 /// Milliseconds, as many as the server can count.

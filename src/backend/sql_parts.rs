@@ -1,7 +1,7 @@
-//! SQL text as the parts it consists of, without white space and comments.
+//! SQL text as the parts it consists of, without white space and comments. This is the one lexer of the crate: whatever has to know
+//! what stands in a text asks it.
 
 use super::Kind;
-use super::sql_text::{after_comment, after_escaped, is_escape_string, is_word};
 
 /// One part of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,17 +17,66 @@ pub(crate) enum Part<'t> {
     Sign(char),
 }
 
+/// The settings of a server by which it reads SQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Dialect {
+    /// Whether a backslash in a plain string takes the next character's meaning away.
+    backslash: bool,
+    /// MySQL and MariaDB: `"` quotes a name (`ANSI_QUOTES`).
+    ansi_quotes: bool,
+    /// PostgreSQL before 16: `0x1F` and `1_000` are a number and the name that follows it.
+    old_numbers: bool,
+}
+
+impl Dialect {
+    /// What a server does whose settings are the usual ones.
+    fn usual(kind: Kind) -> Self {
+        Self { backslash: kind == Kind::Mysql, ..Self::default() }
+    }
+
+    /// All dialects in which a server of this kind may read `text`, the usual one first. A raw statement may have changed the settings.
+    pub(super) fn possible(text: &str, kind: Kind) -> impl Iterator<Item = Self> + use<> {
+        let usual = Self::usual(kind);
+        let flips = |flip: bool| if flip { &[false, true][..] } else { &[false][..] };
+        let backslash = kind != Kind::Sqlite && text.contains('\\');
+        let ansi_quotes = kind == Kind::Mysql && text.contains('"');
+        let old_numbers = kind == Kind::Postgres && text.contains('$') && text.contains(|c: char| c.is_ascii_digit());
+        flips(old_numbers).iter().flat_map(move |&old_numbers| {
+            flips(ansi_quotes).iter().flat_map(move |&ansi_quotes| {
+                flips(backslash).iter().map(move |&flip| Self {
+                    backslash: usual.backslash ^ flip,
+                    ansi_quotes,
+                    old_numbers,
+                })
+            })
+        })
+    }
+
+    /// Whether a backslash means something else than it usually does.
+    pub(super) fn has_unusual_backslash(self, kind: Kind) -> bool {
+        self.backslash != Self::usual(kind).backslash
+    }
+}
+
 /// The parts of `text`, each with the place where it begins and where it ends.
 pub(crate) struct Parts<'t> {
     text: &'t str,
     at: usize,
     kind: Kind,
+    dialect: Dialect,
+    /// Where PostgreSQL's `E` ended: a string that begins there has escapes.
+    escapes_at: Option<usize>,
     open: bool,
 }
 
 impl<'t> Parts<'t> {
+    /// As a server reads it whose settings are the usual ones.
     pub(crate) fn of(text: &'t str, kind: Kind) -> Self {
-        Self { text, at: 0, kind, open: false }
+        Self::read(text, kind, Dialect::usual(kind))
+    }
+
+    pub(super) fn read(text: &'t str, kind: Kind, dialect: Dialect) -> Self {
+        Self { text, at: 0, kind, dialect, escapes_at: None, open: false }
     }
 
     /// Whether a quote or a comment that was met has no end: what is put behind the text would be in it.
@@ -35,18 +84,27 @@ impl<'t> Parts<'t> {
         self.open
     }
 
-    /// What is behind a comment that begins here.
+    /// What is behind a comment that begins here. What MySQL executes of a comment counts as not being in one.
     fn after_comment(&mut self) -> Option<&'t str> {
         let rest = &self.text[self.at..];
         let mysql = self.kind == Kind::Mysql;
-        let after = after_comment(rest, mysql)?;
-        if !rest.starts_with("/*") || mysql && (rest.starts_with("/*!") || rest.starts_with("/*M!")) {
-            return Some(after);
+        let ends: &[char] = if self.kind == Kind::Postgres { &['\n', '\r'] } else { &['\n'] };
+        let line = |comment: &'t str| comment.find(ends).map_or("", |end| &comment[end + 1..]);
+        if let Some(comment) = rest.strip_prefix("--") {
+            let is_one =
+                !mysql || comment.chars().next().is_none_or(|c| c.is_ascii_whitespace() || c.is_ascii_control());
+            return is_one.then(|| line(comment));
         }
-        let after = if self.kind == Kind::Postgres {
-            after_nested(rest)
-        } else {
-            rest[2..].split_once("*/").map(|(_, after)| after)
+        if let Some(comment) = rest.strip_prefix('#').filter(|_| mysql) {
+            return Some(line(comment));
+        }
+        let comment = rest.strip_prefix("/*")?;
+        if let Some(executed) = comment.strip_prefix('!').or(comment.strip_prefix("M!")).filter(|_| mysql) {
+            return Some(executed.trim_start_matches(|c: char| c.is_ascii_digit()));
+        }
+        let after = match self.kind {
+            Kind::Postgres => after_nested(rest),
+            Kind::Mysql | Kind::Sqlite => comment.split_once("*/").map(|(_, after)| after),
         };
         self.open |= after.is_none();
         Some(after.unwrap_or(""))
@@ -67,17 +125,97 @@ impl<'t> Parts<'t> {
         (inside, "")
     }
 
-    /// The same where a backslash takes the next character's meaning away.
+    /// The same where a backslash takes the next character's meaning away. PostgreSQL goes on with a string of the next line.
     fn until_unescaped(&mut self, inside: &'t str, close: char) -> (&'t str, &'t str) {
-        let after = after_escaped(inside, close);
-        let taken = &inside[..inside.len() - after.len()];
-        let backslashes = taken.strip_suffix(close).map_or(1, |text| text.len() - text.trim_end_matches('\\').len());
-        if backslashes % 2 == 1 {
-            self.open = true;
-            return (taken, "");
+        let mut chars = inside.char_indices();
+        while let Some((end, c)) = chars.next() {
+            if c == '\\' {
+                chars.next();
+            } else if c == close {
+                let after = &inside[end + 1..];
+                match continued(after).filter(|_| self.kind == Kind::Postgres) {
+                    Some(more) => chars = more_indices(inside, more),
+                    // Two quotes stand for one.
+                    None if after.starts_with(close) => drop(chars.next()),
+                    None => return (&inside[..end], after),
+                }
+            }
         }
-        (&taken[..taken.len() - 1], after)
+        self.open = true;
+        (inside, "")
     }
+
+    /// PostgreSQL's number or word, of which a word may have dollar signs in it.
+    fn postgres_word_end(&self, rest: &str) -> usize {
+        let end = rest.find(|c: char| !is_word(c)).unwrap_or(rest.len());
+        if is_number(&rest[..end], self.dialect.old_numbers) {
+            return end;
+        }
+        rest.find(|c: char| !is_word(c) && c != '$').unwrap_or(rest.len())
+    }
+}
+
+/// What stands behind the quote of a string that goes on in another line, as PostgreSQL puts them together.
+fn continued(after: &str) -> Option<&str> {
+    let mut rest = after;
+    let mut has_newline = false;
+    loop {
+        let trimmed = rest.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
+        has_newline |= rest[..rest.len() - trimmed.len()].contains(['\n', '\r']);
+        match trimmed.strip_prefix("--") {
+            Some(comment) => rest = &comment[comment.find(['\n', '\r'])?..],
+            None => return trimmed.strip_prefix('\'').filter(|_| has_newline),
+        }
+    }
+}
+
+/// The characters of `more`, which is the end of `text`, with their places in that.
+fn more_indices<'t>(text: &'t str, more: &'t str) -> std::str::CharIndices<'t> {
+    let mut chars = text.char_indices();
+    while chars.offset() < text.len() - more.len() {
+        chars.next();
+    }
+    chars
+}
+
+/// Whether a word of PostgreSQL is a number as a whole.
+fn is_number(word: &str, old_numbers: bool) -> bool {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'_' && !old_numbers);
+    if !word.starts_with(|c: char| c.is_ascii_digit()) {
+        return false;
+    }
+    let is_radix = |prefix: [&str; 2]| prefix.iter().any(|prefix| word.starts_with(prefix));
+    digits(word)
+        || word.split_once(['e', 'E']).is_some_and(|(number, exponent)| digits(number) && digits(exponent))
+        || !old_numbers
+            && (is_radix(["0x", "0X"]) && word[2..].bytes().all(|b| b.is_ascii_hexdigit() || b == b'_')
+                || is_radix(["0o", "0O"]) && digits(&word[2..])
+                || is_radix(["0b", "0B"]) && digits(&word[2..]))
+}
+
+/// SQLite's parameter as Tcl writes it: `$name::more(anything)`.
+fn sqlite_parameter_end(rest: &str) -> usize {
+    let mut names = false;
+    let mut at = 1;
+    while let Some(c) = rest[at..].chars().next() {
+        if is_word(c) || c == '$' {
+            names = true;
+            at += c.len_utf8();
+        } else if rest[at..].starts_with("::") {
+            at += 2;
+        } else if c == '(' && names {
+            let inside = &rest[at + 1..];
+            let end = inside.find(|c: char| c == ')' || c.is_ascii_whitespace() || c == '\x0b').unwrap_or(inside.len());
+            return at + 1 + end + usize::from(inside[end..].starts_with(')'));
+        } else {
+            break;
+        }
+    }
+    at
+}
+
+pub(super) fn is_word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_' || !c.is_ascii() && c != '\u{feff}'
 }
 
 impl<'t> Iterator for Parts<'t> {
@@ -85,7 +223,8 @@ impl<'t> Iterator for Parts<'t> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let rest = self.text[self.at..].trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
+            let is_blank = |c: char| c.is_ascii_whitespace() || matches!(c, '\x0b' | '\u{feff}');
+            let rest = self.text[self.at..].trim_start_matches(is_blank);
             self.at = self.text.len() - rest.len();
             match self.after_comment() {
                 Some(after) => self.at = self.text.len() - after.len(),
@@ -95,25 +234,19 @@ impl<'t> Iterator for Parts<'t> {
         let (from, rest) = (self.at, &self.text[self.at..]);
         let c = rest.chars().next()?;
         let behind = &rest[c.len_utf8()..];
-        let mysql = self.kind == Kind::Mysql;
+        let (mysql, postgres) = (self.kind == Kind::Mysql, self.kind == Kind::Postgres);
+        let is_text = c == '\'' || c == '"' && mysql && !self.dialect.ansi_quotes;
+        let has_escapes = self.dialect.backslash || self.escapes_at == Some(from);
         let (part, after) = match c {
-            '\'' if mysql || self.kind == Kind::Postgres && is_escape_string(&self.text[..from]) => {
-                let (inside, after) = self.until_unescaped(behind, c);
-                (Part::Text(inside), after)
-            }
-            '"' if mysql => {
-                let (inside, after) = self.until_unescaped(behind, c);
-                (Part::Text(inside), after)
-            }
-            '\'' => {
-                let (inside, after) = self.until(behind, c);
+            _ if is_text => {
+                let (inside, after) = if has_escapes { self.until_unescaped(behind, c) } else { self.until(behind, c) };
                 (Part::Text(inside), after)
             }
             '"' => {
                 let (inside, after) = self.until(behind, c);
                 (Part::Name(inside), after)
             }
-            '`' if self.kind != Kind::Postgres => {
+            '`' if !postgres => {
                 let (inside, after) = self.until(behind, c);
                 (Part::Name(inside), after)
             }
@@ -121,7 +254,7 @@ impl<'t> Iterator for Parts<'t> {
                 let (inside, after) = self.until(behind, ']');
                 (Part::Name(inside), after)
             }
-            '$' if self.kind == Kind::Postgres => match behind.split_once('$') {
+            '$' if postgres => match behind.split_once('$') {
                 Some((tag, body)) if tag.chars().all(is_word) && !tag.starts_with(|c: char| c.is_ascii_digit()) => {
                     match body.split_once(&*format!("${tag}$")) {
                         Some((body, after)) => (Part::Body(body), after),
@@ -133,14 +266,23 @@ impl<'t> Iterator for Parts<'t> {
                 }
                 _ => (Part::Sign(c), behind),
             },
+            '$' | '@' | ':' | '#' if self.kind == Kind::Sqlite => {
+                let (parameter, after) = rest.split_at(sqlite_parameter_end(rest));
+                if parameter.len() == 1 { (Part::Sign(c), after) } else { (Part::Word(parameter), after) }
+            }
             c if is_word(c) => {
-                // A dollar sign in a word begins no quote.
-                let end = rest.find(|c: char| !is_word(c) && c != '$').unwrap_or(rest.len());
+                let end = match postgres {
+                    true => self.postgres_word_end(rest),
+                    // A dollar sign in a word begins no quote.
+                    false => rest.find(|c: char| !is_word(c) && c != '$').unwrap_or(rest.len()),
+                };
                 (Part::Word(&rest[..end]), &rest[end..])
             }
             c => (Part::Sign(c), behind),
         };
         self.at = self.text.len() - after.len();
+        let is_e = postgres && matches!(part, Part::Word("e" | "E"));
+        self.escapes_at = is_e.then_some(self.at);
         Some((part, from, self.at))
     }
 }

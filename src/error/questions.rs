@@ -114,7 +114,9 @@ impl Error {
 
     /// Whether running the whole transaction again may succeed, and does nothing twice: a serialization failure, a deadlock, a
     /// locked SQLite database, a connection lost inside a transaction, a full or starting server, or a pool that was short of
-    /// connections. [`Session::retry`](crate::Session::retry) does it for the first three.
+    /// connections. So is an error that comes of the connection: another program has changed the schema, or a server has become
+    /// read-only for a session that was meant to write. [`Session::retry`](crate::Session::retry) does it for the first three and for
+    /// these two.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::AcquireTimeout { .. }

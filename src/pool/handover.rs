@@ -11,7 +11,7 @@ use super::lease::{discard, live};
 use super::manager::Live;
 use super::witness::{Reading, Watch};
 use super::{Pool, Stored};
-use crate::backend::{self, Beginning, Kind};
+use crate::backend::{self, Beginning, Kind, Question};
 use crate::config::Reset;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Result};
@@ -107,7 +107,7 @@ impl From<diesel::result::Error> for Failure {
 impl<C: SessionConnection> Live<C> {
     /// Makes it what it was when it was new, except for Diesel's prepared statements. A failure comes with what failed.
     fn reset(&mut self, spec: &Spec<C>) -> Result<(), (&'static str, Failure)> {
-        let batch = spec.target.kind.reset(&spec.config);
+        let batch = spec.target.kind.reset(&spec.config, self.checks_client);
         self.conn.batch_execute(&batch).map_err(|error| ("the reset", error.into()))?;
         for sql in &spec.config.on_connect {
             self.conn.batch_execute(sql).map_err(|error| ("`Config::on_connect`, after the reset,", error.into()))?;
@@ -115,6 +115,10 @@ impl<C: SessionConnection> Live<C> {
         if let Some(prepare) = spec.on_connect {
             let prepared = self.run_hook(prepare, spec.target.kind);
             prepared.map_err(|failure| ("`Database::on_connect`, after the reset,", failure))?;
+        }
+        let is_changed = !spec.config.on_connect.is_empty() || spec.on_connect.is_some();
+        if let Some(sql) = spec.target.kind.required().filter(|_| is_changed) {
+            self.conn.batch_execute(sql).map_err(|error| ("the reset", error.into()))?;
         }
         self.witness.take();
         self.witness.forget_leftovers();
@@ -128,7 +132,7 @@ impl<C: SessionConnection> Live<C> {
         let Some(lane) = self.conn.lane().filter(|lane| lane.has_begun()).map(Arc::clone) else {
             return self.run_hook_at(0, hook, kind);
         };
-        kind.begin_inside(&mut *self.conn, Beginning::plain())?;
+        kind.begin_inside(&mut *self.conn, Beginning::plain(), None)?;
         let outcome = self.run_hook_at(1, hook, kind);
         let outcome = outcome.and_then(|()| Ok(kind.release_inside(&mut *self.conn)?));
         if outcome.is_err() && !kind.undo_inside(&mut *self.conn) {
@@ -159,7 +163,10 @@ impl<C: SessionConnection> Live<C> {
         // Of a raw `BEGIN` Diesel knows nothing. Inside of a test's transaction it begins none.
         let began = depth == 0
             && notes.began
-            && (notes.ended_by.is_none() || kind != Kind::Postgres && kind.is_in_transaction(&mut *self.conn, false));
+            && match kind {
+                Kind::Postgres => notes.ended_by.is_none(),
+                Kind::Mysql | Kind::Sqlite => kind.still_exists(&mut *self.conn, Question::default()),
+            };
         if began || self.conn.depth() != Some(depth) {
             return Err(failure("it left a transaction open"));
         }

@@ -20,7 +20,7 @@ use super::generation::{Generation, Seen};
 use super::lane::{Held, Parked};
 use super::server::Server;
 use super::witness::{Watch, Witness};
-use crate::backend::Kind;
+use crate::backend::{Kind, Poison};
 use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
 use crate::spec::Spec;
@@ -60,10 +60,14 @@ pub(crate) struct Live<C> {
     pub(super) schema: Seen,
     /// The server's number of it, where the server has told.
     pub(super) session: Option<u64>,
+    /// The server was told to look for its client while it runs a statement.
+    pub(super) checks_client: bool,
     /// It has not been lent yet.
     pub(super) unused: bool,
     /// The doubts about its server when it was last proven sound.
     pub(super) doubts: usize,
+    /// It is closed when it comes back.
+    pub(super) retired: bool,
     /// It is known to be lost.
     pub(crate) lost: bool,
     /// Its state is not known: it is closed instead of pooled.
@@ -94,6 +98,21 @@ impl<C> Live<C> {
     /// Whether it is neither too old nor from before a change of the schema.
     fn is_fit(&self, now: Instant) -> bool {
         self.schema.is_current() && self.expires.is_none_or(|expires| now < expires)
+    }
+
+    /// Closes it when it comes back: what the driver keeps with it is of an older schema, or its server takes no writes any more. The
+    /// other connections of this process to the database are no better, if they are as old.
+    pub(crate) fn retire(&mut self, poison: Poison) {
+        if let Some(lane) = self.conn.lane() {
+            // It is the test's one connection. What it remembers must not reach another test.
+            lane.schema_changes();
+            return;
+        }
+        self.retired = true;
+        // A connection that has never come back is new: another would be no newer.
+        if self.schema.is_current() && (poison == Poison::Outdated || !self.unused) {
+            self.schema.change(false);
+        }
     }
 
     /// Whether it may stay idle until the next look at it.
@@ -155,7 +174,11 @@ pub(crate) struct Control {
 impl Control {
     /// Whether a connection that comes back must not be kept.
     pub(super) fn must_close<C: R2D2Connection>(&self, live: &mut Live<C>) -> bool {
-        self.closed.load(Ordering::Acquire) || live.doomed || !live.schema.is_current() || live.conn.is_broken()
+        self.closed.load(Ordering::Acquire)
+            || live.doomed
+            || live.retired
+            || !live.schema.is_current()
+            || live.conn.is_broken()
     }
 }
 
@@ -211,6 +234,13 @@ impl Drop for Counted {
         self.0.closings.fetch_add(1, Ordering::AcqRel);
         log::debug!(target: "diesel_session::pool", "app `{}` has closed a connection", self.1);
     }
+}
+
+/// What a server tells of a new session.
+struct Introduced {
+    session: Option<u64>,
+    generation: Arc<Generation>,
+    checks_client: bool,
 }
 
 /// Makes the connections of one pool.
@@ -285,14 +315,14 @@ impl<C: SessionConnection> Manager<C> {
         if let Some(share) = &mut share {
             share.opened(self.server.slot_maker());
         }
-        let (session, generation) = match self.introduce(&mut conn) {
-            Some((session, generation)) => (session, generation),
+        let Introduced { session, generation, checks_client } = match self.introduce(&mut conn) {
+            Some(introduced) => introduced,
             None => {
                 if let Some(lane) = lane.filter(|_| is_set_up && conn.ping().is_err()) {
                     lane.break_off("its connection was lost", None);
                     return Err(self.failure("the one connection of this test was lost"));
                 }
-                (None, Arc::clone(&self.generation))
+                Introduced { session: None, generation: Arc::clone(&self.generation), checks_client: false }
             }
         };
         // Before the program's own statements, which may be kept as they are.
@@ -303,6 +333,11 @@ impl<C: SessionConnection> Manager<C> {
         }
         if let Some(prepare) = spec.on_connect.filter(|_| !is_set_up) {
             prepare(&mut *conn).map_err(|error| self.failure(&format!("`Database::on_connect` failed: {error}")))?;
+        }
+        let is_changed = !spec.config.on_connect.is_empty() || spec.on_connect.is_some();
+        if let Some(sql) = spec.target.kind.required().filter(|_| is_changed && !is_set_up) {
+            conn.batch_execute(sql)
+                .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
         }
         if conn.depth() != Some(0) {
             return Err(self.failure("`on_connect` left a transaction open"));
@@ -323,7 +358,9 @@ impl<C: SessionConnection> Manager<C> {
             schema,
             unused: true,
             session,
+            checks_client,
             doubts,
+            retired: false,
             lost: false,
             doomed: false,
             _counted: Counted::new(&self.control, &spec.app),
@@ -347,15 +384,17 @@ impl<C: SessionConnection> Manager<C> {
 
     /// Asks the server for its number of this session, what it is and, once in a while, who else has it: when it is full it is
     /// too late to ask. Whatever stands between us and the server and does not know may stay silent.
-    fn introduce(&self, conn: &mut C) -> Option<(Option<u64>, Arc<Generation>)> {
+    fn introduce(&self, conn: &mut C) -> Option<Introduced> {
         let kind = self.spec.target.kind;
         let answer = conn.texts(kind.introduction()?).ok()?.into_iter().next().flatten()?;
-        let mut parts = answer.splitn(4, ' ');
-        let (session, capacity, instance, database) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let mut parts = answer.splitn(5, ' ');
+        let (session, capacity, instance) = (parts.next()?, parts.next()?, parts.next()?);
+        let (checks_client, database) = (parts.next()? == "set", parts.next()?);
         self.server.allows(capacity.parse().ok()?);
         self.server.is_instance(instance);
         self.take_census(conn);
-        Some((session.parse().ok(), Generation::of_instance(instance, database)))
+        let generation = Generation::of_instance(instance, database);
+        Some(Introduced { session: session.parse().ok(), generation, checks_client })
     }
 
     fn take_census(&self, conn: &mut C) {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use diesel::connection::{Instrumentation, InstrumentationEvent, get_default_instrumentation};
 use diesel::result::Error as DieselError;
 
-use crate::backend::{self, Kind};
+use crate::backend::{self, Effect, Kind, Poison};
 use crate::recorder;
 
 /// Shared by a connection's instrumentation and the session that has it.
@@ -25,6 +25,10 @@ pub(crate) struct Witness {
     left_something: AtomicBool,
     /// What comes is the library's own question, to which an error is an answer.
     looking_away: AtomicBool,
+    /// Statements that have begun and not ended.
+    running: AtomicU8,
+    /// A raw statement may have changed how PostgreSQL reads strings.
+    odd_strings: AtomicBool,
     /// Whether a change of the schema by raw statements is of interest, and whether there may have been one.
     looks_for_changes: bool,
     schema_changed: AtomicBool,
@@ -53,15 +57,44 @@ pub(crate) struct Notes {
     pub(crate) transient: bool,
     /// One of the errors was the loss of the connection.
     pub(crate) lost: bool,
+    /// Why the connection is of no more use, by the last of the errors that say so.
+    pub(crate) poison: Option<Poison>,
     /// A statement whose words end a transaction was sent and was not refused.
     pub(crate) ended_by: Option<String>,
     /// A statement began a transaction of its own.
     pub(crate) began: bool,
-    /// A statement may have ended the transaction in words that cannot be read.
-    pub(crate) may_have_ended: bool,
+    /// A statement after which the server has to be asked whether the transaction still exists.
+    pub(crate) may_have_ended: Option<String>,
+    /// A statement set a savepoint that is not one of Diesel's.
+    pub(crate) set_savepoint: bool,
 }
 
 impl Notes {
+    fn is_empty(&self) -> bool {
+        self.first_error.is_none()
+            && self.ended_by.is_none()
+            && self.may_have_ended.is_none()
+            && !self.began
+            && !self.set_savepoint
+    }
+
+    /// Adds what a raw statement did that was not refused. A text of several statements may have been refused after it had done
+    /// something: `failed`.
+    fn add(&mut self, kind: Kind, effect: Effect, failed: bool) {
+        let Effect { ends, may_end, begins, begins_transaction, sets_savepoint, names_string_setting: _ } = effect;
+        // Where it ended the transaction and began none, what is asked after an error tells.
+        let mut ends = ends.filter(|_| !failed || begins_transaction);
+        if kind == Kind::Sqlite && !failed {
+            // It refuses to begin a transaction inside of another. After an error a savepoint may have begun one.
+            let restarts = begins_transaction || sets_savepoint && self.first_error.is_some();
+            ends = ends.or(restarts.then(|| if begins_transaction { "BEGIN".into() } else { "SAVEPOINT".into() }));
+        }
+        self.began |= begins;
+        self.set_savepoint |= sets_savepoint;
+        self.may_have_ended = self.may_have_ended.take().or(may_end);
+        self.ended_by = self.ended_by.take().or(ends);
+    }
+
     /// Adds an error. `last` says that it is the last statement's; otherwise it may be any error that was handed on.
     pub(crate) fn complete(&mut self, kind: Kind, error: &DieselError, last: bool) {
         if backend::is_empty_query(error) {
@@ -69,6 +102,7 @@ impl Notes {
         }
         self.first_error.get_or_insert_with(|| error.to_string());
         self.transient |= kind.is_transient(error);
+        self.poison = kind.poison(error).or(self.poison);
         if last {
             self.last_failed = true;
             self.lost |= backend::is_connection_lost(error);
@@ -85,6 +119,8 @@ impl Witness {
             reading: AtomicU8::new(0),
             left_something: AtomicBool::new(false),
             looking_away: AtomicBool::new(false),
+            running: AtomicU8::new(0),
+            odd_strings: AtomicBool::new(false),
             looks_for_changes,
             schema_changed: AtomicBool::new(false),
             notes: Mutex::default(),
@@ -102,12 +138,14 @@ impl Witness {
     }
 
     pub(crate) fn take(&self) -> Notes {
+        self.running.store(0, Ordering::Release);
         self.noted.store(false, Ordering::Release);
         std::mem::take(&mut *self.notes())
     }
 
     /// From here on the text of statements is read, for words that end a transaction and for what outlives one.
     pub(crate) fn read_statements(&self, whose: Reading) {
+        self.running.store(0, Ordering::Release);
         self.reading.store(whose as u8, Ordering::Release);
     }
 
@@ -128,6 +166,7 @@ impl Witness {
 
     /// They are gone.
     pub(crate) fn forget_leftovers(&self) {
+        self.odd_strings.store(false, Ordering::Release);
         self.left_something.store(false, Ordering::Release);
     }
 
@@ -147,6 +186,7 @@ impl Witness {
 
     /// What a reset removes need not be read, nor how it ends.
     fn started(&self) {
+        self.running.store(self.running.load(Ordering::Acquire).saturating_add(1), Ordering::Release);
         if self.reading.load(Ordering::Acquire) == Reading::Raw as u8 && self.kind.can_reset() {
             self.left_something.store(true, Ordering::Release);
         }
@@ -163,24 +203,34 @@ impl Witness {
         if self.looks_for_changes && raw && self.kind.may_change_schema(&text) {
             self.schema_changed.store(true, Ordering::Release);
         }
+        // Diesel tells the end of a query once more when the rows of one that failed are dropped: that is no other statement.
+        let repeated = self.running.load(Ordering::Acquire) == 0;
+        self.running.store(self.running.load(Ordering::Acquire).saturating_sub(1), Ordering::Release);
+        let mut effect = if raw { self.kind.effect(&text) } else { Effect::default() };
+        if raw && self.kind == Kind::Postgres {
+            // What was read as the usual setting has it is not certain any more.
+            let changed = effect.names_string_setting || self.odd_strings.load(Ordering::Acquire);
+            self.odd_strings.store(changed, Ordering::Release);
+            if changed && let Some(word) = effect.may_end.take() {
+                effect.ends.get_or_insert(word);
+            }
+        }
         match error {
             None if !raw && !self.has_notes() => {}
             None => {
                 let mut notes = self.notes();
-                notes.last_failed = false;
-                if raw {
-                    notes.began |= self.kind.begins(&text);
-                    notes.may_have_ended |= self.kind.may_hide_an_end(&text);
-                    if let Some(word) = self.kind.ending_word(&text) {
-                        notes.ended_by.get_or_insert(word);
-                    }
-                    if notes.began || notes.may_have_ended || notes.ended_by.is_some() {
-                        self.noted.store(true, Ordering::Release);
-                    }
+                if !repeated {
+                    notes.last_failed = false;
+                }
+                notes.add(self.kind, effect, false);
+                if raw && !notes.is_empty() {
+                    self.noted.store(true, Ordering::Release);
                 }
             }
             Some(error @ DieselError::DatabaseError(..)) => {
-                self.notes().complete(self.kind, error, true);
+                let mut notes = self.notes();
+                notes.add(self.kind, effect, true);
+                notes.complete(self.kind, error, true);
                 self.noted.store(true, Ordering::Release);
             }
             // Not the database's: it has not seen the statement.

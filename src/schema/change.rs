@@ -65,7 +65,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         let limit = change.kind.lock_limit(change.lock_timeout);
         change.send(&limit)?;
         if change.is_inside() {
-            let begun = change.kind.begin_inside(change.lease.conn(), Beginning::plain());
+            let begun = change.kind.begin_inside(change.lease.conn(), Beginning::plain(), None);
             begun.map_err(|error| Error::from_query(error, at))?;
         }
         Ok(change)

@@ -1,5 +1,6 @@
 //! The commit, and how to learn what became of one whose answer was lost.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,16 +45,32 @@ impl<C: SessionConnection> Core<C> {
         let resolver = match self.resolver() {
             Ok(resolver) => resolver,
             Err(error) => {
+                // What the code that had the connection kept to itself is the cause that tells more.
+                let is_known = self.swallowed.is_some() && !backend::is_connection_lost(&error);
                 self.settle(Access::Read, at, Some(&error));
+                if is_known {
+                    self.check_spoiled()?;
+                }
                 let error = self.explain(error, at);
                 self.rollback();
                 return Err(error);
             }
         };
         let (kind, had_orphans) = (self.kind(), self.lane().map(Lane::had_orphans));
-        let outcome = self.send(|conn| match had_orphans {
-            Some(had_orphans) => kind.commit_inside(conn, had_orphans),
-            None => conn.commit_level(),
+        // Of typed statements every error is known.
+        let guarded = self.had_raw_access.then(|| kind.guarded_commit()).flatten();
+        let refused = Cell::new(false);
+        let outcome = self.send(|conn| match (had_orphans, guarded) {
+            (Some(had_orphans), None) => kind.commit_inside(conn, had_orphans),
+            (Some(had_orphans), Some(_)) => {
+                kind.probe_inside(conn).inspect_err(|_| refused.set(true))?;
+                kind.commit_inside(conn, had_orphans)
+            }
+            (None, None) => conn.commit_level(),
+            (None, Some(sql)) => conn.commit_with(sql, |error, depth| {
+                refused.set(kind.was_refused(error, depth));
+                refused.get()
+            }),
         });
         match outcome {
             Ok(()) => {
@@ -61,6 +78,7 @@ impl<C: SessionConnection> Core<C> {
                 self.release();
                 Ok(())
             }
+            Err(error) if refused.get() && !backend::is_connection_lost(&error) => self.refuse_to_commit(at),
             Err(error) => {
                 let error = if backend::is_connection_lost(&error) {
                     self.doom();
@@ -74,6 +92,17 @@ impl<C: SessionConnection> Core<C> {
                 Err(error)
             }
         }
+    }
+
+    /// The server refused what was sent before the commit: the transaction is aborted (PostgreSQL) or is not the one that was begun.
+    fn refuse_to_commit(&mut self, at: Place) -> Result<()> {
+        let is_over = self.kind() != Kind::Postgres;
+        if is_over {
+            self.doom();
+            self.break_lane("a statement ended the transaction of the test".into(), at);
+        }
+        self.spoil_in_silence(at, is_over);
+        self.check_spoiled()
     }
 
     /// How to learn what will become of the commit that is about to be sent.

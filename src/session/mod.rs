@@ -218,6 +218,9 @@ impl<C: SessionConnection> Session<C> {
     /// transaction, replace the connection or its instrumentation (that is [`Error::RollbackRequired`] afterwards), and it must
     /// not use this session: that is [`Error::SessionBusy`].
     ///
+    /// An error that the closure keeps to itself may have aborted the transaction (PostgreSQL) or ended it. The session notices that at
+    /// once or at the next commit, which is [`Error::RollbackRequired`] then and never `Ok`.
+    ///
     /// What it sets on the connection for longer than the transaction (`SET`, `PRAGMA`, advisory locks, temporary tables) stays
     /// until the connection goes back, at commit and rollback, and does not reach the next who gets it: on PostgreSQL that costs
     /// one more round trip, elsewhere the connection is closed where something may have been set. [`Reset`](crate::Reset) says

@@ -55,8 +55,9 @@ impl From<u32> for Retry {
 
 impl<C: SessionConnection> Session<C> {
     /// Runs a whole transaction, and runs it again when the database asks for that: after a serialization failure, a deadlock, a
-    /// lock that was not to be had in time (MySQL, MariaDB) or `SQLITE_BUSY`, at `BEGIN`, in `body` or at `COMMIT`. Everything
-    /// else is returned at once. Each attempt is a [`transaction`](Self::transaction) of its own: it begins, `body` runs, and `Ok`
+    /// lock that was not to be had in time (MySQL, MariaDB) or `SQLITE_BUSY`, at `BEGIN`, in `body` or at `COMMIT`. It does so too
+    /// after an error that comes of the connection: another program has changed the schema, or the server takes no writes any more, most
+    /// often after a failover. The next attempt gets another connection. Everything else is returned at once. Each attempt is a [`transaction`](Self::transaction) of its own: it begins, `body` runs, and `Ok`
     /// is committed. The last attempt's error is returned as it is.
     ///
     /// ```

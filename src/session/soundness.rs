@@ -1,10 +1,11 @@
 //! Whether the transaction is still what the session believes it to be.
 
 use super::transaction::{Access, Core, Phase};
-use crate::backend::{self, Kind};
+use crate::backend::{self, Kind, Poison, Question};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::pool::Notes;
+use crate::settings::Mode;
 
 /// Why the transaction cannot go on.
 #[derive(Debug)]
@@ -18,6 +19,10 @@ pub(super) struct Spoiled {
 /// The cause where no error says it.
 const ENDED: &str = "it was ended by the code that had the connection";
 
+/// The cause where the error was not handed on to anybody.
+const SILENT: &str =
+    "a statement failed, and neither the code that had the connection nor the driver handed its error on";
+
 impl<C: SessionConnection> Core<C> {
     /// Compares what the session believes with what the connection went through, and with how the statement ended: errors
     /// that come while rows are read are not seen by the instrumentation of every database.
@@ -28,6 +33,8 @@ impl<C: SessionConnection> Core<C> {
         let raw = access == Access::Raw;
         let failure = failure.filter(|error| matches!(error, diesel::result::Error::DatabaseError(..)));
         if !raw && failure.is_none() && !live.witness.has_notes() {
+            // An aborted transaction would have refused it.
+            self.swallowed = None;
             return;
         }
         // Whoever had the connection may have put another in its place, or have replaced its instrumentation.
@@ -42,7 +49,12 @@ impl<C: SessionConnection> Core<C> {
                 live.witness.look_away(false);
             }
         }
-        let transient = notes.transient;
+        let writes = self.settings.mode != Mode::ReadOnly;
+        let poison = notes.poison.filter(|poison| *poison == Poison::Outdated || writes);
+        if let Some(poison) = poison {
+            live.retire(poison);
+        }
+        let transient = notes.transient || poison == Some(Poison::ReadOnly) && kind.may_write_elsewhere();
         let depth = live.conn.depth();
         live.lost |= notes.lost;
         live.doomed |= !watched || notes.lost;
@@ -57,38 +69,65 @@ impl<C: SessionConnection> Core<C> {
             return;
         }
         let expected = self.levels + 1;
-        let Notes { first_error, last_failed, serialization_failure, lost, ended_by, may_have_ended, .. } = notes;
+        let Notes {
+            first_error,
+            last_failed,
+            serialization_failure,
+            lost,
+            ended_by,
+            may_have_ended,
+            set_savepoint,
+            ..
+        } = notes;
+        self.has_raw_savepoint |= set_savepoint;
+        let sent = |word: &str| format!("`{word}` was sent to the database inside it");
         if let Some(word) = ended_by {
-            self.spoil(format!("`{word}` was sent to the database inside it"), at, true);
+            self.spoil(sent(&word), at, true);
             self.break_lane(format!("`{word}` was sent to the database, which ends a transaction"), at);
             self.doom();
         } else if !watched {
             self.break_lane("the code that had the connection replaced it, or its instrumentation".into(), at);
             self.spoil("the code that had the connection replaced it, or its instrumentation".into(), at, true);
         } else if lost || depth.is_none_or(|depth| depth < expected) {
-            let cause = first_error.unwrap_or_else(|| ENDED.into());
+            let cause = first_error.clone().unwrap_or_else(|| ENDED.into());
             if depth.is_none_or(|depth| depth == 0) {
                 self.break_lane(format!("the transaction of the test was ended by the database: {cause}"), at);
             }
             self.spoil(cause, at, true);
         } else if depth.is_some_and(|depth| depth > expected) {
             self.spoil("the code that had the connection left a transaction of its own open".into(), at, true);
-        } else if kind == Kind::Postgres {
-            if let Some(error) = first_error.filter(|_| last_failed) {
-                self.spoil(error, at, false);
+        } else if let Some(error) = first_error.as_ref().filter(|_| kind == Kind::Postgres && last_failed) {
+            match self.swallowed.take() {
+                // The database refuses everything after it.
+                Some((first, first_at)) => self.spoil(format!("{first}; then: {error}"), first_at, false),
+                None => self.spoil(error.clone(), at, false),
             }
-        } else if first_error.is_some() || may_have_ended || raw && kind == Kind::Sqlite {
+        } else if may_have_ended.is_some()
+            || first_error.is_some() && kind != Kind::Postgres
+            || raw && kind == Kind::Sqlite
+        {
+            let question = Question {
+                serialization_failure,
+                may_be_another: raw,
+                marker_is_last: self.levels == 0 && !self.has_raw_savepoint,
+            };
             let Some(lease) = self.lease.as_mut() else { return };
             let live = lease.live();
             live.witness.look_away(true);
-            let alive = kind.is_in_transaction(&mut *live.conn, serialization_failure);
+            let exists = kind.still_exists(&mut *live.conn, question);
             live.witness.look_away(false);
-            if !alive {
+            if !exists {
                 live.doomed |= raw;
-                let cause = first_error.unwrap_or_else(|| ENDED.into());
+                let cause = first_error.clone().or(may_have_ended.as_deref().map(sent)).unwrap_or_else(|| ENDED.into());
                 self.break_lane(format!("the transaction of the test was ended by the database: {cause}"), at);
                 self.spoil(cause, at, true);
             }
+        }
+        if raw
+            && self.spoiled.is_none()
+            && let Some(error) = first_error
+        {
+            self.swallowed.get_or_insert((error, at));
         }
         if transient {
             // Code that had the connection and did not hand the error on may have dealt with it.
@@ -105,7 +144,7 @@ impl<C: SessionConnection> Core<C> {
     }
 
     /// The transaction around all of a test's sessions is gone.
-    fn break_lane(&self, cause: String, at: Place) {
+    pub(super) fn break_lane(&self, cause: String, at: Place) {
         if let Some(lane) = self.lane() {
             lane.break_off(cause, Some(at));
         }
@@ -116,6 +155,13 @@ impl<C: SessionConnection> Core<C> {
         if self.spoiled.is_none() && self.is_doomed() {
             self.spoil("code that had the connection panicked".into(), self.sent_at.unwrap_or(at), true);
         }
+    }
+
+    /// The transaction was found to be aborted, or gone, when it was to be kept: code that had the connection kept an error to itself.
+    pub(super) fn spoil_in_silence(&mut self, at: Place, ended: bool) {
+        let sent_at = self.sent_at.unwrap_or(at);
+        let (cause, at) = self.swallowed.take().unwrap_or_else(|| (if ended { ENDED } else { SILENT }.into(), sent_at));
+        self.spoil(cause, at, ended);
     }
 
     pub(super) fn check_spoiled(&self) -> Result<()> {

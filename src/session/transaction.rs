@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use diesel::QueryResult;
 
 use super::soundness::Spoiled;
-use super::statement::Statement;
+use super::statement::{Statement, Traces};
 use super::transient::Transient;
 use crate::app::App;
-use crate::backend::{self, Beginning, Kind};
+use crate::backend::{self, Beginning, Kind, Poison};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::pool::{Lease, Permit};
@@ -57,6 +57,12 @@ pub(crate) struct Core<C: SessionConnection> {
     rollbacks: u64,
     /// What failed in the last transaction and may succeed in another.
     pub(super) transient: Transient,
+    /// Code that may do anything has had the connection in this transaction: what it did with errors is not known.
+    pub(super) had_raw_access: bool,
+    /// It has set savepoints of its own.
+    pub(super) has_raw_savepoint: bool,
+    /// The first error that such code kept to itself, and where it had the connection. It may have dealt with it.
+    pub(super) swallowed: Option<(String, Place)>,
     /// The transaction that has begun is that of one statement, in a test that is rolled back.
     pub(super) wrap: Option<Access>,
 }
@@ -76,6 +82,9 @@ impl<C: SessionConnection> Core<C> {
             sent_at: None,
             rollbacks: 0,
             transient: Transient::default(),
+            had_raw_access: false,
+            has_raw_savepoint: false,
+            swallowed: None,
             wrap: None,
         }
     }
@@ -133,6 +142,7 @@ impl<C: SessionConnection> Core<C> {
         let access = statement.access;
         self.prepare(access, at)?;
         self.sent_at = Some(at);
+        self.had_raw_access |= access == Access::Raw || statement.traces == Traces::Some;
         let sent_for = For::call_at(at);
         let outcome = match statement.leaves_nothing(|| self.kind()) {
             true => self.send(send),
@@ -151,6 +161,7 @@ impl<C: SessionConnection> Core<C> {
     /// Makes the connection ready for `access`: taken, begun where that is due, and sound.
     pub(crate) fn prepare(&mut self, access: Access, at: Place) -> Result<()> {
         self.check(at)?;
+        self.applies_search_path(self.settings.mode != Mode::Autocommit || matches!(self.phase, Phase::Begun(_)))?;
         self.transient.go_on();
         let begins = match self.phase {
             Phase::Begun(_) => {
@@ -216,6 +227,7 @@ impl<C: SessionConnection> Core<C> {
         if matches!(self.phase, Phase::Begun(_)) {
             return self.renew_limit(at);
         }
+        self.applies_search_path(true)?;
         // A connection that was lost while it was idle shows it here, when nothing has been done yet: another is tried.
         let mut tries = 0;
         loop {
@@ -238,9 +250,16 @@ impl<C: SessionConnection> Core<C> {
             let how = self.beginning();
             let kind = self.kind();
             let inside = self.lane().is_some();
-            match self.send(|conn| if inside { kind.begin_inside(conn, how) } else { kind.begin(conn, how) }) {
+            let schemas = self.settings.search_path.clone();
+            let schemas = schemas.as_deref();
+            let begin = |conn: &mut C| match inside {
+                true => kind.begin_inside(conn, how, schemas),
+                false => kind.begin(conn, how, schemas),
+            };
+            match self.send(begin) {
                 Ok(()) => {
                     self.phase = Phase::Begun(at);
+                    (self.had_raw_access, self.has_raw_savepoint, self.swallowed) = (false, false, None);
                     self.transient = Transient::default();
                     self.limit_sent = how.remaining;
                     return Ok(());
@@ -258,6 +277,23 @@ impl<C: SessionConnection> Core<C> {
                 }
             }
         }
+    }
+
+    /// An error if the scope wants a `search_path` that cannot be had here.
+    fn applies_search_path(&self, in_transaction: bool) -> Result<()> {
+        let is_wanted = self.settings.search_path.is_some();
+        let reason = match self.kind() {
+            Kind::Postgres if in_transaction => return Ok(()),
+            _ if !is_wanted => return Ok(()),
+            Kind::Postgres => {
+                "`Scope::search_path` holds for transactions, and this statement of an `autocommit` scope has none. \
+                 Begin one with `Session::transaction`, or leave `autocommit` out"
+            }
+            Kind::Mysql | Kind::Sqlite => {
+                "`Scope::search_path` is PostgreSQL's, and this database has no such thing. Enter a scope without it"
+            }
+        };
+        Err(Error::InvalidConfig { app: self.app.id().into(), reason: reason.into() })
     }
 
     /// Ends the transaction without committing; afterwards the session is as new. A connection on which that fails is
@@ -313,6 +349,15 @@ impl<C: SessionConnection> Core<C> {
                 self.levels -= 1;
                 self.transient.keep_level(self.levels);
                 Ok(())
+            }
+            // A savepoint of an aborted transaction cannot be released.
+            Err(error)
+                if self.had_raw_access && self.kind() == Kind::Postgres && !backend::is_connection_lost(&error) =>
+            {
+                self.spoil_in_silence(at, false);
+                let required = self.check_spoiled();
+                self.undo_level(at);
+                required
             }
             Err(error) => {
                 self.settle(Access::Write, at, Some(&error));
@@ -397,7 +442,9 @@ impl<C: SessionConnection> Core<C> {
             true => self.kind().limit_after_inside(config),
             false => None,
         };
-        let settings = limit.into_iter().chain(self.kind().after_transaction(how, config));
+        let has_schemas = self.lane().is_some() && self.settings.search_path.is_some();
+        let schemas = has_schemas.then(|| self.kind().search_path_after_inside());
+        let settings = limit.into_iter().chain(schemas).chain(self.kind().after_transaction(how, config));
         for sql in settings.collect::<Vec<_>>() {
             self.send_restoring(&sql);
         }
@@ -469,8 +516,15 @@ impl<C: SessionConnection> Core<C> {
             {
                 Error::DeadlineExceeded { limit: deadline.limit, at }
             }
-            _ => Error::from_query(error, at),
+            _ => Error::from_query(self.advised(error), at),
         }
+    }
+
+    /// The error, with what can be done if the server that the connection reached takes no writes.
+    fn advised(&self, error: diesel::result::Error) -> diesel::result::Error {
+        let kind = self.kind();
+        let is_refused = self.settings.mode != Mode::ReadOnly && kind.poison(&error) == Some(Poison::ReadOnly);
+        if is_refused && kind.may_write_elsewhere() { backend::advised(error) } else { error }
     }
 
     fn beginning(&self) -> Beginning {

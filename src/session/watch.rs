@@ -12,6 +12,7 @@ impl<C: SessionConnection> Core<C> {
     /// Takes the connection out, for a guard that owns it.
     pub(crate) fn lend(&mut self) -> Lease<C> {
         self.look_at(Statement::RAW);
+        self.had_raw_access = true;
         self.lease.take().expect("prepared: there is a lease")
     }
 

@@ -27,6 +27,7 @@ mod room;
 mod secrets;
 mod seed;
 mod seed_story;
+mod settings;
 mod sqlite;
 mod stress;
 mod translated;

@@ -76,7 +76,7 @@ pub struct MoodType;
 
 #[derive(Debug, diesel::expression::AsExpression)]
 #[diesel(sql_type = MoodType)]
-struct Good;
+pub struct Good;
 
 impl diesel::serialize::ToSql<MoodType, diesel::pg::Pg> for Good {
     fn to_sql<'b>(&'b self, out: &mut diesel::serialize::Output<'b, '_, diesel::pg::Pg>) -> diesel::serialize::Result {

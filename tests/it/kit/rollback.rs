@@ -315,3 +315,45 @@ macro_rules! counts {
 }
 
 counts!(PgConnection, MysqlConnection, SqliteConnection, Any);
+
+/// PostgreSQL: an error that nobody was told of aborts the savepoint that stands for the session's transaction, and nothing else.
+#[test]
+fn commit_is_refused_after_an_error_that_the_driver_kept_to_itself() {
+    if !enabled(Kind::Postgres) {
+        return;
+    }
+    use diesel::pg::PgRowByRowLoadingMode;
+    #[derive(QueryableByName)]
+    struct Number {
+        #[diesel(sql_type = diesel::sql_types::BigInt)]
+        #[allow(dead_code)]
+        number: i64,
+    }
+    let test = rollback::<PgConnection>(&Config::new(support::postgres().url()));
+    let session = test.open_session().unwrap();
+    for leaks in [false, true] {
+        session.send(INSERT).unwrap();
+        session
+            .with(|conn| {
+                let query = diesel::sql_query("SELECT (10 / (3 - g))::bigint AS number FROM generate_series(1, 5) g");
+                let mut rows = query.load_iter::<Number, PgRowByRowLoadingMode>(conn)?;
+                if leaks {
+                    std::mem::forget(rows);
+                } else {
+                    let _ = rows.try_for_each(|row| row.map(drop));
+                }
+                Ok(())
+            })
+            .unwrap();
+        assert!(session.commit().unwrap_err().is_rollback_required(), "{leaks}");
+        session.rollback().unwrap();
+        assert_eq!(session.number(COUNT).unwrap(), 0, "{leaks}");
+        session.rollback().unwrap();
+    }
+    session.send(INSERT).unwrap();
+    session.commit().unwrap();
+    assert_eq!(session.number(COUNT).unwrap(), 1);
+    session.rollback().unwrap();
+    drop(session);
+    test.finish().unwrap();
+}

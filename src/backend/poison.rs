@@ -1,0 +1,176 @@
+//! Errors after which a connection is of no more use, although it answers.
+
+use std::fmt;
+
+use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError};
+
+use super::Kind;
+
+/// Why no later statement on a connection may succeed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Poison {
+    /// What the driver keeps with the connection, plans and numbers of types, is of an older schema.
+    Outdated,
+    /// The server, or the file, takes no writes from it: most often the server has become a replica.
+    ReadOnly,
+}
+
+/// PostgreSQL's texts; `cache lookup failed` is never translated. `%` is a number.
+const POSTGRES_OUTDATED: &[&str] = &[
+    "cache lookup failed for type",
+    "cached plan must not change result type",
+    "gecachter Plan darf den Ergebnistyp nicht ändern",
+    "el plan almacenado no debe cambiar el tipo de resultado",
+    "le plan en cache ne doit pas modifier le type en résultat",
+    "il cached plan non deve cambiare il tipo del risultato",
+    "キャッシュした実行計画は結果型を変更してはなりません",
+    "დაკეშილი გეგმა შედეგის ტიპს არ უნდა ცვლიდეს",
+    "캐시된 계획에서 결과 형식을 바꾸지 않아야 함",
+    "в кешированном плане не должен изменяться тип результата",
+    "cache:ad plan får inte ändra resultattyp",
+    "в кешованому плані не повинен змінюватись тип результату",
+    "已缓冲的计划不能改变结果类型",
+    "type with OID % does not exist",
+    "Typ mit OID % existiert nicht",
+    "no existe el tipo con OID %",
+    "le type d'OID % n'existe pas",
+    "il tipo con OID % non esiste",
+    "OID %の型は存在しません",
+    "ტიპი OID-ით % არ არსებობს",
+    "OID % 자료형 없음",
+    "тип с OID % не существует",
+    "typ med OID % existerar inte",
+    "тип з OID % не існує",
+    "OID 为 % 的类型不存在",
+];
+
+/// 1615, and what the client library says of a result that has become another.
+const MYSQL_OUTDATED: &[&str] = &["Prepared statement needs to be re-prepared", "You must reset the statement"];
+
+/// 1290 and 1836.
+const MYSQL_READ_ONLY: &[&str] = &["--read-only", "--super-read-only", "--read_only", "Running in read-only mode"];
+
+const SQLITE_READ_ONLY: &[&str] = &["attempt to write a readonly database"];
+
+impl Kind {
+    /// Whether an error says that the connection is of no more use.
+    pub(crate) fn poison(self, error: &DieselError) -> Option<Poison> {
+        let DieselError::DatabaseError(kind, information) = error else { return None };
+        let message = information.message();
+        let says = |texts: &[&str]| texts.iter().any(|text| contains(message, text));
+        match (self, kind) {
+            (Self::Postgres | Self::Mysql, DatabaseErrorKind::ReadOnlyTransaction) => Some(Poison::ReadOnly),
+            (Self::Postgres, DatabaseErrorKind::Unknown) if says(POSTGRES_OUTDATED) => Some(Poison::Outdated),
+            (Self::Mysql, DatabaseErrorKind::Unknown) if says(MYSQL_OUTDATED) => Some(Poison::Outdated),
+            (Self::Mysql, DatabaseErrorKind::Unknown) if says(MYSQL_READ_ONLY) => Some(Poison::ReadOnly),
+            (Self::Sqlite, _) if says(SQLITE_READ_ONLY) => Some(Poison::ReadOnly),
+            _ => None,
+        }
+    }
+
+    /// Whether a new connection may reach a server that takes writes.
+    pub(crate) fn may_write_elsewhere(self) -> bool {
+        self != Self::Sqlite
+    }
+}
+
+/// Whether a message has a text in it, of which `%` is any number.
+fn contains(message: &str, text: &str) -> bool {
+    let Some((before, after)) = text.split_once('%') else { return message.contains(text) };
+    let Some((_, rest)) = message.split_once(before) else { return false };
+    let rest_after_number = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+    rest_after_number.len() < rest.len() && rest_after_number.starts_with(after)
+}
+
+const ADVICE: &str = "the server that this connection reached takes no writes, so the connection is closed; \
+     run the transaction again, on a new connection";
+
+/// An error of a session that was meant to write, with what can be done.
+struct WithAdvice(Box<dyn DatabaseErrorInformation + Send + Sync>);
+
+impl fmt::Debug for WithAdvice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("WithAdvice").field(&self.0.message()).finish()
+    }
+}
+
+impl DatabaseErrorInformation for WithAdvice {
+    fn message(&self) -> &str {
+        self.0.message()
+    }
+
+    fn details(&self) -> Option<&str> {
+        self.0.details()
+    }
+
+    fn hint(&self) -> Option<&str> {
+        Some(ADVICE)
+    }
+
+    fn table_name(&self) -> Option<&str> {
+        self.0.table_name()
+    }
+
+    fn column_name(&self) -> Option<&str> {
+        self.0.column_name()
+    }
+
+    fn constraint_name(&self) -> Option<&str> {
+        self.0.constraint_name()
+    }
+
+    fn statement_position(&self) -> Option<i32> {
+        self.0.statement_position()
+    }
+}
+
+/// The error of a session that was meant to write and was refused by a read-only server. Its hint says what can be done.
+pub(crate) fn advised(error: DieselError) -> DieselError {
+    match error {
+        DieselError::DatabaseError(kind, information) => {
+            DieselError::DatabaseError(kind, Box::new(WithAdvice(information)))
+        }
+        error => error,
+    }
+}
+
+/// Whether it is such an error.
+pub(crate) fn is_advised(error: &DieselError) -> bool {
+    matches!(error, DieselError::DatabaseError(_, information) if information.hint() == Some(ADVICE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(kind: DatabaseErrorKind, message: &str) -> DieselError {
+        DieselError::DatabaseError(kind, Box::new(message.to_owned()))
+    }
+
+    #[test]
+    fn errors_that_poison_a_connection_are_known() {
+        let unknown = |message| error(DatabaseErrorKind::Unknown, message);
+        for (kind, message, poison) in [
+            (Kind::Postgres, "cached plan must not change result type", Some(Poison::Outdated)),
+            (Kind::Postgres, "cache lookup failed for type 16402", Some(Poison::Outdated)),
+            (Kind::Postgres, "Typ mit OID 16402 existiert nicht", Some(Poison::Outdated)),
+            (Kind::Postgres, "Typ mit OID x existiert nicht", None),
+            (Kind::Mysql, "Prepared statement needs to be re-prepared", Some(Poison::Outdated)),
+            (
+                Kind::Mysql,
+                "The MariaDB server is running with the --read-only option so it cannot execute this statement",
+                Some(Poison::ReadOnly),
+            ),
+            (Kind::Mysql, "The MariaDB server is running with the --secure-file-priv option ..", None),
+            (Kind::Sqlite, "attempt to write a readonly database", Some(Poison::ReadOnly)),
+            (Kind::Sqlite, "database is locked", None),
+        ] {
+            assert_eq!(kind.poison(&unknown(message)), poison, "{message}");
+        }
+        let refused = error(DatabaseErrorKind::ReadOnlyTransaction, "in whatever language");
+        assert_eq!(Kind::Postgres.poison(&refused), Some(Poison::ReadOnly));
+        assert!(!is_advised(&refused));
+        let advised = advised(refused);
+        assert!(is_advised(&advised) && advised.to_string() == "in whatever language");
+    }
+}

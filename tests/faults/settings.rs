@@ -1,0 +1,96 @@
+//! A server with unusual settings.
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel_session::{Config, Error};
+
+use crate::fixtures::{Any, Conn, INSERT, Speak, connect_any, unique};
+use crate::support::{Kind, Mariadb, enabled};
+
+const OTHERWISE: &str = "SET GLOBAL autocommit = 0; SET GLOBAL completion_type = 1; SET GLOBAL foreign_key_checks = 0; \
+     SET GLOBAL unique_checks = 0; SET GLOBAL sql_auto_is_null = 1; SET GLOBAL sql_select_limit = 1";
+
+fn count(url: &str) -> i64 {
+    let mut plain = connect_any(url).unwrap();
+    plain.batch_execute("SET autocommit = 1").unwrap();
+    plain.number("SELECT count(*) AS number FROM entries").unwrap()
+}
+
+fn stores<C: Conn>(url: &str, config: Config) -> Result<(), Error> {
+    let db = C::new_db();
+    let app = db.init_app(unique("app"), config)?;
+    app.create_all()?;
+    let before = count(url);
+    app.scope().autocommit().run(|| db.session()?.send(INSERT))?;
+    assert_eq!(count(url), before + 1, "an autocommit scope");
+    app.scope().autocommit().run(|| {
+        let session = db.session()?;
+        session.send(INSERT)?;
+        assert_eq!(count(url), before + 2, "each statement by itself");
+        Ok::<(), Error>(())
+    })?;
+    app.scope().commit_on_ok().run(|| db.session()?.send(INSERT))?;
+    assert_eq!(count(url), before + 3, "a transaction");
+    app.context(|| db.session()?.send(INSERT))?;
+    assert_eq!(count(url), before + 3, "what is not committed is rolled back");
+    app.scope().commit_on_ok().run(|| {
+        let session = db.session()?;
+        session.send(
+            "CREATE TEMPORARY TABLE two (id INT AUTO_INCREMENT PRIMARY KEY); INSERT INTO two VALUES (NULL), (NULL)",
+        )?;
+        assert_eq!(session.number("SELECT count(*) AS number FROM two WHERE id IS NULL")?, 0, "sql_auto_is_null");
+        let settings = "SELECT @@autocommit + 10 * @@foreign_key_checks + 100 * @@unique_checks AS number";
+        assert_eq!(session.number(settings)?, 111);
+        Ok::<(), Error>(())
+    })?;
+    db.dispose_all()?;
+    Ok(())
+}
+
+#[test]
+fn mariadb_server_with_other_defaults_stores_what_was_committed() {
+    if !enabled(Kind::Mysql) {
+        return;
+    }
+    let server = Mariadb::start();
+    server.admin().batch_execute(OTHERWISE).unwrap();
+    let url = server.url();
+    stores::<MysqlConnection>(&url, Config::new(&url)).unwrap();
+    stores::<Any>(&url, Config::new(&url)).unwrap();
+    // Not even the program's own statement on a new connection takes that away.
+    stores::<MysqlConnection>(&url, Config::new(&url).on_connect("SET autocommit = 0")).unwrap();
+}
+
+/// A primary that became a replica, and is one no longer.
+#[test]
+fn connection_to_a_mariadb_replica_is_replaced_once_a_write_is_refused() {
+    if !enabled(Kind::Mysql) {
+        return;
+    }
+    let server = Mariadb::start();
+    let url = server.url();
+    let db = MysqlConnection::new_db();
+    let app = db.init_app(unique("app"), Config::new(&url).max_size(1)).unwrap();
+    app.create_all().unwrap();
+    let session = app.open_session().unwrap();
+    let number = || app.context(|| db.session()?.number("SELECT CONNECTION_ID() AS number")).unwrap();
+    let before = number();
+    assert_eq!(number(), before);
+    server.admin().batch_execute("SET GLOBAL read_only = 1").unwrap();
+    let refused = session.send(INSERT).unwrap_err();
+    assert!(refused.is_transient(), "{refused}");
+    session.rollback().unwrap();
+    assert_ne!(number(), before);
+    let attempts = std::cell::Cell::new(0);
+    session
+        .retry(3, |session| {
+            attempts.set(attempts.get() + 1);
+            if attempts.get() == 2 {
+                server.admin().batch_execute("SET GLOBAL read_only = 0").unwrap();
+            }
+            session.send(INSERT)
+        })
+        .unwrap();
+    assert_eq!((attempts.get(), count(&url)), (2, 1));
+    db.dispose_all().unwrap();
+}
