@@ -312,6 +312,98 @@ impl Target {
     }
 }
 
+/// What is at the other end of a connection's socket, as far as the URL tells.
+#[cfg(target_os = "linux")]
+#[derive(Debug)]
+pub(crate) struct Peer {
+    kind: Kind,
+    /// Empty if the URL leaves the port to something that is not read here.
+    ports: Vec<u16>,
+}
+
+#[cfg(target_os = "linux")]
+impl Peer {
+    pub(crate) fn may_have_port(&self, port: u16) -> bool {
+        self.ports.is_empty() || self.ports.contains(&port)
+    }
+
+    pub(crate) fn may_have_path(&self, path: &Path) -> bool {
+        let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        match self.kind {
+            Kind::Postgres => {
+                let port = name.strip_prefix(".s.PGSQL.").and_then(|port| port.parse().ok());
+                port.is_some_and(|port| self.may_have_port(port))
+            }
+            Kind::Mysql => true,
+            Kind::Sqlite => false,
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Target {
+    pub(crate) fn peer(&self) -> Peer {
+        let (hosts, parameters) = self.address();
+        let of = |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let written: Vec<_> = hosts.iter().filter_map(|(_, port)| port.parse().ok()).collect();
+        let ports = match (of("port"), self.kind) {
+            (Some(ports), _) => ports.split(',').filter_map(|port| port.parse().ok()).collect(),
+            (None, Kind::Postgres) if !written.is_empty() && hosts.len() == written.len() => written,
+            (None, Kind::Postgres) if of("service").is_some() || set("PGSERVICE").is_some() => Vec::new(),
+            (None, Kind::Postgres) => {
+                let default = set("PGPORT").map_or(Some(5432), |port| port.parse().ok());
+                written.into_iter().chain(default).collect()
+            }
+            (None, Kind::Mysql) if written.is_empty() => Vec::new(),
+            (None, _) => written,
+        };
+        Peer { kind: self.kind, ports }
+    }
+
+    /// Whether the URL leads to a socket of this machine that is no network.
+    pub(crate) fn is_local(&self) -> bool {
+        let (hosts, parameters) = self.address();
+        let of = |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
+        match self.kind {
+            Kind::Postgres if of("hostaddr").is_some() => false,
+            Kind::Postgres => match of("host") {
+                Some(host) => host.split(',').all(|host| host.is_empty() || host.starts_with(['/', '@'])),
+                None => hosts.iter().all(|(host, _)| host.is_empty() || host.starts_with(['/', '@'])),
+            },
+            Kind::Mysql => {
+                of("unix_socket").is_some() || hosts.iter().all(|(host, _)| host.is_empty() || host == "localhost")
+            }
+            Kind::Sqlite => false,
+        }
+    }
+
+    /// Hosts and ports of the URL's authority, and all parameters; values are decoded.
+    fn address(&self) -> (Vec<(String, String)>, Vec<(String, String)>) {
+        let decoded = |text: &str| percent_decode(text).unwrap_or_else(|| text.to_owned());
+        let Some((_, rest)) = self.url.split_once("://") else {
+            let mut parameters = Vec::new();
+            let mut rest = self.url.trim();
+            while let Some((name, after)) = rest.split_once('=') {
+                let Some((value, remaining)) = keyword_value(after.trim_start()) else { break };
+                parameters.push((name.trim().to_owned(), value));
+                rest = remaining.trim_start();
+            }
+            return (Vec::new(), parameters);
+        };
+        let (authority, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let authority = authority.split('/').next().unwrap_or_default();
+        let hosts = authority.rsplit('@').next().unwrap_or_default();
+        let host = |text: &str| match text.rsplit_once(':') {
+            Some((name, port)) if !name.starts_with('[') || name.ends_with(']') => (decoded(name), port.to_owned()),
+            _ => (decoded(text), String::new()),
+        };
+        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        let parameters = pairs.map(|(name, value)| (decoded(name), decoded(value))).collect();
+        (hosts.split(',').filter(|text| !text.is_empty()).map(host).collect(), parameters)
+    }
+}
+
 /// What may be a password among the parameters of a URL, as it stands there and decoded.
 fn secret_parameters(query: &str) -> impl Iterator<Item = String> {
     let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
@@ -445,6 +537,30 @@ mod tests {
         assert_eq!(target.scrub("no hunter2, no hun%74er2\n"), "no ***, no ***");
         let target = Target::parse("host=h password='hun  ter2'", None).expect("valid");
         assert_eq!(target.scrub("no hun  ter2:\n\tneither  here"), "no ***: neither here");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn peer_has_the_ports_of_the_url() {
+        let cases: &[(&str, bool, &[u16])] = &[
+            ("postgres://app@db:5433/shop", false, &[5433]),
+            ("postgres://app@db:5433,db2:5434/shop", false, &[5433, 5434]),
+            ("postgres://app:p%40ss@[::1]:5433/shop", false, &[5433]),
+            ("postgres://app@db/shop?port=6000", false, &[6000]),
+            ("postgres:///shop?host=%2Fvar%2Frun&port=5433", true, &[5433]),
+            ("postgres://%2Fvar%2Frun:5433/shop", true, &[5433]),
+            ("postgres://db:5433/shop?hostaddr=10.0.0.1", false, &[5433]),
+            ("host=/var/run port=5433 password='a b'", true, &[5433]),
+            ("host=db port = 5433", false, &[5433]),
+            ("postgres:///shop?service=x", true, &[]),
+            ("mysql://app@127.0.0.1:3307/shop", false, &[3307]),
+            ("mysql://app@localhost/shop", true, &[]),
+            ("mysql://app@h/shop?unix_socket=%2Ftmp%2Fs", true, &[]),
+        ];
+        for (url, local, ports) in cases {
+            let target = Target::parse(url, None).expect(url);
+            assert_eq!((target.is_local(), &target.peer().ports[..]), (*local, *ports), "{url}");
+        }
     }
 
     #[test]

@@ -152,6 +152,15 @@ impl Kind {
         }
     }
 
+    /// A query for the client's port of this session as the server sees it; NULL or no number for a local socket.
+    pub(crate) fn client_port(self) -> Option<&'static str> {
+        match self {
+            Self::Postgres => Some(postgres::CLIENT_PORT),
+            Self::Mysql => Some(mysql::CLIENT_PORT),
+            Self::Sqlite => None,
+        }
+    }
+
     /// A query for who has the server, each with how many connections.
     pub(crate) fn census(self) -> Option<&'static str> {
         match self {

@@ -30,6 +30,9 @@ pub(super) const TRANSIENT_ERRORS: &[&str] =
 pub(super) const INTRODUCTION: &str = "SELECT CONCAT(CONNECTION_ID(), ' ', @@max_connections, ' ', \
      MD5(CONCAT_WS(' ', @@hostname, @@port, @@datadir)), ' ', IFNULL(DATABASE(), '')) AS value";
 
+pub(super) const CLIENT_PORT: &str =
+    "SELECT SUBSTRING_INDEX(host, ':', -1) AS value FROM information_schema.processlist WHERE id = CONNECTION_ID()";
+
 /// Without the right to see others' sessions these are the role's own.
 pub(super) const CENSUS: &str = "SELECT CONCAT(user, '@', SUBSTRING_INDEX(host, ':', 1), ' ', COUNT(*)) AS value \
      FROM information_schema.processlist GROUP BY user, SUBSTRING_INDEX(host, ':', 1) ORDER BY COUNT(*) DESC, 1 LIMIT 20";

@@ -45,6 +45,8 @@ pub(super) const INTRODUCTION: &str = "SELECT pg_catalog.pg_backend_pid() || ' '
      - coalesce(current_setting('reserved_connections', true), '0')::int) || ' ' || \
      extract(epoch FROM pg_catalog.pg_postmaster_start_time()) || ' ' || current_database() AS value";
 
+pub(super) const CLIENT_PORT: &str = "SELECT pg_catalog.inet_client_port()::pg_catalog.text AS value";
+
 // Of other roles' sessions an ordinary role is not told the kind.
 pub(super) const CENSUS: &str = "SELECT coalesce(nullif(application_name, ''), 'unnamed') || ' ' || count(*) AS value \
      FROM pg_catalog.pg_stat_activity WHERE usesysid IS NOT NULL AND datid IS NOT NULL \

@@ -19,6 +19,7 @@ use super::budget::Share;
 use super::generation::{Generation, Seen};
 use super::lane::{Held, Parked};
 use super::server::Server;
+use super::socket::{Search, Socket};
 use super::witness::{Watch, Witness};
 use crate::backend::Kind;
 use crate::connection::SessionConnection;
@@ -60,6 +61,10 @@ pub(crate) struct Live<C> {
     pub(super) schema: Seen,
     /// The server's number of it, where the server has told.
     pub(super) session: Option<u64>,
+    /// The socket under it, if that is known.
+    pub(crate) socket: Option<Socket>,
+    /// Its socket was cut at the end of a scope's time.
+    pub(crate) cut: bool,
     /// It has not been lent yet.
     pub(super) unused: bool,
     /// The doubts about its server when it was last proven sound.
@@ -106,6 +111,9 @@ impl<C> Live<C> {
 impl<C> Drop for Live<C> {
     /// Before the connection itself is dropped.
     fn drop(&mut self) {
+        if let Some(socket) = self.socket.filter(|_| self.conn.lane().is_none()) {
+            socket.forget();
+        }
         if let Some(lane) = self.conn.lane().filter(|_| self.doomed || self.lost) {
             let cause =
                 if self.lost { "its connection was lost" } else { "its connection was left in an unknown state" };
@@ -266,13 +274,16 @@ impl<C: SessionConnection> Manager<C> {
         let doubts = self.server.presence().doubts();
         let place = self.server.room().try_take();
         let lane = spec.lane.as_ref();
-        let establish = || self.establish().map_err(|error| self.failure(&error.to_string()));
-        let conn = match lane.map(|lane| lane.take()) {
+        let establish = || self.establish_and_find().map_err(|error| self.failure(&error.to_string()));
+        let (conn, socket) = match lane.map(|lane| lane.take()) {
             None => establish()?,
-            Some(Parked::Here(conn)) => conn,
+            Some(Parked::Here(conn)) => (conn, lane.and_then(|lane| lane.socket())),
             Some(Parked::Nowhere) => establish().inspect_err(|_| spec.lane.iter().for_each(|lane| lane.not_made()))?,
             Some(Parked::Lent) => return Err(self.failure("another pool still has the one connection of this test")),
         };
+        if let Some(lane) = lane {
+            lane.has_socket(socket);
+        }
         // From here on it is parked wherever this ends.
         let mut conn = Held::new(conn, lane.cloned());
         // It was prepared by an earlier pool of this test, and inside of a transaction some settings cannot be made.
@@ -323,12 +334,31 @@ impl<C: SessionConnection> Manager<C> {
             schema,
             unused: true,
             session,
+            socket,
+            cut: false,
             doubts,
             lost: false,
             doomed: false,
             _counted: Counted::new(&self.control, &spec.app),
             _shares: (place, share),
         })
+    }
+
+    /// A connection, and the socket under it if that can be told.
+    fn establish_and_find(&self) -> ConnectionResult<(C, Option<Socket>)> {
+        let (target, kind) = (&self.spec.target, self.spec.target.kind);
+        let Some(question) = kind.client_port() else { return Ok((self.establish()?, None)) };
+        let search = Search::begin(target);
+        let mut conn = self.establish()?;
+        let socket = search.end(target, || {
+            let answer = conn.texts(question).ok()?.into_iter().next().flatten()?;
+            answer.parse().ok()
+        });
+        if socket.is_none() {
+            let app = &self.spec.app;
+            log::debug!(target: "diesel_session::pool", "app `{app}`: the socket of a new connection is not known, so a deadline cannot cut it");
+        }
+        Ok((conn, socket))
     }
 
     fn establish(&self) -> ConnectionResult<C> {
