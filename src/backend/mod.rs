@@ -220,6 +220,13 @@ impl Kind {
         }
     }
 
+    /// Limits the waits for other writers to what is left of a deadline, where the database has no limit for statements;
+    /// `None` for `remaining` goes back to what the configuration says.
+    pub(crate) fn limit_waits(self, remaining: Option<Duration>, config: &Config) -> Option<String> {
+        let most = config.lock_timeout.unwrap_or(BUSY);
+        (self == Self::Sqlite).then(|| sqlite::busy_timeout(remaining.map_or(most, |remaining| remaining.min(most))))
+    }
+
     /// What has to be sent after a transaction so that the connection is as it was before.
     pub(crate) fn after_transaction(self, how: Beginning, config: &Config) -> Option<String> {
         match self {

@@ -12,6 +12,7 @@ use super::gate::Gate;
 use super::ledger::Holder;
 use super::manager::Control;
 use super::server::{Server, begins_to_help};
+use super::upkeep::SHORTEST_PAUSE;
 use crate::connection::SessionConnection;
 use crate::wording::phrase;
 
@@ -34,7 +35,7 @@ fn look_after<T: Send + 'static>(
     server: &Arc<Server>,
 ) {
     let pool = (Arc::downgrade(gate), Arc::downgrade(control), Arc::downgrade(server));
-    server.threads().execute_after(pause, move || {
+    server.threads().execute_after(pause.max(SHORTEST_PAUSE), move || {
         begins_to_help();
         let (gate, control, server) = (pool.0.upgrade(), pool.1.upgrade(), pool.2.upgrade());
         let (Some(gate), Some(control), Some(server)) = (gate, control, server) else { return };

@@ -52,6 +52,8 @@ pub(crate) struct Core<C: SessionConnection> {
     pub(super) spoiled: Option<Spoiled>,
     /// The statement limit the server was told last.
     limit_sent: Option<Duration>,
+    /// The time that SQLite was last told to wait for other writers at most.
+    waits_limited: Option<Duration>,
     /// What lets the connection write again, where a read-only session had to forbid it.
     unguard: Option<&'static str>,
     /// Where the last statement was sent from.
@@ -77,6 +79,7 @@ impl<C: SessionConnection> Core<C> {
             levels: 0,
             spoiled: None,
             limit_sent: None,
+            waits_limited: None,
             unguard: None,
             sent_at: None,
             rollbacks: 0,
@@ -151,6 +154,7 @@ impl<C: SessionConnection> Core<C> {
             Phase::Begun(_) => {
                 self.not_inherited(at)?;
                 self.renew_limit(at)?;
+                self.limit_waits(at)?;
                 return self.guard(access, at);
             }
             _ if self.is_wrapped(access) => {
@@ -185,7 +189,7 @@ impl<C: SessionConnection> Core<C> {
                     }
                 }
             }
-            let limited = self.limit_session(at);
+            let limited = self.limit_session(at).and_then(|()| self.limit_waits(at));
             if limited.is_err() {
                 self.rest();
             }
@@ -194,7 +198,7 @@ impl<C: SessionConnection> Core<C> {
             if !self.is_active() {
                 self.phase = Phase::Reading(at);
             }
-            Ok(())
+            self.limit_waits(at)
         }
     }
 
@@ -229,6 +233,10 @@ impl<C: SessionConnection> Core<C> {
                     self.rest();
                     return Err(error);
                 }
+            }
+            if let Err(error) = self.limit_waits(at) {
+                self.rest();
+                return Err(error);
             }
             let how = self.beginning();
             let kind = self.kind();
@@ -412,6 +420,12 @@ impl<C: SessionConnection> Core<C> {
 
     /// After [`not_inherited`](Self::not_inherited).
     pub(super) fn release(&mut self) {
+        if self.waits_limited.take().is_some()
+            && self.lease.is_some()
+            && let Some(sql) = self.kind().limit_waits(None, &self.app.spec().config)
+        {
+            self.send_restoring(&sql);
+        }
         self.forget_notes();
         if let Some(lease) = self.lease.take() {
             lease.give_back();
@@ -477,6 +491,19 @@ impl<C: SessionConnection> Core<C> {
         }
         let Some(sql) = self.kind().limit_statements(remaining) else { return Ok(()) };
         self.limit_sent = Some(remaining);
+        self.send_setting(&sql, at)
+    }
+
+    /// Tells SQLite how long it may wait for other writers, once much less time is left than it was told.
+    pub(super) fn limit_waits(&mut self, at: Place) -> Result<()> {
+        let Some(deadline) = self.settings.deadline else { return Ok(()) };
+        let left = deadline.end.saturating_duration_since(Instant::now());
+        let slack = (left / 10).clamp(LIMIT_SLACK.0, LIMIT_SLACK.1);
+        if self.waits_limited.is_some_and(|told| told.saturating_sub(left) <= slack) {
+            return Ok(());
+        }
+        let Some(sql) = self.kind().limit_waits(Some(left), &self.app.spec().config) else { return Ok(()) };
+        self.waits_limited = Some(left);
         self.send_setting(&sql, at)
     }
 

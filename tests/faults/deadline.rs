@@ -373,3 +373,51 @@ fn every_connection_of_a_crowd_is_cut_at_the_deadline() {
         });
     });
 }
+
+/// Another program has the write lock of a SQLite file for longer than the scope has time.
+#[test]
+fn lock_of_another_program_does_not_hold_a_scope_beyond_the_deadline() {
+    for wal in [true, false] {
+        let site = Site::sqlite();
+        let app = SqliteConnection::app(site.config().wal(wal).lock_timeout(Duration::from_secs(10)));
+        app.create_all().unwrap();
+        let mut other = SqliteConnection::establish(&site.url()).unwrap();
+        let busy = |_: ()| app.context(|| SqliteConnection::db().session()?.number("SELECT timeout AS number FROM pragma_busy_timeout")).unwrap();
+        let scope = || app.scope().deadline(DEADLINE);
+        let write = || SqliteConnection::db().session()?.send(INSERT);
+        other.batch_execute("BEGIN EXCLUSIVE").unwrap();
+        for autocommit in [false, true] {
+            let scope = if autocommit { scope().autocommit() } else { scope() };
+            let (outcome, took) = timed(|| scope.run(write));
+            ends_in_time(took);
+            is_late(outcome);
+        }
+        if !wal {
+            // Without a write-ahead log a reader waits as well, in a transaction and outside of one.
+            let read = || SqliteConnection::db().session()?.number(COUNT);
+            let (outcome, took) = timed(|| scope().read_only().run(read));
+            ends_in_time(took);
+            is_late(outcome);
+        }
+        other.batch_execute("ROLLBACK").unwrap();
+        scope().run(write).unwrap();
+        assert_eq!(busy(()), 10_000, "it is what it was");
+        if !wal {
+            // A reader keeps a writer from its COMMIT.
+            let (outcome, took) = timed(|| {
+                scope().commit_on_ok().run(|| {
+                    write()?;
+                    other.batch_execute("BEGIN; SELECT count(*) FROM entries").unwrap();
+                    Ok(())
+                })
+            });
+            other.batch_execute("ROLLBACK").unwrap();
+            ends_in_time(took);
+            is_late(outcome);
+            assert_eq!(busy(()), 10_000, "it is what it was");
+        }
+        app.context(|| SqliteConnection::db().session()?.number(COUNT)).unwrap();
+        app.drop_all().unwrap();
+        app.dispose().unwrap();
+    }
+}
