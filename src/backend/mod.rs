@@ -10,6 +10,9 @@ mod postgres;
 pub(crate) mod sql_parts;
 pub(crate) mod sql_text;
 mod sqlite;
+mod translations;
+#[cfg(test)]
+mod translations_tests;
 
 use std::any::TypeId;
 use std::time::Duration;
@@ -124,12 +127,14 @@ impl Kind {
 
     /// What a failed connect means. In the message all white space is single blanks.
     pub(crate) fn classify(self, message: &str) -> ConnectErrorKind {
-        let known = match self {
-            Self::Postgres => postgres::CONNECT_ERRORS,
-            Self::Mysql => mysql::CONNECT_ERRORS,
-            Self::Sqlite => sqlite::CONNECT_ERRORS,
+        let (known, translated): (_, &[(&[&str], _)]) = match self {
+            Self::Postgres => (postgres::CONNECT_ERRORS, postgres::TRANSLATED_CONNECT_ERRORS),
+            Self::Mysql => (mysql::CONNECT_ERRORS, mysql::TRANSLATED_CONNECT_ERRORS),
+            Self::Sqlite => (sqlite::CONNECT_ERRORS, &[]),
         };
-        known.iter().find(|(text, _)| message.contains(text)).map_or(ConnectErrorKind::Other, |(_, kind)| *kind)
+        let english = known.iter().find(|(text, _)| message.contains(text)).map(|(_, kind)| *kind);
+        let other = || translated.iter().find(|(texts, _)| says(message, texts)).map(|(_, kind)| *kind);
+        english.or_else(other).unwrap_or(ConnectErrorKind::Other)
     }
 
     /// How many connections this process keeps open while some of them are idle, on a server that allows `capacity`: a quarter is
@@ -291,7 +296,7 @@ impl Kind {
     /// Whether an error says that a lock was not to be had in time.
     pub(crate) fn is_lock_timeout(self, message: &str) -> bool {
         match self {
-            Self::Postgres => message.contains("lock timeout"),
+            Self::Postgres => message.contains("lock timeout") || says(message, translations::LOCK_TIMEOUT),
             Self::Mysql => message.contains("Lock wait timeout exceeded"),
             Self::Sqlite => message.contains("is locked"),
         }
@@ -308,7 +313,10 @@ impl Kind {
                     Self::Mysql => mysql::TRANSIENT_ERRORS,
                     Self::Sqlite => sqlite::TRANSIENT_ERRORS,
                 };
-                known.iter().any(|known| information.message().contains(known))
+                let message = information.message();
+                known.iter().any(|known| message.contains(known))
+                    || self == Self::Postgres
+                        && postgres::TRANSLATED_TRANSIENT_ERRORS.iter().any(|texts| says(message, texts))
             }
             DieselError::RollbackErrorOnCommit { commit_error, .. } => self.is_transient(commit_error),
             _ => false,
@@ -429,6 +437,22 @@ pub(crate) fn has_hung_up<C: SessionConnection>(conn: &mut C) -> bool {
     false
 }
 
+/// Whether a message is one of those texts, in which `%` stands for whatever the server puts in.
+fn says(message: &str, texts: &[&str]) -> bool {
+    // Some translations have line breaks.
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    texts.iter().any(|text| {
+        let mut rest = message.as_str();
+        text.split('%').all(|part| match rest.find(part) {
+            Some(at) => {
+                rest = &rest[at + part.len()..];
+                true
+            }
+            None => false,
+        })
+    })
+}
+
 /// Whether the connection itself is lost.
 pub(crate) fn is_connection_lost(error: &DieselError) -> bool {
     match error {
@@ -447,6 +471,7 @@ pub(crate) fn is_connection_lost(error: &DieselError) -> bool {
             ]
             .iter()
             .any(|known| text.contains(known))
+                || says(text, translations::TERMINATED)
         }
         // An error nobody can name, after which not even a rollback is answered, may be the loss itself.
         DieselError::RollbackErrorOnCommit { commit_error, rollback_error } => {

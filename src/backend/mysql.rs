@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::translations::{MARIADB_AUTHENTICATION, MARIADB_SERVER_FULL, MARIADB_STARTING, MARIADB_UNKNOWN_DATABASE};
 use super::{Beginning, millis};
 use crate::config::Config;
 use crate::connection::SessionConnection;
@@ -12,6 +13,7 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
     ("Access denied", ConnectErrorKind::Authentication),
     ("Unknown database", ConnectErrorKind::UnknownDatabase),
     ("Too many connections", ConnectErrorKind::ServerFull),
+    ("is not allowed to connect to this", ConnectErrorKind::Authentication),
     ("max_user_connections", ConnectErrorKind::ServerFull),
     ("Server shutdown in progress", ConnectErrorKind::Starting),
     ("connect to server on", ConnectErrorKind::Unreachable),
@@ -21,6 +23,14 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
     ("Unknown server host", ConnectErrorKind::Unreachable),
     ("Unknown MySQL server host", ConnectErrorKind::Unreachable),
     ("Lost connection", ConnectErrorKind::Unreachable),
+];
+
+/// The same where the server speaks another language. On a connection that is there it speaks English: see [`setup`].
+pub(super) const TRANSLATED_CONNECT_ERRORS: &[(&[&str], ConnectErrorKind)] = &[
+    (MARIADB_SERVER_FULL, ConnectErrorKind::ServerFull),
+    (MARIADB_AUTHENTICATION, ConnectErrorKind::Authentication),
+    (MARIADB_UNKNOWN_DATABASE, ConnectErrorKind::UnknownDatabase),
+    (MARIADB_STARTING, ConnectErrorKind::Starting),
 ];
 
 /// 1213, 1205 and 1020. Diesel knows the first by its number, of prepared statements.
@@ -112,7 +122,8 @@ fn sessions(state: &str, statement: &str, joined: &str, condition: &str, rank: &
 }
 
 pub(super) fn setup(config: &Config) -> Vec<String> {
-    let mut settings = Vec::new();
+    // Errors are told apart by their texts, and whoever is connected chooses their language.
+    let mut settings = vec!["SET SESSION lc_messages = 'en_US'".to_owned()];
     settings.extend(config.statement_timeout.map(|time| limit(Some(time))));
     settings.extend(config.lock_timeout.map(lock_limit));
     settings

@@ -32,7 +32,8 @@ impl<C: SessionConnection> Pool<C> {
             self.dismiss(permit, until);
             return;
         }
-        let left = if due || self.spec.on_checkin.is_some() { self.make_ready(permit, due, until) } else { Some(permit) };
+        let left =
+            if due || self.spec.on_checkin.is_some() { self.make_ready(permit, due, until) } else { Some(permit) };
         let closed = left.as_ref().is_none_or(|permit| permit.item.is_none());
         drop(left);
         if closed {
@@ -41,7 +42,12 @@ impl<C: SessionConnection> Pool<C> {
         self.serve_others();
     }
 
-    fn make_ready(&self, mut permit: Permit<Stored<C>>, reset: bool, until: Option<Instant>) -> Option<Permit<Stored<C>>> {
+    fn make_ready(
+        &self,
+        mut permit: Permit<Stored<C>>,
+        reset: bool,
+        until: Option<Instant>,
+    ) -> Option<Permit<Stored<C>>> {
         let spec = Arc::clone(&self.spec);
         let call = move |live: &mut Live<C>| {
             let outcome = if reset { live.reset(&spec) } else { Ok(()) };
@@ -61,7 +67,8 @@ impl<C: SessionConnection> Pool<C> {
         if self.spec.target.kind.can_go_stale() {
             let patience = self.patience(until);
             // Where all helpers hang, another who waits for one would wait in vain.
-            let patience = if self.server.is_stuck(self.spec.config.connect_timeout) { Duration::ZERO } else { patience };
+            let patience =
+                if self.server.is_stuck(self.spec.config.connect_timeout) { Duration::ZERO } else { patience };
             let socket = live(&mut permit).socket.filter(|_| until.is_some());
             let left = self.errand(permit, patience, "could not be cleaned for the next borrower", call);
             if let (None, Some(socket)) = (&left, socket) {

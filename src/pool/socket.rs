@@ -38,7 +38,9 @@ mod linux {
     use std::sync::{Mutex, PoisonError};
     use std::time::Duration;
 
-    use nix::sys::socket::{AddressFamily, Shutdown, SockaddrLike, SockaddrStorage, getpeername, getsockname, shutdown};
+    use nix::sys::socket::{
+        AddressFamily, Shutdown, SockaddrLike, SockaddrStorage, getpeername, getsockname, shutdown,
+    };
     use nix::unistd::{close, dup};
 
     use super::{Search, Socket};

@@ -382,7 +382,12 @@ fn lock_of_another_program_does_not_hold_a_scope_beyond_the_deadline() {
         let app = SqliteConnection::app(site.config().wal(wal).lock_timeout(Duration::from_secs(10)));
         app.create_all().unwrap();
         let mut other = SqliteConnection::establish(&site.url()).unwrap();
-        let busy = |_: ()| app.context(|| SqliteConnection::db().session()?.number("SELECT timeout AS number FROM pragma_busy_timeout")).unwrap();
+        let busy = |_: ()| {
+            app.context(|| {
+                SqliteConnection::db().session()?.number("SELECT timeout AS number FROM pragma_busy_timeout")
+            })
+            .unwrap()
+        };
         let scope = || app.scope().deadline(DEADLINE);
         let write = || SqliteConnection::db().session()?.send(INSERT);
         other.batch_execute("BEGIN EXCLUSIVE").unwrap();
