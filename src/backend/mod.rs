@@ -297,7 +297,9 @@ impl Kind {
     pub(crate) fn is_lock_timeout(self, message: &str) -> bool {
         match self {
             Self::Postgres => message.contains("lock timeout") || says(message, translations::LOCK_TIMEOUT),
-            Self::Mysql => message.contains("Lock wait timeout exceeded"),
+            Self::Mysql => {
+                message.contains("Lock wait timeout exceeded") || says(message, translations::MARIADB_LOCK_TIMEOUT)
+            }
             Self::Sqlite => message.contains("is locked"),
         }
     }
@@ -313,10 +315,13 @@ impl Kind {
                     Self::Mysql => mysql::TRANSIENT_ERRORS,
                     Self::Sqlite => sqlite::TRANSIENT_ERRORS,
                 };
+                let translated: &[&[&str]] = match self {
+                    Self::Postgres => postgres::TRANSLATED_TRANSIENT_ERRORS,
+                    Self::Mysql => mysql::TRANSLATED_TRANSIENT_ERRORS,
+                    Self::Sqlite => &[],
+                };
                 let message = information.message();
-                known.iter().any(|known| message.contains(known))
-                    || self == Self::Postgres
-                        && postgres::TRANSLATED_TRANSIENT_ERRORS.iter().any(|texts| says(message, texts))
+                known.iter().any(|known| message.contains(known)) || translated.iter().any(|texts| says(message, texts))
             }
             DieselError::RollbackErrorOnCommit { commit_error, .. } => self.is_transient(commit_error),
             _ => false,
@@ -493,7 +498,10 @@ pub(crate) fn is_empty_query(error: &DieselError) -> bool {
 pub(crate) fn is_deadlock(error: &DieselError) -> bool {
     match error {
         DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => true,
-        DieselError::DatabaseError(_, information) => information.message().contains("Deadlock found"),
+        DieselError::DatabaseError(_, information) => {
+            let message = information.message();
+            message.contains("Deadlock found") || says(message, translations::MARIADB_DEADLOCK)
+        }
         _ => false,
     }
 }

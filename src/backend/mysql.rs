@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::translations::{MARIADB_AUTHENTICATION, MARIADB_SERVER_FULL, MARIADB_STARTING, MARIADB_UNKNOWN_DATABASE};
+use super::translations::{
+    MARIADB_AUTHENTICATION, MARIADB_CHANGED, MARIADB_DEADLOCK, MARIADB_LOCK_TIMEOUT, MARIADB_SERVER_FULL,
+    MARIADB_STARTING, MARIADB_UNKNOWN_DATABASE,
+};
 use super::{Beginning, millis};
 use crate::config::Config;
 use crate::connection::SessionConnection;
@@ -36,6 +39,9 @@ pub(super) const TRANSLATED_CONNECT_ERRORS: &[(&[&str], ConnectErrorKind)] = &[
 /// 1213, 1205 and 1020. Diesel knows the first by its number, of prepared statements.
 pub(super) const TRANSIENT_ERRORS: &[&str] =
     &["Deadlock found", "Lock wait timeout exceeded", "Record has changed since last read"];
+
+/// InnoDB's come in the language of the server, and not in that of the session.
+pub(super) const TRANSLATED_TRANSIENT_ERRORS: &[&[&str]] = &[MARIADB_DEADLOCK, MARIADB_LOCK_TIMEOUT, MARIADB_CHANGED];
 
 pub(super) const INTRODUCTION: &str = "SELECT CONCAT(CONNECTION_ID(), ' ', @@max_connections, ' ', \
      MD5(CONCAT_WS(' ', @@hostname, @@port, @@datadir)), ' ', IFNULL(DATABASE(), '')) AS value";

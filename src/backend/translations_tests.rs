@@ -49,6 +49,12 @@ const POSTGRES_LOST: &[&str] = &[
     "terminating connection due to idle-in-transaction timeout",
 ];
 
+const MARIADB_TRANSIENT: &[&str] = &[
+    "Deadlock found when trying to get lock; try restarting transaction",
+    "Lock wait timeout exceeded; try restarting transaction",
+    "Record has changed since last read in table '%-.192s'; try restarting transaction",
+];
+
 const MARIADB_CONNECT: &[(&str, ConnectErrorKind)] = &[
     ("Access denied for user '%s'@'%s' to database '%-.192s'", Authentication),
     ("Access denied for user '%s'@'%s' (using password: %s)", Authentication),
@@ -170,6 +176,16 @@ fn mariadb_is_understood_at_a_connect_in_every_language_that_is_installed() {
     let mut missing = Vec::new();
     for path in &files {
         let texts = texts(path);
+        for (number, message) in MARIADB_TRANSIENT.iter().enumerate() {
+            let place = english.len() - english.iter().position(|text| text == message).expect(message);
+            let text = rendered(&texts[texts.len() - place]);
+            let found = Kind::Mysql.is_transient(&error(text.clone()))
+                && (number != 0 || super::is_deadlock(&error(text.clone())))
+                && (number != 1 || Kind::Mysql.is_lock_timeout(&text));
+            if !found {
+                missing.push(format!("{}: {text}", path.display()));
+            }
+        }
         for (message, kind) in MARIADB_CONNECT {
             let place = english.len() - english.iter().position(|text| text == message).expect(message);
             let text = phrase(&rendered(&texts[texts.len() - place]));
