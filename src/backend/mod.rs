@@ -116,13 +116,18 @@ impl Kind {
         }
     }
 
-    /// Statements for a new connection, each sent by itself.
-    pub(crate) fn setup(self, config: &Config, in_memory: bool) -> Vec<String> {
+    /// Statements for a new connection, each sent by itself. `no_log`: it is a SQLite database that can have no write-ahead log.
+    pub(crate) fn setup(self, config: &Config, no_log: bool) -> Vec<String> {
         match self {
             Self::Postgres => postgres::setup(config),
             Self::Mysql => mysql::setup(config),
-            Self::Sqlite => sqlite::setup(config, in_memory),
+            Self::Sqlite => sqlite::setup(config, no_log),
         }
+    }
+
+    /// Whether a connection is used although a statement of its setup was refused.
+    pub(crate) fn goes_without(self, sql: &str, message: &str) -> bool {
+        self == Self::Sqlite && sqlite::goes_without(sql, message)
     }
 
     /// What a failed connect means. In the message all white space is single blanks.
@@ -134,7 +139,8 @@ impl Kind {
         };
         let english = known.iter().find(|(text, _)| message.contains(text)).map(|(_, kind)| *kind);
         let other = || translated.iter().find(|(texts, _)| says(message, texts)).map(|(_, kind)| *kind);
-        english.or_else(other).unwrap_or(ConnectErrorKind::Other)
+        let masked = || translated.iter().find(|(texts, _)| says_masked(message, texts)).map(|(_, kind)| *kind);
+        english.or_else(other).or_else(masked).unwrap_or(ConnectErrorKind::Other)
     }
 
     /// How many connections this process keeps open while some of them are idle, on a server that allows `capacity`: a quarter is
@@ -456,6 +462,52 @@ fn says(message: &str, texts: &[&str]) -> bool {
             None => false,
         })
     })
+}
+
+/// The same for a server whose locale has no letters but English ones, as in a cluster that was made with `--locale=C`: before a
+/// connection is there it sends a question mark for each of the others. A text of which nothing but question marks is left is
+/// not recognised.
+fn says_masked(message: &str, texts: &[&str]) -> bool {
+    let message = mask(message);
+    // Every text stands at the end, behind the word for `FATAL`.
+    let starts = message.match_indices(": ").map(|(at, colon)| at + colon.len()).chain([0]);
+    let starts: Vec<_> = starts.collect();
+    let is_telling = |text: &str| text.contains('%') || text.bytes().filter(u8::is_ascii_alphabetic).count() > 3;
+    texts.iter().map(|text| mask(text)).filter(|text| is_telling(text)).any(|text| {
+        starts.iter().any(|start| {
+            let (first, parts) = text.split_once('%').unwrap_or((&text, ""));
+            let Some(mut rest) = message[*start..].strip_prefix(first) else { return false };
+            let inserts = text.contains('%');
+            let (inner, last) = parts.rsplit_once('%').unwrap_or(("", parts));
+            for part in inner.split('%') {
+                match rest.find(part) {
+                    Some(at) => rest = &rest[at + part.len()..],
+                    None => return false,
+                }
+            }
+            if inserts { rest.ends_with(last) } else { rest.is_empty() }
+        })
+    })
+}
+
+/// A text as a locale without other letters shows it: glibc has replacements for punctuation.
+fn mask(text: &str) -> String {
+    let mut masked = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '«' => masked.push_str("<<"),
+            '»' => masked.push_str(">>"),
+            '“' | '”' => masked.push('"'),
+            '„' => masked.push_str(",,"),
+            '‘' | '’' => masked.push('\''),
+            '…' => masked.push_str("..."),
+            '–' | '—' => masked.push('-'),
+            c if c.is_ascii() => masked.push(c),
+            c if c.is_whitespace() => masked.push(' '),
+            _ => masked.push('?'),
+        }
+    }
+    masked
 }
 
 /// Whether the connection itself is lost.

@@ -130,6 +130,14 @@ fn postgres_is_understood_in_every_language_that_is_installed() {
             if found != *kind {
                 missing.push(format!("{name}: {text}: {found:?}"));
             }
+            // Of a server with a locale of English letters only.
+            let masked = super::mask(&text);
+            let found = Kind::Postgres.classify(&phrase(&masked));
+            let must = ["password authentication", "role \"%s\" does", "database \"%s\" does"];
+            let may_be_other = !must.iter().any(|start| message.starts_with(start));
+            if found != *kind && (found != ConnectErrorKind::Other || !may_be_other) {
+                missing.push(format!("{name}: {masked}: {found:?} and not {kind:?}"));
+            }
         }
         for message in POSTGRES_TRANSIENT {
             let found = said(message).is_none_or(|text| Kind::Postgres.is_transient(&error(text)));

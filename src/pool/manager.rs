@@ -249,7 +249,7 @@ impl<C: SessionConnection> Manager<C> {
     ) -> Self {
         let target = &spec.target;
         let url = if target.in_memory {
-            crate::backend::memory_url()
+            target.shared_memory().map_or_else(crate::backend::memory_url, str::to_owned)
         } else {
             target.kind.driver_url(target, &spec.config, &spec.app)
         };
@@ -288,9 +288,14 @@ impl<C: SessionConnection> Manager<C> {
         let mut conn = Held::new(conn, lane.cloned());
         // It was prepared by an earlier pool of this test, and inside of a transaction some settings cannot be made.
         let is_set_up = lane.is_some_and(|lane| lane.has_begun());
+        let no_log = spec.target.in_memory || spec.target.read_only;
         let witness = Arc::new(Witness::new(spec.target.kind, lane.is_some()));
-        for sql in spec.target.kind.setup(&spec.config, spec.target.in_memory).into_iter().filter(|_| !is_set_up) {
+        for sql in spec.target.kind.setup(&spec.config, no_log).into_iter().filter(|_| !is_set_up) {
             conn.batch_execute(&sql)
+                .or_else(|error| match spec.target.kind.goes_without(&sql, &error.to_string()) {
+                    true => Ok(()),
+                    false => Err(error),
+                })
                 .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
         }
         if let Some(share) = &mut share {
@@ -405,6 +410,11 @@ impl<C: SessionConnection> Manager<C> {
             message.push_str(
                 "; an enum of connections tells no reason: give `Database::connect_with` a function that does",
             );
+        }
+        if kind == ConnectErrorKind::Unreachable
+            && let Some(cause) = self.spec.target.why_no_file()
+        {
+            message = format!("{message}: {cause}");
         }
         ConnectFailure { kind, message }
     }
