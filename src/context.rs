@@ -175,7 +175,12 @@ impl Frame {
                 opened.session.end();
             }
         }
-        log::warn!(target: "diesel_session::session", "app `{}`: hooks went on opening sessions at the end of the context", self.id);
+        crate::wording::log_line!(
+            warn,
+            "diesel_session::session",
+            "app `{}`: hooks went on opening sessions at the end of the context",
+            self.id
+        );
     }
 }
 

@@ -55,8 +55,9 @@ impl<C: SessionConnection> Pool<C> {
         self.control.suspect.fetch_add(1, Ordering::AcqRel);
         // From here on the helper thread is not kept waiting: the program's log may take its time.
         drop(answered);
-        log::warn!(
-            target: "diesel_session::pool",
+        crate::wording::log_line!(
+            warn,
+            "diesel_session::pool",
             "app `{}`: a connection to {} {what} within {patience:?}; it is closed when it answers",
             self.spec.app,
             self.spec.target.shown

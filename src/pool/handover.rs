@@ -59,7 +59,11 @@ impl<C: SessionConnection> Pool<C> {
                 Ok(()) => true,
                 Err((what, Failure { message, .. })) => {
                     let (app, message) = (&spec.app, spec.target.scrub(&message));
-                    log::warn!(target: "diesel_session::pool", "app `{app}`: {what} failed on a connection that came back, so it is closed: {message}");
+                    crate::wording::log_line!(
+                        warn,
+                        "diesel_session::pool",
+                        "app `{app}`: {what} failed on a connection that came back, so it is closed: {message}"
+                    );
                     false
                 }
             }

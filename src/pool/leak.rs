@@ -55,12 +55,12 @@ impl Holder {
         let told = phrase(format_args!(
             "a connection is held for longer than `Config::leak_threshold`, and may have been forgotten: {self}"
         ));
-        log::warn!(target: "diesel_session::leak", "{told}");
+        crate::wording::log_line!(warn, "diesel_session::leak", "{told}");
     }
 
     /// Told of those only that were overdue.
     pub(super) fn is_back(&self) {
         let told = phrase(format_args!("a connection that was held for too long has come back: {self}"));
-        log::info!(target: "diesel_session::leak", "{told}");
+        crate::wording::log_line!(info, "diesel_session::leak", "{told}");
     }
 }

@@ -136,7 +136,11 @@ impl<C> Drop for Live<C> {
         }));
         if let Err(panic) = outcome {
             let message = crate::panic_message(&*panic);
-            log::warn!(target: "diesel_session::pool", "hook `on_close` panicked: {message}; the connection is closed all the same");
+            crate::wording::log_line!(
+                warn,
+                "diesel_session::pool",
+                "hook `on_close` panicked: {message}; the connection is closed all the same"
+            );
         }
     }
 }
@@ -217,7 +221,7 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::AcqRel);
         self.0.closings.fetch_add(1, Ordering::AcqRel);
-        log::debug!(target: "diesel_session::pool", "app `{}` has closed a connection", self.1);
+        crate::wording::log_line!(debug, "diesel_session::pool", "app `{}` has closed a connection", self.1);
     }
 }
 
@@ -361,7 +365,11 @@ impl<C: SessionConnection> Manager<C> {
         });
         if socket.is_none() {
             let app = &self.spec.app;
-            log::debug!(target: "diesel_session::pool", "app `{app}`: the socket of a new connection is not known, so a deadline cannot cut it");
+            crate::wording::log_line!(
+                debug,
+                "diesel_session::pool",
+                "app `{app}`: the socket of a new connection is not known, so a deadline cannot cut it"
+            );
         }
         Ok((conn, socket))
     }

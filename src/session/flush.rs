@@ -197,7 +197,7 @@ impl<C: SessionConnection> Shared<C> {
         if let Some(changes) = changes
             && let Err(error) = self.tell("after_rollback", &changes, hook, |_| Vec::new())
         {
-            log::warn!(target: "diesel_session::session", "after a rollback: {error}");
+            crate::wording::log_line!(warn, "diesel_session::session", "after a rollback: {error}");
         }
     }
 

@@ -158,7 +158,7 @@ fn run_all(hook: &'static str, committed: bool, hooks: Vec<After>) -> Result<()>
     for run in hooks {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
             let message = panic_message(&*panic);
-            log::warn!(target: "diesel_session::session", "a {hook} hook panicked: {}", phrase(&message));
+            crate::wording::log_line!(warn, "diesel_session::session", "a {hook} hook panicked: {}", phrase(&message));
             if first.is_ok() {
                 first = Err(Error::HookFailed { hook, committed, message });
             }
@@ -170,7 +170,12 @@ fn run_all(hook: &'static str, committed: bool, hooks: Vec<After>) -> Result<()>
 fn drop_contained<T>(hook: T) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(hook))) {
         let message = panic_message(&*panic);
-        log::warn!(target: "diesel_session::session", "a hook that did not run panicked when it was dropped: {}", phrase(message));
+        crate::wording::log_line!(
+            warn,
+            "diesel_session::session",
+            "a hook that did not run panicked when it was dropped: {}",
+            phrase(message)
+        );
     }
 }
 

@@ -124,6 +124,21 @@ fn no_line_is_forged() {
         let db = Database::<SqliteConnection, _>::new(steps);
         let app = db.init_app("app", site.config().max_size(1)).unwrap();
         is_one_line(&app.create_all().unwrap_err().to_string());
+        // A migration that succeeds is logged with its version.
+        let fine = Site::sqlite();
+        let steps = Steps(vec![step(forged, "CREATE TABLE one (a INTEGER)", "DROP TABLE one")]);
+        let done = Database::<SqliteConnection, _>::new(steps);
+        let done_app = done.init_app("app", fine.config()).unwrap();
+        done_app.create_all().unwrap();
+        done_app.drop_all().unwrap();
+        done.dispose_all().unwrap();
+        // The panic of a hook of the pool is logged with its message.
+        fn panics(_: &mut SqliteConnection) {
+            panic!("closing\n[ERROR] forged");
+        }
+        let closing = Database::<SqliteConnection>::without_migrations().on_close(panics);
+        closing.init_app("app", Config::new(":memory:")).unwrap().ping().unwrap();
+        closing.dispose_all().unwrap();
         // The name of a thread is in every list of holders.
         std::thread::scope(|scope| {
             let holder = std::thread::Builder::new().name(forged.into());
@@ -143,7 +158,9 @@ fn no_line_is_forged() {
         db.dispose_all().unwrap();
     }
     let lines = logged::lines();
-    assert!(lines.iter().any(|line| line.contains("hook panicked")), "the log was listened to");
+    for told in ["hook panicked", "create_all is done", "drop_all is done", "hook `on_close` panicked"] {
+        assert!(lines.iter().any(|line| line.contains(told)), "{told} was logged");
+    }
     lines.iter().for_each(|line| is_one_line(line));
 }
 
