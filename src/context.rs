@@ -178,7 +178,12 @@ impl Frame {
                 drop_contained(session);
             }
         }
-        log::warn!(target: "diesel_session::session", "app `{}`: hooks went on opening sessions at the end of the context", self.id);
+        crate::wording::log_line!(
+            warn,
+            "diesel_session::session",
+            "app `{}`: hooks went on opening sessions at the end of the context",
+            self.id
+        );
     }
 }
 
@@ -348,9 +353,17 @@ impl<C: SessionConnection, P> Scope<C, P> {
         self
     }
 
-    /// The time the scope has from the call of [`run`](Self::run): statements that come later are refused, waits for a
-    /// connection end, and PostgreSQL and MariaDB end a statement that is still running then. SQLite finishes the statement it
-    /// runs.
+    /// The time that the scope has from the call of [`run`](Self::run). Later statements are refused, waits for a connection or
+    /// for a lock of SQLite end, and PostgreSQL and MariaDB end a statement that is still running.
+    ///
+    /// If the server does not answer 250 ms later (its process is frozen, the network is gone), the connection is cut on Linux. A
+    /// statement then fails with [`Error::DeadlineExceeded`], and a `COMMIT` with [`Error::CommitUnknown`]. The rollback at the
+    /// end of the context and the hooks of the pool are cut short in the same way. A statement of an
+    /// [`autocommit`](Self::autocommit) scope that was cut may have been carried out.
+    ///
+    /// Limits: SQLite finishes the statement that it runs. The program's own code is not interrupted. On other systems than
+    /// Linux, and if the connection's socket cannot be told from others (two connects at the same moment through a connection
+    /// pooler), only the server ends a statement.
     pub fn deadline(mut self, limit: Duration) -> Self {
         self.limit = Some(limit);
         self

@@ -149,7 +149,7 @@ impl<C: SessionConnection> App<C> {
             0 => log::Level::Debug,
             _ => log::Level::Info,
         };
-        log::log!(target: "diesel_session::pool", level, "disposed of {report}");
+        log::log!(target: "diesel_session::pool", level, "{}", crate::wording::phrase(format_args!("disposed of {report}")));
         if overdue { Err(Error::StillInUse(Box::new(report))) } else { Ok(report) }
     }
 }

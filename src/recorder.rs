@@ -313,8 +313,9 @@ pub(crate) fn started(query: &dyn fmt::Display) {
         // The program's log may be anything: nothing is borrowed.
         if let Some(times) = repeats {
             let place = at.map(|at| format!(" at {at}")).unwrap_or_default();
-            log::warn!(
-                target: "diesel_session::recorder",
+            crate::wording::log_line!(
+                warn,
+                "diesel_session::recorder",
                 "the same statement was sent more than {times} times{place}: {}; most often that is a query in a loop",
                 crate::wording::phrase(&recorded.sql)
             );

@@ -25,6 +25,8 @@ pub(crate) struct Target {
     secrets: Secrets,
     /// SQLite in memory.
     pub(crate) in_memory: bool,
+    /// A SQLite file that the URL opens for reading only.
+    pub(crate) read_only: bool,
 }
 
 impl std::fmt::Debug for Target {
@@ -212,6 +214,7 @@ impl Target {
             url: url.to_owned(),
             secrets: Secrets::new(secrets),
             in_memory: false,
+            read_only: false,
         }
     }
 
@@ -256,59 +259,255 @@ impl Target {
 
     fn file(url: &str) -> Result<Self, String> {
         let path = url.strip_prefix("sqlite://").or(url.strip_prefix("sqlite:")).unwrap_or(url);
-        let in_memory = path.is_empty()
-            || path == ":memory:"
-            || path.starts_with("file::memory:")
-            || path.starts_with("file:") && path.contains("mode=memory");
-        if in_memory {
+        // Diesel turns `sqlite://` into `file:`, which SQLite reads as a URI.
+        let uri = path.strip_prefix("file:").or(url.strip_prefix("sqlite://"));
+        let uri = uri.map(FileUri::parse).transpose()?;
+        let is_memory = match &uri {
+            Some(uri) => uri.is_memory() || uri.path == "/:memory:" && url.starts_with("sqlite://"),
+            None => path.is_empty() || path == ":memory:",
+        };
+        if is_memory {
             let name = ":memory:".to_owned();
+            // A name that begins with a slash is one database for the whole process.
+            let named = uri.as_ref().filter(|uri| uri.is_shared_memory());
+            let url = named.map_or_else(|| name.clone(), |uri| format!("file:{}", uri.text));
             return Ok(Self {
                 kind: Kind::Sqlite,
                 server: "sqlite".into(),
                 shown: "SQLite :memory:".into(),
-                database: name.clone(),
-                url: name,
-                secrets: Secrets::default(),
-                in_memory,
+                database: name,
+                url,
+                secrets: Secrets::new(named.into_iter().flat_map(|uri| secret_parameters(uri.query))),
+                in_memory: true,
+                read_only: false,
             });
         }
         // SQLite would make a file of that name, password included.
-        let name = path.strip_prefix("file:").unwrap_or(path);
+        let name = uri.as_ref().map_or(path, |uri| uri.written);
         let schemes = ["postgres", "mysql", "mariadb", "http"];
         let of_a_server = name.contains('@') || schemes.iter().any(|scheme| name.starts_with(scheme));
         if name.contains("://") || of_a_server && name.contains([':', '=']) {
             return Err(malformed(Kind::Sqlite, "it looks like the URL of a server"));
         }
-        if name == path && !url.starts_with("sqlite:") && name.contains('?') {
+        if uri.is_none() && !url.starts_with("sqlite:") && name.contains('?') {
             return Err(malformed(
                 Kind::Sqlite,
                 "a plain path has no parameters; those follow sqlite://path or file:path",
             ));
         }
-        // Of `file://host/path` SQLite takes no host but this one.
-        let local = name.strip_prefix("//localhost").or(name.strip_prefix("//")).filter(|rest| rest.starts_with('/'));
-        let (file, absolute) = if name == path && !name.contains('?') {
-            (name, absolute(Path::new(name)))
-        } else {
-            let file = local.unwrap_or(name).split('?').next().unwrap_or(name);
-            (file, absolute(Path::new(&percent_decode(file).unwrap_or_else(|| file.to_owned()))))
-        };
-        // Diesel itself turns `sqlite://` into `file:`, where a `?` starts parameters; a plain path has none.
-        let url =
-            if url.starts_with("sqlite:") && path.contains('?') { format!("file:{path}") } else { path.to_owned() };
+        let file = uri.as_ref().map_or(path, |uri| &uri.path);
         let shown = plain(file, ":/\\,()~+ ");
         let odd = (shown == MASK).then(|| path.to_owned());
-        let parameters = path.split_once('?').into_iter().flat_map(|(_, query)| secret_parameters(query));
+        let parameters = uri.iter().flat_map(|uri| secret_parameters(uri.query));
         let secrets = Secrets::new(parameters.chain(odd));
         Ok(Self {
             kind: Kind::Sqlite,
             server: "sqlite".into(),
             shown: format!("SQLite {shown}"),
-            database: absolute.to_string_lossy().into_owned(),
-            url,
+            database: absolute(Path::new(file)).to_string_lossy().into_owned(),
+            url: uri.as_ref().map_or_else(|| path.to_owned(), |uri| format!("file:{}", uri.text)),
             secrets,
-            in_memory,
+            in_memory: false,
+            read_only: uri.is_some_and(|uri| uri.is_read_only()),
         })
+    }
+
+    /// Why a SQLite file cannot be opened, as far as that can be seen.
+    pub(crate) fn why_no_file(&self) -> Option<String> {
+        if self.kind != Kind::Sqlite || self.in_memory {
+            return None;
+        }
+        let path = Path::new(&self.database);
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty())?;
+        let shown = plain(folder.to_str()?, ":/\\,()~+ ").to_owned();
+        if !folder.exists() {
+            return Some(format!("the folder {shown} does not exist"));
+        }
+        if !folder.is_dir() {
+            return Some(format!("{shown} is a file, not a folder"));
+        }
+        if path.is_dir() {
+            return Some("it is a folder, not a file".into());
+        }
+        (!path.exists()).then(|| format!("there is no such file in the folder {shown}, and none was made"))
+    }
+
+    /// The database in memory that the URL names for the whole process; `None` if the application has one of its own.
+    pub(crate) fn shared_memory(&self) -> Option<&str> {
+        (self.in_memory && self.url != ":memory:").then_some(&self.url)
+    }
+}
+
+/// What follows `file:`, read as SQLite does.
+struct FileUri<'u> {
+    /// Without the fragment.
+    text: &'u str,
+    /// The path as it is written.
+    written: &'u str,
+    path: String,
+    query: &'u str,
+}
+
+impl<'u> FileUri<'u> {
+    fn parse(text: &'u str) -> Result<Self, String> {
+        let text = text.split('#').next().unwrap_or_default();
+        let (name, query) = text.split_once('?').unwrap_or((text, ""));
+        let written = match name.strip_prefix("//") {
+            Some(rest) => {
+                let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+                if !authority.is_empty() && authority != "localhost" {
+                    let reason = "SQLite takes no host in `file://host/path` but `localhost`; a file is file:/path or file:///path";
+                    return Err(malformed(Kind::Sqlite, reason));
+                }
+                path
+            }
+            None => name,
+        };
+        Ok(Self { text, written, path: uri_decode(written), query })
+    }
+
+    /// The value of a parameter; of several the last counts.
+    fn parameter(&self, name: &str) -> Option<String> {
+        let pairs = self.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        pairs.filter(|(found, _)| uri_decode(found) == name).last().map(|(_, value)| uri_decode(value))
+    }
+
+    /// Whether nothing of it is ever in a file that stays.
+    fn is_memory(&self) -> bool {
+        self.path.is_empty()
+            || self.path == ":memory:"
+            || self.parameter("mode").is_some_and(|mode| mode == "memory")
+            || self.is_memdb()
+    }
+
+    fn is_memdb(&self) -> bool {
+        self.parameter("vfs").is_some_and(|vfs| vfs == "memdb")
+    }
+
+    fn is_shared_memory(&self) -> bool {
+        self.is_memdb() && self.path.starts_with('/')
+    }
+
+    fn is_read_only(&self) -> bool {
+        let immutable = self.parameter("immutable").map(|value| value.to_ascii_lowercase());
+        self.parameter("mode").is_some_and(|mode| mode == "ro")
+            || immutable.is_some_and(|value| {
+                ["yes", "true", "on"].contains(&value.as_str()) || value.parse::<i64>().is_ok_and(|number| number != 0)
+            })
+    }
+}
+
+/// As SQLite does: what is no code stays as it is.
+fn uri_decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let code =
+            text.get(at + 1..at + 3).filter(|code| bytes[at] == b'%' && code.bytes().all(|c| c.is_ascii_hexdigit()));
+        match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
+            Some(byte) => {
+                decoded.push(byte);
+                at += 3;
+            }
+            None => {
+                decoded.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+/// What is at the other end of a connection's socket, as far as the URL tells.
+#[cfg(target_os = "linux")]
+#[derive(Debug)]
+pub(crate) struct Peer {
+    kind: Kind,
+    /// Empty if the URL leaves the port to something that is not read here.
+    ports: Vec<u16>,
+}
+
+#[cfg(target_os = "linux")]
+impl Peer {
+    pub(crate) fn may_have_port(&self, port: u16) -> bool {
+        self.ports.is_empty() || self.ports.contains(&port)
+    }
+
+    pub(crate) fn may_have_path(&self, path: &Path) -> bool {
+        let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        match self.kind {
+            Kind::Postgres => {
+                let port = name.strip_prefix(".s.PGSQL.").and_then(|port| port.parse().ok());
+                port.is_some_and(|port| self.may_have_port(port))
+            }
+            Kind::Mysql => true,
+            Kind::Sqlite => false,
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Target {
+    pub(crate) fn peer(&self) -> Peer {
+        let (hosts, parameters) = self.address();
+        let of = |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let written: Vec<_> = hosts.iter().filter_map(|(_, port)| port.parse().ok()).collect();
+        let ports = match (of("port"), self.kind) {
+            (Some(ports), _) => ports.split(',').filter_map(|port| port.parse().ok()).collect(),
+            (None, Kind::Postgres) if !written.is_empty() && hosts.len() == written.len() => written,
+            (None, Kind::Postgres) if of("service").is_some() || set("PGSERVICE").is_some() => Vec::new(),
+            (None, Kind::Postgres) => {
+                let default = set("PGPORT").map_or(Some(5432), |port| port.parse().ok());
+                written.into_iter().chain(default).collect()
+            }
+            (None, Kind::Mysql) if written.is_empty() => Vec::new(),
+            (None, _) => written,
+        };
+        Peer { kind: self.kind, ports }
+    }
+
+    /// Whether the URL leads to a socket of this machine that is no network.
+    pub(crate) fn is_local(&self) -> bool {
+        let (hosts, parameters) = self.address();
+        let of = |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
+        match self.kind {
+            Kind::Postgres if of("hostaddr").is_some() => false,
+            Kind::Postgres => match of("host") {
+                Some(host) => host.split(',').all(|host| host.is_empty() || host.starts_with(['/', '@'])),
+                None => hosts.iter().all(|(host, _)| host.is_empty() || host.starts_with(['/', '@'])),
+            },
+            Kind::Mysql => {
+                of("unix_socket").is_some() || hosts.iter().all(|(host, _)| host.is_empty() || host == "localhost")
+            }
+            Kind::Sqlite => false,
+        }
+    }
+
+    /// Hosts and ports of the URL's authority, and all parameters; values are decoded.
+    fn address(&self) -> (Vec<(String, String)>, Vec<(String, String)>) {
+        let decoded = |text: &str| percent_decode(text).unwrap_or_else(|| text.to_owned());
+        let Some((_, rest)) = self.url.split_once("://") else {
+            let mut parameters = Vec::new();
+            let mut rest = self.url.trim();
+            while let Some((name, after)) = rest.split_once('=') {
+                let Some((value, remaining)) = keyword_value(after.trim_start()) else { break };
+                parameters.push((name.trim().to_owned(), value));
+                rest = remaining.trim_start();
+            }
+            return (Vec::new(), parameters);
+        };
+        let (authority, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let authority = authority.split('/').next().unwrap_or_default();
+        let hosts = authority.rsplit('@').next().unwrap_or_default();
+        let host = |text: &str| match text.rsplit_once(':') {
+            Some((name, port)) if !name.starts_with('[') || name.ends_with(']') => (decoded(name), port.to_owned()),
+            _ => (decoded(text), String::new()),
+        };
+        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        let parameters = pairs.map(|(name, value)| (decoded(name), decoded(value))).collect();
+        (hosts.split(',').filter(|text| !text.is_empty()).map(host).collect(), parameters)
     }
 }
 
@@ -447,6 +646,30 @@ mod tests {
         assert_eq!(target.scrub("no hun  ter2:\n\tneither  here"), "no ***: neither here");
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn peer_has_the_ports_of_the_url() {
+        let cases: &[(&str, bool, &[u16])] = &[
+            ("postgres://app@db:5433/shop", false, &[5433]),
+            ("postgres://app@db:5433,db2:5434/shop", false, &[5433, 5434]),
+            ("postgres://app:p%40ss@[::1]:5433/shop", false, &[5433]),
+            ("postgres://app@db/shop?port=6000", false, &[6000]),
+            ("postgres:///shop?host=%2Fvar%2Frun&port=5433", true, &[5433]),
+            ("postgres://%2Fvar%2Frun:5433/shop", true, &[5433]),
+            ("postgres://db:5433/shop?hostaddr=10.0.0.1", false, &[5433]),
+            ("host=/var/run port=5433 password='a b'", true, &[5433]),
+            ("host=db port = 5433", false, &[5433]),
+            ("postgres:///shop?service=x", true, &[]),
+            ("mysql://app@127.0.0.1:3307/shop", false, &[3307]),
+            ("mysql://app@localhost/shop", true, &[]),
+            ("mysql://app@h/shop?unix_socket=%2Ftmp%2Fs", true, &[]),
+        ];
+        for (url, local, ports) in cases {
+            let target = Target::parse(url, None).expect(url);
+            assert_eq!((target.is_local(), &target.peer().ports[..]), (*local, *ports), "{url}");
+        }
+    }
+
     #[test]
     fn mariadb_is_told_its_scheme() {
         for kind in [None, Some(Kind::Mysql)] {
@@ -472,6 +695,64 @@ mod tests {
         assert_eq!(name("shop.sqlite"), name("sqlite://shop.sqlite"));
         assert_eq!(name("shop.sqlite"), name("file:shop.sqlite?cache=private"));
         assert!(Target::parse("file::memory:?cache=shared", Some(Kind::Sqlite)).expect("valid").in_memory);
+    }
+
+    #[test]
+    fn sqlite_url_is_read_as_sqlite_reads_it() {
+        let memory = Some(":memory:");
+        // What is opened (the path, `:memory:`, or a shared name in memory), and whether for reading only.
+        let cases: &[(&str, Option<&str>, &str, bool)] = &[
+            (":memory:", memory, ":memory:", false),
+            ("sqlite::memory:", memory, ":memory:", false),
+            ("sqlite://:memory:", memory, ":memory:", false),
+            ("sqlite:///:memory:", memory, ":memory:", false),
+            ("sqlite://", memory, ":memory:", false),
+            ("file::memory:", memory, ":memory:", false),
+            ("file::memory:?cache=shared", memory, ":memory:", false),
+            ("file:", memory, ":memory:", false),
+            ("file:?mode=memory", memory, ":memory:", false),
+            ("file:shop?mode=memory&cache=shared", memory, ":memory:", false),
+            ("file:shop?cache=shared&mode=memory", memory, ":memory:", false),
+            ("file:shop?mode=%6demory", memory, ":memory:", false),
+            ("file:shop?mode=ro&mode=memory", memory, ":memory:", false),
+            ("sqlite://shop?mode=memory", memory, ":memory:", false),
+            ("file:shop?vfs=memdb", memory, ":memory:", false),
+            ("file:/shop?vfs=memdb", memory, "file:/shop?vfs=memdb", false),
+            (
+                "file:/srv/mode=memory/a.sqlite",
+                Some("/srv/mode=memory/a.sqlite"),
+                "file:/srv/mode=memory/a.sqlite",
+                false,
+            ),
+            ("file:/srv/a?note=mode=memory", Some("/srv/a"), "file:/srv/a?note=mode=memory", false),
+            ("file:/srv/a?xmode=memory", Some("/srv/a"), "file:/srv/a?xmode=memory", false),
+            ("file:/srv/a?mode=memory&mode=rwc", Some("/srv/a"), "file:/srv/a?mode=memory&mode=rwc", false),
+            ("file:/srv/a?mode=memoryless", Some("/srv/a"), "file:/srv/a?mode=memoryless", false),
+            ("file:/srv/a#?mode=memory", Some("/srv/a"), "file:/srv/a", false),
+            ("file:/srv/vfs=memdb", Some("/srv/vfs=memdb"), "file:/srv/vfs=memdb", false),
+            ("file:/srv/:memory:", Some("/srv/:memory:"), "file:/srv/:memory:", false),
+            ("file:/srv/a%20b%3fc", Some("/srv/a b?c"), "file:/srv/a%20b%3fc", false),
+            ("file:/srv/100%", Some("/srv/100%"), "file:/srv/100%", false),
+            ("file:///srv/a", Some("/srv/a"), "file:///srv/a", false),
+            ("file://localhost/srv/a", Some("/srv/a"), "file://localhost/srv/a", false),
+            ("sqlite:///srv/a%20b", Some("/srv/a b"), "file:/srv/a%20b", false),
+            ("sqlite:///srv/a?mode=ro", Some("/srv/a"), "file:/srv/a?mode=ro", true),
+            ("file:/srv/a?mode=ro", Some("/srv/a"), "file:/srv/a?mode=ro", true),
+            ("file:/srv/a?immutable=1", Some("/srv/a"), "file:/srv/a?immutable=1", true),
+            ("file:/srv/a?immutable=0", Some("/srv/a"), "file:/srv/a?immutable=0", false),
+            ("file:/srv/a?note=http://h/x", Some("/srv/a"), "file:/srv/a?note=http://h/x", false),
+            ("file:/srv/me@home/a?mode=ro", Some("/srv/me@home/a"), "file:/srv/me@home/a?mode=ro", true),
+            ("/srv/mode=memory.sqlite", Some("/srv/mode=memory.sqlite"), "/srv/mode=memory.sqlite", false),
+        ];
+        for (url, database, driver, read_only) in cases {
+            let target = Target::parse(url, Some(Kind::Sqlite)).expect(url);
+            let found = (Some(target.database.as_str()), target.url.as_str(), target.read_only);
+            assert_eq!(found, (*database, *driver, *read_only), "{url}");
+            assert_eq!(target.in_memory, *database == memory, "{url}");
+        }
+        for url in ["file://elsewhere/srv/a", "file:postgres://app@h/db"] {
+            Target::parse(url, Some(Kind::Sqlite)).expect_err(url);
+        }
     }
 
     proptest! {

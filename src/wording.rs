@@ -9,6 +9,14 @@ pub(crate) fn phrase(said: impl Display) -> String {
     visible(line.trim_end_matches('.'))
 }
 
+/// Writes one line to the log, whatever its parts hold: text of a migration, a panic or a server may have line breaks.
+macro_rules! log_line {
+    ($level:ident, $target:literal, $($text:tt)+) => {
+        log::$level!(target: $target, "{}", $crate::wording::phrase(format_args!($($text)+)))
+    };
+}
+pub(crate) use log_line;
+
 /// A name on one line, cut where it is longer than a name.
 pub(crate) fn name(name: &str) -> String {
     const LONGEST: usize = 100;

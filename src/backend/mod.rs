@@ -11,6 +11,9 @@ mod poison;
 mod postgres;
 pub(crate) mod sql_parts;
 mod sqlite;
+mod translations;
+#[cfg(test)]
+mod translations_tests;
 
 use std::any::TypeId;
 use std::time::Duration;
@@ -127,12 +130,12 @@ impl Kind {
         }
     }
 
-    /// Statements for a new connection, each sent by itself.
-    pub(crate) fn setup(self, config: &Config, in_memory: bool) -> Vec<String> {
+    /// Statements for a new connection, each sent by itself. `no_log`: it is a SQLite database that can have no write-ahead log.
+    pub(crate) fn setup(self, config: &Config, no_log: bool) -> Vec<String> {
         match self {
             Self::Postgres => postgres::setup(config),
             Self::Mysql => mysql::setup(config),
-            Self::Sqlite => sqlite::setup(config, in_memory),
+            Self::Sqlite => sqlite::setup(config, no_log),
         }
     }
 
@@ -145,14 +148,22 @@ impl Kind {
         }
     }
 
+    /// Whether a connection is used although a statement of its setup was refused.
+    pub(crate) fn goes_without(self, sql: &str, message: &str) -> bool {
+        self == Self::Sqlite && sqlite::goes_without(sql, message)
+    }
+
     /// What a failed connect means. In the message all white space is single blanks.
     pub(crate) fn classify(self, message: &str) -> ConnectErrorKind {
-        let known = match self {
-            Self::Postgres => postgres::CONNECT_ERRORS,
-            Self::Mysql => mysql::CONNECT_ERRORS,
-            Self::Sqlite => sqlite::CONNECT_ERRORS,
+        let (known, translated): (_, &[(&[&str], _)]) = match self {
+            Self::Postgres => (postgres::CONNECT_ERRORS, postgres::TRANSLATED_CONNECT_ERRORS),
+            Self::Mysql => (mysql::CONNECT_ERRORS, mysql::TRANSLATED_CONNECT_ERRORS),
+            Self::Sqlite => (sqlite::CONNECT_ERRORS, &[]),
         };
-        known.iter().find(|(text, _)| message.contains(text)).map_or(ConnectErrorKind::Other, |(_, kind)| *kind)
+        let english = known.iter().find(|(text, _)| message.contains(text)).map(|(_, kind)| *kind);
+        let other = || translated.iter().find(|(texts, _)| says(message, texts)).map(|(_, kind)| *kind);
+        let masked = || translated.iter().find(|(texts, _)| says_masked(message, texts)).map(|(_, kind)| *kind);
+        english.or_else(other).or_else(masked).unwrap_or(ConnectErrorKind::Other)
     }
 
     /// How many connections this process keeps open while some of them are idle, on a server that allows `capacity`: a quarter is
@@ -172,6 +183,15 @@ impl Kind {
         match self {
             Self::Postgres => Some(postgres::INTRODUCTION),
             Self::Mysql => Some(mysql::INTRODUCTION),
+            Self::Sqlite => None,
+        }
+    }
+
+    /// A query for the client's port of this session as the server sees it; NULL or no number for a local socket.
+    pub(crate) fn client_port(self) -> Option<&'static str> {
+        match self {
+            Self::Postgres => Some(postgres::CLIENT_PORT),
+            Self::Mysql => Some(mysql::CLIENT_PORT),
             Self::Sqlite => None,
         }
     }
@@ -248,6 +268,13 @@ impl Kind {
             Self::Mysql => Some(mysql::limit(limit)),
             Self::Sqlite => None,
         }
+    }
+
+    /// Limits the waits for other writers to what is left of a deadline, where the database has no limit for statements;
+    /// `None` for `remaining` goes back to what the configuration says.
+    pub(crate) fn limit_waits(self, remaining: Option<Duration>, config: &Config) -> Option<String> {
+        let most = config.lock_timeout.unwrap_or(BUSY);
+        (self == Self::Sqlite).then(|| sqlite::busy_timeout(remaining.map_or(most, |remaining| remaining.min(most))))
     }
 
     /// What has to be sent after a transaction so that the connection is as it was before.
@@ -329,8 +356,10 @@ impl Kind {
     /// Whether an error says that a lock was not to be had in time.
     pub(crate) fn is_lock_timeout(self, message: &str) -> bool {
         match self {
-            Self::Postgres => message.contains("lock timeout"),
-            Self::Mysql => message.contains("Lock wait timeout exceeded"),
+            Self::Postgres => message.contains("lock timeout") || says(message, translations::LOCK_TIMEOUT),
+            Self::Mysql => {
+                message.contains("Lock wait timeout exceeded") || says(message, translations::MARIADB_LOCK_TIMEOUT)
+            }
             Self::Sqlite => message.contains("is locked"),
         }
     }
@@ -352,7 +381,13 @@ impl Kind {
                     Self::Mysql => mysql::TRANSIENT_ERRORS,
                     Self::Sqlite => sqlite::TRANSIENT_ERRORS,
                 };
-                known.iter().any(|known| information.message().contains(known))
+                let translated: &[&[&str]] = match self {
+                    Self::Postgres => postgres::TRANSLATED_TRANSIENT_ERRORS,
+                    Self::Mysql => mysql::TRANSLATED_TRANSIENT_ERRORS,
+                    Self::Sqlite => &[],
+                };
+                let message = information.message();
+                known.iter().any(|known| message.contains(known)) || translated.iter().any(|texts| says(message, texts))
             }
             DieselError::RollbackErrorOnCommit { commit_error, .. } => self.is_transient(commit_error),
             _ => false,
@@ -473,6 +508,68 @@ pub(crate) fn has_hung_up<C: SessionConnection>(conn: &mut C) -> bool {
     false
 }
 
+/// Whether a message is one of those texts, in which `%` stands for whatever the server puts in.
+fn says(message: &str, texts: &[&str]) -> bool {
+    // Some translations have line breaks.
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    texts.iter().any(|text| {
+        let mut rest = message.as_str();
+        text.split('%').all(|part| match rest.find(part) {
+            Some(at) => {
+                rest = &rest[at + part.len()..];
+                true
+            }
+            None => false,
+        })
+    })
+}
+
+/// The same for a server whose locale has no letters but English ones, as in a cluster that was made with `--locale=C`: before a
+/// connection is there it sends a question mark for each of the others. A text of which nothing but question marks is left is
+/// not recognised.
+fn says_masked(message: &str, texts: &[&str]) -> bool {
+    let message = mask(message);
+    // Every text stands at the end, behind the word for `FATAL`.
+    let starts = message.match_indices(": ").map(|(at, colon)| at + colon.len()).chain([0]);
+    let starts: Vec<_> = starts.collect();
+    let is_telling = |text: &str| text.contains('%') || text.bytes().filter(u8::is_ascii_alphabetic).count() > 3;
+    texts.iter().map(|text| mask(text)).filter(|text| is_telling(text)).any(|text| {
+        starts.iter().any(|start| {
+            let (first, parts) = text.split_once('%').unwrap_or((&text, ""));
+            let Some(mut rest) = message[*start..].strip_prefix(first) else { return false };
+            let inserts = text.contains('%');
+            let (inner, last) = parts.rsplit_once('%').unwrap_or(("", parts));
+            for part in inner.split('%') {
+                match rest.find(part) {
+                    Some(at) => rest = &rest[at + part.len()..],
+                    None => return false,
+                }
+            }
+            if inserts { rest.ends_with(last) } else { rest.is_empty() }
+        })
+    })
+}
+
+/// A text as a locale without other letters shows it: glibc has replacements for punctuation.
+fn mask(text: &str) -> String {
+    let mut masked = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '«' => masked.push_str("<<"),
+            '»' => masked.push_str(">>"),
+            '“' | '”' => masked.push('"'),
+            '„' => masked.push_str(",,"),
+            '‘' | '’' => masked.push('\''),
+            '…' => masked.push_str("..."),
+            '–' | '—' => masked.push('-'),
+            c if c.is_ascii() => masked.push(c),
+            c if c.is_whitespace() => masked.push(' '),
+            _ => masked.push('?'),
+        }
+    }
+    masked
+}
+
 /// Whether the connection itself is lost.
 pub(crate) fn is_connection_lost(error: &DieselError) -> bool {
     match error {
@@ -491,6 +588,7 @@ pub(crate) fn is_connection_lost(error: &DieselError) -> bool {
             ]
             .iter()
             .any(|known| text.contains(known))
+                || says(text, translations::TERMINATED)
         }
         // An error nobody can name, after which not even a rollback is answered, may be the loss itself.
         DieselError::RollbackErrorOnCommit { commit_error, rollback_error } => {
@@ -512,7 +610,10 @@ pub(crate) fn is_empty_query(error: &DieselError) -> bool {
 pub(crate) fn is_deadlock(error: &DieselError) -> bool {
     match error {
         DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => true,
-        DieselError::DatabaseError(_, information) => information.message().contains("Deadlock found"),
+        DieselError::DatabaseError(_, information) => {
+            let message = information.message();
+            message.contains("Deadlock found") || says(message, translations::MARIADB_DEADLOCK)
+        }
         _ => false,
     }
 }

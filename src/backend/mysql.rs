@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use super::translations::{
+    MARIADB_AUTHENTICATION, MARIADB_CHANGED, MARIADB_DEADLOCK, MARIADB_LOCK_TIMEOUT, MARIADB_SERVER_FULL,
+    MARIADB_STARTING, MARIADB_UNKNOWN_DATABASE,
+};
 use super::{Beginning, millis};
 use crate::config::Config;
 use crate::connection::SessionConnection;
@@ -12,6 +16,7 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
     ("Access denied", ConnectErrorKind::Authentication),
     ("Unknown database", ConnectErrorKind::UnknownDatabase),
     ("Too many connections", ConnectErrorKind::ServerFull),
+    ("is not allowed to connect to this", ConnectErrorKind::Authentication),
     ("max_user_connections", ConnectErrorKind::ServerFull),
     ("Server shutdown in progress", ConnectErrorKind::Starting),
     ("connect to server on", ConnectErrorKind::Unreachable),
@@ -23,12 +28,26 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
     ("Lost connection", ConnectErrorKind::Unreachable),
 ];
 
+/// The same where the server speaks another language. On a connection that is there it speaks English: see [`setup`].
+pub(super) const TRANSLATED_CONNECT_ERRORS: &[(&[&str], ConnectErrorKind)] = &[
+    (MARIADB_SERVER_FULL, ConnectErrorKind::ServerFull),
+    (MARIADB_AUTHENTICATION, ConnectErrorKind::Authentication),
+    (MARIADB_UNKNOWN_DATABASE, ConnectErrorKind::UnknownDatabase),
+    (MARIADB_STARTING, ConnectErrorKind::Starting),
+];
+
 /// 1213, 1205 and 1020. Diesel knows the first by its number, of prepared statements.
 pub(super) const TRANSIENT_ERRORS: &[&str] =
     &["Deadlock found", "Lock wait timeout exceeded", "Record has changed since last read"];
 
+/// InnoDB's come in the language of the server, and not in that of the session.
+pub(super) const TRANSLATED_TRANSIENT_ERRORS: &[&[&str]] = &[MARIADB_DEADLOCK, MARIADB_LOCK_TIMEOUT, MARIADB_CHANGED];
+
 pub(super) const INTRODUCTION: &str = "SELECT CONCAT(CONNECTION_ID(), ' ', @@max_connections, ' ', \
      MD5(CONCAT_WS(' ', @@hostname, @@port, @@datadir)), ' unset ', IFNULL(DATABASE(), '')) AS value";
+
+pub(super) const CLIENT_PORT: &str =
+    "SELECT SUBSTRING_INDEX(host, ':', -1) AS value FROM information_schema.processlist WHERE id = CONNECTION_ID()";
 
 /// Without the right to see others' sessions these are the role's own.
 pub(super) const CENSUS: &str = "SELECT CONCAT(user, '@', SUBSTRING_INDEX(host, ':', 1), ' ', COUNT(*)) AS value \
@@ -117,7 +136,8 @@ const OF_A_SESSION: &str = ", SESSION foreign_key_checks = 1, SESSION unique_che
      SESSION sql_select_limit = 18446744073709551615";
 
 pub(super) fn setup(config: &Config) -> Vec<String> {
-    let mut settings = vec![format!("{REQUIRED}{OF_A_SESSION}")];
+    // Errors are told apart by their texts, and a session chooses their language.
+    let mut settings = vec![format!("{REQUIRED}{OF_A_SESSION}, SESSION lc_messages = 'en_US'")];
     settings.extend(config.statement_timeout.map(|time| limit(Some(time))));
     settings.extend(config.lock_timeout.map(lock_limit));
     vec![settings.join("; ")]

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use super::translations::{
+    AUTHENTICATION, DEADLOCK, SERIALIZATION_FAILURE, SERVER_FULL, STARTING, UNKNOWN_DATABASE, UNREACHABLE,
+};
 use super::{Beginning, millis};
 use crate::config::Config;
 use crate::connection::SessionConnection;
@@ -16,6 +19,7 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
     ("authentication failed", ConnectErrorKind::Authentication),
     ("no password supplied", ConnectErrorKind::Authentication),
     ("no pg_hba.conf entry", ConnectErrorKind::Authentication),
+    ("pg_hba.conf rejects connection", ConnectErrorKind::Authentication),
     ("permission denied for database", ConnectErrorKind::Authentication),
     ("is not permitted to log in", ConnectErrorKind::Authentication),
     ("too many clients", ConnectErrorKind::ServerFull),
@@ -31,6 +35,17 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
     ("server closed the connection unexpectedly", ConnectErrorKind::Unreachable),
     ("No route to host", ConnectErrorKind::Unreachable),
 ];
+
+/// The same where the server, or the client library, speaks another language.
+pub(super) const TRANSLATED_CONNECT_ERRORS: &[(&[&str], ConnectErrorKind)] = &[
+    (STARTING, ConnectErrorKind::Starting),
+    (SERVER_FULL, ConnectErrorKind::ServerFull),
+    (AUTHENTICATION, ConnectErrorKind::Authentication),
+    (UNKNOWN_DATABASE, ConnectErrorKind::UnknownDatabase),
+    (UNREACHABLE, ConnectErrorKind::Unreachable),
+];
+
+pub(super) const TRANSLATED_TRANSIENT_ERRORS: &[&[&str]] = &[DEADLOCK, SERIALIZATION_FAILURE];
 
 /// 40001 and 40P01. Diesel knows the first by its number, and of the second only the text.
 pub(super) const TRANSIENT_ERRORS: &[&str] = &["could not serialize access", "deadlock detected"];
@@ -64,6 +79,8 @@ pub(super) const INTRODUCTION: &str = concat!(
      AND pg_catalog.set_config('client_connection_check_interval', '10000', false) IS NOT NULL THEN 'set' ELSE 'unset' END, \
      pg_catalog.current_database()) AS value"
 );
+
+pub(super) const CLIENT_PORT: &str = "SELECT pg_catalog.inet_client_port()::pg_catalog.text AS value";
 
 pub(super) const CLIENT_CHECK: &str = "SET client_connection_check_interval = 10000";
 

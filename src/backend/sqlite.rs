@@ -33,17 +33,25 @@ pub(crate) const BUSY: Duration = Duration::from_secs(5);
 /// The same while a connection is being set up.
 const BUSY_AT_FIRST: Duration = Duration::from_millis(100);
 
-pub(super) fn setup(config: &Config, in_memory: bool) -> Vec<String> {
+pub(super) fn setup(config: &Config, no_log: bool) -> Vec<String> {
     // A busy timeout comes first, because the others may have to wait; each by itself, because a batch stops at the first
     // statement that is refused. A new connection does not wait long for a locked file: it is the caller who tries again,
     // and the helper thread is free for other files meanwhile.
     let mut statements = vec![busy_timeout(BUSY_AT_FIRST), "PRAGMA foreign_keys = 1".into()];
-    if config.wal && !in_memory {
-        statements.push("PRAGMA journal_mode = WAL".into());
+    if config.wal && !no_log {
+        statements.push(WAL.into());
         statements.push("PRAGMA synchronous = NORMAL".into());
     }
     statements.push(busy_timeout(config.lock_timeout.unwrap_or(BUSY)));
     statements
+}
+
+const WAL: &str = "PRAGMA journal_mode = WAL";
+
+/// Whether a connection is used without a statement of its setup that was refused with that message: of a file that cannot be
+/// written the journal stays what it is.
+pub(super) fn goes_without(sql: &str, message: &str) -> bool {
+    sql == WAL && message.contains("attempt to write a readonly database")
 }
 
 pub(super) fn busy_timeout(limit: Duration) -> String {

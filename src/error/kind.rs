@@ -21,7 +21,9 @@ pub enum ConnectErrorKind {
 impl ConnectErrorKind {
     pub(super) fn advice(self, server: &str) -> &'static str {
         match self {
-            Self::Unreachable if server.starts_with("SQLite") => "Check that the folder exists and may be written to",
+            Self::Unreachable if server.starts_with("SQLite") => {
+                "Check the path, and that the folder may be written to"
+            }
             Self::Authentication => "Check user, password and pg_hba.conf or grants",
             Self::Other => "This is the driver's text or, with `Database::connect_with`, the program's own",
             Self::ServerFull => {

@@ -124,7 +124,10 @@ impl Error {
             | Self::ConnectTimeout { .. }
             | Self::LockTimeout { .. } => true,
             Self::ConnectionLost { in_transaction, .. } => *in_transaction,
-            Self::Connect { kind, .. } => kind.is_transient() || *kind == ConnectErrorKind::Unreachable,
+            // A file that cannot be opened will not be there by itself.
+            Self::Connect { kind, server, .. } => {
+                kind.is_transient() || *kind == ConnectErrorKind::Unreachable && !server.starts_with("SQLite")
+            }
             Self::Query { source, .. } => crate::backend::is_transient(source),
             Self::Autoflush { source, .. } => source.is_transient(),
             _ => false,

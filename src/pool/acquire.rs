@@ -70,7 +70,7 @@ impl<C: SessionConnection> Pool<C> {
                 self.find_idle(&mut permit);
             }
             let ready = match (self.alive(permit, deadline), self.spec.on_checkout) {
-                (Some(permit), Some(hook)) => self.greeted(permit, hook)?,
+                (Some(permit), Some(hook)) => self.greeted(permit, hook, limit)?,
                 (alive, _) => alive,
             };
             if let Some(mut permit) = ready {

@@ -120,7 +120,11 @@ impl<C: SessionConnection> Pool<C> {
             ConnectErrorKind::Unreachable | ConnectErrorKind::Starting if self.spec.target.kind.can_go_stale() => {
                 if presence.went_away(failure.clone()) {
                     let (server, message) = (&self.spec.target.shown, &failure.message);
-                    log::warn!(target: "diesel_session::pool", "{server} is away: {message}; it is asked again until it answers");
+                    crate::wording::log_line!(
+                        warn,
+                        "diesel_session::pool",
+                        "{server} is away: {message}; it is asked again until it answers"
+                    );
                 }
                 drop(probe);
                 Ok(())
@@ -320,14 +324,14 @@ impl<C: SessionConnection> Pool<C> {
         let mut stored = Box::new(slot.map_err(|error| self.manager.failure(&format!("r2d2 made no room: {error}")))?);
         **stored = Slot::Live(self.manager.make(share)?);
         self.answers();
-        log::debug!(target: "diesel_session::pool", "app `{}` has opened a connection", self.spec.app);
+        crate::wording::log_line!(debug, "diesel_session::pool", "app `{}` has opened a connection", self.spec.app);
         Ok(stored)
     }
 
     /// The server has answered, whatever it said.
     fn answers(&self) {
         if self.server.presence().is_back() {
-            log::info!(target: "diesel_session::pool", "{} is back", self.spec.target.shown);
+            crate::wording::log_line!(info, "diesel_session::pool", "{} is back", self.spec.target.shown);
         }
     }
 
@@ -353,7 +357,7 @@ impl<C: SessionConnection> Pool<C> {
         if kind == ConnectErrorKind::ServerFull {
             message.push_str(&self.server.occupants());
         }
-        log::debug!(target: "diesel_session::pool", "app `{}` cannot connect: {message}", self.spec.app);
+        crate::wording::log_line!(debug, "diesel_session::pool", "app `{}` cannot connect: {message}", self.spec.app);
         let (app, server) = (self.spec.app.to_string(), self.spec.target.shown.clone());
         Error::Connect { app, server, kind, message, at: wish.place }
     }

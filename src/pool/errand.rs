@@ -3,12 +3,13 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::gate::Permit;
 use super::lease::{discard, live};
 use super::manager::Live;
 use super::server::is_helper;
+use super::watchdog::GRACE;
 use super::{Pool, Stored};
 use crate::connection::SessionConnection;
 
@@ -54,8 +55,9 @@ impl<C: SessionConnection> Pool<C> {
         self.control.suspect.fetch_add(1, Ordering::AcqRel);
         // From here on the helper thread is not kept waiting: the program's log may take its time.
         drop(answered);
-        log::warn!(
-            target: "diesel_session::pool",
+        crate::wording::log_line!(
+            warn,
+            "diesel_session::pool",
             "app `{}`: a connection to {} {what} within {patience:?}; it is closed when it answers",
             self.spec.app,
             self.spec.target.shown
@@ -83,9 +85,15 @@ impl<C: SessionConnection> Pool<C> {
         if may_hang { server.help(close) } else { close() }
     }
 
-    /// Closes the connection, waiting no longer than for a connect.
-    pub(super) fn dismiss(&self, permit: Permit<Stored<C>>) {
-        self.dismiss_within(permit, self.spec.config.connect_timeout);
+    /// Closes the connection, waiting no longer than for a connect, nor beyond the end of a scope's time.
+    pub(super) fn dismiss(&self, permit: Permit<Stored<C>>, until: Option<Instant>) {
+        self.dismiss_within(permit, self.patience(until));
+    }
+
+    /// How long a checkin waits for a helper thread.
+    pub(super) fn patience(&self, until: Option<Instant>) -> Duration {
+        let most = self.spec.config.connect_timeout;
+        until.map_or(most, |until| most.min(until.saturating_duration_since(Instant::now()) + GRACE))
     }
 
     /// Closes the connection, waiting no longer than `patience`.

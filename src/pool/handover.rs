@@ -2,13 +2,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::QueryResult;
 
 use super::gate::Permit;
 use super::lease::{discard, live};
 use super::manager::Live;
+use super::watchdog::{GRACE, Watched};
 use super::witness::{Reading, Watch};
 use super::{Pool, Stored};
 use crate::backend::{self, Beginning, Kind, Question};
@@ -20,7 +21,7 @@ use crate::spec::Spec;
 impl<C: SessionConnection> Pool<C> {
     /// Takes back a connection that may stay: cleans it where that is due, tells the program, and closes it where either fails.
     /// Whoever returns it waits for that, so that a lock of the session is gone when `commit` has returned.
-    pub(super) fn tidy(&self, mut permit: Permit<Stored<C>>) {
+    pub(super) fn tidy(&self, mut permit: Permit<Stored<C>>, until: Option<Instant>) {
         let (config, kind) = (&self.spec.config, self.spec.target.kind);
         let due = match config.reset {
             Reset::WhenLent => live(&mut permit).may_have_leftovers(),
@@ -28,10 +29,11 @@ impl<C: SessionConnection> Pool<C> {
             Reset::Never => false,
         };
         if due && !kind.can_reset() {
-            self.dismiss(permit);
+            self.dismiss(permit, until);
             return;
         }
-        let left = if due || self.spec.on_checkin.is_some() { self.make_ready(permit, due) } else { Some(permit) };
+        let left =
+            if due || self.spec.on_checkin.is_some() { self.make_ready(permit, due, until) } else { Some(permit) };
         let closed = left.as_ref().is_none_or(|permit| permit.item.is_none());
         drop(left);
         if closed {
@@ -40,7 +42,12 @@ impl<C: SessionConnection> Pool<C> {
         self.serve_others();
     }
 
-    fn make_ready(&self, mut permit: Permit<Stored<C>>, reset: bool) -> Option<Permit<Stored<C>>> {
+    fn make_ready(
+        &self,
+        mut permit: Permit<Stored<C>>,
+        reset: bool,
+        until: Option<Instant>,
+    ) -> Option<Permit<Stored<C>>> {
         let spec = Arc::clone(&self.spec);
         let call = move |live: &mut Live<C>| {
             let outcome = if reset { live.reset(&spec) } else { Ok(()) };
@@ -52,16 +59,27 @@ impl<C: SessionConnection> Pool<C> {
                 Ok(()) => true,
                 Err((what, Failure { message, .. })) => {
                     let (app, message) = (&spec.app, spec.target.scrub(&message));
-                    log::warn!(target: "diesel_session::pool", "app `{app}`: {what} failed on a connection that came back, so it is closed: {message}");
+                    crate::wording::log_line!(
+                        warn,
+                        "diesel_session::pool",
+                        "app `{app}`: {what} failed on a connection that came back, so it is closed: {message}"
+                    );
                     false
                 }
             }
         };
         if self.spec.target.kind.can_go_stale() {
-            let patience = self.spec.config.connect_timeout;
+            let patience = self.patience(until);
             // Where all helpers hang, another who waits for one would wait in vain.
-            let patience = if self.server.is_stuck(patience) { Duration::ZERO } else { patience };
-            return self.errand(permit, patience, "could not be cleaned for the next borrower", call);
+            let patience =
+                if self.server.is_stuck(self.spec.config.connect_timeout) { Duration::ZERO } else { patience };
+            let socket = live(&mut permit).socket.filter(|_| until.is_some());
+            let left = self.errand(permit, patience, "could not be cleaned for the next borrower", call);
+            if let (None, Some(socket)) = (&left, socket) {
+                // The worker thread is free again, and the connection is closed.
+                socket.cut();
+            }
+            return left;
         }
         if !call(live(&mut permit)) {
             discard(&mut permit);
@@ -75,13 +93,20 @@ impl<C: SessionConnection> Pool<C> {
         &self,
         mut permit: Permit<Stored<C>>,
         hook: fn(&mut C) -> QueryResult<()>,
+        until: Option<Instant>,
     ) -> Result<Option<Permit<Stored<C>>>> {
         let live = live(&mut permit);
         let was_idle = !live.unused;
-        let Err(Failure { message, lost }) = live.run_hook(hook, self.spec.target.kind) else {
-            return Ok(Some(permit));
+        let end = until.and_then(|until| until.max(Instant::now()).checked_add(GRACE));
+        let watched = live.socket.zip(end).map(|(socket, end)| Watched::begin(socket, end));
+        let outcome = live.run_hook(hook, self.spec.target.kind);
+        let cut = watched.is_some_and(|watched| watched.was_cut());
+        let Failure { message, lost } = match outcome {
+            Ok(()) if !cut => return Ok(Some(permit)),
+            Ok(()) => Failure { message: "it went on beyond the scope's deadline".into(), lost: true },
+            Err(failure) => Failure { lost: failure.lost || cut, ..failure },
         };
-        self.dismiss(permit);
+        self.dismiss(permit, until);
         if lost {
             self.server.presence().doubt();
         }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::socket::Socket;
 use crate::backend::Kind;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
@@ -32,6 +33,8 @@ pub(crate) struct Lane<C> {
     schema_changed: AtomicBool,
     /// Something was set on it that outlives the transaction.
     soiled: AtomicBool,
+    /// The connection's socket, if that is known.
+    socket: Mutex<Option<Socket>>,
 }
 
 /// Where the connection is.
@@ -70,6 +73,7 @@ impl<C> Lane<C> {
             had_orphans: AtomicBool::new(false),
             schema_changed: AtomicBool::new(false),
             soiled: AtomicBool::new(false),
+            socket: Mutex::default(),
         }
     }
 
@@ -116,6 +120,15 @@ impl<C> Lane<C> {
             return None;
         }
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn socket(&self) -> Option<Socket> {
+        *self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection has that socket.
+    pub(super) fn has_socket(&self, socket: Option<Socket>) {
+        *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = socket;
     }
 
     pub(crate) fn schema_changes(&self) {

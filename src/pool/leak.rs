@@ -12,6 +12,7 @@ use super::gate::Gate;
 use super::ledger::Holder;
 use super::manager::Control;
 use super::server::{Server, begins_to_help};
+use super::upkeep::SHORTEST_PAUSE;
 use crate::connection::SessionConnection;
 use crate::wording::phrase;
 
@@ -34,7 +35,7 @@ fn look_after<T: Send + 'static>(
     server: &Arc<Server>,
 ) {
     let pool = (Arc::downgrade(gate), Arc::downgrade(control), Arc::downgrade(server));
-    server.threads().execute_after(pause, move || {
+    server.threads().execute_after(pause.max(SHORTEST_PAUSE), move || {
         begins_to_help();
         let (gate, control, server) = (pool.0.upgrade(), pool.1.upgrade(), pool.2.upgrade());
         let (Some(gate), Some(control), Some(server)) = (gate, control, server) else { return };
@@ -54,12 +55,12 @@ impl Holder {
         let told = phrase(format_args!(
             "a connection is held for longer than `Config::leak_threshold`, and may have been forgotten: {self}"
         ));
-        log::warn!(target: "diesel_session::leak", "{told}");
+        crate::wording::log_line!(warn, "diesel_session::leak", "{told}");
     }
 
     /// Told of those only that were overdue.
     pub(super) fn is_back(&self) {
         let told = phrase(format_args!("a connection that was held for too long has come back: {self}"));
-        log::info!(target: "diesel_session::leak", "{told}");
+        crate::wording::log_line!(info, "diesel_session::leak", "{told}");
     }
 }

@@ -1,6 +1,7 @@
 //! A connection on loan.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::gate::Permit;
 use super::manager::{Live, Slot};
@@ -15,12 +16,14 @@ pub(crate) struct Lease<C: SessionConnection> {
     pool: Arc<Pool<C>>,
     /// Whose it is has been looked at a moment ago.
     is_own: bool,
+    /// The end of the scope's time: its return waits for nothing beyond that.
+    until: Option<Instant>,
 }
 
 impl<C: SessionConnection> Lease<C> {
     /// The connection on `permit` is live.
     pub(super) fn new(permit: Permit<Stored<C>>, pool: Arc<Pool<C>>) -> Self {
-        Self { permit: Some(permit), pool, is_own: false }
+        Self { permit: Some(permit), pool, is_own: false, until: None }
     }
 
     #[inline]
@@ -67,6 +70,11 @@ impl<C: SessionConnection> Lease<C> {
         self.pool.is_inherited()
     }
 
+    /// The scope's time ends then.
+    pub(crate) fn returns_by(&mut self, end: Instant) {
+        self.until = Some(end);
+    }
+
     /// Gives it back. That it is not inherited has just been asked.
     pub(crate) fn give_back(mut self) {
         self.is_own = true;
@@ -93,9 +101,9 @@ impl<C: SessionConnection> Drop for Lease<C> {
             self.pool.server.presence().doubt();
         }
         if self.pool.control.must_close(live) || !self.pool.is_of_a_test() && self.pool.is_needed_elsewhere() {
-            self.pool.dismiss(permit);
+            self.pool.dismiss(permit, self.until);
         } else if live.may_have_leftovers() || self.pool.tidies_all {
-            self.pool.tidy(permit);
+            self.pool.tidy(permit, self.until);
         } else {
             drop(permit);
             self.pool.serve_others();

@@ -19,6 +19,7 @@ use super::budget::Share;
 use super::generation::{Generation, Seen};
 use super::lane::{Held, Parked};
 use super::server::Server;
+use super::socket::{Search, Socket};
 use super::witness::{Watch, Witness};
 use crate::backend::{Kind, Poison};
 use crate::connection::SessionConnection;
@@ -62,6 +63,10 @@ pub(crate) struct Live<C> {
     pub(super) session: Option<u64>,
     /// The server was told to look for its client while it runs a statement.
     pub(super) checks_client: bool,
+    /// The socket under it, if that is known.
+    pub(crate) socket: Option<Socket>,
+    /// Its socket was cut at the end of a scope's time.
+    pub(crate) cut: bool,
     /// It has not been lent yet.
     pub(super) unused: bool,
     /// The doubts about its server when it was last proven sound.
@@ -125,6 +130,9 @@ impl<C> Live<C> {
 impl<C> Drop for Live<C> {
     /// Before the connection itself is dropped.
     fn drop(&mut self) {
+        if let Some(socket) = self.socket.filter(|_| self.conn.lane().is_none()) {
+            socket.forget();
+        }
         if let Some(lane) = self.conn.lane().filter(|_| self.doomed || self.lost) {
             let cause =
                 if self.lost { "its connection was lost" } else { "its connection was left in an unknown state" };
@@ -147,7 +155,11 @@ impl<C> Drop for Live<C> {
         }));
         if let Err(panic) = outcome {
             let message = crate::panic_message(&*panic);
-            log::warn!(target: "diesel_session::pool", "hook `on_close` panicked: {message}; the connection is closed all the same");
+            crate::wording::log_line!(
+                warn,
+                "diesel_session::pool",
+                "hook `on_close` panicked: {message}; the connection is closed all the same"
+            );
         }
     }
 }
@@ -232,7 +244,7 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::AcqRel);
         self.0.closings.fetch_add(1, Ordering::AcqRel);
-        log::debug!(target: "diesel_session::pool", "app `{}` has closed a connection", self.1);
+        crate::wording::log_line!(debug, "diesel_session::pool", "app `{}` has closed a connection", self.1);
     }
 }
 
@@ -271,7 +283,7 @@ impl<C: SessionConnection> Manager<C> {
     ) -> Self {
         let target = &spec.target;
         let url = if target.in_memory {
-            crate::backend::memory_url()
+            target.shared_memory().map_or_else(crate::backend::memory_url, str::to_owned)
         } else {
             target.kind.driver_url(target, &spec.config, &spec.app)
         };
@@ -296,20 +308,28 @@ impl<C: SessionConnection> Manager<C> {
         let doubts = self.server.presence().doubts();
         let place = self.server.room().try_take();
         let lane = spec.lane.as_ref();
-        let establish = || self.establish().map_err(|error| self.failure(&error.to_string()));
-        let conn = match lane.map(|lane| lane.take()) {
+        let establish = || self.establish_and_find().map_err(|error| self.failure(&error.to_string()));
+        let (conn, socket) = match lane.map(|lane| lane.take()) {
             None => establish()?,
-            Some(Parked::Here(conn)) => conn,
+            Some(Parked::Here(conn)) => (conn, lane.and_then(|lane| lane.socket())),
             Some(Parked::Nowhere) => establish().inspect_err(|_| spec.lane.iter().for_each(|lane| lane.not_made()))?,
             Some(Parked::Lent) => return Err(self.failure("another pool still has the one connection of this test")),
         };
+        if let Some(lane) = lane {
+            lane.has_socket(socket);
+        }
         // From here on it is parked wherever this ends.
         let mut conn = Held::new(conn, lane.cloned());
         // It was prepared by an earlier pool of this test, and inside of a transaction some settings cannot be made.
         let is_set_up = lane.is_some_and(|lane| lane.has_begun());
+        let no_log = spec.target.in_memory || spec.target.read_only;
         let witness = Arc::new(Witness::new(spec.target.kind, lane.is_some()));
-        for sql in spec.target.kind.setup(&spec.config, spec.target.in_memory).into_iter().filter(|_| !is_set_up) {
+        for sql in spec.target.kind.setup(&spec.config, no_log).into_iter().filter(|_| !is_set_up) {
             conn.batch_execute(&sql)
+                .or_else(|error| match spec.target.kind.goes_without(&sql, &error.to_string()) {
+                    true => Ok(()),
+                    false => Err(error),
+                })
                 .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
         }
         if let Some(share) = &mut share {
@@ -359,6 +379,8 @@ impl<C: SessionConnection> Manager<C> {
             unused: true,
             session,
             checks_client,
+            socket,
+            cut: false,
             doubts,
             retired: false,
             lost: false,
@@ -366,6 +388,27 @@ impl<C: SessionConnection> Manager<C> {
             _counted: Counted::new(&self.control, &spec.app),
             _shares: (place, share),
         })
+    }
+
+    /// A connection, and the socket under it if that can be told.
+    fn establish_and_find(&self) -> ConnectionResult<(C, Option<Socket>)> {
+        let (target, kind) = (&self.spec.target, self.spec.target.kind);
+        let Some(question) = kind.client_port() else { return Ok((self.establish()?, None)) };
+        let search = Search::begin(target);
+        let mut conn = self.establish()?;
+        let socket = search.end(target, || {
+            let answer = conn.texts(question).ok()?.into_iter().next().flatten()?;
+            answer.parse().ok()
+        });
+        if socket.is_none() {
+            let app = &self.spec.app;
+            crate::wording::log_line!(
+                debug,
+                "diesel_session::pool",
+                "app `{app}`: the socket of a new connection is not known, so a deadline cannot cut it"
+            );
+        }
+        Ok((conn, socket))
     }
 
     fn establish(&self) -> ConnectionResult<C> {
@@ -414,6 +457,11 @@ impl<C: SessionConnection> Manager<C> {
             message.push_str(
                 "; an enum of connections tells no reason: give `Database::connect_with` a function that does",
             );
+        }
+        if kind == ConnectErrorKind::Unreachable
+            && let Some(cause) = self.spec.target.why_no_file()
+        {
+            message = format!("{message}: {cause}");
         }
         ConnectFailure { kind, message }
     }

@@ -27,10 +27,12 @@ mod order;
 mod outage;
 mod resident;
 mod server;
+mod socket;
 mod status;
 mod sync;
 mod upkeep;
 mod waits;
+mod watchdog;
 mod witness;
 mod writers;
 
@@ -49,6 +51,7 @@ pub use ledger::{Holder, Holders};
 pub(crate) use limit::Limit;
 use manager::Control;
 pub use status::AppStatus;
+pub(crate) use watchdog::{GRACE, Watched};
 pub(crate) use witness::{Notes, Reading, Witness};
 
 use crate::config::Reset;

@@ -83,7 +83,12 @@ impl<C: SessionConnection> Resident for Pool<C> {
         if permit.item.is_none() {
             return false;
         }
-        log::debug!(target: "diesel_session::pool", "app `{}`: an idle connection makes room for another application", self.spec.app);
+        crate::wording::log_line!(
+            debug,
+            "diesel_session::pool",
+            "app `{}`: an idle connection makes room for another application",
+            self.spec.app
+        );
         self.close_soon(permit);
         true
     }

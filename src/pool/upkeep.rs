@@ -10,6 +10,9 @@ use super::manager::Slot;
 use super::server::begins_to_help;
 use crate::connection::SessionConnection;
 
+/// The shortest pause between two looks at the connections of a pool, however short the configured times are.
+pub(super) const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
+
 impl<C: SessionConnection> Pool<C> {
     /// Closes what has been idle, or has lived, for too long, and comes again when the next is due.
     pub(super) fn age(self: &Arc<Self>) {
@@ -19,7 +22,7 @@ impl<C: SessionConnection> Pool<C> {
             return;
         }
         let pool = Arc::downgrade(self);
-        self.server.threads().execute_after(idle_timeout, move || {
+        self.server.threads().execute_after(idle_timeout.max(SHORTEST_PAUSE), move || {
             begins_to_help();
             let Some(pool) = pool.upgrade() else { return };
             pool.ageing.store(false, Ordering::Release);

@@ -375,8 +375,13 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         drop(self.lease);
         let (app, done) = (self.app.id(), list(&self.done));
         match &outcome {
-            Ok(()) => log::info!(target: "diesel_session::schema", "app `{app}`: {} is done: {done}", self.operation),
-            Err(error) => log::warn!(target: "diesel_session::schema", "{error}"),
+            Ok(()) => crate::wording::log_line!(
+                info,
+                "diesel_session::schema",
+                "app `{app}`: {} is done: {done}",
+                self.operation
+            ),
+            Err(error) => crate::wording::log_line!(warn, "diesel_session::schema", "{error}"),
         }
         outcome.map(|()| self.done)
     }

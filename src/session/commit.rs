@@ -42,6 +42,7 @@ impl<C: SessionConnection> Core<C> {
             self.spoil("a savepoint in it was not closed".into(), at, true);
             self.check_spoiled()?;
         }
+        self.limit_waits(at)?;
         let resolver = match self.resolver() {
             Ok(resolver) => resolver,
             Err(error) => {

@@ -273,7 +273,7 @@ impl<C: SessionConnection> Shared<C> {
         if let Some(changes) = changes
             && let Err(error) = self.tell("after_rollback", &changes, hook)
         {
-            log::warn!(target: "diesel_session::session", "after a rollback: {}", text_of(&error));
+            crate::wording::log_line!(warn, "diesel_session::session", "after a rollback: {}", text_of(&error));
         }
     }
 

@@ -156,7 +156,7 @@ fn run_all(hook: &'static str, committed: bool, hooks: Vec<After>) -> Result<()>
     for run in hooks {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
             let message = message_of(panic);
-            log::warn!(target: "diesel_session::session", "a {hook} hook panicked: {}", phrase(&message));
+            crate::wording::log_line!(warn, "diesel_session::session", "a {hook} hook panicked: {}", phrase(&message));
             if first.is_ok() {
                 first = Err(Error::HookFailed { hook, committed, message });
             }

@@ -153,7 +153,11 @@ impl<C: SessionConnection> Session<C> {
                 self.0.undo_since(retrying.mark, at);
             }
             let app = self.0.app().id();
-            log::debug!(target: "diesel_session::session", "app `{app}`: attempt {attempt} of the `retry` at {at} is to be repeated in {pause:?}");
+            crate::wording::log_line!(
+                debug,
+                "diesel_session::session",
+                "app `{app}`: attempt {attempt} of the `retry` at {at} is to be repeated in {pause:?}"
+            );
             std::thread::sleep(pause);
         }
     }

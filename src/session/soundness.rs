@@ -26,7 +26,7 @@ const SILENT: &str =
 impl<C: SessionConnection> Core<C> {
     /// Compares what the session believes with what the connection went through, and with how the statement ended: errors
     /// that come while rows are read are not seen by the instrumentation of every database.
-    pub(super) fn settle(&mut self, access: Access, at: Place, failure: Option<&diesel::result::Error>) {
+    pub(super) fn settle_now(&mut self, access: Access, at: Place, failure: Option<&diesel::result::Error>) {
         let kind = self.kind();
         let Some(lease) = self.lease.as_mut() else { return };
         let live = lease.live();

@@ -14,9 +14,12 @@ use crate::app::App;
 use crate::backend::{self, Beginning, Kind, Poison};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
-use crate::pool::{Lease, Permit};
+use crate::pool::{GRACE, Lease, Permit, Watched};
 use crate::recorder::For;
 use crate::settings::{Isolation, Mode, Settings};
+
+/// By how much the limit that the server was told may exceed the time that is left: at least and at most.
+const LIMIT_SLACK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 
 /// What a statement may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +52,8 @@ pub(crate) struct Core<C: SessionConnection> {
     pub(super) spoiled: Option<Spoiled>,
     /// The statement limit the server was told last.
     limit_sent: Option<Duration>,
+    /// The time that SQLite was last told to wait for other writers at most.
+    waits_limited: Option<Duration>,
     /// What lets the connection write again, where a read-only session had to forbid it.
     unguard: Option<&'static str>,
     /// Where the last statement was sent from.
@@ -65,6 +70,8 @@ pub(crate) struct Core<C: SessionConnection> {
     pub(super) swallowed: Option<(String, Place)>,
     /// The transaction that has begun is that of one statement, in a test that is rolled back.
     pub(super) wrap: Option<Access>,
+    /// The connection is out of the session, and is cut at the deadline.
+    pub(super) lent: Option<Watched>,
 }
 
 impl<C: SessionConnection> Core<C> {
@@ -78,6 +85,7 @@ impl<C: SessionConnection> Core<C> {
             levels: 0,
             spoiled: None,
             limit_sent: None,
+            waits_limited: None,
             unguard: None,
             sent_at: None,
             rollbacks: 0,
@@ -86,6 +94,7 @@ impl<C: SessionConnection> Core<C> {
             has_raw_savepoint: false,
             swallowed: None,
             wrap: None,
+            lent: None,
         }
     }
 
@@ -167,6 +176,7 @@ impl<C: SessionConnection> Core<C> {
             Phase::Begun(_) => {
                 self.not_inherited(at)?;
                 self.renew_limit(at)?;
+                self.limit_waits(at)?;
                 return self.guard(access, at);
             }
             _ if self.is_wrapped(access) => {
@@ -201,7 +211,7 @@ impl<C: SessionConnection> Core<C> {
                     }
                 }
             }
-            let limited = self.limit_session(at);
+            let limited = self.limit_session(at).and_then(|()| self.limit_waits(at));
             if limited.is_err() {
                 self.rest();
             }
@@ -210,7 +220,7 @@ impl<C: SessionConnection> Core<C> {
             if !self.is_active() {
                 self.phase = Phase::Reading(at);
             }
-            Ok(())
+            self.limit_waits(at)
         }
     }
 
@@ -247,6 +257,10 @@ impl<C: SessionConnection> Core<C> {
                     return Err(error);
                 }
             }
+            if let Err(error) = self.limit_waits(at) {
+                self.rest();
+                return Err(error);
+            }
             let how = self.beginning();
             let kind = self.kind();
             let inside = self.lane().is_some();
@@ -265,10 +279,14 @@ impl<C: SessionConnection> Core<C> {
                     return Ok(());
                 }
                 Err(error) => {
+                    let late = self.deadline_passed(at);
                     self.doom();
                     self.release();
                     tries += 1;
                     let lost = backend::is_connection_lost(&error);
+                    if let Some(late) = late.filter(|_| lost) {
+                        return Err(late);
+                    }
                     if lost && tries > self.app.spec().config.max_size {
                         return Err(Error::lost(self.app.id(), error, true, at));
                     } else if !lost {
@@ -389,12 +407,46 @@ impl<C: SessionConnection> Core<C> {
     }
 
     pub(super) fn send<T>(&mut self, send: impl FnOnce(&mut C) -> QueryResult<T>) -> QueryResult<T> {
+        let watched = self.watch_call();
         let live = self.lease.as_mut().expect("prepared: there is a lease").live();
         // Until it returns: code that panics leaves a connection in a state nobody knows.
         let doomed = std::mem::replace(&mut live.doomed, true);
         let outcome = send(&mut live.conn);
         live.doomed = doomed;
+        self.call_returned(watched);
         outcome
+    }
+
+    /// Cuts the connection if the driver call that follows goes on beyond the scope's deadline, and beyond the limit that the
+    /// server was told.
+    pub(super) fn watch_call(&mut self) -> Option<Watched> {
+        let deadline = self.settings.deadline?;
+        let socket = self.lease.as_mut()?.live().socket?;
+        let now = Instant::now();
+        let by_server = self.limit_sent.and_then(|limit| now.checked_add(limit)).unwrap_or(now);
+        let end = deadline.end.max(now).max(by_server.min(deadline.end.checked_add(LIMIT_SLACK.1)?));
+        Some(Watched::begin(socket, end.checked_add(GRACE)?))
+    }
+
+    /// [`settle_now`](Self::settle_now), which may ask the database.
+    pub(super) fn settle(&mut self, access: Access, at: Place, failure: Option<&diesel::result::Error>) {
+        let watched = self.watch_call();
+        self.settle_now(access, at, failure);
+        self.call_returned(watched);
+    }
+
+    /// After the driver call that [`watch_call`](Self::watch_call) watches.
+    pub(super) fn call_returned(&mut self, watched: Option<Watched>) {
+        if !watched.is_some_and(|watched| watched.was_cut()) {
+            return;
+        }
+        let Some(lease) = self.lease.as_mut() else { return };
+        let live = lease.live();
+        (live.cut, live.lost, live.doomed) = (true, true, true);
+        let at = self.sent_at.unwrap_or(std::panic::Location::caller());
+        if matches!(self.phase, Phase::Begun(_)) {
+            self.spoil("its connection was closed at the scope's deadline".into(), at, true);
+        }
     }
 
     /// Between two statements of an autocommit session it holds nothing.
@@ -417,11 +469,21 @@ impl<C: SessionConnection> Core<C> {
 
     fn take(&self, at: Place, in_transaction: bool) -> Result<Lease<C>> {
         let now = Instant::now();
-        self.app.pool_at(now)?.acquire_since(now, at, in_transaction, self.limit())
+        let mut lease = self.app.pool_at(now)?.acquire_since(now, at, in_transaction, self.limit())?;
+        if let Some(limit) = self.limit() {
+            lease.returns_by(limit);
+        }
+        Ok(lease)
     }
 
     /// After [`not_inherited`](Self::not_inherited).
     pub(super) fn release(&mut self) {
+        if self.waits_limited.take().is_some()
+            && self.lease.is_some()
+            && let Some(sql) = self.kind().limit_waits(None, &self.app.spec().config)
+        {
+            self.send_restoring(&sql);
+        }
         self.forget_notes();
         if let Some(lease) = self.lease.take() {
             lease.give_back();
@@ -472,22 +534,36 @@ impl<C: SessionConnection> Core<C> {
     pub(super) fn check(&mut self, at: Place) -> Result<()> {
         self.notice_panic(at);
         self.check_spoiled()?;
-        match self.settings.deadline {
-            Some(deadline) if Instant::now() >= deadline.end => {
-                Err(Error::DeadlineExceeded { limit: deadline.limit, at })
-            }
-            _ => Ok(()),
-        }
+        self.deadline_passed(at).map_or(Ok(()), Err)
+    }
+
+    /// The error if the scope's time is over.
+    fn deadline_passed(&self, at: Place) -> Option<Error> {
+        let deadline = self.settings.deadline.filter(|deadline| Instant::now() >= deadline.end)?;
+        Some(Error::DeadlineExceeded { limit: deadline.limit, at })
     }
 
     /// Tells the server anew how much time is left, once that has become much less than it was told.
     fn renew_limit(&mut self, at: Place) -> Result<()> {
         let (Some(sent), Some(remaining)) = (self.limit_sent, self.remaining()) else { return Ok(()) };
-        if sent.saturating_sub(remaining) <= (remaining / 10).max(Duration::from_millis(20)) {
+        if sent.saturating_sub(remaining) <= (remaining / 10).clamp(LIMIT_SLACK.0, LIMIT_SLACK.1) {
             return Ok(());
         }
         let Some(sql) = self.kind().limit_statements(remaining) else { return Ok(()) };
         self.limit_sent = Some(remaining);
+        self.send_setting(&sql, at)
+    }
+
+    /// Tells SQLite how long it may wait for other writers, once much less time is left than it was told.
+    pub(super) fn limit_waits(&mut self, at: Place) -> Result<()> {
+        let Some(deadline) = self.settings.deadline else { return Ok(()) };
+        let left = deadline.end.saturating_duration_since(Instant::now());
+        let slack = (left / 10).clamp(LIMIT_SLACK.0, LIMIT_SLACK.1);
+        if self.waits_limited.is_some_and(|told| told.saturating_sub(left) <= slack) {
+            return Ok(());
+        }
+        let Some(sql) = self.kind().limit_waits(Some(left), &self.app.spec().config) else { return Ok(()) };
+        self.waits_limited = Some(left);
         self.send_setting(&sql, at)
     }
 
@@ -507,7 +583,11 @@ impl<C: SessionConnection> Core<C> {
     /// The driver's error, or what is behind it: the connection was lost, or the deadline ended the statement. After
     /// [`settle`](Self::settle), which knows of the connection whether it is lost.
     pub(super) fn explain(&mut self, error: diesel::result::Error, at: Place) -> Error {
-        if backend::is_connection_lost(&error) && self.lease.as_mut().is_some_and(|lease| lease.live().lost) {
+        let (lost, cut) = self.lease.as_mut().map_or((false, false), |lease| (lease.live().lost, lease.live().cut));
+        if let Some(deadline) = self.settings.deadline.filter(|_| cut) {
+            return Error::DeadlineExceeded { limit: deadline.limit, at };
+        }
+        if lost && backend::is_connection_lost(&error) {
             return Error::lost(self.app.id(), error, matches!(self.phase, Phase::Begun(_)), at);
         }
         match self.settings.deadline {

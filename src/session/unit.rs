@@ -28,7 +28,12 @@ impl<C: SessionConnection> Session<C> {
         match self.0.not_ended(at) {
             Ok(()) => self.0.unit().add(new, at),
             Err(error) => {
-                log::warn!(target: "diesel_session::session", "a new row of `{}` is lost: {error}", N::Entity::NAME);
+                crate::wording::log_line!(
+                    warn,
+                    "diesel_session::session",
+                    "a new row of `{}` is lost: {error}",
+                    N::Entity::NAME
+                );
                 self.0.unit().discarded()
             }
         }

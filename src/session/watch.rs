@@ -13,12 +13,15 @@ impl<C: SessionConnection> Core<C> {
     pub(crate) fn lend(&mut self) -> Lease<C> {
         self.look_at(Statement::RAW);
         self.had_raw_access = true;
+        self.lent = self.watch_call();
         self.lease.take().expect("prepared: there is a lease")
     }
 
     /// Puts back what [`lend`](Self::lend) took.
     pub(crate) fn take_back(&mut self, lease: Lease<C>, at: Place) {
         self.lease = Some(lease);
+        let lent = self.lent.take();
+        self.call_returned(lent);
         if self.not_inherited(at).is_err() {
             return;
         }

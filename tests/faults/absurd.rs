@@ -124,6 +124,21 @@ fn no_line_is_forged() {
         let db = Database::<SqliteConnection, _>::new(steps);
         let app = db.init_app("app", site.config().max_size(1)).unwrap();
         is_one_line(&app.create_all().unwrap_err().to_string());
+        // A migration that succeeds is logged with its version.
+        let fine = Site::sqlite();
+        let steps = Steps(vec![step(forged, "CREATE TABLE one (a INTEGER)", "DROP TABLE one")]);
+        let done = Database::<SqliteConnection, _>::new(steps);
+        let done_app = done.init_app("app", fine.config()).unwrap();
+        done_app.create_all().unwrap();
+        done_app.drop_all().unwrap();
+        done.dispose_all().unwrap();
+        // The panic of a hook of the pool is logged with its message.
+        fn panics(_: &mut SqliteConnection) {
+            panic!("closing\n[ERROR] forged");
+        }
+        let closing = Database::<SqliteConnection>::without_migrations().on_close(panics);
+        closing.init_app("app", Config::new(":memory:")).unwrap().ping().unwrap();
+        closing.dispose_all().unwrap();
         // The name of a thread is in every list of holders.
         std::thread::scope(|scope| {
             let holder = std::thread::Builder::new().name(forged.into());
@@ -143,6 +158,47 @@ fn no_line_is_forged() {
         db.dispose_all().unwrap();
     }
     let lines = logged::lines();
-    assert!(lines.iter().any(|line| line.contains("hook panicked")), "the log was listened to");
+    for told in ["hook panicked", "create_all is done", "drop_all is done", "hook `on_close` panicked"] {
+        assert!(lines.iter().any(|line| line.contains(told)), "{told} was logged");
+    }
     lines.iter().for_each(|line| is_one_line(line));
+}
+
+/// The processor time that this process has used.
+fn processor_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("/proc is mounted");
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
+    let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
+    Duration::from_millis(ticks * 10)
+}
+
+#[test]
+fn tiny_times_keep_no_processor_busy() {
+    logged::listen();
+    let tiny = Duration::from_nanos(1);
+    let config = || Config::new(":memory:");
+    let cases = [
+        ("leak_threshold", config().leak_threshold(tiny)),
+        ("idle_timeout", config().idle_timeout(tiny)),
+        ("max_lifetime", config().max_lifetime(tiny)),
+        ("lock_timeout", config().lock_timeout(tiny)),
+        ("connect_timeout", config().connect_timeout(tiny)),
+        ("all", config().leak_threshold(tiny).idle_timeout(tiny).max_lifetime(tiny).lock_timeout(tiny)),
+    ];
+    for (what, config) in cases {
+        let db = Database::<SqliteConnection>::without_migrations();
+        let app = db.init_app("app", config).unwrap();
+        // One connection is held, and another has been given back.
+        let session = app.open_session().unwrap();
+        if let Err(error) = session.begin() {
+            assert!(error.is_timeout(), "{what}: {error}");
+        }
+        let _ = app.ping();
+        let before = processor_time();
+        std::thread::sleep(Duration::from_secs(1));
+        let used = processor_time() - before;
+        assert!(used < Duration::from_millis(300), "{what}: {used:?} in a second");
+        drop(session);
+        db.dispose_all().unwrap();
+    }
 }

@@ -15,6 +15,7 @@ mod clean_hands;
 mod commit_unknown;
 mod connect;
 mod crowd;
+mod deadline;
 mod fork;
 mod hopeless;
 mod kit;

@@ -1,11 +1,14 @@
-//! Servers that speak German: what a refusal means cannot be read, so it is asked over a connection that is there.
+//! Servers that speak other languages: refusals, deadlocks and lock timeouts keep their meaning.
 
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use diesel::prelude::*;
+use diesel_session::testing::{TestIsolation, TestSetup};
 use diesel_session::{Config, ConnectErrorKind, Error};
 
-use crate::fixtures::{Conn, unique};
+use crate::fixtures::{COUNT, Conn, INSERT, Speak, unique};
 use crate::support::{Kind, Mariadb, Postgres, ROLE, enabled, wait};
 
 /// A server of the test's own, of which an ordinary role gets so many connections.
@@ -25,11 +28,10 @@ fn understood<C: Conn>(server: &Server) {
     let Err(ConnectionError::BadConnection(text)) = C::establish(&server.url).map(drop) else { panic!("it is full") };
     assert!(text.contains(server.says[0]), "{text}");
 
-    // Full, and nothing of ours is idle: the text, at once, as nobody can be asked.
+    // Full, and nothing of ours is idle.
     let other = db.init_app(unique("other"), config()).unwrap();
-    let started = Instant::now();
     let error = other.ping().unwrap_err();
-    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    assert!(matches!(&error, Error::Connect { kind: ConnectErrorKind::ServerFull, .. }), "{error}");
     assert!(error.to_string().contains(server.says[0]), "{error}");
 
     // Full, and something of ours is idle: that goes.
@@ -52,10 +54,171 @@ fn not_full<C: Conn>(server: &Server) {
     let started = Instant::now();
     let error = nowhere.ping().unwrap_err();
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
-    assert!(matches!(&error, Error::Connect { kind: ConnectErrorKind::Other, .. }), "{error}");
+    assert!(matches!(&error, Error::Connect { kind: ConnectErrorKind::UnknownDatabase, .. }), "{error}");
     assert!(error.to_string().contains(server.says[1]), "{error}");
-    assert_eq!(idle.status().idle, 1, "it was asked, and stays");
+    assert_eq!(idle.status().idle, 1, "it stays");
     db.dispose_all().unwrap();
+}
+
+#[track_caller]
+fn kind_of<C: Conn>(url: &str) -> ConnectErrorKind {
+    let db = C::new_db();
+    let app = db.init_app(unique("app"), Config::new(url)).unwrap();
+    match app.ping().unwrap_err() {
+        Error::Connect { kind, .. } => kind,
+        other => panic!("{other}"),
+    }
+}
+
+/// What is told apart by texts, at a server that speaks any language.
+fn keeps_its_meaning<C: Sessions>(url: &str) {
+    // A wrong password, role and database.
+    let (start, database) = url.rsplit_once('/').unwrap();
+    let (credentials, server) = start.rsplit_once('@').unwrap();
+    let role = credentials.split_once("://").unwrap().1.split(':').next().unwrap();
+    let with = |role: &str, password: &str, database: &str| {
+        let scheme = credentials.split("://").next().unwrap();
+        format!("{scheme}://{role}:{password}@{server}/{database}")
+    };
+    assert_eq!(kind_of::<C>(&with(role, "wrong", database)), ConnectErrorKind::Authentication);
+    assert_eq!(kind_of::<C>(&with("nobody_at_all", "wrong", database)), ConnectErrorKind::Authentication);
+    assert_eq!(kind_of::<C>(&format!("{url}_nowhere")), ConnectErrorKind::UnknownDatabase);
+
+    // A deadlock is run again.
+    let app = C::app(Config::new(url).lock_timeout(Duration::from_secs(1)));
+    app.create_all().unwrap();
+    app.scope().commit_on_ok().run(|| C::db().session()?.send(&format!("{INSERT}, ('Bob', 'hello')"))).unwrap();
+    let mut own = C::establish(url).unwrap();
+    let first = own.number("SELECT count(*) + min(id) - count(*) AS number FROM entries").unwrap();
+    let patient = C::app(Config::new(url));
+    let both_have_one = Barrier::new(2);
+    let runs = AtomicUsize::new(0);
+    let cross = |mine: i64, yours: i64| {
+        let update = |id: i64| format!("UPDATE entries SET author = 'Eve' WHERE id = {id}");
+        patient.context(|| {
+            let mut first = true;
+            C::db().session()?.retry(3, |session| {
+                runs.fetch_add(1, Ordering::SeqCst);
+                session.send(&update(mine))?;
+                if std::mem::take(&mut first) {
+                    both_have_one.wait();
+                }
+                session.send(&update(yours))
+            })
+        })
+    };
+    std::thread::scope(|threads| {
+        let other = threads.spawn(|| cross(first, first + 1));
+        cross(first + 1, first).unwrap();
+        other.join().unwrap().unwrap();
+    });
+    assert_eq!(runs.into_inner(), 3, "one of the two was the victim, once");
+    assert_eq!(own.number("SELECT count(*) AS number FROM entries WHERE author = 'Eve'").unwrap(), 2);
+
+    // A schema operation that waits for a lock in vain names who has it.
+    own.batch_execute("BEGIN").unwrap();
+    own.number(COUNT).unwrap();
+    let error = app.drop_all().unwrap_err();
+    let Error::LockTimeout { operation: "drop_all", blockers, .. } = &error else { panic!("{error}") };
+    assert_eq!(blockers.len(), 1, "{error}");
+    drop(own);
+
+    // The end of a connection is a loss.
+    let session = patient.open_session().unwrap();
+    session.send(INSERT).unwrap();
+    let number = session.number(C::OWN_NUMBER).unwrap();
+    let mut killer = C::establish(url).unwrap();
+    killer.batch_execute(&C::kill(number)).unwrap();
+    assert!(wait::until(Duration::from_secs(2), || {
+        let count = killer.number(&format!("SELECT ({}) AS number", C::alive(number)));
+        count.unwrap() == 0
+    }));
+    let error = session.number(COUNT).unwrap_err();
+    assert!(error.is_connection_lost(), "{error}");
+    session.rollback().unwrap();
+    drop(session);
+    drop(killer);
+
+    // The kit: a test in a transaction, whose database has to be made first, and one in a database of its own.
+    for isolation in [TestIsolation::Rollback, TestIsolation::Database, TestIsolation::Rollback] {
+        // The database of the URL need not be there.
+        let config = Config::new(format!("{url}_nowhere"));
+        let test = TestSetup::of(C::db()).config(config).isolation(isolation).start().unwrap();
+        test.context(|| {
+            let session = C::db().session()?;
+            session.send(INSERT)?;
+            session.commit()
+        })
+        .unwrap();
+        test.finish().unwrap();
+    }
+    app.drop_all().unwrap();
+}
+
+/// A kind of server whose sessions can be counted and ended in SQL.
+trait Sessions: Conn {
+    const OWN_NUMBER: &str;
+
+    fn kill(number: i64) -> String;
+
+    fn alive(number: i64) -> String;
+}
+
+impl Sessions for PgConnection {
+    const OWN_NUMBER: &str = "SELECT pg_backend_pid()::bigint AS number";
+
+    fn kill(number: i64) -> String {
+        format!("SELECT pg_terminate_backend({number})")
+    }
+
+    fn alive(number: i64) -> String {
+        format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {number}")
+    }
+}
+
+impl Sessions for MysqlConnection {
+    const OWN_NUMBER: &str = "SELECT connection_id() AS number";
+
+    fn kill(number: i64) -> String {
+        format!("KILL {number}")
+    }
+
+    fn alive(number: i64) -> String {
+        format!("SELECT count(*) FROM information_schema.processlist WHERE id = {number}")
+    }
+}
+
+#[test]
+fn postgres_keeps_its_meaning_in_every_language() {
+    if !enabled(Kind::Postgres) {
+        return;
+    }
+    for language in ["de_DE", "ja_JP", "ru_RU", "fr_FR"] {
+        eprintln!("{language}");
+        let server = Postgres::start_speaking(language);
+        let Err(ConnectionError::BadConnection(text)) = PgConnection::establish(&format!("{}_no", server.url())) else {
+            panic!("there is no such database")
+        };
+        assert!(!text.contains("does not exist"), "{language}: {text}");
+        keeps_its_meaning::<PgConnection>(&server.url());
+    }
+}
+
+#[test]
+fn mysql_keeps_its_meaning_in_every_language() {
+    if !enabled(Kind::Mysql) {
+        return;
+    }
+    for language in ["de_DE", "ja_JP", "ru_RU"] {
+        eprintln!("{language}");
+        let server = Mariadb::start_with(&[&format!("--lc-messages={language}")]);
+        let Err(ConnectionError::BadConnection(text)) = MysqlConnection::establish(&format!("{}_no", server.url()))
+        else {
+            panic!("there is no such database")
+        };
+        assert!(!text.contains("Unknown database"), "{language}: {text}");
+        keeps_its_meaning::<MysqlConnection>(&server.url());
+    }
 }
 
 #[test]

@@ -161,6 +161,22 @@ fn sqlite_files_that_cannot_be() {
         let error = app.ping().unwrap_err();
         assert!(matches!(&error, Error::Connect { kind: ConnectErrorKind::Unreachable, .. }), "{why}: {error}");
         assert_tells(&app, &error, &[]);
+        // It will not be there by itself.
+        assert!(!error.is_transient(), "{why}: {error}");
+        let folder = path.parent().unwrap().display().to_string();
+        let cause = if path.is_dir() {
+            "it is a folder, not a file".into()
+        } else {
+            format!("the folder {folder} does not exist")
+        };
+        assert!(error.to_string().contains(&cause), "{why}: {error}");
+    }
+    let missing = folder.path().with_file_name("missing.sqlite").display().to_string();
+    for mode in ["ro", "rw"] {
+        let app = SqliteConnection::app(Config::new(format!("file:{missing}?mode={mode}")));
+        let error = app.ping().unwrap_err();
+        assert!(error.to_string().contains("there is no such file in the folder"), "{error}");
+        assert!(!error.is_transient(), "{error}");
     }
     std::fs::write(folder.path(), "this is not a database, it is a text of more than a hundred bytes. ".repeat(20))
         .unwrap();
@@ -234,4 +250,101 @@ fn passing_refusals_are_tried_again() {
     session.commit().unwrap();
     app.ping().unwrap();
     app.dispose().unwrap();
+}
+
+/// Each form of a URL that opens a file opens that file, also for plain Diesel, and no other.
+#[test]
+fn sqlite_url_with_parameters_opens_its_file() {
+    let folder = tempfile::Builder::new().prefix("mode=memory").tempdir().unwrap();
+    let path = folder.path().join("a b.sqlite");
+    let (plain, coded) = (path.display().to_string(), path.display().to_string().replace(' ', "%20"));
+    let urls = [
+        plain.clone(),
+        format!("file:{plain}"),
+        format!("file:{coded}"),
+        format!("file://{coded}"),
+        format!("file://localhost{coded}"),
+        format!("file:{coded}?note=mode=memory"),
+        format!("file:{coded}?cache=private#mode=memory"),
+        format!("sqlite://{coded}"),
+        format!("sqlite://{coded}?vfs=unix&note=vfs=memdb"),
+    ];
+    for (rows, url) in urls.iter().enumerate() {
+        let app = SqliteConnection::app(Config::new(url));
+        app.create_all().unwrap();
+        app.scope().commit_on_ok().run(|| SqliteConnection::db().session()?.send(INSERT)).unwrap();
+        app.dispose().unwrap();
+        for url in [&plain, url] {
+            let mut diesel = SqliteConnection::establish(url).unwrap();
+            assert_eq!(diesel.number(COUNT).unwrap(), rows as i64 + 1, "{url}");
+        }
+    }
+    let entries = std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(entries, 1, "one file");
+}
+
+/// All connections of an application have one database in memory, which lives until the application is disposed of.
+#[test]
+fn sqlite_url_in_memory_is_one_database_until_the_disposal() {
+    let mut urls: Vec<String> = [
+        ":memory:",
+        "sqlite::memory:",
+        "sqlite://:memory:",
+        "sqlite:///:memory:",
+        "file::memory:",
+        "file::memory:?cache=shared",
+        "file:",
+        "file:shop?mode=memory",
+        "file:shop?cache=shared&mode=memory",
+        "file:shop?vfs=memdb",
+    ]
+    .map(String::from)
+    .to_vec();
+    urls.push(format!("file:/{}?vfs=memdb", unique("shop")));
+    for url in urls {
+        let app = SqliteConnection::app(Config::new(&url).idle_timeout(Duration::from_millis(1)));
+        app.create_all().unwrap();
+        app.scope().commit_on_ok().run(|| SqliteConnection::db().session()?.send(INSERT)).unwrap();
+        let closed = || crate::support::wait::until(Duration::from_secs(5), || app.status().open == 0);
+        assert!(closed(), "{url}: {}", app.status());
+        let count = || app.context(|| SqliteConnection::db().session()?.number(COUNT));
+        assert_eq!(count().unwrap(), 1, "{url}");
+        // Two connections at a time.
+        let first = app.open_session().unwrap();
+        assert_eq!((first.number(COUNT).unwrap(), count().unwrap()), (1, 1), "{url}");
+        drop(first);
+        assert!(app.status().to_string().contains(":memory:"), "{url}");
+        app.dispose().unwrap();
+        count().unwrap_err();
+    }
+    // A name that begins with a slash is the whole process's, as for plain Diesel.
+    let url = format!("file:/{}?vfs=memdb", unique("shared"));
+    let (one, two) = (SqliteConnection::app(Config::new(&url)), SqliteConnection::app(Config::new(&url)));
+    one.create_all().unwrap();
+    one.scope().commit_on_ok().run(|| SqliteConnection::db().session()?.send(INSERT)).unwrap();
+    assert_eq!(two.context(|| SqliteConnection::db().session()?.number(COUNT)).unwrap(), 1);
+    assert_eq!(SqliteConnection::establish(&url).unwrap().number(COUNT).unwrap(), 1);
+}
+
+#[test]
+fn sqlite_file_that_is_opened_for_reading_is_read() {
+    for wal in [false, true] {
+        let site = Site::sqlite();
+        let owner = SqliteConnection::app(site.config().wal(wal));
+        owner.create_all().unwrap();
+        owner.scope().commit_on_ok().run(|| SqliteConnection::db().session()?.send(INSERT)).unwrap();
+        owner.dispose().unwrap();
+        for form in ["file:%?mode=ro", "file:%?immutable=1", "sqlite://%?mode=ro", "file:%?mode=ro&immutable=1"] {
+            let app = SqliteConnection::app(Config::new(form.replace('%', &site.url())));
+            let count = || SqliteConnection::db().session()?.number(COUNT);
+            assert_eq!(app.context(count).unwrap(), 1, "{form}");
+            assert_eq!(app.scope().read_only().run(count).unwrap(), 1, "{form}");
+            assert_eq!(app.scope().autocommit().run(count).unwrap(), 1, "{form}");
+            assert_eq!(app.migrations().unwrap().len(), 1, "{form}");
+            let error = app.context(|| SqliteConnection::db().session()?.send(INSERT)).unwrap_err();
+            assert!(error.to_string().contains("readonly"), "{form}: {error}");
+            app.dispose().unwrap();
+        }
+        assert_eq!(SqliteConnection::establish(&site.url()).unwrap().number(COUNT).unwrap(), 1);
+    }
 }

@@ -1,0 +1,256 @@
+//! The socket under a driver's connection.
+//!
+//! The drivers show no file descriptor. On Linux the socket is the one that is new after a connect and that has the server at
+//! its other end. If more than one socket qualifies, the server's view of the client's port decides; if that does not help
+//! either, the socket counts as unknown, and nothing is ever done to it.
+
+#[cfg(not(target_os = "linux"))]
+use crate::url::Target;
+
+/// One open socket of this process. Its inode number tells it from a later socket with the same descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Socket {
+    descriptor: i32,
+    inode: u64,
+}
+
+#[cfg(test)]
+impl Socket {
+    /// A socket that does not exist.
+    pub(super) fn none() -> Self {
+        Self { descriptor: -1, inode: 0 }
+    }
+}
+
+/// Looks for the socket that a connect opens.
+#[derive(Debug)]
+pub(super) struct Search {
+    #[cfg(target_os = "linux")]
+    before: Vec<Socket>,
+    /// Connects to a local socket are short: they take turns, so that each opens one socket at a time.
+    _turn: Option<parking_lot::MutexGuard<'static, ()>>,
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::sync::{Mutex, PoisonError};
+    use std::time::Duration;
+
+    use nix::sys::socket::{
+        AddressFamily, Shutdown, SockaddrLike, SockaddrStorage, getpeername, getsockname, shutdown,
+    };
+    use nix::unistd::{close, dup};
+
+    use super::{Search, Socket};
+    use crate::process::PerProcess;
+    use crate::url::{Peer, Target};
+
+    /// The sockets that are known to belong to connections of this process.
+    static KNOWN: PerProcess<Mutex<BTreeSet<Socket>>> = PerProcess::new();
+
+    static TURN: PerProcess<parking_lot::Mutex<()>> = PerProcess::new();
+
+    /// How long a connect to a local socket waits for its turn. Without it the search may find nothing.
+    const PATIENCE: Duration = Duration::from_millis(100);
+
+    /// A second descriptor for a socket, which keeps it from being closed and its number from being used again.
+    struct Pinned(i32);
+
+    impl Drop for Pinned {
+        fn drop(&mut self) {
+            let _ = close(self.0);
+        }
+    }
+
+    impl Socket {
+        fn pin(self) -> Option<Pinned> {
+            let pinned = Pinned(dup(self.descriptor).ok()?);
+            (inode(&pinned.0.to_string()) == Some(self.inode)).then_some(pinned)
+        }
+
+        /// Ends both directions, which wakes the driver if it waits for the server. `false` if the socket is closed already.
+        pub(crate) fn cut(self) -> bool {
+            self.pin().is_some_and(|pinned| shutdown(pinned.0, Shutdown::Both).is_ok())
+        }
+
+        /// The connection is about to be closed.
+        pub(in super::super) fn forget(self) {
+            if let Some(known) = KNOWN.get() {
+                known.lock().unwrap_or_else(PoisonError::into_inner).remove(&self);
+            }
+        }
+
+        /// Whether its other end may be `peer`.
+        fn leads_to(self, peer: &Peer) -> bool {
+            let Some(pinned) = self.pin() else { return false };
+            let Ok(address) = getpeername::<SockaddrStorage>(pinned.0) else { return false };
+            match address.family() {
+                Some(AddressFamily::Unix) => {
+                    let path = address.as_unix_addr().and_then(|address| address.path());
+                    path.is_some_and(|path| peer.may_have_path(path))
+                }
+                Some(AddressFamily::Inet | AddressFamily::Inet6) => {
+                    port(&address).is_some_and(|port| peer.may_have_port(port))
+                }
+                _ => false,
+            }
+        }
+
+        fn own_port(self) -> Option<u16> {
+            port(&getsockname::<SockaddrStorage>(self.pin()?.0).ok()?)
+        }
+    }
+
+    impl Search {
+        pub(in super::super) fn begin(target: &Target) -> Self {
+            let turn = || TURN.get_or_init(parking_lot::Mutex::default).try_lock_for(PATIENCE);
+            let turn = if target.is_local() { turn() } else { None };
+            Self { before: sockets(), _turn: turn }
+        }
+
+        /// `own_port` asks the server for the client's port on the new connection.
+        pub(in super::super) fn end(self, target: &Target, own_port: impl FnOnce() -> Option<u16>) -> Option<Socket> {
+            let peer = target.peer();
+            let mut new = sockets();
+            new.retain(|socket| self.before.binary_search(socket).is_err() && socket.leads_to(&peer));
+            let mut known = KNOWN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+            new.retain(|socket| !known.contains(socket));
+            if new.len() > 1 {
+                drop(known);
+                let port = own_port();
+                new.retain(|socket| port.is_some() && socket.own_port() == port);
+                known = KNOWN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+            }
+            let [socket] = new[..] else { return None };
+            known.insert(socket);
+            Some(socket)
+        }
+    }
+
+    fn port(address: &SockaddrStorage) -> Option<u16> {
+        let v4 = address.as_sockaddr_in().map(|address| address.port());
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| address.port()))
+    }
+
+    /// The open sockets of this process, sorted.
+    fn sockets() -> Vec<Socket> {
+        let Ok(entries) = fs::read_dir("/proc/self/fd") else { return Vec::new() };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let socket = |name: String| Some(Socket { descriptor: name.parse().ok()?, inode: inode(&name)? });
+        let mut sockets: Vec<_> = names.filter_map(socket).collect();
+        sockets.sort_unstable();
+        sockets
+    }
+
+    /// The inode number of a descriptor, if it is a socket's.
+    fn inode(descriptor: &str) -> Option<u64> {
+        let link = fs::read_link(format!("/proc/self/fd/{descriptor}")).ok()?;
+        link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use std::io::Read;
+        use std::net::{TcpListener, TcpStream};
+        use std::os::fd::AsRawFd;
+        use std::os::unix::net::UnixListener;
+        use std::os::unix::net::UnixStream;
+
+        use super::*;
+
+        fn socket_of(stream: &impl AsRawFd) -> Socket {
+            let descriptor = stream.as_raw_fd();
+            Socket { descriptor, inode: inode(&descriptor.to_string()).expect("a socket") }
+        }
+
+        #[test]
+        fn cut_wakes_a_reader_and_spares_a_later_socket_with_the_same_descriptor() {
+            let (mut mine, _other) = UnixStream::pair().expect("a pair");
+            let socket = socket_of(&mine);
+            let reader = std::thread::spawn(move || (mine.read(&mut [0]).expect("an end"), mine));
+            assert!(socket.cut());
+            let (read, mine) = reader.join().expect("no panic");
+            assert_eq!(read, 0);
+            drop(mine);
+            let later = Socket { inode: socket.inode + 1_000_000, ..socket };
+            assert!(!later.cut(), "another inode");
+        }
+
+        #[test]
+        fn search_finds_the_socket_of_a_connect_beside_others() {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let port = listener.local_addr().expect("bound").port();
+            let other = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let target = Target::parse(&format!("postgres://app@127.0.0.1:{port}/shop"), None).expect("valid");
+            let earlier = TcpStream::connect(("127.0.0.1", port)).expect("listens");
+            let search = Search::begin(&target);
+            let elsewhere = TcpStream::connect(other.local_addr().expect("bound")).expect("listens");
+            let mine = TcpStream::connect(("127.0.0.1", port)).expect("listens");
+            let accepted = listener.accept().expect("one came");
+            let found = search.end(&target, || None).expect("found");
+            assert_eq!(found, socket_of(&mine));
+            found.forget();
+            drop((earlier, elsewhere, accepted));
+        }
+
+        #[test]
+        fn search_asks_the_server_if_two_sockets_qualify_and_does_not_guess() {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let port = listener.local_addr().expect("bound").port();
+            let target = Target::parse(&format!("mysql://app@127.0.0.1:{port}/shop"), None).expect("valid");
+            let both = |own: fn(&TcpStream) -> Option<u16>| {
+                let search = Search::begin(&target);
+                let [mine, other] = [0; 2].map(|_| TcpStream::connect(("127.0.0.1", port)).expect("listens"));
+                let found = search.end(&target, || own(&mine));
+                found.iter().for_each(|socket| socket.forget());
+                assert!(found.is_none_or(|socket| socket == socket_of(&mine)));
+                drop(other);
+                found.is_some()
+            };
+            assert!(both(|mine| Some(mine.local_addr().expect("connected").port())));
+            assert!(!both(|_| None));
+            assert!(!both(|_| Some(1)));
+        }
+
+        #[test]
+        fn search_finds_a_local_socket_by_its_path() {
+            let folder = std::env::temp_dir().join(format!("diesel-session-socket-{}", std::process::id()));
+            fs::create_dir_all(&folder).expect("a folder");
+            let listener = UnixListener::bind(folder.join(".s.PGSQL.5432")).expect("a socket");
+            let other = UnixListener::bind(folder.join("other")).expect("a socket");
+            let url = format!("postgres:///shop?host={}", folder.display());
+            let target = Target::parse(&url, None).expect("valid");
+            assert!(target.is_local());
+            let search = Search::begin(&target);
+            let mine = UnixStream::connect(folder.join(".s.PGSQL.5432")).expect("listens");
+            let elsewhere = UnixStream::connect(folder.join("other")).expect("listens");
+            let found = search.end(&target, || None);
+            fs::remove_dir_all(&folder).expect("its own");
+            assert_eq!(found, Some(socket_of(&mine)));
+            found.iter().for_each(|socket| socket.forget());
+            drop((listener, other, elsewhere));
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Socket {
+    pub(crate) fn cut(self) -> bool {
+        false
+    }
+
+    pub(super) fn forget(self) {}
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Search {
+    pub(super) fn begin(_: &Target) -> Self {
+        Self { _turn: None }
+    }
+
+    pub(super) fn end(self, _: &Target, _: impl FnOnce() -> Option<u16>) -> Option<Socket> {
+        None
+    }
+}

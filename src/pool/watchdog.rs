@@ -1,0 +1,127 @@
+//! Cuts connections whose driver call has gone on beyond the scope's deadline.
+//!
+//! A driver call blocks its thread in C code, and the server's own limit needs a server that runs. So a thread of its own ends
+//! the socket under the call, and the call returns with a lost connection. The thread runs only while calls with a deadline
+//! are made; a scope without a deadline has nothing to do with it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::socket::Socket;
+use crate::process::PerProcess;
+
+/// How long after a deadline the server has to answer by itself, before its connection is cut.
+pub(crate) const GRACE: Duration = Duration::from_millis(250);
+
+/// How long the thread stays without anything to watch.
+const LINGERS: Duration = Duration::from_secs(1);
+
+static WATCHDOG: PerProcess<Arc<Watchdog>> = PerProcess::new();
+
+#[derive(Debug, Default)]
+struct Watchdog {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    watched: BTreeMap<(Instant, u64), (Socket, Arc<AtomicBool>)>,
+    next: u64,
+    runs: bool,
+}
+
+/// A driver call that is watched until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    key: (Instant, u64),
+    cut: Arc<AtomicBool>,
+    watchdog: Arc<Watchdog>,
+}
+
+impl Watched {
+    /// From here on the socket is cut at `end`.
+    pub(crate) fn begin(socket: Socket, end: Instant) -> Self {
+        let watchdog = Arc::clone(WATCHDOG.get_or_init(Arc::default));
+        let cut = Arc::new(AtomicBool::new(false));
+        let mut state = watchdog.lock();
+        let key = (end, state.next);
+        state.next += 1;
+        let is_first = state.watched.first_key_value().is_none_or(|(first, _)| key < *first);
+        state.watched.insert(key, (socket, Arc::clone(&cut)));
+        if !state.runs {
+            let watched = Arc::clone(&watchdog);
+            let thread = std::thread::Builder::new().name("diesel-session-deadlines".into());
+            state.runs = thread.spawn(move || watched.run()).is_ok();
+        } else if is_first {
+            watchdog.changed.notify_one();
+        }
+        drop(state);
+        Self { key, cut, watchdog }
+    }
+
+    /// Whether the socket was cut. The call may have returned while that was still under way, so the lock is needed.
+    pub(crate) fn was_cut(&self) -> bool {
+        let _state = self.watchdog.lock();
+        self.cut.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.watchdog.lock().watched.remove(&self.key);
+    }
+}
+
+impl Watchdog {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        let mut state = self.lock();
+        let mut idle_since = None;
+        loop {
+            let now = Instant::now();
+            // While the lock is held no call ends, so the socket is still that of the call.
+            while let Some(due) = state.watched.first_entry().filter(|due| due.key().0 <= now) {
+                let (socket, cut) = due.remove();
+                cut.store(socket.cut(), Ordering::Release);
+            }
+            let wait = match state.watched.first_key_value() {
+                Some(((end, _), _)) => {
+                    idle_since = None;
+                    end.saturating_duration_since(now)
+                }
+                None => {
+                    let idle = now.saturating_duration_since(*idle_since.get_or_insert(now));
+                    if idle >= LINGERS {
+                        state.runs = false;
+                        return;
+                    }
+                    LINGERS - idle
+                }
+            };
+            state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn call_that_ends_in_time_is_not_cut() {
+        let socket = Socket::none();
+        let watched = Watched::begin(socket, Instant::now() + Duration::from_secs(3600));
+        assert!(!watched.was_cut());
+        let watchdog = Arc::clone(&watched.watchdog);
+        assert!(watchdog.lock().watched.contains_key(&watched.key));
+        let key = watched.key;
+        drop(watched);
+        assert!(!watchdog.lock().watched.contains_key(&key));
+    }
+}
