@@ -22,7 +22,7 @@ use crate::error::ConnectErrorKind;
 use crate::settings::{Isolation, Mode};
 use crate::url::Target;
 
-pub(crate) use databases::fnv1a;
+pub(crate) use databases::{HERE, fnv1a};
 pub(crate) use sqlite::{BUSY, memory_url};
 
 /// A kind of database.
