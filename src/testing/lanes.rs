@@ -118,10 +118,7 @@ impl<C: SessionConnection> Site<'_, C> {
                     self.may_go_on(taken <= MOST_TAKEN, &saw)?;
                     continue;
                 }
-                // Only some servers tell that there is none, and no enum of connections does.
-                Err(
-                    error @ Error::Connect { kind: ConnectErrorKind::UnknownDatabase | ConnectErrorKind::Other, .. },
-                ) => {
+                Err(error @ Error::Connect { kind, .. }) if may_be_missing(kind, self.kind()) => {
                     saw = format!("{database} cannot be connected to: {}", phrase(&error));
                     (Some(error), false)
                 }
@@ -314,6 +311,16 @@ impl<C: SessionConnection> FreeLane<C> {
             }
             desk.send(&kind.drop_database(&database))
         })
+    }
+}
+
+/// Whether a database that is not there may be why it cannot be connected to. Only some servers tell, no enum of connections does, and
+/// MySQL first tells an account that it has no rights there.
+fn may_be_missing(refusal: ConnectErrorKind, kind: Kind) -> bool {
+    match refusal {
+        ConnectErrorKind::UnknownDatabase | ConnectErrorKind::Other => true,
+        ConnectErrorKind::Authentication => kind == Kind::Mysql,
+        _ => false,
     }
 }
 
