@@ -52,6 +52,11 @@ impl Kind {
         sql
     }
 
+    /// Has a session look for tables, functions and operators in the server's own schema only, whatever its `search_path` was.
+    pub(crate) fn look_at_home(self) -> Option<&'static str> {
+        (self == Self::Postgres).then_some("SET search_path TO pg_catalog, pg_temp")
+    }
+
     /// A query for all that an application's session on its own database tells about what migrations would make there: the role, the
     /// settings, and the properties of the database. Equal answers mean equal results.
     pub(crate) fn surroundings(self) -> Option<&'static str> {
@@ -64,9 +69,9 @@ impl Kind {
                  WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()), \
                  (SELECT pg_catalog.string_agg(s.name OPERATOR(pg_catalog.||) '=' OPERATOR(pg_catalog.||) s.setting, ';' \
                  ORDER BY s.name) FROM pg_catalog.pg_settings s \
-                 WHERE s.source IN ('user', 'database', 'database user', 'client', 'session') AND s.name NOT IN \
-                 ('application_name', 'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', \
-                 'idle_session_timeout', 'client_connection_check_interval')), \
+                 WHERE s.source OPERATOR(pg_catalog.=) ANY ('{user,database,database user,client,session}'::pg_catalog.text[]) \
+                 AND s.name OPERATOR(pg_catalog.<>) ALL ('{application_name,statement_timeout,lock_timeout,\
+                 idle_in_transaction_session_timeout,idle_session_timeout,client_connection_check_interval}'::pg_catalog.text[])), \
                  (SELECT pg_catalog.string_agg(r.setrole::pg_catalog.text OPERATOR(pg_catalog.||) r.setconfig::pg_catalog.text, ';' \
                  ORDER BY r.setrole) FROM pg_catalog.pg_db_role_setting r JOIN pg_catalog.pg_database d \
                  ON d.oid OPERATOR(pg_catalog.=) r.setdatabase WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())) \

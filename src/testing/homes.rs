@@ -458,10 +458,10 @@ impl<'t, C: SessionConnection> Site<'t, C> {
         let app = self.house.registrar.make_bare(self.id.into(), config)?;
         let answer = app.pool().and_then(|pool| {
             let mut lease = pool.acquire(Location::caller(), false, None)?;
-            lease
-                .conn()
-                .texts(self.kind().count_of_additions())
-                .map_err(|error| Error::from_query(error, Location::caller()))
+            let conn = lease.conn();
+            let at_home = self.kind().look_at_home().map_or(Ok(()), |sql| conn.batch_execute(sql));
+            let answer = at_home.and_then(|()| conn.texts(self.kind().count_of_additions()));
+            answer.map_err(|error| Error::from_query(error, Location::caller()))
         });
         drop(app.dispose());
         Ok(answer?.into_iter().flatten().next().and_then(|count| count.parse().ok()).unwrap_or(u64::MAX))
@@ -475,6 +475,8 @@ impl<'t, C: SessionConnection> Site<'t, C> {
             let wanted = self.content.extensions();
             let forbidden = (|| {
                 let mut lease = app.pool().ok()?.acquire(Location::caller(), false, None).ok()?;
+                lease.live().marked = true;
+                self.kind().look_at_home().map_or(Ok(()), |sql| lease.conn().batch_execute(sql)).ok()?;
                 lease.conn().texts(self.kind().forbidden_extensions()).ok()
             })();
             let forbidden = forbidden.unwrap_or_default();

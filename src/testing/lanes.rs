@@ -115,7 +115,8 @@ impl<C: SessionConnection> Site<'_, C> {
                     lane.lane.end(self.kind());
                     taken += 1;
                     saw = format!("{database} and {} more have a test of another process", taken - 1);
-                    self.may_go_on(taken <= MOST_TAKEN, &saw)?;
+                    let is_over = self.deadline <= Instant::now();
+                    self.may_go_on(taken == 1 || taken <= MOST_TAKEN && !is_over, &saw)?;
                     continue;
                 }
                 Err(error @ Error::Connect { kind, .. }) if may_be_missing(kind, self.kind()) => {
@@ -132,7 +133,6 @@ impl<C: SessionConnection> Site<'_, C> {
                 admission = self.house.admit(1, true, self.test(), self.deadline)?;
                 if lane_of(&admission) != number {
                     // Another slot is another lane, which may be there; whoever has the first slot now may make that one.
-                    self.may_go_on(true, &saw)?;
                     continue;
                 }
             }
@@ -154,12 +154,12 @@ impl<C: SessionConnection> Site<'_, C> {
         }
     }
 
-    /// An error that tells what was seen, if there were too many attempts or the time is over.
+    /// An error that tells what was seen, after too many attempts.
     fn may_go_on(&self, is_within_bounds: bool, saw: &str) -> Result<()> {
-        if is_within_bounds && (self.deadline > std::time::Instant::now() || !saw.contains("test of another process")) {
-            return Ok(());
+        match is_within_bounds {
+            true => Ok(()),
+            false => Err(self.failed("finding a database in which it can be rolled back", saw)),
         }
-        Err(self.failed("finding a database in which it can be rolled back", saw))
     }
 
     /// Of an enum of connections the reason is not known.

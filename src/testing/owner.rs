@@ -161,6 +161,9 @@ impl<C: SessionConnection> Owner<C> {
             slots.set_capacity(capacity);
         }
         let mut desk = Desk { lease, kind: self.kind, number: 0, made: 0, _slot: slot };
+        if let Some(sql) = self.kind.look_at_home() {
+            desk.send(sql)?;
+        }
         for _ in 0..MOST_NUMBERS {
             let number = random();
             if desk.is_true(&self.kind.claim_owner(number))? {

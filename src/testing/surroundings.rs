@@ -36,12 +36,12 @@ impl Surroundings {
         let app = house.registrar.make("tests".into(), config, None)?;
         let found = (|| {
             let mut lease = app.pool()?.acquire(Location::caller(), false, Some(Instant::now() + PATIENCE))?;
-            let mut texts = |sql: &str| -> Result<Vec<String>> {
-                let answer = lease.conn().texts(sql).map_err(|error| Error::from_query(error, Location::caller()))?;
-                Ok(answer.into_iter().flatten().collect())
-            };
-            let facts = texts(facts)?.concat();
-            let options = texts(target.kind.options_of_database())?.concat();
+            let facts = texts_of(lease.conn(), facts)?.concat();
+            let options = texts_of(lease.conn(), target.kind.options_of_database())?.concat();
+            if let Some(sql) = target.kind.look_at_home() {
+                lease.conn().batch_execute(sql).map_err(|error| Error::from_query(error, Location::caller()))?;
+            }
+            let mut texts = |sql: &str| texts_of(lease.conn(), sql);
             let (mut locale, mut settings, mut role) = (None, Vec::new(), None);
             if target.kind == Kind::Postgres {
                 locale = target
@@ -70,6 +70,11 @@ impl Surroundings {
             found => found,
         }
     }
+}
+
+fn texts_of<C: SessionConnection>(conn: &mut C, sql: &str) -> Result<Vec<String>> {
+    let answer = conn.texts(sql).map_err(|error| Error::from_query(error, Location::caller()))?;
+    Ok(answer.into_iter().flatten().collect())
 }
 
 const OTHER_ROLE: &str = "SELECT pg_catalog.quote_ident(current_user) AS value WHERE current_user OPERATOR(pg_catalog.<>) session_user \

@@ -600,3 +600,33 @@ fn a_fixture_without_a_statement_does_nothing() {
         blank::<MysqlConnection>(&[&crate::support::mariadb().url()], &[OWN, Rollback]).unwrap();
     }
 }
+
+/// What the kit asks the server is asked of the server, whatever a schema before `pg_catalog` has.
+#[test]
+fn functions_and_operators_of_another_schema_are_not_called() {
+    if !enabled(Kind::Postgres) {
+        return;
+    }
+    let server = Postgres::start();
+    let mut conn = PgConnection::establish(&server.url()).unwrap();
+    conn.batch_execute(
+        "CREATE SCHEMA evil; CREATE TABLE evil.calls (what TEXT);
+         CREATE FUNCTION evil.never(text, text) RETURNS bool LANGUAGE plpgsql
+             AS 'BEGIN INSERT INTO evil.calls VALUES (''text''); RETURN false; END';
+         CREATE FUNCTION evil.never(name, name) RETURNS bool LANGUAGE plpgsql
+             AS 'BEGIN INSERT INTO evil.calls VALUES (''name''); RETURN false; END';
+         CREATE FUNCTION evil.never(oid, oid) RETURNS bool LANGUAGE plpgsql
+             AS 'BEGIN INSERT INTO evil.calls VALUES (''oid''); RETURN false; END';
+         CREATE OPERATOR evil.= (LEFTARG = text, RIGHTARG = text, FUNCTION = evil.never);
+         CREATE OPERATOR evil.= (LEFTARG = name, RIGHTARG = name, FUNCTION = evil.never);
+         CREATE OPERATOR evil.= (LEFTARG = oid, RIGHTARG = oid, FUNCTION = evil.never)",
+    )
+    .unwrap();
+    let url = format!("{}?options=-c%20search_path%3Devil,pg_catalog,public", server.url());
+    for isolation in [OWN, Rollback, OWN] {
+        used(TestSetup::of(PgConnection::db()).config(Config::new(&url)).isolation(isolation));
+    }
+    assert_eq!(conn.number("SELECT count(*) AS number FROM evil.calls").unwrap(), 0);
+    let left = "SELECT count(*) AS number FROM pg_database WHERE datname LIKE 'diesel%test%'";
+    assert_eq!(conn.number(left).unwrap(), 0);
+}
