@@ -612,21 +612,28 @@ fn functions_and_operators_of_another_schema_are_not_called() {
     conn.batch_execute(
         "CREATE SCHEMA evil; CREATE TABLE evil.calls (what TEXT);
          CREATE FUNCTION evil.never(text, text) RETURNS bool LANGUAGE plpgsql
-             AS 'BEGIN INSERT INTO evil.calls VALUES (''text''); RETURN false; END';
+             AS 'BEGIN INSERT INTO evil.calls VALUES (current_query()); RETURN false; END';
          CREATE FUNCTION evil.never(name, name) RETURNS bool LANGUAGE plpgsql
-             AS 'BEGIN INSERT INTO evil.calls VALUES (''name''); RETURN false; END';
+             AS 'BEGIN INSERT INTO evil.calls VALUES (current_query()); RETURN false; END';
          CREATE FUNCTION evil.never(oid, oid) RETURNS bool LANGUAGE plpgsql
-             AS 'BEGIN INSERT INTO evil.calls VALUES (''oid''); RETURN false; END';
+             AS 'BEGIN INSERT INTO evil.calls VALUES (current_query()); RETURN false; END';
          CREATE OPERATOR evil.= (LEFTARG = text, RIGHTARG = text, FUNCTION = evil.never);
          CREATE OPERATOR evil.= (LEFTARG = name, RIGHTARG = name, FUNCTION = evil.never);
          CREATE OPERATOR evil.= (LEFTARG = oid, RIGHTARG = oid, FUNCTION = evil.never)",
     )
     .unwrap();
+    // The schema has to be there in a test's database too.
+    server.admin().batch_execute("CREATE DATABASE base OWNER app").unwrap();
+    PgConnection::establish(&server.url_of("base")).unwrap().batch_execute("CREATE SCHEMA evil").unwrap();
+    assert_eq!(server.wait_for_connections_to("base", 0, Duration::from_secs(2)), 0);
     let url = format!("{}?options=-c%20search_path%3Devil,pg_catalog,public", server.url());
     for isolation in [OWN, Rollback, OWN] {
-        used(TestSetup::of(PgConnection::db()).config(Config::new(&url)).isolation(isolation));
+        used(TestSetup::of(PgConnection::db()).config(Config::new(&url)).isolation(isolation).template("base"));
     }
-    assert_eq!(conn.number("SELECT count(*) AS number FROM evil.calls").unwrap(), 0);
+    // The pool's own question who has the server is not the kit's.
+    let calls = "SELECT DISTINCT what AS value FROM evil.calls WHERE what NOT LIKE '%backend_type%'";
+    let calls: Vec<Value> = sql_query(calls).load(&mut conn).unwrap();
+    assert_eq!(calls.into_iter().map(|call| call.value).collect::<Vec<_>>(), [""; 0]);
     let left = "SELECT count(*) AS number FROM pg_database WHERE datname LIKE 'diesel%test%'";
     assert_eq!(conn.number(left).unwrap(), 0);
 }
