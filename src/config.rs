@@ -48,6 +48,8 @@ pub struct Config {
     pub(crate) on_connect: Vec<String>,
     pub(crate) reset: Reset,
     pub(crate) wal: bool,
+    /// The server ends a session that is idle in a transaction for longer, unless something sets another limit; for the test kit.
+    pub(crate) idle_in_transaction_timeout: Option<Duration>,
 }
 
 /// Which connections are cleaned when they come back, so that what a borrower left on them does not reach the next; for
@@ -118,6 +120,7 @@ impl Config {
             on_connect: Vec::new(),
             reset: Reset::WhenLent,
             wal: true,
+            idle_in_transaction_timeout: None,
         }
     }
 

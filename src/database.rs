@@ -462,6 +462,13 @@ pub(crate) trait Registrar<C: SessionConnection>: Sync {
     /// A test's application, which is not registered.
     fn make(&self, id: String, config: Config, lane: Option<Arc<Lane<C>>>) -> Result<App<C>>;
 
+    /// Which functions of the program's own run on a new connection or change what a flush sends: equal numbers in one build of a
+    /// program are the same functions.
+    fn functions(&self) -> Vec<usize>;
+
+    /// Whether connections are made by a function of the program's own.
+    fn has_connect_with(&self) -> bool;
+
     /// The same without the hooks and limits of the database object.
     fn make_bare(&self, id: String, config: Config) -> Result<App<C>>;
 
@@ -481,6 +488,24 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
         Ok(self.app_of(Spec { roll: Some(Arc::default()), ..spec }))
     }
 
+    fn functions(&self) -> Vec<usize> {
+        // Where a program is loaded differs from run to run.
+        let from_here = |function: usize| function.wrapping_sub(functions_begin as fn() as usize);
+        let UnitHooks { before_flush, after_flush, before_commit, .. } = self.hooks;
+        let prepare = [self.on_connect, self.on_checkout].map(|function| function.map(|function| function as usize));
+        let connect = [self.connect_with.map(|function| function as usize)];
+        let hooks = [before_flush, after_flush, before_commit].map(|hook| hook.map(|hook| hook as usize));
+        let all = prepare.into_iter().chain(connect).chain(hooks);
+        if all.clone().all(|function| function.is_none()) {
+            return Vec::new();
+        }
+        all.map(|function| function.map_or(0, from_here)).collect()
+    }
+
+    fn has_connect_with(&self) -> bool {
+        self.connect_with.is_some()
+    }
+
     fn make_bare(&self, id: String, config: Config) -> Result<App<C>> {
         let spec = self.spec(id, config, None)?;
         let (on_connect, on_checkout, on_checkin, on_close) = (None, None, None, None);
@@ -497,3 +522,6 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
         app.mark_removed();
     }
 }
+
+/// From here the places of functions are counted.
+fn functions_begin() {}

@@ -72,6 +72,7 @@ pub fn new_entity(input: TokenStream) -> TokenStream {
 /// | `config = expression` | the configuration |
 /// | `warn_repeats = 10` | from how many repetitions of a statement on it warns |
 /// | `keep = true` | keeps the database of a test that fails, and says where it is |
+/// | `template = "base"` | the PostgreSQL database that the test's database is copied from before the migrations run |
 ///
 /// Fixtures are run in the order in which they are written.
 #[proc_macro_attribute]

@@ -8,7 +8,7 @@ use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
 use syn::{Attribute, Error, Expr, FnArg, Ident, ItemFn, LitStr, Path, Result, Token, Type};
 
-const WORDS: &str = "`isolation`, `max_size`, `fixtures(..)`, `fixture`, `config`, `warn_repeats` and `keep`, each with `=` but for `fixtures`";
+const WORDS: &str = "`isolation`, `max_size`, `fixtures(..)`, `fixture`, `config`, `warn_repeats`, `keep` and `template`, each with `=` but for `fixtures`";
 
 /// The isolations that a bare word names.
 const ISOLATIONS: [&str; 3] = ["Database", "Schema", "Rollback"];
@@ -54,7 +54,7 @@ syn::custom_keyword!(fixtures);
 
 /// What one word and its value call.
 fn read(word: &Ident, input: ParseStream<'_>) -> Result<Vec<TokenStream>> {
-    let known = ["isolation", "max_size", "fixtures", "fixture", "config", "warn_repeats", "keep"];
+    let known = ["isolation", "max_size", "fixtures", "fixture", "config", "warn_repeats", "keep", "template"];
     if !known.iter().any(|known| word == known) {
         return Err(Error::new(word.span(), format!("`{word}` is not known here; there is {WORDS}")));
     }
@@ -215,7 +215,7 @@ mod tests {
         );
         let arguments = quote! {
             DB, isolation = Rollback, max_size = 2, fixtures("a.sql", "b.sql"), fixture = some::rows, config = Config::new("x"),
-            fixtures("c.sql"), warn_repeats = 10, keep = true,
+            fixtures("c.sql"), warn_repeats = 10, keep = true, template = "base",
         };
         let calls = quote! {
             .isolation(::diesel_session::testing::TestIsolation::Rollback)
@@ -226,7 +226,8 @@ mod tests {
             .config(Config::new("x"))
             .fixture(::diesel_session::testing::Fixture::sql("c.sql", ::core::include_str!("c.sql")))
             .warn_repeats(10)
-            .keep(true),
+            .keep(true)
+            .template("base"),
             |_| works(),
         };
         let text = expanded(arguments, &function).expect("it is sound");

@@ -26,7 +26,7 @@ use crate::error::ConnectErrorKind;
 use crate::settings::{Isolation, Mode};
 use crate::url::Target;
 
-pub(crate) use databases::fnv1a;
+pub(crate) use databases::{HERE, fnv1a};
 pub(crate) use endings::Effect;
 pub(crate) use poison::{Poison, advised};
 pub(crate) use sqlite::{BUSY, memory_url};

@@ -140,6 +140,14 @@ pub(super) fn setup(config: &Config) -> Vec<String> {
     let mut settings = vec![format!("{REQUIRED}{OF_A_SESSION}, SESSION lc_messages = 'en_US'")];
     settings.extend(config.statement_timeout.map(|time| limit(Some(time))));
     settings.extend(config.lock_timeout.map(lock_limit));
+    // MySQL has no such limit.
+    settings.extend(config.idle_in_transaction_timeout.map(|limit| {
+        format!(
+            "SET /*M!100300 SESSION idle_transaction_timeout = IF(@@idle_transaction_timeout = 0, {}, @@idle_transaction_timeout), */ \
+             @diesel_session_limit = NULL",
+            limit.min(LONGEST).as_secs()
+        )
+    }));
     vec![settings.join("; ")]
 }
 

@@ -198,6 +198,13 @@ pub(super) fn setup(config: &Config) -> Vec<String> {
     let mut settings = vec![REQUIRED.to_owned()];
     settings.extend(config.statement_timeout.map(|limit| limit_in_session(Some(limit))));
     settings.extend(config.lock_timeout.map(lock_limit));
+    settings.extend(config.idle_in_transaction_timeout.map(|limit| {
+        let name = "'idle_in_transaction_session_timeout'";
+        format!(
+            "SELECT pg_catalog.set_config({name}, '{}', false) WHERE pg_catalog.current_setting({name}) OPERATOR(pg_catalog.=) '0'",
+            setting(limit)
+        )
+    }));
     vec![settings.join("; ")]
 }
 

@@ -24,7 +24,7 @@ use crate::panic_message;
 use crate::pool::Lease;
 use crate::wording::{name, phrase, sentence};
 use change::Change;
-pub(crate) use script::{Script, leaves_schema};
+pub(crate) use script::{Script, extensions, is_blank, leaves_schema, transaction};
 
 /// A migration of an application.
 #[derive(Debug, Clone, PartialEq, Eq)]

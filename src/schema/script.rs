@@ -54,31 +54,27 @@ impl<C: SessionConnection> App<C> {
 }
 
 impl Script {
-    /// All of it as one text that makes on an empty database what `create_all` makes, sent outside of any transaction. It is empty
-    /// where there are no migrations for this kind.
+    /// Texts that make on an empty database what `create_all` makes. Each is sent as a message of its own, outside of any
+    /// transaction, as what a migration sets for its transaction must not reach the next one, and PostgreSQL's `now()` is that of the
+    /// message. There are none if there are no migrations for this kind.
     ///
-    /// PostgreSQL takes it as one transaction. For SQLite the text begins and commits transactions where the migrations have
-    /// them; after an error in the midst of it the connection is to be closed. `None` where something is opaque or without an
-    /// end, or where on PostgreSQL a migration is not to run in a transaction.
-    pub(crate) fn batch(&self, kind: Kind) -> Option<String> {
-        let mut batch = Batch { text: String::new(), kind, in_transaction: false };
+    /// After an error the connection is to be closed. What was done before it is recorded, so that `create_all` can continue.
+    /// `None` if something is opaque or has no end, or if a migration for PostgreSQL is not to run in a transaction.
+    pub(crate) fn messages(&self, kind: Kind) -> Option<Vec<String>> {
         if !self.known {
-            return Some(batch.text);
+            return Some(Vec::new());
         }
-        batch.push(CREATE_MIGRATIONS_TABLE, true)?;
+        let mut messages = vec![CREATE_MIGRATIONS_TABLE.to_owned()];
         for step in &self.steps {
             if kind == Kind::Postgres && !step.in_transaction {
                 return None;
             }
-            batch.push(step.sql.as_deref()?, step.in_transaction)?;
+            let (sql, version) = (step.sql.as_deref()?, kind.literal(&step.version));
+            let ending = ending(sql, kind)?;
+            let whole = format!("{sql}{ending}INSERT INTO __diesel_schema_migrations (version) VALUES ({version})");
+            messages.push(if step.in_transaction { transaction(&whole, kind)? } else { whole });
         }
-        let versions: Vec<String> = self.versions().map(|version| format!("({})", kind.literal(version))).collect();
-        if !versions.is_empty() {
-            let insert = format!("INSERT INTO __diesel_schema_migrations (version) VALUES {};", versions.join(", "));
-            batch.push(&insert, true)?;
-        }
-        batch.commit();
-        Some(batch.text)
+        Some(messages)
     }
 
     /// Two scripts with the same digest make the same schema: 128 bits as hexadecimal digits, the same in every process and build.
@@ -102,6 +98,31 @@ impl Script {
     pub(crate) fn versions(&self) -> impl Iterator<Item = &str> {
         self.steps.iter().map(|step| &*step.version)
     }
+
+    /// The names of the migrations, in the order of [`messages`](Self::messages) after the first.
+    pub(crate) fn name(&self, index: usize) -> Option<&str> {
+        self.steps.get(index).map(|step| &*step.name)
+    }
+
+    /// Their texts, as far as they are known.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = &str> {
+        self.steps.iter().filter_map(|step| step.sql.as_deref())
+    }
+}
+
+/// The names of the extensions that a PostgreSQL text installs.
+pub(crate) fn extensions(sql: &str) -> Vec<String> {
+    let parts: Vec<Part<'_>> = Parts::of(sql, Kind::Postgres).map(|(part, ..)| part).collect();
+    let name = |part: &Part<'_>| match part {
+        Part::Word(word) if !["IF", "NOT", "EXISTS"].iter().any(|other| word.eq_ignore_ascii_case(other)) => {
+            Some(word.to_lowercase())
+        }
+        Part::Name(name) => Some((*name).to_owned()),
+        _ => None,
+    };
+    let installs = |pair: &[Part<'_>]| is_word(pair[0], "CREATE") && is_word(pair[1], "EXTENSION");
+    let places = parts.windows(2).enumerate().filter(|(_, pair)| installs(pair)).map(|(at, _)| at + 2);
+    places.filter_map(|at| parts[at..].iter().take(4).find_map(name)).collect()
 }
 
 /// What belongs to the whole of a PostgreSQL database, or to none of its schemas.
@@ -172,33 +193,16 @@ fn is_reg(part: Option<Part<'_>>) -> bool {
     matches!(part, Some(Part::Word(word)) if word.to_ascii_lowercase().starts_with("reg"))
 }
 
-/// A text that grows by statements.
-struct Batch {
-    text: String,
-    kind: Kind,
-    /// What has been begun in SQLite's text.
-    in_transaction: bool,
+/// A text as one transaction. `None` if all that follows it would be in a quote or a comment.
+pub(crate) fn transaction(sql: &str, kind: Kind) -> Option<String> {
+    let begin = if kind == Kind::Sqlite { "BEGIN IMMEDIATE" } else { "BEGIN" };
+    Some(format!("{begin};\n{sql}{}COMMIT", ending(sql, kind)?))
 }
 
-impl Batch {
-    fn push(&mut self, sql: &str, in_transaction: bool) -> Option<()> {
-        if !in_transaction {
-            self.commit();
-        } else if self.kind == Kind::Sqlite && !self.in_transaction {
-            self.text.push_str("BEGIN;\n");
-            self.in_transaction = true;
-        }
-        self.text.push_str(sql);
-        self.text.push_str(ending(sql, self.kind)?);
-        Some(())
-    }
-
-    fn commit(&mut self) {
-        if self.in_transaction {
-            self.text.push_str("COMMIT;\n");
-            self.in_transaction = false;
-        }
-    }
+/// Whether a text has no statement: nothing but white space, comments and semicolons. MySQL's client library dies of some.
+pub(crate) fn is_blank(sql: &str, kind: Kind) -> bool {
+    let runs = kind == Kind::Mysql && (sql.contains("/*!") || sql.contains("/*M!"));
+    !runs && Parts::of(sql, kind).all(|(part, ..)| part == Part::Sign(';'))
 }
 
 /// What has to stand between `sql` and another statement: MySQL does not like one `;` too many. `None` where all that follows

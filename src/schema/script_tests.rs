@@ -11,51 +11,58 @@ fn script(steps: Vec<Step>) -> Script {
 }
 
 #[test]
-fn statements_are_joined_whatever_they_end_with() {
+fn each_migration_is_a_transaction_whatever_it_ends_with() {
     let script = script(vec![
         step("1", Some("CREATE TABLE a (b INT) -- no semicolon"), true),
         step("2", Some("CREATE TABLE c (d INT); -- 'x"), true),
         step("3'", Some("-- nothing"), true),
     ]);
-    for kind in [Kind::Postgres, Kind::Mysql] {
-        let batch = script.batch(kind).expect("it is all text");
-        let (table, rest) = batch.split_at(CREATE_MIGRATIONS_TABLE.len());
-        assert_eq!(table, CREATE_MIGRATIONS_TABLE);
+    for (kind, begin) in [(Kind::Postgres, "BEGIN"), (Kind::Mysql, "BEGIN"), (Kind::Sqlite, "BEGIN IMMEDIATE")] {
+        let messages = script.messages(kind).expect("it is all text");
+        let insert = "INSERT INTO __diesel_schema_migrations (version) VALUES";
         assert_eq!(
-            rest,
-            "\nCREATE TABLE a (b INT) -- no semicolon\n;\nCREATE TABLE c (d INT); -- 'x\n-- nothing\n\
-             INSERT INTO __diesel_schema_migrations (version) VALUES ('1'), ('2'), ('3''');\n"
+            messages,
+            [
+                CREATE_MIGRATIONS_TABLE.to_owned(),
+                format!("{begin};\nCREATE TABLE a (b INT) -- no semicolon\n;\n{insert} ('1')\n;\nCOMMIT"),
+                format!("{begin};\nCREATE TABLE c (d INT); -- 'x\n{insert} ('2')\n;\nCOMMIT"),
+                format!("{begin};\n-- nothing\n{insert} ('3''')\n;\nCOMMIT"),
+            ]
         );
     }
 }
 
 #[test]
-fn sqlite_has_the_transactions_that_the_migrations_have() {
-    let script = script(vec![
-        step("1", Some("A"), true),
-        step("2", Some("B"), true),
-        step("3", Some("C"), false),
-        step("4", Some("D"), true),
-    ]);
-    let batch = script.batch(Kind::Sqlite).expect("it is all text");
-    let lines: Vec<&str> = batch
-        .lines()
-        .filter(|line| line.len() == 1 && *line != ";" || line.ends_with("T;") || *line == "BEGIN;")
-        .collect();
-    assert_eq!(lines, ["BEGIN;", "A", "B", "COMMIT;", "C", "BEGIN;", "D", "COMMIT;"]);
-    assert!(script.batch(Kind::Mysql).is_some_and(|batch| !batch.contains("BEGIN")));
-    assert_eq!(script.batch(Kind::Postgres), None, "one batch is one transaction");
+fn a_migration_without_a_transaction_has_none() {
+    let script = script(vec![step("1", Some("A"), true), step("2", Some("B"), false)]);
+    for kind in [Kind::Sqlite, Kind::Mysql] {
+        let messages = script.messages(kind).expect("it is all text");
+        assert!(messages[1].contains("BEGIN") && messages[1].contains("\nA\n"), "{}", messages[1]);
+        assert!(!messages[2].contains("BEGIN") && messages[2].starts_with("B\n"), "{}", messages[2]);
+    }
+    assert_eq!(script.messages(Kind::Postgres), None, "one message is one transaction");
+}
+
+#[test]
+fn a_text_without_a_statement_is_blank() {
+    for kind in [Kind::Postgres, Kind::Mysql, Kind::Sqlite] {
+        for text in ["", " \n", "-- a comment", "/* one\n */ ;;\n"] {
+            assert!(is_blank(text, kind), "{text}");
+        }
+        assert!(!is_blank("-- a comment\nSELECT 1", kind));
+    }
+    assert!(!is_blank("/*!40101 SET NAMES utf8 */;", Kind::Mysql));
 }
 
 #[test]
 fn nothing_is_said_of_what_is_not_known() {
     let opaque = script(vec![step("1", Some("A"), true), step("2", None, true)]);
-    assert_eq!((opaque.batch(Kind::Sqlite), opaque.digest()), (None, None));
+    assert_eq!((opaque.messages(Kind::Sqlite), opaque.digest()), (None, None));
     assert_eq!(opaque.versions().collect::<Vec<_>>(), ["1", "2"]);
     let open = script(vec![step("1", Some("SELECT 1 /* no end"), true)]);
-    assert_eq!(open.batch(Kind::Sqlite), None);
+    assert_eq!(open.messages(Kind::Sqlite), None);
     let none = Script { steps: Vec::new(), known: false };
-    assert_eq!(none.batch(Kind::Mysql).as_deref(), Some(""));
+    assert_eq!(none.messages(Kind::Mysql), Some(Vec::new()));
     assert_ne!(none.digest(), script(Vec::new()).digest());
 }
 
@@ -214,7 +221,7 @@ mod sqlite {
         assert_eq!(script.steps[0].sql.as_deref(), Some("SELECT 1 -- x\n;\nSELECT 2;"));
         let none = Database::<SqliteConnection>::without_migrations();
         let none = none.init_app("app", Config::new(":memory:")).expect("sound");
-        assert_eq!(none.script().expect("an empty one").batch(Kind::Sqlite).as_deref(), Some(""));
+        assert_eq!(none.script().expect("an empty one").messages(Kind::Sqlite), Some(Vec::new()));
     }
 
     #[test]
@@ -229,11 +236,11 @@ mod sqlite {
         };
         let (made, replayed) = (app(migrations()), app(migrations()));
         made.create_all().expect("they are sound");
-        let batch = replayed.script().expect("it can be read").batch(Kind::Sqlite).expect("it is all text");
+        let messages = replayed.script().expect("it can be read").messages(Kind::Sqlite).expect("it is all text");
         let pool = replayed.pool().expect("a pool");
         let at = std::panic::Location::caller();
         let mut lease = pool.acquire(at, false, None).expect("a connection");
-        lease.conn().batch_execute(&batch).expect("it is sound");
+        messages.iter().for_each(|message| lease.conn().batch_execute(message).expect("it is sound"));
         drop(lease);
         let of = |app: &App<SqliteConnection>, sql: &str| {
             let mut lease = app.pool().expect("a pool").acquire(at, false, None).expect("a connection");

@@ -1,60 +1,75 @@
 //! What a test's database holds when the test begins: the schema and the fixtures.
 
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::UNIX_EPOCH;
 
 use super::fixture::{Fixture, Rows};
+use super::setup::TestSetup;
+use super::surroundings::Surroundings;
 use crate::app::App;
 use crate::backend::{Kind, fnv1a};
+use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::context::{self, Current};
 use crate::error::{Error, Result};
-use crate::schema::{Script, leaves_schema};
+use crate::schema::{Script, extensions, is_blank, leaves_schema, transaction};
 use crate::url::Target;
 
 /// The migrations of a database object, read once.
 pub(super) struct Schema {
     pub(super) script: Script,
-    pub(super) batch: Option<String>,
+    messages: Option<Vec<String>>,
     digest: Option<String>,
 }
 
 impl Schema {
     pub(super) fn new(script: Script, kind: Kind) -> Self {
-        let (batch, digest) = (script.batch(kind), script.digest());
-        Self { script, batch, digest }
+        let (messages, digest) = (script.messages(kind), script.digest());
+        Self { script, messages, digest }
     }
 }
 
 /// Schema and fixtures.
 pub(super) struct Content<'t, C: SessionConnection> {
     pub(super) schema: Arc<Schema>,
-    fixtures: &'t [Fixture<C>],
+    setup: &'t TestSetup<C>,
+    config: &'t Config,
     kind: Kind,
-    /// What one account has made another may not see.
-    account: String,
-    test: &'t str,
+    /// What one account has made another may not see, and databases need not be alike.
+    place: String,
 }
 
 impl<'t, C: SessionConnection> Content<'t, C> {
-    pub(super) fn new(schema: Arc<Schema>, fixtures: &'t [Fixture<C>], target: &Target, test: &'t str) -> Self {
-        let account = target.shown.split('@').next().unwrap_or_default().to_owned();
-        Self { schema, fixtures, kind: target.kind, account, test }
+    pub(super) fn new(schema: Arc<Schema>, setup: &'t TestSetup<C>, config: &'t Config, target: &Target) -> Self {
+        let account = target.shown.split('@').next().unwrap_or_default();
+        let place = if target.kind == Kind::Sqlite { String::new() } else { format!("{account}\0{}", target.database) };
+        Self { schema, setup, config, kind: target.kind, place }
     }
 
     /// Equal for contents that make equal databases, in every process. What is code of the program's own counts as another after
     /// each build.
-    pub(super) fn hash(&self) -> u64 {
+    pub(super) fn hash(&self, surroundings: &Surroundings) -> u64 {
         let mut parts: Vec<&[u8]> = vec![env!("CARGO_PKG_VERSION").as_bytes(), self.kind.name().as_bytes()];
-        if self.kind != Kind::Sqlite {
-            parts.push(self.account.as_bytes());
+        parts.extend([self.place.as_bytes(), &b"\0"[..], surroundings.facts.as_bytes()]);
+        let template = self.setup.template.as_deref().unwrap_or_default();
+        parts.extend([&b"\0"[..], template.as_bytes()]);
+        for sql in &self.config.on_connect {
+            parts.extend([&b"\0"[..], sql.as_bytes()]);
         }
+        let functions = self.setup.registrar.functions();
+        let functions: Vec<[u8; size_of::<usize>()]> = functions.into_iter().map(usize::to_le_bytes).collect();
+        if !functions.is_empty() {
+            parts.push(this_build().as_bytes());
+            parts.extend(functions.iter().map(|function| &function[..]));
+        }
+        parts.push(&b"\0"[..]);
         match &self.schema.digest {
             Some(digest) => parts.push(digest.as_bytes()),
             None => parts.push(this_build().as_bytes()),
         }
-        for fixture in self.fixtures {
+        for fixture in &self.setup.fixtures {
             parts.extend([&b"\0"[..], fixture.name.as_bytes(), &b"\0"[..]]);
             parts.push(match &fixture.rows {
                 Rows::Sql(text) => text.as_bytes(),
@@ -69,48 +84,40 @@ impl<'t, C: SessionConnection> Content<'t, C> {
         if let Some((migration, words)) = self.schema.script.leaves_its_schema() {
             return Some(format!("migration {migration} has `{words}`"));
         }
-        self.fixtures.iter().find_map(|fixture| match &fixture.rows {
+        self.setup.fixtures.iter().find_map(|fixture| match &fixture.rows {
             Rows::Sql(text) => leaves_schema(text).map(|words| format!("fixture {} has `{words}`", fixture.name)),
             Rows::Function(_) => None,
         })
     }
 
-    /// All of it that is text, where that is all of the schema.
-    pub(super) fn batch(&self) -> Option<String> {
-        let mut batch = self.schema.batch.clone()?;
-        let texts: Vec<&str> = self.fixtures.iter().filter_map(|fixture| fixture.text()).collect();
-        if !texts.is_empty() {
-            let begin = if self.kind == Kind::Sqlite { "BEGIN IMMEDIATE" } else { "BEGIN" };
-            batch.push_str(&format!("\n{begin};\n{}\n;\nCOMMIT;", texts.join("\n;\n")));
-        }
-        Some(batch)
-    }
-
-    /// Whether fixtures come in the order of text first.
-    fn is_text_first(&self) -> bool {
-        let is_text = |fixture: &&Fixture<C>| matches!(fixture.rows, Rows::Sql(_));
-        self.fixtures.iter().skip_while(is_text).all(|fixture| !is_text(&fixture))
-    }
-
-    /// Fills an empty database, in as few messages as can be.
+    /// Fills an empty database, in as few messages as can be: a migration is one, and so is a fixture.
     pub(super) fn fill(&self, app: &App<C>) -> Result<()> {
-        let replayed = match self.batch().filter(|_| self.kind != Kind::Mysql && self.is_text_first()) {
-            Some(batch) => self.replay(app, &batch)?,
-            None => false,
-        };
-        if replayed {
-            return self.run_functions(app);
+        let script = &self.schema.script;
+        match &self.schema.messages {
+            Some(messages) => match self.replay(app, messages)? {
+                None => {}
+                // What MySQL has done of a migration that fails stays done, so the first try is the only one.
+                Some((failed, error)) if self.kind == Kind::Mysql => {
+                    let migration = failed.checked_sub(1).and_then(|index| script.name(index));
+                    let migration =
+                        migration.map_or("the bookkeeping table".into(), |name| format!("migration {name}"));
+                    let reason = app.spec().target.scrub(&error.to_string());
+                    let reason = format!("{migration}: {reason}");
+                    return Err(Error::TestSetup {
+                        test: self.test(),
+                        what: "replaying the migrations failed",
+                        reason,
+                    });
+                }
+                // Whatever it did not like: this goes on behind what is done, or says which migration it is and why.
+                Some(_) => drop(app.create_all()?),
+            },
+            None if script.versions().next().is_none() => {}
+            None => drop(app.create_all()?),
         }
-        match &self.schema.batch {
-            // What MySQL has done of a batch that fails stays done, so the first try is the only one.
-            Some(batch) if self.kind == Kind::Mysql && !batch.is_empty() => {
-                self.send(app, batch, "replaying the migrations failed")?
-            }
-            _ if self.schema.script.versions().next().is_none() => {}
-            _ => drop(app.create_all()?),
-        }
-        for fixture in self.fixtures {
+        for fixture in &self.setup.fixtures {
             match &fixture.rows {
+                Rows::Sql(text) if is_blank(text, self.kind) => {}
                 Rows::Sql(text) => self.send_fixture(app, &fixture.name, text)?,
                 Rows::Function(_) => self.run_function(app, fixture)?,
             }
@@ -118,43 +125,55 @@ impl<'t, C: SessionConnection> Content<'t, C> {
         Ok(())
     }
 
-    pub(super) fn run_functions(&self, app: &App<C>) -> Result<()> {
-        self.fixtures.iter().try_for_each(|fixture| self.run_function(app, fixture))
+    /// The names of the PostgreSQL extensions that migrations install.
+    pub(super) fn extensions(&self) -> HashSet<String> {
+        self.schema.script.texts().flat_map(extensions).collect()
     }
 
-    /// False where the database refuses something that has to be looked for one by one; then nothing was done.
-    fn replay(&self, app: &App<C>, batch: &str) -> Result<bool> {
-        if batch.is_empty() {
-            return Ok(true);
-        }
-        let mut lease = app.pool()?.acquire(Location::caller(), false, None)?;
-        let sent = lease.conn().batch_execute(batch);
-        if let Err(error) = &sent {
-            log::debug!(target: "diesel_session::testing", "test `{}`: the batch failed: {error}", self.test);
-            lease.doom();
-        } else {
-            lease.live().marked = true;
-        }
-        Ok(sent.is_ok())
+    fn test(&self) -> String {
+        self.setup.name.to_string()
     }
 
-    fn send(&self, app: &App<C>, text: &str, what: &'static str) -> Result<()> {
+    /// The number of the message that failed, and why. Those before it are done.
+    fn replay(&self, app: &App<C>, messages: &[String]) -> Result<Option<(usize, diesel::result::Error)>> {
+        if messages.is_empty() {
+            return Ok(None);
+        }
         let mut lease = app.pool()?.acquire(Location::caller(), false, None)?;
         lease.live().marked = true;
-        let sent = lease.conn().batch_execute(text);
-        sent.map_err(|error| {
-            lease.doom();
-            let reason = app.spec().target.scrub(&error.to_string());
-            Error::TestSetup { test: self.test.into(), what, reason }
-        })
+        for (number, message) in messages.iter().enumerate() {
+            if let Err(error) = lease.conn().batch_execute(message) {
+                log::debug!(target: "diesel_session::testing", "test `{}`: message {number} failed: {error}", self.setup.name);
+                lease.doom();
+                return Ok(Some((number, error)));
+            }
+        }
+        Ok(None)
     }
 
+    /// As one transaction, so that nothing that it sets for its transaction reaches the next fixture.
     fn send_fixture(&self, app: &App<C>, name: &str, text: &str) -> Result<()> {
-        self.send(app, text, "a fixture failed").map_err(|error| match error {
-            Error::TestSetup { test, what, reason } => {
-                Error::TestSetup { test, what, reason: format!("{name}: {reason}") }
+        let send = |sql: &str| -> Result<diesel::QueryResult<()>> {
+            let mut lease = app.pool()?.acquire(Location::caller(), false, None)?;
+            lease.live().marked = true;
+            let sent = lease.conn().batch_execute(sql);
+            if sent.is_err() {
+                lease.doom();
             }
-            other => other,
+            Ok(sent)
+        };
+        let sent = match transaction(text, self.kind).filter(|_| self.kind != Kind::Postgres) {
+            // PostgreSQL takes a message as one transaction.
+            None => send(text)?,
+            Some(whole) => match send(&whole)? {
+                // It may have transactions of its own.
+                Err(_) if self.kind == Kind::Sqlite => send(text)?,
+                sent => sent,
+            },
+        };
+        sent.map_err(|error| {
+            let reason = format!("{name}: {}", app.spec().target.scrub(&error.to_string()));
+            Error::TestSetup { test: self.test(), what: "a fixture failed", reason }
         })
     }
 
@@ -177,7 +196,7 @@ impl<'t, C: SessionConnection> Content<'t, C> {
         };
         outcome.map_err(|reason| {
             let reason = format!("{}: {reason}", fixture.name);
-            Error::TestSetup { test: self.test.into(), what: "a fixture failed", reason }
+            Error::TestSetup { test: self.test(), what: "a fixture failed", reason }
         })
     }
 }

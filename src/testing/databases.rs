@@ -50,7 +50,9 @@ where
     let target = understood::<C>(config)?;
     match target.kind {
         Kind::Sqlite => Ok(()),
-        kind => elsewhere(database, config, &target, |desk| desk.send(&kind.create_database(&target.database, None))),
+        kind => {
+            elsewhere(database, config, &target, |desk| desk.send(&kind.create_database(&target.database, None, "")))
+        }
     }
 }
 

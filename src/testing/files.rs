@@ -1,12 +1,15 @@
 //! SQLite files of tests: in a folder of this process's, locked as long as it lives.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::SystemTime;
 
-use super::folder::folder;
+use super::folder::{folder, make_ours_inside};
+use super::leftovers::KEPT;
+use super::lock_file::open;
 use super::setup::keeps;
 
 /// The files of one database object.
@@ -36,15 +39,50 @@ impl Files {
         Ok(all()?.join(format!("template-{content:016x}{log}.sqlite")))
     }
 
+    /// Copies a template, which counts as used now; `false` if there is none.
+    pub(super) fn copy(&self, template: &Path, to: &Path) -> Result<bool, String> {
+        let failed = |error: io::Error| {
+            // What there is of the copy is of no use.
+            let _ = fs::remove_file(to);
+            format!("{} cannot be copied to {}: {error}", template.display(), to.display())
+        };
+        let mut from = match open(template, OpenOptions::new().read(true).write(true)) {
+            Ok(from) => from,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(failed(error)),
+        };
+        // Which template was used last only decides which one is removed first.
+        let _ = from.set_modified(SystemTime::now());
+        let mut copy = File::create_new(to).map_err(failed)?;
+        io::copy(&mut from, &mut copy).map_err(failed)?;
+        Ok(true)
+    }
+
+    /// Gives a template its name, and removes those that were used least recently if there are more than are kept.
+    pub(super) fn keep(&self, made: &Path, template: &Path) -> Result<(), String> {
+        fs::rename(made, template).map_err(|error| format!("{} cannot be made: {error}", template.display()))?;
+        let Ok(mut kept) = templates() else { return Ok(()) };
+        kept.retain(|(_, path)| path != template);
+        kept.sort();
+        let surplus = (kept.len() + 1).saturating_sub(KEPT);
+        for (_, path) in kept.iter().take(surplus) {
+            // Another process may be at it too.
+            let _ = fs::remove_file(path);
+        }
+        Ok(())
+    }
+
     /// Removes all templates; how many there were.
     pub(super) fn remove_templates(&self) -> Result<usize, String> {
         let failed = |error: io::Error| format!("the templates cannot be removed: {error}");
         let mut removed = 0;
-        for entry in fs::read_dir(all()?).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            if path.extension().is_some_and(|extension| extension == "sqlite") {
-                fs::remove_file(&path).map_err(failed)?;
-                removed += 1;
+        for (_, path) in templates().map_err(failed)? {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                outcome => {
+                    outcome.map_err(failed)?;
+                    removed += 1;
+                }
             }
         }
         Ok(removed)
@@ -66,11 +104,31 @@ impl Files {
     }
 }
 
-/// The folder of all processes.
+/// The folder of all processes of this user.
 fn all() -> Result<PathBuf, String> {
-    let path = folder()?.join("sqlite");
-    fs::create_dir_all(&path).map_err(|error| format!("{} cannot be made: {error}", path.display()))?;
-    Ok(path)
+    let folder = folder()?;
+    make_ours_inside(folder, "sqlite")
+        .map_err(|error| format!("{} cannot be made: {error}", folder.join("sqlite").display()))
+}
+
+/// All templates, each with the time of its last use.
+fn templates() -> io::Result<Vec<(SystemTime, PathBuf)>> {
+    let mut templates = Vec::new();
+    for entry in fs::read_dir(all().map_err(io::Error::other)?)? {
+        let entry = entry?;
+        let is_template = entry.file_name().to_str().is_some_and(is_template);
+        if is_template && let Ok(found) = entry.metadata() {
+            templates.push((found.modified()?, entry.path()));
+        }
+    }
+    Ok(templates)
+}
+
+/// Whether a file has the name of a template.
+fn is_template(name: &str) -> bool {
+    let Some(name) = name.strip_prefix("template-").and_then(|name| name.strip_suffix(".sqlite")) else { return false };
+    let content = name.strip_suffix("-wal").unwrap_or(name);
+    content.len() == 16 && content.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
 fn own() -> Result<&'static Own, String> {
@@ -92,11 +150,15 @@ fn own() -> Result<&'static Own, String> {
 /// Makes this process's folder, and removes those whose processes have ended. Both under one lock: a folder that is not locked yet
 /// would be taken for one of the dead.
 fn make(all: &Path) -> io::Result<Own> {
-    let turn = File::create(all.join("turn"))?;
+    let turn = open(&all.join("turn"), OpenOptions::new().read(true).write(true).create(true).truncate(false))?;
     turn.lock()?;
     for entry in fs::read_dir(all)?.filter(|_| !keeps()) {
         let path = entry?.path();
-        let is_dead = match File::open(path.join("lock")) {
+        // A link to somewhere is none of these.
+        if !fs::symlink_metadata(&path)?.is_dir() {
+            continue;
+        }
+        let is_dead = match open(&path.join("lock"), OpenOptions::new().read(true)) {
             Ok(lock) => lock.try_lock().is_ok(),
             // Somebody who was removing it, or making it, was killed: both have had the turn.
             Err(error) => error.kind() == io::ErrorKind::NotFound && is_of_a_process(&path),
@@ -109,7 +171,7 @@ fn make(all: &Path) -> io::Result<Own> {
         let path = all.join(format!("{}-{number}", std::process::id()));
         match fs::create_dir(&path) {
             Ok(()) => {
-                let lock = File::create(path.join("lock"))?;
+                let lock = File::create_new(path.join("lock"))?;
                 lock.lock()?;
                 return Ok(Own { path, _lock: lock });
             }

@@ -38,7 +38,8 @@ pub(super) enum Rows<C: SessionConnection> {
 }
 
 impl<C: SessionConnection> Fixture<C> {
-    /// SQL, of any number of statements; a file comes with `include_str!`.
+    /// SQL, of any number of statements, which are one transaction; a file comes with `include_str!`. A text without a statement does
+    /// nothing.
     pub fn sql(name: impl Into<Cow<'static, str>>, text: impl Into<Cow<'static, str>>) -> Self {
         Self { name: name.into(), rows: Rows::Sql(text.into()) }
     }
@@ -46,15 +47,6 @@ impl<C: SessionConnection> Fixture<C> {
     /// A function, which runs in a context of its own; what it did is committed when it returns `Ok`.
     pub fn function(name: impl Into<Cow<'static, str>>, run: fn(&Session<C>) -> Result<()>) -> Self {
         Self { name: name.into(), rows: Rows::Function(run) }
-    }
-}
-
-impl<C: SessionConnection> Fixture<C> {
-    pub(super) fn text(&self) -> Option<&str> {
-        match &self.rows {
-            Rows::Sql(text) => Some(text),
-            Rows::Function(_) => None,
-        }
     }
 }
 

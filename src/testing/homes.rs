@@ -1,8 +1,9 @@
 //! Where a test lives: its database, from its making to its removal.
 
 use std::fs;
+use std::panic::Location;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::address::{with_database, with_schema, without_password};
@@ -12,19 +13,28 @@ use super::isolation::TestIsolation;
 use super::lanes::{AT, FreeLane};
 use super::lock_file::LockFile;
 use super::names::Name;
-use super::owner::Desk;
+use super::owner::{Desk, end_of};
 use super::setup::TestSetup;
 use super::slots::Slots;
+use super::surroundings::{Surroundings, for_database};
 use crate::app::App;
 use crate::backend::Kind;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Result};
+use crate::percent::encode;
 use crate::url::Target;
 use crate::wording::phrase;
 
 /// How long the last sessions of a database that is to be removed are waited for.
 const LAST_SESSIONS: Duration = Duration::from_secs(1);
+
+/// A test that has no patience left still waits so long for a connection.
+const LEAST_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a test's session may be idle in a transaction before the server ends it: the process may be frozen, or on a machine that is
+/// gone. It is longer than anybody looks at a variable in a debugger.
+const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(4 * 3600);
 
 /// How many connections a test has where it does not say.
 const MAX_SIZE: u32 = 4;
@@ -48,10 +58,29 @@ pub(super) struct Site<'t, C: SessionConnection> {
     pub(super) config: Config,
     pub(super) id: &'t str,
     pub(super) deadline: Instant,
+    surroundings: OnceLock<Arc<Surroundings>>,
+    template: Option<&'t str>,
 }
 
 impl<'t, C: SessionConnection> Site<'t, C> {
-    pub(super) fn new(setup: &'t TestSetup<C>, id: &'t str) -> Result<Self> {
+    pub(super) fn new(setup: &'t TestSetup<C>, config: &'t Config, id: &'t str) -> Result<Self> {
+        let house = House::of(setup.registrar, config)?;
+        let content = Content::new(house.schema()?, setup, config, &house.target);
+        let said = Some(config.max_size).filter(|said| *said != Config::MAX_SIZE);
+        let connections = setup.max_size.or(said).unwrap_or(MAX_SIZE).max(1);
+        let mut config = config.clone().max_size(connections);
+        config.idle_in_transaction_timeout = Some(IDLE_IN_TRANSACTION);
+        let template = setup.template.as_deref();
+        if template.is_some() && (house.target.kind != Kind::Postgres || setup.isolation == TestIsolation::Schema) {
+            let reason = "only PostgreSQL copies a database, and `TestIsolation::Schema` makes none: give no template";
+            return Err(Error::TestSetup { test: id.into(), what: "copying its database", reason: reason.into() });
+        }
+        let deadline = end_of(setup.patience);
+        Ok(Self { house, content, config, id, deadline, surroundings: OnceLock::new(), template })
+    }
+
+    /// The configuration of a test, if it can be used.
+    pub(super) fn configured(setup: &TestSetup<C>, id: &str) -> Result<Config> {
         let config = setup.configured().map_err(|error| match error {
             Error::InvalidConfig { reason, .. } => {
                 let reason = format!("{reason}. A test can also be given its own, `config = ..`");
@@ -59,16 +88,44 @@ impl<'t, C: SessionConnection> Site<'t, C> {
             }
             other => other,
         })?;
-        if let Some(problem) = config.problem() {
-            return Err(Error::InvalidConfig { app: id.into(), reason: problem });
+        match config.problem() {
+            Some(problem) => Err(Error::InvalidConfig { app: id.into(), reason: problem }),
+            None => Ok(config),
         }
-        let house = House::of(setup.registrar, &config)?;
-        let content = Content::new(house.schema()?, &setup.fixtures, &house.target, &setup.name);
-        let said = Some(config.max_size).filter(|said| *said != Config::MAX_SIZE);
-        let connections = setup.max_size.or(said).unwrap_or(MAX_SIZE).max(1);
-        let config = config.max_size(connections);
-        let deadline = Instant::now() + setup.patience;
-        Ok(Self { house, content, config, id, deadline })
+    }
+
+    /// How long this test may still wait for others.
+    pub(super) fn patience(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now()).max(LEAST_PATIENCE)
+    }
+
+    /// What the configured database is like; a connection of the test's is used to find out.
+    pub(super) fn surroundings(&self) -> Result<&Surroundings> {
+        if let Some(known) = self.surroundings.get() {
+            return Ok(known);
+        }
+        let found = self.house.surroundings(&self.settings(), &self.config)?;
+        Ok(self.surroundings.get_or_init(|| found))
+    }
+
+    /// The key of templates and lanes with the content of this test, if it is known without asking.
+    pub(super) fn known_hash(&self) -> Option<u64> {
+        let known = self.house.known_surroundings(&self.settings())?;
+        Some(self.content.hash(self.surroundings.get_or_init(|| known)))
+    }
+
+    pub(super) fn hash(&self) -> Result<u64> {
+        Ok(self.content.hash(self.surroundings()?))
+    }
+
+    /// Works with the owner's session, as long as the test may wait.
+    pub(super) fn work<T>(
+        &self,
+        admission: &mut Admission<C>,
+        keep: usize,
+        work: impl FnOnce(&mut Desk<C>) -> Result<T>,
+    ) -> Result<T> {
+        self.house.work_within(admission, keep, self.patience(), work)
     }
 
     pub(super) fn kind(&self) -> Kind {
@@ -86,10 +143,7 @@ impl<'t, C: SessionConnection> Site<'t, C> {
     pub(super) fn start(&self, isolation: TestIsolation) -> Result<Started<C>> {
         self.start_apart(isolation).map_err(|error| match error {
             // A statement of the kit's own; those of migrations and fixtures are told as theirs.
-            Error::Query { source, .. } => {
-                let reason = format!("{}. {}", phrase(source), needs(isolation, self.kind()));
-                self.failed("making its database", reason)
-            }
+            Error::Query { source, .. } => self.failed("making its database", phrase(with_hint(&source))),
             other => other,
         })
     }
@@ -111,31 +165,40 @@ impl<'t, C: SessionConnection> Site<'t, C> {
     fn start_in_database(&self) -> Result<Started<C>> {
         let kind = self.kind();
         let (mut admission, connections) = self.admit_pool()?;
-        let template = match kind {
+        self.surroundings()?;
+        let mut template = match kind {
             Kind::Postgres => Some(self.template(&mut admission)?),
             Kind::Mysql | Kind::Sqlite => None,
         };
-        let create = |admission: &mut Admission<C>, template: Option<&str>| {
-            self.house.work(admission, connections, |desk| {
+        let create = |admission: &mut Admission<C>, template: Option<&(String, Vec<String>)>| {
+            self.work(admission, connections, |desk| {
                 let name = desk.new_name().to_string();
-                self.create_database(desk, &name, template)?;
-                Ok(name)
+                let made = self.create_database(desk, &name, template);
+                if let (Err(error), Some((template, _))) = (&made, template)
+                    && !desk.texts(&kind.databases(template))?.contains(template)
+                {
+                    log::debug!(target: "diesel_session::testing", "template {template} was removed: {error}");
+                    return Ok(None);
+                }
+                made.map(|()| Some(name))
             })
         };
-        let name = match create(&mut admission, template.as_deref()) {
-            Err(error) if template.is_some() && error.to_string().contains("does not exist") => {
-                // Somebody has removed it since.
-                self.known().clear();
-                let template = self.template(&mut admission)?;
-                create(&mut admission, Some(&template))?
-            }
-            made => made?,
+        let mut name = create(&mut admission, template.as_ref())?;
+        if name.is_none() {
+            // Somebody has removed the template since.
+            self.known().clear();
+            template = Some(self.template(&mut admission)?);
+            name = create(&mut admission, template.as_ref())?;
+        }
+        let Some(name) = name else {
+            let reason = "another program removes its template as soon as it is made";
+            return Err(self.failed("copying its template", reason));
         };
         let made = || {
             let url = self.url_of(&name)?;
             let app = self.app(url, connections)?;
             if template.is_none() {
-                self.content.fill(&app)?;
+                self.fill(&app)?;
             }
             Ok(app)
         };
@@ -155,32 +218,24 @@ impl<'t, C: SessionConnection> Site<'t, C> {
         }
         let kind = self.kind();
         let (mut admission, connections) = self.admit_pool()?;
-        let batch = self.content.batch();
-        let (name, replayed) = self.house.work(&mut admission, connections, |desk| {
+        let role = self.surroundings()?.role.as_deref();
+        let role = role.map(|role| format!(" AUTHORIZATION {role}")).unwrap_or_default();
+        let name = self.work(&mut admission, connections, |desk| {
             let name = desk.new_name().to_string();
-            let quoted = kind.quote(&name);
-            if let Some(batch) = &batch {
-                let whole = format!("BEGIN; CREATE SCHEMA {quoted}; SET LOCAL search_path = {quoted}; {batch} COMMIT");
-                match desk.send(&whole) {
-                    Ok(()) => return Ok((name, true)),
-                    Err(error) => {
-                        log::debug!(target: "diesel_session::testing", "test `{}`: the batch failed: {error}", self.id);
-                        desk.send("ROLLBACK")?;
-                    }
+            let made = desk.send(&format!("CREATE SCHEMA {}{role}", kind.quote(&name)));
+            match made {
+                Err(error) if !desk.is_true(kind.may_create_schema()).unwrap_or(true) => {
+                    let advice = "The role needs the right CREATE in the database of the URL";
+                    Err(self.failed("making a schema", format!("{}. {advice}", phrase(error))))
                 }
+                made => made.map(|()| name),
             }
-            desk.send(&format!("CREATE SCHEMA {quoted}"))?;
-            Ok((name, false))
         })?;
         let made = || {
             let url =
                 with_schema(&self.house.target, &name).map_err(|reason| self.failed("making a schema", reason))?;
             let app = self.app(url, connections)?;
-            if replayed {
-                self.content.run_functions(&app)?
-            } else {
-                self.content.fill(&app)?
-            }
+            self.fill(&app)?;
             Ok(app)
         };
         match made() {
@@ -195,7 +250,7 @@ impl<'t, C: SessionConnection> Site<'t, C> {
     fn start_in_memory_of_its_own(&self) -> Result<Started<C>> {
         let admission = self.house.admit(0, false, self.id, self.deadline)?;
         let app = self.app(self.config.url.clone(), self.config.max_size as usize)?;
-        self.content.fill(&app)?;
+        self.fill(&app)?;
         Ok((app, Home::Memory, admission))
     }
 
@@ -203,47 +258,73 @@ impl<'t, C: SessionConnection> Site<'t, C> {
         let made = |reason| self.failed("making a SQLite file", reason);
         let admission = self.house.admit(0, false, self.id, self.deadline)?;
         let files = &self.house.files;
-        let template = files.template(self.content.hash(), self.config.wal).map_err(made)?;
-        if !template.exists() {
+        let template = files.template(self.hash()?, self.config.wal).map_err(made)?;
+        let path = files.new_path().map_err(made)?;
+        let mut is_copied = files.copy(&template, &path).map_err(made)?;
+        if !is_copied {
             let _making = files.making.lock().unwrap_or_else(PoisonError::into_inner);
-            if !template.exists() {
+            is_copied = files.copy(&template, &path).map_err(made)?;
+            if !is_copied {
                 self.make_template_file(&template)?;
+                is_copied = files.copy(&template, &path).map_err(made)?;
             }
         }
-        let path = files.new_path().map_err(made)?;
-        fs::copy(&template, &path)
-            .map_err(|error| made(format!("{} cannot be copied: {error}", template.display())))?;
-        let app = self.app(file_url(&path), self.config.max_size as usize)?;
+        if !is_copied {
+            return Err(made(format!("{} was removed as soon as it was made", template.display())));
+        }
+        let app = self.app(file_url(&path).map_err(made)?, self.config.max_size as usize)?;
         Ok((app, Home::File(path), admission))
     }
 
     /// It gets its name when it is whole.
     fn make_template_file(&self, template: &Path) -> Result<()> {
         let made = |reason| self.failed("making a SQLite file", reason);
-        let path = self.house.files.new_path().map_err(made)?;
-        let filler = self.filler(&file_url(&path))?;
-        let filled = self.content.fill(&filler);
-        filler.dispose()?;
-        filled?;
-        // The last connection has put it into the file.
-        if log_of(&path).exists() {
-            return Err(made(format!("{} is still open somewhere", path.display())));
+        let files = &self.house.files;
+        let path = files.new_path().map_err(made)?;
+        let filler = self.filler(&file_url(&path).map_err(made)?)?;
+        let filled = self.fill(&filler).and_then(|()| {
+            // The last connection would do it, and would not say why it could not.
+            let mut lease = filler.pool()?.acquire(Location::caller(), false, None)?;
+            let emptied = lease.conn().batch_execute("PRAGMA wal_checkpoint(TRUNCATE)");
+            emptied.map_err(|error| made(format!("{} cannot be written: {}", path.display(), phrase(error))))
+        });
+        let emptied = filler.dispose();
+        let outcome = filled.and_then(|()| {
+            emptied?;
+            match fs::metadata(log_of(&path)) {
+                Ok(log) if log.len() > 0 => Err(made(format!(
+                    "{} has {} bytes of write-ahead log that did not go into the file: a program has it open, or the disk is full",
+                    path.display(),
+                    log.len()
+                ))),
+                _ => files.keep(&path, template).map_err(made),
+            }
+        });
+        if outcome.is_err() {
+            // It would take part of a disk that may be full.
+            let _ = files.remove(&path);
         }
-        fs::rename(&path, template).map_err(|error| made(format!("{} cannot be made: {error}", template.display())))
+        outcome
     }
 
-    /// The name of the template with this content, which is made where there is none.
-    fn template(&self, admission: &mut Admission<C>) -> Result<String> {
-        let content = self.content.hash();
+    /// The name of the template with this content, which is made where there is none; and the settings that a copy does not have.
+    fn template(&self, admission: &mut Admission<C>) -> Result<(String, Vec<String>)> {
+        let content = self.hash()?;
         let name = Name::Template { content };
         let mut known = self.known();
-        if !known.contains(&content) {
-            // Under the lock: the other tests of this process wait for it instead of making another.
-            let others = known.iter().copied().collect();
-            self.make_kept(admission, name, true, others)?;
-            known.insert(content);
+        if let Some(settings) = known.get(&content) {
+            return Ok((name.to_string(), settings.clone()));
         }
-        Ok(name.to_string())
+        // Under the lock: the other tests of this process wait for it instead of making another.
+        let others = known.keys().copied().collect();
+        self.make_kept(admission, name, true, others)?;
+        let name = name.to_string();
+        let settings = self.work(admission, 1, |desk| match self.kind().settings_of_database(&name) {
+            Some(sql) => desk.texts(&sql),
+            None => Ok(Vec::new()),
+        })?;
+        known.insert(content, settings.clone());
+        Ok((name, settings))
     }
 
     /// Makes a database with the content that is kept under `name`, unless it is there. It is another name's until it is whole.
@@ -255,7 +336,7 @@ impl<'t, C: SessionConnection> Site<'t, C> {
         closed: bool,
         mut others: Vec<u64>,
     ) -> Result<()> {
-        others.push(self.content.hash());
+        others.push(self.hash()?);
         let (kind, last) = (self.kind(), name.to_string());
         let spare = admission.taken.as_ref().map_or(0, |taken| taken.len().saturating_sub(1)).max(1);
         // One process of this machine makes it, and the others wait for that.
@@ -263,9 +344,9 @@ impl<'t, C: SessionConnection> Site<'t, C> {
             Some(slots) => Some(self.turn_to_make(slots, &last)?),
             None => None,
         };
-        let made = self.house.work(admission, spare, |desk| {
-            let question = kind.databases(&last);
-            if desk.texts(&question)?.contains(&last) {
+        let is_there = |desk: &mut Desk<C>| Ok::<_, Error>(desk.texts(&kind.databases(&last))?.contains(&last));
+        let made = self.work(admission, spare, |desk| {
+            if is_there(desk)? {
                 return Ok(None);
             }
             let name = desk.new_name().to_string();
@@ -274,15 +355,26 @@ impl<'t, C: SessionConnection> Site<'t, C> {
         })?;
         let Some(first) = made else { return Ok(()) };
         let filled = self.fill_database(&first);
-        let outcome = self.house.work(admission, spare, |desk| {
-            if filled.is_ok() && desk.is_empty_by(&first, Instant::now() + LAST_SESSIONS)? {
-                if closed {
-                    desk.send(&kind.close_database(&first))?;
-                }
-                match desk.send(&kind.rename_database(&first, &last)) {
+        let outcome = self.work(admission, spare, |desk| {
+            if filled.is_ok() {
+                let renamed = if !desk.is_empty_by(&first, Instant::now() + LAST_SESSIONS)? {
+                    let reason =
+                        format!("sessions did not end in {first}: {}", list(&desk.texts(&kind.sessions_in(&first))?));
+                    Err(self.failed("making a template", reason))
+                } else {
+                    let closed = if closed { desk.send(&kind.close_database(&first)) } else { Ok(()) };
+                    closed.and_then(|()| desk.send(&kind.rename_database(&first, &last)))
+                };
+                match renamed {
+                    Ok(()) => return desk.prune(&others),
                     // Another machine was faster.
-                    Err(error) if error.to_string().contains("already exists") => {}
-                    renamed => return renamed.and_then(|()| desk.prune(&others)),
+                    Err(error) if is_there(desk)? => {
+                        log::debug!(target: "diesel_session::testing", "{last} is there already: {error}");
+                    }
+                    Err(error) => {
+                        desk.send(&kind.drop_database(&first))?;
+                        return Err(error);
+                    }
                 }
             }
             desk.send(&kind.drop_database(&first))
@@ -290,16 +382,115 @@ impl<'t, C: SessionConnection> Site<'t, C> {
         filled.and(outcome)
     }
 
-    pub(super) fn create_database(&self, desk: &mut Desk<C>, name: &str, template: Option<&str>) -> Result<()> {
-        let kind = self.kind();
-        desk.send(&kind.create_database(name, template)).map_err(|error| {
-            let text = error.to_string();
-            // `Access denied` is MySQL's.
-            match ["permission denied", "Access denied"].iter().any(|refusal| text.contains(refusal)) {
-                true => self.failed("making a database", format!("{text}; {}", kind.right_to_create())),
-                false => error,
+    /// Makes a database like the configured one: a copy of a template of the kit's with its settings, or one to be filled.
+    pub(super) fn create_database(
+        &self,
+        desk: &mut Desk<C>,
+        name: &str,
+        template: Option<&(String, Vec<String>)>,
+    ) -> Result<()> {
+        let (kind, like) = (self.kind(), self.surroundings()?);
+        let (source, options, settings) = match template {
+            Some((template, settings)) => (Some(template.as_str()), like.options.clone(), settings),
+            None => {
+                let locale = like.locale.as_deref().filter(|_| self.template.is_none());
+                let source = self.template.or(locale.map(|_| "template0"));
+                (source, format!("{}{}", like.options, locale.unwrap_or_default()), &like.settings)
             }
-        })
+        };
+        let sent = desk.send(&kind.create_database(name, source, &options));
+        sent.or_else(|error| self.create_after(error, desk, name, source, &options))?;
+        let settings = for_database(settings, &kind.quote(name));
+        if !settings.is_empty() && desk.send(&settings.join("; ")).is_err() {
+            for sql in settings {
+                if let Err(error) = desk.send(&sql) {
+                    // The role that owns the configured database may be allowed more.
+                    log::warn!(target: "diesel_session::testing", "test `{}`: its database goes without `{sql}`: {}", self.id, phrase(error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out why a database could not be made, and makes it if `template1` was in use and has nothing that `template0` has not.
+    fn create_after(
+        &self,
+        error: Error,
+        desk: &mut Desk<C>,
+        name: &str,
+        source: Option<&str>,
+        options: &str,
+    ) -> Result<()> {
+        const AT: &str = "making a database";
+        let kind = self.kind();
+        if desk.is_lost() {
+            return Err(error);
+        }
+        if !desk.is_true(&kind.may_create_database(name)).unwrap_or(true) {
+            return Err(self.failed(AT, format!("{}; {}", phrase(error), kind.right_to_create())));
+        }
+        if kind != Kind::Postgres {
+            return Err(error);
+        }
+        let source = source.unwrap_or("template1");
+        let sessions = desk.texts(&kind.sessions_in(source)).unwrap_or_default();
+        if sessions.is_empty() {
+            return Err(error);
+        }
+        let why = format!("{}; session {} is connected to `{source}`", phrase(&error), list(&sessions));
+        if source != "template1" {
+            return Err(self.failed(AT, format!("{why}: end it, or wait until it has ended")));
+        }
+        match self.additions_of_template1() {
+            Ok(0) => desk.send(&kind.create_database(name, Some("template0"), options)),
+            Ok(additions) => Err(self.failed(
+                AT,
+                format!(
+                    "{why}, and `template1` has {additions} objects or rights that `template0` has not: end that session, or name                      another database with `TestSetup::template`"
+                ),
+            )),
+            Err(unknown) => Err(self.failed(AT, format!("{why}, and what it has cannot be seen: {}", phrase(unknown)))),
+        }
+    }
+
+    fn additions_of_template1(&self) -> Result<u64> {
+        let config = Config { max_size: 1, ..Config::new(self.url_of("template1")?) };
+        let app = self.house.registrar.make_bare(self.id.into(), config)?;
+        let answer = app.pool().and_then(|pool| {
+            let mut lease = pool.acquire(Location::caller(), false, None)?;
+            let conn = lease.conn();
+            let at_home = self.kind().look_at_home().map_or(Ok(()), |sql| conn.batch_execute(sql));
+            let answer = at_home.and_then(|()| conn.texts(self.kind().count_of_additions()));
+            answer.map_err(|error| Error::from_query(error, Location::caller()))
+        });
+        drop(app.dispose());
+        Ok(answer?.into_iter().flatten().next().and_then(|count| count.parse().ok()).unwrap_or(u64::MAX))
+    }
+
+    /// Fills an empty database; an error tells what the role may not install, if that is the cause.
+    pub(super) fn fill(&self, app: &App<C>) -> Result<()> {
+        let filled = self.content.fill(app);
+        let Err(Error::Migration(mut failure)) = filled else { return filled };
+        if self.kind() == Kind::Postgres {
+            let wanted = self.content.extensions();
+            let forbidden = (|| {
+                let mut lease = app.pool().ok()?.acquire(Location::caller(), false, None).ok()?;
+                lease.live().marked = true;
+                self.kind().look_at_home().map_or(Ok(()), |sql| lease.conn().batch_execute(sql)).ok()?;
+                lease.conn().texts(self.kind().forbidden_extensions()).ok()
+            })();
+            let forbidden = forbidden.unwrap_or_default();
+            let forbidden = forbidden
+                .iter()
+                .flatten()
+                .find(|name| wanted.contains(*name) && failure.message.contains(name.as_str()));
+            if let Some(extension) = forbidden {
+                failure.message.push_str(&format!(
+                    ". This role may not install the extension `{extension}` and a test's database is made anew: let an administrator                      install it in `template1`, or in a database that `TestSetup::template` names"
+                ));
+            }
+        }
+        Err(Error::Migration(failure))
     }
 
     fn turn_to_make(&self, slots: &Slots, what: &str) -> Result<LockFile> {
@@ -314,7 +505,7 @@ impl<'t, C: SessionConnection> Site<'t, C> {
 
     pub(super) fn fill_database(&self, database: &str) -> Result<()> {
         let filler = self.filler(&self.url_of(database)?)?;
-        let filled = self.content.fill(&filler);
+        let filled = self.fill(&filler);
         let emptied = filler.dispose();
         filled?;
         emptied.map(drop)
@@ -343,7 +534,7 @@ impl<'t, C: SessionConnection> Site<'t, C> {
         Ok((admission, wanted.min(taken.saturating_sub(1).max(1))))
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, std::collections::HashSet<u64>> {
+    pub(super) fn known(&self) -> std::sync::MutexGuard<'_, std::collections::HashMap<u64, Vec<String>>> {
         self.house.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -363,9 +554,7 @@ impl<C: SessionConnection> Home<C> {
                     desk.send(&kind.drop_database(&name))
                 })
                 .unwrap_or_else(|| Err(lost())),
-            Self::Schema(name) => house
-                .work_on(|desk| desk.send(&format!("DROP SCHEMA IF EXISTS {} CASCADE", kind.quote(&name))))
-                .unwrap_or_else(|| Err(lost())),
+            Self::Schema(name) => house.work_on(|desk| desk.drop_schema(&name)).unwrap_or_else(|| Err(lost())),
             Self::File(path) => {
                 house.files.remove(&path).map_err(|reason| Error::InvalidConfig { app: "tests".into(), reason })
             }
@@ -393,18 +582,26 @@ fn log_of(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// What an account must be allowed, for one who was refused.
-fn needs(isolation: TestIsolation, kind: Kind) -> &'static str {
-    match (isolation, kind) {
-        (TestIsolation::Schema, _) => "The role needs the right CREATE in the database of the URL",
-        (_, Kind::Postgres) => {
-            "The role needs the right CREATEDB (`ALTER ROLE .. CREATEDB`); `TestIsolation::Schema` does without"
+/// What the server says, with its hint.
+fn with_hint(error: &diesel::result::Error) -> String {
+    match error {
+        diesel::result::Error::DatabaseError(_, information) => {
+            let more = [information.details(), information.hint()];
+            more.into_iter().flatten().fold(error.to_string(), |text, more| format!("{}. {more}", phrase(text)))
         }
-        (_, Kind::Mysql) => "The account needs ALL rights on `diesel\\_session\\_%`.*",
-        (_, Kind::Sqlite) => "It is made in the folder of temporary files",
+        other => other.to_string(),
     }
 }
 
-fn file_url(path: &Path) -> String {
-    format!("sqlite://{}", path.display())
+fn list(sessions: &[String]) -> String {
+    sessions.join(", ")
+}
+
+/// In a `file:` URL the signs that mean something there are written out.
+fn file_url(path: &Path) -> Result<String, String> {
+    let Some(text) = path.to_str() else {
+        return Err(format!("{} is not UTF-8, as a database URL has to be", path.display()));
+    };
+    let encoded = encode(text);
+    Ok(if encoded == text { format!("sqlite://{text}") } else { format!("file:{encoded}") })
 }

@@ -2,7 +2,7 @@
 //! databases, the schema to be replayed, and the lanes that are free.
 
 use std::any::Any;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use super::content::Schema;
 use super::files::Files;
 use super::lanes::FreeLane;
-use super::owner::{Desk, Owner, PATIENCE};
+use super::owner::{Desk, Owner};
 use super::setup::keeps;
 use super::slots::{Slots, Taken};
+use super::surroundings::Surroundings;
 use crate::backend::Kind;
 use crate::config::Config;
 use crate::connection::SessionConnection;
@@ -29,8 +30,10 @@ pub(super) struct House<C: SessionConnection> {
     pub(super) files: Files,
     schema: OnceLock<Arc<Schema>>,
     pub(super) free: Mutex<Vec<FreeLane<C>>>,
-    /// Templates that are known to be there.
-    pub(super) known: Mutex<HashSet<u64>>,
+    /// Templates that are known to be there, each with the settings that a copy does not have.
+    pub(super) known: Mutex<HashMap<u64, Vec<String>>>,
+    /// What was found in the configured database, by how sessions are prepared there.
+    surroundings: Mutex<HashMap<String, Arc<Surroundings>>>,
     running: AtomicUsize,
     swept: AtomicBool,
 }
@@ -73,6 +76,7 @@ impl<C: SessionConnection> House<C> {
             schema: OnceLock::new(),
             free: Mutex::default(),
             known: Mutex::default(),
+            surroundings: Mutex::default(),
             running: AtomicUsize::new(0),
             swept: AtomicBool::new(false),
         })
@@ -85,6 +89,24 @@ impl<C: SessionConnection> House<C> {
         }
         let schema = Arc::new(Schema::new(self.owner.app().script()?, self.target.kind));
         Ok(Arc::clone(self.schema.get_or_init(|| schema)))
+    }
+
+    /// What is known of the configured database for sessions that are prepared like that.
+    pub(super) fn known_surroundings(&self, settings: &str) -> Option<Arc<Surroundings>> {
+        if self.target.kind == Kind::Sqlite {
+            return Some(Arc::default());
+        }
+        self.surroundings.lock().unwrap_or_else(PoisonError::into_inner).get(settings).map(Arc::clone)
+    }
+
+    /// The same, found out by a connection that the test has reserved.
+    pub(super) fn surroundings(&self, settings: &str, config: &Config) -> Result<Arc<Surroundings>> {
+        if let Some(known) = self.known_surroundings(settings) {
+            return Ok(known);
+        }
+        let found = Arc::new(Surroundings::of(self, config)?);
+        let mut known = self.surroundings.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Arc::clone(known.entry(settings.to_owned()).or_insert(found)))
     }
 
     /// Reserves `wanted` connections, and one for the owner's session where that will be needed. Who waits here holds nothing that
@@ -119,17 +141,8 @@ impl<C: SessionConnection> House<C> {
         Admission { house: Arc::clone(self), taken, is_under_way: true }
     }
 
-    /// Works with the owner's session. When it is opened, what dead owners have left is removed.
-    pub(super) fn work<T>(
-        &self,
-        admission: &mut Admission<C>,
-        keep: usize,
-        work: impl FnOnce(&mut Desk<C>) -> Result<T>,
-    ) -> Result<T> {
-        self.work_within(admission, keep, PATIENCE, work)
-    }
-
-    /// The same where the session is waited for no longer than `patience`.
+    /// Works with the owner's session, which is waited for no longer than `patience`. When it is opened, what dead owners have left is
+    /// removed.
     pub(super) fn work_within<T>(
         &self,
         admission: &mut Admission<C>,

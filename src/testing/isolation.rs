@@ -12,7 +12,8 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum TestIsolation {
-    /// A database of its own, with a pool of its own: everything works as in production.
+    /// A database of its own, with a pool of its own: everything works as in production. It has the properties of the database that the
+    /// URL names.
     ///
     /// On PostgreSQL the role needs the right `CREATEDB`; on MySQL and MariaDB all rights on databases whose names start with
     /// `diesel_session_` (``GRANT ALL ON `diesel\_session\_%`.* TO ..``).
@@ -41,6 +42,10 @@ pub enum TestIsolation {
     /// * in an autocommit scope all that one call of `with`, or one lent connection, sends is one unit;
     /// * a typed SELECT that fails before the session has written anything, on PostgreSQL, asks for `rollback()` as always; one that succeeds leaves
     ///   `in_transaction()` false.
+    ///
+    /// With an enum of connections give the database object
+    /// [`Database::connect_with`](crate::Database::connect_with): without it the test works too, but if its connection cannot be made no error
+    /// tells why.
     ///
     /// A test that minds takes [`Database`](Self::Database).
     Rollback,

@@ -1,6 +1,6 @@
 //! Databases in which tests run that are rolled back. Each has one connection at a time, and is as it was filled, so it is kept.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::address::with_database;
@@ -14,12 +14,19 @@ use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::error::{ConnectErrorKind, Error, Result};
 use crate::pool::{Lane, TAKEN};
+use crate::wording::phrase;
 
 /// How long the last sessions of a lane that is to be removed are waited for.
 const LAST_SESSIONS: Duration = Duration::from_secs(1);
 
 /// How long the owner's session is waited for, at the end of a test.
 const LAST_OPEN: Duration = Duration::from_secs(5);
+
+/// How often a lane is made before it is an error that it cannot be used then.
+const MOST_MADE: u32 = 3;
+
+/// How many lanes of one number are tried.
+const MOST_TAKEN: u32 = 100;
 
 /// A table that a lane on MySQL or MariaDB has until it is filled: neither has a way to do that in one step, or to rename a database.
 const UNFINISHED: &str = "__diesel_session_unfinished";
@@ -40,13 +47,13 @@ pub(super) struct FreeLane<C: SessionConnection> {
 impl<C: SessionConnection> Site<'_, C> {
     /// Begins a test in a lane: in one of this process's, or in a new one.
     pub(super) fn start_in_lane(&self) -> Result<Started<C>> {
-        let content = self.content.hash();
-        let free = {
+        // As long as nobody knows what the configured database is like, there is no lane for it either.
+        let free = self.known_hash().and_then(|content| {
             let mut free = self.house.free();
             let settings = self.settings();
             let fits = |lane: &FreeLane<C>| lane.content == content && lane.settings == settings;
             free.iter().rposition(fits).map(|at| free.swap_remove(at))
-        };
+        });
         if let Some(mut lane) = free {
             let mut admission = self.house.admit_with(lane.taken.take());
             match self.enter(&lane) {
@@ -60,15 +67,15 @@ impl<C: SessionConnection> Site<'_, C> {
             }
         }
         match self.kind() {
-            Kind::Sqlite => self.start_in_memory(content),
-            Kind::Postgres | Kind::Mysql => self.start_on_server(content),
+            Kind::Sqlite => self.start_in_memory(self.hash()?),
+            Kind::Postgres | Kind::Mysql => self.start_on_server(),
         }
     }
 
     fn start_in_memory(&self, content: u64) -> Result<Started<C>> {
         let admission = self.house.admit(0, false, self.test(), self.deadline)?;
         let filler = self.filler(":memory:")?;
-        let filled = self.content.fill(&filler).and_then(|()| {
+        let filled = self.fill(&filler).and_then(|()| {
             // It lives as long as somebody has it open.
             let url = filler.pool()?.url().to_owned();
             let (lane, settings) = (Arc::new(Lane::new(None)), self.settings());
@@ -81,10 +88,12 @@ impl<C: SessionConnection> Site<'_, C> {
         Ok((app, Home::Lane(lane), admission))
     }
 
-    fn start_on_server(&self, content: u64) -> Result<Started<C>> {
+    fn start_on_server(&self) -> Result<Started<C>> {
         let mut admission = self.house.admit(1, false, self.test(), self.deadline)?;
-        // How many lanes of the slot's number somebody else is in.
-        let mut taken = 0;
+        let content = self.hash()?;
+        // How many lanes of the slot's number somebody else is in, and how often one was made that could not be used.
+        let (mut taken, mut made) = (0, 0);
+        let mut saw;
         loop {
             let number = lane_of(&admission);
             let name = Name::Lane { content, number: number + 1000 * taken };
@@ -93,17 +102,26 @@ impl<C: SessionConnection> Site<'_, C> {
             let lane = Arc::new(Lane::new(self.kind().claim_lane(&database)));
             let settings = self.settings();
             let lane = FreeLane { lane, content, settings, database: Some(database.clone()), url, taken: None };
-            let is_there = match self.enter(&lane) {
-                Ok(app) if self.is_whole(&app)? => return Ok((app, Home::Lane(lane), admission)),
-                Ok(app) => {
-                    drop(app.dispose());
-                    true
-                }
-                Err(Error::Connect { kind: ConnectErrorKind::UnknownDatabase, .. }) => false,
+            let (refused, is_there) = match self.enter(&lane) {
+                Ok(app) => match self.unfinished(&app) {
+                    Ok(None) => return Ok((app, Home::Lane(lane), admission)),
+                    unfinished => {
+                        drop(app.dispose());
+                        saw = format!("{database} {}", unfinished?.unwrap_or_default());
+                        (None, true)
+                    }
+                },
                 Err(Error::Connect { message, .. }) if message.contains(TAKEN) => {
                     lane.lane.end(self.kind());
                     taken += 1;
+                    saw = format!("{database} and {} more have a test of another process", taken - 1);
+                    let is_over = self.deadline <= Instant::now();
+                    self.may_go_on(taken == 1 || taken <= MOST_TAKEN && !is_over, &saw)?;
                     continue;
+                }
+                Err(error @ Error::Connect { kind, .. }) if may_be_missing(kind, self.kind()) => {
+                    saw = format!("{database} cannot be connected to: {}", phrase(&error));
+                    (Some(error), false)
                 }
                 Err(other) => return Err(other),
             };
@@ -118,7 +136,43 @@ impl<C: SessionConnection> Site<'_, C> {
                     continue;
                 }
             }
+            if let Some(refused) = refused
+                && self.work(&mut admission, 1, |desk| {
+                    Ok(desk.texts(&desk.kind().databases(&database))?.contains(&database))
+                })?
+            {
+                // It is there by now, or it is there and cannot be used.
+                if made > 0 {
+                    return Err(self.explained(refused));
+                }
+                made += 1;
+                continue;
+            }
+            made += 1;
+            self.may_go_on(made <= MOST_MADE, &saw)?;
             self.make_lane(&mut admission, name, is_there)?;
+        }
+    }
+
+    /// An error that tells what was seen, after too many attempts.
+    fn may_go_on(&self, is_within_bounds: bool, saw: &str) -> Result<()> {
+        match is_within_bounds {
+            true => Ok(()),
+            false => Err(self.failed("finding a database in which it can be rolled back", saw)),
+        }
+    }
+
+    /// Of an enum of connections the reason is not known.
+    fn explained(&self, error: Error) -> Error {
+        match error {
+            Error::Connect { kind: ConnectErrorKind::Other, message, .. }
+                if Kind::of_type::<C>().is_none() && !self.house.registrar.has_connect_with() =>
+            {
+                let advice = "`TestIsolation::Rollback` with an enum of connections: give the database object \
+                              `Database::connect_with`, so that the reason is told";
+                self.failed(AT, format!("{}. {advice}", phrase(message)))
+            }
+            other => other,
         }
     }
 
@@ -145,36 +199,43 @@ impl<C: SessionConnection> Site<'_, C> {
     }
 
     /// What a connection is told when it is new.
-    fn settings(&self) -> String {
+    pub(super) fn settings(&self) -> String {
         let mut settings = self.kind().setup(&self.config, true);
         settings.extend(self.config.on_connect.iter().cloned());
         settings.extend(self.config.application_name.clone());
         settings.join("\0")
     }
 
-    /// Whether a lane was filled to the end. PostgreSQL's get their name when they are; elsewhere there is a mark until then.
-    fn is_whole(&self, app: &App<C>) -> Result<bool> {
+    /// Why a lane is not one that was filled to the end, if so. PostgreSQL's get their name when they are; elsewhere there is a mark until
+    /// then, and between the making of the database and that of the mark there is nothing.
+    fn unfinished(&self, app: &App<C>) -> Result<Option<String>> {
         if self.kind() != Kind::Mysql {
-            return Ok(true);
+            return Ok(None);
         }
-        let mut versions = self.content.schema.script.versions().map(str::to_owned).collect::<Vec<_>>();
-        versions.sort();
         let mut lease = app.pool()?.acquire(std::panic::Location::caller(), false, None)?;
-        let mark = format!(
-            "SELECT table_name AS value FROM information_schema.tables \
-             WHERE table_schema = DATABASE() AND table_name = '{UNFINISHED}'"
-        );
-        let is_filled = lease.conn().texts(&mark).is_ok_and(|tables| tables.is_empty());
-        let applied = lease.conn().texts("SELECT version AS value FROM __diesel_schema_migrations ORDER BY version");
-        let applied: Vec<String> = applied.unwrap_or_default().into_iter().flatten().collect();
-        Ok(is_filled && applied == versions)
+        let mut texts = |sql: &str| {
+            let answer = lease.conn().texts(sql);
+            answer.map_err(|error| Error::from_query(error, std::panic::Location::caller()))
+        };
+        let tables =
+            texts("SELECT table_name AS value FROM information_schema.tables WHERE table_schema = DATABASE()")?;
+        let tables: Vec<String> = tables.into_iter().flatten().collect();
+        if tables.iter().any(|table| table == UNFINISHED) {
+            return Ok(Some(format!("has the table {UNFINISHED}: whoever fills it has not come to the end")));
+        }
+        let known = self.content.schema.script.versions().count();
+        let has_bookkeeping = tables.iter().any(|table| table == "__diesel_schema_migrations");
+        if known > 0 && !has_bookkeeping {
+            return Ok(Some(format!("has none of {known} migrations")));
+        }
+        Ok(None)
     }
 
     fn make_lane(&self, admission: &mut Admission<C>, name: Name, is_there: bool) -> Result<()> {
         match self.kind() {
             Kind::Mysql => self.make_mysql_lane(admission, &name.to_string(), is_there),
             Kind::Postgres | Kind::Sqlite => {
-                let others = self.house.known.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+                let others = self.known().keys().copied().collect();
                 self.make_kept(admission, name, false, others)
             }
         }
@@ -184,15 +245,19 @@ impl<C: SessionConnection> Site<'_, C> {
     fn make_mysql_lane(&self, admission: &mut Admission<C>, database: &str, is_there: bool) -> Result<()> {
         let kind = self.kind();
         let claim = kind.claim_lane(database).unwrap_or_default();
-        let claimed = self.house.work(admission, 1, |desk| {
+        let content = self.hash()?;
+        let claimed = self.work(admission, 1, |desk| {
             let claimed = desk.is_true(&claim)?;
             if claimed {
                 if is_there {
                     desk.send(&kind.drop_database(database))?;
                 }
                 self.create_database(desk, database, None)?;
-                desk.send(&format!("CREATE TABLE {}.{UNFINISHED} (nothing INTEGER)", kind.quote(database)))?;
-                desk.prune(&[self.content.hash()])?;
+                desk.send(&format!(
+                    "CREATE TABLE {}.{UNFINISHED} (nothing INTEGER PRIMARY KEY)",
+                    kind.quote(database)
+                ))?;
+                desk.prune(&[content])?;
             }
             Ok(claimed)
         })?;
@@ -200,7 +265,7 @@ impl<C: SessionConnection> Site<'_, C> {
             return Ok(());
         }
         let filled = self.fill_database(database);
-        self.house.work(admission, 1, |desk| {
+        self.work(admission, 1, |desk| {
             match &filled {
                 Ok(()) => desk.send(&format!("DROP TABLE {}.{UNFINISHED}", kind.quote(database)))?,
                 Err(_) => desk.send(&kind.drop_database(database))?,
@@ -246,6 +311,16 @@ impl<C: SessionConnection> FreeLane<C> {
             }
             desk.send(&kind.drop_database(&database))
         })
+    }
+}
+
+/// Whether a database that is not there may be why it cannot be connected to. Only some servers tell, no enum of connections does, and
+/// MySQL first tells an account that it has no rights there.
+fn may_be_missing(refusal: ConnectErrorKind, kind: Kind) -> bool {
+    match refusal {
+        ConnectErrorKind::UnknownDatabase | ConnectErrorKind::Other => true,
+        ConnectErrorKind::Authentication => kind == Kind::Mysql,
+        _ => false,
     }
 }
 

@@ -12,8 +12,11 @@ use crate::error::Result;
 /// How long the sessions of a process that was killed are waited for: the server ends them when it finds nobody there.
 const LAST_SESSIONS: Duration = Duration::from_secs(2);
 
+/// How many tables are removed in one transaction. Each may have some indexes and sequences, which need locks too.
+const AT_A_TIME: usize = 50;
+
 /// How many contents are kept in templates and lanes. A build of a program with other migrations makes another.
-const KEPT: usize = 8;
+pub(super) const KEPT: usize = 8;
 
 impl<C: SessionConnection> Desk<C> {
     /// Removes what is left of tests whose owners are dead.
@@ -31,11 +34,26 @@ impl<C: SessionConnection> Desk<C> {
         }
         for (text, name) in schemas {
             if self.is_orphan(name, &mut lives)? {
-                let removed = self.send(&format!("DROP SCHEMA IF EXISTS {} CASCADE", kind.quote(&text)));
+                let removed = self.drop_schema(&text);
                 note(&text, removed);
             }
         }
         Ok(())
+    }
+
+    /// Removes a schema. One statement needs a lock for each table, and the server has so many: with more tables they go some at a time
+    /// before it.
+    pub(super) fn drop_schema(&mut self, name: &str) -> Result<()> {
+        let drop_it = format!("DROP SCHEMA IF EXISTS {} CASCADE", self.kind().quote(name));
+        let Err(error) = self.send(&drop_it) else { return Ok(()) };
+        let removals = self.texts(&self.kind().removals_in_schema(name))?;
+        if removals.len() < AT_A_TIME {
+            return Err(error);
+        }
+        for some in removals.chunks(AT_A_TIME) {
+            self.send(&some.join("; "))?;
+        }
+        self.send(&drop_it)
     }
 
     /// Removes the oldest of what is kept, where that is much, and nobody is in it.

@@ -1,13 +1,18 @@
 //! A file whose lock says that somebody is there, and whose text says who.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{fmt, process};
 
+use super::folder::make_inside;
+
 /// The longest label that is kept, in characters.
 const LABEL: usize = 120;
+
+/// The longest text that is read, in bytes.
+const LONGEST: u64 = 4096;
 
 /// One opening of the file. Locks belong to openings: two of them exclude each other in one process too, and the system takes the
 /// lock away with the process, however that ends.
@@ -25,10 +30,11 @@ pub(crate) struct Who {
 impl LockFile {
     /// Opens it; makes it, and its folder, where there is none.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map(Self);
+        let open =
+            || self::open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false)).map(Self);
         match (open(), path.parent()) {
             (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(parent)?;
+                make_inside(parent)?;
                 open()
             }
             (opened, _) => opened,
@@ -73,15 +79,50 @@ impl LockFile {
 
 /// Who holds the lock of the file, if anybody does. Where a lock is free it is taken for a moment.
 pub(crate) fn holder(path: &Path) -> Option<Who> {
-    let file = File::open(path).ok()?;
+    let file = open(path, OpenOptions::new().read(true)).ok()?;
     if file.try_lock_shared().is_ok() {
         // The file is closed next, which ends the lock where this fails.
         let _ = file.unlock();
         return None;
     }
-    let text = fs::read_to_string(path).unwrap_or_default();
+    let text = text(&file).unwrap_or_default();
     let (process, label) = text.trim_end().split_once(' ').unwrap_or_default();
     Some(Who { process: process.parse().ok(), label: label.to_owned() })
+}
+
+/// Opens a file in a folder that has been checked. Another user who may write there too can have put a link or a pipe in its place:
+/// neither is followed or waited for. `options` must not truncate, as the file is checked after it is open.
+pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let refuse = |reason: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{}: {reason}", path.display()));
+    let opened = options.open(path);
+    if opened.is_err() && fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink()) {
+        return Err(refuse("it is a symbolic link, which is not followed"));
+    }
+    let file = opened?;
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(refuse("it is not a file"));
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let named = fs::symlink_metadata(path)?;
+        // One that was replaced meanwhile has no name any more.
+        if found.nlink() > 1 || found.nlink() == 1 && (found.dev(), found.ino()) != (named.dev(), named.ino()) {
+            return Err(refuse("it is also the file of another name"));
+        }
+    }
+    Ok(file)
+}
+
+/// The text of a small file from its beginning. A longer one is none of the kit's.
+pub(crate) fn text(mut file: &File) -> io::Result<String> {
+    let mut text = String::new();
+    file.rewind()?;
+    file.take(LONGEST).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 impl fmt::Display for Who {
@@ -105,6 +146,29 @@ fn unless_taken(outcome: Result<(), TryLockError>) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_not_a_file_of_one_name_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let (victim, path) = (temp.path().join("victim"), temp.path().join("lock"));
+        fs::write(&victim, "precious").unwrap();
+        let refused = || {
+            let error = LockFile::open(&path).unwrap_err().to_string();
+            assert_eq!(holder(&path), None);
+            fs::remove_file(&path).unwrap();
+            assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+            error
+        };
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        assert!(refused().contains("symbolic link"));
+        std::os::unix::fs::symlink(temp.path().join("nothing"), &path).unwrap();
+        assert!(refused().contains("symbolic link"));
+        fs::hard_link(&victim, &path).unwrap();
+        assert!(refused().contains("another name"));
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        assert!(refused().contains("not a file"));
+    }
 
     #[test]
     fn openings_exclude_each_other_and_tell_who() {

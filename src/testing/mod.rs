@@ -19,6 +19,7 @@ mod names;
 mod owner;
 mod setup;
 mod slots;
+mod surroundings;
 mod test_app;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

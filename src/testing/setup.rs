@@ -31,6 +31,7 @@ const KEEP: &str = "DIESEL_SESSION_KEEP";
 /// | [`patience`](Self::patience) | 120 s |
 /// | [`keep`](Self::keep) | off, unless `DIESEL_SESSION_KEEP` is set |
 /// | [`warn_repeats`](Self::warn_repeats) | off |
+/// | [`template`](Self::template) | none: on PostgreSQL `template1` |
 ///
 /// ```
 /// use diesel::prelude::*;
@@ -61,6 +62,7 @@ pub struct TestSetup<C: SessionConnection> {
     pub(super) patience: Duration,
     pub(super) keep: bool,
     pub(super) warn_repeats: Option<usize>,
+    pub(super) template: Option<Cow<'static, str>>,
 }
 
 impl<C: SessionConnection> TestSetup<C> {
@@ -82,6 +84,7 @@ impl<C: SessionConnection> TestSetup<C> {
             patience: Duration::from_secs(120),
             keep: keeps(),
             warn_repeats: None,
+            template: None,
         }
     }
 
@@ -117,7 +120,8 @@ impl<C: SessionConnection> TestSetup<C> {
         self
     }
 
-    /// How long the test waits for others, of all processes of this machine, that have the server's connections.
+    /// How long the test waits for others: for the server's connections, of which all processes of this machine have a part, and for
+    /// databases that they are making. `Duration::ZERO` tries once.
     pub fn patience(mut self, longest: Duration) -> Self {
         self.patience = longest;
         self
@@ -135,6 +139,14 @@ impl<C: SessionConnection> TestSetup<C> {
     /// query in a loop over the rows of another.
     pub fn warn_repeats(mut self, times: usize) -> Self {
         self.warn_repeats = Some(times);
+        self
+    }
+
+    /// The PostgreSQL database from which the test's databases are copied before the migrations run, for what only an administrator can
+    /// install, such as some extensions. The role needs to own it, or it is marked as a template (`ALTER DATABASE .. IS_TEMPLATE true`),
+    /// and nobody may be connected to it. [`TestIsolation::Schema`] copies nothing.
+    pub fn template(mut self, database: impl Into<Cow<'static, str>>) -> Self {
+        self.template = Some(database.into());
         self
     }
 

@@ -9,6 +9,8 @@
 //! The folder must not be cleared while tests run: those who hold files that are gone do not see those who make new ones.
 
 use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,9 +19,9 @@ use std::{fmt, fs, io, process};
 
 use parking_lot::Mutex;
 
-use super::folder::folder;
+use super::folder::{folder, make_inside};
 use super::line::{Line, Place};
-use super::lock_file::{LockFile, Who, holder};
+use super::lock_file::{self, LockFile, Who, holder};
 use crate::backend::fnv1a;
 use crate::process::PerProcess;
 
@@ -29,6 +31,8 @@ const UNASKED: usize = 4;
 const LEFT: usize = 2;
 /// A process that has just been through the turnstile leaves it alone for so long if others wait: each of them looks once then.
 const GIVE_WAY: Duration = Duration::from_millis(6);
+/// How many names of a file that is to be renamed may be taken.
+const MOST_ATTEMPTS: usize = 100;
 
 /// The slots of one server.
 #[derive(Debug)]
@@ -75,7 +79,8 @@ impl Slots {
 
     /// How many connections the server takes, as whoever asked it last wrote down.
     pub(crate) fn capacity(&self) -> Option<usize> {
-        fs::read_to_string(self.path.join("capacity")).ok()?.trim().parse().ok()
+        let file = lock_file::open(&self.path.join("capacity"), OpenOptions::new().read(true)).ok()?;
+        lock_file::text(&file).ok()?.trim().parse().ok()
     }
 
     /// Tells all processes what the server said.
@@ -173,7 +178,7 @@ impl Slots {
     fn within(folder: &Path, server: &str) -> Result<Arc<Self>, String> {
         let path = folder.join(format!("server-{:016x}", fnv1a([server.as_bytes()])));
         let name = path.join("server");
-        let made = fs::create_dir_all(&path).and_then(|()| if name.exists() { Ok(()) } else { replace(&name, server) });
+        let made = make_inside(&path).and_then(|()| if name.exists() { Ok(()) } else { replace(&name, server) });
         made.map_err(|error| format!("tests cannot share the connections of {server}: {}: {error}", path.display()))?;
         Ok(Arc::new(Self { server: server.to_owned(), path, line: PerProcess::new() }))
     }
@@ -290,16 +295,21 @@ impl Drop for Turn<'_> {
 /// Writes a file that others see whole or not at all.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let new = path.with_extension(format!("{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
-    fs::write(&new, text)?;
-    fs::rename(&new, path)
+    for attempt in 0.. {
+        let new = path.with_extension(format!("{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+        match File::create_new(&new) {
+            // A process of that number that was killed has left it, or somebody else has put a link there.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < MOST_ATTEMPTS => {}
+            Err(error) => return Err(error),
+            Ok(mut file) => return file.write_all(text.as_bytes()).and_then(|()| fs::rename(&new, path)),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::fs::OpenOptions;
-    use std::io::Write;
     use std::process::{Child, Command, Stdio};
     use std::sync::atomic::AtomicUsize;
     use std::thread;

@@ -74,7 +74,8 @@ impl<C: SessionConnection> TestApp<C> {
 
     pub(super) fn start(setup: TestSetup<C>) -> Result<Self> {
         let id = Id::take(setup.registrar.number(), &setup.name);
-        let site = Site::new(&setup, &id.text)?;
+        let config = Site::configured(&setup, &id.text)?;
+        let site = Site::new(&setup, &config, &id.text)?;
         let (app, home, admission) = site.start(setup.isolation)?;
         let entry = ledger::enter(&id.text, setup.place, &app);
         let house = Arc::clone(&site.house);

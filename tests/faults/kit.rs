@@ -5,8 +5,10 @@ mod child;
 mod crowd;
 mod cut;
 mod ends;
+mod files;
 mod kept;
 mod killed;
+mod production;
 mod server;
 
 /// `#[test]` functions that run a generic one with a server of its own.

@@ -100,6 +100,14 @@ fn play<C: Conn>(url: &str, part: &str) {
         "fill" | "leave_while_filling" => run(setup().fixture(Fixture::function("two rows", fill::<C>)), |_| {
             assert_eq!(C::db().session().unwrap().number(COUNT).unwrap(), 2);
         }),
+        "many" => (0..11).for_each(|number| {
+            let fixture = Fixture::sql("one of many", format!("CREATE TABLE made_{number} (id INTEGER)"));
+            ordinary(setup().fixture(fixture));
+        }),
+        "big" => {
+            let zeros = "INSERT INTO entries (author, message) VALUES ('Ada', hex(zeroblob(1000000)))";
+            ordinary(setup().fixture(Fixture::sql("a big row", zeros)));
+        }
         "bare" => bare::<C>(url, way_of(way)),
         "hold" => hold::<C>(url),
         "be_cut" => be_cut::<C>(url),

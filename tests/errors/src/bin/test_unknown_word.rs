@@ -1,4 +1,4 @@
-//~ error: `max_sise` is not known here; there is `isolation`, `max_size`, `fixtures(..)`, `fixture`, `config`, `warn_repeats` and `keep`
+//~ error: `max_sise` is not known here; there is `isolation`, `max_size`, `fixtures(..)`, `fixture`, `config`, `warn_repeats`, `keep` and `template`
 //~ #[diesel_session::test(DB, max_sise = 2)]
 use errors::DB;
 
