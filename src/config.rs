@@ -22,6 +22,7 @@ use crate::wording::{is_unprintable, name};
 /// | [`application_name`](Self::application_name) | `diesel-session/` and the application's id | what PostgreSQL shows in `pg_stat_activity` |
 /// | [`reset`](Self::reset) | [`Reset::WhenLent`] | which connections are cleaned before the next borrower gets them |
 /// | [`wal`](Self::wal) | on | SQLite files use write-ahead logging |
+/// | [`protect_schema`](Self::protect_schema) | off | `drop_all` is refused |
 ///
 /// ```
 /// use std::time::Duration;
@@ -48,6 +49,7 @@ pub struct Config {
     pub(crate) on_connect: Vec<String>,
     pub(crate) reset: Reset,
     pub(crate) wal: bool,
+    pub(crate) protect_schema: bool,
 }
 
 /// Which connections are cleaned when they come back, so that what a borrower left on them does not reach the next; for
@@ -118,6 +120,7 @@ impl Config {
             on_connect: Vec::new(),
             reset: Reset::WhenLent,
             wal: true,
+            protect_schema: false,
         }
     }
 
@@ -215,6 +218,13 @@ impl Config {
         self
     }
 
+    /// Whether [`drop_all`](crate::App::drop_all) is refused with [`Error::SchemaProtected`]. It is meant for every configuration of a
+    /// database whose rows are wanted, such as that of production: `drop_all` asks for no confirmation.
+    pub fn protect_schema(mut self, on: bool) -> Self {
+        self.protect_schema = on;
+        self
+    }
+
     /// What is wrong with the options, if anything.
     pub(crate) fn problem(&self) -> Option<String> {
         let positive =
@@ -269,6 +279,7 @@ impl fmt::Debug for Config {
             .field("on_connect", &format_args!("{} statements", self.on_connect.len()))
             .field("reset", &self.reset)
             .field("wal", &self.wal)
+            .field("protect_schema", &self.protect_schema)
             .finish()
     }
 }

@@ -76,6 +76,9 @@ pub trait Inspect {
     /// Sends `sql`, which ends the innermost level, and tells Diesel so.
     fn end_with(&mut self, sql: &str) -> QueryResult<()>;
 
+    /// Sends `sql`, which ends the transaction, and tells Diesel so unless its driver has seen it.
+    fn leave_with(&mut self, sql: &str) -> QueryResult<()>;
+
     /// Begins one more level.
     fn begin_level(&mut self) -> QueryResult<()>;
 
@@ -114,6 +117,14 @@ where
     fn end_with(&mut self, sql: &str) -> QueryResult<()> {
         self.batch_execute(sql)?;
         change_depth(self, TransactionDepthChange::DecreaseDepth)
+    }
+
+    fn leave_with(&mut self, sql: &str) -> QueryResult<()> {
+        self.batch_execute(sql)?;
+        while self.depth().is_some_and(|depth| depth > 0) {
+            change_depth(self, TransactionDepthChange::DecreaseDepth)?;
+        }
+        Ok(())
     }
 
     fn begin_level(&mut self) -> QueryResult<()> {

@@ -38,7 +38,7 @@ pub use crate::pool::{AppStatus, Blocker, Blockers, Holder, Holders};
 #[doc(hidden)]
 pub use crate::recorder::__assert_queries;
 pub use crate::recorder::{Recorded, Recorder, Recording};
-pub use crate::schema::{MigrationFailure, MigrationStatus};
+pub use crate::schema::{MigrationFailure, MigrationOutcome, MigrationStatus};
 pub use crate::session::{HookOutcome, LentConnection, Retry, Session};
 pub use crate::settings::Isolation;
 pub use diesel_session_derive::{Entity, NewEntity, test};

@@ -61,9 +61,6 @@ pub(super) const INVENTORY: &str = "SELECT table_name || '.' || column_name AS v
      WHERE table_schema = current_schema() \
      UNION SELECT tablename || '.' || indexname FROM pg_catalog.pg_indexes WHERE schemaname = current_schema() ORDER BY 1";
 
-pub(super) const HAS_BOOKKEEPING: &str =
-    "SELECT 'yes' AS value WHERE to_regclass('__diesel_schema_migrations') IS NOT NULL";
-
 pub(super) const TABLES: &str =
     "SELECT tablename::text AS value FROM pg_catalog.pg_tables WHERE schemaname = current_schema()";
 

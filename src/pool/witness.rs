@@ -145,6 +145,11 @@ impl Witness {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Only raw SQL can be empty.
+    fn minds_empty_statements(&self) -> bool {
+        self.kind == Kind::Mysql && self.reading.load(Ordering::Acquire) == Reading::Raw as u8
+    }
+
     /// What a reset removes need not be read, nor how it ends.
     fn started(&self) {
         if self.reading.load(Ordering::Acquire) == Reading::Raw as u8 && self.kind.can_reset() {
@@ -189,6 +194,24 @@ impl Witness {
     }
 }
 
+/// Whether the text of a statement is empty.
+fn is_empty(query: &dyn fmt::Display) -> bool {
+    struct Nothing;
+
+    impl Write for Nothing {
+        fn write_str(&mut self, piece: &str) -> fmt::Result {
+            if piece.is_empty() { Ok(()) } else { Err(fmt::Error) }
+        }
+    }
+
+    write!(Nothing, "{query}").is_ok()
+}
+
+/// What a panic says that takes the place of a crash: given an empty text, MariaDB's client library reads the first character all
+/// the same, and Diesel has no way to refuse a statement before it is sent.
+pub(crate) const EMPTY_STATEMENT: &str =
+    "an empty text was given to `batch_execute`, on which MariaDB's client library would crash";
+
 /// The text of a statement without its bind values.
 fn statement(query: &dyn fmt::Display) -> String {
     /// Diesel writes the statement first and by itself, then the binds.
@@ -228,6 +251,9 @@ impl Instrumentation for Watch {
         }
         match &event {
             InstrumentationEvent::StartQuery { query, .. } => {
+                if self.witness.minds_empty_statements() && is_empty(query) {
+                    panic!("{EMPTY_STATEMENT}");
+                }
                 self.witness.started();
                 if recorder::is_on() {
                     recorder::started(query);

@@ -9,7 +9,6 @@ use diesel::connection::{BoxableConnection, SimpleConnection};
 use diesel::migration::{CREATE_MIGRATIONS_TABLE, Migration};
 use diesel::result::QueryResult;
 
-use super::version;
 use crate::app::App;
 use crate::backend::Kind;
 use crate::backend::sql_parts::{Part, Parts};
@@ -37,17 +36,16 @@ pub(crate) struct Step {
 impl<C: SessionConnection> App<C> {
     /// What its migrations send. The database is not asked.
     pub(crate) fn script(&self) -> Result<Script> {
-        let mut migrations = match self.known_migrations() {
+        let known = match self.known_migrations() {
             Err(Error::NoMigrations { .. }) => return Ok(Script { steps: Vec::new(), known: false }),
             known => known?,
         };
-        migrations.sort_by_cached_key(|migration| version(&**migration));
         let kind = self.spec().target.kind;
-        let steps = migrations.iter().map(|migration| Step {
-            version: version(&**migration),
-            name: migration.name().to_string(),
-            sql: text_of(&**migration, kind),
-            in_transaction: migration.metadata().run_in_transaction(),
+        let steps = known.into_iter().map(|known| Step {
+            sql: text_of(&*known.migration, kind),
+            version: known.version,
+            name: known.name,
+            in_transaction: known.in_transaction,
         });
         Ok(Script { steps: steps.collect(), known: true })
     }
