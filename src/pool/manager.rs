@@ -19,7 +19,7 @@ use super::budget::Share;
 use super::generation::{Generation, Seen};
 use super::lane::{Held, Parked};
 use super::server::Server;
-use super::witness::{Watch, Witness};
+use super::witness::{Reading, Watch, Witness};
 use crate::backend::Kind;
 use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
@@ -302,6 +302,12 @@ impl<C: SessionConnection> Manager<C> {
                 .map_err(|error| self.failure(&format!("`Config::on_connect` failed: {error} (at `{sql}`)")))?;
         }
         if let Some(prepare) = spec.on_connect.filter(|_| !is_set_up) {
+            if spec.target.kind == Kind::Mysql {
+                // An empty statement is refused here too.
+                let guard = Arc::new(Witness::new(spec.target.kind, false));
+                guard.read_statements(Reading::Raw);
+                conn.set_instrumentation(Watch::new(guard));
+            }
             prepare(&mut *conn).map_err(|error| self.failure(&format!("`Database::on_connect` failed: {error}")))?;
         }
         if conn.depth() != Some(0) {

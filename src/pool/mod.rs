@@ -49,7 +49,7 @@ pub use ledger::{Holder, Holders};
 pub(crate) use limit::Limit;
 use manager::Control;
 pub use status::AppStatus;
-pub(crate) use witness::{Notes, Reading, Witness};
+pub(crate) use witness::{Notes, Reading, Witness, refuse_empty_statements};
 
 use crate::config::Reset;
 use crate::connection::SessionConnection;

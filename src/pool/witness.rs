@@ -2,11 +2,12 @@
 //! connection was lent and which kept their errors to itself.
 
 use std::fmt::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use diesel::connection::{Instrumentation, InstrumentationEvent, get_default_instrumentation};
-use diesel::result::Error as DieselError;
+use diesel::result::{DatabaseErrorKind, Error as DieselError, QueryResult};
 
 use crate::backend::{self, Kind};
 use crate::recorder;
@@ -211,6 +212,16 @@ fn is_empty(query: &dyn fmt::Display) -> bool {
 /// the same, and Diesel has no way to refuse a statement before it is sent.
 pub(crate) const EMPTY_STATEMENT: &str =
     "an empty text was given to `batch_execute`, on which MariaDB's client library would crash";
+
+/// Runs code that has a connection; the panic of an empty statement becomes the error that the server would have sent.
+pub(crate) fn refuse_empty_statements<T>(run: impl FnOnce() -> QueryResult<T>) -> QueryResult<T> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        if !crate::panic_message(&*panic).starts_with(EMPTY_STATEMENT) {
+            resume_unwind(panic);
+        }
+        Err(DieselError::DatabaseError(DatabaseErrorKind::Unknown, Box::new(EMPTY_STATEMENT.to_owned())))
+    })
+}
 
 /// The text of a statement without its bind values.
 fn statement(query: &dyn fmt::Display) -> String {

@@ -218,9 +218,12 @@ fn text_of<DB: Backend>(migration: &dyn Migration<DB>, kind: Kind) -> Option<Str
     if !matches!(ran, Ok(Ok(()))) || recorder.looked_into.get() {
         return None;
     }
-    // An empty text is an error of its own on some databases.
-    let (last, before) =
-        recorder.sent.split_last().filter(|_| recorder.sent.iter().all(|sql| !sql.trim().is_empty()))?;
+    // Of a text without a statement nothing is sent.
+    if recorder.sent.is_empty() {
+        return None;
+    }
+    recorder.sent.retain(|sql| !kind.is_blank(sql));
+    let Some((last, before)) = recorder.sent.split_last() else { return Some(String::new()) };
     let mut text = String::new();
     for sql in before {
         text.push_str(sql);

@@ -78,7 +78,8 @@ impl<'t, C: SessionConnection> Content<'t, C> {
     /// All of it that is text, where that is all of the schema.
     pub(super) fn batch(&self) -> Option<String> {
         let mut batch = self.schema.batch.clone()?;
-        let texts: Vec<&str> = self.fixtures.iter().filter_map(|fixture| fixture.text()).collect();
+        let texts = self.fixtures.iter().filter_map(|fixture| fixture.text());
+        let texts: Vec<&str> = texts.filter(|text| !self.kind.is_blank(text)).collect();
         if !texts.is_empty() {
             let begin = if self.kind == Kind::Sqlite { "BEGIN IMMEDIATE" } else { "BEGIN" };
             batch.push_str(&format!("\n{begin};\n{}\n;\nCOMMIT;", texts.join("\n;\n")));
@@ -149,7 +150,11 @@ impl<'t, C: SessionConnection> Content<'t, C> {
         })
     }
 
+    /// A fixture without a statement adds nothing.
     fn send_fixture(&self, app: &App<C>, name: &str, text: &str) -> Result<()> {
+        if self.kind.is_blank(text) {
+            return Ok(());
+        }
         self.send(app, text, "a fixture failed").map_err(|error| match error {
             Error::TestSetup { test, what, reason } => {
                 Error::TestSetup { test, what, reason: format!("{name}: {reason}") }
