@@ -58,8 +58,8 @@ pub(super) const IS_FULL: &str = "SELECT CASE WHEN count(*) >= current_setting('
      AND coalesce(backend_type, 'client backend') = 'client backend'";
 
 pub(super) const INVENTORY: &str = "SELECT table_name || '.' || column_name AS value FROM information_schema.columns \
-     WHERE table_schema = current_schema() \
-     UNION SELECT tablename || '.' || indexname FROM pg_catalog.pg_indexes WHERE schemaname = current_schema() ORDER BY 1";
+     WHERE table_schema = pg_catalog.current_schema() \
+     UNION SELECT tablename || '.' || indexname FROM pg_catalog.pg_indexes WHERE schemaname = pg_catalog.current_schema() ORDER BY 1";
 
 pub(super) const TABLES: &str =
     "SELECT tablename::text AS value FROM pg_catalog.pg_tables WHERE schemaname = current_schema()";

@@ -471,6 +471,9 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         let version = kind.literal(&self.plan[index].version);
         let noted = match direction {
             Direction::Up => format!("INSERT INTO {table} (version) VALUES ({version})"),
+            Direction::Down if kind == Kind::Postgres => {
+                format!("DELETE FROM {table} WHERE version OPERATOR(pg_catalog.=) {version}")
+            }
             Direction::Down => format!("DELETE FROM {table} WHERE version = {version}"),
         };
         if !self.is_chained() {

@@ -34,7 +34,6 @@ pub(crate) use shared::Shared;
 
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
-use crate::pool::refuse_empty_statements;
 use block::Block;
 use statement::Statement;
 
@@ -170,7 +169,7 @@ impl<C: SessionConnection> Session<C> {
     /// See [`Session`].
     #[track_caller]
     pub fn with<T>(&self, run: impl FnOnce(&mut C) -> QueryResult<T>) -> Result<T> {
-        self.0.run(Statement::RAW, Location::caller(), |conn| refuse_empty_statements(|| run(conn)))
+        self.0.run(Statement::RAW, Location::caller(), run)
     }
 
     /// The session's connection as an owned guard, for code that [`with`](Self::with) does not fit. While it lives, the

@@ -22,5 +22,6 @@ mod recorder;
 mod round_trips;
 mod schema;
 mod schema_races;
+mod schema_safety;
 mod unit_model;
 mod world;
