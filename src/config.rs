@@ -200,7 +200,8 @@ impl Config {
     }
 
     /// SQL to run on every new connection, after the library's own settings. May be called several times. On PostgreSQL it runs
-    /// again after each [`reset`](Self::reset) of the connection, so it is something that can be done twice.
+    /// again after each [`reset`](Self::reset) of the connection, so it must be idempotent. SQL without a statement is refused by
+    /// `init_app`.
     pub fn on_connect(mut self, sql: impl Into<String>) -> Self {
         self.on_connect.push(sql.into());
         self

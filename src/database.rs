@@ -179,7 +179,7 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// reset of a connection ([`Config::reset`]), so it is something that can be done twice. An instrumentation set here is
     /// replaced by the library's, which passes on to that of [`diesel::connection::set_default_instrumentation`].
     ///
-    /// An error or a panic fails the connect.
+    /// An error or a panic fails the connect. On MySQL and MariaDB a statement whose text is empty panics.
     pub const fn on_connect(mut self, prepare: fn(&mut C) -> QueryResult<()>) -> Self {
         self.on_connect = Some(prepare);
         self

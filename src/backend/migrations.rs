@@ -32,8 +32,9 @@ const POSTGRES_STATE: &str = "SELECT pg_catalog.concat('pid', pg_catalog.chr(31)
      UNION ALL SELECT pg_catalog.concat('set.', name, pg_catalog.chr(31), setting) FROM pg_catalog.pg_settings \
      WHERE source OPERATOR(pg_catalog.=) 'session'";
 
-/// Begins a transaction in which each statement sees what was committed before it, whatever the default is.
-pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+/// Begins a transaction in which each statement sees what was committed before it, whatever the default is. In lower case, so that
+/// a search of the log or of the network for `COMMIT` finds commits.
+pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL read committed";
 
 /// A query for PostgreSQL's lock of all schema operations, for the transaction in which it is sent.
 pub(crate) const TRY_LOCK_IN_TRANSACTION: &str =
@@ -179,9 +180,11 @@ impl Kind {
                 .filter_map(|limit| Some(format!("SET {limit} = {}", self.literal(original.get(limit)?))))
                 .collect(),
             Self::Mysql => vec![RESTORE_LIMITS.into()],
-            Self::Sqlite => {
-                original.get("set.busy_timeout").map(|limit| format!("PRAGMA busy_timeout = {limit}")).into_iter().collect()
-            }
+            Self::Sqlite => original
+                .get("set.busy_timeout")
+                .map(|limit| format!("PRAGMA busy_timeout = {limit}"))
+                .into_iter()
+                .collect(),
         }
     }
 
@@ -230,7 +233,10 @@ impl Kind {
 
     /// A query for two numbers: how many locks the removal of everything in the schema needs, about, and how many the server has.
     pub(crate) fn locks_of_schema(self, schema: &str) -> Option<String> {
-        let own = format!("(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname OPERATOR(pg_catalog.=) {})", self.literal(schema));
+        let own = format!(
+            "(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname OPERATOR(pg_catalog.=) {})",
+            self.literal(schema)
+        );
         (self == Self::Postgres).then(|| {
             let counts = [
                 format!("SELECT pg_catalog.count(*) FROM pg_catalog.pg_class WHERE relnamespace OPERATOR(pg_catalog.=) {own}"),
@@ -265,14 +271,19 @@ impl Kind {
 
     /// A query for what such a database consists of.
     pub(crate) fn objects_of(self, database: &str) -> String {
-        format!("SELECT type || ' ' || name || ' ' || coalesce(sql, '') AS value FROM {}.sqlite_master", self.quote(database))
+        format!(
+            "SELECT type || ' ' || name || ' ' || coalesce(sql, '') AS value FROM {}.sqlite_master",
+            self.quote(database)
+        )
     }
 }
 
 /// Of a lookup for the number of locks: whether the schema may need more of them than the server has to give.
 pub(crate) fn needs_too_many_locks(answer: &str) -> bool {
     let numbers: Vec<u64> = answer.split(' ').filter_map(|number| number.parse().ok()).collect();
-    let [relations, toasted, types, constraints, per_transaction, connections, prepared] = numbers[..] else { return false };
+    let [relations, toasted, types, constraints, per_transaction, connections, prepared] = numbers[..] else {
+        return false;
+    };
     let needed = relations + 2 * toasted + types + constraints;
     // Other sessions need locks too.
     needed > per_transaction * (connections + prepared) * 3 / 4
@@ -373,7 +384,8 @@ mod tests {
 
     #[test]
     fn restore_names_what_was_changed_only() {
-        let before = state(&[("role", "none"), ("authorization", "app"), ("set.datestyle", "ISO, MDY"), ("set.a.b", "1")]);
+        let before =
+            state(&[("role", "none"), ("authorization", "app"), ("set.datestyle", "ISO, MDY"), ("set.a.b", "1")]);
         assert!(Kind::Postgres.restore(&before, &before).is_empty());
         let now = state(&[
             ("role", "owner"),
@@ -385,11 +397,7 @@ mod tests {
         ]);
         assert_eq!(
             Kind::Postgres.restore(&before, &now),
-            [
-                "SET ROLE NONE",
-                "SELECT pg_catalog.set_config('datestyle', 'ISO, MDY', false)",
-                "RESET \"search_path\"",
-            ]
+            ["SET ROLE NONE", "SELECT pg_catalog.set_config('datestyle', 'ISO, MDY', false)", "RESET \"search_path\"",]
         );
         let (before, now) = (state(&[("schema", "shop"), ("set.sql_mode", "ANSI")]), state(&[("schema", "other")]));
         assert_eq!(Kind::Mysql.restore(&before, &now), ["USE `shop`", "SET SESSION sql_mode = 'ANSI'"]);

@@ -11,7 +11,9 @@ use super::channel::Channel;
 use super::reversal::{EMPTY_FILE, has_no_way_back};
 use super::{Known, MigrationFailure, MigrationOutcome, Trouble, applied, caught};
 use crate::app::App;
-use crate::backend::{BEGIN, Beginning, Kind, State, TRY_LOCK_IN_TRANSACTION, is_connection_lost, needs_too_many_locks};
+use crate::backend::{
+    BEGIN, Beginning, Kind, State, TRY_LOCK_IN_TRANSACTION, is_connection_lost, needs_too_many_locks,
+};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::pool::{Lease, Permit, Reading};
@@ -512,7 +514,8 @@ impl<'a, C: SessionConnection> Change<'a, C> {
                 "drop_all reverts nothing, as `{}`, the first schema of search_path, does not exist or may not be used; {}",
                 phrase(missing),
                 match self.before.schema() {
-                    Some(schema) => format!("the names of the migrations would mean the tables of `{}`", phrase(schema)),
+                    Some(schema) =>
+                        format!("the names of the migrations would mean the tables of `{}`", phrase(schema)),
                     None => "correct search_path, or create it".into(),
                 }
             );

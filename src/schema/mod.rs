@@ -17,7 +17,7 @@ use diesel::migration::{self, Migration, MigrationSource};
 use diesel::result::{Error as DieselError, QueryResult};
 
 use crate::app::App;
-use crate::backend::{Kind, State, is_connection_lost};
+use crate::backend::{BEGIN, Kind, State, is_connection_lost};
 use crate::connection::SessionConnection;
 use crate::database::PerBackend;
 use crate::error::{Error, Place, Result};
@@ -215,7 +215,7 @@ impl<C: SessionConnection> App<C> {
             let state = State::read(conn.texts(kind.state())?);
             return applied(conn, kind, &state);
         }
-        conn.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED")?;
+        conn.begin_with(BEGIN)?;
         let state = State::read(conn.texts(kind.state())?);
         let applied = applied(conn, kind, &state)?;
         conn.leave_with("COMMIT")?;

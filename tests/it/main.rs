@@ -15,6 +15,7 @@ mod blog;
 mod clean_hands;
 mod connect;
 mod dispose;
+mod fixture_migrations;
 mod generation;
 mod kit;
 mod pool_hooks;

@@ -147,7 +147,8 @@ fn drop_all_finds_extensions_and_no_other_tables() {
     ];
     let (_db, app) = own::<PgConnection, _>(Steps(steps), in_schema(&site, "tenant,extensions,public"));
     assert_eq!(app.create_all().unwrap(), ["1", "2"]);
-    conn.batch_execute("CREATE TABLE public.names (name text); INSERT INTO public.names VALUES ('of another')").unwrap();
+    conn.batch_execute("CREATE TABLE public.names (name text); INSERT INTO public.names VALUES ('of another')")
+        .unwrap();
     assert_eq!(app.drop_all().unwrap(), ["2", "1"]);
     assert_eq!(conn.number("SELECT count(*) AS number FROM public.names").unwrap(), 1);
 }
@@ -411,14 +412,14 @@ fn create_all_survives_an_error_whose_display_panics<C: Conn>(site: &Site) {
 
 fn create_all_runs_without_the_statement_timeout<C: Conn>(site: &Site) {
     let (sleep, limit) = match site {
-        Site::Postgres(_) => ("SELECT pg_sleep(0.6)", "SELECT setting::bigint AS number FROM pg_settings WHERE name = 'statement_timeout'"),
+        Site::Postgres(_) => (
+            "SELECT pg_sleep(0.6)",
+            "SELECT setting::bigint AS number FROM pg_settings WHERE name = 'statement_timeout'",
+        ),
         Site::Mysql(_) => ("DO SLEEP(0.6)", "SELECT CAST(@@max_statement_time * 1000 AS INTEGER) AS number"),
         Site::Sqlite(_) => ("SELECT 1", "SELECT 200 AS number"),
     };
-    let steps = vec![
-        step("1", sleep, sleep),
-        step("2", sleep, sleep).outside_a_transaction(),
-    ];
+    let steps = vec![step("1", sleep, sleep), step("2", sleep, sleep).outside_a_transaction()];
     let (_db, app) = own::<C, _>(Steps(steps), site.config().max_size(1).statement_timeout(Duration::from_millis(200)));
     assert_eq!(app.create_all().unwrap(), ["1", "2"]);
     assert_eq!(app.open_session().unwrap().number(limit).unwrap(), 200);
@@ -477,7 +478,12 @@ fn create_all_restores_what_a_migration_sets<C: Conn>(site: &Site) {
     };
     let down = if matches!(site, Site::Postgres(_)) { "DROP TABLE public.dumped" } else { "DROP TABLE dumped" };
     let seen = format!("CREATE TABLE seen AS {reads}");
-    let steps = vec![step("1", sets, down), step("2", seen, "DROP TABLE seen"), step("3", sets.replace("dumped", "again"), down.replace("dumped", "again")).outside_a_transaction(), step("4", format!("INSERT INTO seen {reads}"), "SELECT 1")];
+    let steps = vec![
+        step("1", sets, down),
+        step("2", seen, "DROP TABLE seen"),
+        step("3", sets.replace("dumped", "again"), down.replace("dumped", "again")).outside_a_transaction(),
+        step("4", format!("INSERT INTO seen {reads}"), "SELECT 1"),
+    ];
     let (_db, app) = own::<C, _>(Steps(steps), site.config());
     assert_eq!(app.create_all().unwrap(), ["1", "2", "3", "4"]);
     let session = app.open_session().unwrap();
@@ -502,14 +508,16 @@ fn create_all_takes_a_dump_as_its_first_migration() {
              CREATE FUNCTION twice(integer) RETURNS integer LANGUAGE sql AS $$ SELECT $1 * 2 $$",
         )
         .unwrap();
-    let dump = std::process::Command::new("pg_dump").args(["--schema-only", "--no-owner", &site.url()]).output().unwrap();
+    let dump =
+        std::process::Command::new("pg_dump").args(["--schema-only", "--no-owner", &site.url()]).output().unwrap();
     assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
     // Newer versions write commands of psql, which are no SQL.
     let dump = String::from_utf8(dump.stdout).unwrap();
     let dump: Vec<&str> = dump.lines().filter(|line| !line.starts_with('\\')).collect();
     let fresh = Site::postgres();
     let down = "DROP VIEW happy; DROP TABLE people; DROP TYPE mood; DROP FUNCTION twice(integer)";
-    let steps = vec![step("1", dump.join("\n"), down), step("2", "CREATE TABLE later (id integer)", "DROP TABLE later")];
+    let steps =
+        vec![step("1", dump.join("\n"), down), step("2", "CREATE TABLE later (id integer)", "DROP TABLE later")];
     let (_db, app) = own::<PgConnection, _>(Steps(steps), fresh.config());
     assert_eq!(app.create_all().unwrap(), ["1", "2"]);
     assert!(exists(&app, "happy") && exists(&app, "public.later"));
@@ -527,9 +535,17 @@ fn create_all_restores_role_and_local_settings() {
     let mut admin = support::postgres().admin();
     admin.batch_execute("CREATE ROLE safety_helper; GRANT safety_helper TO app").unwrap();
     let steps = vec![
-        step("1", "CREATE SCHEMA aside; SET LOCAL search_path = aside; CREATE TABLE one (id integer)", "DROP TABLE aside.one; DROP SCHEMA aside"),
+        step(
+            "1",
+            "CREATE SCHEMA aside; SET LOCAL search_path = aside; CREATE TABLE one (id integer)",
+            "DROP TABLE aside.one; DROP SCHEMA aside",
+        ),
         step("2", "CREATE TABLE two (id integer); SET ROLE safety_helper", "DROP TABLE two"),
-        step("3", "CREATE TABLE three AS SELECT current_setting('search_path') AS path, current_user::text AS who", "DROP TABLE three"),
+        step(
+            "3",
+            "CREATE TABLE three AS SELECT current_setting('search_path') AS path, current_user::text AS who",
+            "DROP TABLE three",
+        ),
     ];
     let (_db, app) = own::<PgConnection, _>(Steps(steps), site.config());
     assert_eq!(app.create_all().unwrap().len(), 3);
