@@ -26,7 +26,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 const TURN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long it waits for a second connection by which a pooler is recognised.
-const SECOND_CONNECTION: Duration = Duration::from_millis(100);
+const SECOND_CONNECTION: Duration = Duration::from_secs(1);
 
 /// How long to wait before the lock is asked for again, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));

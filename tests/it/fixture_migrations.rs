@@ -117,9 +117,13 @@ fn postgres_project() -> Vec<Step> {
             true,
         ),
         (
-            "CREATE TABLE nodes (id integer PRIMARY KEY, parent integer REFERENCES nodes DEFERRABLE INITIALLY DEFERRED); \
-             INSERT INTO nodes VALUES (2, 1); INSERT INTO nodes VALUES (1, NULL)",
-            "DELETE FROM nodes WHERE id = 1; DELETE FROM nodes; DROP TABLE nodes",
+            "CREATE TABLE nodes (id integer PRIMARY KEY, parent integer REFERENCES nodes DEFERRABLE INITIALLY DEFERRED)",
+            "DROP TABLE nodes",
+            true,
+        ),
+        (
+            "INSERT INTO nodes VALUES (2, 1); INSERT INTO nodes VALUES (1, NULL)",
+            "DELETE FROM nodes WHERE id = 1; DELETE FROM nodes",
             true,
         ),
         (
@@ -334,8 +338,10 @@ fn sqlite_project() -> Vec<Step> {
 }
 
 fn sqlite_dump(conn: &mut SqliteConnection) -> Vec<String> {
-    let mut dump =
-        lines!(conn, "SELECT type || ' ' || name || ' ' || coalesce(sql, '') AS line FROM sqlite_master ORDER BY 1");
+    let mut dump = lines!(
+        conn,
+        "SELECT type || ' ' || name || ' ' || trim(coalesce(sql, ''), char(10)) AS line FROM sqlite_master ORDER BY 1"
+    );
     if dump.iter().any(|line| line.contains("touched")) {
         dump.extend(lines!(conn, "SELECT name AS line FROM touched UNION ALL SELECT note FROM shop_7_old"));
         dump.extend(lines!(conn, "SELECT version AS line FROM __diesel_schema_migrations ORDER BY 1"));
