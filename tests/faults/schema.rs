@@ -12,6 +12,8 @@ use crate::fixtures::{Conn, Site, Step, Steps, step};
 use crate::support::proxy::{Mode, Moment, Proxy};
 use crate::support::{Kind, Pgbouncer, Postgres, enabled, postgres};
 
+type Operation = fn(&App<PgConnection>) -> diesel_session::Result<Vec<String>>;
+
 const TABLES: &str = "SELECT count(*) AS number FROM pg_tables WHERE schemaname = 'public'";
 const LOCKS: &str = "SELECT count(*) AS number FROM pg_locks WHERE locktype = 'advisory' AND classid = 7236271";
 
@@ -45,8 +47,7 @@ fn create_all_through_a_transaction_pooler_is_done_once_and_leaves_no_lock() {
         let pooler = pooler(&site, settings);
         let url = pooler.url_of(database.name());
         let mut server = PgConnection::establish(&site.url()).unwrap();
-        let both: [(fn(&App<PgConnection>) -> diesel_session::Result<Vec<String>>, i64); 2] =
-            [(|app| app.create_all(), 4), (|app| app.drop_all(), 0)];
+        let both: [(Operation, i64); 2] = [(|app| app.create_all(), 4), (|app| app.drop_all(), 0)];
         for round in 0..3 {
             for (operation, tables) in both {
                 let barrier = Barrier::new(4);
@@ -124,9 +125,9 @@ fn a_migration_without_a_transaction_is_refused_behind_a_transaction_pooler() {
 
 /// What an error says of a migration whose connection was cut is what the server says.
 fn errors_after_a_cut_are_true<C: Conn>(site: &Site, tables: &str) {
-    const STEP: usize = 101;
+    const STEP: usize = 151;
     let proxy = Proxy::to(("127.0.0.1", site.port()));
-    let config = |url: String| Config::new(url).max_size(1).acquire_timeout(Duration::from_millis(200));
+    let config = |url: String| Config::new(url).max_size(1).acquire_timeout(Duration::from_secs(2));
     let direct = Database::<C, _>::new(Steps(three_tables()));
     let direct = direct.init_app("direct", site.config()).unwrap();
     let exists = |table: &str| {
