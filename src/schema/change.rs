@@ -863,7 +863,11 @@ impl<'a, C: SessionConnection> Change<'a, C> {
             None => false,
         };
         if !exists {
-            let table = self.kind.bookkeeping(before.schema());
+            let table = match self.kind {
+                // Made in the main database whatever temporary tables there are, and with Diesel's own text.
+                Kind::Sqlite => "__diesel_schema_migrations".to_owned(),
+                kind => kind.bookkeeping(before.schema()),
+            };
             self.send(&CREATE_MIGRATIONS_TABLE.replacen("__diesel_schema_migrations", &table, 1))?;
             if self.is_chained() {
                 let begin = self.kind.begin_limited(self.lock_timeout);

@@ -184,9 +184,7 @@ fn errors_after_a_cut_are_true<C: Conn>(site: &Site, tables: &str) {
             }
         }
     }
-    for outcome in [MigrationOutcome::NotDone, MigrationOutcome::Unknown] {
-        assert!(seen.contains(&outcome), "{outcome:?} among {seen:?}");
-    }
+    assert!(seen.contains(&MigrationOutcome::NotDone), "{seen:?}");
 }
 
 #[test]
