@@ -22,6 +22,7 @@ use crate::wording::{is_unprintable, name};
 /// | [`application_name`](Self::application_name) | `diesel-session/` and the application's id | what PostgreSQL shows in `pg_stat_activity` |
 /// | [`reset`](Self::reset) | [`Reset::WhenLent`] | which connections are cleaned before the next borrower gets them |
 /// | [`wal`](Self::wal) | on | SQLite files use write-ahead logging |
+/// | [`protect_schema`](Self::protect_schema) | off | `drop_all` is refused |
 ///
 /// ```
 /// use std::time::Duration;
@@ -50,6 +51,7 @@ pub struct Config {
     pub(crate) wal: bool,
     /// The server ends a session that is idle in a transaction for longer, unless something sets another limit; for the test kit.
     pub(crate) idle_in_transaction_timeout: Option<Duration>,
+    pub(crate) protect_schema: bool,
 }
 
 /// Which connections are cleaned when they come back, so that what a borrower left on them does not reach the next; for
@@ -121,6 +123,7 @@ impl Config {
             reset: Reset::WhenLent,
             wal: true,
             idle_in_transaction_timeout: None,
+            protect_schema: false,
         }
     }
 
@@ -200,7 +203,8 @@ impl Config {
     }
 
     /// SQL to run on every new connection, after the library's own settings. May be called several times. On PostgreSQL it runs
-    /// again after each [`reset`](Self::reset) of the connection, so it is something that can be done twice.
+    /// again after each [`reset`](Self::reset) of the connection, so it must be idempotent. SQL without a statement is refused by
+    /// `init_app`.
     pub fn on_connect(mut self, sql: impl Into<String>) -> Self {
         self.on_connect.push(sql.into());
         self
@@ -215,6 +219,13 @@ impl Config {
     /// Whether SQLite files are switched to write-ahead logging.
     pub fn wal(mut self, on: bool) -> Self {
         self.wal = on;
+        self
+    }
+
+    /// Whether [`drop_all`](crate::App::drop_all) is refused with [`Error::SchemaProtected`]. It is meant for every configuration of a
+    /// database whose rows are wanted, such as that of production: `drop_all` asks for no confirmation.
+    pub fn protect_schema(mut self, on: bool) -> Self {
+        self.protect_schema = on;
         self
     }
 
@@ -272,6 +283,7 @@ impl fmt::Debug for Config {
             .field("on_connect", &format_args!("{} statements", self.on_connect.len()))
             .field("reset", &self.reset)
             .field("wal", &self.wal)
+            .field("protect_schema", &self.protect_schema)
             .finish()
     }
 }

@@ -79,6 +79,9 @@ pub trait Inspect {
     /// Commits with `sql`, which sends something before the `COMMIT` that may be refused: then the transaction stays open.
     fn commit_with(&mut self, sql: &str, was_refused: impl Fn(&Error, Option<u32>) -> bool) -> QueryResult<()>;
 
+    /// Sends `sql`, which ends the transaction, and tells Diesel so unless its driver has seen it.
+    fn leave_with(&mut self, sql: &str) -> QueryResult<()>;
+
     /// Begins one more level.
     fn begin_level(&mut self) -> QueryResult<()>;
 
@@ -139,6 +142,14 @@ where
                 commit_error: Box::new(commit_error),
             }),
         }
+    }
+
+    fn leave_with(&mut self, sql: &str) -> QueryResult<()> {
+        self.batch_execute(sql)?;
+        while self.depth().is_some_and(|depth| depth > 0) {
+            change_depth(self, TransactionDepthChange::DecreaseDepth)?;
+        }
+        Ok(())
     }
 
     fn begin_level(&mut self) -> QueryResult<()> {

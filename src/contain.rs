@@ -5,14 +5,14 @@ use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::panic_message;
-use crate::wording::phrase;
+use crate::wording::log_line;
 
 /// Runs `run`. A panic is logged and gives `None`.
 pub(crate) fn contained<T>(what: &str, run: impl FnOnce() -> T) -> Option<T> {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(value) => Some(value),
         Err(panic) => {
-            log::warn!(target: "diesel_session::session", "{what} panicked: {}", phrase(message_of(panic)));
+            log_line!(warn, "diesel_session::session", "{what} panicked: {}", message_of(panic));
             None
         }
     }

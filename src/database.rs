@@ -83,6 +83,7 @@ pub struct PerBackend<M = EmbeddedMigrations> {
 
 impl<C: SessionConnection> Database<C> {
     /// A database object whose schema is not this program's business: `create_all` and `drop_all` are errors.
+    #[track_caller]
     pub const fn without_migrations() -> Self {
         Self::from_sources(Sources::None)
     }
@@ -90,6 +91,7 @@ impl<C: SessionConnection> Database<C> {
 
 impl<C: SessionConnection, M> Database<C, M> {
     /// A database object with the program's migrations.
+    #[track_caller]
     pub const fn new(migrations: M) -> Self {
         Self::from_sources(Sources::One(migrations))
     }
@@ -108,6 +110,7 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// static DB: Database<SqliteConnection> =
     ///     Database::per_backend(PerBackend { sqlite: Some(SQLITE), postgres: Some(POSTGRES), mysql: None });
     /// ```
+    #[track_caller]
     pub const fn per_backend(migrations: PerBackend<M>) -> Self {
         Self::from_sources(Sources::PerBackend(migrations))
     }
@@ -176,7 +179,7 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// reset of a connection ([`Config::reset`]), so it is something that can be done twice. An instrumentation set here is
     /// replaced by the library's, which passes on to that of [`diesel::connection::set_default_instrumentation`].
     ///
-    /// An error or a panic fails the connect.
+    /// An error or a panic fails the connect. On MySQL and MariaDB a statement whose text is empty panics.
     pub const fn on_connect(mut self, prepare: fn(&mut C) -> QueryResult<()>) -> Self {
         self.on_connect = Some(prepare);
         self
@@ -294,9 +297,10 @@ impl<C: SessionConnection, M> Database<C, M> {
         self
     }
 
+    #[track_caller]
     const fn from_sources(sources: Sources<M>) -> Self {
         Self {
-            registry: Registry::new(),
+            registry: Registry::new(Location::caller()),
             given: Mutex::new(Some(sources)),
             migrations: OnceLock::new(),
             number: OnceLock::new(),
@@ -346,6 +350,9 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
         }
         let kind = Kind::of_type::<C>();
         let target = Target::parse(&config.url, kind).map_err(invalid)?;
+        if config.on_connect.iter().any(|sql| target.kind.is_blank(sql)) {
+            return Err(invalid("`Config::on_connect` was given SQL without a statement; leave it out".into()));
+        }
         Ok(Spec {
             app: id.into(),
             config,
@@ -380,8 +387,9 @@ impl<C: SessionConnection, M> Database<C, M> {
     ///
     /// # Errors
     /// [`Error::UnknownApp`].
+    #[track_caller]
     pub fn app(&self, id: &str) -> Result<App<C>> {
-        self.registry.get(id)
+        self.registry.get(id, Location::caller())
     }
 
     /// The application whose context this thread is in. The handle may go to another thread and be entered there.
@@ -391,7 +399,8 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// not know.
     #[track_caller]
     pub fn current_app(&self) -> Result<App<C>> {
-        self.find(context::current(self.number(), Location::caller())?)
+        let at = Location::caller();
+        self.find(context::current(self.number(), at)?, at)
     }
 
     /// The session of the context this thread is in: the same one each time, until the context ends.
@@ -400,7 +409,8 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// [`Error::NoContext`]; [`Error::UnknownApp`]; [`Error::Disposed`] where the application was removed.
     #[track_caller]
     pub fn session(&self) -> Result<Session<C>> {
-        context::session(self.number(), Location::caller(), |current| self.find(current))
+        let at = Location::caller();
+        context::session(self.number(), at, |current| self.find(current, at))
     }
 
     /// [`App::create_all`] of the current application.
@@ -410,7 +420,7 @@ impl<C: SessionConnection, M> Database<C, M> {
     #[track_caller]
     pub fn create_all(&self) -> Result<Vec<String>> {
         let at: Place = Location::caller();
-        self.find(context::current(self.number(), at)?)?.create_all_at(at)
+        self.find(context::current(self.number(), at)?, at)?.create_all_at(at)
     }
 
     /// [`App::drop_all`] of the current application.
@@ -420,15 +430,16 @@ impl<C: SessionConnection, M> Database<C, M> {
     #[track_caller]
     pub fn drop_all(&self) -> Result<Vec<String>> {
         let at: Place = Location::caller();
-        self.find(context::current(self.number(), at)?)?.drop_all_at(at)
+        self.find(context::current(self.number(), at)?, at)?.drop_all_at(at)
     }
 
     /// Disposes of an application and unregisters it; its handles answer [`Error::Disposed`] from then on, and its id is free.
     ///
     /// # Errors
     /// [`Error::UnknownApp`]; [`Error::StillInUse`], and then it is unregistered all the same.
+    #[track_caller]
     pub fn remove_app(&self, id: &str) -> Result<DisposeReport> {
-        let app = self.registry.remove(id)?;
+        let app = self.registry.remove(id, Location::caller())?;
         app.mark_removed();
         app.dispose()
     }
@@ -446,10 +457,10 @@ impl<C: SessionConnection, M> Database<C, M> {
         self.registry.all().iter().map(App::status).collect()
     }
 
-    fn find(&self, current: Current<C>) -> Result<App<C>> {
+    fn find(&self, current: Current<C>, at: Place) -> Result<App<C>> {
         match current {
             Current::Entered(app) => Ok(app),
-            Current::SameId(id) => self.registry.get(&id),
+            Current::SameId(id) => self.registry.get(&id, at),
         }
     }
 }

@@ -39,7 +39,7 @@ pub use crate::pool::{AppStatus, Blocker, Blockers, Holder, Holders};
 #[doc(hidden)]
 pub use crate::recorder::__assert_queries;
 pub use crate::recorder::{Recorded, Recorder, Recording};
-pub use crate::schema::{MigrationFailure, MigrationStatus};
+pub use crate::schema::{MigrationFailure, MigrationOutcome, MigrationStatus};
 #[doc(hidden)]
 pub use crate::session::{AtMostTwo, Counted, Same};
 pub use crate::session::{HookOutcome, LentConnection, Retry, Session};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::error::{Error, Place, Result};
+use crate::schema::MigrationOutcome;
 use crate::wording::sentence;
 
 /// What became of a commit.
@@ -147,6 +148,9 @@ impl Error {
             Self::PartialCommit { source, .. } => source.resolve(),
             Self::HookFailed { committed: true, .. } => Ok(CommitOutcome::Committed),
             Self::ConnectionLost { in_transaction: true, .. } => Ok(CommitOutcome::RolledBack),
+            Self::Migration(failure) if failure.connection_lost && failure.outcome == MigrationOutcome::Done => {
+                Ok(CommitOutcome::Committed)
+            }
             other => {
                 let reason = format!("this error ({}) is not that of a commit whose answer was lost", other.code());
                 Ok(CommitOutcome::Unknown { reason })

@@ -5,14 +5,18 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::app::App;
 use crate::connection::SessionConnection;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 
 /// Application id → application.
-pub(crate) struct Registry<C: SessionConnection>(RwLock<BTreeMap<String, App<C>>>);
+pub(crate) struct Registry<C: SessionConnection> {
+    apps: RwLock<BTreeMap<String, App<C>>>,
+    /// Where the database object is made.
+    made_at: Place,
+}
 
 impl<C: SessionConnection> Registry<C> {
-    pub(crate) const fn new() -> Self {
-        Self(RwLock::new(BTreeMap::new()))
+    pub(crate) const fn new(made_at: Place) -> Self {
+        Self { apps: RwLock::new(BTreeMap::new()), made_at }
     }
 
     pub(crate) fn add(&self, app: App<C>) -> Result<App<C>> {
@@ -24,16 +28,16 @@ impl<C: SessionConnection> Registry<C> {
         Ok(app)
     }
 
-    pub(crate) fn get(&self, id: &str) -> Result<App<C>> {
+    pub(crate) fn get(&self, id: &str, at: Place) -> Result<App<C>> {
         let apps = self.read();
-        apps.get(id).cloned().ok_or_else(|| unknown(id, &apps))
+        apps.get(id).cloned().ok_or_else(|| self.unknown(id, &apps, at))
     }
 
-    pub(crate) fn remove(&self, id: &str) -> Result<App<C>> {
+    pub(crate) fn remove(&self, id: &str, at: Place) -> Result<App<C>> {
         let mut apps = self.write();
         match apps.remove(id) {
             Some(app) => Ok(app),
-            None => Err(unknown(id, &apps)),
+            None => Err(self.unknown(id, &apps, at)),
         }
     }
 
@@ -52,19 +56,21 @@ impl<C: SessionConnection> Registry<C> {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<String, App<C>>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.apps.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<String, App<C>>> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.apps.write().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-fn unknown<C: SessionConnection>(id: &str, apps: &BTreeMap<String, App<C>>) -> Error {
-    // Enough to see a misspelling; a program may have thousands.
-    let mut known: Vec<String> = apps.keys().take(10).cloned().collect();
-    if apps.len() > known.len() {
-        known.push(format!("and {} more", apps.len() - known.len()));
+    fn unknown(&self, id: &str, apps: &BTreeMap<String, App<C>>, at: Place) -> Error {
+        // Enough to see a misspelling; a program may have thousands.
+        let mut known: Vec<String> = apps.keys().take(10).cloned().collect();
+        if apps.len() > known.len() {
+            known.push(format!("and {} more", apps.len() - known.len()));
+        }
+        let connection = std::any::type_name::<C>().rsplit("::").next().unwrap_or_default();
+        let database = format!("the `Database<{connection}>` that is made at {}", self.made_at);
+        Error::UnknownApp { app: crate::wording::name(id), database, at, known }
     }
-    Error::UnknownApp { app: crate::wording::name(id), known }
 }

@@ -6,6 +6,7 @@ mod databases;
 mod endings;
 mod inside;
 mod leftovers;
+mod migrations;
 mod mysql;
 mod poison;
 mod postgres;
@@ -28,6 +29,7 @@ use crate::url::Target;
 
 pub(crate) use databases::{HERE, fnv1a};
 pub(crate) use endings::Effect;
+pub(crate) use migrations::{BEGIN, State, TRY_LOCK_IN_TRANSACTION, needs_too_many_locks};
 pub(crate) use poison::{Poison, advised};
 pub(crate) use sqlite::{BUSY, memory_url};
 
@@ -413,16 +415,6 @@ impl Kind {
         }
     }
 
-    /// SQL that puts the wait for locks back to what the configuration says.
-    pub(crate) fn lock_limit_of(self, config: &Config) -> String {
-        match (self, config.lock_timeout) {
-            (Self::Postgres, None) => "RESET lock_timeout".into(),
-            (Self::Mysql, None) => mysql::DEFAULT_LOCK_LIMIT.into(),
-            (Self::Sqlite, None) => sqlite::busy_timeout(BUSY),
-            (kind, Some(limit)) => kind.lock_limit(limit),
-        }
-    }
-
     /// A query that answers `1` once it has the lock of all schema operations on `database`. SQLite has none but that of
     /// writing.
     pub(crate) fn try_lock_schema(self, database: &str) -> Option<String> {
@@ -484,15 +476,6 @@ impl Kind {
             Self::Postgres => postgres::INVENTORY,
             Self::Mysql => mysql::INVENTORY,
             Self::Sqlite => sqlite::INVENTORY,
-        }
-    }
-
-    /// A query with one row where the migrations' own table exists.
-    pub(crate) fn has_bookkeeping(self) -> &'static str {
-        match self {
-            Self::Postgres => postgres::HAS_BOOKKEEPING,
-            Self::Mysql => mysql::HAS_BOOKKEEPING,
-            Self::Sqlite => sqlite::HAS_BOOKKEEPING,
         }
     }
 }

@@ -61,17 +61,11 @@ pub(super) const INVENTORY: &str = "SELECT CONCAT(table_name, '.', column_name) 
      UNION SELECT CONCAT(table_name, '.', index_name) FROM information_schema.statistics \
      WHERE table_schema = DATABASE() AND index_name <> 'PRIMARY' ORDER BY 1";
 
-pub(super) const HAS_BOOKKEEPING: &str = "SELECT 'yes' AS value FROM information_schema.tables \
-     WHERE table_schema = DATABASE() AND table_name = '__diesel_schema_migrations'";
-
 pub(super) const TABLES: &str = "SELECT table_name AS value FROM information_schema.tables \
      WHERE table_schema = DATABASE() AND table_type = 'BASE TABLE' ORDER BY 1";
 
 /// The longest limit the server takes.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
-
-pub(super) const DEFAULT_LOCK_LIMIT: &str =
-    "SET SESSION lock_wait_timeout = DEFAULT, SESSION innodb_lock_wait_timeout = DEFAULT";
 
 /// The server has one space of names for all databases, and names of at most 64 characters.
 pub(super) fn try_lock_schema(database: &str) -> String {

@@ -111,9 +111,6 @@ pub(super) const INVENTORY: &str = "SELECT pg_catalog.concat(table_name, '.', co
      UNION SELECT pg_catalog.concat(tablename, '.', indexname) FROM pg_catalog.pg_indexes \
      WHERE schemaname OPERATOR(pg_catalog.=) pg_catalog.current_schema() ORDER BY 1";
 
-pub(super) const HAS_BOOKKEEPING: &str =
-    "SELECT 'yes' AS value WHERE pg_catalog.to_regclass('__diesel_schema_migrations') IS NOT NULL";
-
 pub(super) const TABLES: &str = "SELECT tablename::pg_catalog.text AS value FROM pg_catalog.pg_tables \
      WHERE schemaname OPERATOR(pg_catalog.=) pg_catalog.current_schema()";
 

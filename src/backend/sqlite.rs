@@ -22,9 +22,6 @@ pub(super) const TRANSIENT_ERRORS: &[&str] =
 pub(super) const INVENTORY: &str = "SELECT m.name || '.' || c.name AS value FROM sqlite_master m, pragma_table_info(m.name) c \
      WHERE m.type = 'table' UNION SELECT tbl_name || '.' || name FROM sqlite_master WHERE type = 'index' ORDER BY 1";
 
-pub(super) const HAS_BOOKKEEPING: &str =
-    "SELECT 'yes' AS value FROM sqlite_master WHERE type = 'table' AND name = '__diesel_schema_migrations'";
-
 pub(super) const TABLES: &str = "SELECT name AS value FROM sqlite_master WHERE type = 'table'";
 
 /// How long a statement waits for another writer where the configuration does not say.

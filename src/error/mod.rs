@@ -470,7 +470,8 @@ pub enum Error {
     /// `drop_all` would not be able to finish.
     #[error(
         "DS403 app `{app}`: drop_all would stop half-way, so nothing was reverted. Unknown to this program: [{}]; \
-         without a way back (no down.sql): [{}]. Add what is missing, or drop the database itself",
+         without a way back (no down.sql, or one without a statement): [{}]. Add what is missing (`SELECT 1;` in a down.sql where there \
+         is nothing to undo), or drop the database itself",
         phrase(unknown.join(", ")), phrase(irreversible.join(", "))
     )]
     NotReversible {
@@ -480,6 +481,21 @@ pub enum Error {
         unknown: Vec<String>,
         /// Versions that cannot be reverted.
         irreversible: Vec<String>,
+    },
+
+    /// A schema operation needs one session of the server, and a pooler gives it several.
+    #[error(
+        "DS406 app `{app}`: {operation} needs one session of the server from its beginning to its end, and a pooler in transaction \
+         mode, such as PgBouncer, gives it several. {detail} Call it with a URL that goes to the server itself, or to a pool in \
+         session mode"
+    )]
+    PooledConnection {
+        /// The application.
+        app: String,
+        /// `create_all` or `drop_all`.
+        operation: &'static str,
+        /// What needs it, and what was done.
+        detail: String,
     },
 
     /// Of several databases used in one scope, some were committed and one failed.
@@ -514,6 +530,20 @@ pub enum Error {
         /// The first error, or what ended the transaction.
         cause: String,
         /// The statement, or the lending of the connection, in which it happened.
+        at: Place,
+    },
+
+    /// `drop_all` on an application whose configuration protects its schema.
+    #[error(
+        "DS407 app `{app}`: drop_all at {at} would remove everything that its migrations have made in {database}, and its configuration \
+         has `protect_schema(true)`. Nothing was changed. Call it on an application without that, such as a test's"
+    )]
+    SchemaProtected {
+        /// The application.
+        app: String,
+        /// The server and the database, without credentials.
+        database: String,
+        /// Where `drop_all` was called.
         at: Place,
     },
 
@@ -574,10 +604,18 @@ pub enum Error {
     },
 
     /// No application of this id.
-    #[error("DS108 no application `{app}` is registered with this database object (registered: [{}]); call `init_app` first", known.join(", "))]
+    #[error(
+        "DS108 no application `{app}` is registered with {database}, asked at {at} (registered: [{}]); call `init_app` of that \
+         database object first",
+        known.join(", ")
+    )]
     UnknownApp {
         /// The id asked for.
         app: String,
+        /// The database object: its type of connection, and where it is made in the program.
+        database: String,
+        /// Where it was asked for.
+        at: Place,
         /// The ids there are.
         known: Vec<String>,
     },

@@ -1,6 +1,7 @@
 //! What a program asks an error.
 
 use super::{ConnectErrorKind, Error, Place};
+use crate::schema::MigrationOutcome;
 
 impl Error {
     /// The stable code at the start of the error's text, `DS` and three digits.
@@ -49,6 +50,8 @@ impl Error {
             Self::NotReversible { .. } => "DS403",
             Self::TransactionOpen { .. } => "DS404",
             Self::LockTimeout { .. } => "DS405",
+            Self::PooledConnection { .. } => "DS406",
+            Self::SchemaProtected { .. } => "DS407",
             Self::TestSpoiled { .. } => "DS501",
             Self::TestSetup { .. } => "DS502",
             Self::TestLeftovers { .. } => "DS503",
@@ -89,15 +92,20 @@ impl Error {
         matches!(self, Self::RollbackRequired { .. })
     }
 
-    /// Whether the outcome of a commit is not known.
+    /// Whether the outcome of a commit is not known; that of a migration too.
     pub fn is_commit_unknown(&self) -> bool {
-        matches!(self, Self::CommitUnknown { .. })
+        match self {
+            Self::CommitUnknown { .. } => true,
+            Self::Migration(failure) => failure.outcome == MigrationOutcome::Unknown,
+            _ => false,
+        }
     }
 
-    /// Whether a statement's connection was lost.
+    /// Whether a statement's connection was lost, or that of a migration.
     pub fn is_connection_lost(&self) -> bool {
         match self {
             Self::ConnectionLost { .. } => true,
+            Self::Migration(failure) => failure.connection_lost,
             Self::Autoflush { source, .. } => source.is_connection_lost(),
             _ => false,
         }
@@ -113,10 +121,10 @@ impl Error {
     }
 
     /// Whether running the whole transaction again may succeed, and does nothing twice: a serialization failure, a deadlock, a
-    /// locked SQLite database, a connection lost inside a transaction, a full or starting server, or a pool that was short of
-    /// connections. So is an error that comes of the connection: another program has changed the schema, or a server has become
-    /// read-only for a session that was meant to write. [`Session::retry`](crate::Session::retry) does it for the first three and for
-    /// these two.
+    /// locked SQLite database, a connection lost inside a transaction or by a migration of which nothing remains, a full or starting
+    /// server, or a pool that was short of connections. So is an error that comes of the connection: another program has changed the
+    /// schema, or a server has become read-only for a session that was meant to write.
+    /// [`Session::retry`](crate::Session::retry) does it for the first three and for these two.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::AcquireTimeout { .. }
@@ -129,6 +137,7 @@ impl Error {
                 kind.is_transient() || *kind == ConnectErrorKind::Unreachable && !server.starts_with("SQLite")
             }
             Self::Query { source, .. } => crate::backend::is_transient(source),
+            Self::Migration(failure) => failure.is_transient(),
             Self::Autoflush { source, .. } => source.is_transient(),
             _ => false,
         }

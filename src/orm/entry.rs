@@ -416,9 +416,13 @@ impl<T: Entity> Entry<T> {
             Ok(Some(row)) => row,
             Ok(None) => return false,
             Err(error) => {
-                log::debug!(
-                    target: "diesel_session::session",
-                    "{} {} could not be read at {at}; the next flush reads it: {}", T::NAME, phrase(format_args!("{id:?}")), phrase(error)
+                crate::wording::log_line!(
+                    debug,
+                    "diesel_session::session",
+                    "{} {} could not be read at {at}; the next flush reads it: {}",
+                    T::NAME,
+                    phrase(format_args!("{id:?}")),
+                    phrase(error)
                 );
                 return false;
             }

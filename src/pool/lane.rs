@@ -221,6 +221,15 @@ impl<C> Held<C> {
         Self { conn: Some(conn), lane }
     }
 
+    /// Takes the connection out until [`put_back`](Self::put_back).
+    pub(crate) fn take_out(&mut self) -> C {
+        self.conn.take().expect(ONLY_DROP)
+    }
+
+    pub(crate) fn put_back(&mut self, conn: C) {
+        self.conn = Some(conn);
+    }
+
     pub(crate) fn lane(&self) -> Option<&Arc<Lane<C>>> {
         self.lane.as_ref()
     }

@@ -20,7 +20,7 @@ use super::generation::{Generation, Seen};
 use super::lane::{Held, Parked};
 use super::server::Server;
 use super::socket::{Search, Socket};
-use super::witness::{Watch, Witness};
+use super::witness::{Reading, Watch, Witness};
 use crate::backend::{Kind, Poison};
 use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
@@ -352,6 +352,12 @@ impl<C: SessionConnection> Manager<C> {
                 .map_err(|error| self.failure(&format!("`Config::on_connect` failed: {error} (at `{sql}`)")))?;
         }
         if let Some(prepare) = spec.on_connect.filter(|_| !is_set_up) {
+            if spec.target.kind == Kind::Mysql {
+                // An empty statement is refused here too.
+                let guard = Arc::new(Witness::new(spec.target.kind, false));
+                guard.read_statements(Reading::Raw);
+                conn.set_instrumentation(Watch::new(guard));
+            }
             prepare(&mut *conn).map_err(|error| self.failure(&format!("`Database::on_connect` failed: {error}")))?;
         }
         let is_changed = !spec.config.on_connect.is_empty() || spec.on_connect.is_some();

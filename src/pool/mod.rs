@@ -52,7 +52,7 @@ pub(crate) use limit::Limit;
 use manager::Control;
 pub use status::AppStatus;
 pub(crate) use watchdog::{GRACE, Watched};
-pub(crate) use witness::{Notes, Reading, Witness};
+pub(crate) use witness::{Notes, Reading, Witness, refuse_empty_statements};
 
 use crate::config::Reset;
 use crate::connection::SessionConnection;

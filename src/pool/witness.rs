@@ -2,11 +2,12 @@
 //! connection was lent and which kept their errors to itself.
 
 use std::fmt::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use diesel::connection::{Instrumentation, InstrumentationEvent, get_default_instrumentation};
-use diesel::result::Error as DieselError;
+use diesel::result::{DatabaseErrorKind, Error as DieselError, QueryResult};
 
 use crate::backend::{self, Effect, Kind, Poison};
 use crate::recorder;
@@ -184,6 +185,11 @@ impl Witness {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Only raw SQL can be empty.
+    fn minds_empty_statements(&self) -> bool {
+        self.kind == Kind::Mysql && self.reading.load(Ordering::Acquire) == Reading::Raw as u8
+    }
+
     /// What a reset removes need not be read, nor how it ends.
     fn started(&self) {
         self.running.store(self.running.load(Ordering::Acquire).saturating_add(1), Ordering::Release);
@@ -239,6 +245,27 @@ impl Witness {
     }
 }
 
+/// Whether the text of a statement is empty. Diesel writes bind values behind it.
+fn is_empty(query: &dyn fmt::Display) -> bool {
+    let text = statement(query);
+    text.is_empty() || text.trim_start().starts_with("-- binds:")
+}
+
+/// What a panic says that takes the place of a crash: given an empty text, MariaDB's client library reads the first character all
+/// the same, and Diesel has no way to refuse a statement before it is sent.
+pub(crate) const EMPTY_STATEMENT: &str =
+    "an empty text was sent as a statement, on which MariaDB's client library would crash";
+
+/// Runs code that has a connection; the panic of an empty statement becomes the error that the server would have sent.
+pub(crate) fn refuse_empty_statements<T>(run: impl FnOnce() -> QueryResult<T>) -> QueryResult<T> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        if !crate::panic_message(&*panic).starts_with(EMPTY_STATEMENT) {
+            resume_unwind(panic);
+        }
+        Err(DieselError::DatabaseError(DatabaseErrorKind::Unknown, Box::new(EMPTY_STATEMENT.to_owned())))
+    })
+}
+
 /// The text of a statement without its bind values.
 fn statement(query: &dyn fmt::Display) -> String {
     /// Diesel writes the statement first and by itself, then the binds.
@@ -278,6 +305,9 @@ impl Instrumentation for Watch {
         }
         match &event {
             InstrumentationEvent::StartQuery { query, .. } => {
+                if self.witness.minds_empty_statements() && is_empty(query) {
+                    panic!("{EMPTY_STATEMENT}");
+                }
                 self.witness.started();
                 if recorder::is_on() {
                     recorder::started(query);

@@ -5,26 +5,28 @@
 //! that `CREATE INDEX CONCURRENTLY` has to wait for.
 
 mod change;
+mod channel;
+mod failure;
 mod reversal;
 mod script;
 
 use std::collections::HashSet;
-use std::fmt;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 
-use diesel::backend::Backend;
 use diesel::migration::{self, Migration, MigrationSource};
+use diesel::result::{Error as DieselError, QueryResult};
 
 use crate::app::App;
-use crate::backend::Kind;
+use crate::backend::{BEGIN, Kind, State, is_connection_lost};
 use crate::connection::SessionConnection;
 use crate::database::PerBackend;
 use crate::error::{Error, Place, Result};
 use crate::panic_message;
 use crate::pool::Lease;
-use crate::wording::{name, phrase, sentence};
 use change::Change;
-pub(crate) use script::{Script, extensions, is_blank, leaves_schema, transaction};
+use channel::Said;
+pub use failure::{MigrationFailure, MigrationOutcome};
+pub(crate) use script::{Script, extensions, leaves_schema, transaction};
 
 /// A migration of an application.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,45 +42,6 @@ pub struct MigrationStatus {
     pub known: bool,
 }
 
-/// A migration that failed.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct MigrationFailure {
-    /// The application.
-    pub app: String,
-    /// `create_all` or `drop_all`.
-    pub operation: &'static str,
-    /// The migration's name.
-    pub migration: String,
-    /// What the database said.
-    pub message: String,
-    /// The versions that were applied or reverted before, and stay so.
-    pub done: Vec<String>,
-    /// Columns and indexes, each after its table, that the failed migration made (`+`) or removed (`-`) and that stay so: MySQL
-    /// and MariaDB commit every such change by itself, and so does every database outside of a transaction.
-    pub left_behind: Vec<String>,
-}
-
-impl fmt::Display for MigrationFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let message = sentence(&self.message);
-        write!(f, "app `{}`: {} failed at migration {}: {message} ", self.app, self.operation, name(&self.migration))?;
-        if self.left_behind.is_empty() {
-            f.write_str("Nothing of it remains. ")?;
-        } else {
-            write!(
-                f,
-                "The database keeps what it had done of it: {}. Undo that by hand, as the migration would fail on it the next time. ",
-                phrase(self.left_behind.join(", "))
-            )?;
-        }
-        if !self.done.is_empty() {
-            write!(f, "Done before it, and kept: {}. ", phrase(self.done.join(", ")))?;
-        }
-        f.write_str("Correct the migration and call it again")
-    }
-}
-
 /// A program's migrations, whatever their type.
 pub(crate) trait MigrationSet<C: SessionConnection>: Send + Sync {
     /// Those for one kind of database, if there are any.
@@ -86,6 +49,14 @@ pub(crate) trait MigrationSet<C: SessionConnection>: Send + Sync {
 }
 
 type Migrations<C> = Vec<Box<dyn Migration<<C as diesel::Connection>::Backend>>>;
+
+/// A migration, with what it says of itself: that is the program's own code, which is asked once.
+pub(crate) struct Known<C: SessionConnection> {
+    pub(crate) migration: Box<dyn Migration<<C as diesel::Connection>::Backend>>,
+    pub(crate) version: String,
+    pub(crate) name: String,
+    pub(crate) in_transaction: bool,
+}
 
 /// What a database object was given.
 pub(crate) enum Sources<M> {
@@ -113,8 +84,12 @@ impl<C: SessionConnection> App<C> {
     /// Applies the pending migrations, in the order of their versions, and returns the versions applied. Of several programs
     /// and threads that call it at once, one applies and the others find nothing to do.
     ///
+    /// Each migration runs without the application's [`statement_timeout`](crate::Config::statement_timeout), and with the
+    /// settings, role and `search_path` that the connection had before the first one: what a migration sets for the session is
+    /// put back before it is noted as applied. SQL without a statement is not sent.
+    ///
     /// # Errors
-    /// [`Error::Migration`]; [`Error::NoMigrations`]; [`Error::TransactionOpen`] while this thread has a transaction open on
+    /// [`Error::Migration`]; [`Error::NoMigrations`]; [`Error::PooledConnection`]; [`Error::TransactionOpen`] while this thread has a transaction open on
     /// the application; [`Error::LockTimeout`]; what can go wrong with getting a connection.
     #[track_caller]
     pub fn create_all(&self) -> Result<Vec<String>> {
@@ -123,15 +98,27 @@ impl<C: SessionConnection> App<C> {
 
     /// Reverts all applied migrations, the newest first, removes their bookkeeping table, and returns the versions reverted.
     ///
-    /// It first makes sure that every applied version is known and has a way back. Another session's lock is waited for up to
-    /// [`Config::lock_timeout`](crate::Config::lock_timeout), 5 s by default, and then the schema is as it was and the error
-    /// names who was in the way.
+    /// It first makes sure that every applied version is known and has a way back: a `down.sql` without a statement is none.
+    /// Another session's lock is waited for up to [`Config::lock_timeout`](crate::Config::lock_timeout), 5 s by default, and
+    /// then the schema is as it was and the error names who was in the way.
+    ///
+    /// On PostgreSQL and SQLite everything is reverted in one transaction. Where that cannot be, each migration is reverted in
+    /// a transaction of its own, as Diesel does it: if one of them does not run in a transaction, and on PostgreSQL if the
+    /// schema is so large that one transaction would need more locks than the server has (`max_locks_per_transaction`).
+    ///
+    /// On PostgreSQL only the application's own schema counts, which is the first one of `search_path`. If that has no
+    /// bookkeeping table there is nothing to revert, and if it does not exist `drop_all` is an error. While a migration is
+    /// reverted, `search_path` is the own schema and those later ones in which everything belongs to extensions, so a name
+    /// without a schema never means a table of another schema; a `down.sql` that needs something there names its schema.
+    ///
+    /// It asks for no confirmation. It logs a warning with the database and the caller's place before it reverts anything, and
+    /// [`Config::protect_schema`](crate::Config::protect_schema) makes it refuse.
     ///
     /// No connection of before is lent again, by any application of this process on that database. A transaction that is open
     /// meanwhile may get one error, such as PostgreSQL's `cached plan must not change result type`.
     ///
     /// # Errors
-    /// [`Error::NotReversible`], and those of [`create_all`](Self::create_all).
+    /// [`Error::NotReversible`], [`Error::SchemaProtected`], and those of [`create_all`](Self::create_all).
     #[track_caller]
     pub fn drop_all(&self) -> Result<Vec<String>> {
         self.drop_all_at(Location::caller())
@@ -146,11 +133,18 @@ impl<C: SessionConnection> App<C> {
         let at = Location::caller();
         let known = self.known_migrations()?;
         let mut lease = self.pool()?.acquire(at, false, None)?;
-        let applied = self.applied(&mut lease, at);
+        let applied = self.applied_alone(&mut lease);
+        let applied = applied.map_err(|error| match is_connection_lost(&error) {
+            true => Error::lost(self.id(), error, false, at),
+            false => Error::from_query(error, at),
+        });
+        if applied.is_err() {
+            lease.doom();
+        }
         drop(lease);
         let applied = applied?;
-        let versions: HashSet<String> = known.iter().map(|migration| version(&**migration)).collect();
-        let unknown = applied.iter().filter(|version| !versions.contains(*version));
+        let versions: HashSet<&str> = known.iter().map(|known| &*known.version).collect();
+        let unknown = applied.iter().filter(|version| !versions.contains(version.as_str()));
         let mut all: Vec<MigrationStatus> = unknown
             .map(|version| MigrationStatus {
                 version: version.clone(),
@@ -159,10 +153,11 @@ impl<C: SessionConnection> App<C> {
                 known: false,
             })
             .collect();
-        all.extend(known.iter().map(|migration| {
-            let version = version(&**migration);
-            let applied = applied.contains(&version);
-            MigrationStatus { version, name: migration.name().to_string(), applied, known: true }
+        all.extend(known.iter().map(|known| MigrationStatus {
+            applied: applied.contains(&known.version),
+            version: known.version.clone(),
+            name: known.name.clone(),
+            known: true,
         }));
         all.sort_by(|a, b| a.version.cmp(&b.version));
         Ok(all)
@@ -175,52 +170,102 @@ impl<C: SessionConnection> App<C> {
     }
 
     pub(crate) fn drop_all_at(&self, at: Place) -> Result<Vec<String>> {
+        self.may_be_dropped(at)?;
         let mut change = Change::start(self, "drop_all", at)?;
         let outcome = change.drop_everything();
         change.finish(outcome)
     }
 
-    fn known_migrations(&self) -> Result<Migrations<C>> {
-        let kind = self.spec().target.kind;
-        let known = caught(|| self.migration_set().migrations(kind).transpose());
-        let known = known.map_err(|message| Error::InvalidConfig {
-            app: self.id().into(),
-            reason: format!("the migrations cannot be read: {message}"),
-        })?;
-        known.ok_or_else(|| Error::NoMigrations { app: self.id().into(), backend: kind.name() })
+    fn may_be_dropped(&self, at: Place) -> Result<()> {
+        let spec = self.spec();
+        match spec.config.protect_schema {
+            true => Err(Error::SchemaProtected { app: self.id().into(), database: spec.target.shown.clone(), at }),
+            false => Ok(()),
+        }
     }
 
-    /// The applied versions, the newest first, without making the bookkeeping table.
-    fn applied(&self, lease: &mut Lease<C>, at: Place) -> Result<Vec<String>> {
+    /// The program's migrations, in the order of their versions.
+    fn known_migrations(&self) -> Result<Vec<Known<C>>> {
+        let kind = self.spec().target.kind;
+        let read = || -> migration::Result<Option<Vec<Known<C>>>> {
+            let Some(migrations) = self.migration_set().migrations(kind).transpose()? else { return Ok(None) };
+            let known = migrations.into_iter().map(|migration| Known {
+                version: migration.name().version().to_string(),
+                name: migration.name().to_string(),
+                in_transaction: migration.metadata().run_in_transaction(),
+                migration,
+            });
+            Ok(Some(known.collect()))
+        };
+        let known = caught(read).map_err(|trouble| Error::InvalidConfig {
+            app: self.id().into(),
+            reason: format!("the migrations cannot be read: {}", trouble.message),
+        })?;
+        let mut known = known.ok_or_else(|| Error::NoMigrations { app: self.id().into(), backend: kind.name() })?;
+        known.sort_by(|a, b| a.version.cmp(&b.version));
+        Ok(known)
+    }
+
+    /// The applied versions, the newest first, without making the bookkeeping table. On PostgreSQL it is one transaction, as a
+    /// pooler may give each transaction another session of the server.
+    fn applied_alone(&self, lease: &mut Lease<C>) -> QueryResult<Vec<String>> {
         let kind = self.spec().target.kind;
         let conn = lease.conn();
-        let exists = conn.texts(kind.has_bookkeeping()).map_err(|error| Error::from_query(error, at))?;
-        if exists.is_empty() {
-            return Ok(Vec::new());
+        if kind != Kind::Postgres || self.spec().lane.is_some() {
+            let state = State::read(conn.texts(kind.state())?);
+            return applied(conn, kind, &state);
         }
-        // Diesel's own look at it makes the table where there is none, which MySQL commits even where there is one.
-        let applied = conn.texts(APPLIED).map_err(|error| Error::from_query(error, at))?;
-        Ok(applied.into_iter().flatten().collect())
+        conn.begin_with(BEGIN)?;
+        let state = State::read(conn.texts(kind.state())?);
+        let applied = applied(conn, kind, &state)?;
+        conn.leave_with("COMMIT")?;
+        Ok(applied)
     }
 }
 
-const APPLIED: &str = "SELECT version AS value FROM __diesel_schema_migrations ORDER BY version DESC";
-
-fn version<DB: Backend>(migration: &dyn Migration<DB>) -> String {
-    migration.name().version().to_string()
+/// The versions in the bookkeeping table of the application's own schema, the newest first. Diesel's own look at it makes the table
+/// where there is none, which MySQL commits even where there is one.
+fn applied<C: SessionConnection>(conn: &mut C, kind: Kind, state: &State) -> QueryResult<Vec<String>> {
+    let Some(schema) = state.schema() else { return Ok(Vec::new()) };
+    if conn.texts(&kind.has_bookkeeping(schema))?.is_empty() {
+        return Ok(Vec::new());
+    }
+    let table = kind.bookkeeping(Some(schema));
+    let versions = conn.texts(&format!("SELECT version AS value FROM {table} ORDER BY version DESC"))?;
+    Ok(versions.into_iter().flatten().collect())
 }
 
-/// The error's text, also of a panic.
-fn caught<T>(run: impl FnOnce() -> migration::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(outcome) => outcome.map_err(|error| error.to_string()),
-        Err(panic) => Err(format!("it panicked: {}", panic_message(&*panic))),
+/// Why something that was tried did not succeed.
+#[derive(Debug, Default)]
+struct Trouble {
+    message: String,
+    /// The connection was lost.
+    lost: bool,
+    /// The server has no room for more locks.
+    out_of_locks: bool,
+}
+
+impl Trouble {
+    fn of_query(error: &DieselError) -> Self {
+        let Said { more, lost, out_of_locks } = Said::of(error);
+        Self { message: format!("{error}{more}"), lost, out_of_locks }
+    }
+
+    fn panicked(panic: &(dyn std::any::Any + Send), whose: &str) -> Self {
+        Self { message: format!("{whose}: {}", panic_message(panic)), ..Self::default() }
     }
 }
 
-fn unexpected(error: Box<dyn std::error::Error + Send + Sync>, at: Place) -> Error {
-    match error.downcast::<diesel::result::Error>() {
-        Ok(error) => Error::from_query(*error, at),
-        Err(error) => Error::from_query(diesel::result::Error::QueryBuilderError(error), at),
-    }
+/// What went wrong, also of a panic. An error's text, type and drop are the program's own code, so they may panic too.
+fn caught<T>(run: impl FnOnce() -> migration::Result<T>) -> Result<T, Trouble> {
+    let error = match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => error,
+        Err(panic) => return Err(Trouble::panicked(&*panic, "it panicked")),
+    };
+    let told = catch_unwind(AssertUnwindSafe(move || match error.downcast_ref::<DieselError>() {
+        Some(error) => Trouble::of_query(error),
+        None => Trouble { message: error.to_string(), ..Trouble::default() },
+    }));
+    Err(told.unwrap_or_else(|panic| Trouble::panicked(&*panic, "it failed, and the text of its error panicked")))
 }

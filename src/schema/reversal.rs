@@ -1,5 +1,6 @@
 //! Whether a migration can be reverted, asked before anything is.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use diesel::backend::Backend;
@@ -8,32 +9,59 @@ use diesel::migration::Migration;
 use diesel::result::QueryResult;
 use diesel_migrations::MigrationError;
 
-/// What `diesel_migrations` says, in a type it does not export, of a missing and of an empty `down.sql`.
-const NO_WAY_BACK: [&str; 2] = ["Missing `down.sql`", "run an empty migration"];
+use crate::backend::Kind;
+
+/// What `diesel_migrations` says, in a type it does not export, of a missing `down.sql`.
+const NO_FILE: &str = "Missing `down.sql`";
+
+/// The same of an empty `up.sql` or `down.sql`.
+pub(super) const EMPTY_FILE: &str = "run an empty migration";
 
 /// Stands for a connection when a migration is only asked whether it has a way back.
-struct DryRun;
+struct DryRun {
+    kind: Kind,
+    /// Texts that were sent, with and without a statement.
+    statements: usize,
+    blanks: usize,
+    /// The migration asked which connection it is: it may do anything with it, which no text tells.
+    looked_into: Cell<bool>,
+}
 
 impl SimpleConnection for DryRun {
-    fn batch_execute(&mut self, _: &str) -> QueryResult<()> {
+    fn batch_execute(&mut self, sql: &str) -> QueryResult<()> {
+        if self.kind.is_blank(sql) {
+            self.blanks += 1;
+        } else {
+            self.statements += 1;
+        }
         Ok(())
     }
 }
 
 impl<DB: Backend> BoxableConnection<DB> for DryRun {
     fn as_any(&self) -> &dyn std::any::Any {
+        self.looked_into.set(true);
         self
     }
 
     fn as_any_mut(&mut self) -> &mut dyn std::any::Any {
+        self.looked_into.set(true);
         self
     }
 }
 
-/// Whether a migration says that it cannot be reverted. One that is code of the program's own may not be able to tell without
-/// a connection; then it is taken at its word when its turn comes.
-pub(super) fn has_no_way_back<DB: Backend>(migration: &dyn Migration<DB>) -> bool {
-    let asked = catch_unwind(AssertUnwindSafe(|| migration.revert(&mut DryRun)));
-    matches!(asked, Ok(Err(error)) if error.downcast_ref::<MigrationError>().is_some_and(|error| matches!(error, MigrationError::NoMigrationRevertFile))
-        || NO_WAY_BACK.iter().any(|text| error.to_string().contains(text)))
+/// Whether a migration cannot be reverted: it says so, or all that it would send is SQL without a statement. One that is code of
+/// the program's own may not be able to tell without a connection; then it is taken at its word when its turn comes.
+pub(super) fn has_no_way_back<DB: Backend>(migration: &dyn Migration<DB>, kind: Kind) -> bool {
+    let mut asked = DryRun { kind, statements: 0, blanks: 0, looked_into: Cell::new(false) };
+    let refused = catch_unwind(AssertUnwindSafe(|| {
+        migration.revert(&mut asked).is_err_and(|error| {
+            error
+                .downcast_ref::<MigrationError>()
+                .is_some_and(|error| matches!(error, MigrationError::NoMigrationRevertFile))
+                || [NO_FILE, EMPTY_FILE].iter().any(|text| error.to_string().contains(text))
+        })
+    }));
+    let is_blank = asked.blanks > 0 && asked.statements == 0 && !asked.looked_into.get();
+    refused.is_ok_and(|refused| refused || is_blank)
 }

@@ -9,7 +9,6 @@ use diesel::connection::{BoxableConnection, SimpleConnection};
 use diesel::migration::{CREATE_MIGRATIONS_TABLE, Migration};
 use diesel::result::QueryResult;
 
-use super::version;
 use crate::app::App;
 use crate::backend::Kind;
 use crate::backend::sql_parts::{Part, Parts};
@@ -37,17 +36,16 @@ pub(crate) struct Step {
 impl<C: SessionConnection> App<C> {
     /// What its migrations send. The database is not asked.
     pub(crate) fn script(&self) -> Result<Script> {
-        let mut migrations = match self.known_migrations() {
+        let known = match self.known_migrations() {
             Err(Error::NoMigrations { .. }) => return Ok(Script { steps: Vec::new(), known: false }),
             known => known?,
         };
-        migrations.sort_by_cached_key(|migration| version(&**migration));
         let kind = self.spec().target.kind;
-        let steps = migrations.iter().map(|migration| Step {
-            version: version(&**migration),
-            name: migration.name().to_string(),
-            sql: text_of(&**migration, kind),
-            in_transaction: migration.metadata().run_in_transaction(),
+        let steps = known.into_iter().map(|known| Step {
+            sql: text_of(&*known.migration, kind),
+            version: known.version,
+            name: known.name,
+            in_transaction: known.in_transaction,
         });
         Ok(Script { steps: steps.collect(), known: true })
     }
@@ -199,12 +197,6 @@ pub(crate) fn transaction(sql: &str, kind: Kind) -> Option<String> {
     Some(format!("{begin};\n{sql}{}COMMIT", ending(sql, kind)?))
 }
 
-/// Whether a text has no statement: nothing but white space, comments and semicolons. MySQL's client library dies of some.
-pub(crate) fn is_blank(sql: &str, kind: Kind) -> bool {
-    let runs = kind == Kind::Mysql && (sql.contains("/*!") || sql.contains("/*M!"));
-    !runs && Parts::of(sql, kind).all(|(part, ..)| part == Part::Sign(';'))
-}
-
 /// What has to stand between `sql` and another statement: MySQL does not like one `;` too many. `None` where all that follows
 /// would be in a quote or a comment.
 fn ending(sql: &str, kind: Kind) -> Option<&'static str> {
@@ -224,9 +216,12 @@ fn text_of<DB: Backend>(migration: &dyn Migration<DB>, kind: Kind) -> Option<Str
     if !matches!(ran, Ok(Ok(()))) || recorder.looked_into.get() {
         return None;
     }
-    // An empty text is an error of its own on some databases.
-    let (last, before) =
-        recorder.sent.split_last().filter(|_| recorder.sent.iter().all(|sql| !sql.trim().is_empty()))?;
+    // Of a text without a statement nothing is sent.
+    if recorder.sent.is_empty() {
+        return None;
+    }
+    recorder.sent.retain(|sql| !kind.is_blank(sql));
+    let Some((last, before)) = recorder.sent.split_last() else { return Some(String::new()) };
     let mut text = String::new();
     for sql in before {
         text.push_str(sql);

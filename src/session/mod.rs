@@ -236,6 +236,9 @@ impl<C: SessionConnection> Session<C> {
     /// The session's connection as an owned guard, for code that [`with`](Self::with) does not fit. While it lives, the
     /// session itself answers [`Error::SessionBusy`].
     ///
+    /// On MySQL and MariaDB a statement whose text is empty panics before it is sent, as MariaDB's client library would crash;
+    /// in [`with`](Self::with) it is an error.
+    ///
     /// # Errors
     /// See [`Session`].
     #[track_caller]

@@ -14,7 +14,7 @@ use crate::app::App;
 use crate::backend::{self, Beginning, Kind, Poison};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
-use crate::pool::{GRACE, Lease, Permit, Watched};
+use crate::pool::{GRACE, Lease, Permit, Watched, refuse_empty_statements};
 use crate::recorder::For;
 use crate::settings::{Isolation, Mode, Settings};
 
@@ -155,7 +155,7 @@ impl<C: SessionConnection> Core<C> {
         let sent_for = For::call_at(at);
         let outcome = match statement.leaves_nothing(|| self.kind()) {
             true => self.send(send),
-            false => self.send_read(statement, send),
+            false => self.send_read(statement, |conn| refuse_empty_statements(|| send(conn))),
         };
         drop(sent_for);
         if access == Access::Raw {

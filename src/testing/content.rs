@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::context::{self, Current};
 use crate::error::{Error, Result};
-use crate::schema::{Script, extensions, is_blank, leaves_schema, transaction};
+use crate::schema::{Script, extensions, leaves_schema, transaction};
 use crate::url::Target;
 
 /// The migrations of a database object, read once.
@@ -117,7 +117,7 @@ impl<'t, C: SessionConnection> Content<'t, C> {
         }
         for fixture in &self.setup.fixtures {
             match &fixture.rows {
-                Rows::Sql(text) if is_blank(text, self.kind) => {}
+                Rows::Sql(text) if self.kind.is_blank(text) => {}
                 Rows::Sql(text) => self.send_fixture(app, &fixture.name, text)?,
                 Rows::Function(_) => self.run_function(app, fixture)?,
             }
@@ -143,7 +143,12 @@ impl<'t, C: SessionConnection> Content<'t, C> {
         lease.live().marked = true;
         for (number, message) in messages.iter().enumerate() {
             if let Err(error) = lease.conn().batch_execute(message) {
-                log::debug!(target: "diesel_session::testing", "test `{}`: message {number} failed: {error}", self.setup.name);
+                crate::wording::log_line!(
+                    debug,
+                    "diesel_session::testing",
+                    "test `{}`: message {number} failed: {error}",
+                    self.setup.name
+                );
                 lease.doom();
                 return Ok(Some((number, error)));
             }

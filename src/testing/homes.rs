@@ -177,7 +177,11 @@ impl<'t, C: SessionConnection> Site<'t, C> {
                 if let (Err(error), Some((template, _))) = (&made, template)
                     && !desk.texts(&kind.databases(template))?.contains(template)
                 {
-                    log::debug!(target: "diesel_session::testing", "template {template} was removed: {error}");
+                    crate::wording::log_line!(
+                        debug,
+                        "diesel_session::testing",
+                        "template {template} was removed: {error}"
+                    );
                     return Ok(None);
                 }
                 made.map(|()| Some(name))
@@ -369,7 +373,7 @@ impl<'t, C: SessionConnection> Site<'t, C> {
                     Ok(()) => return desk.prune(&others),
                     // Another machine was faster.
                     Err(error) if is_there(desk)? => {
-                        log::debug!(target: "diesel_session::testing", "{last} is there already: {error}");
+                        crate::wording::log_line!(debug, "diesel_session::testing", "{last} is there already: {error}");
                     }
                     Err(error) => {
                         desk.send(&kind.drop_database(&first))?;
@@ -405,7 +409,13 @@ impl<'t, C: SessionConnection> Site<'t, C> {
             for sql in settings {
                 if let Err(error) = desk.send(&sql) {
                     // The role that owns the configured database may be allowed more.
-                    log::warn!(target: "diesel_session::testing", "test `{}`: its database goes without `{sql}`: {}", self.id, phrase(error));
+                    crate::wording::log_line!(
+                        warn,
+                        "diesel_session::testing",
+                        "test `{}`: its database goes without `{sql}`: {}",
+                        self.id,
+                        phrase(error)
+                    );
                 }
             }
         }

@@ -60,7 +60,11 @@ impl<C: SessionConnection> Site<'_, C> {
                 Ok(app) => return Ok((app, Home::Lane(lane), admission)),
                 // Whatever it was, such as a server that was started anew: it is looked for anew too.
                 Err(error) => {
-                    log::debug!(target: "diesel_session::testing", "a lane was not to be had again: {error}");
+                    crate::wording::log_line!(
+                        debug,
+                        "diesel_session::testing",
+                        "a lane was not to be had again: {error}"
+                    );
                     lane.taken = admission.taken.take();
                     drop(lane);
                 }

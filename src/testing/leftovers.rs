@@ -132,7 +132,11 @@ impl<C: SessionConnection> Desk<C> {
 
 fn note(what: &str, removed: Result<()>) {
     match removed {
-        Ok(()) => log::info!(target: "diesel_session::testing", "removed {what}, whose tests are dead"),
-        Err(error) => log::warn!(target: "diesel_session::testing", "{what} is left from tests that are dead: {error}"),
+        Ok(()) => crate::wording::log_line!(info, "diesel_session::testing", "removed {what}, whose tests are dead"),
+        Err(error) => crate::wording::log_line!(
+            warn,
+            "diesel_session::testing",
+            "{what} is left from tests that are dead: {error}"
+        ),
     }
 }

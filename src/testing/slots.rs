@@ -88,7 +88,12 @@ impl Slots {
         if self.capacity() != Some(connections)
             && let Err(error) = replace(&self.path.join("capacity"), &connections.to_string())
         {
-            log::warn!("how many connections {} takes cannot be told to other tests: {error}", self.server);
+            crate::wording::log_line!(
+                warn,
+                "diesel_session::testing",
+                "how many connections {} takes cannot be told to other tests: {error}",
+                self.server
+            );
         }
     }
 

@@ -64,7 +64,11 @@ impl Surroundings {
             Err(Error::Connect {
                 kind: ConnectErrorKind::UnknownDatabase | ConnectErrorKind::Other, message, ..
             }) => {
-                log::debug!(target: "diesel_session::testing", "the configured database is not copied from: {message}");
+                crate::wording::log_line!(
+                    debug,
+                    "diesel_session::testing",
+                    "the configured database is not copied from: {message}"
+                );
                 Ok(Self::default())
             }
             found => found,

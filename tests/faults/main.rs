@@ -25,6 +25,7 @@ mod lost;
 mod outage;
 mod pool;
 mod room;
+mod schema;
 mod secrets;
 mod seed;
 mod seed_story;

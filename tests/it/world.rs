@@ -295,11 +295,6 @@ impl<C: SessionConnection> Shop<C> {
         self.place.ask("SELECT title AS value FROM posts ORDER BY id")
     }
 
-    /// The column `value` of a query, as a stranger sees what is committed.
-    pub fn ask(&self, query: &str) -> Vec<String> {
-        self.place.ask(query)
-    }
-
     /// Somebody else's connection, which waits for nobody's lock.
     pub fn stranger(&self) -> Stranger {
         let mut stranger = self.place.connect();

@@ -19,6 +19,7 @@ mod kind;
 #[cfg(feature = "mysql")]
 mod mariadb;
 mod observer;
+mod pgbouncer;
 mod postgres;
 mod sqlite;
 
@@ -26,6 +27,7 @@ pub use database::Database;
 pub use kind::{Kind, browser_enabled, enabled};
 #[cfg(feature = "mysql")]
 pub use mariadb::{Mariadb, mariadb};
+pub use pgbouncer::Pgbouncer;
 pub use postgres::{Postgres, postgres};
 pub use sqlite::TempSqlite;
 

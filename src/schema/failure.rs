@@ -1,0 +1,90 @@
+//! A migration that failed, and what is left of it.
+
+use std::fmt;
+
+use crate::wording::{name, phrase, sentence};
+
+/// What became of a migration that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MigrationOutcome {
+    /// It is not noted as done. What it had changed was rolled back, except for [`MigrationFailure::left_behind`].
+    NotDone,
+    /// The connection was lost, and the server, asked on another one, says that it is done.
+    Done,
+    /// The connection was lost, and the server could not be asked.
+    Unknown,
+}
+
+/// A migration that failed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct MigrationFailure {
+    /// The application.
+    pub app: String,
+    /// `create_all` or `drop_all`.
+    pub operation: &'static str,
+    /// The migration's name, or the step of the operation that is none.
+    pub migration: String,
+    /// What the database said.
+    pub message: String,
+    /// The versions that were applied or reverted before, and stay so.
+    pub done: Vec<String>,
+    /// Columns and indexes, each after its table, that the failed migration made (`+`) or removed (`-`) and that stay so: MySQL
+    /// and MariaDB commit every such change by itself, and so does every database outside of a transaction.
+    pub left_behind: Vec<String>,
+    /// What became of it.
+    pub outcome: MigrationOutcome,
+    /// Whether the connection was lost.
+    pub connection_lost: bool,
+    /// Whether it is a migration and not another step of the operation.
+    pub(super) is_migration: bool,
+}
+
+impl MigrationFailure {
+    /// Whether calling the operation again may succeed, and does nothing twice.
+    pub(crate) fn is_transient(&self) -> bool {
+        self.connection_lost && self.outcome != MigrationOutcome::Unknown && self.left_behind.is_empty()
+    }
+}
+
+impl fmt::Display for MigrationFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let message = sentence(&self.message);
+        let (kind, step) = (if self.is_migration { "migration " } else { "" }, name(&self.migration));
+        write!(f, "app `{}`: {} failed at {kind}{step}: {message} ", self.app, self.operation)?;
+        let verb = if self.operation == "create_all" { "applied" } else { "reverted" };
+        match self.outcome {
+            MigrationOutcome::NotDone if !self.is_migration && self.connection_lost => {
+                write!(f, "No migration was {verb} by that. ")?
+            }
+            MigrationOutcome::NotDone if self.left_behind.is_empty() => f.write_str("Nothing of it remains. ")?,
+            MigrationOutcome::NotDone => write!(
+                f,
+                "The database keeps what it had done of it: {}. Undo that by hand, as the migration would fail on it the next time. ",
+                phrase(self.left_behind.join(", "))
+            )?,
+            MigrationOutcome::Done => {
+                write!(f, "The server, asked on another connection, says that it was {verb} all the same. ")?
+            }
+            MigrationOutcome::Unknown => write!(
+                f,
+                "The server could not be asked on another connection, so it is not known whether it was {verb}. "
+            )?,
+        }
+        if !self.done.is_empty() {
+            write!(f, "Done before it, and kept: {}. ", phrase(self.done.join(", ")))?;
+        }
+        match (self.connection_lost, self.outcome) {
+            (true, MigrationOutcome::Unknown) => write!(
+                f,
+                "Call {} again: it looks which migrations the database has. If it fails because something exists or is \
+                 missing, undo by hand what there is of this one",
+                self.operation
+            ),
+            (true, _) => write!(f, "Call {} again", self.operation),
+            (false, _) if self.is_migration => f.write_str("Correct the migration and call it again"),
+            (false, _) => write!(f, "Remove the cause and call {} again", self.operation),
+        }
+    }
+}
