@@ -166,6 +166,12 @@ fn new(code: &str) -> NewFused {
 /// Rows `a` and `b`.
 const RESET: &str = "DELETE FROM fused; INSERT INTO fused VALUES ('a', 'old', 1), ('b', 'old', 1)";
 
+/// A connection on which code panicked is closed; its transaction, and its locks, may be there for a moment.
+fn reset(shop: &Shop<Conn>) {
+    assert_eq!(shop.open_transactions(), 0);
+    elsewhere(shop, RESET);
+}
+
 /// One transaction, step by step, with what the table has when the steps so far are committed.
 const STEPS: [(fn(&Session<Conn>) -> Result<()>, &str); 14] = [
     (|session| session.find::<Fused>("a").map(drop), "a old, b old"),
@@ -295,7 +301,7 @@ fn fused(body: impl FnOnce(&Shop<Conn>) -> Result<()>) {
 fn at_every_time(shop: &Shop<Conn>, then: impl Fn(&Session<Conn>, Act, u32, usize) -> Result<()>) -> Result<()> {
     for act in ACTS {
         for time in 0.. {
-            elsewhere(shop, RESET);
+            reset(shop);
             let went_off = shop.context(|| {
                 let session = DB.session()?;
                 let steps = Cell::new(0);
@@ -326,7 +332,7 @@ fn after_a_panic_and_a_rollback_everything_can_be_written_again() {
             session.rollback()?;
             let left = stored(shop);
             assert!(left == BEFORE || left == AFTER, "{act:?} {time}: {left}");
-            elsewhere(shop, RESET);
+            reset(shop);
             session.rollback()?;
             let outcome = scenario(session, &Cell::new(0));
             assert!(outcome.is_ok(), "{act:?} {time}: {outcome:?}");
@@ -362,7 +368,7 @@ fn panics_in_a_flush_that_is_its_own_transaction_leave_nothing() {
     fused(|shop| {
         for act in ACTS {
             for time in 0.. {
-                elsewhere(shop, RESET);
+                reset(shop);
                 let went_off = shop.scope().autocommit().run(|| {
                     let session = DB.session()?;
                     let flush = || {
@@ -384,7 +390,7 @@ fn panics_in_a_flush_that_is_its_own_transaction_leave_nothing() {
                         _ => assert!(left == BEFORE || left == after, "{act:?} {time}: {left}"),
                     }
                     session.rollback()?;
-                    elsewhere(shop, RESET);
+                    reset(shop);
                     session.expire_all();
                     flush()?;
                     assert_eq!(stored(shop), after, "{act:?} {time}");
@@ -403,7 +409,7 @@ fn panics_in_a_flush_that_is_its_own_transaction_leave_nothing() {
 fn session_ends_although_every_row_panics_when_it_is_dropped() {
     fused(|shop| {
         for time in 0..12 {
-            elsewhere(shop, RESET);
+            reset(shop);
             let smuggled = shop.context(|| {
                 let session = DB.session()?;
                 session.track::<Fused>(fused::table)?;
@@ -436,7 +442,7 @@ fn session_ends_although_every_row_panics_when_it_is_dropped() {
 #[test]
 fn drop_that_uses_the_session_meets_no_borrow() {
     fused(|shop| {
-        elsewhere(shop, RESET);
+        reset(shop);
         let smuggled = inside_with_drops(shop, |session| {
             let steps = Cell::new(0);
             scenario(session, &steps)?;
@@ -475,7 +481,7 @@ fn inside_with_drops(shop: &Shop<Conn>, body: impl FnOnce(&Session<Conn>) -> Res
 #[test]
 fn write_that_was_rolled_back_by_a_panic_of_clone_is_sent_again() {
     fused(|shop| {
-        elsewhere(shop, RESET);
+        reset(shop);
         inside(shop, |session| {
             let a = session.find::<Fused>("a")?;
             a.write().name = "same".into();
