@@ -369,7 +369,7 @@ impl<'u> FileUri<'u> {
     /// The value of a parameter; of several the last counts.
     fn parameter(&self, name: &str) -> Option<String> {
         let pairs = self.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        pairs.filter(|(found, _)| uri_decode(found) == name).last().map(|(_, value)| uri_decode(value))
+        pairs.rev().find(|(found, _)| uri_decode(found) == name).map(|(_, value)| uri_decode(value))
     }
 
     /// Whether nothing of it is ever in a file that stays.
@@ -418,6 +418,9 @@ fn uri_decode(text: &str) -> String {
     }
     String::from_utf8_lossy(&decoded).into_owned()
 }
+
+#[cfg(target_os = "linux")]
+type Pairs = Vec<(String, String)>;
 
 /// What is at the other end of a connection's socket, as far as the URL tells.
 #[cfg(target_os = "linux")]
@@ -486,7 +489,7 @@ impl Target {
     }
 
     /// Hosts and ports of the URL's authority, and all parameters; values are decoded.
-    fn address(&self) -> (Vec<(String, String)>, Vec<(String, String)>) {
+    fn address(&self) -> (Pairs, Pairs) {
         let decoded = |text: &str| percent_decode(text).unwrap_or_else(|| text.to_owned());
         let Some((_, rest)) = self.url.split_once("://") else {
             let mut parameters = Vec::new();

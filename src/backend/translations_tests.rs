@@ -196,7 +196,7 @@ fn mariadb_is_understood_at_a_connect_in_every_language_that_is_installed() {
         }
         for (message, kind) in MARIADB_CONNECT {
             let place = english.len() - english.iter().position(|text| text == message).expect(message);
-            let text = phrase(&rendered(&texts[texts.len() - place]));
+            let text = phrase(rendered(&texts[texts.len() - place]));
             let found = Kind::Mysql.classify(&text);
             if found != *kind {
                 missing.push(format!("{}: {text}: {found:?}", path.display()));

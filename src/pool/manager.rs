@@ -29,6 +29,7 @@ use crate::wording::phrase;
 
 /// What r2d2 takes for a connection.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "it is boxed where it is kept")]
 pub(crate) enum Slot<C> {
     Live(Live<C>),
     /// Not connected yet, or closed.

@@ -194,7 +194,6 @@ fn postgres_keeps_its_meaning_in_every_language() {
         return;
     }
     for language in ["de_DE", "ja_JP", "ru_RU", "fr_FR"] {
-        eprintln!("{language}");
         let server = Postgres::start_speaking(language);
         let Err(ConnectionError::BadConnection(text)) = PgConnection::establish(&format!("{}_no", server.url())) else {
             panic!("there is no such database")
@@ -210,7 +209,6 @@ fn mysql_keeps_its_meaning_in_every_language() {
         return;
     }
     for language in ["de_DE", "ja_JP", "ru_RU"] {
-        eprintln!("{language}");
         let server = Mariadb::start_with(&[&format!("--lc-messages={language}")]);
         let Err(ConnectionError::BadConnection(text)) = MysqlConnection::establish(&format!("{}_no", server.url()))
         else {
