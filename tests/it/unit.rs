@@ -6,6 +6,8 @@ mod failures;
 mod flushes;
 #[path = "unit/hooks.rs"]
 mod hooks;
+#[path = "unit/model.rs"]
+mod model;
 #[path = "unit/rows.rs"]
 mod rows;
 #[path = "unit/updates.rs"]
