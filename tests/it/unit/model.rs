@@ -530,6 +530,7 @@ impl Run<'_> {
 
     fn changed_by_sql(&mut self, rows: Rows) -> Done {
         self.model.change(rows);
+        self.model.has_written = true;
         self.model.expire();
         Ok(())
     }
@@ -578,6 +579,7 @@ impl Run<'_> {
         }
         self.say("begin");
         self.model.has_begun = true;
+        self.model.has_written = true;
         Ok(())
     }
 
@@ -671,8 +673,9 @@ impl Run<'_> {
     /// A transaction that the closure begins, or that has begun and ends with it.
     fn whole_transaction(&mut self, name: &str, closure: &Closure) -> Done {
         self.say(format!("{name} {{"));
+        // SQLite is in no transaction as long as it only reads.
         match KIND {
-            Kind::Sqlite => self.model.expire(),
+            Kind::Sqlite if !self.model.has_written => self.model.expire(),
             _ if self.session.in_transaction() => self.model.doubt(),
             _ => self.model.expire(),
         }

@@ -93,6 +93,8 @@ pub struct Model {
     pub pending: Pending,
     /// Whether an autocommit scope is in a transaction.
     pub has_begun: bool,
+    /// The session has sent something in this transaction that may write.
+    pub has_written: bool,
     /// Rows that a flush of this transaction has deleted, or a cascade of it.
     deleted: BTreeSet<Key>,
     /// Every version of a row that was ever committed.
@@ -113,6 +115,7 @@ impl Model {
             known: BTreeMap::new(),
             pending: Pending::default(),
             has_begun: false,
+            has_written: false,
             deleted: BTreeSet::new(),
             next_key: 0,
         }
@@ -367,6 +370,7 @@ impl Model {
     /// After a flush that led to these rows.
     pub fn flushed(&mut self, end: Rows) {
         let Pending { inserts, writes, deletes } = std::mem::take(&mut self.pending);
+        self.has_written |= !(inserts.is_empty() && writes.is_empty() && deletes.is_empty());
         for (key, write) in writes {
             let (before, after) = (self.current.get(key).cloned(), end.get(key).cloned());
             let (Some(before), Some(after)) = (before, after) else { continue };
@@ -456,6 +460,7 @@ impl Model {
     }
 
     pub fn open_level(&mut self) {
+        self.has_written = true;
         self.levels.push(BTreeMap::new());
     }
 
@@ -487,6 +492,7 @@ impl Model {
 
     fn end_transaction(&mut self) {
         self.levels = vec![BTreeMap::new()];
+        self.has_written = false;
         self.deleted.clear();
         self.snapshot = None;
         self.has_conflicts = false;
