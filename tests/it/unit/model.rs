@@ -223,8 +223,14 @@ impl Run<'_> {
         };
         let is_pending = self.model.pending.writes.contains_key(&key) || self.model.pending.deletes.contains_key(&key);
         let is_certain = self.model.known.get(&key).is_some_and(|known| known.is_certain);
+        let had_changes = self.session.is_dirty();
+        let plan = self.model.plan();
         let handle = match is_certain && !is_pending {
-            true => get(&self.session)?,
+            true => match get(&self.session) {
+                Ok(handle) if had_changes == self.session.is_dirty() => handle,
+                // It was read again, after a flush.
+                done => self.flushed(plan, done)?,
+            },
             false => self.flushing(get)?,
         };
         self.is_read(key, handle.as_ref())?;
@@ -362,7 +368,7 @@ impl Run<'_> {
             Table::Post => session.add(NewPost { parent: plain.expect("a user").into(), n, m }).into(),
             Table::Comment => {
                 let parent = match above.and_then(of) {
-                    Some(Handle::Post(post)) => post.key(),
+                    Some(Handle::Post(post)) if above.is_some_and(|(_, id)| id < 0) => post.key(),
                     _ => plain.expect("a post").into(),
                 };
                 session.add(NewComment { id, parent, n, m }).into()
