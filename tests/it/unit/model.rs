@@ -889,3 +889,22 @@ fn session_agrees_with_a_plain_model_of_the_tables() {
         Ok(())
     });
 }
+
+#[test]
+fn rows_that_lead_to_a_row_which_refers_to_itself_are_deleted_in_one_flush() {
+    let fixture = Fixture::sql("model", crate::unit_model::tables::tables(KIND));
+    test_on(fixture, |shop| {
+        let link = |place| Pick { table: Table::Link, place, is_found: true };
+        let steps = vec![
+            Step::Write { pick: link(2), column: Column::Parent, value: Value::Of(2) },
+            Step::Find(link(1)),
+            Step::Find(link(0)),
+            Step::Delete(Pick { is_found: false, ..link(1) }),
+            Step::Delete(Pick { is_found: false, ..link(0) }),
+            Step::Delete(Pick { is_found: false, ..link(2) }),
+            Step::Commit,
+        ];
+        run(shop, &mut shop.stranger(), &Program { scope: ScopeOf::Default, steps }).unwrap();
+        Ok(())
+    });
+}
