@@ -12,6 +12,8 @@ mod hooks;
 mod keys;
 #[path = "unit/locks.rs"]
 mod locks;
+#[path = "unit/model.rs"]
+mod model;
 #[path = "unit/order.rs"]
 mod order;
 #[path = "unit/pairing.rs"]

@@ -360,6 +360,14 @@ impl Stranger {
     pub fn write(&mut self, sql: &str) -> bool {
         self.0.batch_execute(sql).is_ok()
     }
+
+    /// The rows of a query.
+    pub fn load<T: diesel::deserialize::QueryableByName<<AnyConnection as Connection>::Backend> + 'static>(
+        &mut self,
+        query: &str,
+    ) -> Vec<T> {
+        sql_query(query).load(&mut self.0).expect("the query is answered")
+    }
 }
 
 /// What a test asks the kit for; nothing where its server is switched off.
