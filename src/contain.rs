@@ -12,7 +12,9 @@ pub(crate) fn contained<T>(what: &str, run: impl FnOnce() -> T) -> Option<T> {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(value) => Some(value),
         Err(panic) => {
-            log_line!(warn, "diesel_session::session", "{what} panicked: {}", message_of(panic));
+            // The log may be off, and the value of the panic is dropped all the same.
+            let message = message_of(panic);
+            log_line!(warn, "diesel_session::session", "{what} panicked: {message}");
             None
         }
     }

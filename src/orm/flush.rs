@@ -215,8 +215,13 @@ fn delete_in_waves<C>(
         for reference in group[store].1.references_of(row) {
             let Some(parent) = group.iter().position(|(entity, _)| *entity == reference.parent) else { continue };
             let places = group[parent].1.places_of(&*reference.key);
-            found.extend(places.into_iter().filter_map(|row| at.get(&(parent, row))).filter(|&&parent| parent != node));
+            found.extend(places.into_iter().filter_map(|row| at.get(&(parent, row))));
         }
+        // Where foreign keys are checked row by row, a row that refers to itself cannot be deleted either.
+        if found.contains(&node) && !sender.checks_at_end() {
+            group[store].1.unlink(row, &[group[store].0], sender)?;
+        }
+        found.retain(|&parent| parent != node);
         parents.push(found);
     }
     let mut children = vec![0_usize; nodes.len()];

@@ -307,7 +307,8 @@ fn what_migrations_leave_reaches_nobody<C: Conn>(site: &Site) {
         let app = db.init_app(unique("migrated"), site.config().max_size(1).reset(reset)).unwrap();
         let seen = || app.open_session().unwrap().number(&probe).unwrap() == 1;
         app.create_all().unwrap();
-        assert_eq!(seen(), reset == Reset::Never);
+        // PostgreSQL's settings are put back after each migration, whatever the reset.
+        assert_eq!(seen(), reset == Reset::Never && !matches!(site, Site::Postgres(_)));
         app.drop_all().unwrap();
         // That connection is closed in any case, as it has prepared statements for the schema of before.
         assert!(!seen());

@@ -87,6 +87,8 @@ pub struct Model {
     /// For the transaction and each savepoint, what the session's changes replaced.
     levels: Vec<BTreeMap<Key, Option<Row>>>,
     pub snapshot: Option<Rows>,
+    /// Whether there was a snapshot when each savepoint was opened.
+    had_snapshot: Vec<bool>,
     /// Somebody else has committed something since the snapshot.
     pub has_conflicts: bool,
     pub known: BTreeMap<Key, Known>,
@@ -111,6 +113,7 @@ impl Model {
             current,
             levels: vec![BTreeMap::new()],
             snapshot: None,
+            had_snapshot: Vec::new(),
             has_conflicts: false,
             known: BTreeMap::new(),
             pending: Pending::default(),
@@ -462,10 +465,12 @@ impl Model {
     pub fn open_level(&mut self) {
         self.has_written = true;
         self.levels.push(BTreeMap::new());
+        self.had_snapshot.push(self.snapshot.is_some());
     }
 
     pub fn keep_level(&mut self) {
         let level = self.levels.pop().expect("opened before");
+        self.had_snapshot.pop();
         let outer = self.levels.last_mut().expect("there is always the transaction's");
         for (key, row) in level {
             outer.entry(key).or_insert(row);
@@ -475,6 +480,11 @@ impl Model {
     pub fn undo_level(&mut self) {
         let level = self.levels.pop().expect("opened before");
         restore(&mut self.current, &level);
+        // MariaDB ends its snapshot with the savepoint in which the transaction first read. PostgreSQL keeps it.
+        if self.had_snapshot.pop() == Some(false) && !self.rules.refuses_conflicts {
+            self.snapshot = None;
+            self.has_conflicts = false;
+        }
         self.pending = Pending::default();
         self.expire();
     }
@@ -495,6 +505,7 @@ impl Model {
         self.has_written = false;
         self.deleted.clear();
         self.snapshot = None;
+        self.had_snapshot.clear();
         self.has_conflicts = false;
         self.has_begun = false;
         self.expire();
