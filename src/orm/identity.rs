@@ -563,9 +563,10 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
 
     /// Forgets which rows were to be deleted, of those that were.
     pub(super) fn forget_deleted(&self) {
-        let deleted: Vec<_> =
-            self.doomed.borrow_mut().extract_if(.., |_, entry| entry.phase() != Phase::Kept).collect();
-        drop_each(deleted);
+        let (doomed, deleted): (Listed<T>, Listed<T>) =
+            self.doomed.take().into_iter().partition(|(_, entry)| entry.phase() == Phase::Kept);
+        self.doomed.borrow_mut().extend(doomed);
+        drop_each(deleted.into_values());
         let touched = self.home.touched();
         touched.iter().filter(|entry| entry.phase() != Phase::Kept).for_each(|entry| self.untouch(entry));
     }

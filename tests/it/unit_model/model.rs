@@ -97,6 +97,8 @@ pub struct Model {
     pub has_begun: bool,
     /// The session has sent something in this transaction that may write.
     pub has_written: bool,
+    /// Rows that were read with their locks in this transaction, whatever a savepoint has undone since.
+    locked: BTreeSet<Key>,
     /// Rows that a flush of this transaction has deleted, or a cascade of it.
     deleted: BTreeSet<Key>,
     /// Every version of a row that was ever committed.
@@ -119,6 +121,7 @@ impl Model {
             pending: Pending::default(),
             has_begun: false,
             has_written: false,
+            locked: BTreeSet::new(),
             deleted: BTreeSet::new(),
             next_key: 0,
         }
@@ -165,6 +168,8 @@ impl Model {
         match self.known.get(&key) {
             Some(known) if known.is_certain => vec![Some(known.row.clone())],
             Some(known) => vec![Some(known.row.clone()), self.seen(key)],
+            // A row that was locked is read with its lock again.
+            None if self.locked.contains(&key) => vec![self.seen(key), self.current.get(key).cloned()],
             None => vec![self.seen(key)],
         }
     }
@@ -191,6 +196,7 @@ impl Model {
 
     /// A locking read, of the newest row.
     pub fn read_locked(&mut self, key: Key, row: Row) {
+        self.locked.insert(key);
         self.known.insert(key, Known { row, is_certain: true });
     }
 
@@ -503,6 +509,7 @@ impl Model {
     fn end_transaction(&mut self) {
         self.levels = vec![BTreeMap::new()];
         self.has_written = false;
+        self.locked.clear();
         self.deleted.clear();
         self.snapshot = None;
         self.had_snapshot.clear();
