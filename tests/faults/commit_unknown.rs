@@ -315,7 +315,7 @@ impl Rows {
         assert_eq!(self.key.id(), Some(&self.new.read().id));
         assert_eq!(self.new.key().id(), self.key.id());
         assert_eq!((self.changed.read().message.as_str(), self.deleted.read().message.as_str()), ("after", "deleted"));
-        let refused = self.changed.try_write().err().expect("it cannot be written to");
+        let refused = self.changed.try_write().expect_err("it cannot be written to");
         assert!(matches!(&refused, Error::WrongState { state: State::Undecided, .. }), "{refused}");
         assert!(refused.to_string().contains("`resolve()`"), "{refused}");
         assert!(!self.new.is_dirty() && !self.changed.is_dirty());

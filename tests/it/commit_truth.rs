@@ -68,9 +68,12 @@ impl Texts {
     }
 }
 
+/// Sends texts through the session itself.
+type InSession<C> = fn(&Session<C>, &Texts) -> Result<(), Error>;
+
 trait RawConn: Conn {
     fn all() -> Vec<Raw<Self>>;
-    fn in_session() -> Vec<(&'static str, fn(&Session<Self>, &Texts) -> Result<(), Error>)>;
+    fn in_session() -> Vec<(&'static str, InSession<Self>)>;
 }
 
 macro_rules! everywhere {
@@ -109,7 +112,7 @@ macro_rules! everywhere {
 
 macro_rules! sessions {
     ($connection:ty) => {
-        fn in_session() -> Vec<(&'static str, fn(&Session<Self>, &Texts) -> Result<(), Error>)> {
+        fn in_session() -> Vec<(&'static str, InSession<Self>)> {
             vec![
                 ("session.execute", |session, texts| session.execute(diesel::sql_query(texts.command())).map(drop)),
                 ("session.load", |session, texts| session.load::<Number>(texts.query()).map(drop)),

@@ -159,7 +159,7 @@ fn test_that_is_rolled_back_has_the_search_path_of_each_scope() {
     let config = Config::new(support::postgres().url());
     let test: TestApp<PgConnection> =
         TestSetup::of(&DB).config(config).isolation(TestIsolation::Rollback).start().unwrap();
-    test.scope().commit_on_ok().run(|| DB.session()?.with(|conn| make(conn))).unwrap();
+    test.scope().commit_on_ok().run(|| DB.session()?.with(make)).unwrap();
     for tenant in TENANTS {
         test.scope().search_path([tenant]).commit_on_ok().run(|| add(&DB.session()?, 1, tenant)).unwrap();
         test.scope().search_path([tenant]).run(|| add(&DB.session()?, 2, "undone")).unwrap();

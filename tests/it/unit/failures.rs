@@ -345,7 +345,7 @@ fn handle_that_outlives_its_session_says_so() {
         })?;
         assert_eq!([ada.state(), bob.state(), eve.state()], [State::Detached, State::Detached, State::Discarded]);
         assert_eq!(bob.read().name, "Bob");
-        let refused = ada.try_read().err().expect("nobody knows its value");
+        let refused = ada.try_read().expect_err("nobody knows its value");
         assert!(matches!(refused, Error::WrongState { state: State::Detached, .. }), "{refused}");
         for text in [refused.to_string(), ada.try_write().map(drop).unwrap_err().to_string()] {
             assert!(text.contains("session has ended") || text.contains("has ended"), "{text}");

@@ -46,7 +46,7 @@ fn rounds(shop: &Shop<Conn>, change: impl Fn(&Session<Conn>, &[i32], u64) -> Res
     crate::fixtures::threads::together(6, |thread| {
         let mut seed = thread as u64 + 1;
         for _ in 0..60 {
-            let mut ids: Vec<i32> = (1..=COUNTERS).filter(|_| thrown(&mut seed) % 3 == 0).collect();
+            let mut ids: Vec<i32> = (1..=COUNTERS).filter(|_| thrown(&mut seed).is_multiple_of(3)).collect();
             for at in (1..ids.len()).rev() {
                 ids.swap(at, thrown(&mut seed) as usize % (at + 1));
             }
@@ -89,7 +89,7 @@ fn threads_that_write_different_columns_do_not_deadlock() {
         rounds(shop, |session, ids, number| {
             let rows = session.get_many::<Counter>(ids.iter().copied())?;
             for (at, row) in rows.iter().flatten().enumerate() {
-                row.update(|row| if (at as u64 + number) % 2 == 0 { row.value += 1 } else { row.other += 1 });
+                row.update(|row| if (at as u64 + number).is_multiple_of(2) { row.value += 1 } else { row.other += 1 });
             }
             Ok(())
         });

@@ -172,8 +172,10 @@ fn reset(shop: &Shop<Conn>) {
     elsewhere(shop, RESET);
 }
 
+type Step = fn(&Session<Conn>) -> Result<()>;
+
 /// One transaction, step by step, with what the table has when the steps so far are committed.
-const STEPS: [(fn(&Session<Conn>) -> Result<()>, &str); 14] = [
+const STEPS: [(Step, &str); 14] = [
     (|session| session.find::<Fused>("a").map(drop), "a old, b old"),
     (
         |session| {

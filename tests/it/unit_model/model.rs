@@ -290,9 +290,7 @@ impl Model {
             }
         }
         for insert in &self.pending.inserts {
-            if !gone.0.contains_key(&insert.key) {
-                gone.0.insert(insert.key, insert.row.clone());
-            }
+            gone.0.entry(insert.key).or_insert_with(|| insert.row.clone());
         }
         let before = gone.clone();
         deletes.keys().for_each(|key| gone.delete(*key));
