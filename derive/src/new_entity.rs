@@ -64,7 +64,24 @@ pub(crate) fn generated(model: &Model) -> TokenStream {
         backends: &model.backends,
     };
     let implementations = implementations(&row);
+    // Says in the words of this crate what Diesel's errors about `Fk` would leave to be guessed.
+    let parents = fields.iter().filter_map(|field| {
+        let parent = field.parent.as_ref()?;
+        let span = parent.segments.last()?.ident.span();
+        Some(quote_spanned!(span=> let _ = one_column::<#parent>;))
+    });
+    let parents: Vec<_> = parents.collect();
+    let check = (!parents.is_empty()).then(|| {
+        quote! {
+            const _: () = {
+                fn one_column<E: ::diesel_session::orm::OneColumnKey>() {}
+                #(#parents)*
+            };
+        }
+    });
     quote! {
+        #check
+
         #[doc = #documentation]
         #[derive(#(#usual,)* #(#derives,)* ::diesel::Insertable)]
         #[diesel(table_name = #table, treat_none_as_default_value = false)]

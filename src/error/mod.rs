@@ -523,7 +523,7 @@ pub enum Error {
 
     /// The transaction was aborted or ended by the database or behind the session's back.
     #[error(
-        "DS307 the transaction cannot go on: {} (at {at}). This session commits nothing of it; call `rollback()` to start anew, and use `savepoint` around statements that may fail",
+        "DS307 the transaction cannot go on: {} (at {at}). This session commits nothing of it. Call `rollback()`, or return `Err` from the closure of `transaction`, `retry` or `savepoint` that you are in. Use `savepoint` around statements that may fail",
         phrase(cause)
     )]
     RollbackRequired {
@@ -572,7 +572,7 @@ pub enum Error {
     /// A row was changed or deleted by somebody else since it was read.
     #[error(
         "DS309 {entity} {key} has been changed or deleted since it was read, so its {operation} at {at} would act on an outdated row. \
-         Call `rollback()`, `get` it again and decide anew"
+         Call `rollback()`, or return `Err` from the closure of `transaction` or `savepoint`; then `get` it again and decide anew"
     )]
     Stale {
         /// The entity.

@@ -456,25 +456,35 @@ impl<T: Entity> Entry<T> {
     /// Makes what the database has by now the base of a touched entry; columns that were not written get its values. Not where the
     /// program's own values were made of a row that has changed since, as the version says or as nobody knows: then the flush fails.
     fn rebase(&self, mut row: T) -> bool {
-        let Ok(mut value) = self.value.try_borrow_mut() else {
+        let value = self.value.try_borrow().map(|value| value.clone());
+        let Ok(value) = value else {
             self.verified.set(NEVER);
             return false;
         };
-        let mut base = self.base.borrow_mut();
-        let (Some(base), Some(value)) = (base.as_mut(), value.as_mut()) else { return false };
+        let (Some(base), Some(value)) = (self.base.borrow().clone(), value) else { return false };
         let same_version = base.has_version_of(&row);
-        let unequal_to_itself = T::differences(base, base);
-        if !same_version || T::differences(base, &row) & !unequal_to_itself != 0 {
+        let unequal_to_itself = T::differences(&base, &base);
+        if !same_version || T::differences(&base, &row) & !unequal_to_itself != 0 {
             if !same_version || self.verified.get() == NEVER {
                 self.verified.set(NEVER);
                 return false;
             }
             let newest = Rc::new(row.clone());
-            T::take_unwritten(base, Rc::make_mut(value), &mut row);
-            *base = newest;
+            let mut merged = T::clone(&value);
+            T::take_unwritten(&base, &mut merged, &mut row);
+            let old_value = match self.value.try_borrow_mut() {
+                Ok(mut value) => value.replace(Rc::new(merged)),
+                Err(_) => return false,
+            };
+            let old_base = self.base.replace(Some(newest));
+            drop_contained(old_value);
+            drop_contained(old_base);
+            drop_contained(row);
         }
         self.verified.set(self.home.agenda.now());
         self.seen.set(self.home.agenda.read_now());
+        drop_contained(base);
+        drop_contained(value);
         true
     }
 

@@ -60,9 +60,12 @@ impl Surroundings {
         })();
         drop(app.dispose());
         match found {
-            // The kit's own session takes another database then. A server of another language tells no kind.
+            // The kit's own session takes another database then. MySQL and MariaDB refuse an account that has no right to the
+            // database before they say whether there is one. A wrong password is an error of the kit's own session.
             Err(Error::Connect {
-                kind: ConnectErrorKind::UnknownDatabase | ConnectErrorKind::Other, message, ..
+                kind: ConnectErrorKind::UnknownDatabase | ConnectErrorKind::Authentication | ConnectErrorKind::Other,
+                message,
+                ..
             }) => {
                 crate::wording::log_line!(
                     debug,

@@ -361,3 +361,24 @@ fn handle_that_outlives_its_session_says_so() {
         })
     });
 }
+
+#[test]
+fn get_or_create_in_a_read_committed_scope_finds_the_row_of_another_program() {
+    blog(|shop| {
+        shop.scope().isolation(Isolation::ReadCommitted).run(|| {
+            let session = DB.session()?;
+            let find = || session.track_first::<Writer, _>(writers::table.filter(writers::name.eq("Ada"))).optional();
+            assert_is!(find(), Ok(None));
+            elsewhere(shop, "INSERT INTO writers (name) VALUES ('Ada')");
+            let created = session.savepoint(|session| {
+                let ada = session.add(NewWriter { name: "Ada".into(), email: None });
+                session.flush()?;
+                Ok::<_, Error>(ada)
+            });
+            assert_eq!(created.as_ref().err().and_then(kind_of), Some(&DatabaseErrorKind::UniqueViolation));
+            let found = find()?.expect("another program has added it");
+            assert_eq!(found.read().name, "Ada");
+            session.commit()
+        })
+    });
+}
