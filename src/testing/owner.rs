@@ -147,9 +147,14 @@ impl<C: SessionConnection> Owner<C> {
                 return Err(first.unwrap_or_else(none));
             };
             match door.pool()?.acquire(at, false, Some(end)) {
-                // A server of another language, or an enum of connections, does not tell that a database is not there.
+                // An enum of connections does not tell that a database is not there. MySQL and MariaDB refuse an account
+                // that has no right to the database before they say whether there is one.
                 Err(
-                    error @ Error::Connect { kind: ConnectErrorKind::UnknownDatabase | ConnectErrorKind::Other, .. },
+                    error @ Error::Connect {
+                        kind:
+                            ConnectErrorKind::UnknownDatabase | ConnectErrorKind::Authentication | ConnectErrorKind::Other,
+                        ..
+                    },
                 ) => {
                     first.get_or_insert(error);
                 }
