@@ -64,23 +64,16 @@ pub(crate) fn generated(model: &Model) -> TokenStream {
         backends: &model.backends,
     };
     let implementations = implementations(&row);
-    // Says in the words of this crate what Diesel's errors about `Fk` would leave to be guessed.
-    let parents = fields.iter().filter_map(|field| {
-        let parent = field.parent.as_ref()?;
-        let span = parent.segments.last()?.ident.span();
-        Some(quote_spanned!(span=> let _ = one_column::<#parent>;))
-    });
-    let parents: Vec<_> = parents.collect();
-    let check = (!parents.is_empty()).then(|| {
-        quote! {
-            const _: () = {
-                fn one_column<E: ::diesel_session::orm::OneColumnKey>() {}
-                #(#parents)*
-            };
-        }
+    // The compiler says of these what is wrong before it lists what Diesel misses.
+    let parents = fields.iter().filter_map(|field| field.parent.as_ref()).map(|parent| match parent.is_ident("Self") {
+        true => quote!(#name),
+        false => quote!(#parent),
     });
     quote! {
-        #check
+        const _: fn() = || {
+            fn is_one_column<P: ::diesel_session::orm::OneColumnKey>() {}
+            #(is_one_column::<#parents>();)*
+        };
 
         #[doc = #documentation]
         #[derive(#(#usual,)* #(#derives,)* ::diesel::Insertable)]
