@@ -134,7 +134,7 @@ where
     if first == 0 || !N::Entity::is_counted() {
         return Err(unreadable::<N::Entity>(
             "has a key that the database made and does not tell: MySQL and MariaDB give back no more of it than an AUTO_INCREMENT, of one \
-             column of the key. A trigger or a sequence makes others. Make such keys in the program",
+             column of the key. If a trigger or a sequence makes the key, make other keys in the program",
         ));
     }
     let numbers: Vec<u64> = (0..rows as u64).map(|row| first + row * step).collect();
