@@ -50,6 +50,8 @@ impl<C: SessionConnection> Shared<C> {
                 // The transaction may have sent what the unit has not seen.
                 unit.expire_all();
             }
+            // The transaction may have changed rows before the session kept any.
+            unit.note_changing();
             unit
         })
     }

@@ -270,6 +270,9 @@ impl<C: SessionConnection> Shared<C> {
                 // This statement begins the transaction: what was read before it may have changed since.
                 unit.expire_all();
             }
+            if statement.access != Access::Read {
+                unit.note_changing();
+            }
         }
         let _using = Using::new(&self.used_at, at);
         core.run(statement, at, send)
