@@ -122,6 +122,10 @@ fn entity(model: &Model) -> TokenStream {
                 #counted
             }
 
+            fn table() -> ::core::any::TypeId {
+                ::core::any::TypeId::of::<#table::table>()
+            }
+
             fn parents(found: &mut ::diesel_session::orm::Relations) {
                 #[allow(unused_imports)]
                 use ::diesel_session::orm::probe::{EntityParent as _, OtherParent as _, Parent};
@@ -383,6 +387,10 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
         });
         quote! {
             #counted
+
+            fn forget_counted(conn: &mut #connection) -> ::diesel::QueryResult<()> {
+                ::diesel_session::orm::forget_counted(conn)
+            }
 
             fn most_bytes(conn: &mut #connection) -> ::diesel::QueryResult<::core::option::Option<usize>> {
                 ::diesel_session::orm::most_bytes(conn)

@@ -23,6 +23,8 @@ struct NewRow<'m> {
     row_by_row: bool,
     /// SQLite has no `DEFAULT` in an INSERT of several rows.
     has_defaults: bool,
+    /// Statements that add what foreign keys of several columns refer to.
+    composite: Vec<TokenStream>,
     backends: &'m Backends,
 }
 
@@ -61,6 +63,7 @@ pub(crate) fn generated(model: &Model) -> TokenStream {
         key: app_made.then(|| model.keys().map(|key| &key.name).collect()),
         row_by_row: false,
         has_defaults: false,
+        composite: composite(model),
         backends: &model.backends,
     };
     let implementations = implementations(&row);
@@ -85,6 +88,36 @@ pub(crate) fn generated(model: &Model) -> TokenStream {
 
         #implementations
     }
+}
+
+/// What foreign keys of several columns refer to, if the program makes all of them.
+fn composite(model: &Model) -> Vec<TokenStream> {
+    let is_made = |at: &usize| {
+        let field = &model.fields[*at];
+        !field.generated && !field.version && field.parent.is_none()
+    };
+    let several = model.references.iter().filter(|(_, fields)| fields.iter().all(is_made));
+    several
+        .map(|(parent, fields)| {
+            let parts = fields.iter().map(|&at| {
+                let (name, optional) = (&model.fields[at].name, model.fields[at].is_optional());
+                let asked = optional.then(|| quote!(?));
+                quote!(::core::clone::Clone::clone(&new.#name)#asked)
+            });
+            let parent = match parent.is_ident("Self") {
+                true => {
+                    let name = &model.name;
+                    quote!(#name)
+                }
+                false => quote!(#parent),
+            };
+            quote! {
+                found.extend((|new: &Self| -> ::core::option::Option<::diesel_session::orm::Reference> {
+                    ::core::option::Option::Some(::diesel_session::orm::Reference::to::<#parent>((#(#parts,)*)))
+                })(self));
+            }
+        })
+        .collect()
 }
 
 pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
@@ -153,12 +186,13 @@ pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
         key,
         row_by_row,
         has_defaults,
+        composite: Vec::new(),
         backends: &backends,
     }))
 }
 
 fn implementations(row: &NewRow) -> TokenStream {
-    let NewRow { name, entity, columns, all, row_by_row, .. } = row;
+    let NewRow { name, entity, columns, all, row_by_row, composite, .. } = row;
     let counted = match &row.key {
         Some(_) => quote!(true),
         None => quote!(<#entity as ::diesel_session::Entity>::is_counted()),
@@ -204,6 +238,15 @@ fn implementations(row: &NewRow) -> TokenStream {
             fn is_ready(&self) -> bool {
                 #probes
                 true #(&& (&Probe(&self.#all)).is_known())*
+            }
+
+            fn references(&self) -> ::std::vec::Vec<::diesel_session::orm::Reference> {
+                #probes
+                #[allow(unused_mut)]
+                let mut found: ::std::vec::Vec<::diesel_session::orm::Reference> = ::std::vec::Vec::new();
+                #(found.extend((&Probe(&self.#all)).reference());)*
+                #(#composite)*
+                found
             }
 
             #[allow(clippy::needless_borrow)]

@@ -61,6 +61,11 @@ pub(crate) fn many(model: &Model, backend: Backend, connection: &TokenStream) ->
 
         const LOCKS: usize = #locks;
 
+        fn may_lock(conn: &mut #connection) -> ::diesel::QueryResult<bool> {
+            let mut may: ::std::vec::Vec<bool> = ::diesel::RunQueryDsl::load(::diesel_session::orm::MayLock(#table::table), conn)?;
+            ::core::result::Result::Ok(may.pop().unwrap_or(true))
+        }
+
         fn lock(conn: &mut #connection, rows: &[&Self], for_delete: bool) -> ::diesel::QueryResult<()> {
             let mut lock = ::diesel_session::orm::LockRows::new(#table::table, rows.len(), for_delete);
             #(#lock_keys)*

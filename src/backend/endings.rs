@@ -72,7 +72,7 @@ impl Effect {
             }
             let is_back_to_savepoint = first == "ROLLBACK" && (word(1) == "TO" || word(2) == "TO");
             if kind == Kind::Mysql {
-                let is_plain = PLAIN.contains(&&*first) || first == "SET" && statement.get(1) == Some(&Part::Sign('@'));
+                let is_plain = PLAIN.contains(&&*first) || first == "SET" && sets_own_variables(statement);
                 if !is_plain && !is_back_to_savepoint {
                     self.may_end.get_or_insert(first);
                 }
@@ -120,6 +120,16 @@ const PLAIN: [&str; 18] = [
     "PREPARE",
     "DEALLOCATE",
 ];
+
+/// Whether a `SET` of MySQL or MariaDB sets variables of the program's own and no other.
+fn sets_own_variables(statement: &[Part<'_>]) -> bool {
+    let is_setting = |two: &[Part<'_>]| two == [Part::Sign('@'), Part::Sign('@')];
+    // One that follows a comma and has no sign is a setting too. `autocommit` alone ends a transaction.
+    let names_autocommit = |part: &Part<'_>| matches!(part, Part::Word(name) | Part::Name(name) if name.eq_ignore_ascii_case("autocommit"));
+    statement.get(1) == Some(&Part::Sign('@'))
+        && !statement.windows(2).any(is_setting)
+        && !statement.iter().any(names_autocommit)
+}
 
 /// Whether `COMMIT AND CHAIN` or the like begins the next transaction at once.
 fn chains(statement: &[Part<'_>]) -> bool {
@@ -261,6 +271,9 @@ mod tests {
             "START TRANSACTION",
             "TRUNCATE t",
             "SET autocommit = 1",
+            "SET @@autocommit = 1",
+            "SET @@session.autocommit = 1",
+            "SET @a = 1, `autocommit` = 1",
             "SET DEFAULT ROLE NONE",
             "CHECK TABLE t",
             "CALL p()",

@@ -569,10 +569,11 @@ pub enum Error {
         at: Place,
     },
 
-    /// A row was changed or deleted by somebody else since it was read.
+    /// A row was changed or deleted by somebody else since it was read. A trigger or a policy that keeps a statement from a row looks the same.
     #[error(
         "DS309 {entity} {key} has been changed or deleted since it was read, so its {operation} at {at} would act on an outdated row. \
-         Call `rollback()`, or return `Err` from the closure of `transaction` or `savepoint`; then `get` it again and decide anew"
+         Call `rollback()`, or return `Err` from the closure of `transaction` or `savepoint`; then `get` it again and decide anew. \
+         If nobody has changed it, a trigger or a row-level policy of the database has kept this statement from the row"
     )]
     Stale {
         /// The entity.

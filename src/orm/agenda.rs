@@ -28,6 +28,10 @@ pub(crate) struct Agenda {
     flushed: Cell<u64>,
     /// Numbers given to entries so far.
     numbers: Cell<u64>,
+    /// When a row was inserted last whose key the database counts.
+    counted: Cell<u64>,
+    /// A row that is read now is read outside of the transaction that a write of it will begin.
+    outside: Cell<bool>,
     /// The session is over, or has been emptied: nothing of this agenda is kept any more.
     ended: Cell<bool>,
 }
@@ -50,6 +54,8 @@ impl Default for Agenda {
             flushed: Cell::new(0),
             ended: Cell::new(false),
             numbers: Cell::new(0),
+            counted: Cell::new(NEVER),
+            outside: Cell::new(false),
         }
     }
 }
@@ -100,6 +106,8 @@ impl Agenda {
         self.attempt.set(NEVER);
         self.changing.set(NEVER);
         self.transaction.set(self.clock.get());
+        self.counted.set(NEVER);
+        self.outside.set(false);
     }
 
     /// The present transaction sends a statement that may change rows.
@@ -129,6 +137,24 @@ impl Agenda {
     /// Whether something that was done at `moment` was done in the present transaction.
     pub(super) fn is_of_transaction(&self, moment: u64) -> bool {
         moment >= self.transaction.get()
+    }
+
+    /// An INSERT is sent for which the database counts. Whether the database certainly has not counted for another statement of this
+    /// transaction, so that there is nothing to forget.
+    pub(super) fn counts_now(&self) -> bool {
+        let is_first = self.counted.get() == NEVER && self.epoch.get() == self.transaction.get();
+        self.counted.set(self.clock.get());
+        is_first
+    }
+
+    #[inline]
+    pub(crate) fn set_outside(&self, outside: bool) {
+        self.outside.set(outside);
+    }
+
+    #[inline]
+    pub(super) fn is_outside(&self) -> bool {
+        self.outside.get()
     }
 
     pub(crate) fn note_change(&self, at: Place) {

@@ -114,6 +114,13 @@ fn rounded<C, T: Persist<C>>(conn: &mut C, id: &T::Id) -> QueryResult<Option<T>>
     Ok(None)
 }
 
+/// Makes MySQL and MariaDB forget the number that was counted last. An INSERT that is given a key by a sequence or a trigger counts none,
+/// and the number would be that of another row.
+#[doc(hidden)]
+pub fn forget_counted<C: SessionConnection>(conn: &mut C) -> QueryResult<()> {
+    conn.batch_execute("DO LAST_INSERT_ID(0)")
+}
+
 const COUNTED: &str = "SELECT CONCAT(LAST_INSERT_ID(), ' ', @@auto_increment_increment) AS value";
 
 fn counted<C, N>(conn: &mut C, rows: usize) -> QueryResult<Vec<N::Entity>>
@@ -127,7 +134,7 @@ where
     if first == 0 || !N::Entity::is_counted() {
         return Err(unreadable::<N::Entity>(
             "has a key that the database made and does not tell: MySQL and MariaDB give back no more of it than an AUTO_INCREMENT, of one \
-             column of the key; make other keys in the program",
+             column of the key. If a trigger or a sequence makes the key, make other keys in the program",
         ));
     }
     let numbers: Vec<u64> = (0..rows as u64).map(|row| first + row * step).collect();

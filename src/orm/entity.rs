@@ -41,6 +41,12 @@ pub trait Entity: Clone + 'static {
     /// The key of this row.
     fn id(&self) -> Self::Id;
 
+    /// The type of its table. Entities of one table have the same.
+    #[doc(hidden)]
+    fn table() -> TypeId {
+        TypeId::of::<Self>()
+    }
+
     /// Adds the foreign keys of this entity and of its parents.
     #[doc(hidden)]
     fn parents(found: &mut Relations);
@@ -138,6 +144,13 @@ pub trait Persist<C>: Entity {
         Err(diesel::result::Error::QueryBuilderError("this backend gives the rows of an INSERT back".into()))
     }
 
+    /// Makes the database forget the number that it has counted last, so that it is seen if the next INSERT is given none.
+    #[doc(hidden)]
+    fn forget_counted(conn: &mut C) -> QueryResult<()> {
+        let _ = conn;
+        Ok(())
+    }
+
     /// The rows whose key is what a column makes of this one that keeps `digits` digits of a second.
     #[doc(hidden)]
     fn find_rounded(conn: &mut C, id: &Self::Id, digits: u8) -> QueryResult<Vec<Self>> {
@@ -178,6 +191,13 @@ pub trait Persist<C>: Entity {
     #[doc(hidden)]
     const LOCKS: usize = 0;
 
+    /// Whether the role may do that without an UPDATE.
+    #[doc(hidden)]
+    fn may_lock(conn: &mut C) -> QueryResult<bool> {
+        let _ = conn;
+        Ok(true)
+    }
+
     /// Locks these rows in the order of their keys, as their UPDATE or DELETE will.
     #[doc(hidden)]
     fn lock(conn: &mut C, rows: &[&Self], for_delete: bool) -> QueryResult<()> {
@@ -215,6 +235,12 @@ pub trait NewEntity: 'static {
     /// About how many bytes it has on its way to the database.
     #[doc(hidden)]
     fn bytes(&self) -> usize;
+
+    /// The rows that it refers to, as far as their keys are known.
+    #[doc(hidden)]
+    fn references(&self) -> Vec<Reference> {
+        Vec::new()
+    }
 
     /// Whether every row that it refers to has its key.
     #[doc(hidden)]

@@ -381,7 +381,9 @@ impl<T: Entity> Entry<T> {
             return Err(self.in_writing(at));
         }
         let read = if self.is_touched() { self.verified.get() } else { self.seen.get() };
-        let verified = !heals && read >= self.home.epoch() || self.read_again(at);
+        // What SQLite has read before the transaction may have changed since.
+        let outside = self.home.agenda.is_outside() && !self.is_touched();
+        let verified = !heals && !outside && read >= self.home.epoch() || self.read_again(at);
         if self.phase() != Phase::Kept {
             return Err(self.wrong_state("written", at));
         }

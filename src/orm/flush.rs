@@ -36,7 +36,13 @@ pub(super) fn check<C>(stores: &[Kept<C>], at: crate::error::Place) -> Result<()
 }
 
 pub(super) fn send<C>(stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
+    let changed: Vec<&Kept<C>> =
+        stores.iter().filter(|(_, store)| store.waiting() > 0 || store.has_updates() || store.has_deletes()).collect();
     let sent = send_in_order(stores, sender);
+    // Another entity of the same table has other handles of the rows.
+    let is_outdated =
+        |(entity, store): &&Kept<C>| changed.iter().any(|(other, of)| other != entity && of.table() == store.table());
+    stores.iter().filter(is_outdated).for_each(|(_, store)| store.expire());
     stores.iter().for_each(|(_, store)| store.end_flush());
     sent
 }
@@ -64,27 +70,33 @@ fn send_in_order<C>(stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
     }
     let changed: Vec<_> = by_name.iter().filter(|(_, store)| store.has_updates()).collect();
     changed.iter().try_for_each(|(_, store)| store.update(sender, waiting))?;
-    insert(&groups.concat(), sender)?;
+    insert(&groups.concat(), stores, sender)?;
     changed.iter().filter(|(_, store)| store.has_updates()).try_for_each(|(_, store)| store.update(sender, None))?;
-    delete(&groups, stores, sender, |_| Some(None))
+    delete(&groups, stores, sender, |_| Some(None))?;
+    stores.iter().filter(|(_, store)| store.has_deletes()).for_each(|(_, store)| store.forget_deleted());
+    Ok(())
 }
 
 fn find<C>(stores: &[Kept<C>], entity: TypeId) -> Option<&dyn DynStore<C>> {
     stores.iter().find(|(other, _)| *other == entity).map(|(_, store)| &**store)
 }
 
-fn insert<C>(stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
+/// A row waits for the rows that it refers to, also if the program has made their keys. Rows that refer to each other in a circle do not
+/// wait: the database may look at foreign keys later.
+fn insert<C>(groups: &[Kept<C>], stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
+    let is_waiting = |to: &Reference| find(stores, to.parent).is_some_and(|parent| parent.waits_for_insert(&*to.key));
+    let mut waiting: Depends<'_> = Some(&is_waiting);
     loop {
         let mut inserted = 0;
-        for (_, store) in stores {
+        for (_, store) in groups {
             if store.waiting() > 0 {
-                inserted += store.insert_ready(sender)?;
+                inserted += store.insert_ready(waiting, sender)?;
             }
         }
-        match stores.iter().find(|(_, store)| store.waiting() > 0) {
+        match groups.iter().find(|(_, store)| store.waiting() > 0) {
             None => return Ok(()),
-            Some((_, store)) if inserted == 0 => return Err(store.unresolved(sender.at())),
-            Some(_) => {}
+            Some((_, store)) if inserted == 0 && waiting.is_none() => return Err(store.unresolved(sender.at())),
+            Some(_) => waiting = if inserted == 0 { None } else { Some(&is_waiting) },
         }
     }
 }

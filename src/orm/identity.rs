@@ -43,6 +43,8 @@ pub(crate) struct Store<C, T: Entity> {
     aliases: RefCell<HashMap<T::Id, T::Id, RandomState>>,
     /// Most bytes of one statement, once that has been asked.
     most_bytes: Cell<Option<usize>>,
+    /// Whether the role may lock rows, once that has been asked.
+    may_lock: Cell<Option<bool>>,
     /// Keys of new rows, while a flush asks for them.
     waiting_keys: RefCell<Option<HashSet<String>>>,
     pub(super) history: History<T>,
@@ -82,6 +84,10 @@ pub(crate) enum Known {
 pub(crate) trait DynStore<C> {
     fn as_any(&self) -> &dyn Any;
     fn name(&self) -> &'static str;
+    /// The type of the table. Entities of one table have the same.
+    fn table(&self) -> TypeId;
+    /// Rows may have been changed otherwise than through this store.
+    fn expire(&self);
     /// The foreign keys of the entity and of its ancestors.
     fn relations(&self) -> &Relations;
     /// Whether rows refer, directly or by others, to rows of that type.
@@ -124,7 +130,12 @@ pub(crate) trait DynStore<C> {
     /// Whether so many rows can be deleted by one statement.
     fn deletes_at_once(&self, rows: usize) -> bool;
     fn lock(&self, sender: &dyn Sender<C>, waiting: Depends<'_>) -> Result<()>;
-    fn insert_ready(&self, sender: &dyn Sender<C>) -> Result<usize>;
+    /// Inserts new rows that refer to no row that waits itself; how many those were.
+    fn insert_ready(&self, waiting: Depends<'_>, sender: &dyn Sender<C>) -> Result<usize>;
+    /// Whether the row of that key waits for its INSERT at this moment.
+    fn waits_for_insert(&self, key: &dyn Any) -> bool;
+    /// Forgets which rows were to be deleted, of those that were.
+    fn forget_deleted(&self);
     fn update(&self, sender: &dyn Sender<C>, waiting: Depends<'_>) -> Result<()>;
     fn delete(&self, doomed: &[usize], together: bool, sender: &dyn Sender<C>) -> Result<()>;
     /// What a flush would send.
@@ -158,6 +169,7 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
             lost_parents: Cell::new(None),
             aliases: RefCell::default(),
             most_bytes: Cell::new(None),
+            may_lock: Cell::new(None),
             waiting_keys: RefCell::default(),
             history: History::new(Rc::clone(agenda)),
             swept: Cell::new(0),
@@ -521,6 +533,14 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         ancestors.contains(&ancestor)
     }
 
+    /// Whether the role may lock rows that it does not update: that takes the right to update, which one who may delete need not have.
+    pub(super) fn may_lock(&self, sender: &dyn Sender<C>) -> Result<bool> {
+        if self.may_lock.get().is_none() {
+            self.may_lock.set(Some(ask(sender, Sending::select::<T>(), |conn| T::may_lock(conn))?));
+        }
+        Ok(self.may_lock.get().unwrap_or(true))
+    }
+
     /// Most bytes of one statement, for rows that have so many.
     pub(super) fn most_bytes(&self, bytes: usize, sender: &dyn Sender<C>) -> Result<usize> {
         // MySQL and MariaDB have no RETURNING, and they alone have such a limit.
@@ -562,6 +582,11 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         }
     }
 
+    pub(super) fn forget_doomed(&self, entry: &Rc<Entry<T>>) {
+        let doomed = self.doomed.borrow_mut().remove(&entry.listed_as());
+        drop_contained(doomed);
+    }
+
     /// Forgets which rows were to be deleted, of those that were.
     pub(super) fn forget_deleted(&self) {
         let (doomed, deleted): (Listed<T>, Listed<T>) =
@@ -599,6 +624,14 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
 
     fn name(&self) -> &'static str {
         std::any::type_name::<T>()
+    }
+
+    fn table(&self) -> TypeId {
+        T::table()
+    }
+
+    fn expire(&self) {
+        self.home.expire();
     }
 
     fn relations(&self) -> &Relations {
@@ -759,13 +792,23 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
         Ok(())
     }
 
-    fn insert_ready(&self, sender: &dyn Sender<C>) -> Result<usize> {
+    fn insert_ready(&self, waiting: Depends<'_>, sender: &dyn Sender<C>) -> Result<usize> {
         let queues = self.queues.borrow().clone();
         let mut inserted = 0;
         for queue in queues {
-            inserted += queue.insert_ready(self, sender)?;
+            inserted += queue.insert_ready(self, waiting, sender)?;
+            // Rows of the next queue may have waited for these.
+            self.waiting_keys.take();
         }
         Ok(inserted)
+    }
+
+    fn waits_for_insert(&self, key: &dyn Any) -> bool {
+        key.is::<T::Id>() && self.is_waiting(key)
+    }
+
+    fn forget_deleted(&self) {
+        self.forget_deleted();
     }
 
     fn update(&self, sender: &dyn Sender<C>, waiting: Depends<'_>) -> Result<()> {

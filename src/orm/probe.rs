@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 
 use super::entity::Entity;
 use super::key::Fk;
-use super::relation::Relations;
+use super::relation::{Reference, Relations};
 
 /// The type that a foreign key refers to, which need not be an entity.
 pub struct Parent<P>(PhantomData<P>);
@@ -47,6 +47,7 @@ pub struct Probe<'p, T>(pub &'p T);
 pub trait IsKey {
     type Id;
     fn is_known(&self) -> bool;
+    fn reference(&self) -> Option<Reference>;
     fn part(&self) -> Option<Self::Id>;
 }
 
@@ -57,6 +58,10 @@ impl<E: Entity> IsKey for Probe<'_, Fk<E>> {
         self.0.id().is_some()
     }
 
+    fn reference(&self) -> Option<Reference> {
+        self.0.id().map(|id| Reference::to::<E>(id.clone()))
+    }
+
     fn part(&self) -> Option<E::Id> {
         self.0.id().cloned()
     }
@@ -64,11 +69,16 @@ impl<E: Entity> IsKey for Probe<'_, Fk<E>> {
 
 pub trait IsOtherKey {
     fn is_known(&self) -> bool;
+    fn reference(&self) -> Option<Reference>;
 }
 
 impl<E: Entity> IsOtherKey for Probe<'_, Option<Fk<E>>> {
     fn is_known(&self) -> bool {
         self.0.as_ref().is_none_or(|key| key.id().is_some())
+    }
+
+    fn reference(&self) -> Option<Reference> {
+        self.0.as_ref()?.id().map(|id| Reference::to::<E>(id.clone()))
     }
 }
 
@@ -77,6 +87,10 @@ pub trait IsValue {
 
     fn is_known(&self) -> bool {
         true
+    }
+
+    fn reference(&self) -> Option<Reference> {
+        None
     }
 
     fn part(&self) -> Option<Self::Value>;

@@ -1,16 +1,17 @@
 //! New rows of one type that wait for their INSERT, in the order of `add`.
 
-use std::any::Any;
+use std::any::{Any, TypeId};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
-use super::entity::{Entity, Insert, NewEntity};
+use super::entity::{Entity, Insert, NewEntity, Persist};
 use super::entry::Entry;
 use super::identity::Store;
 use super::pairing::pair;
-use super::relation::alike;
+use super::relation::{Reference, alike};
 use super::sender::{Sender, Sending, ask};
+use super::writes::Depends;
 use crate::contain::{drop_contained, drop_each};
 use crate::error::{Error, Result};
 
@@ -47,9 +48,16 @@ fn fitting<C: 'static, N: Insert<C>>(
 }
 
 /// Inserts rows by one statement, and gives what the database has of each.
-fn inserted<C: 'static, N: Insert<C>>(rows: &[Waiting<N>], sender: &dyn Sender<C>) -> Result<Vec<N::Entity>> {
+fn inserted<C: 'static, N: Insert<C>>(
+    rows: &[Waiting<N>],
+    store: &Store<C, N::Entity>,
+    sender: &dyn Sender<C>,
+) -> Result<Vec<N::Entity>> {
     let sent: Vec<&N> = rows.iter().map(|(new, _)| new).collect();
     let entity = N::Entity::NAME;
+    if !sender.returning() && sent.iter().any(|new| new.key().is_none()) && !store.home.agenda.counts_now() {
+        ask(sender, Sending::Change, |conn| N::Entity::forget_counted(conn))?;
+    }
     let returned = ask(sender, Sending::insert::<N>(), |conn| {
         N::insert(conn, &sent, sender.returning()).map_err(|error| unreadable(entity, error))
     })?;
@@ -99,7 +107,7 @@ pub(super) trait DynQueue<C, T: Entity> {
     fn entries(&self) -> Vec<Rc<Entry<T>>>;
 
     /// Inserts what refers to no row that waits itself; how many those were.
-    fn insert_ready(&self, store: &Store<C, T>, sender: &dyn Sender<C>) -> Result<usize>;
+    fn insert_ready(&self, store: &Store<C, T>, waiting: Depends<'_>, sender: &dyn Sender<C>) -> Result<usize>;
 
     /// The keys that the program has made.
     fn keys(&self) -> Vec<String>;
@@ -115,6 +123,81 @@ pub(super) trait DynQueue<C, T: Entity> {
 impl<N: NewEntity> Queue<N> {
     pub(super) fn new() -> Self {
         Self { rows: RefCell::default() }
+    }
+
+    /// Takes out the rows that can be inserted now, in an order in which a row comes after those that it refers to.
+    fn take_ready(&self, waiting: Depends<'_>) -> Vec<Waiting<N>> {
+        let rows = self.rows.borrow();
+        let ready: Vec<u64> = rows.iter().filter(|(_, (new, _))| new.is_ready()).map(|(number, _)| *number).collect();
+        let ready = match waiting {
+            Some(waiting) => Self::in_order(&rows, ready, waiting),
+            None => ready,
+        };
+        let all = ready.len() == rows.len() && ready.is_sorted();
+        drop(rows);
+        if all {
+            return self.rows.take().into_values().collect();
+        }
+        let mut rows = self.rows.borrow_mut();
+        ready.iter().filter_map(|number| rows.remove(number)).collect()
+    }
+
+    /// Of these rows those that refer to none that waits elsewhere. The order is that of `add` as far as it can be.
+    fn in_order(rows: &BTreeMap<u64, Waiting<N>>, ready: Vec<u64>, waiting: &dyn Fn(&Reference) -> bool) -> Vec<u64> {
+        // Foreign keys to rows that wait, and the keys of the rows themselves once one of those is met.
+        let references: Vec<Vec<Reference>> = ready
+            .iter()
+            .map(|number| rows[number].0.references().into_iter().filter(|to| waiting(to)).collect())
+            .collect();
+        if references.iter().all(Vec::is_empty) {
+            return ready;
+        }
+        let mut places: HashMap<String, usize> = HashMap::with_capacity(ready.len());
+        for (place, number) in ready.iter().enumerate() {
+            if let Some(key) = rows[number].0.key() {
+                places.entry(alike(&key)).or_insert(place);
+            }
+        }
+        // None: it refers to a row that waits elsewhere.
+        let parents = |references: &[Reference]| -> Option<Vec<usize>> {
+            references
+                .iter()
+                .map(|to| {
+                    let key = to
+                        .key
+                        .downcast_ref::<<N::Entity as Entity>::Id>()
+                        .filter(|_| to.parent == TypeId::of::<N::Entity>())?;
+                    places.get(&alike(key)).copied()
+                })
+                .collect()
+        };
+        let parents: Vec<Option<Vec<usize>>> = references.iter().map(|references| parents(references)).collect();
+        let mut children: Vec<Vec<usize>> = vec![Vec::new(); ready.len()];
+        let mut left: Vec<usize> = vec![0; ready.len()];
+        for (place, parents) in parents.iter().enumerate() {
+            match parents {
+                // A row may refer to itself.
+                Some(parents) => parents.iter().filter(|&&parent| parent != place).for_each(|&parent| {
+                    children[parent].push(place);
+                    left[place] += 1;
+                }),
+                None => left[place] = usize::MAX,
+            }
+        }
+        let mut free: BTreeSet<usize> = (0..ready.len()).filter(|&place| left[place] == 0).collect();
+        let mut ordered = Vec::with_capacity(ready.len());
+        while let Some(place) = free.pop_first() {
+            ordered.push(ready[place]);
+            for &child in &children[place] {
+                if left[child] != usize::MAX {
+                    left[child] -= 1;
+                    if left[child] == 0 {
+                        free.insert(child);
+                    }
+                }
+            }
+        }
+        ordered
     }
 
     pub(super) fn push(&self, new: N, entry: &Rc<Entry<N::Entity>>) {
@@ -135,20 +218,14 @@ where
         self.rows.borrow().values().map(|(_, entry)| Rc::clone(entry)).collect()
     }
 
-    fn insert_ready(&self, store: &Store<C, N::Entity>, sender: &dyn Sender<C>) -> Result<usize> {
-        let mut taken = Taken { queue: self, rows: self.rows.take().into_values().collect(), inserted: 0 };
-        if !taken.rows.iter().all(|(new, _)| new.is_ready()) {
-            let (ready, waiting): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut taken.rows).into_iter().partition(|(new, _)| new.is_ready());
-            taken.rows = ready;
-            self.rows.borrow_mut().extend(waiting.into_iter().map(|waiting| (waiting.1.listed_as(), waiting)));
-        }
+    fn insert_ready(&self, store: &Store<C, N::Entity>, waiting: Depends<'_>, sender: &dyn Sender<C>) -> Result<usize> {
+        let mut taken = Taken { queue: self, rows: self.take_ready(waiting), inserted: 0 };
         store.reserve(taken.rows.len());
         let most = if N::in_batches() { N::ROWS.max(1) } else { 1 };
         while taken.inserted < taken.rows.len() {
             let left = &taken.rows[taken.inserted..];
             let chunk = &left[..fitting(&left[..most.min(left.len())], store, sender)?];
-            let rows = inserted(chunk, sender)?;
+            let rows = inserted(chunk, store, sender)?;
             let length = chunk.len();
             rows.into_iter().zip(chunk).for_each(|(row, (_, entry))| store.inserted(entry, row));
             taken.inserted += length;

@@ -105,6 +105,12 @@ impl<C: 'static> Unit<C> {
         self.agenda.borrow().set_fleeting(fleeting);
     }
 
+    /// Whether what is read now is read before the transaction that a write of it will begin.
+    #[inline]
+    pub(crate) fn set_outside(&self, outside: bool) {
+        self.agenda.borrow().set_outside(outside);
+    }
+
     /// The transaction sends a statement that may change rows.
     #[inline]
     pub(crate) fn note_changing(&self) {

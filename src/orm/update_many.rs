@@ -9,7 +9,7 @@ use diesel::expression::{AsExpression, TypedExpressionType};
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::query_source::Column;
 use diesel::result::QueryResult;
-use diesel::sql_types::{Integer, SqlType};
+use diesel::sql_types::{Bool, Integer, SqlType};
 
 /// Most rows of one such UPDATE, where a row has so many values. Beyond a few hundred a longer statement gains nothing.
 #[doc(hidden)]
@@ -244,6 +244,33 @@ impl<T, DB> fmt::Debug for LockRows<'_, T, DB> {
         f.debug_struct("LockRows").field("rows", &self.rows).finish_non_exhaustive()
     }
 }
+
+/// Whether the role may update a column of the table, without which it may not lock rows.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct MayLock<T>(pub T);
+
+impl<T: QueryFragment<DB>, DB: Backend> QueryFragment<DB> for MayLock<T> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
+        out.unsafe_to_cache_prepared();
+        // The server reads the text as a name, quotes included.
+        out.push_sql("SELECT pg_catalog.has_any_column_privilege($name$");
+        self.0.walk_ast(out.reborrow())?;
+        out.push_sql("$name$, 'UPDATE')");
+        Ok(())
+    }
+}
+
+impl<T> Query for MayLock<T> {
+    type SqlType = Bool;
+}
+
+impl<T> QueryId for MayLock<T> {
+    type QueryId = ();
+    const HAS_STATIC_QUERY_ID: bool = false;
+}
+
+impl<T, C> RunQueryDsl<C> for MayLock<T> {}
 
 impl<T, DB> Query for UpdateMany<'_, T, DB> {
     type SqlType = Integer;

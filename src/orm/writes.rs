@@ -182,6 +182,9 @@ pub(super) fn lock<C: 'static, T: Persist<C>>(
     if locked_by_update || written.len() + doomed.len() < 2 {
         return Ok(());
     }
+    if written.is_empty() && !store.may_lock(sender)? {
+        return Ok(());
+    }
     let rows: Vec<&T> = written.iter().map(|row| &*row.old).chain(doomed.iter().map(|row| &**row)).collect();
     for chunk in rows.chunks(T::LOCKS) {
         ask(sender, Sending::Change, |conn| T::lock(conn, chunk, written.is_empty()))?;
@@ -388,8 +391,8 @@ pub(super) fn delete<C: 'static, T: Persist<C>>(
         for (place, entry, _) in chunk {
             store.deletes.borrow().rows[*place].done.set(true);
             store.deleted(entry);
+            store.forget_doomed(entry);
         }
     }
-    store.forget_deleted();
     Ok(())
 }

@@ -46,6 +46,10 @@ impl<C: SessionConnection> Shared<C> {
         self.unit.get_or_init(|| {
             let unit = Unit::new(self.weak());
             unit.set_level(self.levels.get());
+            if self.has_begun() {
+                // The transaction may have sent what the unit has not seen.
+                unit.expire_all();
+            }
             // The transaction may have changed rows before the session kept any.
             unit.note_changing();
             unit
@@ -110,6 +114,10 @@ impl<C: SessionConnection> Shared<C> {
             core.spoil(LEFT_OPEN.into(), at, true);
             let message = LEFT_OPEN.into();
             return Err(Error::HookFailed { hook: "before_flush", committed: false, message });
+        }
+        if core.is_reading() {
+            // What was read before the transaction may have changed since.
+            unit.expire_all();
         }
         core.begin(at)?;
         let before = Pending { begun: true, rollbacks: core.rollbacks(), losses: unit.losses() };

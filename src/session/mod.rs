@@ -396,7 +396,13 @@ impl<C: SessionConnection> Session<C> {
     ) -> Result<T, E> {
         // What it undoes is what was done inside.
         self.0.flush(at)?;
-        self.0.enter(at)?.open_level(at)?;
+        let mut core = self.0.enter(at)?;
+        let was_reading = core.is_reading();
+        core.open_level(at)?;
+        drop(core);
+        if was_reading {
+            self.0.expire_rows();
+        }
         self.0.unit_level_opened();
         let block = Block::open(&self.0, name, at, true);
         let mark = block.mark;

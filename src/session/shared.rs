@@ -264,6 +264,12 @@ impl<C: SessionConnection> Shared<C> {
         let mut core = self.enter(at)?;
         if let Some(unit) = self.unit.get() {
             unit.set_fleeting(core.commits_by_itself());
+            let outside = core.reads_before_transaction(statement.access);
+            unit.set_outside(outside);
+            if core.is_reading() && !outside {
+                // This statement begins the transaction: what was read before it may have changed since.
+                unit.expire_all();
+            }
             if statement.access != Access::Read {
                 unit.note_changing();
             }

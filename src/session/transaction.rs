@@ -133,6 +133,20 @@ impl<C: SessionConnection> Core<C> {
         }
     }
 
+    /// SQLite has read for a default scope, whose transaction has not begun.
+    pub(crate) fn is_reading(&self) -> bool {
+        matches!(self.phase, Phase::Reading(_))
+    }
+
+    /// Whether a statement of that kind is sent outside of the transaction that the first write of the scope begins.
+    pub(crate) fn reads_before_transaction(&self, access: Access) -> bool {
+        access == Access::Read
+            && self.kind() == Kind::Sqlite
+            && self.settings.mode == Mode::Default
+            && !matches!(self.phase, Phase::Begun(_))
+            && self.reads_outside()
+    }
+
     pub(crate) fn is_active(&self) -> bool {
         !matches!(self.phase, Phase::Idle)
     }

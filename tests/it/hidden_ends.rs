@@ -94,6 +94,8 @@ fn hidden_end_of_a_transaction_is_noticed<C: Conn>(site: &Site) {
             "SET standard_conforming_strings = off; COMMIT; BEGIN",
         ],
         Site::Mysql(_) => &[
+            "SET @@autocommit = 0; SET @@autocommit = 1; BEGIN",
+            "SET @a = 1, autocommit = 0; SET @a = 2, autocommit = 1; BEGIN",
             "COMMIT; BEGIN",
             "CALL ends()",
             "CALL ends_deeply()",

@@ -16,6 +16,7 @@ diesel::table! { members (id) { id -> Integer, name -> Text, } }
 diesel::table! { badges (id) { id -> Integer, member_id -> Integer, } }
 diesel::table! { tickets (tenant_id, id) { tenant_id -> Integer, id -> Integer, name -> Text, } }
 diesel::table! { twins (code) { code -> Integer, name -> Text, } }
+diesel::table! { events (id) { id -> BigInt, name -> Text, } }
 diesel::table! { files (id) { id -> Integer, name -> Text, body -> Binary, } }
 
 /// A key in which the database passes over letter case.
@@ -439,4 +440,51 @@ fn a_row_that_is_too_large_is_named_and_not_to_be_sent_again() {
         assert_eq!(shop.ask("SELECT name AS value FROM files"), ["renamed"]);
         Ok(())
     });
+}
+
+/// A key that the database makes, by whatever means.
+#[derive(Debug, Clone, Queryable, Selectable, Entity)]
+#[entity(new = NewEvent, connection = AnyConnection)]
+pub struct Event {
+    #[entity(generated)]
+    pub id: i64,
+    pub name: String,
+}
+
+#[test]
+fn a_key_of_a_sequence_or_a_trigger_is_not_taken_for_that_of_another_row() {
+    for table in [
+        "CREATE SEQUENCE numbers; CREATE TABLE events (id BIGINT NOT NULL DEFAULT NEXT VALUE FOR numbers PRIMARY KEY, name VARCHAR(50) NOT NULL)",
+        "CREATE TABLE events (id BIGINT AUTO_INCREMENT PRIMARY KEY, name VARCHAR(50) NOT NULL); \
+         CREATE TRIGGER ids BEFORE INSERT ON events FOR EACH ROW SET NEW.id = IF(NEW.name = 'new', 100, NEW.id)",
+    ] {
+        keyed(|shop| {
+            if KIND != Kind::Mariadb {
+                return Ok(());
+            }
+            elsewhere(shop, table);
+            elsewhere(shop, "INSERT INTO events (name) VALUES ('one'), ('two')");
+            let add_event = |session: &Session<Conn>| {
+                let event = session.add(NewEvent { name: "new".into() });
+                let error = session.flush().expect_err("the database does not tell the key");
+                assert!(error.to_string().contains("a key that the database made and does not tell"), "{error}");
+                assert_is!(event.state(), State::Pending | State::Discarded);
+                session.rollback()
+            };
+            // Another INSERT of the same transaction has counted.
+            inside(shop, |session| {
+                session.add(NewMember { name: "Ada".into() });
+                session.flush()?;
+                add_event(session)
+            })?;
+            // So has one that the unit of work does not know, and one of another transaction of the connection.
+            inside(shop, |session| {
+                raw(session, "INSERT INTO members (name) VALUES ('Bob')")?;
+                add_event(session)?;
+                raw(session, "INSERT INTO members (name) VALUES ('Bob')")?;
+                session.commit()?;
+                add_event(session)
+            })
+        });
+    }
 }

@@ -140,3 +140,20 @@ fn a_lock_that_a_foreign_key_takes_does_not_wait_for_an_update() {
         })
     });
 }
+
+#[test]
+fn rows_are_deleted_by_a_role_that_may_not_update() {
+    counters(|shop| {
+        if KIND != Kind::Postgres {
+            return Ok(());
+        }
+        inside(shop, |session| {
+            raw(session, "REVOKE UPDATE ON counters FROM CURRENT_USER")?;
+            let rows = session.get_many::<Counter>([1, 2, 3])?;
+            rows.iter().flatten().try_for_each(|row| session.delete(row))?;
+            session.commit()
+        })?;
+        assert_eq!(shop.ask("SELECT 'x' AS value FROM counters").len(), COUNTERS as usize - 3);
+        Ok(())
+    });
+}

@@ -8,6 +8,9 @@ diesel::table! { lists (id) { id -> Integer, name -> Text, rank -> Nullable<Inte
 diesel::table! { items (id) { id -> Integer, list_id -> Integer, position -> Integer, } }
 diesel::table! { pairs (id) { id -> Integer, other_id -> Nullable<Integer>, version -> Integer, } }
 diesel::table! { tight (id) { id -> Integer, other_id -> Integer, } }
+diesel::table! { regions (code) { code -> Text, parent_code -> Nullable<Text>, } }
+diesel::table! { cities (code) { code -> Text, region_code -> Nullable<Text>, } }
+diesel::table! { mayors (code) { code -> Text, city_code -> Nullable<Text>, } }
 diesel::table! { persons (id) { id -> Integer, favourite_id -> Nullable<Integer>, } }
 diesel::table! { songs (id) { id -> Integer, singer_id -> Integer, } }
 
@@ -308,4 +311,122 @@ fn a_circle_of_two_tables_is_broken_where_it_can_be_null() {
             Ok(())
         });
     }
+}
+
+/// A key that the program makes.
+#[derive(Debug, Clone, Queryable, Selectable, Entity)]
+#[diesel(primary_key(code))]
+#[entity(new = NewRegion, connection = AnyConnection)]
+pub struct Region {
+    pub code: String,
+    #[entity(references = Region)]
+    pub parent_code: Option<String>,
+}
+
+#[derive(Debug, Clone, Queryable, Selectable, Entity)]
+#[diesel(table_name = cities, primary_key(code))]
+#[entity(new = NewCity, connection = AnyConnection)]
+pub struct City {
+    pub code: String,
+    /// Its mayor.
+    #[entity(references = Mayor)]
+    pub region_code: Option<String>,
+}
+
+#[derive(Debug, Clone, Queryable, Selectable, Entity)]
+#[diesel(primary_key(code))]
+#[entity(new = NewMayor, connection = AnyConnection)]
+pub struct Mayor {
+    pub code: String,
+    #[entity(references = City)]
+    pub city_code: Option<String>,
+}
+
+fn region(code: &str, parent: Option<&str>) -> NewRegion {
+    NewRegion { code: code.into(), parent_code: parent.map(Into::into) }
+}
+
+#[test]
+fn a_new_row_waits_for_new_rows_whose_keys_the_program_has_made() {
+    lists(|shop| {
+        elsewhere(
+            shop,
+            "CREATE TABLE regions (code VARCHAR(20) PRIMARY KEY, parent_code VARCHAR(20), \
+             FOREIGN KEY (parent_code) REFERENCES regions (code))",
+        );
+        inside(shop, |session| {
+            session.add(region("utrecht", Some("nl")));
+            session.add(region("nl", Some("eu")));
+            session.add(region("eu", Some("world")));
+            session.add(region("world", None));
+            session.add(region("itself", Some("itself")));
+            session.add(region("be", Some("eu")));
+            session.commit()
+        })?;
+        assert_eq!(rows(shop, "regions"), 6);
+        inside(shop, |session| {
+            session.add(region("a", Some("missing")));
+            assert_is!(kind_of(&session.flush().expect_err("no parent")), Some(DatabaseErrorKind::ForeignKeyViolation));
+            session.rollback()
+        })
+    });
+}
+
+#[test]
+fn new_rows_of_types_that_refer_to_each_other_wait_for_each_other() {
+    lists(|shop| {
+        let (first, second) = match KIND {
+            Kind::Sqlite => (", FOREIGN KEY (region_code) REFERENCES mayors (code)", ""),
+            _ => ("", "ALTER TABLE cities ADD FOREIGN KEY (region_code) REFERENCES mayors (code)"),
+        };
+        elsewhere(
+            shop,
+            &format!(
+                "CREATE TABLE cities (code VARCHAR(20) PRIMARY KEY, region_code VARCHAR(20){first}); \
+                 CREATE TABLE mayors (code VARCHAR(20) PRIMARY KEY, city_code VARCHAR(20), FOREIGN KEY (city_code) REFERENCES cities (code)); \
+                 {second}"
+            ),
+        );
+        for turned in [false, true] {
+            inside(shop, |session| {
+                let cities = || {
+                    session.add(NewCity { code: "one".into(), region_code: Some("m".into()) });
+                    session.add(NewCity { code: "two".into(), region_code: None });
+                };
+                if !turned {
+                    cities();
+                }
+                session.add(NewMayor { code: "m".into(), city_code: Some("two".into()) });
+                if turned {
+                    cities();
+                }
+                session.flush()?;
+                session.rollback()
+            })?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_chain_of_rows_is_added_and_deleted() {
+    lists(|shop| {
+        elsewhere(
+            shop,
+            "CREATE TABLE regions (code VARCHAR(20) PRIMARY KEY, parent_code VARCHAR(20), \
+             FOREIGN KEY (parent_code) REFERENCES regions (code))",
+        );
+        inside(shop, |session| {
+            let name = |row: u32| format!("r{row}");
+            let parent = |row: u32| (row < 2_999).then(|| name(row + 1));
+            let all: Vec<_> = (0..3_000)
+                .map(|row| session.add(NewRegion { code: name(row), parent_code: parent(row).map(Into::into) }))
+                .collect();
+            session.flush()?;
+            all.iter().rev().try_for_each(|row| session.delete(row))?;
+            session.commit()
+        })?;
+        assert_eq!(rows(shop, "regions"), 0);
+        Ok(())
+    });
 }
