@@ -365,6 +365,9 @@ mod tests {
         }
         assert!(Kind::Mysql.is_blank("# nothing"));
         assert!(!Kind::Mysql.is_blank("/*!40101 SET NAMES utf8 */"));
+        for sql in ["/*!*/", "/*! */;", "/*!40101 ;*/", "/*!999999 DROP TABLE a */", "/*M! -- a\n */"] {
+            assert!(Kind::Mysql.is_blank(sql), "{sql}");
+        }
         assert!(Kind::Postgres.is_blank("/* /* nested */ */"));
     }
 
