@@ -207,7 +207,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         Err(Error::TestSpoiled { app, cause, at: Some(self.at) })
     }
 
-    /// A migration that does not run in a transaction needs one session of the server from the lock to its end. A pooler in
+    /// A migration that does not run in one transaction needs one session of the server from the lock to its end. A pooler in
     /// transaction mode gives another one to each transaction, or the same one to two clients in turn.
     fn refuse_pooler(&mut self) -> Result<()> {
         if self.plan.iter().all(|known| known.in_transaction) {
@@ -228,7 +228,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
             return Ok(());
         }
         let detail = format!(
-            "Migration {} does not run in a transaction, so its lock would stay with the pooler. Nothing was changed.",
+            "Migration {} does not run in one transaction, so its lock would stay with the pooler. Nothing was changed.",
             phrase(name)
         );
         Err(Error::PooledConnection { app: self.app.id().into(), operation: self.operation, detail })
@@ -252,7 +252,8 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         let query = self.kind.state();
         let asked = second.conn().begin_with(BEGIN).and_then(|()| second.conn().texts(query));
         let met = asked.is_ok_and(|rows| State::read(rows).process() == process);
-        let moved = self.process()?.as_deref() != process;
+        // A pooler with one session has none left for the first connection while the second is in a transaction.
+        let moved = !met && self.process()?.as_deref() != process;
         if second.conn().leave_with("ROLLBACK").is_err() {
             second.doom();
         }

@@ -175,3 +175,13 @@ fn create_all_is_not_misled_by_a_temporary_bookkeeping_table() {
     }
     story::<SqliteConnection>(&Site::sqlite());
 }
+
+#[test]
+fn create_all_on_a_full_disk_says_what_is_missing() {
+    let site = Site::sqlite();
+    let up = "CREATE TABLE one AS SELECT hex(zeroblob(1000000)) AS text";
+    let config = site.config().on_connect("PRAGMA max_page_count = 10");
+    let (_db, app) = own::<SqliteConnection>(vec![step("1", up, "DROP TABLE one")], config);
+    let error = app.create_all().unwrap_err().to_string();
+    assert!(error.contains("Make room on the disk") && !error.contains("Correct the migration"), "{error}");
+}
