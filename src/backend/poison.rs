@@ -13,6 +13,8 @@ use super::translations::{NO_OPERATOR, OTHER_TYPE};
 pub(crate) enum Poison {
     /// What the driver keeps with the connection, plans and numbers of types, is of an older schema.
     Outdated,
+    /// A type of the program's has another number than the driver remembers, unless the statement itself is wrong.
+    OtherType,
     /// The server has forgotten the statements that the driver has prepared on this connection, or has others of their names.
     Forgotten,
     /// The server, or the file, takes no writes from it: most often the server has become a replica.
@@ -93,9 +95,8 @@ impl Kind {
         let says = |texts: &[&str]| texts.iter().any(|text| contains(message, text));
         match (self, kind) {
             (Self::Postgres | Self::Mysql, DatabaseErrorKind::ReadOnlyTransaction) => Some(Poison::ReadOnly),
-            (Self::Postgres, DatabaseErrorKind::Unknown) if says(POSTGRES_OUTDATED) || is_other_type(message) => {
-                Some(Poison::Outdated)
-            }
+            (Self::Postgres, DatabaseErrorKind::Unknown) if says(POSTGRES_OUTDATED) => Some(Poison::Outdated),
+            (Self::Postgres, DatabaseErrorKind::Unknown) if is_other_type(message) => Some(Poison::OtherType),
             (Self::Postgres, DatabaseErrorKind::Unknown) if message.contains(PREPARED) => Some(Poison::Forgotten),
             (Self::Mysql, DatabaseErrorKind::Unknown) if says(MYSQL_OUTDATED) => Some(Poison::Outdated),
             (Self::Mysql, DatabaseErrorKind::Unknown) if says(MYSQL_READ_ONLY) => Some(Poison::ReadOnly),
@@ -220,10 +221,10 @@ mod tests {
             (
                 Kind::Postgres,
                 "column \"mood\" is of type mood but expression is of type oldmood",
-                Some(Poison::Outdated),
+                Some(Poison::OtherType),
             ),
-            (Kind::Postgres, "operator does not exist: mood = other.mood", Some(Poison::Outdated)),
-            (Kind::Postgres, "Operator existiert nicht: mood = other.mood", Some(Poison::Outdated)),
+            (Kind::Postgres, "operator does not exist: mood = other.mood", Some(Poison::OtherType)),
+            (Kind::Postgres, "Operator existiert nicht: mood = other.mood", Some(Poison::OtherType)),
             (Kind::Postgres, "operator does not exist: integer = mood", None),
             (Kind::Postgres, "column \"a\" is of type mood but expression is of type character varying", None),
             (Kind::Postgres, "prepared statement \"__diesel_stmt_3\" does not exist", Some(Poison::Forgotten)),

@@ -118,7 +118,7 @@ impl<C> Live<C> {
         // A connection that has never come back is new: another would be no newer.
         let is_of_all = match poison {
             Poison::Outdated => true,
-            Poison::ReadOnly => !self.unused,
+            Poison::ReadOnly | Poison::OtherType => !self.unused,
             Poison::Forgotten => false,
         };
         if is_of_all && self.schema.is_current() {

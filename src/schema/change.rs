@@ -71,6 +71,8 @@ pub(super) struct Change<'a, C: SessionConnection> {
     path: Option<String>,
     /// What the schema consisted of before the migration that is under way sent a text that ends its transaction.
     before_ending: Option<Inventory>,
+    /// The migration that is under way names the bookkeeping table.
+    names_bookkeeping: bool,
 }
 
 impl<'a, C: SessionConnection> Change<'a, C> {
@@ -108,6 +110,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
             before: State::default(),
             path: None,
             before_ending: None,
+            names_bookkeeping: false,
         };
         // Until it is finished in order: with the connection, whatever it has locked goes too.
         change.lease().doom();
@@ -408,6 +411,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         live.conn.put_back(conn);
         live.witness.stop_reading();
         self.before_ending = before_ending;
+        self.names_bookkeeping = sent.iter().any(|sql| sql.to_lowercase().contains("__diesel_schema_migrations"));
         if self.before_ending.is_some() && kind == Kind::Sqlite && self.plan[index].in_transaction && !self.is_inside()
         {
             // It has ended the transaction itself, and is noted in one of its own. There may be one of its own already.
@@ -498,7 +502,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
             Direction::Down => format!("DELETE FROM {table} WHERE version = {version}"),
         };
         if !self.is_chained() {
-            if kind == Kind::Mysql {
+            if kind == Kind::Mysql && self.names_bookkeeping {
                 // A temporary table of that name would take the row, whatever database is named.
                 self.conn().batch_execute(&format!("DROP TEMPORARY TABLE IF EXISTS {table}"))?;
             }

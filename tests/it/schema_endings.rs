@@ -2,10 +2,11 @@
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
+use diesel_session::testing::TestSetup;
 use diesel_session::{App, Config, Database, Error};
 
 use crate::fixtures::{Conn, Site, Speak, Step, Steps, step, unique};
-use crate::support::{Kind, enabled};
+use crate::support::{self, Kind, enabled};
 
 fn own<C: Conn>(steps: Vec<Step>, config: Config) -> (Database<C, Steps>, App<C>) {
     let db = Database::new(Steps(steps));
@@ -184,4 +185,77 @@ fn create_all_on_a_full_disk_says_what_is_missing() {
     let (_db, app) = own::<SqliteConnection>(vec![step("1", up, "DROP TABLE one")], config);
     let error = app.create_all().unwrap_err().to_string();
     assert!(error.contains("Make room on the disk") && !error.contains("Correct the migration"), "{error}");
+}
+
+/// What the first migration sets is not what the second one finds.
+#[test]
+fn settings_of_one_migration_do_not_reach_the_next() {
+    fn story<C: Conn>(site: &Site, kit_url: &str, settings: &[(&str, &str)]) {
+        let set: Vec<&str> = settings.iter().map(|(set, _)| *set).collect();
+        let read: Vec<&str> = settings.iter().map(|(_, read)| *read).collect();
+        let list = |names: &[&str]| {
+            let columns: Vec<_> = names.iter().enumerate().map(|(at, name)| format!("{name} AS c{at}")).collect();
+            format!("SELECT {}", columns.join(", "))
+        };
+        let steps = vec![
+            step("1", set.join("; "), "SELECT 1"),
+            step("2", format!("CREATE TABLE two AS {}", list(&read)), "DROP TABLE two"),
+        ];
+        let (_db, app) = own::<C>(steps.clone(), site.config().max_size(1));
+        // The setup of the crate's own connection is what both see.
+        let app_without = C::app(site.config().max_size(1));
+        app_without.create_all().unwrap();
+        app.create_all().unwrap();
+        // Nor in a database of the test kit.
+        let db: &'static Database<C, Steps> = Box::leak(Box::new(Database::new(Steps(steps))));
+        let test = TestSetup::of(db).config(Config::new(kit_url)).start().unwrap();
+        let sessions = [app_without.open_session().unwrap(), test.open_session().unwrap()];
+        for (at, name) in read.iter().enumerate() {
+            let same =
+                format!("SELECT count(*) AS number FROM two, (SELECT {name} AS value) AS now WHERE c{at} = value");
+            for session in &sessions {
+                assert_eq!(session.number(&same).unwrap(), 1, "{name}");
+            }
+        }
+        drop(sessions);
+        test.finish().unwrap();
+    }
+    let sqlite = [
+        ("PRAGMA legacy_alter_table = 1", "(SELECT legacy_alter_table FROM pragma_legacy_alter_table)"),
+        (
+            "PRAGMA ignore_check_constraints = 1",
+            "(SELECT ignore_check_constraints FROM pragma_ignore_check_constraints)",
+        ),
+        ("PRAGMA recursive_triggers = 1", "(SELECT recursive_triggers FROM pragma_recursive_triggers)"),
+        ("PRAGMA query_only = 1", "(SELECT query_only FROM pragma_query_only)"),
+    ];
+    story::<SqliteConnection>(&Site::sqlite(), "endings.sqlite", &sqlite);
+    if enabled(Kind::Mysql) {
+        let mysql = [
+            ("SET SESSION sql_safe_updates = 1", "@@sql_safe_updates"),
+            ("SET SESSION sql_select_limit = 1", "@@sql_select_limit"),
+            ("SET SESSION group_concat_max_len = 77", "@@group_concat_max_len"),
+            ("SET SESSION completion_type = 1", "@@completion_type"),
+            ("SET SESSION default_storage_engine = MyISAM", "@@default_storage_engine"),
+            ("SET SESSION tx_isolation = 'SERIALIZABLE'", "@@tx_isolation"),
+        ];
+        story::<MysqlConnection>(&Site::mysql(), &support::mariadb().url(), &mysql);
+    }
+}
+
+#[test]
+fn search_path_of_one_migration_does_not_reach_the_next_in_a_test_database() {
+    if !enabled(Kind::Postgres) {
+        return;
+    }
+    let steps = vec![
+        step("1", "CREATE SCHEMA other; SET search_path = other, public", "DROP SCHEMA other"),
+        step("2", "CREATE TABLE two (id INTEGER)", "DROP TABLE two"),
+    ];
+    let db: &'static Database<PgConnection, Steps> = Box::leak(Box::new(Database::new(Steps(steps))));
+    let test = TestSetup::of(db).config(Config::new(support::postgres().url())).start().unwrap();
+    let session = test.open_session().unwrap();
+    assert_eq!(session.number("SELECT count(*) AS number FROM public.two").unwrap(), 0);
+    drop(session);
+    test.finish().unwrap();
 }
