@@ -89,7 +89,7 @@ impl Target {
     /// `url` with parameters added, in its own syntax.
     pub(crate) fn with_parameters(&self, parameters: &[(&str, String)]) -> String {
         let mut url = self.url.clone();
-        let as_url = url.contains("://");
+        let as_url = is_url(&url);
         for (name, value) in parameters {
             if as_url {
                 match url.contains('?') {
@@ -107,11 +107,7 @@ impl Target {
 
     /// Whether the URL itself sets a parameter.
     pub(crate) fn sets(&self, parameter: &str) -> bool {
-        let after = |c: char| matches!(c, '?' | '&' | ' ');
-        self.url.match_indices(parameter).any(|(at, _)| {
-            self.url[..at].chars().next_back().is_none_or(after)
-                && self.url[at + parameter.len()..].trim_start().starts_with('=')
-        })
+        self.address().1.iter().any(|(name, _)| name == parameter)
     }
 
     fn server(url: &str, kind: Kind) -> Result<Self, String> {
@@ -187,6 +183,11 @@ impl Target {
                 Some(socket) => percent_decode(socket).unwrap_or_default(),
                 None => percent_decode(hosts).unwrap_or_default(),
             };
+        // Two servers of one machine differ in it.
+        let place = match query.split('&').find_map(|pair| pair.strip_prefix("port=")) {
+            Some(port) if kind == Kind::Postgres && !port.is_empty() => format!("{place}:{port}"),
+            _ => place,
+        };
         // A name with no password beside it may be the password, where the `:` before it was forgotten.
         let lone = password.is_none() && !query.split('&').any(|pair| pair.starts_with("password="));
         if lone && user.len() >= PIECE {
@@ -397,7 +398,12 @@ impl<'u> FileUri<'u> {
     }
 }
 
-/// As SQLite does: what is no code stays as it is.
+/// Whether it is a URL and no list of `keyword=value`, of which a value may have anything in it.
+pub(crate) fn is_url(url: &str) -> bool {
+    url.split_once("://").is_some_and(|(scheme, _)| scheme.chars().all(|c| c.is_ascii_alphanumeric()))
+}
+
+/// As SQLite does: what is no code stays as it is, and the code of NUL ends the path, name or value in which it stands.
 fn uri_decode(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
@@ -406,6 +412,7 @@ fn uri_decode(text: &str) -> String {
         let code =
             text.get(at + 1..at + 3).filter(|code| bytes[at] == b'%' && code.bytes().all(|c| c.is_ascii_hexdigit()));
         match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
+            Some(0) => break,
             Some(byte) => {
                 decoded.push(byte);
                 at += 3;
@@ -419,7 +426,6 @@ fn uri_decode(text: &str) -> String {
     String::from_utf8_lossy(&decoded).into_owned()
 }
 
-#[cfg(target_os = "linux")]
 type Pairs = Vec<(String, String)>;
 
 /// What is at the other end of a connection's socket, as far as the URL tells.
@@ -487,11 +493,13 @@ impl Target {
             Kind::Sqlite => false,
         }
     }
+}
 
+impl Target {
     /// Hosts and ports of the URL's authority, and all parameters; values are decoded.
     fn address(&self) -> (Pairs, Pairs) {
         let decoded = |text: &str| percent_decode(text).unwrap_or_else(|| text.to_owned());
-        let Some((_, rest)) = self.url.split_once("://") else {
+        let Some((_, rest)) = self.url.split_once("://").filter(|_| is_url(&self.url)) else {
             let mut parameters = Vec::new();
             let mut rest = self.url.trim();
             while let Some((name, after)) = rest.split_once('=') {
@@ -689,6 +697,11 @@ mod tests {
         assert_eq!(with("host=h"), "host=h a='b c\\''");
         assert!(Target::parse("host=h connect_timeout = 4", None).expect("valid").sets("connect_timeout"));
         assert!(!Target::parse("host=connect_timeout", None).expect("valid").sets("connect_timeout"));
+        // A value may have anything in it.
+        let odd = "host=h application_name='a://b?c connect_timeout=4'";
+        assert!(!Target::parse(odd, None).expect("valid").sets("connect_timeout"));
+        assert_eq!(with(odd), format!("{odd} a='b c\\''"));
+        assert!(!Target::parse("postgres://u:a&connect_timeout=4@h/db", None).expect("valid").sets("connect_timeout"));
     }
 
     #[test]
@@ -728,6 +741,10 @@ mod tests {
                 false,
             ),
             ("file:/srv/a?note=mode=memory", Some("/srv/a"), "file:/srv/a?note=mode=memory", false),
+            ("file:/srv/a?mode=memory%00x", memory, ":memory:", false),
+            ("file:/srv/a?mode%00x=memory", memory, ":memory:", false),
+            ("file:/srv/a?=x&mode=memory", memory, ":memory:", false),
+            ("file:/srv/a%00b?mode=rwc", Some("/srv/a"), "file:/srv/a%00b?mode=rwc", false),
             ("file:/srv/a?xmode=memory", Some("/srv/a"), "file:/srv/a?xmode=memory", false),
             ("file:/srv/a?mode=memory&mode=rwc", Some("/srv/a"), "file:/srv/a?mode=memory&mode=rwc", false),
             ("file:/srv/a?mode=memoryless", Some("/srv/a"), "file:/srv/a?mode=memoryless", false),

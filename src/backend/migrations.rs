@@ -66,12 +66,25 @@ const MYSQL_STATE: &str = "SELECT CONCAT('schema', CHAR(31), IFNULL(DATABASE(), 
      UNION ALL SELECT CONCAT('set.time_zone', CHAR(31), @@time_zone) \
      UNION ALL SELECT CONCAT('set.character_set_client', CHAR(31), @@character_set_client) \
      UNION ALL SELECT CONCAT('set.character_set_results', CHAR(31), IFNULL(@@character_set_results, '')) \
-     UNION ALL SELECT CONCAT('set.collation_connection', CHAR(31), @@collation_connection)";
+     UNION ALL SELECT CONCAT('set.collation_connection', CHAR(31), @@collation_connection) \
+     UNION ALL SELECT CONCAT('set.sql_safe_updates', CHAR(31), @@sql_safe_updates) \
+     UNION ALL SELECT CONCAT('set.sql_select_limit', CHAR(31), @@sql_select_limit) \
+     UNION ALL SELECT CONCAT('set.sql_auto_is_null', CHAR(31), @@sql_auto_is_null) \
+     UNION ALL SELECT CONCAT('set.completion_type', CHAR(31), @@completion_type) \
+     UNION ALL SELECT CONCAT('set.group_concat_max_len', CHAR(31), @@group_concat_max_len) \
+     UNION ALL SELECT CONCAT('set.default_storage_engine', CHAR(31), @@default_storage_engine) \
+     /*M!100000 UNION ALL SELECT CONCAT('set.tx_isolation', CHAR(31), @@tx_isolation) */ \
+     /*M!100000 UNION ALL SELECT CONCAT('set.tx_read_only', CHAR(31), @@tx_read_only) */ \
+     /*M!100000 UNION ALL SELECT CONCAT('role', CHAR(31), IFNULL(CURRENT_ROLE(), '')) */";
 
 const SQLITE_STATE: &str = "SELECT 'schema' || char(31) || 'main' AS value \
      UNION ALL SELECT 'set.busy_timeout' || char(31) || timeout FROM pragma_busy_timeout \
      UNION ALL SELECT 'set.foreign_keys' || char(31) || foreign_keys FROM pragma_foreign_keys \
-     UNION ALL SELECT 'set.recursive_triggers' || char(31) || recursive_triggers FROM pragma_recursive_triggers";
+     UNION ALL SELECT 'set.recursive_triggers' || char(31) || recursive_triggers FROM pragma_recursive_triggers \
+     UNION ALL SELECT 'set.legacy_alter_table' || char(31) || legacy_alter_table FROM pragma_legacy_alter_table \
+     UNION ALL SELECT 'set.ignore_check_constraints' || char(31) || ignore_check_constraints FROM pragma_ignore_check_constraints \
+     UNION ALL SELECT 'set.query_only' || char(31) || query_only FROM pragma_query_only \
+     UNION ALL SELECT 'set.writable_schema' || char(31) || writable_schema FROM pragma_writable_schema";
 
 /// The state of a connection, as far as migrations matter: its server process, its own schema, its settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -148,6 +161,12 @@ impl Kind {
             Self::Postgres => restore_postgres(before, now),
             Self::Mysql => {
                 let mut statements = Vec::new();
+                if before.get("role") != now.get("role") {
+                    statements.push(match before.get("role").filter(|role| !role.is_empty()) {
+                        Some(role) => format!("SET ROLE {}", self.quote(role)),
+                        None => "SET ROLE NONE".into(),
+                    });
+                }
                 if let Some(schema) = before.schema().filter(|_| before.schema() != now.schema()) {
                     statements.push(format!("USE {}", self.quote(schema)));
                 }
@@ -365,6 +384,9 @@ mod tests {
         }
         assert!(Kind::Mysql.is_blank("# nothing"));
         assert!(!Kind::Mysql.is_blank("/*!40101 SET NAMES utf8 */"));
+        for sql in ["/*!*/", "/*! */;", "/*!40101 ;*/", "/*!999999 DROP TABLE a */", "/*M! -- a\n */"] {
+            assert!(Kind::Mysql.is_blank(sql), "{sql}");
+        }
         assert!(Kind::Postgres.is_blank("/* /* nested */ */"));
     }
 

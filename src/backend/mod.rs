@@ -372,7 +372,9 @@ impl Kind {
     /// So may it after an error that comes of what a connection remembers, or of the server that it is connected to: the next attempt
     /// gets another connection.
     pub(crate) fn is_transient(self, error: &DieselError) -> bool {
-        if self.poison(error) == Some(Poison::Outdated) || poison::is_advised(error) {
+        if matches!(self.poison(error), Some(Poison::Outdated | Poison::OtherType | Poison::Forgotten))
+            || poison::is_advised(error)
+        {
             return true;
         }
         match error {

@@ -5,12 +5,18 @@ use std::fmt;
 use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError};
 
 use super::Kind;
+use super::sql_parts::{Part, Parts};
+use super::translations::{NO_OPERATOR, OTHER_TYPE};
 
 /// Why no later statement on a connection may succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Poison {
     /// What the driver keeps with the connection, plans and numbers of types, is of an older schema.
     Outdated,
+    /// A type of the program's has another number than the driver remembers, unless the statement itself is wrong.
+    OtherType,
+    /// The server has forgotten the statements that the driver has prepared on this connection, or has others of their names.
+    Forgotten,
     /// The server, or the file, takes no writes from it: most often the server has become a replica.
     ReadOnly,
 }
@@ -44,6 +50,35 @@ const POSTGRES_OUTDATED: &[&str] = &[
     "OID 为 % 的类型不存在",
 ];
 
+/// How Diesel names the statements that it prepares; only its own are named so.
+const PREPARED: &str = "__diesel_stmt_";
+
+/// Types whose number never changes: an error that names one of them has another cause.
+const BUILT_IN: [&str; 22] = [
+    "integer",
+    "bigint",
+    "smallint",
+    "text",
+    "character",
+    "boolean",
+    "numeric",
+    "real",
+    "double",
+    "date",
+    "time",
+    "timestamp",
+    "interval",
+    "uuid",
+    "json",
+    "jsonb",
+    "bytea",
+    "unknown",
+    "record",
+    "oid",
+    "inet",
+    "xml",
+];
+
 /// 1615, and what the client library says of a result that has become another.
 const MYSQL_OUTDATED: &[&str] = &["Prepared statement needs to be re-prepared", "You must reset the statement"];
 
@@ -61,6 +96,8 @@ impl Kind {
         match (self, kind) {
             (Self::Postgres | Self::Mysql, DatabaseErrorKind::ReadOnlyTransaction) => Some(Poison::ReadOnly),
             (Self::Postgres, DatabaseErrorKind::Unknown) if says(POSTGRES_OUTDATED) => Some(Poison::Outdated),
+            (Self::Postgres, DatabaseErrorKind::Unknown) if is_other_type(message) => Some(Poison::OtherType),
+            (Self::Postgres, DatabaseErrorKind::Unknown) if message.contains(PREPARED) => Some(Poison::Forgotten),
             (Self::Mysql, DatabaseErrorKind::Unknown) if says(MYSQL_OUTDATED) => Some(Poison::Outdated),
             (Self::Mysql, DatabaseErrorKind::Unknown) if says(MYSQL_READ_ONLY) => Some(Poison::ReadOnly),
             (Self::Sqlite, _) if says(SQLITE_READ_ONLY) => Some(Poison::ReadOnly),
@@ -68,10 +105,36 @@ impl Kind {
         }
     }
 
+    /// Whether a raw statement makes the server forget the statements that the driver has prepared.
+    pub(crate) fn forgets_prepared(self, sql: &str) -> bool {
+        if self != Self::Postgres {
+            return false;
+        }
+        let parts: Vec<_> = Parts::of(sql, self).map(|(part, ..)| part).collect();
+        let is = |part: Option<&Part<'_>>, wanted: &str| matches!(part, Some(Part::Word(word)) if word.eq_ignore_ascii_case(wanted));
+        parts.split(|part| *part == Part::Sign(';')).any(|statement| {
+            let all_at = 1 + usize::from(is(statement.get(1), "PREPARE"));
+            is(statement.first(), "DISCARD") && is(statement.get(1), "ALL")
+                || is(statement.first(), "DEALLOCATE") && is(statement.get(all_at), "ALL")
+        })
+    }
+
     /// Whether a new connection may reach a server that takes writes.
     pub(crate) fn may_write_elsewhere(self) -> bool {
         self != Self::Sqlite
     }
+}
+
+/// Whether a value was refused because its type has another number than the driver remembers: the type was made anew, renamed or
+/// moved. The driver knows such a type by its name alone.
+fn is_other_type(message: &str) -> bool {
+    let column = message.starts_with("column \"") && message.contains(" but expression is of type ");
+    let is_one = column
+        || message.starts_with("operator does not exist: ")
+        || super::says(message, OTHER_TYPE)
+        || super::says(message, NO_OPERATOR);
+    let is_separator = |c: char| !c.is_alphanumeric() && c != '_';
+    is_one && !message.split(is_separator).any(|word| BUILT_IN.contains(&word))
 }
 
 /// Whether a message has a text in it, of which `%` is any number.
@@ -155,6 +218,18 @@ mod tests {
             (Kind::Postgres, "cache lookup failed for type 16402", Some(Poison::Outdated)),
             (Kind::Postgres, "Typ mit OID 16402 existiert nicht", Some(Poison::Outdated)),
             (Kind::Postgres, "Typ mit OID x existiert nicht", None),
+            (
+                Kind::Postgres,
+                "column \"mood\" is of type mood but expression is of type oldmood",
+                Some(Poison::OtherType),
+            ),
+            (Kind::Postgres, "operator does not exist: mood = other.mood", Some(Poison::OtherType)),
+            (Kind::Postgres, "Operator existiert nicht: mood = other.mood", Some(Poison::OtherType)),
+            (Kind::Postgres, "operator does not exist: integer = mood", None),
+            (Kind::Postgres, "column \"a\" is of type mood but expression is of type character varying", None),
+            (Kind::Postgres, "prepared statement \"__diesel_stmt_3\" does not exist", Some(Poison::Forgotten)),
+            (Kind::Postgres, "Prepared Statement »__diesel_stmt_3« existiert bereits", Some(Poison::Forgotten)),
+            (Kind::Postgres, "prepared statement \"mine\" does not exist", None),
             (Kind::Mysql, "Prepared statement needs to be re-prepared", Some(Poison::Outdated)),
             (
                 Kind::Mysql,
@@ -172,5 +247,17 @@ mod tests {
         assert!(!is_advised(&refused));
         let advised = advised(refused);
         assert!(is_advised(&advised) && advised.to_string() == "in whatever language");
+    }
+
+    #[test]
+    fn statements_that_forget_what_was_prepared_are_known() {
+        for sql in ["DISCARD ALL", "select 1; deallocate all", "DEALLOCATE PREPARE ALL", "/* a */ Discard /* b */ ALL"]
+        {
+            assert!(Kind::Postgres.forgets_prepared(sql), "{sql}");
+            assert!(!Kind::Mysql.forgets_prepared(sql), "{sql}");
+        }
+        for sql in ["DISCARD PLANS", "DEALLOCATE mine", "SELECT 'DISCARD ALL'", "DISCARD; ALL", ""] {
+            assert!(!Kind::Postgres.forgets_prepared(sql), "{sql}");
+        }
     }
 }

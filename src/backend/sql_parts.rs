@@ -66,8 +66,13 @@ pub(crate) struct Parts<'t> {
     dialect: Dialect,
     /// Where PostgreSQL's `E` ended: a string that begins there has escapes.
     escapes_at: Option<usize>,
+    /// Inside of a comment that MySQL executes.
+    executed: bool,
     open: bool,
 }
+
+/// No server of MySQL or MariaDB has this version yet, so none executes a comment for it; `mariadb-dump` writes some.
+const NO_VERSION: u32 = 999_999;
 
 impl<'t> Parts<'t> {
     /// As a server reads it whose settings are the usual ones.
@@ -76,7 +81,7 @@ impl<'t> Parts<'t> {
     }
 
     pub(super) fn read(text: &'t str, kind: Kind, dialect: Dialect) -> Self {
-        Self { text, at: 0, kind, dialect, escapes_at: None, open: false }
+        Self { text, at: 0, kind, dialect, escapes_at: None, executed: false, open: false }
     }
 
     /// Whether a quote or a comment that was met has no end: what is put behind the text would be in it.
@@ -98,9 +103,18 @@ impl<'t> Parts<'t> {
         if let Some(comment) = rest.strip_prefix('#').filter(|_| mysql) {
             return Some(line(comment));
         }
+        if let Some(after) = rest.strip_prefix("*/").filter(|_| self.executed) {
+            self.executed = false;
+            return Some(after);
+        }
         let comment = rest.strip_prefix("/*")?;
         if let Some(executed) = comment.strip_prefix('!').or(comment.strip_prefix("M!")).filter(|_| mysql) {
-            return Some(executed.trim_start_matches(|c: char| c.is_ascii_digit()));
+            let statement = executed.trim_start_matches(|c: char| c.is_ascii_digit());
+            let version = &executed[..executed.len() - statement.len()];
+            if version.parse::<u32>().is_ok_and(|version| version < NO_VERSION) || version.is_empty() {
+                self.executed = true;
+                return Some(statement);
+            }
         }
         let after = match self.kind {
             Kind::Postgres => after_nested(rest),
@@ -342,7 +356,9 @@ mod tests {
             parts("`a` \"b\\\"\" 'c\\\\' # 'd\n--e", Kind::Mysql),
             [Name("a"), Text("b\\\""), Text("c\\\\"), Sign('-'), Sign('-'), Word("e")]
         );
-        assert_eq!(parts("/*!50000 SET */ /* x */", Kind::Mysql), [Word("SET"), Sign('*'), Sign('/')]);
+        assert_eq!(parts("/*!50000 SET */ /* x */", Kind::Mysql), [Word("SET")]);
+        assert_eq!(parts("/*! */ 2 */ 3", Kind::Mysql), [Word("2"), Sign('*'), Sign('/'), Word("3")]);
+        assert_eq!(parts("/*!999999\\- a */ /*M!999999 DROP */ b", Kind::Mysql), [Word("b")]);
         assert_eq!(parts("[a] 'b\\' /* /* */ c$", Kind::Sqlite), [Name("a"), Text("b\\"), Word("c$")]);
     }
 

@@ -472,6 +472,35 @@ pub(super) const SERIALIZATION_FAILURE: &[&str] = &[
     "由于同步删除，无法序列化访问",
     "由于多个事务间的读/写依赖而无法串行访问",
 ];
+pub(super) const OTHER_TYPE: &[&str] = &[
+    "Spalte »%« hat Typ %, aber der Ausdruck hat Typ %",
+    "la columna «%» es de tipo % pero la expresión es de tipo %",
+    "la colonne « % » est de type % mais l'expression est de type %",
+    "la colonna \"%\" è di tipo % ma l'espressione è di tipo %",
+    "列\"%\"は型%ですが、式は型%でした",
+    "열 \"%\"은(는) % 자료형인데 표현식은 % 자료형입니다",
+    "столбец \"%\" имеет тип %, а выражение - %",
+    "stolbecz \"%\" imeet tip %, a vy`razhenie - %",
+    "kolumn \"%\" har typ % men uttrycket är av typ %",
+    "стовпець \"%\" має тип %, а вираз %",
+    "stovpecz` \"%\" maye tip %, a viraz %",
+    "字段 \"%\" 的类型为 %, 但表达式的类型为 %",
+];
+pub(super) const NO_OPERATOR: &[&str] = &[
+    "Operator existiert nicht: %",
+    "el operador no existe: %",
+    "l'opérateur n'existe pas : %",
+    "l'operatore non esiste: %",
+    "演算子が存在しません: %",
+    "ოპერატორი არ არსებობს: %",
+    "연산자 없음: %",
+    "оператор не существует: %",
+    "operator ne sushhestvuet: %",
+    "operator existerar inte: %",
+    "оператор не існує: %",
+    "operator ne isnuye: %",
+    "操作符不存在: %",
+];
 pub(super) const LOCK_TIMEOUT: &[&str] = &[
     "storniere Anfrage wegen Zeitüberschreitung einer Sperre",
     "cancelando la sentencia debido a que se agotó el tiempo de espera de candados (locks)",

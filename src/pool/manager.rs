@@ -116,7 +116,12 @@ impl<C> Live<C> {
         }
         self.retired = true;
         // A connection that has never come back is new: another would be no newer.
-        if self.schema.is_current() && (poison == Poison::Outdated || !self.unused) {
+        let is_of_all = match poison {
+            Poison::Outdated => true,
+            Poison::ReadOnly | Poison::OtherType => !self.unused,
+            Poison::Forgotten => false,
+        };
+        if is_of_all && self.schema.is_current() {
             self.schema.change(false);
         }
     }
@@ -367,7 +372,11 @@ impl<C: SessionConnection> Manager<C> {
                 .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
         }
         if conn.depth() != Some(0) {
-            return Err(self.failure("`on_connect` left a transaction open"));
+            let is_lost = conn.depth().is_none() || conn.ping().is_err();
+            return Err(self.failure(match is_lost {
+                true => "the connection was lost while it was set up",
+                false => "`on_connect` left a transaction open",
+            }));
         }
         if let Some(lane) = lane {
             lane.begin(spec.target.kind, &mut *conn).map_err(|reason| self.failure(&reason))?;

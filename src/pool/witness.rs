@@ -212,6 +212,10 @@ impl Witness {
         // Diesel tells the end of a query once more when the rows of one that failed are dropped: that is no other statement.
         let repeated = self.running.load(Ordering::Acquire) == 0;
         self.running.store(self.running.load(Ordering::Acquire).saturating_sub(1), Ordering::Release);
+        if raw && self.kind.forgets_prepared(&text) {
+            self.notes().poison = Some(Poison::Forgotten);
+            self.noted.store(true, Ordering::Release);
+        }
         let mut effect = if raw { self.kind.effect(&text) } else { Effect::default() };
         if raw && self.kind == Kind::Postgres {
             // What was read as the usual setting has it is not certain any more.

@@ -8,7 +8,7 @@ use diesel::migration::CREATE_MIGRATIONS_TABLE;
 use diesel::result::Error as DieselError;
 
 use super::channel::Channel;
-use super::reversal::{EMPTY_FILE, has_no_way_back};
+use super::reversal::{EMPTY_FILE, ends_its_transaction, has_no_way_back};
 use super::{Known, MigrationFailure, MigrationOutcome, Trouble, applied, caught};
 use crate::app::App;
 use crate::backend::{
@@ -69,11 +69,15 @@ pub(super) struct Change<'a, C: SessionConnection> {
     before: State,
     /// `search_path` while a migration is reverted.
     path: Option<String>,
+    /// What the schema consisted of before the migration that is under way sent a text that ends its transaction.
+    before_ending: Option<Inventory>,
+    /// The migration that is under way names the bookkeeping table.
+    names_bookkeeping: bool,
 }
 
 impl<'a, C: SessionConnection> Change<'a, C> {
     pub(super) fn start(app: &'a App<C>, operation: &'static str, at: Place) -> Result<Self> {
-        let plan = app.known_migrations()?;
+        let mut plan = app.known_migrations()?;
         let pool = app.pool()?;
         let mine = pool.holders().on_this_thread();
         if !mine.is_empty() {
@@ -82,11 +86,18 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         let lease = pool.acquire(at, false, None)?;
         let turn = lease.pool().turn_to_write(at, None)?;
         let spec = app.spec();
+        let kind = spec.target.kind;
+        if operation == "drop_all" && kind != Kind::Mysql && spec.lane.is_none() {
+            // After its `COMMIT` or `ROLLBACK` nothing holds that was set or done for the transaction, `search_path` included.
+            for known in plan.iter_mut().filter(|known| known.in_transaction) {
+                known.in_transaction = !ends_its_transaction(&*known.migration, kind);
+            }
+        }
         let mut change = Change {
             app,
             operation,
             at,
-            kind: spec.target.kind,
+            kind,
             plan,
             lease: Some(lease),
             _turn: turn,
@@ -98,6 +109,8 @@ impl<'a, C: SessionConnection> Change<'a, C> {
             original: None,
             before: State::default(),
             path: None,
+            before_ending: None,
+            names_bookkeeping: false,
         };
         // Until it is finished in order: with the connection, whatever it has locked goes too.
         change.lease().doom();
@@ -197,7 +210,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         Err(Error::TestSpoiled { app, cause, at: Some(self.at) })
     }
 
-    /// A migration that does not run in a transaction needs one session of the server from the lock to its end. A pooler in
+    /// A migration that does not run in one transaction needs one session of the server from the lock to its end. A pooler in
     /// transaction mode gives another one to each transaction, or the same one to two clients in turn.
     fn refuse_pooler(&mut self) -> Result<()> {
         if self.plan.iter().all(|known| known.in_transaction) {
@@ -218,7 +231,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
             return Ok(());
         }
         let detail = format!(
-            "Migration {} does not run in a transaction, so its lock would stay with the pooler. Nothing was changed.",
+            "Migration {} does not run in one transaction, so its lock would stay with the pooler. Nothing was changed.",
             phrase(name)
         );
         Err(Error::PooledConnection { app: self.app.id().into(), operation: self.operation, detail })
@@ -242,7 +255,8 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         let query = self.kind.state();
         let asked = second.conn().begin_with(BEGIN).and_then(|()| second.conn().texts(query));
         let met = asked.is_ok_and(|rows| State::read(rows).process() == process);
-        let moved = self.process()?.as_deref() != process;
+        // A pooler with one session has none left for the first connection while the second is in a transaction.
+        let moved = !met && self.process()?.as_deref() != process;
         if second.conn().leave_with("ROLLBACK").is_err() {
             second.doom();
         }
@@ -333,6 +347,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
     }
 
     fn apply(&mut self, index: usize) -> Result<()> {
+        self.before_ending = None;
         let before = self.inventory(index);
         self.changes();
         let outcome = self.enter(index).and_then(|()| self.run(index, Direction::Up));
@@ -386,14 +401,22 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         let migration = &*self.plan[index].migration;
         let live = self.lease.as_mut().expect("nothing is sent after the connection was lost").live();
         live.witness.read_statements(Reading::Raw);
-        let mut channel = Channel { conn: live.conn.take_out(), kind, said: None, sent: Vec::new() };
+        let mut channel =
+            Channel { conn: live.conn.take_out(), kind, said: None, sent: Vec::new(), before_ending: None };
         let ran = caught(|| match direction {
             Direction::Up => migration.run(&mut channel),
             Direction::Down => migration.revert(&mut channel),
         });
-        let Channel { conn, said, sent, .. } = channel;
+        let Channel { conn, said, sent, before_ending, .. } = channel;
         live.conn.put_back(conn);
         live.witness.stop_reading();
+        self.before_ending = before_ending;
+        self.names_bookkeeping = sent.iter().any(|sql| sql.to_lowercase().contains("__diesel_schema_migrations"));
+        if self.before_ending.is_some() && kind == Kind::Sqlite && self.plan[index].in_transaction && !self.is_inside()
+        {
+            // It has ended the transaction itself, and is noted in one of its own. There may be one of its own already.
+            let _ = self.conn().batch_execute("BEGIN IMMEDIATE");
+        }
         match ran {
             // Of a file without a single character Diesel sends nothing.
             Err(trouble) if direction == Direction::Up && trouble.message.contains(EMPTY_FILE) => Ok(()),
@@ -479,6 +502,10 @@ impl<'a, C: SessionConnection> Change<'a, C> {
             Direction::Down => format!("DELETE FROM {table} WHERE version = {version}"),
         };
         if !self.is_chained() {
+            if kind == Kind::Mysql && self.names_bookkeeping {
+                // A temporary table of that name would take the row, whatever database is named.
+                self.conn().batch_execute(&format!("DROP TEMPORARY TABLE IF EXISTS {table}"))?;
+            }
             self.conn().batch_execute(&noted)?;
             return if commit && in_transaction { self.conn().commit_level() } else { Ok(()) };
         }
@@ -681,6 +708,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
     }
 
     fn revert(&mut self, index: usize, atomic: bool) -> Result<Reverted> {
+        self.before_ending = None;
         let before = self.inventory(index);
         self.changes();
         let outcome = if atomic { Ok(()) } else { self.enter(index) };
@@ -720,7 +748,10 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         if self.kind != Kind::Mysql && self.plan[index].in_transaction {
             return Vec::new();
         }
-        let query = self.kind.inventory();
+        self.texts_or_none(self.kind.inventory())
+    }
+
+    fn texts_or_none(&mut self, query: &str) -> Inventory {
         self.conn().texts(query).unwrap_or_default()
     }
 
@@ -744,10 +775,18 @@ impl<'a, C: SessionConnection> Change<'a, C> {
     /// step that is no migration.
     fn failed(&mut self, index: Option<usize>, step: &str, mut trouble: Trouble, before: &[Option<String>]) -> Error {
         let undone = self.roll_back();
+        // It ended its transaction itself, so what came before is kept.
+        let before_ending = self.before_ending.take();
+        let before = before_ending.as_deref().unwrap_or(before);
         if trouble.lost || undone.is_err_and(|error| is_connection_lost(&error)) {
             return self.lost(index, step, trouble, before);
         }
-        let left_behind = index.map(|index| difference(before, &self.inventory(index))).unwrap_or_default();
+        let is_kept = before_ending.is_some();
+        let left_behind = index.map(|index| match is_kept {
+            true => difference(before, &self.texts_or_none(self.kind.inventory())),
+            false => difference(before, &self.inventory(index)),
+        });
+        let left_behind = left_behind.unwrap_or_default();
         let name = index.map_or_else(|| step.to_owned(), |index| self.plan[index].name.clone());
         trouble.message = trouble.message.trim_end().replace('\n', " ");
         if self.kind.is_lock_timeout(&trouble.message) {

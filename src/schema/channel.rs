@@ -19,6 +19,8 @@ pub(super) struct Channel<C> {
     pub(super) said: Option<Said>,
     /// What was sent as text.
     pub(super) sent: Vec<String>,
+    /// What the schema consisted of before the first text that ends its transaction.
+    pub(super) before_ending: Option<Vec<Option<String>>>,
 }
 
 /// What the server or the driver said of an error.
@@ -51,6 +53,9 @@ impl<C: SessionConnection> SimpleConnection for Channel<C> {
     fn batch_execute(&mut self, sql: &str) -> QueryResult<()> {
         if self.kind.is_blank(sql) {
             return Ok(());
+        }
+        if self.before_ending.is_none() && self.kind != Kind::Mysql && self.kind.effect(sql).ends.is_some() {
+            self.before_ending = self.conn.texts(self.kind.inventory()).ok();
         }
         let sent = self.conn.batch_execute(sql);
         if let Err(error) = &sent {

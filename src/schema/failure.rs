@@ -48,6 +48,13 @@ impl MigrationFailure {
     }
 }
 
+impl MigrationFailure {
+    /// SQLite's, the operating system's, and MariaDB's words for it.
+    fn is_disk_full(&self) -> bool {
+        ["disk is full", "No space left on device", "Disk full"].iter().any(|text| self.message.contains(text))
+    }
+}
+
 impl fmt::Display for MigrationFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message = sentence(&self.message);
@@ -83,6 +90,9 @@ impl fmt::Display for MigrationFailure {
                 self.operation
             ),
             (true, _) => write!(f, "Call {} again", self.operation),
+            (false, _) if self.is_disk_full() => {
+                write!(f, "Make room on the disk of the database, and call {} again", self.operation)
+            }
             (false, _) if self.is_migration => f.write_str("Correct the migration and call it again"),
             (false, _) => write!(f, "Remove the cause and call {} again", self.operation),
         }

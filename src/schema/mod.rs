@@ -103,7 +103,7 @@ impl<C: SessionConnection> App<C> {
     /// then the schema is as it was and the error names who was in the way.
     ///
     /// On PostgreSQL and SQLite everything is reverted in one transaction. Where that cannot be, each migration is reverted in
-    /// a transaction of its own, as Diesel does it: if one of them does not run in a transaction, and on PostgreSQL if the
+    /// a transaction of its own, as Diesel does it: if one of them does not run in a transaction or its SQL ends it (`COMMIT`), and on PostgreSQL if the
     /// schema is so large that one transaction would need more locks than the server has (`max_locks_per_transaction`).
     ///
     /// On PostgreSQL only the application's own schema counts, which is the first one of `search_path`. If that has no

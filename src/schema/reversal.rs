@@ -23,8 +23,16 @@ struct DryRun {
     /// Texts that were sent, with and without a statement.
     statements: usize,
     blanks: usize,
+    /// One of them ends the transaction in which it is sent.
+    ends: bool,
     /// The migration asked which connection it is: it may do anything with it, which no text tells.
     looked_into: Cell<bool>,
+}
+
+impl DryRun {
+    fn new(kind: Kind) -> Self {
+        Self { kind, statements: 0, blanks: 0, ends: false, looked_into: Cell::new(false) }
+    }
 }
 
 impl SimpleConnection for DryRun {
@@ -33,6 +41,7 @@ impl SimpleConnection for DryRun {
             self.blanks += 1;
         } else {
             self.statements += 1;
+            self.ends |= self.kind.effect(sql).ends.is_some();
         }
         Ok(())
     }
@@ -53,7 +62,7 @@ impl<DB: Backend> BoxableConnection<DB> for DryRun {
 /// Whether a migration cannot be reverted: it says so, or all that it would send is SQL without a statement. One that is code of
 /// the program's own may not be able to tell without a connection; then it is taken at its word when its turn comes.
 pub(super) fn has_no_way_back<DB: Backend>(migration: &dyn Migration<DB>, kind: Kind) -> bool {
-    let mut asked = DryRun { kind, statements: 0, blanks: 0, looked_into: Cell::new(false) };
+    let mut asked = DryRun::new(kind);
     let refused = catch_unwind(AssertUnwindSafe(|| {
         migration.revert(&mut asked).is_err_and(|error| {
             error
@@ -64,4 +73,12 @@ pub(super) fn has_no_way_back<DB: Backend>(migration: &dyn Migration<DB>, kind: 
     }));
     let is_blank = asked.blanks > 0 && asked.statements == 0 && !asked.looked_into.get();
     refused.is_ok_and(|refused| refused || is_blank)
+}
+
+/// Whether the text that reverts a migration ends the transaction in which it is sent.
+pub(super) fn ends_its_transaction<DB: Backend>(migration: &dyn Migration<DB>, kind: Kind) -> bool {
+    let mut asked = DryRun::new(kind);
+    // An error is told when its turn comes.
+    let _ = catch_unwind(AssertUnwindSafe(|| migration.revert(&mut asked).is_ok()));
+    asked.ends
 }

@@ -50,7 +50,7 @@ impl<C: SessionConnection> Core<C> {
             }
         }
         let writes = self.settings.mode != Mode::ReadOnly;
-        let poison = notes.poison.filter(|poison| *poison == Poison::Outdated || writes);
+        let poison = notes.poison.filter(|poison| *poison != Poison::ReadOnly || writes);
         if let Some(poison) = poison {
             live.retire(poison);
         }

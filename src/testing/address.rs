@@ -3,7 +3,7 @@
 use crate::backend::Kind;
 use crate::percent::encode;
 use crate::secrets::is_harmless;
-use crate::url::Target;
+use crate::url::{Target, is_url};
 
 /// `target`'s URL with another database.
 ///
@@ -11,7 +11,7 @@ use crate::url::Target;
 /// A reason, where the URL names its database in a way that would win over the new one.
 pub(super) fn with_database(target: &Target, database: &str) -> Result<String, String> {
     let url = &target.url;
-    if target.kind == Kind::Postgres && !url.contains("://") {
+    if target.kind == Kind::Postgres && !is_url(url) {
         // Of a keyword that comes twice libpq takes the last.
         return Ok(target.with_parameters(&[("dbname", database.to_owned())]));
     }
@@ -43,7 +43,7 @@ pub(super) fn with_schema(target: &Target, schema: &str) -> Result<String, Strin
 /// The URL for people, without its password.
 pub(super) fn without_password(target: &Target) -> String {
     let url = &target.url;
-    let Some(at) = url.find("://").map(|at| at + 3) else {
+    let Some(at) = url.find("://").filter(|_| is_url(url)).map(|at| at + 3) else {
         // Of what is not like a URL it cannot be said where a password ends.
         return if target.kind == Kind::Sqlite { target.scrub(url) } else { target.shown.clone() };
     };
@@ -77,6 +77,7 @@ mod tests {
         assert_eq!(with("postgres://h"), "postgres://h/a%20b%22c");
         assert_eq!(with("mysql://u:p@h/db"), "mysql://u:p@h/a%20b%22c");
         assert_eq!(with("host=h dbname=db"), "host=h dbname=db dbname='a b\"c'");
+        assert_eq!(with("host=h application_name='a://b'"), "host=h application_name='a://b' dbname='a b\"c'");
         assert!(with_database(&target("postgres://h/?dbname=x"), "y").is_err());
         for url in ["postgres://u:p@h:1/db?x=y", "host=h dbname=db", "mysql://u:p@h/db"] {
             assert_eq!(target(&with(url)).database, "a b\"c", "{url}");

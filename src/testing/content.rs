@@ -9,7 +9,7 @@ use super::fixture::{Fixture, Rows};
 use super::setup::TestSetup;
 use super::surroundings::Surroundings;
 use crate::app::App;
-use crate::backend::{Kind, fnv1a};
+use crate::backend::{Kind, State, fnv1a};
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::context::{self, Current};
@@ -141,8 +141,9 @@ impl<'t, C: SessionConnection> Content<'t, C> {
         }
         let mut lease = app.pool()?.acquire(Location::caller(), false, None)?;
         lease.live().marked = true;
+        let mut before = None;
         for (number, message) in messages.iter().enumerate() {
-            if let Err(error) = lease.conn().batch_execute(message) {
+            if let Err(error) = send_alone(lease.conn(), self.kind, message, &mut before) {
                 crate::wording::log_line!(
                     debug,
                     "diesel_session::testing",
@@ -204,6 +205,24 @@ impl<'t, C: SessionConnection> Content<'t, C> {
             Error::TestSetup { test: self.test(), what: "a fixture failed", reason }
         })
     }
+}
+
+/// Sends the message of a migration. As in `create_all`, what it sets for the session does not reach the next one.
+fn send_alone<C: SessionConnection>(
+    conn: &mut C,
+    kind: Kind,
+    message: &str,
+    before: &mut Option<State>,
+) -> diesel::QueryResult<()> {
+    let text = message.to_lowercase();
+    let may_set = ["set", "pragma", "use"].iter().any(|word| text.contains(word));
+    if may_set && before.is_none() {
+        *before = Some(State::read(conn.texts(kind.state())?));
+    }
+    conn.batch_execute(message)?;
+    let Some(before) = before.as_ref().filter(|_| may_set) else { return Ok(()) };
+    let now = State::read(conn.texts(kind.state())?);
+    kind.restore(before, &now).iter().try_for_each(|sql| conn.batch_execute(sql))
 }
 
 /// Tells builds of this program apart.

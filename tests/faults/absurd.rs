@@ -76,9 +76,15 @@ fn absurd_options() {
     db.init_app("most", most.statement_timeout(year).lock_timeout(year)).unwrap().ping().unwrap();
     let least = config().max_size(1).idle_timeout(tiny).max_lifetime(tiny).statement_timeout(tiny).lock_timeout(tiny);
     db.init_app("least", least).unwrap().ping().unwrap();
-    let hasty = db.init_app("hasty", config().acquire_timeout(tiny)).unwrap();
-    assert!(hasty.ping().unwrap_err().is_timeout());
     db.dispose_all().unwrap();
+    // A connect that takes longer than that, however fast the machine is.
+    let slow = Database::<SqliteConnection>::without_migrations().connect_with(|url| {
+        std::thread::sleep(Duration::from_millis(50));
+        SqliteConnection::establish(url)
+    });
+    let hasty = slow.init_app("hasty", config().acquire_timeout(tiny)).unwrap();
+    assert!(hasty.ping().unwrap_err().is_timeout());
+    slow.dispose_all().unwrap();
     let wide = Database::<SqliteConnection>::without_migrations().max_connections(usize::MAX);
     wide.init_app("wide", config()).unwrap().ping().unwrap();
 }

@@ -123,6 +123,42 @@ fn a_migration_without_a_transaction_is_refused_behind_a_transaction_pooler() {
     }
 }
 
+/// The second connection, by which the pooler is recognised, takes the one session away.
+#[test]
+fn a_transaction_pooler_with_one_session_is_recognised() {
+    if !enabled(Kind::Postgres) {
+        return;
+    }
+    let site = Site::postgres();
+    let Site::Postgres(database) = &site else { unreachable!() };
+    let pooler = Pgbouncer::start(site.port(), database.name(), 1, "");
+    let mut server = PgConnection::establish(&site.url()).unwrap();
+    let url = pooler.url_of(database.name());
+    let in_itself = "BEGIN; DROP TABLE two; COMMIT";
+    let without = step("2", "CREATE TABLE two (id INTEGER)", "DROP TABLE two").outside_a_transaction();
+    for (second, create_is_refused) in [(step("2", "CREATE TABLE two (id INTEGER)", in_itself), false), (without, true)]
+    {
+        let mut steps = three_tables();
+        steps[1] = second;
+        let db = Database::<PgConnection, _>::new(Steps(steps));
+        let pooled = db.init_app("pooled", Config::new(&url)).unwrap();
+        let direct = db.init_app("direct", site.config()).unwrap();
+        match create_is_refused {
+            true => assert!(matches!(pooled.create_all().unwrap_err(), Error::PooledConnection { .. })),
+            false => assert_eq!(pooled.create_all().unwrap(), ["1", "2", "3"]),
+        }
+        direct.create_all().unwrap();
+        let refused = pooled.drop_all().unwrap_err();
+        assert!(
+            matches!(&refused, Error::PooledConnection { .. }) && refused.to_string().contains("2_step"),
+            "{refused}"
+        );
+        assert_eq!(server.number(LOCKS).unwrap(), 0);
+        assert_eq!(direct.drop_all().unwrap(), ["3", "2", "1"]);
+        db.dispose_all().unwrap();
+    }
+}
+
 /// What an error says of a migration whose connection was cut is what the server says.
 fn errors_after_a_cut_are_true<C: Conn>(site: &Site, tables: &str) {
     const STEP: usize = 151;

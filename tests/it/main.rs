@@ -25,6 +25,7 @@ mod pool_hooks;
 mod recorder;
 mod round_trips;
 mod schema;
+mod schema_endings;
 mod schema_races;
 mod schema_safety;
 mod server_settings;

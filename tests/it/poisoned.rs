@@ -17,6 +17,14 @@ const OTHER_COLUMN: &str = "ALTER TABLE pages ALTER title TYPE VARCHAR(200)";
 const OTHER_TYPE: &str = "DROP TABLE pages; DROP TYPE mood; CREATE TYPE mood AS ENUM ('good'); \
      CREATE TABLE pages (id INTEGER, title TEXT, mood mood)";
 
+/// The type stays, under another name, and the column has a new one.
+const RENAMED_TYPE: &str = "ALTER TYPE mood RENAME TO old_mood; CREATE TYPE mood AS ENUM ('good'); \
+     ALTER TABLE pages ALTER mood TYPE mood USING mood::text::mood";
+
+/// A type of the same name in a schema that comes first.
+const HIDDEN_TYPE: &str = "CREATE SCHEMA app; CREATE TYPE app.mood AS ENUM ('good'); \
+     CREATE TABLE app.pages (id INTEGER, title TEXT, mood app.mood)";
+
 fn titles(session: &Session<PgConnection>) -> Result<Vec<String>> {
     session.load(pages::table.filter(pages::id.eq(1)).select(pages::title))
 }
@@ -61,6 +69,12 @@ fn schema_changed_by_another_program_costs_one_error_a_connection_at_most() {
     for (change, work) in [
         (OTHER_COLUMN, (|session| titles(session).map(drop)) as fn(&Session<PgConnection>) -> Result<()>),
         (OTHER_TYPE, insert),
+        (RENAMED_TYPE, insert),
+        (HIDDEN_TYPE, insert),
+        (RENAMED_TYPE, |session| {
+            let good = pages::table.filter(pages::mood.eq(Good)).select(pages::title);
+            session.load::<String>(good).map(drop)
+        }),
         // Code that keeps the error to itself closes the connection too.
         (OTHER_COLUMN, |session| {
             session.with(|conn| {
@@ -114,6 +128,42 @@ fn retry_gets_a_new_connection_after_a_change_of_the_schema() {
             .unwrap();
         assert_eq!(attempts.get(), 2, "{change}");
         assert_eq!(plain.number("SELECT count(*) AS number FROM pages").unwrap(), 1);
+    }
+}
+
+/// The server forgets the statements that the driver has prepared, and the driver is not told.
+#[test]
+fn connection_whose_prepared_statements_are_gone_is_replaced() {
+    if !enabled(Kind::Postgres) {
+        return;
+    }
+    for raw in ["DISCARD ALL", "DEALLOCATE ALL", "/* all of them */ deallocate prepare all"] {
+        for autocommit in [true, false] {
+            if raw == "DISCARD ALL" && !autocommit {
+                continue;
+            }
+            let site = Site::postgres();
+            let (app, _plain) = warm(&site);
+            let scope = || if autocommit { app.scope().autocommit() } else { app.scope() };
+            let session = || PgConnection::db().session();
+            scope().run(|| session()?.with(|conn| conn.batch_execute(raw))).unwrap();
+            // The others need not be replaced.
+            assert_eq!(app.status().open, 2, "{raw}");
+            for _ in 0..6 {
+                scope().run(|| titles(&session()?)).unwrap();
+            }
+            // In the context itself it is too late, and `retry` takes another connection.
+            let session = app.open_session().unwrap();
+            let is_first = Cell::new(true);
+            session
+                .retry(2, |session| {
+                    if is_first.replace(false) {
+                        session.send("DEALLOCATE ALL")?;
+                    }
+                    titles(session).map(drop)
+                })
+                .unwrap();
+        }
     }
 }
 

@@ -10,7 +10,8 @@ use crate::fixtures::Conn;
 
 with_each_server!(what_they_leave_is_removed_and_nothing_else);
 
-/// How long they live, in milliseconds: every other one from its first test on, the rest from the start of the process.
+/// How long they live, in milliseconds: every other one from its first test on, the rest from the start of the process. Two of five
+/// are killed while tests are under way in them.
 const LIVES: [u64; 30] =
     [1, 73, 38, 12, 55, 27, 80, 5, 64, 19, 46, 33, 9, 70, 58, 2, 41, 24, 77, 14, 50, 36, 67, 7, 29, 61, 17, 44, 3, 79];
 
@@ -24,8 +25,11 @@ fn what_they_leave_is_removed_and_nothing_else<C: Conn>(server: &Server) {
     server.assert_connections(connections);
     let mut leaving = 0;
     for (number, life) in LIVES.into_iter().enumerate() {
-        let mut run = Run::start(server, "loop", &[]);
-        if number % 2 == 0 {
+        let is_amid_tests = number % 5 < 2;
+        let mut run = Run::start(server, if is_amid_tests { "hold" } else { "loop" }, &[]);
+        if is_amid_tests {
+            run.await_sign("holding");
+        } else if number % 2 == 0 {
             run.await_sign("tested");
         }
         thread::sleep(Duration::from_millis(life));
