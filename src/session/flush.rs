@@ -12,7 +12,7 @@ use super::statement::Statement;
 use crate::backend::Kind;
 use crate::connection::SessionConnection;
 use crate::contain::{message_of, text_of};
-use crate::error::{Error, Place, Result};
+use crate::error::{Cause, Error, Place, Result, Undo};
 use crate::orm::{ChangeKind, Changes, Connected, Sender, Sending, Unit};
 use crate::outcome::Verdict;
 use crate::panic_message;
@@ -73,12 +73,16 @@ impl<C: SessionConnection> Shared<C> {
         self.flush(at).map_err(|error| match error {
             // These are what the query itself would have got.
             Error::RollbackRequired { .. } | Error::SessionBusy { .. } | Error::SessionEnded { .. } => error,
-            error => Error::Autoflush { source: Box::new(error), at },
+            error => self.with_undo(Error::Autoflush { source: Box::new(error), at, undo: Undo::default() }),
         })
     }
 
     /// Sends what has changed. After a failure that came with something sent, the transaction has to be rolled back.
     pub(super) fn flush(&self, at: Place) -> Result<()> {
+        self.flush_now(at).map_err(|error| self.with_undo(error))
+    }
+
+    fn flush_now(&self, at: Place) -> Result<()> {
         self.not_ended(at)?;
         let Some(unit) = self.unit.get() else { return Ok(()) };
         if unit.unflushed_since().is_none() {
@@ -134,7 +138,10 @@ impl<C: SessionConnection> Shared<C> {
         std::mem::forget(unfinished);
         self.flush_failed(by_itself, cause, at);
         match sent {
-            Ok(Ok(())) => Err(Error::RollbackRequired { cause: ROLLED_BACK_MEANWHILE.into(), at }),
+            Ok(Ok(())) => {
+                let cause = Cause::new(ROLLED_BACK_MEANWHILE.into(), false);
+                Err(Error::RollbackRequired { cause, at })
+            }
             Ok(Err(error)) => Err(error),
             Err(panic) => resume_unwind(panic),
         }
@@ -169,7 +176,9 @@ impl<C: SessionConnection> Shared<C> {
     /// Runs a hook that comes before a commit. It fails where it took away what was to be flushed or committed.
     pub(super) fn watched(&self, hook: &'static str, at: Place, run: impl FnOnce() -> Result<()>) -> Result<()> {
         let before = self.pending(at)?;
+        let outer = self.hook.replace(Some((hook, self.blocks.borrow().len())));
         let outcome = run();
+        self.hook.set(outer);
         if !self.has_lost(before) {
             return outcome;
         }
