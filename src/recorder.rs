@@ -7,7 +7,7 @@ use std::panic::Location;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::error::{Place, count};
+use crate::error::Place;
 
 /// The longest text that is kept of one statement, and of its values, in characters.
 const LONGEST: usize = 10_000;
@@ -231,11 +231,8 @@ pub fn __assert_queries<R>(wanted: usize, body: impl FnOnce() -> R) -> R {
     let (out, recording) = Recorder::new().run(body);
     assert!(
         recording.total == wanted,
-        "{} {} expected, and {} {} sent:\n{recording}",
-        count(wanted, "statement"),
-        if wanted == 1 { "was" } else { "were" },
-        recording.total,
-        if recording.total == 1 { "was" } else { "were" }
+        "{wanted} statements were expected and {} were sent:\n{recording}",
+        recording.total
     );
     out
 }

@@ -4,6 +4,8 @@ mod kind;
 mod optional;
 mod questions;
 mod shortage;
+#[cfg(test)]
+mod tests;
 mod undo;
 
 use std::panic::Location;
@@ -12,7 +14,7 @@ use std::time::Duration;
 pub use kind::ConnectErrorKind;
 pub use optional::ResultExt;
 pub use shortage::{PoolOf, Shortage, WaitLimit};
-pub use undo::{Cause, Undo};
+pub use undo::Undo;
 
 use crate::dispose::DisposeReport;
 use crate::orm::State;
@@ -29,9 +31,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that can go wrong.
 ///
-/// The text of each variant starts with a stable code ([`Error::code`]), names the application and the place
-/// where it knows them, and says what to do where that is not for the database to say. `Debug` shows the same text, so that it is what `unwrap` and a `main` that
-/// returns a `Result` print. No text contains a password.
+/// The text of each variant starts with a stable code ([`Error::code`]), names the application and the place in the source if it knows
+/// them, and says what to do unless only the database can say that. `Debug` shows the same text, so that it is what `unwrap` and a
+/// `main` that returns a `Result` print. No text contains a password.
+///
+#[doc = include_str!("reference.md")]
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -131,8 +135,8 @@ pub enum Error {
         "DS308 app `{app}`: the connection was lost by the statement sent at {at}: {} {}",
         sentence(source),
         match (*in_transaction, undo) {
-            (true, Undo::NotNeeded | Undo::RolledBack) => "Its transaction was not committed. Run all of it again.".to_owned(),
-            (true, undo) => format!("Its transaction was not committed. {}", undo.then("run all of it again")),
+            (true, Undo::NotNeeded | Undo::Unsaid | Undo::RolledBack) => "Its transaction was not committed. Run all of it again.".to_owned(),
+            (true, undo) => format!("Its transaction was not committed. {}", undo.then("", "run all of it again")),
             (false, _) => {
                 "It was outside of a transaction, so it may have been carried out. Look at the data before you send it again.".to_owned()
             }
@@ -537,9 +541,9 @@ pub enum Error {
     /// New rows refer to rows that will never be inserted.
     #[error(
         "DS312 {} of {entity} {} to rows that are not there: their `add` was rolled back or taken back, or belongs to another session \
-         (flushed at {at}). {}",
+         (flushed at {at}).{}",
         count(*rows, "new row"), if *rows == 1 { "refers" } else { "refer" },
-        undo.then("add those rows anew, and then these with the `key()` of the new handles")
+        undo.then(" ", "add those rows anew, and then these with the `key()` of the new handles")
     )]
     UnresolvedKeys {
         /// The entity of the new rows.
@@ -628,12 +632,13 @@ pub enum Error {
 
     /// The transaction was aborted or ended by the database or behind the session's back.
     #[error(
-        "DS307 the transaction cannot go on: {} (at {at}). This session commits nothing of it.{}",
-        phrase(cause), cause.advice()
+        "DS307 the transaction cannot go on: {} (at {at}). This session commits nothing of it. In a closure of `transaction`, `savepoint` or \
+         `retry`, or in a hook, return `Err`; elsewhere call `rollback()`. A statement that may fail belongs in a `savepoint`.",
+        phrase(cause)
     )]
     RollbackRequired {
         /// The first error, or what ended the transaction.
-        cause: Cause,
+        cause: String,
         /// The statement, or the lending of the connection, in which it happened.
         at: Place,
     },
@@ -677,9 +682,8 @@ pub enum Error {
 
     /// A row was changed or deleted by somebody else since it was read.
     #[error(
-        "DS309 {entity} {key} has been changed or deleted since it was read, so its {operation} at {at} would act on an outdated row. \
-         {}",
-        undo.then("`get` it again and decide anew")
+        "DS309 {entity} {key} has been changed or deleted since it was read, so its {operation} at {at} would act on an outdated row.{}",
+        undo.then(" ", "`get` it again and decide anew")
     )]
     Stale {
         /// The entity.
@@ -733,8 +737,9 @@ pub enum Error {
     /// other. The simplest case is a pool of one whose connection the calling thread holds. As long as one of the threads runs, a
     /// caller waits.
     #[error(
-        "DS206 app `{app}`: the call at {at} would wait for ever, as {} {short}: {holders}. {}.",
+        "DS206 app `{app}`: the call at {at} would wait for ever, as {} {short}{}. {}.",
         if holders.are_all_on_this_thread() { "this thread itself holds" } else { "threads that wait themselves hold" },
+        if holders.is_empty() { String::new() } else { format!(": {holders}") },
         short.advice(holders.are_all_on_this_thread(), *pool)
     )]
     WouldDeadlock {

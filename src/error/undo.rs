@@ -1,8 +1,5 @@
 //! How the program undoes a transaction that an error has made useless.
 
-use std::fmt;
-use std::ops::Deref;
-
 use super::{Error, Place};
 
 /// What the program has to do, at the place at which it got an error, so that what the transaction has done is undone.
@@ -15,6 +12,8 @@ pub enum Undo {
     /// Nothing: the error has changed nothing.
     #[default]
     NotNeeded,
+    /// The text says nothing of it, as it is quoted by another that does.
+    Unsaid,
     /// Nothing: the transaction has been rolled back.
     RolledBack,
     /// Nothing: what was done in the savepoint has been rolled back, and the transaction goes on.
@@ -45,12 +44,13 @@ pub enum Undo {
 }
 
 impl Undo {
-    /// A sentence on what undoes the transaction, with what is to be done `next`.
-    pub(super) fn then(self, next: &str) -> String {
+    /// A sentence on what undoes the transaction, with what is to be done `next`. It stands behind `before`, if it is not empty.
+    pub(super) fn then(self, before: &str, next: &str) -> String {
         match self.what() {
-            What::Nothing => sentence(next),
-            What::Fact(fact) => format!("{fact}. {}", sentence(next)),
-            What::Act(act) => format!("{act}, then {next}."),
+            What::Nothing if self == Self::Unsaid => String::new(),
+            What::Nothing => format!("{before}{}", sentence(next)),
+            What::Fact(fact) => format!("{before}{fact}. {}", sentence(next)),
+            What::Act(act) => format!("{before}{act}, then {next}."),
         }
     }
 
@@ -65,7 +65,7 @@ impl Undo {
 
     fn what(self) -> What {
         match self {
-            Self::NotNeeded => What::Nothing,
+            Self::NotNeeded | Self::Unsaid => What::Nothing,
             Self::RolledBack => What::Fact("The transaction was rolled back"),
             Self::SavepointRolledBack => What::Fact("What was done in the savepoint was rolled back"),
             Self::Rollback => What::Act("Call `rollback()`".into()),
@@ -94,71 +94,10 @@ fn sentence(phrase: &str) -> String {
     first.chain(chars).chain(['.']).collect()
 }
 
-/// Why a transaction cannot go on. It derefs to the text.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Cause {
-    text: String,
-    /// Whether the transaction is over as a whole, so that rolling a savepoint back does not help.
-    ended: bool,
-    undo: Undo,
-}
-
-impl Cause {
-    pub(crate) fn new(text: String, ended: bool) -> Self {
-        Self { text, ended, undo: Undo::Rollback }
-    }
-
-    /// What the program has to do.
-    pub fn undo(&self) -> Undo {
-        self.undo
-    }
-
-    /// The advice, as sentences.
-    pub(super) fn advice(&self) -> String {
-        match self.ended {
-            true => self.undo.alone(),
-            false => format!("{} Use `savepoint` around statements that may fail.", self.undo.alone()),
-        }
-    }
-}
-
-impl Deref for Cause {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        &self.text
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.text.fmt(f)
-    }
-}
-
-impl fmt::Debug for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.text, f)
-    }
-}
-
-impl PartialEq<str> for Cause {
-    fn eq(&self, other: &str) -> bool {
-        self.text == other
-    }
-}
-
-impl PartialEq<&str> for Cause {
-    fn eq(&self, other: &&str) -> bool {
-        self.text == *other
-    }
-}
-
 impl Error {
     /// Puts in what the program has to do. `undo` is asked whether the whole transaction has to end.
     pub(crate) fn set_undo(&mut self, undo_of: &dyn Fn(bool) -> Undo) {
         match self {
-            Self::RollbackRequired { cause, .. } => cause.undo = undo_of(cause.ended),
             // A row has to be read again, and what a transaction reads may be of its beginning.
             Self::Stale { undo, .. } | Self::ConnectionLost { undo, .. } => *undo = undo_of(true),
             Self::Unpaired { undo, .. }
@@ -203,11 +142,11 @@ mod tests {
 
     #[test]
     fn advice_is_a_sentence_whatever_comes_next() {
-        let at = Place::from(std::panic::Location::caller());
+        let at = std::panic::Location::caller();
         let closure = Undo::Closure { name: "retry", at };
-        assert_eq!(Undo::NotNeeded.then("look again"), "Look again.");
-        assert_eq!(Undo::RolledBack.then("`get` it"), "The transaction was rolled back. `get` it.");
-        assert_eq!(Undo::Rollback.then("`get` it"), "Call `rollback()`, then `get` it.");
+        assert_eq!(Undo::NotNeeded.then("", "look again"), "Look again.");
+        assert_eq!(Undo::RolledBack.then("", "`get` it"), "The transaction was rolled back. `get` it.");
+        assert_eq!(Undo::Rollback.then(" ", "`get` it"), " Call `rollback()`, then `get` it.");
         assert_eq!(closure.alone(), format!(" Return `Err` from the closure of the `retry` at {at}."));
         assert_eq!(Undo::NotNeeded.alone(), "");
     }

@@ -46,6 +46,32 @@ pub struct MigrationFailure {
 }
 
 impl MigrationFailure {
+    /// One of every form.
+    #[cfg(test)]
+    pub(crate) fn example(
+        app: &str,
+        operation: &'static str,
+        outcome: MigrationOutcome,
+        done: &[String],
+        left_behind: &[String],
+        connection_lost: bool,
+        is_migration: bool,
+    ) -> Self {
+        Self {
+            app: app.into(),
+            operation,
+            migration: if is_migration { "2024_posts" } else { "the commit" }.into(),
+            message: "it says no.".into(),
+            done: done.to_vec(),
+            left_behind: left_behind.to_vec(),
+            outcome,
+            connection_lost,
+            is_migration,
+            of_test_database: false,
+            advice: None,
+        }
+    }
+
     /// The failure of filling a test's database: nothing of that stays.
     pub(crate) fn in_test_database(mut self) -> Self {
         self.of_test_database = true;

@@ -12,7 +12,7 @@ use super::statement::Statement;
 use crate::backend::Kind;
 use crate::connection::SessionConnection;
 use crate::contain::{message_of, text_of};
-use crate::error::{Cause, Error, Place, Result, Undo};
+use crate::error::{Error, Place, Result, Undo};
 use crate::orm::{ChangeKind, Changes, Connected, Sender, Sending, Unit};
 use crate::outcome::Verdict;
 use crate::panic_message;
@@ -121,7 +121,11 @@ impl<C: SessionConnection> Shared<C> {
         // Until all is sent and noted, whatever ends this flush makes a rollback necessary. A panic comes from code of the rows' own types:
         // nobody knows by then which of what was sent has been noted.
         let unfinished = Unfinished { session: self, by_itself, at };
-        let sent = catch_unwind(AssertUnwindSafe(|| unit.send(&Route { session: self, at })));
+        let mut sent = catch_unwind(AssertUnwindSafe(|| unit.send(&Route { session: self, at })));
+        if let Ok(Err(error)) = &mut sent {
+            // It becomes the cause of others, which say what has to be done.
+            error.set_undo(&|_| Undo::Unsaid);
+        }
         let taken = self.has_lost(before);
         let failed = match &sent {
             Ok(Ok(())) if taken => Some(ROLLED_BACK_MEANWHILE.into()),
@@ -138,10 +142,7 @@ impl<C: SessionConnection> Shared<C> {
         std::mem::forget(unfinished);
         self.flush_failed(by_itself, cause, at);
         match sent {
-            Ok(Ok(())) => {
-                let cause = Cause::new(ROLLED_BACK_MEANWHILE.into(), false);
-                Err(Error::RollbackRequired { cause, at })
-            }
+            Ok(Ok(())) => Err(Error::RollbackRequired { cause: ROLLED_BACK_MEANWHILE.into(), at }),
             Ok(Err(error)) => Err(error),
             Err(panic) => resume_unwind(panic),
         }

@@ -3,7 +3,7 @@
 use super::transaction::{Access, Core, Phase};
 use crate::backend::{self, Kind, Poison, Question};
 use crate::connection::SessionConnection;
-use crate::error::{Cause, Error, Place, Result};
+use crate::error::{Error, Place, Result};
 use crate::pool::{LOST, Notes};
 use crate::settings::Mode;
 
@@ -167,10 +167,7 @@ impl<C: SessionConnection> Core<C> {
 
     pub(super) fn check_spoiled(&self) -> Result<()> {
         match &self.spoiled {
-            Some(spoiled) => {
-                let cause = Cause::new(spoiled.cause.clone(), spoiled.ended);
-                Err(Error::RollbackRequired { cause, at: spoiled.at })
-            }
+            Some(spoiled) => Err(Error::RollbackRequired { cause: spoiled.cause.clone(), at: spoiled.at }),
             None => Ok(()),
         }
     }
