@@ -118,7 +118,7 @@ fn stale_row_in_a_savepoint_advises_the_end_of_the_transaction_around_it() {
             let line = line!() + 1;
             let outcome = session.savepoint(|session| {
                 let error = stale(session, &ada);
-                says(&error, &format!("closure of the `savepoint` at {}", at(line)));
+                assert!(error.to_string().contains(&format!("closure of the `savepoint` at {}", at(line))), "{error}");
                 says(&error, &format!("and call `rollback()`, {AGAIN}"));
                 Err::<(), _>(error)
             });
