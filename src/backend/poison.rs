@@ -84,9 +84,9 @@ fn contains(message: &str, text: &str) -> bool {
 
 /// What can be done about an error after which the connection is closed.
 const ADVICE: [&str; 2] = [
-    "the server that this connection reached takes no writes, so the connection is closed; run the transaction again, on a new \
+    "The server that this connection reached takes no writes, so the connection is closed; run the transaction again, on a new \
      connection",
-    "another program has changed the schema, so the connection is closed; run the transaction again, on a new connection",
+    "Another program has changed the schema, so the connection is closed; run the transaction again, on a new connection",
 ];
 
 /// An error of a session that was meant to write, with what can be done.

@@ -758,7 +758,7 @@ pub enum Error {
     /// A row is being written while it is needed as a whole.
     #[error(
         "DS314 {entity} {} is being written by the guard of `write` at {held_at}, so it can be neither read nor flushed at {at}. \
-         Let the guard end first: `handle.write().field = ..` does at its end.",
+         Let the guard end first; in `handle.write().field = value;` it ends with the statement.",
         key.as_deref().unwrap_or("(no key yet)")
     )]
     WriteInProgress {

@@ -121,18 +121,18 @@ impl Error {
 
     /// Whether the text says what undoes the transaction.
     fn tells_undo(&self) -> bool {
-        match self {
+        matches!(
+            self,
             Self::RollbackRequired { .. }
-            | Self::Stale { .. }
-            | Self::ConnectionLost { .. }
-            | Self::Unpaired { .. }
-            | Self::NotReturned { .. }
-            | Self::NotUnique { .. }
-            | Self::RowTooLarge { .. }
-            | Self::UnresolvedKeys { .. } => true,
-            Self::Autoflush { .. } => true,
-            _ => false,
-        }
+                | Self::Stale { .. }
+                | Self::ConnectionLost { .. }
+                | Self::Unpaired { .. }
+                | Self::NotReturned { .. }
+                | Self::NotUnique { .. }
+                | Self::RowTooLarge { .. }
+                | Self::UnresolvedKeys { .. }
+                | Self::Autoflush { .. }
+        )
     }
 }
 
