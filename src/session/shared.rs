@@ -310,6 +310,9 @@ impl<C: SessionConnection> Shared<C> {
         let mut core = self.enter(at)?;
         if let Some(unit) = self.unit.get() {
             unit.set_fleeting(core.commits_by_itself());
+            if statement.access != Access::Read {
+                unit.note_changing();
+            }
         }
         let using = Using::new(&self.used_at, at);
         let outcome = core.run(statement, at, send);
