@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, NO_APP, Result};
 use crate::url;
 use crate::wording::{is_unprintable, name};
 
@@ -139,7 +139,7 @@ impl Config {
             Err(std::env::VarError::NotUnicode(_)) => "is not valid UTF-8",
         };
         Err(Error::InvalidConfig {
-            app: "-".into(),
+            app: NO_APP.into(),
             reason: format!("the environment variable {} {reason}; it holds the database URL", name(variable)),
         })
     }

@@ -15,7 +15,7 @@ use crate::app::App;
 use crate::backend::Kind;
 use crate::connection::SessionConnection;
 use crate::contain::{contained, drop_contained};
-use crate::error::{Error, Place, Result};
+use crate::error::{Error, Place, Result, Undo};
 use crate::session::{Session, Shared};
 use crate::settings::{Deadline, Isolation, Mode, Settings};
 
@@ -145,7 +145,11 @@ impl Frame {
                     hooks = hooks.and(Err(error));
                     true
                 }
-                Err(error) => return Err(self.partly(error, index)),
+                Err(mut error) => {
+                    // The end of the scope rolls back whatever is open.
+                    error.set_undo(&|_| Undo::RolledBack);
+                    return Err(self.partly(error, index));
+                }
             };
             if let Some(opened) = self.sessions.borrow_mut().get_mut(index) {
                 opened.committed = committed;
@@ -324,7 +328,8 @@ impl<C: SessionConnection> Scope<C> {
     }
 
     fn with_policy<P>(self, policy: P) -> Scope<C, P> {
-        let Self { app, settings, limit, .. } = self;
+        let Self { app, mut settings, limit, .. } = self;
+        settings.commits = true;
         Scope { app, settings, limit, policy }
     }
 }

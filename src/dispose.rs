@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::app::App;
 use crate::connection::SessionConnection;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, count};
 use crate::pool::{Holders, Pool};
 
 /// How long [`App::dispose`] waits for connections that are out.
@@ -50,19 +50,19 @@ impl DisposeReport {
 impl fmt::Display for DisposeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let apps = self.apps.iter().map(|app| format!("`{app}`")).collect::<Vec<_>>().join(", ");
-        write!(f, "app {apps}: {} connections closed, waited {:.3?}", self.closed, self.waited)?;
-        if self.connecting > 0 {
-            write!(f, ", {} connects are still under way", self.connecting)?;
+        let s = if self.apps.len() == 1 { "" } else { "s" };
+        write!(f, "app{s} {apps}: {} closed, waited {:.3?}", count(self.closed, "connection"), self.waited)?;
+        match self.connecting {
+            0 => {}
+            1 => f.write_str(", 1 connect is still under way and is closed when it is there")?,
+            many => write!(f, ", {many} connects are still under way and are closed when they are there")?,
         }
-        if !self.still_out.is_empty() {
-            write!(
-                f,
-                ", {} still out: {}. Each is closed when it comes back; end what holds it",
-                self.still_out.len(),
-                self.still_out
-            )?;
-        }
-        Ok(())
+        let advice = match self.still_out.len() {
+            0 => return Ok(()),
+            1 => "It is closed when it comes back; end what holds it",
+            _ => "Each is closed when it comes back; end what holds them",
+        };
+        write!(f, ", {} still out: {}. {advice}", self.still_out.len(), self.still_out)
     }
 }
 

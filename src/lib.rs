@@ -32,7 +32,7 @@ pub use crate::connection::SessionConnection;
 pub use crate::context::{CommitIf, CommitNothing, CommitOnOk, Policy, Scope};
 pub use crate::database::{Database, PerBackend};
 pub use crate::dispose::DisposeReport;
-pub use crate::error::{ConnectErrorKind, Error, Place, Result, ResultExt, Shortage};
+pub use crate::error::{ConnectErrorKind, Error, Place, PoolOf, Result, ResultExt, Shortage, Undo, WaitLimit};
 pub use crate::orm::{Change, ChangeKind, Changes, Entity, Fk, NewEntity, Snapshot, State, Track, Tracked, WriteGuard};
 pub use crate::outcome::{CommitOutcome, UnknownCommit};
 pub use crate::pool::{AppStatus, Blocker, Blockers, Holder, Holders};

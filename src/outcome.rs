@@ -30,9 +30,11 @@ pub enum CommitOutcome {
     "DS303 app `{app}`: the connection was lost at COMMIT ({at}), so whether it was committed is not known: {} {}",
     sentence(source),
     match resolver {
-        Resolver::Ask(_) => "`resolve()` asks the server",
-        Resolver::NothingWritten => "As nothing had been written, it may be done again",
-        Resolver::Silent(_) => "Look for the rows before you do it again",
+        Resolver::Ask(_) => "`resolve()` asks the server.".to_owned(),
+        Resolver::NothingWritten => "As nothing had been written, it may be done again.".to_owned(),
+        Resolver::Silent(reason) => {
+            format!("`resolve()` cannot tell, as {reason}. Look for the rows before you do it again.")
+        }
     }
 )]
 #[non_exhaustive]

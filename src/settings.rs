@@ -39,11 +39,19 @@ pub(crate) struct Settings {
     pub(crate) deadline: Option<Deadline>,
     /// The server is asked for the transaction's number before it is committed.
     pub(crate) resolvable: bool,
+    /// The scope commits if its closure returns `Ok`.
+    pub(crate) commits: bool,
     /// The schemas in which PostgreSQL looks names up, as SQL.
     pub(crate) search_path: Option<Arc<str>>,
 }
 
 impl Settings {
-    pub(crate) const DEFAULT: Self =
-        Self { mode: Mode::Default, isolation: None, deadline: None, resolvable: false, search_path: None };
+    pub(crate) const DEFAULT: Self = Self {
+        mode: Mode::Default,
+        isolation: None,
+        deadline: None,
+        resolvable: false,
+        commits: false,
+        search_path: None,
+    };
 }

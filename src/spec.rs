@@ -6,7 +6,7 @@ use diesel::result::{ConnectionResult, QueryResult};
 
 use crate::config::Config;
 use crate::connection::SessionConnection;
-use crate::error::Result;
+use crate::error::{PoolOf, Result};
 use crate::orm::Changes;
 use crate::pool::{Lane, Limit};
 use crate::session::{Roll, Session};
@@ -29,6 +29,17 @@ pub(crate) struct Spec<C: SessionConnection> {
     pub(crate) lane: Option<Arc<Lane<C>>>,
     /// Where a test's sessions are listed.
     pub(crate) roll: Option<Arc<Roll>>,
+}
+
+impl<C: SessionConnection> Spec<C> {
+    /// Whose pool it is, for errors.
+    pub(crate) fn pool_of(&self) -> PoolOf {
+        match (&self.lane, &self.roll) {
+            (Some(_), _) => PoolOf::RolledBackTest,
+            (None, Some(_)) => PoolOf::Test,
+            (None, None) => PoolOf::Program,
+        }
+    }
 }
 
 pub(crate) type UnitHook<C> = fn(&Session<C>, &Changes) -> Result<()>;

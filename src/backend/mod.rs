@@ -30,7 +30,7 @@ use crate::url::Target;
 pub(crate) use databases::{HERE, fnv1a};
 pub(crate) use endings::Effect;
 pub(crate) use migrations::{BEGIN, State, TRY_LOCK_IN_TRANSACTION, needs_too_many_locks};
-pub(crate) use poison::{Poison, advised};
+pub(crate) use poison::{Poison, advice_of, advised};
 pub(crate) use sqlite::{BUSY, memory_url};
 
 /// A kind of database.
@@ -494,6 +494,14 @@ pub(crate) fn has_hung_up<C: SessionConnection>(conn: &mut C) -> bool {
 }
 
 /// Whether a message is one of those texts, in which `%` stands for whatever the server puts in.
+/// Whether a server that is full has said that it is the account, or the database, that has no more connections.
+pub(crate) fn is_limit_of_account(message: &str, is_postgres: bool) -> bool {
+    let english = if is_postgres { "too many connections for" } else { "max_user_con" };
+    // Only these texts name something.
+    let named = || translations::SERVER_FULL.iter().copied().filter(|text| text.contains('%')).collect::<Vec<_>>();
+    message.contains(english) || is_postgres && (says(message, &named()) || says_masked(message, &named()))
+}
+
 fn says(message: &str, texts: &[&str]) -> bool {
     // Some translations have line breaks.
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");

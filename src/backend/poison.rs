@@ -145,11 +145,19 @@ fn contains(message: &str, text: &str) -> bool {
     rest_after_number.len() < rest.len() && rest_after_number.starts_with(after)
 }
 
-const ADVICE: &str = "the server that this connection reached takes no writes, so the connection is closed; \
-     run the transaction again, on a new connection";
+/// What can be done about an error after which the connection is closed.
+const ADVICE: [&str; 4] = [
+    "The server that this connection reached takes no writes, so the connection is closed; run the transaction again, on a new \
+     connection",
+    "Another program has changed the schema, so the connection is closed; run the transaction again, on a new connection",
+    "The types may have changed since the connection was opened, so it is closed; run the transaction again, on a new connection. If \
+     that fails too, correct the types in the statement",
+    "The server has forgotten the prepared statements of this connection, so it is closed; run the transaction again, on a new \
+     connection",
+];
 
 /// An error of a session that was meant to write, with what can be done.
-struct WithAdvice(Box<dyn DatabaseErrorInformation + Send + Sync>);
+struct WithAdvice(Box<dyn DatabaseErrorInformation + Send + Sync>, &'static str);
 
 impl fmt::Debug for WithAdvice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -167,7 +175,7 @@ impl DatabaseErrorInformation for WithAdvice {
     }
 
     fn hint(&self) -> Option<&str> {
-        Some(ADVICE)
+        Some(self.1)
     }
 
     fn table_name(&self) -> Option<&str> {
@@ -187,19 +195,32 @@ impl DatabaseErrorInformation for WithAdvice {
     }
 }
 
-/// The error of a session that was meant to write and was refused by a read-only server. Its hint says what can be done.
-pub(crate) fn advised(error: DieselError) -> DieselError {
+/// The error after which a connection is closed. Its hint says what can be done.
+pub(crate) fn advised(error: DieselError, poison: Poison) -> DieselError {
+    let advice = match poison {
+        Poison::ReadOnly => ADVICE[0],
+        Poison::Outdated => ADVICE[1],
+        Poison::OtherType => ADVICE[2],
+        Poison::Forgotten => ADVICE[3],
+    };
     match error {
         DieselError::DatabaseError(kind, information) => {
-            DieselError::DatabaseError(kind, Box::new(WithAdvice(information)))
+            DieselError::DatabaseError(kind, Box::new(WithAdvice(information, advice)))
         }
         error => error,
     }
 }
 
-/// Whether it is such an error.
+/// What can be done about such an error.
+pub(crate) fn advice_of(error: &DieselError) -> Option<&'static str> {
+    let DieselError::DatabaseError(_, information) = error else { return None };
+    let hint = information.hint()?;
+    ADVICE.into_iter().find(|advice| *advice == hint)
+}
+
+/// Whether it is the error of a session that was meant to write and was refused by a read-only server.
 pub(crate) fn is_advised(error: &DieselError) -> bool {
-    matches!(error, DieselError::DatabaseError(_, information) if information.hint() == Some(ADVICE))
+    advice_of(error) == Some(ADVICE[0])
 }
 
 #[cfg(test)]
@@ -245,7 +266,7 @@ mod tests {
         let refused = error(DatabaseErrorKind::ReadOnlyTransaction, "in whatever language");
         assert_eq!(Kind::Postgres.poison(&refused), Some(Poison::ReadOnly));
         assert!(!is_advised(&refused));
-        let advised = advised(refused);
+        let advised = advised(refused, Poison::ReadOnly);
         assert!(is_advised(&advised) && advised.to_string() == "in whatever language");
     }
 

@@ -4,13 +4,17 @@ mod kind;
 mod optional;
 mod questions;
 mod shortage;
+#[cfg(test)]
+mod tests;
+mod undo;
 
 use std::panic::Location;
 use std::time::Duration;
 
 pub use kind::ConnectErrorKind;
 pub use optional::ResultExt;
-pub use shortage::Shortage;
+pub use shortage::{PoolOf, Shortage, WaitLimit};
+pub use undo::Undo;
 
 use crate::dispose::DisposeReport;
 use crate::orm::State;
@@ -27,28 +31,35 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that can go wrong.
 ///
-/// The text of each variant starts with a stable code ([`Error::code`]), names the application and the place
-/// where it knows them, and says what to do where that is not for the database to say. `Debug` shows the same text, so that it is what `unwrap` and a `main` that
-/// returns a `Result` print. No text contains a password.
+/// The text of each variant starts with a stable code ([`Error::code`]), names the application and the place in the source if it knows
+/// them, and says what to do unless only the database can say that. `Debug` shows the same text, so that it is what `unwrap` and a
+/// `main` that returns a `Result` print. No text contains a password.
+///
+#[doc = include_str!("reference.md")]
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The flush that goes before a query failed.
     #[error(
-        "DS310 the flush before the query at {at} failed: {} Flush or commit where it can be dealt with, or query inside `no_autoflush`",
-        sentence(source)
+        "DS310 the query at {at} was not sent, because the flush before it failed: {}{}",
+        sentence(source),
+        undo.alone()
     )]
     Autoflush {
         /// What went wrong.
         source: Box<Error>,
-        /// Where the query was sent.
+        /// Where the query was to be sent.
         at: Place,
+        /// What the program has to do, if the text of `source` does not say it.
+        undo: Undo,
     },
 
     /// The connection pool has no connection to give and one did not come back in time.
     #[error(
-        "DS201 app `{app}` got no connection in {waited:.3?} (at {at}): all {max_size} are in use and {waiting} other callers wait. \
-         Held: {holders}. End the transactions listed, or raise `Config::max_size`"
+        "DS201 app `{app}` got no connection in {waited:.3?} (at {at}): {} in use, and {} for one. {}{}",
+        all(*max_size, "connection"), others_wait(*waiting),
+        held(holders),
+        limit.advice(!holders.is_empty(), pool.more())
     )]
     AcquireTimeout {
         /// The application.
@@ -63,11 +74,16 @@ pub enum Error {
         holders: Holders,
         /// Where one was asked for.
         at: Place,
+        /// What ended the wait.
+        limit: WaitLimit,
+        /// Whose pool it is.
+        pool: PoolOf,
     },
 
     /// `begin` was called although the session had begun already.
     #[error(
-        "DS104 `begin` at {at}, but this session's transaction has begun at {begun_at}; end it first, or use `savepoint` for a part of it"
+        "DS104 `begin` was called at {at}, but this session's transaction has begun at {begun_at}. Leave this `begin` out; for a part of the \
+         transaction use `savepoint`, and for another transaction end this one first."
     )]
     AlreadyBegun {
         /// Where the open transaction began.
@@ -79,7 +95,7 @@ pub enum Error {
     /// `flush` or `commit` was called by a hook of a flush.
     #[error(
         "DS316 a flush of this session is under way, so it can be neither flushed nor committed at {at}. What a `before_flush` hook changes goes \
-         with this flush, what an `after_flush` hook changes with the next one"
+         with this flush, what an `after_flush` hook changes with the next one."
     )]
     AlreadyFlushing {
         /// Where it was called.
@@ -87,7 +103,9 @@ pub enum Error {
     },
 
     /// The application id is taken.
-    #[error("DS102 an application `{app}` is registered already; use `app(..)` to reach it, or `remove_app(..)` first")]
+    #[error(
+        "DS102 an application `{app}` is registered already; use `app(..)` to reach it, or `remove_app(..)` first."
+    )]
     AlreadyRegistered {
         /// The application.
         app: String,
@@ -98,7 +116,7 @@ pub enum Error {
     CommitUnknown(Box<UnknownCommit>),
 
     /// No connection could be made.
-    #[error("DS202 app `{app}` cannot connect to {server} (at {at}): {} {}", sentence(message), kind.advice(server))]
+    #[error("DS202 app `{app}` cannot connect to {server} (at {at}): {}{}", sentence(message), kind.advice(server, message))]
     Connect {
         /// The application.
         app: String,
@@ -116,10 +134,12 @@ pub enum Error {
     #[error(
         "DS308 app `{app}`: the connection was lost by the statement sent at {at}: {} {}",
         sentence(source),
-        if *in_transaction {
-            "The transaction it was in was not committed; call `rollback()` and run the whole of it again"
-        } else {
-            "It was outside of a transaction, so it may have been carried out; look before you send it again"
+        match (*in_transaction, undo) {
+            (true, Undo::NotNeeded | Undo::Unsaid | Undo::RolledBack) => "Its transaction was not committed. Run all of it again.".to_owned(),
+            (true, undo) => format!("Its transaction was not committed. {}", undo.then("", "run all of it again")),
+            (false, _) => {
+                "It was outside of a transaction, so it may have been carried out. Look at the data before you send it again.".to_owned()
+            }
         }
     )]
     ConnectionLost {
@@ -132,14 +152,20 @@ pub enum Error {
         in_transaction: bool,
         /// What the driver said.
         source: diesel::result::Error,
+        /// What the program has to do.
+        undo: Undo,
     },
 
     /// The connection that all sessions of a test share has lost its transaction, so nothing of the test can be undone.
     #[error(
-        "DS501 app `{app}`: this test cannot be rolled back: {}{} Its sessions get nothing more. \
-         Use `TestIsolation::Database` for a test that does this",
+        "DS501 app `{app}`: this test cannot be rolled back: {}{} Its sessions get nothing more. {}",
         sentence(cause),
-        match at { Some(at) => format!(" It happened at {at}."), None => String::new() }
+        match at { Some(at) => format!(" It happened at {at}."), None => String::new() },
+        if cause.starts_with(crate::pool::LOST) {
+            "Find out what ended the connection, and run the test again."
+        } else {
+            "Use `TestIsolation::Database` for a test that does this."
+        }
     )]
     TestSpoiled {
         /// The application.
@@ -162,7 +188,7 @@ pub enum Error {
     },
 
     /// A test, or a suite of them, has ended and left something behind.
-    #[error("DS503 {who} left behind:{}", left.iter().map(|left| format!("\n- {left}")).collect::<String>())]
+    #[error("DS503 {who} left something behind. End it before the test ends; the next run removes databases that are left:{}", left.iter().map(|left| format!("\n- {left}")).collect::<String>())]
     TestLeftovers {
         /// The test, or the suite.
         who: String,
@@ -171,7 +197,7 @@ pub enum Error {
     },
 
     /// A database was to be dropped that this crate has not made, and whose name was not given.
-    #[error("DS504 {database} was not made by this crate, so it is not dropped unless it is named: {advice}")]
+    #[error("DS504 {database} was not made by this crate, so it is not dropped unless it is named: {advice}.")]
     NotOurs {
         /// The database.
         database: String,
@@ -181,8 +207,8 @@ pub enum Error {
 
     /// The server did not answer in time.
     #[error(
-        "DS203 app `{app}`: {server} did not answer within {waited:.3?} (at {at}). \
-         Check that it runs and is reachable, or raise `Config::connect_timeout`"
+        "DS203 app `{app}`: {server} did not answer within {waited:.3?} (at {at}). {}",
+        limit.advice_on_connect(server)
     )]
     ConnectTimeout {
         /// The application.
@@ -193,10 +219,15 @@ pub enum Error {
         waited: Duration,
         /// Where a connection was asked for.
         at: Place,
+        /// What ended the wait.
+        limit: WaitLimit,
     },
 
     /// The scope's deadline has passed.
-    #[error("DS305 the scope's deadline of {limit:?} had passed at {at}; roll back, or give the scope more time")]
+    #[error(
+        "DS305 the scope's deadline of {limit:?} had passed at {at}, so the statement was not sent or was ended. Nothing more is sent in this \
+         scope: let it end, and give it more time with `Scope::deadline` or less to do."
+    )]
     DeadlineExceeded {
         /// The deadline given to the scope.
         limit: Duration,
@@ -206,7 +237,8 @@ pub enum Error {
 
     /// The application was disposed of while the caller waited, or it has been removed.
     #[error(
-        "DS204 app `{app}` was disposed of or removed meanwhile. Try again after `dispose`; after `remove_app` register it anew with `init_app`"
+        "DS204 app `{app}` was disposed of or removed meanwhile. Try again after `dispose`; after `remove_app` register it anew with `init_app`. \
+         The application of a test ends with its test."
     )]
     Disposed {
         /// The application.
@@ -217,7 +249,7 @@ pub enum Error {
     #[error(
         "DS209 app `{app}`: this process was forked while its parent had connections. They are the parent's, and nothing was sent \
          on them; the threads that connect do not come along. Call `dispose_all()` in the parent before it forks, or make the new \
-         process a program of its own (`exec`)"
+         process a program of its own (`exec`)."
     )]
     Forked {
         /// The application.
@@ -225,7 +257,16 @@ pub enum Error {
     },
 
     /// A hook panicked or refused.
-    #[error("DS304 hook `{hook}` failed: {} {} was committed", sentence(message), if *committed { "The transaction" } else { "Nothing" })]
+    #[error(
+        "DS304 hook `{hook}` failed: {} {}",
+        sentence(message),
+        match (*committed, *hook) {
+            (true, _) => "The transaction was committed.",
+            (false, "after_rollback") => "The transaction was rolled back.",
+            (false, "on_checkout") => "No connection was given out.",
+            (false, _) => "The transaction was not committed.",
+        }
+    )]
     HookFailed {
         /// Which kind of hook; `on_checkout` is one of the database object.
         hook: &'static str,
@@ -237,7 +278,14 @@ pub enum Error {
 
     /// An outer operation of the session forbids this one.
     #[error(
-        "DS105 `{operation}` at {at} inside the `{outer}` that began at {outer_at}: return `Ok` or `Err` from its closure instead"
+        "DS105 `{operation}` was called at {at} inside the `{outer}` that began at {outer_at}. {}",
+        match (*operation, *outer) {
+            ("commit", "savepoint") => "Return `Ok` from its closure to keep what it did, and commit what is around it.",
+            ("commit", _) => "Return `Ok` from its closure instead; the outermost `transaction` or `retry` commits.",
+            ("rollback", "savepoint") => "Return `Err` from its closure, which undoes what it did; roll back what is around it afterwards.",
+            ("rollback", _) => "Return `Err` from its closure instead, which rolls back.",
+            _ => "Let its closure return first.",
+        }
     )]
     InsideTransaction {
         /// What was called.
@@ -252,8 +300,10 @@ pub enum Error {
 
     /// All connections that `Database::max_connections` allows are in use, and none became free in time.
     #[error(
-        "DS208 app `{app}` got no connection in {waited:.3?} (at {at}): all {max_connections} of `Database::max_connections` are in use. \
-         Held: {holders}. End the transactions listed, or raise the limit"
+        "DS208 app `{app}` got no connection in {waited:.3?} (at {at}): {} that `Database::max_connections` allows {}{}",
+        if *max_connections == 1 { "the one connection".to_owned() } else { format!("all {max_connections} connections") },
+        if *max_connections == 1 { "is in use. " } else { "are in use. " }.to_owned() + &held(holders),
+        limit.advice(!holders.is_empty(), "raise `Database::max_connections`")
     )]
     BudgetExhausted {
         /// The application.
@@ -266,10 +316,12 @@ pub enum Error {
         holders: Holders,
         /// Where one was asked for.
         at: Place,
+        /// What ended the wait.
+        limit: WaitLimit,
     },
 
     /// A configuration that cannot work.
-    #[error("DS101 app `{app}`: {reason}")]
+    #[error("DS101 {}{}", if app == NO_APP { String::new() } else { format!("app `{app}`: ") }, sentence(reason))]
     InvalidConfig {
         /// The application.
         app: String,
@@ -280,7 +332,8 @@ pub enum Error {
     /// The key of a row was written.
     #[error(
         "DS311 the key of {entity} {from} was changed to {to}, so the flush at {at} cannot tell which row is meant. Nothing was sent. \
-         Write the old key back or `refresh` the handle; for another key add a new row and delete this one"
+         Write the old key back, or `expire` the handle, which forgets what was written to the row. For another key add a new row and delete \
+         this one."
     )]
     KeyChanged {
         /// The entity.
@@ -295,9 +348,13 @@ pub enum Error {
 
     /// A schema operation, or a write to a SQLite file, could not get what another session has locked.
     #[error(
-        "DS405 app `{app}`: {operation} waited {waited:.3?} for a lock that another session holds: {} {blockers}{left} \
-             End that session's transaction and call it again",
-        sentence(message)
+        "DS405 app `{app}`: {operation} (at {at}) waited {waited:.3?} for a lock that another session holds: {} {blockers}{left} {}",
+        sentence(message),
+        if *operation == A_WRITE {
+            "End that session's transaction, or raise `Config::lock_timeout`, and run this transaction again.".to_owned()
+        } else {
+            format!("End that session's transaction, or wait until it has ended, and call {operation} again.")
+        }
     )]
     LockTimeout {
         /// The application.
@@ -312,16 +369,18 @@ pub enum Error {
         blockers: Blockers,
         /// What state it was left in.
         left: String,
+        /// Where the operation was called.
+        at: Place,
     },
 
     /// A migration failed.
-    #[error("DS402 {0}")]
+    #[error("DS402 {0}.")]
     Migration(Box<MigrationFailure>),
 
     /// No application context on this thread.
     #[error(
         "DS103 no application context on this thread (at {at}). Enter one with `app.context(|| ..)`; \
-         a new thread does not inherit its parent's: take `current_app()` along and enter it there"
+         a new thread does not inherit its parent's: take `current_app()` along and enter it there."
     )]
     NoContext {
         /// Where a context was needed.
@@ -330,7 +389,7 @@ pub enum Error {
 
     /// The database object was made without migrations.
     #[error(
-        "DS401 app `{app}`: there are no migrations for {backend}; give them to `Database::new` or `Database::per_backend`"
+        "DS401 app `{app}`: there are no migrations for {backend}; give them to `Database::new` or `Database::per_backend`."
     )]
     NoMigrations {
         /// The application.
@@ -340,7 +399,14 @@ pub enum Error {
     },
 
     /// A handle of another session.
-    #[error("DS110 the handle of {entity} {} given to a session at {at} is another session's; `get` it in this one", key.as_deref().unwrap_or("(no key yet)"))]
+    #[error(
+        "DS110 the handle of {entity} {} given to a session at {at} is another session's. {}",
+        key.as_deref().unwrap_or("(no key yet)"),
+        match key {
+            Some(_) => "`get` the row of that key in this session.",
+            None => "The row has not been inserted yet: commit it in its own session, and then `get` it in this one.",
+        }
+    )]
     NotMine {
         /// The entity.
         entity: &'static str,
@@ -352,9 +418,14 @@ pub enum Error {
 
     /// `retry` was called where not everything it would have to repeat is in its closure.
     #[error(
-        "DS109 `retry` at {at} could not repeat what came before its closure: {} at {since}. \
-         Put all of the transaction into the closure of `retry`, and call it before the session is used",
-        match inside { Some(outer) => format!("it is inside the `{outer}` that began"), None => "this session began, or was given rows to write,".into() }
+        "DS109 `retry` at {at} could not repeat what came before its closure: {}",
+        match inside {
+            Some("retry") => format!("it is inside the `retry` that began at {since}. Leave the inner `retry` out: the outer one repeats all of it."),
+            Some(outer) => format!("it is inside the `{outer}` that began at {since}. Call `retry` instead of that, with all of the transaction in its closure."),
+            None => format!(
+                "this session began, or was given rows to write, at {since}. Call `commit()` or `rollback()` before `retry`, or put that into its closure."
+            ),
+        }
     )]
     NotRepeatable {
         /// The closure that is open: of `transaction`, `savepoint` or another `retry`. None where the session has only begun, or has rows to flush.
@@ -366,7 +437,7 @@ pub enum Error {
     },
 
     /// The query found nothing.
-    #[error("DS301 {} at {at}; add `.optional()` where that is an answer",
+    #[error("DS301 {} at {at}. If that is to be expected, add `.optional()`.",
         match row { Some(row) => format!("there is no {row}, asked for"), None => "nothing found by the query".into() })]
     NotFound {
         /// Entity and key, where one row was asked for by its key.
@@ -378,7 +449,7 @@ pub enum Error {
     /// A query had several rows where at most one was asked for.
     #[error(
         "DS317 the query at {at} found more than one row, and exactly one was asked for. Make its filter narrower; `first` gives any one of the \
-         rows, `load` all of them"
+         rows, `load` all of them."
     )]
     TooManyRows {
         /// Where the query was sent.
@@ -388,20 +459,25 @@ pub enum Error {
     /// Rows that were inserted by one statement came back in another order, and their values do not tell in which.
     #[error(
         "DS313 new rows of {entity} that were flushed at {at} came back in another order and with other values than were sent, so the key of \
-         each cannot be told. Call `rollback()`, and mark the entity `#[entity(row_by_row)]`, so that each row has an INSERT of its own"
+         each cannot be told.{} Mark the entity `#[entity(row_by_row)]`, so that each row has an INSERT of its own.",
+        undo.alone()
     )]
     Unpaired {
         /// The entity.
         entity: &'static str,
         /// Where they were flushed.
         at: Place,
+        /// What the program has to do.
+        undo: Undo,
     },
 
     /// The database inserted fewer or more rows than were sent.
     #[error(
-        "DS321 {sent} new rows of {entity} were sent by the flush at {at}, and the database gave {returned} back. A trigger, a rule or a \
-         row-level policy of the table has kept rows out or added some (a BEFORE trigger that returns NULL does). Call `rollback()`. If this \
-         is wanted, insert such rows with `execute(diesel::insert_into(..))`, which says how many rows were inserted"
+        "DS321 {} of {entity} {} sent by the flush at {at}, and the database gave {returned} back. A trigger of the table (such as \
+         a BEFORE trigger that returns NULL), or on PostgreSQL a rule or a row-level policy, has kept rows out or added some.{} If this is wanted, insert such rows with `execute(diesel::insert_into(..))`, which says \
+         how many rows were inserted.",
+        count(*sent, "new row"), if *sent == 1 { "was" } else { "were" },
+        undo.alone()
     )]
     NotReturned {
         /// The entity.
@@ -412,14 +488,16 @@ pub enum Error {
         returned: usize,
         /// Where they were flushed.
         at: Place,
+        /// What the program has to do.
+        undo: Undo,
     },
 
     /// A row is larger than a statement of the server may be.
     #[error(
         "DS323 {} of {entity} has {bytes} bytes, and a statement of the server has at most {limit} (`max_allowed_packet`); flushed at {at}. \
-         Nothing of the row was sent, and sending it again does not help. Call `rollback()`, and store less in a row, or raise \
-         `max_allowed_packet` on the server",
-        match key { Some(key) => format!("the change of row {key}"), None => "a new row".into() }
+         Nothing of the row was sent, and sending it again does not help.{} Store less in a row, or raise `max_allowed_packet` on the server.",
+        match key { Some(key) => format!("the change of row {key}"), None => "a new row".into() },
+        undo.alone()
     )]
     RowTooLarge {
         /// The entity.
@@ -432,13 +510,18 @@ pub enum Error {
         limit: usize,
         /// Where it was flushed.
         at: Place,
+        /// What the program has to do.
+        undo: Undo,
     },
 
     /// A statement for one key met several rows.
     #[error(
-        "DS322 {operation} of {entity} {key} at {at} met {rows} rows, so its key is not unique in the table. {} Name all columns of the key by \
-         `#[diesel(primary_key(..))]`, and let the table have a unique index on them",
-        if *operation == "SELECT" { "Nothing was changed." } else { "Call `rollback()`." }
+        "DS322 {operation} of {entity} {key} at {at} met {rows} rows, so its key is not unique in the table.{} Name all columns of the key by \
+         `#[diesel(primary_key(..))]`, and let the table have a unique index on them.",
+        match undo {
+            Undo::NotNeeded | Undo::RolledBack if *operation == "SELECT" => " Nothing was changed.".to_owned(),
+            undo => undo.alone(),
+        }
     )]
     NotUnique {
         /// The entity.
@@ -451,12 +534,16 @@ pub enum Error {
         rows: usize,
         /// Where it was sent.
         at: Place,
+        /// What the program has to do.
+        undo: Undo,
     },
 
     /// New rows refer to rows that will never be inserted.
     #[error(
-        "DS312 {rows} new rows of {entity} refer to rows that are not there: their `add` was rolled back or taken back, or belongs to \
-         another session (flushed at {at}). Add those anew, and these with their `key()`"
+        "DS312 {} of {entity} {} to rows that are not there: their `add` was rolled back or taken back, or belongs to another session \
+         (flushed at {at}).{}",
+        count(*rows, "new row"), if *rows == 1 { "refers" } else { "refer" },
+        undo.then(" ", "add those rows anew, and then these with the `key()` of the new handles")
     )]
     UnresolvedKeys {
         /// The entity of the new rows.
@@ -465,14 +552,27 @@ pub enum Error {
         rows: usize,
         /// Where they were flushed.
         at: Place,
+        /// What the program has to do.
+        undo: Undo,
     },
 
     /// `drop_all` would not be able to finish.
     #[error(
-        "DS403 app `{app}`: drop_all would stop half-way, so nothing was reverted. Unknown to this program: [{}]; \
-         without a way back (no down.sql, or one without a statement): [{}]. Add what is missing (`SELECT 1;` in a down.sql where there \
-         is nothing to undo), or drop the database itself",
-        phrase(unknown.join(", ")), phrase(irreversible.join(", "))
+        "DS403 app `{app}`: drop_all would stop half-way, so nothing was reverted.{}{} Or drop the database itself.",
+        match unknown.is_empty() {
+            true => String::new(),
+            false => format!(
+                " Applied, but not among the migrations of this program: {}. Run drop_all from a program that has these migrations.",
+                phrase(unknown.join(", "))
+            ),
+        },
+        match irreversible.is_empty() {
+            true => String::new(),
+            false => format!(
+                " Without a down.sql, or with one that has no statement: {}. Write it, with `SELECT 1;` if there is nothing to undo.",
+                phrase(irreversible.join(", "))
+            ),
+        }
     )]
     NotReversible {
         /// The application.
@@ -487,7 +587,7 @@ pub enum Error {
     #[error(
         "DS406 app `{app}`: {operation} needs one session of the server from its beginning to its end, and a pooler in transaction \
          mode, such as PgBouncer, gives it several. {detail} Call it with a URL that goes to the server itself, or to a pool in \
-         session mode"
+         session mode."
     )]
     PooledConnection {
         /// The application.
@@ -500,8 +600,14 @@ pub enum Error {
 
     /// Of several databases used in one scope, some were committed and one failed.
     #[error(
-        "DS306 {failed} was not committed although {} {}: {} Repair the difference by hand or by a compensating change",
-        committed.join(" and "), if committed.len() == 1 { "was" } else { "were" }, sentence(source)
+        "DS306 {} although {} {}: {} {} by hand or by a compensating change.",
+        if source.is_commit_unknown() {
+            format!("it is not known whether {failed} was committed,")
+        } else {
+            format!("{failed} was not committed")
+        },
+        committed.join(" and "), if committed.len() == 1 { "was" } else { "were" }, sentence(source),
+        if source.is_commit_unknown() { "If it was not, repair the difference" } else { "Repair the difference" }
     )]
     PartialCommit {
         /// The databases that were committed, in order.
@@ -513,7 +619,10 @@ pub enum Error {
     },
 
     /// The database reported an error.
-    #[error("DS302 {} (sent at {at})", phrase(source))]
+    #[error("DS302 {} (sent at {at}).{}", phrase(source), match crate::backend::advice_of(source) {
+        Some(advice) => format!(" {}", sentence(advice)),
+        None => String::new(),
+    })]
     Query {
         /// What Diesel said.
         source: diesel::result::Error,
@@ -523,7 +632,8 @@ pub enum Error {
 
     /// The transaction was aborted or ended by the database or behind the session's back.
     #[error(
-        "DS307 the transaction cannot go on: {} (at {at}). This session commits nothing of it. Call `rollback()`, or return `Err` from the closure of `transaction`, `retry` or `savepoint` that you are in. Use `savepoint` around statements that may fail",
+        "DS307 the transaction cannot go on: {} (at {at}). This session commits nothing of it. In a closure of `transaction`, `savepoint` or \
+         `retry`, or in a hook, return `Err`; elsewhere call `rollback()`. A statement that may fail belongs in a `savepoint`.",
         phrase(cause)
     )]
     RollbackRequired {
@@ -536,7 +646,7 @@ pub enum Error {
     /// `drop_all` on an application whose configuration protects its schema.
     #[error(
         "DS407 app `{app}`: drop_all at {at} would remove everything that its migrations have made in {database}, and its configuration \
-         has `protect_schema(true)`. Nothing was changed. Call it on an application without that, such as a test's"
+         has `protect_schema(true)`. Nothing was changed. Call it on an application without that, such as a test's."
     )]
     SchemaProtected {
         /// The application.
@@ -549,7 +659,8 @@ pub enum Error {
 
     /// The session is in use further up the call stack.
     #[error(
-        "DS106 the session is in use: the call at {at} came while the one at {held_at} was still running. Use the connection it was given, or end it first"
+        "DS106 the session is in use: the call at {at} came while the one at {held_at} still has the connection. In a closure of `with` use the \
+         connection that it was given; drop a connection of `connection()` first."
     )]
     SessionBusy {
         /// The operation that is still running.
@@ -560,7 +671,7 @@ pub enum Error {
 
     /// The session's context has ended.
     #[error(
-        "DS107 the session used at {at} belongs to a context of app `{app}` that has ended; ask for `session()` inside the present one"
+        "DS107 the session used at {at} belongs to a context of app `{app}` that has ended. Call `Database::session` in a context that is open."
     )]
     SessionEnded {
         /// The application.
@@ -572,8 +683,8 @@ pub enum Error {
     /// A row was changed or deleted by somebody else since it was read. A trigger or a policy that keeps a statement from a row looks the same.
     #[error(
         "DS309 {entity} {key} has been changed or deleted since it was read, so its {operation} at {at} would act on an outdated row. \
-         Call `rollback()`, or return `Err` from the closure of `transaction` or `savepoint`; then `get` it again and decide anew. \
-         If nobody has changed it, a trigger or a row-level policy of the database has kept this statement from the row"
+         If nobody has changed it, a trigger or a row-level policy of the database has kept this statement from the row.{}",
+        undo.then(" ", "`get` it again and decide anew")
     )]
     Stale {
         /// The entity.
@@ -584,16 +695,18 @@ pub enum Error {
         operation: &'static str,
         /// Where it was flushed.
         at: Place,
+        /// What the program has to do.
+        undo: Undo,
     },
 
     /// `dispose` could not get every connection back.
-    #[error("DS205 {0}")]
+    #[error("DS205 not every connection came back in time: {0}.")]
     StillInUse(Box<DisposeReport>),
 
     /// `create_all` or `drop_all` while this thread has a transaction open on the application.
     #[error(
-        "DS404 {operation} on app `{app}` while this thread has a transaction open there: {holders}. \
-         Commit it, roll it back or `remove()` the session first"
+        "DS404 {operation} on app `{app}` was called while this thread has a connection of it: {holders}. \
+         End that first: call `commit()`, `rollback()` or `remove()` of its session, or let the closure of its `transaction` return."
     )]
     TransactionOpen {
         /// The application.
@@ -606,9 +719,9 @@ pub enum Error {
 
     /// No application of this id.
     #[error(
-        "DS108 no application `{app}` is registered with {database}, asked at {at} (registered: [{}]); call `init_app` of that \
-         database object first",
-        known.join(", ")
+        "DS108 no application `{app}` is registered with {database}, asked at {at} ({}). Call `init_app` of that database object first{}.",
+        match known.is_empty() { true => "none is".to_owned(), false => format!("registered: {}", known.join(", ")) },
+        if known.is_empty() { "" } else { ", or correct the name" }
     )]
     UnknownApp {
         /// The id asked for.
@@ -625,10 +738,10 @@ pub enum Error {
     /// other. The simplest case is a pool of one whose connection the calling thread holds. As long as one of the threads runs, a
     /// caller waits.
     #[error(
-        "DS206 app `{app}`: the call at {at} would wait for ever, as {} {short}: {holders}. \
-         {}",
+        "DS206 app `{app}`: the call at {at} would wait for ever, as {} {short}{}. {}.",
         if holders.are_all_on_this_thread() { "this thread itself holds" } else { "threads that wait themselves hold" },
-        short.advice(holders.are_all_on_this_thread())
+        if holders.is_empty() { String::new() } else { format!(": {holders}") },
+        short.advice(holders.are_all_on_this_thread(), *pool)
     )]
     WouldDeadlock {
         /// The application.
@@ -639,12 +752,14 @@ pub enum Error {
         holders: Holders,
         /// Where one more was asked for.
         at: Place,
+        /// Whose pool it is.
+        pool: PoolOf,
     },
 
     /// A row is being written while it is needed as a whole.
     #[error(
         "DS314 {entity} {} is being written by the guard of `write` at {held_at}, so it can be neither read nor flushed at {at}. \
-         Let the guard end first: `handle.write().field = ..` does at its end",
+         Let the guard end first; in `handle.write().field = value;` it ends with the statement.",
         key.as_deref().unwrap_or("(no key yet)")
     )]
     WriteInProgress {
@@ -660,7 +775,7 @@ pub enum Error {
 
     /// A handle whose state does not allow the operation.
     #[error(
-        "DS315 {entity} {} cannot be {operation} at {at}: {}",
+        "DS315 {entity} {} cannot be {operation} at {at}: {}.",
         key.as_deref().unwrap_or("(no key yet)"), state.told(operation)
     )]
     WrongState {
@@ -675,6 +790,34 @@ pub enum Error {
         /// Where that was asked for.
         at: Place,
     },
+}
+
+/// What [`Error::LockTimeout`] calls a write to a SQLite file.
+pub(crate) const A_WRITE: &str = "a write";
+
+/// The application of a configuration that has none yet.
+pub(crate) const NO_APP: &str = "-";
+
+/// A number of things.
+pub(crate) fn count(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+fn all(number: u32, thing: &str) -> String {
+    if number == 1 { format!("its one {thing} is") } else { format!("all its {number} {thing}s are") }
+}
+
+fn others_wait(waiting: usize) -> String {
+    match waiting {
+        0 => "no other caller waits".into(),
+        1 => "1 other caller waits".into(),
+        many => format!("{many} other callers wait"),
+    }
+}
+
+/// Who has them, as a sentence with a blank after it; nothing if nobody has them any more.
+fn held(holders: &Holders) -> String {
+    if holders.is_empty() { String::new() } else { format!("Held: {holders}. ") }
 }
 
 impl std::fmt::Debug for Error {

@@ -1,6 +1,6 @@
 //! What a program asks an error.
 
-use super::{ConnectErrorKind, Error, Place};
+use super::{ConnectErrorKind, Error, Place, Undo};
 use crate::schema::MigrationOutcome;
 
 impl Error {
@@ -163,6 +163,6 @@ impl Error {
 
     /// The same of a connection that was lost.
     pub(crate) fn lost(app: &str, source: diesel::result::Error, in_transaction: bool, at: Place) -> Self {
-        Self::ConnectionLost { app: app.into(), at, in_transaction, source }
+        Self::ConnectionLost { app: app.into(), at, in_transaction, source, undo: Undo::default() }
     }
 }

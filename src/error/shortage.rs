@@ -17,18 +17,87 @@ pub enum Shortage {
 }
 
 impl Shortage {
-    pub(super) fn advice(self, of_one_thread: bool) -> &'static str {
+    pub(super) fn advice(self, of_one_thread: bool, pool: PoolOf) -> String {
+        let first = "Commit the outer session first";
         match (self, of_one_thread) {
             (Self::TestConnection, true) => {
-                "Commit the outer session first, do both in one, or give the test a database of its own (`TestIsolation::Database`)"
+                format!("{first}, do both in one, or {}", PoolOf::RolledBackTest.more())
             }
-            (Self::TestConnection, false) => "Give the test a database of its own (`TestIsolation::Database`)",
-            (Self::WriteLock, true) => "Commit the outer session first, or do both in one",
-            (Self::Pool, true) => "Commit the outer session first, do both in one, or raise `Config::max_size`",
-            (Self::Limit, true) => "Commit the outer session first, or raise `Database::max_connections`",
-            (Self::WriteLock, false) => "Write to the databases in the same order everywhere",
-            (Self::Pool, false) => "Take connections in the same order everywhere, or raise `Config::max_size`",
-            (Self::Limit, false) => "Hold one connection a thread, or raise `Database::max_connections`",
+            (Self::TestConnection, false) => "Give the test a database of its own (`TestIsolation::Database`)".into(),
+            (Self::WriteLock, true) => format!("{first}, or do both in one"),
+            (Self::Pool, true) => format!("{first}, do both in one, or {}", pool.more()),
+            (Self::Limit, true) => format!("{first}, or raise `Database::max_connections`"),
+            (Self::WriteLock, false) => "Write to the databases in the same order everywhere".into(),
+            (Self::Pool, false) => format!("Take connections in the same order everywhere, or {}", pool.more()),
+            (Self::Limit, false) => {
+                "Let each thread hold one connection at a time, or raise `Database::max_connections`".into()
+            }
+        }
+    }
+}
+
+/// Whose pool it is: that decides how it gets more connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PoolOf {
+    /// An application of the program's: [`Config::max_size`](crate::Config::max_size) says how many it has.
+    Program,
+    /// A test: [`TestSetup::max_size`](crate::testing::TestSetup::max_size) says it.
+    Test,
+    /// A test that is rolled back has one connection.
+    RolledBackTest,
+}
+
+impl PoolOf {
+    /// How it gets more, as a phrase.
+    pub(super) fn more(self) -> &'static str {
+        match self {
+            Self::Program => "raise `Config::max_size`",
+            Self::Test => "raise the test's `max_size` (`TestSetup::max_size`)",
+            Self::RolledBackTest => "give the test a database of its own (`TestIsolation::Database`)",
+        }
+    }
+}
+
+/// What ended a wait for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WaitLimit {
+    /// [`Config::acquire_timeout`](crate::Config::acquire_timeout).
+    Acquire,
+    /// [`Config::connect_timeout`](crate::Config::connect_timeout).
+    Connect,
+    /// The deadline of the scope.
+    Scope,
+}
+
+impl WaitLimit {
+    /// Sentences on what can be done about connections that are in use.
+    pub(super) fn advice(self, someone_holds: bool, more: &str) -> String {
+        let end = if someone_holds { "end the transactions listed, or " } else { "" };
+        let advice = format!("{end}{more}");
+        match self {
+            Self::Scope => format!(
+                "The scope's deadline ended the wait: give it more time with `Scope::deadline`, {}.",
+                match someone_holds {
+                    true => advice,
+                    false => format!("or {advice}"),
+                }
+            ),
+            Self::Acquire | Self::Connect => format!("{}{}.", advice[..1].to_uppercase(), &advice[1..]),
+        }
+    }
+
+    /// Sentences on what can be done about a server that does not answer.
+    pub(super) fn advice_on_connect(self, server: &str) -> String {
+        let check = match server.starts_with("SQLite") {
+            true => "Check that the disk of the file answers",
+            false => "Check that it runs and is reachable",
+        };
+        match self {
+            Self::Scope => format!("{check}, or give the scope more time with `Scope::deadline`."),
+            Self::Acquire => format!("{check}, or raise `Config::acquire_timeout`."),
+            Self::Connect => format!("{check}, or raise `Config::connect_timeout`."),
         }
     }
 }

@@ -21,7 +21,7 @@ use super::entity::{Columns, Entity};
 use super::handle::State;
 use super::key::{Fk, KeyCell};
 use crate::contain::{contained, drop_contained};
-use crate::error::{Error, Place, Result};
+use crate::error::{Error, Place, Result, Undo};
 use crate::outcome::{Decision, Verdict};
 use crate::wording::phrase;
 
@@ -512,7 +512,7 @@ impl<T: Entity> Entry<T> {
             return Ok(());
         }
         let key = self.shown_key().unwrap_or_default();
-        Err(Error::Stale { entity: T::NAME, key, operation, at })
+        Err(Error::Stale { entity: T::NAME, key, operation, at, undo: Undo::default() })
     }
 
     /// Both values, of a touched entry that nobody is writing.

@@ -227,10 +227,9 @@ impl State {
                 "its transaction's commit was not answered; call `resolve()` of that error, or `get` it in a session that goes on"
             }
             Self::Pending => "it has been added and not inserted yet; `flush()` first",
-            Self::Persistent => "it is in the database",
-            Self::Expired => "it is in the database",
+            Self::Persistent | Self::Expired => "it is in the database; `refresh` it or `get` it again",
             Self::Stale => "a change of it was rolled back; `refresh` it or `get` it again",
-            Self::Deleted => "it is deleted",
+            Self::Deleted => "it is deleted; `add` a new row if there is to be one again",
             Self::Discarded => "its `add` was rolled back or taken back, or came after the session's end; add it again",
             Self::Detached => "the session has let go of it or has ended; `get` it in the present one",
         }

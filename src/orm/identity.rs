@@ -23,7 +23,7 @@ use super::relation::{Reference, Relations, alike};
 use super::sender::{Connected, Sender, Sending, ask, reader};
 use super::writes::{Deletes, Depends, not_unique};
 use crate::contain::{contained, drop_contained, drop_each};
-use crate::error::{Error, Place, Result};
+use crate::error::{Error, Place, Result, Undo};
 use crate::outcome::Verdict;
 
 pub(crate) struct Store<C, T: Entity> {
@@ -675,7 +675,7 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
     }
 
     fn unresolved(&self, at: Place) -> Error {
-        Error::UnresolvedKeys { entity: T::NAME, rows: self.waiting(), at }
+        Error::UnresolvedKeys { entity: T::NAME, rows: self.waiting(), at, undo: Undo::default() }
     }
 
     fn is_dirty(&self) -> bool {

@@ -13,7 +13,7 @@ use super::relation::{Reference, alike};
 use super::sender::{Sender, Sending, ask};
 use super::writes::Depends;
 use crate::contain::{drop_contained, drop_each};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Undo};
 
 pub(super) struct Queue<N: NewEntity> {
     /// By the number under which the entry is listed.
@@ -34,8 +34,8 @@ fn fitting<C: 'static, N: Insert<C>>(
     let bytes: Vec<usize> = rows.iter().map(|(new, _)| new.bytes()).collect();
     let limit = store.most_bytes(bytes.iter().sum(), sender)?;
     if bytes[0] > limit {
-        let (entity, bytes) = (N::Entity::NAME, bytes[0]);
-        return Err(Error::RowTooLarge { entity, key: None, bytes, limit, at: sender.at() });
+        let (entity, bytes, undo) = (N::Entity::NAME, bytes[0], Undo::default());
+        return Err(Error::RowTooLarge { entity, key: None, bytes, limit, at: sender.at(), undo });
     }
     // What cannot be told of the sizes has to fit as well.
     let mut left = limit / 4 * 3;
@@ -62,9 +62,10 @@ fn inserted<C: 'static, N: Insert<C>>(
         N::insert(conn, &sent, sender.returning()).map_err(|error| unreadable(entity, error))
     })?;
     if returned.len() != sent.len() {
-        return Err(Error::NotReturned { entity, sent: sent.len(), returned: returned.len(), at: sender.at() });
+        let (sent, returned, at, undo) = (sent.len(), returned.len(), sender.at(), Undo::default());
+        return Err(Error::NotReturned { entity, sent, returned, at, undo });
     }
-    pair(&sent, returned).ok_or(Error::Unpaired { entity, at: sender.at() })
+    pair(&sent, returned).ok_or(Error::Unpaired { entity, at: sender.at(), undo: Undo::default() })
 }
 
 /// A row that came back and cannot be read as the entity.

@@ -11,7 +11,7 @@ use super::entry::{Entry, Phase};
 use super::identity::{DynStore, Store};
 use super::relation::{Reference, alike};
 use super::sender::{Sender, Sending, ask};
-use crate::error::{Error, Place, Result};
+use crate::error::{Error, Place, Result, Undo};
 
 /// A row that differs.
 struct Written<T: Entity> {
@@ -111,7 +111,8 @@ fn update_one<C: 'static, T: Persist<C>>(
         let limit = store.most_bytes(bytes, sender)?;
         if bytes > limit {
             let key = Some(format!("{:?}", row.old.id()));
-            return Err(Error::RowTooLarge { entity: T::NAME, key, bytes, limit, at: sender.at() });
+            let (at, undo) = (sender.at(), Undo::default());
+            return Err(Error::RowTooLarge { entity: T::NAME, key, bytes, limit, at, undo });
         }
     }
     match ask(sender, Sending::Change, |conn| T::update(conn, &row.old, &row.new))? {
@@ -156,11 +157,15 @@ fn is_gone_or_stale<C: 'static, T: Persist<C>>(
     if store.may_be_gone(row) && ask(sender, Sending::select::<T>(), |conn| T::find(conn, &id))?.is_empty() {
         return Ok(true);
     }
-    Err(Error::Stale { entity: T::NAME, key: format!("{id:?}"), operation, at: sender.at() })
+    Err(stale::<T>(format!("{id:?}"), operation, sender.at()))
 }
 
 pub(super) fn not_unique<T: Entity>(row: &T, operation: &'static str, rows: usize, at: Place) -> Error {
-    Error::NotUnique { entity: T::NAME, key: format!("{:?}", row.id()), operation, rows, at }
+    Error::NotUnique { entity: T::NAME, key: format!("{:?}", row.id()), operation, rows, at, undo: Undo::default() }
+}
+
+fn stale<T: Entity>(key: String, operation: &'static str, at: Place) -> Error {
+    Error::Stale { entity: T::NAME, key, operation, at, undo: Undo::default() }
 }
 
 /// Locks the rows that are updated and deleted in the order of their keys, if more than one statement will lock them.
@@ -369,10 +374,11 @@ pub(super) fn delete<C: 'static, T: Persist<C>>(
                 operation: "DELETE",
                 rows: deleted,
                 at: sender.at(),
+                undo: Undo::default(),
             });
         }
         if deleted < chunk.len() {
-            let stale = |key| Error::Stale { entity: T::NAME, key, operation: "delete", at: sender.at() };
+            let stale = |key| stale::<T>(key, "delete", sender.at());
             // Rows may have gone with others that this transaction, or this very statement, has deleted.
             if !is_loose || !store.has_lost_parents() && deleted == 0 {
                 return Err(stale(key()));

@@ -10,7 +10,7 @@ use super::manager::Slot;
 use super::{Pool, Stored};
 use crate::backend;
 use crate::connection::SessionConnection;
-use crate::error::{Error, Place, Result, Shortage};
+use crate::error::{Error, Place, Result, Shortage, WaitLimit};
 
 /// Lent less than that ago, a connection is handed out as it is.
 const FRESH: Duration = Duration::from_millis(500);
@@ -25,6 +25,15 @@ pub(super) struct Wish {
     pub(super) in_transaction: bool,
     pub(super) since: Instant,
     pub(super) deadline: Instant,
+    /// Whether `deadline` is that of the scope.
+    pub(super) of_scope: bool,
+}
+
+impl Wish {
+    /// What ended a wait that went on until the deadline.
+    pub(super) fn limit(&self) -> WaitLimit {
+        if self.of_scope { WaitLimit::Scope } else { WaitLimit::Acquire }
+    }
 }
 
 impl<C: SessionConnection> Pool<C> {
@@ -50,8 +59,9 @@ impl<C: SessionConnection> Pool<C> {
             lane.check(&self.spec.app)?;
         }
         let deadline = since + self.spec.config.acquire_timeout;
+        let of_scope = limit.is_some_and(|limit| limit < deadline);
         let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
-        let wish = Wish { place, in_transaction, since, deadline };
+        let wish = Wish { place, in_transaction, since, deadline, of_scope };
         let mut asked = since;
         loop {
             let mut permit = self.permit(&wish, asked)?;
@@ -61,7 +71,8 @@ impl<C: SessionConnection> Pool<C> {
                     let holders = self.home.upgrade().map(|home| home.lent_to_this_thread()).unwrap_or_default();
                     if !holders.is_empty() {
                         let (app, short) = (self.spec.app.to_string(), Shortage::TestConnection);
-                        return Err(Error::WouldDeadlock { app, short, holders, at: place });
+                        let pool = self.spec.pool_of();
+                        return Err(Error::WouldDeadlock { app, short, holders, at: place, pool });
                     }
                     lane.wait_until_parked(deadline);
                 }
@@ -80,20 +91,20 @@ impl<C: SessionConnection> Pool<C> {
             asked = Instant::now();
             // Who has no time left would find no other alive either, and close them all.
             if asked >= deadline {
-                return Err(self.timed_out(since.elapsed(), &wish));
+                return Err(self.timed_out(since.elapsed(), wish.limit(), &wish));
             }
         }
     }
 
     fn permit(&self, wish: &Wish, asked: Instant) -> Result<Permit<Stored<C>>> {
         let app = || self.spec.app.to_string();
-        let Wish { place, in_transaction, since, deadline } = *wish;
+        let Wish { place, in_transaction, since, deadline, .. } = *wish;
         let holder = Holder::new(Arc::clone(&self.spec.app), place, asked, in_transaction);
         self.gate.acquire(holder, deadline).map_err(|refused| match refused {
             Refused::Closed => Error::Disposed { app: app() },
             Refused::Hopeless(holders) => {
                 let short = if self.spec.lane.is_some() { Shortage::TestConnection } else { Shortage::Pool };
-                Error::WouldDeadlock { app: app(), short, holders, at: place }
+                Error::WouldDeadlock { app: app(), short, holders, at: place, pool: self.spec.pool_of() }
             }
             Refused::TimedOut { waiting, holders } => Error::AcquireTimeout {
                 app: app(),
@@ -102,6 +113,8 @@ impl<C: SessionConnection> Pool<C> {
                 waiting,
                 holders,
                 at: place,
+                limit: wish.limit(),
+                pool: self.spec.pool_of(),
             },
         })
     }

@@ -18,7 +18,7 @@ use super::order::Order;
 use super::outage::{Probe, Turn};
 use super::{Pool, Stored};
 use crate::connection::SessionConnection;
-use crate::error::{ConnectErrorKind, Error, Result, Shortage};
+use crate::error::{ConnectErrorKind, Error, Result, Shortage, WaitLimit};
 
 /// The pause before a full server is asked again; it doubles up to the second. A server has a slot free some 2 ms after its
 /// client has closed.
@@ -33,7 +33,7 @@ enum Tried<P> {
     Refused(P, ConnectFailure),
     /// Another's connect failed that should have served this caller, or its connection went to who has waited for longer.
     Missed(P),
-    TimedOut(Duration),
+    TimedOut(Duration, WaitLimit),
 }
 
 /// What a full server has been asked for so far.
@@ -84,8 +84,10 @@ impl<C: SessionConnection> Pool<C> {
                 Tried::Served(permit) => return Ok(permit),
                 Tried::Missed(returned) => permit = returned,
                 // The last try was cut short by the deadline; what the server said before tells more.
-                Tried::TimedOut(waited) => {
-                    return Err(refusal.map_or_else(|| self.timed_out(waited, wish), |last| self.refused(last, wish)));
+                Tried::TimedOut(waited, limit) => {
+                    return Err(
+                        refusal.map_or_else(|| self.timed_out(waited, limit, wish), |last| self.refused(last, wish))
+                    );
                 }
                 Tried::Refused(returned, failure) => {
                     returned.seek(true);
@@ -223,6 +225,7 @@ impl<C: SessionConnection> Pool<C> {
                 short: Shortage::Limit,
                 holders,
                 at: wish.place,
+                pool: self.spec.pool_of(),
             }),
             Served::TimedOut => Err(Error::BudgetExhausted {
                 app: self.spec.app.to_string(),
@@ -230,6 +233,7 @@ impl<C: SessionConnection> Pool<C> {
                 max_connections: budget.limit().unwrap_or_default(),
                 holders: budget.holders(),
                 at: wish.place,
+                limit: wish.limit(),
             }),
         }
     }
@@ -244,11 +248,12 @@ impl<C: SessionConnection> Pool<C> {
     ) -> Result<Tried<Permit<Stored<C>>>> {
         let patience = self.spec.config.connect_timeout;
         if self.server.is_stuck(patience) {
-            return Ok(Tried::TimedOut(patience));
+            return Ok(Tried::TimedOut(patience, WaitLimit::Connect));
         }
         self.keep_in_bounds();
         let started = Instant::now();
         let end = (started + patience).min(wish.deadline);
+        let limit = if started + patience <= wish.deadline { WaitLimit::Connect } else { wish.limit() };
         let holder = Holder::new(Arc::clone(&self.spec.app), wish.place, wish.since, wish.in_transaction);
         let line = match permit.line_up(holder) {
             Ok(Some(line)) => line,
@@ -267,7 +272,7 @@ impl<C: SessionConnection> Pool<C> {
                 order.cancel();
                 match refused {
                     Refused::Closed => Err(self.disposed()),
-                    Refused::TimedOut { .. } | Refused::Hopeless(_) => Ok(Tried::TimedOut(started.elapsed())),
+                    Refused::TimedOut { .. } | Refused::Hopeless(_) => Ok(Tried::TimedOut(started.elapsed(), limit)),
                 }
             }
         }
@@ -347,9 +352,9 @@ impl<C: SessionConnection> Pool<C> {
         Error::Disposed { app: self.spec.app.to_string() }
     }
 
-    pub(super) fn timed_out(&self, waited: Duration, wish: &Wish) -> Error {
+    pub(super) fn timed_out(&self, waited: Duration, limit: WaitLimit, wish: &Wish) -> Error {
         let (app, server) = (self.spec.app.to_string(), self.spec.target.shown.clone());
-        Error::ConnectTimeout { app, server, waited, at: wish.place }
+        Error::ConnectTimeout { app, server, waited, at: wish.place, limit }
     }
 
     fn refused(&self, failure: ConnectFailure, wish: &Wish) -> Error {

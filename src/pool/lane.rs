@@ -206,6 +206,9 @@ impl<C: SessionConnection> Lane<C> {
     }
 }
 
+/// How the cause begins if the connection was lost.
+pub(crate) const LOST: &str = "its connection was lost";
+
 /// What a connect says of a lane that another process has.
 pub(crate) const TAKEN: &str = "another process runs a test in this database";
 

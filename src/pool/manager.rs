@@ -17,7 +17,7 @@ use diesel::result::ConnectionResult;
 
 use super::budget::Share;
 use super::generation::{Generation, Seen};
-use super::lane::{Held, Parked};
+use super::lane::{Held, LOST, Parked};
 use super::server::Server;
 use super::socket::{Search, Socket};
 use super::witness::{Reading, Watch, Witness};
@@ -140,8 +140,7 @@ impl<C> Drop for Live<C> {
             socket.forget();
         }
         if let Some(lane) = self.conn.lane().filter(|_| self.doomed || self.lost) {
-            let cause =
-                if self.lost { "its connection was lost" } else { "its connection was left in an unknown state" };
+            let cause = if self.lost { LOST } else { "its connection was left in an unknown state" };
             lane.break_off(cause, None);
         }
         if let Some(lane) = self.conn.lane() {
@@ -345,7 +344,7 @@ impl<C: SessionConnection> Manager<C> {
             Some(introduced) => introduced,
             None => {
                 if let Some(lane) = lane.filter(|_| is_set_up && conn.ping().is_err()) {
-                    lane.break_off("its connection was lost", None);
+                    lane.break_off(LOST, None);
                     return Err(self.failure("the one connection of this test was lost"));
                 }
                 Introduced { session: None, generation: Arc::clone(&self.generation), checks_client: false }

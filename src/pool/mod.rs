@@ -45,7 +45,7 @@ use budget::Budget;
 pub(crate) use budget::Home;
 pub(crate) use gate::Permit;
 pub(crate) use helpers::{Helpers, were_inherited};
-pub(crate) use lane::{Lane, TAKEN};
+pub(crate) use lane::{LOST, Lane, TAKEN};
 pub(crate) use lease::Lease;
 pub use ledger::{Holder, Holders};
 pub(crate) use limit::Limit;
@@ -56,7 +56,7 @@ pub(crate) use witness::{Notes, Reading, Witness, refuse_empty_statements};
 
 use crate::config::Reset;
 use crate::connection::SessionConnection;
-use crate::error::{Error, Place, Result, Shortage};
+use crate::error::{A_WRITE, Error, Place, Result, Shortage};
 use crate::process::PerProcess;
 use crate::spec::Spec;
 use gate::{Gate, Refused};
@@ -164,15 +164,17 @@ impl<C: SessionConnection> Pool<C> {
         writers.acquire(holder, deadline).map(Some).map_err(|refused| match refused {
             Refused::Closed => Error::Disposed { app: app() },
             Refused::Hopeless(holders) => {
-                Error::WouldDeadlock { app: app(), short: Shortage::WriteLock, holders, at: place }
+                let pool = self.spec.pool_of();
+                Error::WouldDeadlock { app: app(), short: Shortage::WriteLock, holders, at: place, pool }
             }
             Refused::TimedOut { holders, .. } => Error::LockTimeout {
                 app: app(),
-                operation: "a write",
+                operation: A_WRITE,
                 waited: started.elapsed(),
                 message: "SQLite has one writer at a time".into(),
                 blockers: Blockers::of_queue(holders),
                 left: "Nothing was written.".into(),
+                at: place,
             },
         })
     }

@@ -288,6 +288,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
                     message: "another create_all or drop_all is at work on this database".into(),
                     blockers: self.lease().blockers(&holders),
                     left: "Nothing was changed.".into(),
+                    at: self.at,
                 });
             }
             if self.is_chained() {
@@ -541,8 +542,10 @@ impl<'a, C: SessionConnection> Change<'a, C> {
                 "drop_all reverts nothing, as `{}`, the first schema of search_path, does not exist or may not be used; {}",
                 phrase(missing),
                 match self.before.schema() {
-                    Some(schema) =>
-                        format!("the names of the migrations would mean the tables of `{}`", phrase(schema)),
+                    Some(schema) => format!(
+                        "the names of the migrations would mean the tables of `{}`. Correct search_path, or create the schema",
+                        phrase(schema)
+                    ),
                     None => "correct search_path, or create it".into(),
                 }
             );
@@ -790,10 +793,17 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         let name = index.map_or_else(|| step.to_owned(), |index| self.plan[index].name.clone());
         trouble.message = trouble.message.trim_end().replace('\n', " ");
         if self.kind.is_lock_timeout(&trouble.message) {
-            let left = match (self.done.is_empty(), left_behind.is_empty()) {
-                (true, true) => "The schema is as it was.".to_owned(),
-                _ => format!("Done before it, and kept: {}. Left of {name}: {}.", list(&self.done), list(&left_behind)),
-            };
+            let done = self.kept();
+            let mut left = Vec::new();
+            if !done.is_empty() {
+                left.push(format!("Done before it, and kept: {}.", list(&done)));
+            }
+            if !left_behind.is_empty() {
+                left.push(format!("Left of {name}: {}.", list(&left_behind)));
+            }
+            if left.is_empty() {
+                left.push("The schema is as it was.".into());
+            }
             // Whoever asks for blockers ends the transaction.
             if self.is_chained() && self.unlock().is_err() {
                 self.lease().doom();
@@ -805,7 +815,8 @@ impl<'a, C: SessionConnection> Change<'a, C> {
                 waited: self.started.elapsed(),
                 message: trouble.message,
                 blockers: self.lease().blockers(&blockers),
-                left,
+                left: left.join(" "),
+                at: self.at,
             };
         }
         Error::Migration(Box::new(MigrationFailure {
@@ -813,12 +824,19 @@ impl<'a, C: SessionConnection> Change<'a, C> {
             operation: self.operation,
             migration: name,
             message: trouble.message,
-            done: self.done.clone(),
+            done: self.kept(),
             left_behind,
             outcome: MigrationOutcome::NotDone,
             connection_lost: false,
             is_migration: index.is_some(),
+            of_test_database: false,
+            advice: None,
         }))
+    }
+
+    /// What was done and stays so. Inside of a test's transaction all of a failed operation is undone.
+    fn kept(&self) -> Vec<String> {
+        if self.is_inside() { Vec::new() } else { self.done.clone() }
     }
 
     /// The connection was lost: what became of the step is asked on another one.
@@ -842,11 +860,13 @@ impl<'a, C: SessionConnection> Change<'a, C> {
             operation: self.operation,
             migration: name,
             message: trouble.message.trim_end().replace('\n', " "),
-            done: self.done.clone(),
+            done: self.kept(),
             left_behind,
             outcome,
             connection_lost: true,
             is_migration: index.is_some(),
+            of_test_database: false,
+            advice: None,
         }))
     }
 

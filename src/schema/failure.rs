@@ -39,6 +39,46 @@ pub struct MigrationFailure {
     pub connection_lost: bool,
     /// Whether it is a migration and not another step of the operation.
     pub(super) is_migration: bool,
+    /// It was to fill a database that the test kit makes, and removes again after a failure.
+    pub(crate) of_test_database: bool,
+    /// What can be done about it, if that is neither to correct the migration nor to try again.
+    pub(crate) advice: Option<String>,
+}
+
+impl MigrationFailure {
+    /// One of every form.
+    #[cfg(test)]
+    pub(crate) fn example(
+        app: &str,
+        operation: &'static str,
+        outcome: MigrationOutcome,
+        done: &[String],
+        left_behind: &[String],
+        connection_lost: bool,
+        is_migration: bool,
+    ) -> Self {
+        Self {
+            app: app.into(),
+            operation,
+            migration: if is_migration { "2024_posts" } else { "the commit" }.into(),
+            message: "it says no.".into(),
+            done: done.to_vec(),
+            left_behind: left_behind.to_vec(),
+            outcome,
+            connection_lost,
+            is_migration,
+            of_test_database: false,
+            advice: None,
+        }
+    }
+
+    /// The failure of filling a test's database: nothing of that stays.
+    pub(crate) fn in_test_database(mut self) -> Self {
+        self.of_test_database = true;
+        self.done.clear();
+        self.left_behind.clear();
+        self
+    }
 }
 
 impl MigrationFailure {
@@ -62,6 +102,7 @@ impl fmt::Display for MigrationFailure {
         write!(f, "app `{}`: {} failed at {kind}{step}: {message} ", self.app, self.operation)?;
         let verb = if self.operation == "create_all" { "applied" } else { "reverted" };
         match self.outcome {
+            _ if self.of_test_database => f.write_str("The test's database is removed. ")?,
             MigrationOutcome::NotDone if !self.is_migration && self.connection_lost => {
                 write!(f, "No migration was {verb} by that. ")?
             }
@@ -82,19 +123,32 @@ impl fmt::Display for MigrationFailure {
         if !self.done.is_empty() {
             write!(f, "Done before it, and kept: {}. ", phrase(self.done.join(", ")))?;
         }
+        let again = self.operation;
+        if self.of_test_database {
+            return match (self.connection_lost, self.is_migration) {
+                _ if let Some(advice) = &self.advice => f.write_str(advice),
+                (true, _) => f.write_str("Find out what ended the connection, and run the test again"),
+                (false, true) => f.write_str("Correct the migration and run the test again"),
+                (false, false) => f.write_str("Remove the cause and run the test again"),
+            };
+        }
         match (self.connection_lost, self.outcome) {
             (true, MigrationOutcome::Unknown) => write!(
                 f,
-                "Call {} again: it looks which migrations the database has. If it fails because something exists or is \
-                 missing, undo by hand what there is of this one",
-                self.operation
+                "Call {again} again: it looks which migrations the database has. If it fails because something exists or is \
+                 missing, undo by hand what there is of this one"
             ),
-            (true, _) => write!(f, "Call {} again", self.operation),
+            (true, _) => write!(f, "Call {again} again"),
             (false, _) if self.is_disk_full() => {
-                write!(f, "Make room on the disk of the database, and call {} again", self.operation)
+                write!(f, "Make room on the disk of the database, and call {again} again")
             }
-            (false, _) if self.is_migration => f.write_str("Correct the migration and call it again"),
-            (false, _) => write!(f, "Remove the cause and call {} again", self.operation),
+            (false, _) if self.is_migration && self.operation == "create_all" => {
+                write!(f, "Correct the migration and call {again} again")
+            }
+            (false, _) if self.is_migration => {
+                write!(f, "Correct the down.sql of the migration and call {again} again")
+            }
+            (false, _) => write!(f, "Remove the cause and call {again} again"),
         }
     }
 }

@@ -119,7 +119,9 @@ impl<C: SessionConnection> Core<C> {
             }));
         };
         if !self.settings.resolvable {
-            return Ok(Resolver::Silent("the transaction's number is not known, as its scope was not `resolvable()`"));
+            return Ok(Resolver::Silent(
+                "its scope was not `resolvable()`, so the server was not asked for the number of the transaction",
+            ));
         }
         let number = self.send(|conn| conn.fixed_text(question))?;
         let Some(number) = number else { return Ok(Resolver::NothingWritten) };

@@ -12,7 +12,7 @@ use super::statement::Statement;
 use crate::backend::Kind;
 use crate::connection::SessionConnection;
 use crate::contain::{message_of, text_of};
-use crate::error::{Error, Place, Result};
+use crate::error::{Error, Place, Result, Undo};
 use crate::orm::{ChangeKind, Changes, Connected, Sender, Sending, Unit};
 use crate::outcome::Verdict;
 use crate::panic_message;
@@ -79,12 +79,16 @@ impl<C: SessionConnection> Shared<C> {
         self.flush(at).map_err(|error| match error {
             // These are what the query itself would have got.
             Error::RollbackRequired { .. } | Error::SessionBusy { .. } | Error::SessionEnded { .. } => error,
-            error => Error::Autoflush { source: Box::new(error), at },
+            error => self.with_undo(Error::Autoflush { source: Box::new(error), at, undo: Undo::default() }),
         })
     }
 
     /// Sends what has changed. After a failure that came with something sent, the transaction has to be rolled back.
     pub(super) fn flush(&self, at: Place) -> Result<()> {
+        self.flush_now(at).map_err(|error| self.with_undo(error))
+    }
+
+    fn flush_now(&self, at: Place) -> Result<()> {
         self.not_ended(at)?;
         let Some(unit) = self.unit.get() else { return Ok(()) };
         if unit.unflushed_since().is_none() {
@@ -127,7 +131,11 @@ impl<C: SessionConnection> Shared<C> {
         // Until all is sent and noted, whatever ends this flush makes a rollback necessary. A panic comes from code of the rows' own types:
         // nobody knows by then which of what was sent has been noted.
         let unfinished = Unfinished { session: self, by_itself, at };
-        let sent = catch_unwind(AssertUnwindSafe(|| unit.send(&Route { session: self, at })));
+        let mut sent = catch_unwind(AssertUnwindSafe(|| unit.send(&Route { session: self, at })));
+        if let Ok(Err(error)) = &mut sent {
+            // It becomes the cause of others, which say what has to be done.
+            error.set_undo(&|_| Undo::Unsaid);
+        }
         let taken = self.has_lost(before);
         let failed = match &sent {
             Ok(Ok(())) if taken => Some(ROLLED_BACK_MEANWHILE.into()),
@@ -179,7 +187,9 @@ impl<C: SessionConnection> Shared<C> {
     /// Runs a hook that comes before a commit. It fails where it took away what was to be flushed or committed.
     pub(super) fn watched(&self, hook: &'static str, at: Place, run: impl FnOnce() -> Result<()>) -> Result<()> {
         let before = self.pending(at)?;
+        let outer = self.hook.replace(Some((hook, self.blocks.borrow().len())));
         let outcome = run();
+        self.hook.set(outer);
         if !self.has_lost(before) {
             return outcome;
         }

@@ -25,7 +25,10 @@ impl<C: SessionConnection> LentConnection<C> {
     pub(super) fn take(session: &Rc<Shared<C>>, at: Place) -> Result<Self> {
         session.autoflush(at)?;
         let mut core = session.enter(at)?;
-        core.prepare(Access::Raw, at)?;
+        if let Err(error) = core.prepare(Access::Raw, at) {
+            drop(core);
+            return Err(session.with_undo(error));
+        }
         let lease = core.lend();
         drop(core);
         // The code that has the connection may write to handles after it has changed their rows.

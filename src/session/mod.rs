@@ -377,7 +377,7 @@ impl<C: SessionConnection> Session<C> {
                 Ok(()) => Ok(value),
                 Err(error) => {
                     self.0.roll_back_for(&error, at);
-                    Err(error.into())
+                    Err(self.0.with_undo(error).into())
                 }
             },
             Err(error) => {
@@ -398,23 +398,25 @@ impl<C: SessionConnection> Session<C> {
         self.0.flush(at)?;
         let mut core = self.0.enter(at)?;
         let was_reading = core.is_reading();
-        core.open_level(at)?;
+        let opened = core.open_level(at);
         drop(core);
+        opened.map_err(|error| self.0.with_undo(error))?;
         if was_reading {
             self.0.expire_rows();
         }
         self.0.unit_level_opened();
         let block = Block::open(&self.0, name, at, true);
         let mark = block.mark;
-        let outcome = body(self).and_then(|value| self.0.flush(at).map(|()| value).map_err(E::from));
+        let outcome = body(self).map_err(Failed::Body);
+        let outcome = outcome.and_then(|value| self.0.flush(at).map(|()| value).map_err(Failed::End));
         block.close();
         let kept = match (outcome, self.0.enter_at_end(at)) {
-            (Ok(value), Ok(mut core)) => core.keep_level(at).map(|()| value).map_err(E::from),
+            (Ok(value), Ok(mut core)) => core.keep_level(at).map(|()| value).map_err(Failed::End),
             (Err(error), Ok(mut core)) => {
                 core.undo_level(at);
                 Err(error)
             }
-            (outcome, Err(busy)) => outcome.and(Err(busy.into())),
+            (outcome, Err(busy)) => outcome.and(Err(Failed::End(busy))),
         };
         match &kept {
             Ok(_) => self.0.unit_level_kept(),
@@ -423,8 +425,19 @@ impl<C: SessionConnection> Session<C> {
                 self.0.forget_hooks(mark);
             }
         }
-        kept
+        kept.map_err(|failed| match failed {
+            Failed::Body(error) => error,
+            Failed::End(error) => self.0.after_savepoint(error).into(),
+        })
     }
+}
+
+/// What failed in a savepoint.
+enum Failed<E> {
+    /// The program's closure.
+    Body(E),
+    /// What came after it.
+    End(Error),
 }
 
 /// Hooks. Each runs once, in the order of registration; those registered inside a savepoint that was rolled back, and those

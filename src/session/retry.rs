@@ -140,7 +140,7 @@ impl<C: SessionConnection> Session<C> {
                         Err((error, true)) => drop(error),
                         Err((error, false)) => {
                             self.0.roll_back_for(&error, at);
-                            return Err(error.into());
+                            return Err(self.0.with_undo(error).into());
                         }
                     },
                     Err(error) => {

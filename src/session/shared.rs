@@ -18,7 +18,7 @@ use crate::app::App;
 use crate::backend::Kind;
 use crate::connection::SessionConnection;
 use crate::contain::drop_each;
-use crate::error::{Error, Place, Result};
+use crate::error::{Error, Place, Result, Undo};
 use crate::orm::{Connected, Newest, Unit};
 use crate::settings::Settings;
 
@@ -32,6 +32,8 @@ pub(crate) struct Shared<C: SessionConnection> {
     pub(super) lent: Cell<bool>,
     pub(super) ended: Cell<bool>,
     pub(super) blocks: RefCell<Vec<(&'static str, Place)>>,
+    /// The hook before a flush or a commit that runs, and how many closures were open when it began.
+    pub(super) hook: Cell<Option<(&'static str, usize)>>,
     pub(super) hooks: RefCell<Hooks>,
     /// Open savepoints.
     pub(super) levels: Cell<u32>,
@@ -57,6 +59,7 @@ impl<C: SessionConnection> Shared<C> {
             lent: Cell::new(false),
             ended: Cell::new(false),
             blocks: RefCell::default(),
+            hook: Cell::new(None),
             hooks: RefCell::default(),
             levels: Cell::new(0),
             unit: OnceCell::new(),
@@ -84,12 +87,51 @@ impl<C: SessionConnection> Shared<C> {
         me
     }
 
+    /// An error, with what the program has to do now so that the transaction is undone.
+    pub(super) fn with_undo(&self, mut error: Error) -> Error {
+        error.set_undo(&|whole| self.needed_undo(whole));
+        error
+    }
+
+    /// What undoes the transaction, or all that can be undone by itself, from where the program is. `whole` is whether the transaction has
+    /// to end.
+    fn needed_undo(&self, whole: bool) -> Undo {
+        let Ok(core) = self.core.try_borrow() else { return Undo::NotNeeded };
+        let whole = match (core.spoiled_as_a_whole(), core.is_active()) {
+            (None, false) => return Undo::RolledBack,
+            (None, true) if !whole => return Undo::NotNeeded,
+            (ended, _) => whole || ended == Some(true),
+        };
+        let (blocks, levels) = (self.blocks.borrow(), self.levels.get() as usize);
+        let hook = self.hook.get();
+        let begun_in_hook = hook.map_or(0, |(_, blocks)| blocks);
+        let closure = if whole { blocks.first() } else { blocks.last() };
+        match (hook, closure) {
+            (Some((name, _)), _) if whole || blocks.len() <= begun_in_hook => Undo::Hook { name },
+            (_, None) if core.settings.commits => Undo::Scope,
+            (_, None) => Undo::Rollback,
+            // The outermost closure ends the transaction, unless it is a savepoint too.
+            (_, Some(&(name, at))) if !whole || blocks.len() > levels => Undo::Closure { name, at },
+            (_, Some(&(name, at))) => Undo::ClosureThenRollback { name, at },
+        }
+    }
+
+    /// The error of the end of a savepoint, which has been rolled back.
+    pub(super) fn after_savepoint(&self, mut error: Error) -> Error {
+        error.set_undo(&|whole| match self.needed_undo(whole) {
+            Undo::NotNeeded => Undo::SavepointRolledBack,
+            undo => undo,
+        });
+        error
+    }
+
     /// Begins the transaction because the program says so: what was read outside of it is read anew inside.
     pub(super) fn begin(&self, at: Place) -> Result<()> {
         let mut core = self.enter(at)?;
         let outside = core.has_read_outside();
-        core.begin(at)?;
+        let begun = core.begin(at);
         drop(core);
+        begun.map_err(|error| self.with_undo(error))?;
         if outside {
             self.expire_rows();
         }
@@ -107,6 +149,10 @@ impl<C: SessionConnection> Shared<C> {
 
     /// Commits, hooks included. Of a failure that ended the transaction `keep` says how many of the hooks stay for another one.
     pub(super) fn commit_with(&self, at: Place, keep: impl FnOnce(&Error) -> Option<Mark>) -> Result<()> {
+        self.commit_with_hooks(at, keep).map_err(|error| self.with_undo(error))
+    }
+
+    fn commit_with_hooks(&self, at: Place, keep: impl FnOnce(&Error) -> Option<Mark>) -> Result<()> {
         drop(self.enter(at)?);
         if self.unit.get().is_some_and(Unit::is_flushing) {
             return Err(Error::AlreadyFlushing { at });
@@ -274,8 +320,10 @@ impl<C: SessionConnection> Shared<C> {
                 unit.note_changing();
             }
         }
-        let _using = Using::new(&self.used_at, at);
-        core.run(statement, at, send)
+        let using = Using::new(&self.used_at, at);
+        let outcome = core.run(statement, at, send);
+        drop((core, using));
+        outcome.map_err(|error| self.with_undo(error))
     }
 
     pub(super) fn enter(&self, at: Place) -> Result<RefMut<'_, Core<C>>> {

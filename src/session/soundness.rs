@@ -4,7 +4,7 @@ use super::transaction::{Access, Core, Phase};
 use crate::backend::{self, Kind, Poison, Question};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
-use crate::pool::Notes;
+use crate::pool::{LOST, Notes};
 use crate::settings::Mode;
 
 /// Why the transaction cannot go on.
@@ -59,7 +59,8 @@ impl<C: SessionConnection> Core<C> {
         live.lost |= notes.lost;
         live.doomed |= !watched || notes.lost;
         if let Some(lane) = live.conn.lane().filter(|_| notes.lost) {
-            lane.break_off(notes.first_error.as_deref().unwrap_or("its connection was lost"), Some(at));
+            let said = notes.first_error.as_deref().map(|error| format!(": {error}"));
+            lane.break_off(format!("{LOST}{}", said.unwrap_or_default()), Some(at));
         }
         if !matches!(self.phase, Phase::Begun(_)) {
             if depth != Some(0) || notes.began || notes.ended_by.is_some() {
@@ -169,6 +170,11 @@ impl<C: SessionConnection> Core<C> {
             Some(spoiled) => Err(Error::RollbackRequired { cause: spoiled.cause.clone(), at: spoiled.at }),
             None => Ok(()),
         }
+    }
+
+    /// Whether the transaction has to be rolled back, and as a whole.
+    pub(super) fn spoiled_as_a_whole(&self) -> Option<bool> {
+        self.spoiled.as_ref().map(|spoiled| spoiled.ended)
     }
 
     pub(super) fn forget_notes(&mut self) {

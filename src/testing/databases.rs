@@ -143,8 +143,9 @@ where
     M: MigrationSource<C::Backend> + Send + Sync + 'static,
 {
     let slots = Slots::of(&target.server).map_err(invalid)?;
-    let mut taken =
-        Arc::clone(&slots).take(1, "databases", Instant::now() + PATIENCE).map_err(|busy| invalid(busy.to_string()))?;
+    let mut taken = Arc::clone(&slots)
+        .take(1, "databases", Instant::now() + PATIENCE)
+        .map_err(|busy| invalid(format!("{busy}. Wait until those tests have ended")))?;
     let owner = Owner::elsewhere(database, config, target)?;
     let outcome = owner.work(&slots, &mut taken, 0, PATIENCE, work);
     owner.close();

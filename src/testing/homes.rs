@@ -456,7 +456,8 @@ impl<'t, C: SessionConnection> Site<'t, C> {
             Ok(additions) => Err(self.failed(
                 AT,
                 format!(
-                    "{why}, and `template1` has {additions} objects or rights that `template0` has not: end that session, or name                      another database with `TestSetup::template`"
+                    "{why}, and `template1` has {additions} objects or rights that `template0` has not: end that session, or name \
+                     another database with `TestSetup::template`"
                 ),
             )),
             Err(unknown) => Err(self.failed(AT, format!("{why}, and what it has cannot be seen: {}", phrase(unknown)))),
@@ -480,7 +481,8 @@ impl<'t, C: SessionConnection> Site<'t, C> {
     /// Fills an empty database; an error tells what the role may not install, if that is the cause.
     pub(super) fn fill(&self, app: &App<C>) -> Result<()> {
         let filled = self.content.fill(app);
-        let Err(Error::Migration(mut failure)) = filled else { return filled };
+        let Err(Error::Migration(failure)) = filled else { return filled };
+        let mut failure = failure.in_test_database();
         if self.kind() == Kind::Postgres {
             let wanted = self.content.extensions();
             let forbidden = (|| {
@@ -495,12 +497,13 @@ impl<'t, C: SessionConnection> Site<'t, C> {
                 .flatten()
                 .find(|name| wanted.contains(*name) && failure.message.contains(name.as_str()));
             if let Some(extension) = forbidden {
-                failure.message.push_str(&format!(
-                    ". This role may not install the extension `{extension}` and a test's database is made anew: let an administrator                      install it in `template1`, or in a database that `TestSetup::template` names"
+                failure.advice = Some(format!(
+                    "This role may not install the extension `{extension}`, and a test's database is made anew: let an administrator \
+                     install it in `template1`, or in a database that `TestSetup::template` names"
                 ));
             }
         }
-        Err(Error::Migration(failure))
+        Err(Error::Migration(Box::new(failure)))
     }
 
     fn turn_to_make(&self, slots: &Slots, what: &str) -> Result<LockFile> {
@@ -508,7 +511,9 @@ impl<'t, C: SessionConnection> Site<'t, C> {
         let file = slots.file(&format!("making-{what}")).map_err(|error| failed(error.to_string()))?;
         match file.lock_until(self.deadline) {
             Ok(true) => Ok(file),
-            Ok(false) => Err(failed("another process has been making it for too long".into())),
+            Ok(false) => Err(failed(
+                "another process has been making it for too long. Wait for that, or raise `TestSetup::patience`".into(),
+            )),
             Err(error) => Err(failed(error.to_string())),
         }
     }
@@ -555,7 +560,7 @@ impl<C: SessionConnection> Home<C> {
         let kind = house.target.kind;
         let lost = || Error::InvalidConfig {
             app: "tests".into(),
-            reason: "the session that owns the databases is gone".into(),
+            reason: "the session that owns the databases is gone, so the next run removes this one".into(),
         };
         match self {
             Self::Database(name) => house

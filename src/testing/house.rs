@@ -128,7 +128,7 @@ impl<C: SessionConnection> House<C> {
         let taken = slots.take(all(), test, deadline).map_err(|busy| Error::TestSetup {
             test: test.into(),
             what: "waiting for the server's connections",
-            reason: busy.to_string(),
+            reason: busy.with_advice("`TestSetup::patience`"),
         })?;
         Ok(self.admit_with(Some(taken)))
     }

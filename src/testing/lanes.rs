@@ -172,8 +172,12 @@ impl<C: SessionConnection> Site<'_, C> {
             Error::Connect { kind: ConnectErrorKind::Other, message, .. }
                 if Kind::of_type::<C>().is_none() && !self.house.registrar.has_connect_with() =>
             {
-                let advice = "`TestIsolation::Rollback` with an enum of connections: give the database object \
-                              `Database::connect_with`, so that the reason is told";
+                let advice = match message.contains("`Database::connect_with`") {
+                    true => "`TestIsolation::Rollback` needs that to find out whether its database is there",
+                    false => {
+                        "`TestIsolation::Rollback` with an enum of connections needs `Database::connect_with`, which tells the reason"
+                    }
+                };
                 self.failed(AT, format!("{}. {advice}", phrase(message)))
             }
             other => other,

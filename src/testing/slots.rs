@@ -151,6 +151,18 @@ impl Drop for Taken {
     }
 }
 
+impl Busy {
+    /// The text, with what can be done; `patience` is the name of what says how long a caller waits.
+    pub(super) fn with_advice(&self, patience: &str) -> String {
+        match self.trouble {
+            Some(_) => {
+                format!("{self}. Make the folder of the tests usable, or name another with DIESEL_SESSION_TEST_DIR")
+            }
+            None => format!("{self}. Run fewer tests at once, or wait longer ({patience})"),
+        }
+    }
+}
+
 impl fmt::Display for Busy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { server, wanted, usable, holders, ahead, trouble } = self;

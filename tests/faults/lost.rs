@@ -66,7 +66,10 @@ fn in_the_middle_of_a_transaction<C: Conn>(site: &Site) {
         site.assert_connections(0);
         let error = lose(&session).unwrap_err();
         assert_lost(&error, true, app.id(), line);
-        assert!(error.is_transient() && error.to_string().contains("call `rollback()`"), "{error}");
+        assert!(
+            error.is_transient() && error.to_string().contains("Call `rollback()`, then run all of it again"),
+            "{error}"
+        );
         assert!(session.number(COUNT).unwrap_err().is_rollback_required());
         let error = session.commit().unwrap_err();
         assert!(error.is_rollback_required(), "nothing is sent, so nothing is unknown: {error}");

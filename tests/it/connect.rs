@@ -196,7 +196,7 @@ fn a_refusal_of_the_programs_own() {
     let error = app.ping().unwrap_err();
     assert!(matches!(&error, Error::Connect { kind: ConnectErrorKind::Other, .. }), "{error}");
     let text = "built without that database, sorry. This is the driver's text or, with `Database::connect_with`, \
-                the program's own";
+                the program's own.";
     assert!(error.to_string().ends_with(text), "{error}");
     assert_tells(&app, &error, &[]);
 }

@@ -1,5 +1,7 @@
 //! The unit of work: what is kept, what is sent, and what its failures leave.
 
+#[path = "unit/advice.rs"]
+mod advice;
 #[path = "unit/costs.rs"]
 mod costs;
 #[path = "unit/failures.rs"]

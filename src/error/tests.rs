@@ -1,0 +1,318 @@
+//! Every text: what has to hold whatever it says.
+
+use std::collections::BTreeSet;
+use std::panic::Location;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+
+use super::*;
+use crate::outcome::Resolver;
+use crate::pool::Holder;
+use crate::schema::MigrationOutcome;
+
+fn place() -> Place {
+    Location::caller()
+}
+
+fn refused() -> DieselError {
+    DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, Box::new("duplicate key".to_owned()))
+}
+
+fn undos() -> Vec<Undo> {
+    let at = place();
+    vec![
+        Undo::NotNeeded,
+        Undo::Unsaid,
+        Undo::RolledBack,
+        Undo::SavepointRolledBack,
+        Undo::Rollback,
+        Undo::Scope,
+        Undo::Closure { name: "retry", at },
+        Undo::ClosureThenRollback { name: "savepoint", at },
+        Undo::Hook { name: "before_flush" },
+    ]
+}
+
+fn some_holders() -> [Holders; 2] {
+    [Holders::default(), Holders(vec![Holder::new("other".into(), place(), Instant::now(), true)])]
+}
+
+fn failures() -> Vec<MigrationFailure> {
+    let mut failures = Vec::new();
+    for operation in ["create_all", "drop_all"] {
+        for outcome in [MigrationOutcome::NotDone, MigrationOutcome::Done, MigrationOutcome::Unknown] {
+            for bits in 0..16_u32 {
+                let bit = |n: u32| bits & (1 << n) != 0;
+                let list = |some: bool| if some { vec!["one".to_owned(), "two".to_owned()] } else { Vec::new() };
+                let (kept, left) = (list(bit(0)), list(bit(1)));
+                let failure = || MigrationFailure::example("shop", operation, outcome, &kept, &left, bit(2), bit(3));
+                failures.extend([failure(), failure().in_test_database()]);
+            }
+        }
+    }
+    failures
+}
+
+fn unknown_commits() -> Vec<Error> {
+    let resolvers = [
+        Resolver::NothingWritten,
+        Resolver::Silent("the database does not tell"),
+        Resolver::Ask(Arc::new(|_| Ok(crate::CommitOutcome::Committed))),
+    ];
+    let error = |resolver| {
+        let (app, at, verdict) = ("shop".into(), place(), Arc::default());
+        Error::CommitUnknown(Box::new(UnknownCommit { app, at, source: refused(), resolver, verdict }))
+    };
+    resolvers.into_iter().map(error).collect()
+}
+
+/// Errors of every variant, with lists that are empty and numbers of 0, 1 and more.
+fn all() -> Vec<Error> {
+    let (at, app) = (place(), || "shop".to_owned());
+    let waited = Duration::from_millis(1500);
+    let query = || Error::Query { source: refused(), at };
+    let names = |some: bool| if some { vec!["one".to_owned(), "two".to_owned()] } else { Vec::new() };
+    let mut all = unknown_commits();
+    all.extend(failures().into_iter().map(|failure| Error::Migration(Box::new(failure))));
+    for undo in undos() {
+        for count in [0, 1, 2] {
+            all.push(Error::NotReturned { entity: "User", sent: count, returned: 3, at, undo });
+            all.push(Error::UnresolvedKeys { entity: "User", rows: count.max(1), at, undo });
+        }
+        for operation in ["SELECT", "UPDATE", "DELETE"] {
+            all.push(Error::NotUnique { entity: "User", key: "7".into(), operation, rows: 2, at, undo });
+        }
+        for key in [None, Some("7".to_owned())] {
+            all.push(Error::RowTooLarge { entity: "User", key, bytes: 20, limit: 10, at, undo });
+        }
+        for in_transaction in [false, true] {
+            all.push(Error::ConnectionLost { app: app(), at, in_transaction, source: refused(), undo });
+        }
+        all.push(Error::Stale { entity: "User", key: "7".into(), operation: "update", at, undo });
+        all.push(Error::Unpaired { entity: "User", at, undo });
+        all.push(Error::Autoflush { source: Box::new(query()), at, undo });
+    }
+    for pool in [PoolOf::Program, PoolOf::Test, PoolOf::RolledBackTest] {
+        for limit in [WaitLimit::Acquire, WaitLimit::Connect, WaitLimit::Scope] {
+            for holders in some_holders() {
+                for waiting in [0, 1, 2] {
+                    let (max_size, holders) = (waiting as u32 + 1, holders.clone());
+                    all.push(Error::AcquireTimeout { app: app(), waited, max_size, waiting, holders, at, limit, pool });
+                }
+                let holders = || holders.clone();
+                for max_connections in [1, 2] {
+                    let holders = holders();
+                    all.push(Error::BudgetExhausted { app: app(), waited, max_connections, holders, at, limit });
+                }
+                for short in [Shortage::Pool, Shortage::Limit, Shortage::TestConnection, Shortage::WriteLock] {
+                    all.push(Error::WouldDeadlock { app: app(), short, holders: holders(), at, pool });
+                }
+            }
+            for server in ["SQLite shop.sqlite", "postgres app@h/shop"] {
+                all.push(Error::ConnectTimeout { app: app(), server: server.into(), waited, at, limit });
+            }
+        }
+    }
+    for server in ["SQLite shop.sqlite", "postgres app@h/shop", "mysql app@h/shop"] {
+        for kind in [
+            ConnectErrorKind::Authentication,
+            ConnectErrorKind::Other,
+            ConnectErrorKind::ServerFull,
+            ConnectErrorKind::Starting,
+            ConnectErrorKind::UnknownDatabase,
+            ConnectErrorKind::Unreachable,
+        ] {
+            for message in ["it says no.", "too many connections for role \"app\"", "give `Database::connect_with`"] {
+                all.push(Error::Connect { app: app(), server: server.into(), kind, message: message.into(), at });
+            }
+        }
+    }
+    for operation in ["create_all", "drop_all", A_WRITE] {
+        let (message, blockers, left) = ("busy".to_owned(), Blockers::default(), "Nothing was changed.".to_owned());
+        all.push(Error::LockTimeout { app: app(), operation, waited, message, blockers, left, at });
+    }
+    for operation in ["commit", "rollback", "remove"] {
+        for outer in ["transaction", "savepoint", "retry"] {
+            all.push(Error::InsideTransaction { operation, outer, outer_at: at, at });
+        }
+    }
+    for hook in ["before_flush", "before_commit", "after_commit", "after_rollback", "on_checkout"] {
+        for committed in [false, true] {
+            all.push(Error::HookFailed { hook, committed, message: "it says no.".into() });
+        }
+    }
+    for (unknown, irreversible) in [(false, true), (true, false), (true, true)] {
+        all.push(Error::NotReversible { app: app(), unknown: names(unknown), irreversible: names(irreversible) });
+    }
+    for some in [false, true] {
+        let database = "the `Database<PgConnection>`".to_owned();
+        all.push(Error::UnknownApp { app: app(), database, at, known: names(some) });
+        all.push(Error::NotFound { row: some.then(|| "User 7".into()), at });
+        all.push(Error::NotMine { entity: "User", key: some.then(|| "7".into()), at });
+        all.push(Error::WriteInProgress { entity: "User", key: some.then(|| "7".into()), held_at: at, at });
+        all.push(Error::TestSpoiled { app: app(), cause: "`COMMIT` was sent".into(), at: some.then_some(at) });
+        all.push(Error::TestSpoiled { app: app(), cause: crate::pool::LOST.into(), at: some.then_some(at) });
+        let connecting = usize::from(some);
+        for still_out in some_holders() {
+            let apps = if some { names(true) } else { vec![app()] };
+            let report = DisposeReport { apps, closed: connecting, waited, still_out, connecting };
+            all.push(Error::StillInUse(Box::new(report)));
+        }
+    }
+    for holders in some_holders().into_iter().filter(|holders| !holders.is_empty()) {
+        all.push(Error::TransactionOpen { app: app(), operation: "drop_all", holders });
+    }
+    for state in [
+        State::Pending,
+        State::Persistent,
+        State::Expired,
+        State::Stale,
+        State::Deleted,
+        State::Discarded,
+        State::Detached,
+        State::Undecided,
+    ] {
+        for operation in ["read", "written", "deleted", "refreshed", "expired", "expunged"] {
+            all.push(Error::WrongState { entity: "User", key: None, state, operation, at });
+        }
+    }
+    for inside in [None, Some("retry"), Some("savepoint"), Some("transaction")] {
+        all.push(Error::NotRepeatable { inside, since: at, at });
+    }
+    for source in unknown_commits().into_iter().chain([query()]) {
+        for committed in [vec!["shop".to_owned()], names(true)] {
+            let source = match &source {
+                Error::CommitUnknown(_) => unknown_commits().remove(0),
+                _ => query(),
+            };
+            all.push(Error::PartialCommit { committed, failed: "audit".into(), source: Box::new(source) });
+        }
+    }
+    let poisoned = crate::backend::advised(refused(), crate::backend::Poison::Outdated);
+    all.extend([
+        query(),
+        Error::Query { source: poisoned, at },
+        Error::AlreadyBegun { begun_at: at, at },
+        Error::AlreadyFlushing { at },
+        Error::AlreadyRegistered { app: app() },
+        Error::DeadlineExceeded { limit: waited, at },
+        Error::Disposed { app: app() },
+        Error::Forked { app: app() },
+        Error::InvalidConfig { app: app(), reason: "max_size is 0; it takes 1 to 10,000".into() },
+        Error::InvalidConfig { app: NO_APP.into(), reason: "the environment variable X is not set.".into() },
+        Error::KeyChanged { entity: "User", from: "1".into(), to: "2".into(), at },
+        Error::NoContext { at },
+        Error::NoMigrations { app: app(), backend: "PostgreSQL" },
+        Error::NotOurs { database: "shop".into(), advice: "give its name as the last argument" },
+        Error::PooledConnection { app: app(), operation: "create_all", detail: "Nothing was changed.".into() },
+        Error::RollbackRequired { cause: "duplicate key.".into(), at },
+        Error::SchemaProtected { app: app(), database: "shop".into(), at },
+        Error::SessionBusy { held_at: at, at },
+        Error::SessionEnded { app: app(), at },
+        Error::TestLeftovers { who: "test `t`".into(), left: names(true) },
+        Error::TestSetup { test: "t".into(), what: "making a database", reason: "no right.".into() },
+        Error::TooManyRows { at },
+    ]);
+    all
+}
+
+fn known_codes() -> BTreeSet<&'static str> {
+    let source = include_str!("questions.rs");
+    source.match_indices("\"DS").map(|(at, _)| &source[at + 1..at + 6]).collect()
+}
+
+#[test]
+fn every_text_is_made_of_whole_sentences() {
+    for error in all() {
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("{} ", error.code())), "{text}");
+        let is_list = matches!(error, Error::TestLeftovers { .. });
+        assert!(is_list || text.ends_with('.') && !text.ends_with("..") && !text.contains('\n'), "{text}");
+        let prose: String =
+            text.split('`').enumerate().map(|(n, part)| if n % 2 == 0 { part } else { "code" }).collect();
+        for wrong in ["  ", " .", " ,", "..)..", ".. ", "[]", ":.", ": .", ": ,", "by .", ",.", ";.", " ()", "nobody"] {
+            assert!(!prose.contains(wrong), "`{wrong}` in: {text}");
+        }
+        let sentences: Vec<&str> = text.split(". ").map(|sentence| sentence.trim_end_matches('.')).collect();
+        let different: BTreeSet<&str> = sentences.iter().copied().collect();
+        assert_eq!(sentences.len(), different.len(), "a sentence comes twice: {text}");
+        for sentence in &sentences[1..] {
+            let first = sentence.chars().next();
+            let is_name = ["create_all", "drop_all"].iter().any(|name| sentence.starts_with(name));
+            assert!(is_name || first.is_some_and(|c| c.is_uppercase() || c == '`'), "`{sentence}` in: {text}");
+        }
+        for plural in ["1 new rows", "1 connections", "1 other callers", "1 connects", "all 1 ", "all its 1 "] {
+            assert!(!text.contains(plural), "{text}");
+        }
+        assert!(text.matches("`rollback()`").count() <= 1, "advice comes twice: {text}");
+        // How long a connection is held goes on.
+        assert!(text.contains(" on thread ") || format!("{error:?}") == text, "{text}");
+    }
+}
+
+#[test]
+fn every_variant_is_looked_at_and_has_its_place_in_the_reference() {
+    let known = known_codes();
+    let seen: BTreeSet<&str> = all().iter().map(Error::code).collect();
+    assert_eq!(seen, known);
+    let reference = include_str!("reference.md");
+    let told: BTreeSet<&str> = reference.match_indices("| DS").map(|(at, _)| &reference[at + 2..at + 7]).collect();
+    assert_eq!(told, known);
+    assert!(reference.lines().filter(|line| line.starts_with("| DS")).all(|line| line.split('|').count() == 6));
+}
+
+#[test]
+fn a_limit_of_the_account_is_not_taken_for_the_servers() {
+    let text = |server: &str, message: &str| {
+        let (app, at, kind) = ("shop".into(), place(), ConnectErrorKind::ServerFull);
+        Error::Connect { app, server: server.into(), kind, message: message.into(), at }.to_string()
+    };
+    for (server, message) in [
+        ("postgres app@h/shop", "FATAL: too many connections for role \"app\""),
+        ("postgres app@h/shop", "FATAL: zu viele Verbindungen von Rolle »app«"),
+        ("postgres app@h/shop", "FATAL: too many connections for database \"shop\""),
+        ("mysql app@h/shop", "User app already has more than 'max_user_connections' active connections"),
+    ] {
+        let text = text(server, message);
+        assert!(text.contains("that of the account") && !text.contains("max_connections."), "{text}");
+    }
+    for (server, message) in [
+        ("postgres app@h/shop", "FATAL: sorry, too many clients already"),
+        ("postgres app@h/shop", "FATAL: tut mir leid, schon zu viele Verbindungen"),
+        ("mysql app@h/shop", "Too many connections"),
+    ] {
+        let text = text(server, message);
+        assert!(text.ends_with("raise the server's max_connections.") && !text.contains("account"), "{text}");
+    }
+}
+
+#[test]
+fn advice_is_that_for_the_database_and_the_pool() {
+    for error in all() {
+        let text = error.to_string();
+        if text.contains("SQLite shop.sqlite") {
+            for server_only in ["that the server runs", "pg_hba", "that it runs", "accepts connections"] {
+                assert!(!text.contains(server_only), "{text}");
+            }
+        }
+        if text.contains("mysql app@") {
+            assert!(!text.contains("pg_hba"), "{text}");
+        }
+        if let Error::AcquireTimeout { pool: PoolOf::RolledBackTest, .. } = error {
+            assert!(!text.contains("max_size") && text.contains("TestIsolation::Database"), "{text}");
+        }
+        if let Error::Migration(failure) = &error {
+            let kept = ["Undo that by hand", "undo by hand", "kept", "The database keeps"];
+            assert!(!failure.of_test_database || kept.iter().all(|kept| !text.contains(kept)), "{text}");
+        }
+        if let Error::PartialCommit { source, .. } = &error {
+            assert_eq!(
+                source.is_commit_unknown(),
+                text.contains("it is not known whether audit was committed"),
+                "{text}"
+            );
+        }
+    }
+}
