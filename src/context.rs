@@ -366,6 +366,10 @@ impl<C: SessionConnection, P> Scope<C, P> {
     /// end of the context and the hooks of the pool are cut short in the same way. A statement of an
     /// [`autocommit`](Self::autocommit) scope that was cut may have been carried out.
     ///
+    /// A `COMMIT` is not refused: it commits what was sent in time, even if the deadline has passed
+    /// since, and the server then has 250 ms to answer. If rows are still to be flushed, they are not
+    /// sent any more, and the commit is [`Error::DeadlineExceeded`].
+    ///
     /// Limits: SQLite finishes the statement that it runs. The program's own code is not interrupted. On other systems than
     /// Linux, and if the connection's socket cannot be told from others (two connects at the same moment through a connection
     /// pooler), only the server ends a statement.
@@ -415,9 +419,11 @@ impl<C: SessionConnection, P> Scope<C, P> {
     /// row to it: do not change the `search_path` inside a context, but enter another one. Types that columns of several tenants have,
     /// such as enums, belong in a schema that all tenants share, because a connection remembers the numbers of types by their names.
     ///
-    /// [`create_all`](crate::App::create_all), [`drop_all`](crate::App::drop_all) and [`migrations`](crate::App::migrations) have a
-    /// connection of their own and do not know the scope's `search_path`, so inside of such a scope they are refused. Migrate the
-    /// schema of a tenant with an application of its own, whose connections have the `search_path`. The schema has to exist:
+    /// [`create_all`](crate::App::create_all), [`drop_all`](crate::App::drop_all) and
+    /// [`migrations`](crate::App::migrations) have a connection of their own and do not know the
+    /// scope's `search_path`, so inside of such a scope they are refused. Migrate the schema of a
+    /// tenant with an application of its own, whose connections have the `search_path`. The schema has
+    /// to exist:
     ///
     /// ```
     /// # #[cfg(feature = "postgres")]

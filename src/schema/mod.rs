@@ -182,7 +182,8 @@ impl<C: SessionConnection> App<C> {
         change.finish(outcome)
     }
 
-    /// A schema operation has a connection of its own. Inside of a tenant's scope it would change the schema of all others.
+    /// A schema operation has a connection of its own. Inside of a tenant's scope it would change the
+    /// schema of all others.
     fn refuse_search_path(&self, operation: &str, at: Place) -> Result<()> {
         if !context::has_search_path(self.id()) {
             return Ok(());
