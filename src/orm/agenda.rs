@@ -14,6 +14,10 @@ pub(crate) struct Agenda {
     attempt: Cell<u64>,
     /// When the last transaction ended.
     transaction: Cell<u64>,
+    /// When the present transaction sent its first statement that may change rows; `NEVER` if it has sent none.
+    changing: Cell<u64>,
+    /// A row that was read from the first of these moments on and before the second one may show changes that were rolled back.
+    rolled_back: Cell<(u64, u64)>,
     /// What is read now is valid for no longer than its statement, which is committed by itself.
     fleeting: Cell<bool>,
     /// Where the first change was made that has not been flushed.
@@ -38,6 +42,8 @@ impl Default for Agenda {
             epoch: Cell::new(1),
             attempt: Cell::new(NEVER),
             transaction: Cell::new(1),
+            changing: Cell::new(NEVER),
+            rolled_back: Cell::new((u64::MAX, NEVER)),
             fleeting: Cell::new(false),
             unflushed: Cell::new(None),
             level: Cell::new(0),
@@ -92,7 +98,32 @@ impl Agenda {
     pub(super) fn end_transaction(&self) {
         self.expire();
         self.attempt.set(NEVER);
+        self.changing.set(NEVER);
         self.transaction.set(self.clock.get());
+    }
+
+    /// The present transaction sends a statement that may change rows.
+    #[inline]
+    pub(super) fn note_changing(&self) {
+        if self.changing.get() == NEVER {
+            self.changing.set(self.clock.get());
+        }
+    }
+
+    /// The transaction, or a savepoint in it, was rolled back, or may have been. The interval only grows, so rows that were read
+    /// between two such transactions are in it too.
+    pub(super) fn note_rollback(&self) {
+        if self.changing.get() != NEVER {
+            let (from, _) = self.rolled_back.get();
+            self.rolled_back.set((from.min(self.changing.get()), self.tick()));
+        }
+    }
+
+    /// Whether a row that was read at `moment` may show changes that were rolled back. Of a row that was expired by itself the moment
+    /// is not known.
+    pub(super) fn may_be_rolled_back(&self, moment: u64) -> bool {
+        let (from, to) = self.rolled_back.get();
+        moment < to && (moment >= from || moment == NEVER)
     }
 
     /// Whether something that was done at `moment` was done in the present transaction.

@@ -299,6 +299,16 @@ impl<T: Entity> Entry<T> {
         self.seen.get() < self.home.agenda.attempt()
     }
 
+    /// Whether its value may show changes that were rolled back. Another transaction may since have given the row the same version.
+    pub(crate) fn may_be_rolled_back(&self) -> bool {
+        T::VERSIONED && self.home.agenda.may_be_rolled_back(self.seen.get())
+    }
+
+    /// Whether what was known of the row is what a query gave now: its version says so, if that was committed.
+    fn is_still(&self, known: &T, row: &T) -> bool {
+        known.has_version_of(row) && (!self.may_be_rolled_back() || changes(known, row) == 0)
+    }
+
     /// The columns that a flush would write.
     pub(crate) fn differences(&self) -> Columns {
         let Some(base) = self.base.borrow().clone() else { return 0 };
@@ -394,9 +404,10 @@ impl<T: Entity> Entry<T> {
         Ok(())
     }
 
-    /// In an attempt of `retry` nothing is known that was read before it: such a row is read first.
+    /// Reads a row whose known value does not count: in an attempt of `retry` one that was read before it, and one that may show
+    /// changes that were rolled back.
     #[cold]
-    pub(crate) fn read_for_attempt(self: &Rc<Self>, at: Place) {
+    pub(crate) fn read_before_use(self: &Rc<Self>, at: Place) {
         if !matches!(self.phase(), Phase::Kept | Phase::Stale) || self.value.try_borrow_mut().is_err() {
             return;
         }
@@ -436,7 +447,7 @@ impl<T: Entity> Entry<T> {
             && self
                 .value
                 .try_borrow()
-                .is_ok_and(|value| value.as_ref().is_some_and(|known| !known.has_version_of(&row)))
+                .is_ok_and(|value| value.as_ref().is_some_and(|known| !self.is_still(known, &row)))
         {
             return false;
         }
@@ -462,10 +473,9 @@ impl<T: Entity> Entry<T> {
             return false;
         };
         let (Some(base), Some(value)) = (self.base.borrow().clone(), value) else { return false };
-        let same_version = base.has_version_of(&row);
-        let unequal_to_itself = T::differences(&base, &base);
-        if !same_version || T::differences(&base, &row) & !unequal_to_itself != 0 {
-            if !same_version || self.verified.get() == NEVER {
+        let is_still = self.is_still(&base, &row);
+        if !is_still || changes(&*base, &row) != 0 {
+            if !is_still || self.verified.get() == NEVER {
                 self.verified.set(NEVER);
                 return false;
             }
@@ -488,15 +498,19 @@ impl<T: Entity> Entry<T> {
         true
     }
 
-    /// Compares an unverified base with the row as it is now; an error of the flush where that has changed. Of one that is gone the UPDATE
-    /// will tell, where there is one.
+    /// Compares an unverified base with the row as it is now; an error of the flush if that has changed. If the row is gone, the
+    /// UPDATE or DELETE tells, if there is one.
     pub(crate) fn verify(&self, row: Option<T>, at: Place) -> Result<()> {
-        let written = self.differences() != 0;
-        if row.map_or(written, |row| self.rebase(row)) {
+        let operation = match (self.doomed.get(), self.differences() != 0) {
+            (true, _) => "delete",
+            (false, true) => "update",
+            (false, false) => "read",
+        };
+        if row.map_or(operation != "read", |row| self.rebase(row)) {
             return Ok(());
         }
         let key = self.shown_key().unwrap_or_default();
-        Err(Error::Stale { entity: T::NAME, key, operation: if written { "update" } else { "read" }, at })
+        Err(Error::Stale { entity: T::NAME, key, operation, at })
     }
 
     /// Both values, of a touched entry that nobody is writing.
@@ -601,4 +615,9 @@ impl<T: Entity> Entry<T> {
         let key = self.shown_key();
         Error::WriteInProgress { entity: T::NAME, key, held_at, at }
     }
+}
+
+/// The columns in which `row` differs from what was known. A value that is not equal to itself has not changed.
+fn changes<T: Entity>(known: &T, row: &T) -> Columns {
+    T::differences(known, row) & !T::differences(known, known)
 }

@@ -114,7 +114,7 @@ impl<T: Entity> Tracked<T> {
     pub fn try_read(&self) -> Result<Snapshot<T>> {
         let at = Location::caller();
         if self.0.is_from_before_attempt() {
-            self.0.read_for_attempt(at);
+            self.0.read_before_use(at);
         }
         self.0.read(at).map(Snapshot)
     }

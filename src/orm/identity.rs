@@ -344,8 +344,9 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
     /// Dooms a row; a new one is taken out.
     pub(super) fn doom(&self, entry: &Rc<Entry<T>>, at: Place) -> Result<()> {
         self.mine(entry, at)?;
-        if entry.is_from_before_attempt() && (T::VERSIONED || entry.phase() == Phase::Stale) {
-            entry.read_for_attempt(at);
+        let is_uncertain = entry.may_be_rolled_back() && entry.phase() == Phase::Kept && !entry.is_fresh();
+        if is_uncertain || entry.is_from_before_attempt() && (T::VERSIONED || entry.phase() == Phase::Stale) {
+            entry.read_before_use(at);
         }
         match entry.phase() {
             Phase::Pending => {
@@ -746,7 +747,8 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
 
     fn verify(&self, sender: &dyn Sender<C>) -> Result<()> {
         let touched = self.home.touched();
-        for entry in touched.iter().filter(|entry| entry.is_unverified() && !entry.is_doomed()) {
+        let is_compared = |entry: &&Rc<Entry<T>>| !entry.is_doomed() || entry.may_be_rolled_back();
+        for entry in touched.iter().filter(|entry| entry.is_unverified()).filter(is_compared) {
             if entry.phase() == Phase::Kept
                 && let Some(id) = entry.id()
             {

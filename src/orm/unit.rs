@@ -105,6 +105,12 @@ impl<C: 'static> Unit<C> {
         self.agenda.borrow().set_fleeting(fleeting);
     }
 
+    /// The transaction sends a statement that may change rows.
+    #[inline]
+    pub(crate) fn note_changing(&self) {
+        self.agenda.borrow().note_changing();
+    }
+
     /// An attempt of `retry` begins, in a new transaction.
     pub(crate) fn begin_attempt(&self) {
         self.agenda.borrow().begin_attempt();
@@ -252,6 +258,7 @@ impl<C: 'static> Unit<C> {
         let agenda = Rc::clone(&self.agenda.borrow());
         let level = agenda.level();
         agenda.nothing_unflushed();
+        agenda.note_rollback();
         self.each(|store| store.roll_back_to(level));
         agenda.set_level(level.saturating_sub(1));
         agenda.expire();
@@ -274,6 +281,7 @@ impl<C: 'static> Unit<C> {
         self.count_loss(self.is_dirty_whatever_panics());
         // Before rows are dropped: what a `Drop` adds is not rolled back.
         self.agenda.borrow().nothing_unflushed();
+        self.agenda.borrow().note_rollback();
         self.each(|store| store.roll_back_to(0));
         self.begin_anew();
     }
@@ -281,6 +289,7 @@ impl<C: 'static> Unit<C> {
     /// After a commit whose answer was lost: the rows that the transaction changed are undecided until `verdict` is known.
     pub(crate) fn undecided(&self, verdict: &Arc<Verdict>) {
         self.agenda.borrow().nothing_unflushed();
+        self.agenda.borrow().note_rollback();
         self.each(|store| store.undecided(verdict));
         self.begin_anew();
     }

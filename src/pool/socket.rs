@@ -41,7 +41,6 @@ mod linux {
     use nix::sys::socket::{
         AddressFamily, Shutdown, SockaddrLike, SockaddrStorage, getpeername, getsockname, shutdown,
     };
-    use nix::unistd::{close, dup};
 
     use super::{Search, Socket};
     use crate::process::PerProcess;
@@ -55,24 +54,22 @@ mod linux {
     /// How long a connect to a local socket waits for its turn. Without it the search may find nothing.
     const PATIENCE: Duration = Duration::from_millis(100);
 
-    /// A second descriptor for a socket, which keeps it from being closed and its number from being used again.
-    struct Pinned(i32);
-
-    impl Drop for Pinned {
-        fn drop(&mut self) {
-            let _ = close(self.0);
-        }
-    }
-
+    // No descriptor is duplicated here: if its number had meanwhile become that of a SQLite file, closing the duplicate would
+    // release the locks that this process has on the file.
     impl Socket {
-        fn pin(self) -> Option<Pinned> {
-            let pinned = Pinned(dup(self.descriptor).ok()?);
-            (inode(&pinned.0.to_string()) == Some(self.inode)).then_some(pinned)
+        fn is_open(self) -> bool {
+            inode(&self.descriptor.to_string()) == Some(self.inode)
+        }
+
+        /// What `ask` says of this very socket.
+        fn ask<T>(self, ask: impl FnOnce(i32) -> nix::Result<T>) -> Option<T> {
+            let answer = ask(self.descriptor).ok()?;
+            self.is_open().then_some(answer)
         }
 
         /// Ends both directions, which wakes the driver if it waits for the server. `false` if the socket is closed already.
         pub(crate) fn cut(self) -> bool {
-            self.pin().is_some_and(|pinned| shutdown(pinned.0, Shutdown::Both).is_ok())
+            self.is_open() && shutdown(self.descriptor, Shutdown::Both).is_ok()
         }
 
         /// The connection is about to be closed.
@@ -84,8 +81,7 @@ mod linux {
 
         /// Whether its other end may be `peer`.
         fn leads_to(self, peer: &Peer) -> bool {
-            let Some(pinned) = self.pin() else { return false };
-            let Ok(address) = getpeername::<SockaddrStorage>(pinned.0) else { return false };
+            let Some(address) = self.ask(getpeername::<SockaddrStorage>) else { return false };
             match address.family() {
                 Some(AddressFamily::Unix) => {
                     let path = address.as_unix_addr().and_then(|address| address.path());
@@ -99,7 +95,7 @@ mod linux {
         }
 
         fn own_port(self) -> Option<u16> {
-            port(&getsockname::<SockaddrStorage>(self.pin()?.0).ok()?)
+            port(&self.ask(getsockname::<SockaddrStorage>)?)
         }
     }
 

@@ -46,6 +46,8 @@ impl<C: SessionConnection> Shared<C> {
         self.unit.get_or_init(|| {
             let unit = Unit::new(self.weak());
             unit.set_level(self.levels.get());
+            // The transaction may have changed rows before the session kept any.
+            unit.note_changing();
             unit
         })
     }

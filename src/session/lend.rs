@@ -30,6 +30,9 @@ impl<C: SessionConnection> LentConnection<C> {
         drop(core);
         // The code that has the connection may write to handles after it has changed their rows.
         session.expire_rows();
+        if let Some(unit) = session.unit.get() {
+            unit.note_changing();
+        }
         session.lent.set(true);
         session.used_at.set(Some(at));
         Ok(Self { session: Rc::clone(session), lease: Some(lease), at, sent_for: For::call_at(at) })

@@ -264,6 +264,9 @@ impl<C: SessionConnection> Shared<C> {
         let mut core = self.enter(at)?;
         if let Some(unit) = self.unit.get() {
             unit.set_fleeting(core.commits_by_itself());
+            if statement.access != Access::Read {
+                unit.note_changing();
+            }
         }
         let _using = Using::new(&self.used_at, at);
         core.run(statement, at, send)

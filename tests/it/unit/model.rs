@@ -221,17 +221,16 @@ impl Run<'_> {
         let get = |session: &Session<Conn>| -> Result<Option<Handle>> {
             Ok(with_table!(key.0, T, _table => session.get::<T>(key.1)?.map(Handle::from)))
         };
-        let is_pending = self.model.pending.writes.contains_key(&key) || self.model.pending.deletes.contains_key(&key);
-        let is_certain = self.model.known.get(&key).is_some_and(|known| known.is_certain);
+        if self.model.pending.writes.contains_key(&key) || self.model.pending.deletes.contains_key(&key) {
+            self.flush()?;
+            self.model.rest();
+        }
         let had_changes = self.session.is_dirty();
         let plan = self.model.plan();
-        let handle = match is_certain && !is_pending {
-            true => match get(&self.session) {
-                Ok(handle) if had_changes == self.session.is_dirty() => handle,
-                // It was read again, after a flush.
-                done => self.flushed(plan, done)?,
-            },
-            false => self.flushing(get)?,
+        let handle = match get(&self.session) {
+            // The session knew the row. Otherwise it reads the row, after a flush.
+            Ok(handle) if had_changes == self.session.is_dirty() => handle,
+            done => self.flushed(plan, done)?,
         };
         self.is_read(key, handle.as_ref())?;
         if let Some(handle) = handle.clone() {
@@ -414,9 +413,6 @@ impl Run<'_> {
                     return Ok(());
                 }
                 let row = handle.read()?;
-                if !self.model.was_committed(key, &row) {
-                    return Ok(());
-                }
                 (row.clone(), row, true)
             }
             None => {
@@ -494,8 +490,9 @@ impl Run<'_> {
         if self.model.pending.deletes.contains_key(&key) {
             return Ok(());
         }
-        let version = handle.read()?.version;
-        self.model.pending.deletes.insert(key, version);
+        let written = self.model.pending.writes.get(&key);
+        let known = written.map_or_else(|| handle.read(), |write| Ok(write.base.clone()))?;
+        self.model.pending.deletes.insert(key, known);
         if self.model.is_unclear() {
             self.model.pending.deletes.remove(&key);
             return Ok(());

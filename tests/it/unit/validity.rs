@@ -143,6 +143,109 @@ fn write_of_the_known_value_to_an_outdated_versioned_row_is_stale() {
     });
 }
 
+/// Reads a row whose version 2 is then rolled back, and lets another program commit its own version 2.
+fn with_a_version_that_was_rolled_back(
+    is_savepoint: bool,
+    body: impl Fn(&Shop<Conn>, &Session<Conn>, &Tracked<Writer>) -> Result<()>,
+) {
+    let ways: [fn(&Session<Conn>) -> Result<Tracked<Writer>>; 3] = [
+        // Code that the session does not know writes.
+        |session| {
+            raw(session, "UPDATE writers SET email = 'undone', version = version + 1")?;
+            ada(session)
+        },
+        |session| {
+            let changes = (writers::email.eq("undone"), writers::version.eq(2));
+            session.execute(diesel::update(writers::table).set(changes))?;
+            ada(session)
+        },
+        // The session itself writes, to a handle that it then gives up.
+        |session| {
+            let row = ada(session)?;
+            row.write().email = Some("undone".into());
+            session.flush()?;
+            session.expunge(&row)?;
+            ada(session)
+        },
+    ];
+    for way in ways {
+        with_rows(|shop| {
+            inside(shop, |session| {
+                let mut row = None;
+                if is_savepoint {
+                    let undone = session.savepoint(|session| {
+                        row = Some(way(session)?);
+                        Err::<(), _>(refused())
+                    });
+                    assert!(undone.is_err());
+                    session.commit()?;
+                } else {
+                    row = Some(way(session)?);
+                    session.rollback()?;
+                }
+                let row = row.expect("it was read");
+                assert_eq!((row.read().version, row.read().email.as_deref()), (2, Some("undone")));
+                elsewhere(shop, "UPDATE writers SET email = 'theirs', version = version + 1");
+                body(shop, session, &row)
+            })
+        });
+    }
+}
+
+#[test]
+fn write_to_a_row_whose_version_was_rolled_back_is_stale() {
+    for is_savepoint in [false, true] {
+        with_a_version_that_was_rolled_back(is_savepoint, |shop, session, row| {
+            row.write().name = "Ada L.".into();
+            assert_is!(session.commit(), Err(Error::Stale { entity: "Writer", operation: "update", .. }));
+            session.rollback()?;
+            session.refresh(row)?;
+            assert_eq!(row.read().email.as_deref(), Some("theirs"));
+            row.write().name = "Ada L.".into();
+            session.commit()?;
+            assert_eq!((email(shop).as_str(), row.read().version), ("theirs", 3));
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn delete_of_a_row_whose_version_was_rolled_back_is_stale() {
+    for is_savepoint in [false, true] {
+        with_a_version_that_was_rolled_back(is_savepoint, |shop, session, row| {
+            session.delete(row)?;
+            assert_is!(session.commit(), Err(Error::Stale { entity: "Writer", operation: "delete", .. }));
+            session.rollback()?;
+            assert_eq!(email(shop), "theirs");
+            session.refresh(row)?;
+            session.delete(row)?;
+            session.commit()?;
+            assert!(shop.ask("SELECT email AS value FROM writers").is_empty());
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn write_after_a_rollback_to_a_row_that_is_as_it_was_is_sent() {
+    with_rows(|shop| {
+        inside(shop, |session| {
+            let row = ada(session)?;
+            raw(session, "UPDATE countries SET name = 'undone'")?;
+            let same = ada(session)?;
+            session.rollback()?;
+            row.write().email = Some("mine".into());
+            session.commit()?;
+            assert_eq!((email(shop).as_str(), same.read().version), ("mine", 2));
+            raw(session, "UPDATE countries SET name = 'undone'")?;
+            ada(session)?;
+            session.rollback()?;
+            session.delete(&row)?;
+            session.commit()
+        })
+    });
+}
+
 #[test]
 fn write_after_a_statement_or_an_undone_savepoint_is_sent() {
     with_rows(|shop| {

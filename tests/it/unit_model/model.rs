@@ -45,8 +45,8 @@ impl Write {
 pub struct Pending {
     pub inserts: Vec<Insert>,
     pub writes: BTreeMap<Key, Write>,
-    /// With the version that the session has.
-    pub deletes: BTreeMap<Key, i32>,
+    /// With the row that the session knows.
+    pub deletes: BTreeMap<Key, Row>,
 }
 
 /// What the session knows of a row.
@@ -223,20 +223,20 @@ impl Model {
         for (key, write) in writes.iter().filter(|(key, write)| write.sends() && !deletes.contains_key(key)) {
             match self.current.get(*key) {
                 None => return Plan::Fails("a row that was written is gone"),
-                Some(row) if key.0.is_versioned() && row.version != write.base.version => {
+                Some(row) if self.is_conflict(*key, &write.base, row) => {
                     return Plan::Fails("a version that was written is old");
                 }
-                Some(_) => {}
+                Some(row) => may_fail |= self.is_other_row(*key, &write.base, row),
             }
         }
-        for (key, version) in deletes {
+        for (key, known) in deletes {
             match self.current.get(*key) {
                 None if self.deleted.contains(key) => {}
                 None => may_fail = true,
-                Some(row) if key.0.is_versioned() && row.version != *version => {
+                Some(row) if self.is_conflict(*key, known, row) => {
                     return Plan::Fails("a version that was to be deleted is old");
                 }
-                Some(_) => {}
+                Some(row) => may_fail |= self.is_other_row(*key, known, row),
             }
         }
         let end = self.end();
@@ -245,6 +245,17 @@ impl Model {
         }
         may_fail |= !self.has_an_order(&end);
         if may_fail { Plan::May(end) } else { Plan::Must(end) }
+    }
+
+    /// Whether the row is not the one that the session knows: it has another version, or the known version was rolled back and then
+    /// given to another row.
+    fn is_conflict(&self, key: Key, known: &Row, row: &Row) -> bool {
+        key.0.is_versioned() && (row.version != known.version || known != row && !self.was_committed(key, known))
+    }
+
+    /// Whether a committed row of that version was replaced by another one of the same version: deleted, and added again.
+    fn is_other_row(&self, key: Key, known: &Row, row: &Row) -> bool {
+        key.0.is_versioned() && known != row
     }
 
     fn has_duplicates(&self) -> bool {
