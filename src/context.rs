@@ -109,6 +109,11 @@ pub(crate) fn session<C: SessionConnection>(
     })
 }
 
+/// Whether this thread is in a scope with a `search_path` that holds for sessions of the application with that id.
+pub(crate) fn has_search_path(app: &str) -> bool {
+    CURRENT.is_set() && CURRENT.with(|frame| &*frame.id == app && frame.settings.search_path.is_some())
+}
+
 fn in_frame<T>(at: Place, f: impl FnOnce(&Frame) -> Result<T>) -> Result<T> {
     if CURRENT.is_set() { CURRENT.with(f) } else { Err(Error::NoContext { at }) }
 }
@@ -366,6 +371,10 @@ impl<C: SessionConnection, P> Scope<C, P> {
     /// end of the context and the hooks of the pool are cut short in the same way. A statement of an
     /// [`autocommit`](Self::autocommit) scope that was cut may have been carried out.
     ///
+    /// A `COMMIT` is not refused: it commits what was sent in time, even if the deadline has passed
+    /// since, and the server then has 250 ms to answer. If rows are still to be flushed, they are not
+    /// sent any more, and the commit is [`Error::DeadlineExceeded`].
+    ///
     /// Limits: SQLite finishes the statement that it runs. The program's own code is not interrupted. On other systems than
     /// Linux, and if the connection's socket cannot be told from others (two connects at the same moment through a connection
     /// pooler), only the server ends a statement.
@@ -414,6 +423,29 @@ impl<C: SessionConnection, P> Scope<C, P> {
     /// A context serves one tenant. Its session knows rows by their key, so the rows of two tenants that have the same key would be one
     /// row to it: do not change the `search_path` inside a context, but enter another one. Types that columns of several tenants have,
     /// such as enums, belong in a schema that all tenants share, because a connection remembers the numbers of types by their names.
+    ///
+    /// [`create_all`](crate::App::create_all), [`drop_all`](crate::App::drop_all) and
+    /// [`migrations`](crate::App::migrations) have a connection of their own and do not know the
+    /// scope's `search_path`, so inside of such a scope they are refused. Migrate the schema of a
+    /// tenant with an application of its own, whose connections have the `search_path`. The schema has
+    /// to exist:
+    ///
+    /// ```
+    /// # #[cfg(feature = "postgres")]
+    /// # mod program {
+    /// # use diesel::prelude::*;
+    /// # use diesel_session::{Config, Database, Result};
+    /// # static DB: Database<PgConnection> = Database::without_migrations();
+    /// pub fn migrate(config: Config, tenant: &str) -> Result<Vec<String>> {
+    ///     let quoted = tenant.replace('"', "\"\"");
+    ///     let config = config.on_connect(format!("SET search_path = \"{quoted}\", public"));
+    ///     let app = DB.init_app(format!("migrate {tenant}"), config)?;
+    ///     let versions = app.create_all();
+    ///     DB.remove_app(app.id())?;
+    ///     versions
+    /// }
+    /// # }
+    /// ```
     ///
     /// The names are quoted, so they are taken as they are written. A schema that does not exist is passed over, as the server does.
     ///

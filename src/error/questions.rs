@@ -64,6 +64,13 @@ impl Error {
         matches!(self, Self::NotFound { .. } | Self::Query { source: diesel::result::Error::NotFound, .. })
     }
 
+    /// Whether the database refused a row because another row has the same unique value or key, also
+    /// in the flush before a query.
+    pub fn is_unique_violation(&self) -> bool {
+        use diesel::result::{DatabaseErrorKind, Error};
+        matches!(self.diesel(), Some(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)))
+    }
+
     /// Whether a deadline passed: for a connection, a connect, a lock, a scope or a disposal.
     pub fn is_timeout(&self) -> bool {
         matches!(

@@ -13,6 +13,9 @@ pub struct Holder {
     pub(crate) place: Place,
     pub(crate) thread: Thread,
     pub(crate) since: Instant,
+    /// How long it had been held when it was listed, so that the text of an error does not depend on
+    /// when it is read.
+    pub(crate) held: Option<Duration>,
     pub(crate) in_transaction: bool,
     /// A helper thread has it, or will have it, for the thread that is named.
     pub(crate) lent: bool,
@@ -35,6 +38,7 @@ impl Holder {
             place,
             thread,
             since,
+            held: None,
             in_transaction,
             lent: false,
             waits_at: None,
@@ -73,9 +77,9 @@ impl Holder {
         self.thread.id()
     }
 
-    /// How long it has been held.
+    /// How long it had been held when the error or the status was made that names it.
     pub fn held_for(&self) -> Duration {
-        self.since.elapsed()
+        self.held.unwrap_or_else(|| self.since.elapsed())
     }
 
     /// Where its thread waits itself; told by [`Error::WouldDeadlock`](crate::Error::WouldDeadlock) only.

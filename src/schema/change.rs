@@ -636,7 +636,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
     /// The log tells what is about to be removed, and by whom.
     fn warn(&self, migrations: usize) {
         let spec = self.app.spec();
-        if spec.roll.is_some() || spec.lane.is_some() || spec.target.in_memory {
+        if migrations == 0 || spec.roll.is_some() || spec.lane.is_some() || spec.target.in_memory {
             return;
         }
         crate::wording::log_line!(

@@ -19,6 +19,7 @@ use diesel::result::{Error as DieselError, QueryResult};
 use crate::app::App;
 use crate::backend::{BEGIN, Kind, State, is_connection_lost};
 use crate::connection::SessionConnection;
+use crate::context;
 use crate::database::PerBackend;
 use crate::error::{Error, Place, Result};
 use crate::panic_message;
@@ -90,7 +91,8 @@ impl<C: SessionConnection> App<C> {
     ///
     /// # Errors
     /// [`Error::Migration`]; [`Error::NoMigrations`]; [`Error::PooledConnection`]; [`Error::TransactionOpen`] while this thread has a transaction open on
-    /// the application; [`Error::LockTimeout`]; what can go wrong with getting a connection.
+    /// the application; [`Error::InvalidConfig`] inside of a scope with a [`search_path`](crate::Scope::search_path);
+    /// [`Error::LockTimeout`]; what can go wrong with getting a connection.
     #[track_caller]
     pub fn create_all(&self) -> Result<Vec<String>> {
         self.create_all_at(Location::caller())
@@ -127,10 +129,12 @@ impl<C: SessionConnection> App<C> {
     /// The program's migrations and those the database has, in the order of their versions. It changes nothing.
     ///
     /// # Errors
-    /// [`Error::NoMigrations`], [`Error::Query`], and what can go wrong with getting a connection.
+    /// [`Error::NoMigrations`]; [`Error::Query`]; [`Error::InvalidConfig`] inside of a scope with a
+    /// [`search_path`](crate::Scope::search_path); what can go wrong with getting a connection.
     #[track_caller]
     pub fn migrations(&self) -> Result<Vec<MigrationStatus>> {
         let at = Location::caller();
+        self.refuse_search_path("migrations", at)?;
         let known = self.known_migrations()?;
         let mut lease = self.pool()?.acquire(at, false, None)?;
         let applied = self.applied_alone(&mut lease);
@@ -164,6 +168,7 @@ impl<C: SessionConnection> App<C> {
     }
 
     pub(crate) fn create_all_at(&self, at: Place) -> Result<Vec<String>> {
+        self.refuse_search_path("create_all", at)?;
         let mut change = Change::start(self, "create_all", at)?;
         let outcome = change.create();
         change.finish(outcome)
@@ -171,9 +176,24 @@ impl<C: SessionConnection> App<C> {
 
     pub(crate) fn drop_all_at(&self, at: Place) -> Result<Vec<String>> {
         self.may_be_dropped(at)?;
+        self.refuse_search_path("drop_all", at)?;
         let mut change = Change::start(self, "drop_all", at)?;
         let outcome = change.drop_everything();
         change.finish(outcome)
+    }
+
+    /// A schema operation has a connection of its own. Inside of a tenant's scope it would change the
+    /// schema of all others.
+    fn refuse_search_path(&self, operation: &str, at: Place) -> Result<()> {
+        if !context::has_search_path(self.id()) {
+            return Ok(());
+        }
+        let reason = format!(
+            "`{operation}` at {at} is inside of a scope with a `search_path`, which holds for the statements of its session only, \
+             so `{operation}` would mean another schema. Nothing was done. Call it outside of the scope; for the schema of a tenant \
+             call it on an application whose connections have that `search_path`, by `Config::on_connect`"
+        );
+        Err(Error::InvalidConfig { app: self.id().into(), reason })
     }
 
     fn may_be_dropped(&self, at: Place) -> Result<()> {

@@ -22,6 +22,30 @@ fn without_a_context_everything_says_so() {
 }
 
 #[test]
+fn error_says_how_long_a_connection_had_been_held_when_it_was_made() {
+    test_alone_with(
+        |config| config.max_size(1),
+        |shop| {
+            shop.context(|| {
+                let session = DB.session()?;
+                session.begin()?;
+                let error = shop.context(|| DB.session()?.begin()).unwrap_err();
+                let Error::WouldDeadlock { holders, .. } = &error else { panic!("{error}") };
+                let (text, held) = (error.to_string(), holders[0].held_for());
+                let status = shop.status();
+                let in_status = status.holders[0].held_for();
+                // The time itself is what is tested.
+                std::thread::sleep(Duration::from_millis(20));
+                assert_eq!((error.to_string(), holders[0].held_for()), (text, held));
+                assert_eq!(status.holders[0].held_for(), in_status);
+                assert!(shop.status().holders[0].held_for() >= in_status + Duration::from_millis(20));
+                session.rollback()
+            })
+        },
+    );
+}
+
+#[test]
 fn a_context_has_one_session() {
     test(|shop| {
         shop.context(|| {

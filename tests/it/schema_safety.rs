@@ -11,7 +11,7 @@ use diesel_migrations::{EmbeddedMigrations, FileBasedMigrations, embed_migration
 use diesel_session::testing::{Fixture, TestIsolation, TestSetup};
 use diesel_session::{App, Config, Database, Error};
 
-use crate::fixtures::{Any, COUNT, Conn, INSERT, Site, Speak, Step, Steps, step, unique};
+use crate::fixtures::{Any, COUNT, Conn, INSERT, Site, Speak, Step, Steps, logged, step, unique};
 use crate::support::{self, Kind, enabled};
 use crate::{on_every_database, on_every_server};
 
@@ -24,6 +24,7 @@ on_every_database!(
     create_all_survives_an_error_whose_display_panics,
     create_all_runs_without_the_statement_timeout,
     drop_all_refuses_a_protected_schema,
+    drop_all_warns_of_nothing_where_it_reverts_nothing,
     unknown_app_names_place_and_database_object
 );
 
@@ -441,6 +442,23 @@ fn drop_all_refuses_a_protected_schema<C: Conn>(site: &Site) {
     assert!(exists(&app, "entries"));
     let test = C::app(site.config());
     assert_eq!(test.drop_all().unwrap().len(), 1);
+}
+
+fn drop_all_warns_of_nothing_where_it_reverts_nothing<C: Conn>(site: &Site) {
+    logged::listen();
+    let warnings = |app: &App<C>| {
+        let part = format!("app `{}`: drop_all, called at", app.id());
+        logged::lines_with(&part).len()
+    };
+    let (_db, fails) =
+        own::<C, _>(Steps(vec![step("1", "CREATE TABEL wrong (id INTEGER)", "SELECT 1")]), site.config());
+    fails.create_all().unwrap_err();
+    assert_eq!(fails.drop_all().unwrap(), Vec::<String>::new());
+    assert_eq!(warnings(&fails), 0);
+    let (_db, works) = own::<C, _>(Steps(vec![step("1", "SELECT 1", "SELECT 1")]), site.config());
+    works.create_all().unwrap();
+    assert_eq!(works.drop_all().unwrap(), ["1"]);
+    assert_eq!(warnings(&works), 1);
 }
 
 fn unknown_app_names_place_and_database_object<C: Conn>(_: &Site) {

@@ -289,6 +289,29 @@ fn after_the_deadline_nothing_is_sent() {
 }
 
 #[test]
+fn commit_after_the_deadline_keeps_what_was_sent_in_time() {
+    test(|shop| {
+        let limit = Duration::from_millis(150);
+        let scope = || shop.scope().deadline(limit);
+        // The time itself is what is tested.
+        let late = || std::thread::sleep(limit);
+        scope().commit_on_ok().run(|| {
+            add(&DB.session()?, "Ada")?;
+            late();
+            Ok::<_, Error>(())
+        })?;
+        scope().run(|| {
+            let session = DB.session()?;
+            add(&session, "Bob")?;
+            late();
+            session.commit()
+        })?;
+        assert_eq!(shop.names(), ["Ada", "Bob"]);
+        Ok(())
+    });
+}
+
+#[test]
 fn a_deadline_ends_the_wait_for_a_connection() {
     test_alone_with(
         |config| config.acquire_timeout(Duration::from_secs(60)),

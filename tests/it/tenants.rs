@@ -10,7 +10,10 @@ use crate::fixtures::{Conn, Site, Speak, connect_any};
 use crate::on_every_database;
 use crate::support::{self, Kind, enabled};
 
-on_every_database!(search_path_is_an_error_where_there_is_none);
+on_every_database!(
+    search_path_is_an_error_where_there_is_none,
+    schema_operations_are_refused_in_a_scope_with_search_path,
+);
 
 diesel::table! { notes (id) { id -> Integer, text -> Text, } }
 
@@ -148,6 +151,60 @@ fn search_path_is_an_error_where_there_is_none<C: Conn>(site: &Site) {
         }
     }
     assert_eq!(app.status().in_use, 0);
+}
+
+fn schema_operations_are_refused_in_a_scope_with_search_path<C: Conn>(site: &Site) {
+    let (app, db) = (C::app(site.config()), C::db());
+    let tenant = || app.scope().search_path(["one"]);
+    let is_refused = |outcome: Result<()>, line: u32| {
+        let error = outcome.unwrap_err();
+        assert!(matches!(&error, Error::InvalidConfig { reason, .. } if reason.contains("search_path")), "{error}");
+        assert!(error.to_string().contains(&format!("{}:{line}:", file!())), "{error}");
+    };
+    is_refused(tenant().run(|| app.create_all().map(drop)), line!());
+    is_refused(tenant().run(|| db.create_all().map(drop)), line!());
+    assert!(app.migrations().unwrap().iter().all(|migration| !migration.applied), "nothing was done");
+    assert_eq!(app.create_all().unwrap().len(), 1);
+    app.scope().commit_on_ok().run(|| db.session()?.send(INSERT)).unwrap();
+    is_refused(tenant().run(|| app.drop_all().map(drop)), line!());
+    is_refused(tenant().run(|| db.drop_all().map(drop)), line!());
+    is_refused(tenant().run(|| app.migrations().map(drop)), line!());
+    assert_eq!(app.context(|| db.session()?.number("SELECT count(*) AS number FROM entries")).unwrap(), 1);
+    // The scope says nothing of a context inside of it, or of another application.
+    let other = C::app(site.config());
+    let counts = tenant().run(|| Ok::<_, Error>((app.context(|| app.migrations())?.len(), other.migrations()?.len())));
+    assert_eq!(counts.unwrap(), (1, 1));
+    assert_eq!(tenant().run(|| other.drop_all()).unwrap().len(), 1);
+}
+
+const INSERT: &str = "INSERT INTO entries (author, message) VALUES ('Ada', 'Hello')";
+
+/// The program that the documentation of `Scope::search_path` shows.
+#[test]
+fn each_tenant_is_migrated_by_an_application_of_its_own() {
+    if !enabled(Kind::Postgres) {
+        return;
+    }
+    let site = Site::postgres();
+    let (app, db) = (PgConnection::app(site.config()), PgConnection::db());
+    let mut plain = PgConnection::establish(&site.url()).unwrap();
+    for tenant in TENANTS {
+        plain.batch_execute(&format!("CREATE SCHEMA {}", quoted(tenant))).unwrap();
+    }
+    let of_tenant = |tenant: &str| {
+        PgConnection::app(site.config().on_connect(format!("SET search_path = {}, public", quoted(tenant))))
+    };
+    for tenant in TENANTS {
+        let own = of_tenant(tenant);
+        assert_eq!(own.create_all().unwrap().len(), 1);
+        assert_eq!(own.create_all().unwrap().len(), 0);
+        own.dispose().unwrap();
+        app.scope().search_path([tenant]).commit_on_ok().run(|| db.session()?.send(INSERT)).unwrap();
+    }
+    assert_eq!(of_tenant(TENANTS[0]).drop_all().unwrap().len(), 1);
+    let left = "SELECT schemaname::text AS value FROM pg_tables WHERE tablename = 'entries' ORDER BY schemaname";
+    let left: Vec<Value> = diesel::sql_query(left).load(&mut plain).unwrap();
+    assert_eq!(left.into_iter().map(|row| row.value).collect::<Vec<_>>(), TENANTS[1..]);
 }
 
 #[test]

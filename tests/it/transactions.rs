@@ -162,7 +162,7 @@ fn a_savepoint_is_how_to_go_on_after_a_statement_that_fails() {
                 add(session, "Bob")?;
                 add(session, "Ada")
             });
-            assert_is!(twice, Err(error) if matches!(kind_of(&error), Some(DatabaseErrorKind::UniqueViolation)));
+            assert_is!(twice, Err(error) if error.is_unique_violation());
             assert_eq!(names(&session)?, ["Ada"]);
             add(&session, "Cid")?;
             session.commit()

@@ -349,7 +349,7 @@ impl<T> State<T> {
 
     fn holder(&self, seat: usize) -> Option<Holder> {
         let holder = self.seats[seat].clone()?;
-        Some(Holder { session: self.labels[seat], ..holder })
+        Some(Holder { session: self.labels[seat], held: Some(holder.since.elapsed()), ..holder })
     }
 }
 

@@ -363,6 +363,52 @@ fn handle_that_outlives_its_session_says_so() {
 }
 
 #[test]
+fn commit_with_rows_to_flush_after_the_deadline_sends_nothing() {
+    blog(|shop| {
+        let limit = Duration::from_millis(150);
+        let late = shop.scope().deadline(limit).commit_on_ok().run(|| {
+            let session = DB.session()?;
+            session.add(NewWriter { name: "Ada".into(), email: None });
+            session.flush()?;
+            session.add(NewWriter { name: "Bob".into(), email: None });
+            // The time itself is what is tested.
+            std::thread::sleep(limit);
+            Ok::<_, Error>(())
+        });
+        assert_is!(late, Err(Error::DeadlineExceeded { .. }));
+        assert_eq!(shop.context(|| DB.session()?.count(writers::table))?, 0);
+        Ok(())
+    });
+}
+
+#[test]
+fn unique_violation_is_told_from_other_errors() {
+    blog(|shop| {
+        shop.context(|| {
+            let session = DB.session()?;
+            let ada = || NewWriter { name: "Ada".into(), email: None };
+            session.add(ada());
+            session.commit()?;
+            session.add(ada());
+            let flushed = session.flush().unwrap_err();
+            assert!(flushed.is_unique_violation(), "{flushed}");
+            session.rollback()?;
+            session.add(ada());
+            let before_a_query = session.count(writers::table).unwrap_err();
+            assert!(before_a_query.is_unique_violation(), "{before_a_query}");
+            let afterwards = session.count(writers::table).unwrap_err();
+            assert!(!afterwards.is_unique_violation(), "{afterwards}");
+            session.rollback()?;
+            let unknown = session.find::<Writer>(99).unwrap_err();
+            assert!(!unknown.is_unique_violation(), "{unknown}");
+            let wrong = session.execute(diesel::sql_query("SELEC 1")).unwrap_err();
+            assert!(!wrong.is_unique_violation(), "{wrong}");
+            session.rollback()
+        })
+    });
+}
+
+#[test]
 fn get_or_create_in_a_read_committed_scope_finds_the_row_of_another_program() {
     blog(|shop| {
         shop.scope().isolation(Isolation::ReadCommitted).run(|| {
