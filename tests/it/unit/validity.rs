@@ -143,12 +143,15 @@ fn write_of_the_known_value_to_an_outdated_versioned_row_is_stale() {
     });
 }
 
+/// Changes a row, and gives the row as it is then.
+type Change = fn(&Session<Conn>) -> Result<Tracked<Writer>>;
+
 /// Reads a row whose version 2 is then rolled back, and lets another program commit its own version 2.
 fn with_a_version_that_was_rolled_back(
     is_savepoint: bool,
     body: impl Fn(&Shop<Conn>, &Session<Conn>, &Tracked<Writer>) -> Result<()>,
 ) {
-    let ways: [fn(&Session<Conn>) -> Result<Tracked<Writer>>; 3] = [
+    let ways: [Change; 3] = [
         // Code that the session does not know writes.
         |session| {
             raw(session, "UPDATE writers SET email = 'undone', version = version + 1")?;
