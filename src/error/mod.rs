@@ -683,7 +683,7 @@ pub enum Error {
     /// A row was changed or deleted by somebody else since it was read. A trigger or a policy that keeps a statement from a row looks the same.
     #[error(
         "DS309 {entity} {key} has been changed or deleted since it was read, so its {operation} at {at} would act on an outdated row. \
-         If nobody has changed it, a trigger or a row-level policy of the database has kept this statement from the row.{}",
+         If the row is unchanged, a trigger or a row-level policy of the database has kept this statement from the row.{}",
         undo.then(" ", "`get` it again and decide anew")
     )]
     Stale {
