@@ -190,9 +190,9 @@ pub(super) fn lock_limit(limit: Duration) -> String {
 
 /// A savepoint at the beginning of each transaction. Whatever ends the transaction takes it away, whether words do it, a procedure, data
 /// definition or a deadlock; and the next transaction has none.
-/// Forgets the last counted key. Otherwise a new row without a counted key would get the key of another row.
 pub(super) const MARKER: &str = "diesel_session_began";
 pub(super) const RELEASE_MARK: &str = "RELEASE SAVEPOINT diesel_session_began";
+/// Also forgets the last counted key. Otherwise a new row without a counted key would get the key of another row.
 pub(super) const MARK: &str = "SAVEPOINT diesel_session_began; DO LAST_INSERT_ID(0)";
 
 /// Where the savepoint is gone the server refuses to release it, and does not look at the `COMMIT`.
