@@ -50,6 +50,10 @@ fn entity(model: &Model) -> TokenStream {
         }
         None => (quote!(true), quote!()),
     };
+    let parent_probes = quote! {
+        #[allow(unused_imports)]
+        use ::diesel_session::orm::probe::{EntityParent as _, OtherParent as _, Parent};
+    };
     let foreign_keys: Vec<_> = model.foreign_keys().collect();
     let parents: Vec<_> = foreign_keys.iter().map(|(parent, _)| *parent).collect();
     // What the key of a foreign key refers to; none of it is if one of its columns is NULL.
@@ -65,7 +69,8 @@ fn entity(model: &Model) -> TokenStream {
             several => quote!((#(#several,)*)),
         };
         quote!((|row: &Self| -> ::core::option::Option<::diesel_session::orm::Reference> {
-            ::core::option::Option::Some(::diesel_session::orm::Reference::to::<#parent>(#key))
+            let parent = (&&Parent::<#parent>::new()).table();
+            ::core::option::Option::Some(::diesel_session::orm::Reference::new(parent, #key))
         }))
     };
     let references = foreign_keys.iter().map(|(parent, fields)| {
@@ -86,7 +91,7 @@ fn entity(model: &Model) -> TokenStream {
         let names = fields.iter().filter(|at| is_written(at) && model.fields[**at].is_optional());
         let names: Vec<_> = names.map(|&at| &model.fields[at].name).collect();
         quote! {
-            if parents.contains(&::core::any::TypeId::of::<#parent>()) {
+            if parents.contains(&(&&Parent::<#parent>::new()).table()) {
                 #(self.#names = ::core::option::Option::None;)*
             }
         }
@@ -127,11 +132,10 @@ fn entity(model: &Model) -> TokenStream {
             }
 
             fn parents(found: &mut ::diesel_session::orm::Relations) {
-                #[allow(unused_imports)]
-                use ::diesel_session::orm::probe::{EntityParent as _, OtherParent as _, Parent};
+                #parent_probes
                 let _ = &found;
                 #(
-                    found.add::<Self, #parents>();
+                    found.add(<Self as ::diesel_session::Entity>::table(), (&&Parent::<#parents>::new()).table());
                     (&&Parent::<#parents>::new()).visit(found);
                 )*
             }
@@ -174,6 +178,7 @@ fn entity(model: &Model) -> TokenStream {
             }
 
             fn references(&self) -> ::std::vec::Vec<::diesel_session::orm::Reference> {
+                #parent_probes
                 #[allow(unused_mut)]
                 let mut found = ::std::vec::Vec::new();
                 #(#references)*
@@ -182,6 +187,7 @@ fn entity(model: &Model) -> TokenStream {
 
             #[allow(clippy::float_cmp)]
             fn moves(old: &Self, new: &Self) -> ::std::vec::Vec<::diesel_session::orm::Move> {
+                #parent_probes
                 #[allow(unused_mut)]
                 let mut found = ::std::vec::Vec::new();
                 let _ = (old, new);
@@ -190,6 +196,7 @@ fn entity(model: &Model) -> TokenStream {
             }
 
             fn unlink(&mut self, parents: &[::core::any::TypeId]) {
+                #parent_probes
                 let _ = parents;
                 #(#unlink)*
             }
@@ -361,13 +368,18 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
     };
     let update_many = update::many(model, backend, connection);
     // Elsewhere a SELECT finds the newest row, or a transaction that would have to see another is refused.
-    let find_newest = (backend == Backend::Mysql).then(|| {
+    let find_newest = match backend {
+        Backend::Mysql => Some(quote!(#table::table #(.filter(#by_id))* .select(#selection).for_update().load(conn))),
+        Backend::Any => Some(
+            quote!(::diesel_session::orm::ForUpdate::new(#table::table #(.filter(#by_id))* .select(#selection)).load(conn)),
+        ),
+        Backend::Postgres | Backend::Sqlite => None,
+    };
+    let find_newest = find_newest.map(|query| {
         quote! {
-            const HAS_SNAPSHOT: bool = true;
-
             fn find_newest(conn: &mut #connection, id: &Self::Id) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
                 #traits
-                #table::table #(.filter(#by_id))* .select(#selection).for_update().load(conn)
+                #query
             }
         }
     });

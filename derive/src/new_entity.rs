@@ -113,7 +113,10 @@ fn composite(model: &Model) -> Vec<TokenStream> {
             };
             quote! {
                 found.extend((|new: &Self| -> ::core::option::Option<::diesel_session::orm::Reference> {
-                    ::core::option::Option::Some(::diesel_session::orm::Reference::to::<#parent>((#(#parts,)*)))
+                    #[allow(unused_imports)]
+                    use ::diesel_session::orm::probe::{EntityParent as _, OtherParent as _, Parent};
+                    let parent = (&&Parent::<#parent>::new()).table();
+                    ::core::option::Option::Some(::diesel_session::orm::Reference::new(parent, (#(#parts,)*)))
                 })(self));
             }
         })

@@ -56,7 +56,7 @@ where
 }
 
 /// Whether databases compare keys of this type as Rust does.
-fn is_exact<Id: 'static>() -> bool {
+pub(super) fn is_exact<Id: 'static>() -> bool {
     let exact = [
         TypeId::of::<i16>(),
         TypeId::of::<i32>(),
@@ -194,6 +194,38 @@ impl<I: QueryFragment<DB>, S: QueryFragment<DB>, DB: Backend> QueryFragment<DB> 
 }
 
 impl<I, S, C> RunQueryDsl<C> for Returning<I, S> {}
+
+/// A SELECT that locks its rows, for enums of connections, whose backend knows of no locking clause.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct ForUpdate<S> {
+    select: S,
+}
+
+impl<S> ForUpdate<S> {
+    pub fn new(select: S) -> Self {
+        Self { select }
+    }
+}
+
+impl<S: Query> Query for ForUpdate<S> {
+    type SqlType = S::SqlType;
+}
+
+impl<S: QueryId> QueryId for ForUpdate<S> {
+    type QueryId = ForUpdate<S::QueryId>;
+    const HAS_STATIC_QUERY_ID: bool = S::HAS_STATIC_QUERY_ID;
+}
+
+impl<S: QueryFragment<DB>, DB: Backend> QueryFragment<DB> for ForUpdate<S> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
+        self.select.walk_ast(out.reborrow())?;
+        out.push_sql(" FOR UPDATE");
+        Ok(())
+    }
+}
+
+impl<S, C> RunQueryDsl<C> for ForUpdate<S> {}
 
 macro_rules! gates {
     ($dollar:tt $($feature:literal $name:ident),+) => { $(

@@ -84,7 +84,7 @@ pub trait Entity: Clone + 'static {
     #[doc(hidden)]
     fn moves(old: &Self, new: &Self) -> Vec<Move>;
 
-    /// Sets foreign keys to rows of these types to NULL, if their columns can be NULL.
+    /// Sets foreign keys to rows of these tables to NULL, if their columns can be NULL.
     #[doc(hidden)]
     fn unlink(&mut self, parents: &[TypeId]);
 
@@ -124,11 +124,7 @@ pub trait Persist<C>: Entity {
     #[doc(hidden)]
     fn find(conn: &mut C, id: &Self::Id) -> QueryResult<Vec<Self>>;
 
-    /// Whether a plain SELECT may find an older row than a locking one, and `find_newest` is a locking one.
-    #[doc(hidden)]
-    const HAS_SNAPSHOT: bool = false;
-
-    /// The newest row, whatever the transaction sees.
+    /// The newest row, locked, whatever the transaction sees. It is asked for where a plain SELECT may find an older row.
     #[doc(hidden)]
     fn find_newest(conn: &mut C, id: &Self::Id) -> QueryResult<Vec<Self>> {
         Self::find(conn, id)

@@ -278,8 +278,13 @@ impl<T: Entity> Entry<T> {
 
     /// Whether the newest row was read, and locked, in the present transaction. A plain SELECT may find an older one.
     pub(crate) fn is_locked(&self) -> bool {
+        self.newest.get().1 == Newest::Locked && self.may_be_locked()
+    }
+
+    /// The same, also where nobody knows whether the query took a lock.
+    pub(crate) fn may_be_locked(&self) -> bool {
         let (moment, newest) = self.newest.get();
-        newest == Newest::Locked && self.home.agenda.is_of_transaction(moment)
+        newest != Newest::No && self.home.agenda.is_of_transaction(moment)
     }
 
     pub(crate) fn note_newest(&self, newest: Newest) {
@@ -423,9 +428,7 @@ impl<T: Entity> Entry<T> {
     /// by now what the database has.
     fn read_again(&self, at: Place) -> bool {
         let (Some(id), Some(read)) = (self.id(), &self.home.reader) else { return false };
-        let (moment, newest) = self.newest.get();
-        let locked = newest != Newest::No && self.home.agenda.is_of_transaction(moment);
-        let row = match read(&id, locked, at) {
+        let row = match read(&id, self.may_be_locked(), at) {
             Ok(Some(row)) => row,
             Ok(None) => return false,
             Err(error) => {

@@ -14,7 +14,7 @@
 //! to a row of a circle is sent before step 1. If that does not break the circle, rows of one table go by one statement where the
 //! database looks at foreign keys at its end; elsewhere foreign keys that can be NULL are set to NULL first.
 //!
-//! Which tables are whose ancestors does not depend on what a session has used: the types say it. A row that is not found may have
+//! Which tables are whose ancestors does not depend on what a session has used: the types of the entities say it. A row that is not found may have
 //! been deleted, by `ON DELETE CASCADE`, with an ancestor of this transaction; it is looked for, and it is an error only if it is there.
 
 use std::any::TypeId;
@@ -56,7 +56,7 @@ fn send_in_order<C>(stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
         stores.sort_by_key(|(_, store)| store.name());
         parents_first(stores).concat()
     };
-    let is_waiting = |to: &Reference| find(stores, to.parent).is_some_and(|parent| parent.is_waiting(&*to.key));
+    let is_waiting = |to: &Reference| of_table(stores, to.parent).any(|parent| parent.is_waiting(&*to.key));
     let waiting: Depends<'_> = match stores.iter().any(|(_, store)| store.waiting() > 0) {
         true => Some(&is_waiting),
         false => None,
@@ -66,7 +66,7 @@ fn send_in_order<C>(stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
     send_moves(stores, sender, &is_waiting)?;
     if !early.is_empty() {
         hold_back(stores, sender)?;
-        delete(&groups, stores, sender, |entity| early.contains(&entity).then_some(Some(false)))?;
+        delete(&groups, stores, sender, |table| early.contains(&table).then_some(Some(false)))?;
     }
     let changed: Vec<_> = by_name.iter().filter(|(_, store)| store.has_updates()).collect();
     changed.iter().try_for_each(|(_, store)| store.update(sender, waiting))?;
@@ -77,14 +77,15 @@ fn send_in_order<C>(stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
     Ok(())
 }
 
-fn find<C>(stores: &[Kept<C>], entity: TypeId) -> Option<&dyn DynStore<C>> {
-    stores.iter().find(|(other, _)| *other == entity).map(|(_, store)| &**store)
+/// The stores of one table: several entities may have one.
+fn of_table<C>(stores: &[Kept<C>], table: TypeId) -> impl Iterator<Item = &dyn DynStore<C>> {
+    stores.iter().map(|(_, store)| &**store).filter(move |store| store.table() == table)
 }
 
 /// A row waits for the rows that it refers to, also if the program has made their keys. Rows that refer to each other in a circle do not
 /// wait: the database may look at foreign keys later.
 fn insert<C>(groups: &[Kept<C>], stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
-    let is_waiting = |to: &Reference| find(stores, to.parent).is_some_and(|parent| parent.waits_for_insert(&*to.key));
+    let is_waiting = |to: &Reference| of_table(stores, to.parent).any(|parent| parent.waits_for_insert(&*to.key));
     let mut waiting: Depends<'_> = Some(&is_waiting);
     loop {
         let mut inserted = 0;
@@ -101,14 +102,16 @@ fn insert<C>(groups: &[Kept<C>], stores: &[Kept<C>], sender: &dyn Sender<C>) -> 
     }
 }
 
-/// The entities of whose rows some are deleted before everything else.
+/// The tables of whose rows some are deleted before everything else.
 fn early<C>(stores: &[Kept<C>]) -> HashSet<TypeId> {
-    let frees = |store: &dyn DynStore<C>| store.has_deletes() && (store.waiting() > 0 || store.has_updates());
-    let freeing: Vec<TypeId> = stores.iter().filter(|(_, store)| frees(&**store)).map(|(entity, _)| *entity).collect();
-    let goes = |(entity, store): &&Kept<C>| {
-        store.has_deletes() && freeing.iter().any(|parent| parent == entity || store.refers_to(*parent))
+    let tables_where = |is_so: &dyn Fn(&dyn DynStore<C>) -> bool| -> HashSet<TypeId> {
+        stores.iter().filter(|(_, store)| is_so(&**store)).map(|(_, store)| store.table()).collect()
     };
-    stores.iter().filter(goes).map(|(entity, _)| *entity).collect()
+    let changed = tables_where(&|store| store.waiting() > 0 || store.has_updates());
+    let freeing = tables_where(&|store| store.has_deletes() && changed.contains(&store.table()));
+    tables_where(&|store| {
+        store.has_deletes() && freeing.iter().any(|table| *table == store.table() || store.refers_to(*table))
+    })
 }
 
 /// Holds back the DELETE of rows from which rows are moved away in this flush, and of all rows with which these might be deleted.
@@ -122,36 +125,33 @@ fn hold_back<C>(stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
     }
     let mut relations = Relations::default();
     stores.iter().for_each(|(_, store)| relations.extend(store.relations()));
-    let (mut rows, mut types) = (HashSet::new(), HashSet::new());
-    let mut hold_back_above = |entity: TypeId| {
-        if types.insert(entity) {
+    let (mut rows, mut tables) = (HashSet::new(), HashSet::new());
+    let mut hold_back_above = |table: TypeId| {
+        if tables.insert(table) {
             relations
-                .ancestors(entity)
+                .ancestors(table)
                 .iter()
-                .filter_map(|ancestor| find(stores, *ancestor))
+                .flat_map(|ancestor| of_table(stores, *ancestor))
                 .for_each(DynStore::hold_all_back);
         }
     };
     while let Some(Reference { parent, key }) = left.pop() {
-        let Some(store) = find(stores, parent) else {
+        let mut is_known = false;
+        for store in of_table(stores, parent) {
+            match store.hold_back(&*key) {
+                Known::Row { row, references, surely } => {
+                    if rows.insert(row) {
+                        left.extend(references);
+                    }
+                    is_known |= surely;
+                }
+                Known::Nothing => {}
+                // It refers to another column than the key.
+                Known::NoKey => store.hold_all_back(),
+            }
+        }
+        if !is_known {
             hold_back_above(parent);
-            continue;
-        };
-        match store.hold_back(&*key) {
-            Known::Row { row, references, surely } => {
-                if rows.insert(row) {
-                    left.extend(references);
-                }
-                if !surely {
-                    hold_back_above(parent);
-                }
-            }
-            Known::Nothing => hold_back_above(parent),
-            // It refers to another column than the key.
-            Known::NoKey => {
-                store.hold_all_back();
-                hold_back_above(parent);
-            }
         }
     }
     Ok(())
@@ -159,18 +159,18 @@ fn hold_back<C>(stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
 
 /// Sends what was written to foreign keys of rows that are deleted, if it breaks a circle of rows that are deleted.
 fn send_moves<C>(stores: &[Kept<C>], sender: &dyn Sender<C>, is_waiting: &dyn Fn(&Reference) -> bool) -> Result<()> {
-    for (entity, store) in stores.iter().filter(|(_, store)| store.has_deletes() && store.has_updates()) {
+    for (_, store) in stores.iter().filter(|(_, store)| store.has_deletes() && store.has_updates()) {
         let breaks_circle = |from: &Reference| {
             store.refers_to(from.parent)
-                && find(stores, from.parent)
-                    .is_some_and(|parent| parent.refers_to(*entity) && !parent.places_of(&*from.key).is_empty())
+                && of_table(stores, from.parent)
+                    .any(|parent| parent.refers_to(store.table()) && !parent.places_of(&*from.key).is_empty())
         };
         store.send_moves(sender, &breaks_circle, is_waiting)?;
     }
     Ok(())
 }
 
-/// Deletes rows, children first. `which` says of an entity whether late rows, the others or (inner `None`) all of them go.
+/// Deletes rows, children first. `which` says of a table whether late rows, the others or (inner `None`) all of them go.
 fn delete<C>(
     groups: &[Vec<Kept<C>>],
     stores: &[Kept<C>],
@@ -178,14 +178,14 @@ fn delete<C>(
     which: impl Fn(TypeId) -> Option<Option<bool>>,
 ) -> Result<()> {
     for group in groups.iter().rev() {
-        let rows = |(entity, store): &Kept<C>| match which(*entity) {
+        let rows = |(_, store): &Kept<C>| match which(store.table()) {
             Some(late) if store.has_deletes() => store.doomed_places(late),
             _ => Vec::new(),
         };
         let rows: Vec<Vec<usize>> = group.iter().map(rows).collect();
         match &group[..] {
-            [(entity, store)] if !store.refers_to(*entity) => {
-                delete_rows(&group[0], stores, &rows[0], false, sender)?;
+            [(_, store)] if !store.refers_to(store.table()) => {
+                delete_rows(&**store, stores, &rows[0], false, sender)?;
             }
             _ => delete_in_waves(group, stores, &rows, sender)?,
         }
@@ -194,7 +194,7 @@ fn delete<C>(
 }
 
 fn delete_rows<C>(
-    (entity, store): &Kept<C>,
+    store: &dyn DynStore<C>,
     stores: &[Kept<C>],
     rows: &[usize],
     together: bool,
@@ -205,7 +205,8 @@ fn delete_rows<C>(
     }
     store.delete(rows, together, sender)?;
     // Rows may have been deleted, or have lost their parent, with these.
-    stores.iter().filter(|(_, store)| store.refers_to(*entity)).for_each(|(_, store)| store.lose_parents());
+    let table = store.table();
+    stores.iter().filter(|(_, store)| store.refers_to(table)).for_each(|(_, store)| store.lose_parents());
     Ok(())
 }
 
@@ -225,13 +226,16 @@ fn delete_in_waves<C>(
     for (node, &(store, row)) in nodes.iter().enumerate() {
         let mut found = Vec::new();
         for reference in group[store].1.references_of(row) {
-            let Some(parent) = group.iter().position(|(entity, _)| *entity == reference.parent) else { continue };
-            let places = group[parent].1.places_of(&*reference.key);
-            found.extend(places.into_iter().filter_map(|row| at.get(&(parent, row))));
+            for (parent, (_, store)) in
+                group.iter().enumerate().filter(|(_, (_, store))| store.table() == reference.parent)
+            {
+                let places = store.places_of(&*reference.key);
+                found.extend(places.into_iter().filter_map(|row| at.get(&(parent, row))));
+            }
         }
         // Where foreign keys are checked row by row, a row that refers to itself cannot be deleted either.
         if found.contains(&node) && !sender.checks_at_end() {
-            group[store].1.unlink(row, &[group[store].0], sender)?;
+            group[store].1.unlink(row, &[group[store].1.table()], sender)?;
         }
         found.retain(|&parent| parent != node);
         parents.push(found);
@@ -254,7 +258,7 @@ fn delete_in_waves<C>(
                     .filter(|(store, _)| *store == place)
                     .map(|(_, row)| row)
                     .collect();
-                delete_rows(&group[place], stores, &rows, false, sender)?;
+                delete_rows(&*group[place].1, stores, &rows, false, sender)?;
             }
             next.retain(|&node| is_left[node]);
             wave = next;
@@ -268,18 +272,18 @@ fn delete_in_waves<C>(
             && kept.1.deletes_at_once(circle.len())
         {
             let rows: Vec<usize> = circle.iter().map(|&node| nodes[node].1).collect();
-            return delete_rows(kept, stores, &rows, true, sender);
+            return delete_rows(&*kept.1, stores, &rows, true, sender);
         }
         for &node in &circle {
             let (store, row) = nodes[node];
-            let types: Vec<TypeId> = parents[node].iter().map(|&parent| group[nodes[parent].0].0).collect();
-            if !types.is_empty() && group[store].1.unlink(row, &types, sender)? {
+            let tables: Vec<TypeId> = parents[node].iter().map(|&parent| group[nodes[parent].0].1.table()).collect();
+            if !tables.is_empty() && group[store].1.unlink(row, &tables, sender)? {
                 // What it still refers to could not be set to NULL.
                 let left = group[store].1.references_of(row);
                 let still = |parent: &usize| {
                     let (store, row) = nodes[*parent];
-                    left.iter()
-                        .any(|to| to.parent == group[store].0 && group[store].1.places_of(&*to.key).contains(&row))
+                    let parent = &group[store].1;
+                    left.iter().any(|to| to.parent == parent.table() && parent.places_of(&*to.key).contains(&row))
                 };
                 let (kept, released) = std::mem::take(&mut parents[node]).into_iter().partition(|parent| still(parent));
                 parents[node] = kept;
@@ -307,17 +311,19 @@ fn release(parents: Vec<usize>, children: &mut [usize], free: &mut Vec<usize>) {
     }
 }
 
-/// Types that refer to each other in a circle are one group, in the order of `stores`.
+/// Tables that refer to each other in a circle are one group, in the order of `stores`.
 fn parents_first<C>(stores: Vec<Kept<C>>) -> Vec<Vec<Kept<C>>> {
     let mut left = stores;
     let mut groups = Vec::with_capacity(left.len());
     while !left.is_empty() {
         let is_free = |(entity, store): &Kept<C>| {
-            left.iter().all(|(other, of)| other == entity || !store.refers_to(*other) || of.refers_to(*entity))
+            left.iter()
+                .all(|(other, of)| other == entity || !store.refers_to(of.table()) || of.refers_to(store.table()))
         };
         let next = left.iter().position(is_free).unwrap_or(0);
         let (entity, store) = left.remove(next);
-        let (group, others) = left.into_iter().partition(|(other, of)| store.refers_to(*other) && of.refers_to(entity));
+        let (group, others) =
+            left.into_iter().partition(|(_, of)| store.refers_to(of.table()) && of.refers_to(store.table()));
         left = others;
         let mut group: Vec<Kept<C>> = group;
         group.insert(0, (entity, store));

@@ -10,11 +10,12 @@ use std::marker::PhantomData;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
+use diesel::result::QueryResult;
 use foldhash::fast::RandomState;
 
 use super::agenda::Agenda;
 use super::changes::{Change, ChangeKind};
-use super::derived::by_key;
+use super::derived::{by_key, is_exact};
 use super::entity::{Entity, Insert, Persist};
 use super::entry::{Entry, Home, Listed, Newest, Phase};
 use super::history::History;
@@ -45,6 +46,8 @@ pub(crate) struct Store<C, T: Entity> {
     most_bytes: Cell<Option<usize>>,
     /// Whether the role may lock rows, once that has been asked.
     may_lock: Cell<Option<bool>>,
+    /// Whether a plain SELECT may find an older row than a locking one.
+    has_snapshot: bool,
     /// Keys of new rows, while a flush asks for them.
     waiting_keys: RefCell<Option<HashSet<String>>>,
     pub(super) history: History<T>,
@@ -55,6 +58,9 @@ pub(crate) struct Store<C, T: Entity> {
 
 /// Fewer bytes than this fit into a statement of any server.
 const ASKED_FROM: usize = 1 << 14;
+
+/// What a statement sends beside a key.
+const BESIDE_KEY: usize = 16;
 
 /// Drops what was in the map. A key and a row may have a `Drop` of the program each.
 fn forget_each<T: Entity>(forgotten: impl IntoIterator<Item = (T::Id, Rc<Entry<T>>)>) {
@@ -90,12 +96,14 @@ pub(crate) trait DynStore<C> {
     fn expire(&self);
     /// The foreign keys of the entity and of its ancestors.
     fn relations(&self) -> &Relations;
-    /// Whether rows refer, directly or by others, to rows of that type.
+    /// Whether rows refer, directly or by others, to rows of that table.
     fn refers_to(&self, ancestor: TypeId) -> bool;
-    /// Rows of an ancestor have been deleted, and with them perhaps rows of this type.
+    /// Rows of an ancestor have been deleted, and with them perhaps rows of this table.
     fn lose_parents(&self);
     fn begin_flush(&self, at: Place) -> Result<()>;
     fn end_flush(&self);
+    /// An error where a row is being written at this moment.
+    fn check_writers(&self, at: Place) -> Result<()>;
     /// An error where something could not be flushed as it is; nothing has been sent.
     fn check(&self, at: Place) -> Result<()>;
     /// New rows.
@@ -170,6 +178,7 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
             aliases: RefCell::default(),
             most_bytes: Cell::new(None),
             may_lock: Cell::new(None),
+            has_snapshot: session.upgrade().is_some_and(|session| session.has_snapshot()),
             waiting_keys: RefCell::default(),
             history: History::new(Rc::clone(agenda)),
             swept: Cell::new(0),
@@ -236,16 +245,21 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
     /// The row that the database finds for a key. One that was read with a lock is read so again, as a plain SELECT may find an
     /// older one.
     fn read(&self, id: &T::Id, known: Option<&Rc<Entry<T>>>, sender: &dyn Sender<C>) -> Result<Option<(T, Newest)>> {
-        let locked = T::HAS_SNAPSHOT && known.is_some_and(|entry| entry.is_locked());
+        let locked = self.has_snapshot && known.is_some_and(|entry| entry.is_locked());
         let newest = if locked { Newest::Locked } else { Newest::No };
         let mut rows = ask(sender, Sending::select::<T>(), |conn| match locked {
-            true => T::find_newest(conn, id),
+            true => self.find_newest(conn, id),
             false => T::find(conn, id),
         })?;
         if rows.len() > 1 {
             return Err(not_unique(&rows[0], "SELECT", rows.len(), sender.at()));
         }
         Ok(rows.pop().map(|row| (row, newest)))
+    }
+
+    /// The newest row of a key, whatever the transaction sees.
+    fn find_newest(&self, conn: &mut C, id: &T::Id) -> QueryResult<Vec<T>> {
+        if self.has_snapshot { T::find_newest(conn, id) } else { T::find(conn, id) }
     }
 
     /// The rows of these keys, with one query for those that would have to be read one by one. What a key is equal to is for the
@@ -264,7 +278,10 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
             return Ok(found);
         }
         let mut read: Vec<Option<Rc<Entry<T>>>> = Vec::with_capacity(missing.len());
-        for ids in missing.chunks(T::FINDS.max(1)) {
+        let mut left = &missing[..];
+        for length in self.lengths(&missing, T::FINDS, sender)? {
+            let (ids, rest) = left.split_at(length);
+            left = rest;
             let mut many = |ids: &[T::Id]| {
                 let rows = ask(sender, Sending::select::<T>(), |conn| T::find_many(conn, ids))?;
                 let mut seen = HashSet::with_capacity(rows.len());
@@ -302,10 +319,11 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         let id = row.id();
         let entry = match self.known(&id).filter(|entry| entry.phase().may_be_there()) {
             Some(entry) => {
-                // A plain SELECT may have found an older row than the locking one before it.
-                let outdated = T::HAS_SNAPSHOT && newest == Newest::No && entry.is_locked();
+                // A plain SELECT may have found an older row than the query before it, which locked the row or may have done so.
+                let outdated = self.has_snapshot && newest == Newest::No && entry.may_be_locked();
+                let is_known = entry.phase() == Phase::Kept && (entry.is_locked() || entry.is_touched());
                 let wins = match newest {
-                    Newest::No => entry.is_fresh() || outdated && entry.phase() == Phase::Kept,
+                    Newest::No => entry.is_fresh() || outdated && is_known,
                     Newest::Perhaps | Newest::Locked => false,
                 };
                 if wins {
@@ -529,7 +547,7 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
     }
 
     pub(super) fn refers_to(&self, ancestor: TypeId) -> bool {
-        let ancestors = self.ancestors.get_or_init(|| self.relations().ancestors(TypeId::of::<T>()));
+        let ancestors = self.ancestors.get_or_init(|| self.relations().ancestors(T::table()));
         ancestors.contains(&ancestor)
     }
 
@@ -552,6 +570,29 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
             self.most_bytes.set(Some(most.unwrap_or(usize::MAX)));
         }
         Ok(self.most_bytes.get().unwrap_or(usize::MAX))
+    }
+
+    /// How many of these keys go with one statement, of which `most` could, and how many with the next.
+    pub(super) fn lengths(&self, ids: &[T::Id], most: usize, sender: &dyn Sender<C>) -> Result<Vec<usize>> {
+        let most = most.max(1);
+        let mut lengths: Vec<usize> = Vec::with_capacity(ids.len() / most + 1);
+        if sender.returning() || is_exact::<T::Id>() {
+            lengths.extend(ids.chunks(most).map(<[_]>::len));
+            return Ok(lengths);
+        }
+        // No key is shorter than it is shown.
+        let bytes: Vec<usize> = ids.iter().map(|id| format!("{id:?}").len() + BESIDE_KEY).collect();
+        let room = self.most_bytes(bytes.iter().sum(), sender)? / 4 * 3;
+        let (mut length, mut taken) = (0, 0_usize);
+        for bytes in bytes {
+            if length == most || length > 0 && taken + bytes > room {
+                lengths.push(length);
+                (length, taken) = (0, 0);
+            }
+            (length, taken) = (length + 1, taken + bytes);
+        }
+        lengths.extend((length > 0).then_some(length));
+        Ok(lengths)
     }
 
     fn relations(&self) -> &Relations {
@@ -657,6 +698,10 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
     fn end_flush(&self) {
         self.waiting_keys.take();
         drop_contained(self.deletes.take());
+    }
+
+    fn check_writers(&self, at: Place) -> Result<()> {
+        self.home.touched().iter().try_for_each(|entry| entry.versions(at).map(drop))
     }
 
     fn check(&self, at: Place) -> Result<()> {
@@ -785,7 +830,7 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
             if entry.phase() == Phase::Kept
                 && let Some(id) = entry.id()
             {
-                let mut rows = ask(sender, Sending::select::<T>(), |conn| T::find_newest(conn, &id))?;
+                let mut rows = ask(sender, Sending::select::<T>(), |conn| self.find_newest(conn, &id))?;
                 entry.verify(rows.pop(), sender.at())?;
             }
         }

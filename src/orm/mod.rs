@@ -25,7 +25,7 @@ mod writes;
 
 pub use changes::{Change, ChangeKind, Changes};
 pub use condition::{ends_in_blanks, is_integer, is_rounded, numbered, rounded_key, text_key};
-pub use derived::{Returning, forget_counted, most_bytes, read_back, rows_of};
+pub use derived::{ForUpdate, Returning, forget_counted, most_bytes, read_back, rows_of};
 #[doc(hidden)]
 pub use entity::OneColumnKey;
 pub use entity::{Columns, Entity, Insert, NewEntity, Persist};

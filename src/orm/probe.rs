@@ -1,6 +1,7 @@
 //! What can be asked of a field whose type is not known to the macro: the most special of these traits that its type has wins, because
 //! it takes the fewest references.
 
+use std::any::TypeId;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -26,19 +27,32 @@ impl<P> fmt::Debug for Parent<P> {
 
 pub trait EntityParent {
     fn visit(&self, found: &mut Relations);
+
+    fn table(&self) -> TypeId;
 }
 
 impl<P: Entity> EntityParent for &Parent<P> {
     fn visit(&self, found: &mut Relations) {
         found.visit::<P>();
     }
+
+    fn table(&self) -> TypeId {
+        P::table()
+    }
 }
 
+/// Of its table nothing is known, so its type stands for that.
 pub trait OtherParent {
     fn visit(&self, _: &mut Relations) {}
+
+    fn table(&self) -> TypeId;
 }
 
-impl<P> OtherParent for Parent<P> {}
+impl<P: 'static> OtherParent for Parent<P> {
+    fn table(&self) -> TypeId {
+        TypeId::of::<P>()
+    }
+}
 
 /// One field.
 #[derive(Debug)]
@@ -59,7 +73,7 @@ impl<E: Entity> IsKey for Probe<'_, Fk<E>> {
     }
 
     fn reference(&self) -> Option<Reference> {
-        self.0.id().map(|id| Reference::to::<E>(id.clone()))
+        self.0.id().map(|id| Reference::new(E::table(), id.clone()))
     }
 
     fn part(&self) -> Option<E::Id> {
@@ -78,7 +92,7 @@ impl<E: Entity> IsOtherKey for Probe<'_, Option<Fk<E>>> {
     }
 
     fn reference(&self) -> Option<Reference> {
-        self.0.as_ref()?.id().map(|id| Reference::to::<E>(id.clone()))
+        self.0.as_ref()?.id().map(|id| Reference::new(E::table(), id.clone()))
     }
 }
 

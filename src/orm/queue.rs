@@ -1,6 +1,6 @@
 //! New rows of one type that wait for their INSERT, in the order of `add`.
 
-use std::any::{Any, TypeId};
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
@@ -167,7 +167,7 @@ impl<N: NewEntity> Queue<N> {
                     let key = to
                         .key
                         .downcast_ref::<<N::Entity as Entity>::Id>()
-                        .filter(|_| to.parent == TypeId::of::<N::Entity>())?;
+                        .filter(|_| to.parent == N::Entity::table())?;
                     places.get(&alike(key)).copied()
                 })
                 .collect()

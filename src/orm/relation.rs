@@ -7,11 +7,12 @@ use std::rc::Rc;
 
 use super::entity::Entity;
 
-/// The foreign keys of an entity type and of all its ancestors, whether a session has used those types or not.
+/// The foreign keys of an entity type and of all its ancestors, whether a session has used those types or not. They are those of the
+/// tables: several entities may have one.
 #[doc(hidden)]
 #[derive(Debug, Clone, Default)]
 pub struct Relations {
-    /// Child and parent.
+    /// The tables of child and parent.
     edges: HashSet<(TypeId, TypeId)>,
     visited: HashSet<TypeId>,
 }
@@ -31,17 +32,17 @@ impl Relations {
         }
     }
 
-    /// A foreign key of `C` to `P`.
-    pub fn add<C: 'static, P: 'static>(&mut self) {
-        self.edges.insert((TypeId::of::<C>(), TypeId::of::<P>()));
+    /// A foreign key between these tables.
+    pub fn add(&mut self, child: TypeId, parent: TypeId) {
+        self.edges.insert((child, parent));
     }
 
     pub(super) fn extend(&mut self, other: &Self) {
         self.edges.extend(&other.edges);
     }
 
-    /// The types of the rows without which a row of `child` may not be: parents, their parents and so on; `child` itself if its
-    /// rows refer, directly or not, to rows of their own type.
+    /// The tables of the rows without which a row of the table `child` may not be: parents, their parents and so on; `child` itself if
+    /// its rows refer, directly or not, to rows of their own table.
     pub(super) fn ancestors(&self, child: TypeId) -> HashSet<TypeId> {
         let mut found = HashSet::new();
         let mut next = vec![child];
@@ -60,14 +61,15 @@ impl Relations {
 #[doc(hidden)]
 #[derive(Clone)]
 pub struct Reference {
+    /// The parent's table.
     pub(super) parent: TypeId,
     /// The parent's `Id`. Another type if the foreign key refers to another column than the parent's key.
     pub(super) key: Rc<dyn Any>,
 }
 
 impl Reference {
-    pub fn to<P: 'static>(key: impl Any) -> Self {
-        Self { parent: TypeId::of::<P>(), key: Rc::new(key) }
+    pub fn new(parent: TypeId, key: impl Any) -> Self {
+        Self { parent, key: Rc::new(key) }
     }
 }
 

@@ -50,6 +50,9 @@ pub(crate) trait Sender<C> {
 
 /// The session that a unit of work belongs to, for what a handle reads by itself.
 pub(crate) trait Connected<C> {
+    /// Whether a plain SELECT may find an older row than a locking one.
+    fn has_snapshot(&self) -> bool;
+
     /// Sends a SELECT, without a flush before it.
     fn read(&self, what: Sending, at: Place, run: &mut dyn FnMut(&mut C) -> QueryResult<()>) -> Result<()>;
 }
@@ -61,7 +64,7 @@ pub(super) fn reader<C: 'static, T: Persist<C>>(session: &Weak<dyn Connected<C>>
         let Some(session) = session.upgrade() else { return Ok(None) };
         let mut rows = Vec::new();
         session.read(Sending::select::<T>(), at, &mut |conn| {
-            rows = if locked { T::find_newest(conn, id)? } else { T::find(conn, id)? };
+            rows = if locked && session.has_snapshot() { T::find_newest(conn, id)? } else { T::find(conn, id)? };
             Ok(())
         })?;
         Ok(rows.pop())

@@ -208,6 +208,12 @@ impl<C: 'static> Unit<C> {
         Changes::in_order(changes)
     }
 
+    /// An error where a row is being written at this moment.
+    pub(crate) fn check_writers(&self, at: Place) -> Result<()> {
+        let stores = self.stores.borrow().clone();
+        stores.iter().try_for_each(|(_, store)| store.check_writers(at))
+    }
+
     pub(crate) fn check(&self, at: Place) -> Result<()> {
         let stores = self.stores.borrow().clone();
         flush::check(&stores, at)

@@ -336,6 +336,21 @@ fn rewrite<C: 'static, T: Persist<C>>(
     Ok(())
 }
 
+/// A row to be deleted: its place, its handle and what the database has of it.
+type Going<T> = (usize, Rc<Entry<T>>, Rc<T>);
+
+/// These rows, so many at a time as go with one statement.
+fn chunks<'r, C: 'static, T: Persist<C>>(
+    store: &Store<C, T>,
+    mut rows: &'r [Going<T>],
+    together: bool,
+    sender: &dyn Sender<C>,
+) -> Result<impl Iterator<Item = &'r [Going<T>]>> {
+    let ids: Vec<T::Id> = rows.iter().map(|(_, _, value)| value.id()).collect();
+    let lengths = store.lengths(&ids, if together { usize::MAX } else { T::DELETES }, sender)?;
+    Ok(lengths.into_iter().map(move |length| rows.split_off(..length).unwrap_or_default()))
+}
+
 /// Deletes these rows; `together` is whether by one statement, as they refer to each other.
 pub(super) fn delete<C: 'static, T: Persist<C>>(
     store: &Store<C, T>,
@@ -343,7 +358,7 @@ pub(super) fn delete<C: 'static, T: Persist<C>>(
     together: bool,
     sender: &dyn Sender<C>,
 ) -> Result<()> {
-    let rows: Vec<(usize, Rc<Entry<T>>, Rc<T>)> = {
+    let rows: Vec<Going<T>> = {
         let deletes = store.deletes.borrow();
         let row = |&place: &usize| {
             let row = &deletes.rows[place];
@@ -353,13 +368,13 @@ pub(super) fn delete<C: 'static, T: Persist<C>>(
     };
     rows.iter().for_each(|(_, entry, _)| store.untouch(entry));
     // Rows that cannot be gone with others have statements of their own, so that it is known of which a row is missing.
-    let refers_to_own = store.refers_to(TypeId::of::<T>());
+    let refers_to_own = store.refers_to(T::table());
     let (loose, strict): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(_, _, value)| {
         together || (refers_to_own || store.has_lost_parents()) && !value.references().is_empty()
     });
-    let most = if together { usize::MAX } else { T::DELETES.max(1) };
-    for (chunk, is_loose) in
-        strict.chunks(most).map(|chunk| (chunk, false)).chain(loose.chunks(most).map(|chunk| (chunk, true)))
+    for (chunk, is_loose) in chunks(store, &strict, together, sender)?
+        .map(|chunk| (chunk, false))
+        .chain(chunks(store, &loose, together, sender)?.map(|chunk| (chunk, true)))
     {
         let values: Vec<&T> = chunk.iter().map(|(_, _, value)| &**value).collect();
         let deleted = ask(sender, Sending::Change, |conn| T::delete(conn, &values))?;

@@ -9,6 +9,7 @@ use diesel::result::QueryResult;
 use super::Session;
 use super::shared::Shared;
 use super::statement::Statement;
+use super::transaction::Access;
 use crate::backend::Kind;
 use crate::connection::SessionConnection;
 use crate::contain::{message_of, text_of};
@@ -70,6 +71,16 @@ impl<C: SessionConnection> Shared<C> {
     pub(super) fn autoflush(&self, at: Place) -> Result<()> {
         match self.unit.get() {
             Some(unit) if unit.autoflushes() => self.flush_before_query(at),
+            _ => Ok(()),
+        }
+    }
+
+    /// The flush before a statement that may change rows. What is written to a row through a guard that is held meanwhile would be compared
+    /// with what the row was before.
+    pub(super) fn autoflush_before(&self, statement: Statement, at: Place) -> Result<()> {
+        self.autoflush(at)?;
+        match self.unit.get() {
+            Some(unit) if statement.outdates || statement.access == Access::Raw => unit.check_writers(at),
             _ => Ok(()),
         }
     }
@@ -379,6 +390,10 @@ impl<C: SessionConnection> Drop for Unfinished<'_, C> {
 }
 
 impl<C: SessionConnection> Connected<C> for Shared<C> {
+    fn has_snapshot(&self) -> bool {
+        self.kind() == Kind::Mysql
+    }
+
     fn read(&self, what: Sending, at: Place, run: &mut dyn FnMut(&mut C) -> QueryResult<()>) -> Result<()> {
         self.run_now(Statement::of_entity(what), at, run)
     }

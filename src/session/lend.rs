@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use super::Shared;
+use super::statement::Statement;
 use super::transaction::Access;
 use crate::connection::SessionConnection;
 use crate::error::{Place, Result};
@@ -23,7 +24,7 @@ pub struct LentConnection<C: SessionConnection> {
 
 impl<C: SessionConnection> LentConnection<C> {
     pub(super) fn take(session: &Rc<Shared<C>>, at: Place) -> Result<Self> {
-        session.autoflush(at)?;
+        session.autoflush_before(Statement::RAW, at)?;
         let mut core = session.enter(at)?;
         if let Err(error) = core.prepare(Access::Raw, at) {
             drop(core);

@@ -287,7 +287,7 @@ impl<C: SessionConnection> Shared<C> {
         at: Place,
         send: impl FnOnce(&mut C) -> QueryResult<T>,
     ) -> Result<T> {
-        self.autoflush(at)?;
+        self.autoflush_before(statement, at)?;
         if statement.access == Access::Raw {
             // Code that has the connection may write to handles after it has changed their rows.
             self.expire_rows();

@@ -121,7 +121,7 @@ impl<C: SessionConnection> Session<C> {
         self.0.not_ended(at)?;
         let statement = Statement::of_query(&query);
         let tracker = Tracker { unit: self.0.unit(), newest: statement.newest, absorbs: Cell::new(false) };
-        self.0.autoflush(at)?;
+        self.0.autoflush_before(statement, at)?;
         if statement.outdates {
             // All but the rows that come back, where those are what the statement has made of them.
             self.0.expire_rows();

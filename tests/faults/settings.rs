@@ -2,7 +2,7 @@
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel_session::{Config, Error};
+use diesel_session::{Config, Entity, Error};
 
 use crate::fixtures::{Any, Conn, INSERT, Speak, connect_any, unique};
 use crate::support::{Kind, Mariadb, enabled};
@@ -59,6 +59,44 @@ fn mariadb_server_with_other_defaults_stores_what_was_committed() {
     stores::<Any>(&url, Config::new(&url)).unwrap();
     // Not even the program's own statement on a new connection takes that away.
     stores::<MysqlConnection>(&url, Config::new(&url).on_connect("SET autocommit = 0")).unwrap();
+}
+
+diesel::table! { names (name) { name -> Text, } }
+
+#[derive(Debug, Clone, Queryable, Selectable, Entity)]
+#[diesel(primary_key(name))]
+#[entity(new = NewName)]
+pub struct Name {
+    name: String,
+}
+
+#[test]
+fn statements_with_many_keys_fit_into_what_a_mariadb_server_takes() {
+    if !enabled(Kind::Mysql) {
+        return;
+    }
+    let server = Mariadb::start();
+    server.admin().batch_execute("SET GLOBAL max_allowed_packet = 65536").unwrap();
+    let url = server.url();
+    let db = MysqlConnection::new_db();
+    let app = db.init_app(unique("app"), Config::new(&url)).unwrap();
+    let keys: Vec<String> = (0..400).map(|n| format!("{n}{}", "x".repeat(700))).collect();
+    let table = "CREATE TABLE names (name VARCHAR(710) NOT NULL PRIMARY KEY) CHARACTER SET latin1";
+    connect_any(&url).unwrap().batch_execute(table).unwrap();
+    app.context(|| {
+        let session = db.session()?;
+        keys.iter().for_each(|name| drop(session.add(NewName { name: name.clone() })));
+        session.commit()?;
+        session.expunge_all();
+        let found = session.get_many::<Name>(keys.clone())?;
+        assert!(found.iter().zip(&keys).all(|(row, key)| row.as_ref().is_some_and(|row| row.read().name == *key)));
+        found.iter().flatten().try_for_each(|row| session.delete(row))?;
+        session.commit()?;
+        assert_eq!(session.number("SELECT count(*) AS number FROM names")?, 0);
+        Ok::<(), Error>(())
+    })
+    .unwrap();
+    db.dispose_all().unwrap();
 }
 
 /// A primary that became a replica, and is one no longer.

@@ -298,6 +298,71 @@ fn a_row_that_is_moved_away_from_a_deleted_tree_survives() {
     }
 }
 
+/// Fewer columns of the table of `Owner`.
+#[derive(Debug, Clone, PartialEq, Queryable, Selectable, Entity)]
+#[diesel(table_name = owners)]
+#[entity(connection = AnyConnection)]
+pub struct OwnerKey {
+    pub id: i32,
+}
+
+/// Fewer columns of the table of `Folder`.
+#[derive(Debug, Clone, PartialEq, Queryable, Selectable, Entity)]
+#[diesel(table_name = folders)]
+#[entity(connection = AnyConnection)]
+pub struct FolderParent {
+    pub id: i32,
+    #[entity(references = Folder)]
+    pub parent_id: Option<i32>,
+}
+
+#[test]
+fn rows_of_a_table_with_two_entities_are_in_one_order() {
+    test_on(Fixture::sql("gallery", TABLES.replace(" ON DELETE CASCADE", "")), |shop| {
+        inside(shop, |session| {
+            // The relation is that of the other entity of the table.
+            let ada = session.find::<OwnerKey>(1)?;
+            let (album, photo) = (session.find::<Album>(1)?, session.find::<Photo>(1)?);
+            session.delete(&ada)?;
+            session.delete(&album)?;
+            session.delete(&photo)?;
+            session.flush()?;
+            session.rollback()?;
+            // A row that is moved away from the one that is deleted.
+            let (ada, album) = (session.find::<OwnerKey>(1)?, session.find::<Album>(1)?);
+            album.write().owner_id = 2;
+            session.delete(&ada)?;
+            session.add(NewOwner { id: 3, name: "Ada".into() });
+            // The moved row holds the deleted one back, and with it the name.
+            assert!(session.flush().is_err());
+            session.rollback()?;
+            let (ada, album) = (session.find::<OwnerKey>(1)?, session.find::<Album>(1)?);
+            album.write().owner_id = 2;
+            session.delete(&ada)?;
+            session.add(NewOwner { id: 3, name: "Cid".into() });
+            session.flush()?;
+            session.rollback()?;
+            // A unique value that another entity's row frees.
+            let (ada, album) = (session.find::<OwnerKey>(1)?, session.find::<Album>(1)?);
+            let photo = session.find::<Photo>(1)?;
+            session.delete(&ada)?;
+            session.delete(&album)?;
+            session.delete(&photo)?;
+            session.add(NewOwner { id: 4, name: "Ada".into() });
+            session.flush()?;
+            session.rollback()?;
+            // A tree of rows of both entities.
+            let (root, leaf) = (session.find::<Folder>(1)?, session.find::<Folder>(3)?);
+            session.delete(&session.find::<FolderParent>(2)?)?;
+            session.delete(&root)?;
+            session.delete(&leaf)?;
+            session.commit()
+        })?;
+        assert_eq!(ids(shop, "folders"), ["4"]);
+        Ok(())
+    });
+}
+
 #[test]
 fn foreign_keys_of_two_columns_order_a_flush_and_expire_rows() {
     gallery(|shop| {

@@ -695,6 +695,61 @@ fn rows_of_raw_sql_are_taken_in_whatever_is_known() {
 }
 
 #[test]
+fn a_row_that_raw_sql_has_locked_is_written_as_it_was_locked() {
+    with_rows(|shop| {
+        for reads_again in [false, true] {
+            inside(shop, |session| {
+                let row = nation(session)?;
+                let before = row.read().people;
+                elsewhere(shop, &format!("UPDATE countries SET people = {}", before + 1000));
+                let lock = match KIND {
+                    Kind::Sqlite => "",
+                    Kind::Postgres | Kind::Mariadb => " FOR UPDATE",
+                };
+                session.track::<Nation>(sql_query(format!("SELECT * FROM countries WHERE code = 'nl'{lock}")))?;
+                // A statement after which no row is known, and a query that the snapshot of the transaction answers.
+                raw(session, "UPDATE writers SET email = 'other'")?;
+                if reads_again {
+                    nation(session)?;
+                }
+                row.update(|row| row.people += 1);
+                session.commit()?;
+                assert_eq!(stored(shop).1, before + 1001, "{reads_again}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_statement_is_refused_while_a_row_is_being_written() {
+    with_rows(|shop| {
+        inside(shop, |session| {
+            let row = nation(session)?;
+            let known = row.read().people;
+            session.no_autoflush(|session| {
+                let mut guard = row.write();
+                assert_is!(raw(session, "UPDATE countries SET people = 7"), Err(Error::WriteInProgress { .. }));
+                let update = diesel::update(countries::table).set(countries::people.eq(7));
+                assert_is!(session.execute(update), Err(Error::WriteInProgress { .. }));
+                assert_is!(session.connection().map(drop), Err(Error::WriteInProgress { .. }));
+                // What only reads is not.
+                assert_eq!(session.count(countries::table.find("nl"))?, 1);
+                guard.people = known;
+                drop(guard);
+                raw(session, "UPDATE countries SET people = 7")?;
+                row.write().people = known;
+                Ok::<_, Error>(())
+            })?;
+            session.commit()?;
+            assert_eq!(stored(shop).1, known);
+            Ok(())
+        })
+    });
+}
+
+#[test]
 fn a_second_session_of_the_same_context_keeps_its_own_values() {
     with_rows(|shop| {
         inside(shop, |session| {
