@@ -125,6 +125,34 @@ fn create_all_records_a_migration_that_committed_by_itself() {
     story::<SqliteConnection>(&Site::sqlite());
 }
 
+/// The server says that this session does not have the lock: another caller may have had it meanwhile.
+#[test]
+fn create_all_reports_a_lock_that_is_gone_at_its_end() {
+    fn story<C: Conn>(site: &Site, unlock: &str) {
+        let up = format!("CREATE TABLE one (id INTEGER); {unlock}");
+        let steps = vec![
+            step("1", up, "DROP TABLE one"),
+            step("2", "CREATE TABLE two (id INTEGER)", format!("DROP TABLE two; {unlock}")),
+        ];
+        let (_db, app) = own::<C>(steps, site.config());
+        let error = app.create_all().unwrap_err();
+        assert!(matches!(&error, Error::PooledConnection { operation: "create_all", .. }), "{error}");
+        assert!(error.to_string().contains("Done: 1, 2."), "{error}");
+        assert_eq!(app.create_all().unwrap(), Vec::<String>::new());
+        let error = app.drop_all().unwrap_err();
+        assert!(matches!(&error, Error::PooledConnection { operation: "drop_all", .. }), "{error}");
+        assert!(error.to_string().contains("Done: 2, 1."), "{error}");
+        assert!(!has(&app, "one") && !has(&app, "two"));
+        assert_eq!(app.drop_all().unwrap(), Vec::<String>::new());
+    }
+    if enabled(Kind::Postgres) {
+        story::<PgConnection>(&Site::postgres(), "SELECT pg_advisory_unlock_all()");
+    }
+    if enabled(Kind::Mysql) {
+        story::<MysqlConnection>(&Site::mysql(), "DO RELEASE_ALL_LOCKS()");
+    }
+}
+
 /// MariaDB executes the inside of these comments, and in some there is no statement.
 #[test]
 fn drop_all_refuses_a_down_of_executed_comments_without_a_statement() {

@@ -113,7 +113,9 @@ fn functions_and_operators_before_pg_catalog_are_not_called() {
     let site = Site::postgres();
     // It keeps the usual search path.
     let mut plain = PgConnection::establish(&site.url()).unwrap();
-    plain.batch_execute("CREATE SCHEMA evil; CREATE TABLE evil.calls (name text)").unwrap();
+    plain
+        .batch_execute("CREATE SCHEMA evil; CREATE TABLE evil.calls (name text); CREATE SEQUENCE evil.called")
+        .unwrap();
     let functions = [
         ("current_setting(text)", "text", "''"),
         ("current_setting(text, boolean)", "text", "'0'"),
@@ -133,6 +135,7 @@ fn functions_and_operators_before_pg_catalog_are_not_called() {
     for (signature, returns, value) in functions {
         let sql = format!(
             "CREATE FUNCTION evil.{signature} RETURNS {returns} LANGUAGE plpgsql AS $$ BEGIN \
+             PERFORM pg_catalog.nextval('evil.called'); \
              INSERT INTO evil.calls VALUES ('{signature}'); RETURN {value}; END $$"
         );
         plain.batch_execute(&sql).unwrap();
@@ -153,6 +156,7 @@ fn functions_and_operators_before_pg_catalog_are_not_called() {
     for (number, (name, left, right, returns, value)) in operators.into_iter().enumerate() {
         let sql = format!(
             "CREATE FUNCTION evil.operator_{number}({left}, {right}) RETURNS {returns} LANGUAGE plpgsql AS $$ BEGIN \
+             PERFORM pg_catalog.nextval('evil.called'); \
              INSERT INTO evil.calls VALUES ('operator {name} of {left}'); RETURN {value}; END $$; \
              CREATE OPERATOR evil.{name} (FUNCTION = evil.operator_{number}, LEFTARG = {left}, RIGHTARG = {right})"
         );
@@ -176,4 +180,7 @@ fn functions_and_operators_before_pg_catalog_are_not_called() {
     let calls = diesel::sql_query("SELECT DISTINCT name::text AS value FROM evil.calls");
     let called: Vec<String> = calls.load::<Value>(&mut plain).unwrap().into_iter().map(|row| row.value).collect();
     assert!(called.is_empty(), "{called:?}");
+    // A query that fails for its answer takes the row back, but not the number.
+    let counted = diesel::sql_query("SELECT is_called::text AS value FROM evil.called");
+    assert_eq!(counted.get_result::<Value>(&mut plain).unwrap().value, "false");
 }

@@ -104,8 +104,9 @@ fn play<C: Conn>(url: &str, part: &str) {
             let fixture = Fixture::sql("one of many", format!("CREATE TABLE made_{number} (id INTEGER)"));
             ordinary(setup().fixture(fixture));
         }),
-        "big" => {
-            let zeros = "INSERT INTO entries (author, message) VALUES ('Ada', hex(zeroblob(1000000)))";
+        verb @ ("big" | "half") => {
+            let bytes = if verb == "big" { 1_000_000 } else { 200_000 };
+            let zeros = format!("INSERT INTO entries (author, message) VALUES ('Ada', hex(zeroblob({bytes})))");
             ordinary(setup().fixture(Fixture::sql("a big row", zeros)));
         }
         "bare" => bare::<C>(url, way_of(way)),

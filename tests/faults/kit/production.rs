@@ -79,7 +79,7 @@ fn each_migration_on_postgres_is_replayed_in_a_transaction_of_its_own() {
                 current_setting('TimeZone'), current_setting('work_mem'))";
     let db = database::<PgConnection>(vec![
         step("1", "CREATE SCHEMA other; CREATE TABLE said (id SERIAL PRIMARY KEY, said TEXT)", "SELECT 1"),
-        step("2", "CREATE TABLE moments (at TIMESTAMPTZ UNIQUE DEFAULT now()); INSERT INTO moments DEFAULT VALUES", ""),
+        step("2", "CREATE TABLE moments (at TIMESTAMPTZ DEFAULT now()); INSERT INTO moments DEFAULT VALUES", ""),
         step("3", "INSERT INTO moments DEFAULT VALUES; SET LOCAL search_path = other, public", "SELECT 1"),
         step("4", format!("{tell}; CREATE TABLE made (id INT)"), "SELECT 1"),
         step("5", "SET LOCAL TIME ZONE 'Asia/Tokyo'; SELECT set_config('work_mem', '1234kB', true)", "SELECT 1"),

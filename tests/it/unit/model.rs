@@ -19,7 +19,7 @@ use crate::unit_model::tables::{
 /// How many programs run: fewer in the worlds of the enum, which behave as the others do.
 fn cases() -> u64 {
     let is_enum = std::any::type_name::<Conn>() == std::any::type_name::<AnyConnection>();
-    number("DIESEL_SESSION_MODEL_CASES").unwrap_or(if is_enum { 50 } else { 200 })
+    number("DIESEL_SESSION_MODEL_CASES").unwrap_or(if is_enum { 50 } else { 400 })
 }
 
 /// Why a sequence of steps ends early.
@@ -882,6 +882,26 @@ fn session_agrees_with_a_plain_model_of_the_tables() {
                 let reason = smallest(program, reason, &mut run);
                 panic!("program {case} of seed {seed}, {reason}");
             }
+        }
+        Ok(())
+    });
+}
+
+/// Random programs seldom have these steps in a row.
+#[test]
+fn value_that_is_read_in_a_retry_is_the_one_that_its_transaction_sees() {
+    let fixture = Fixture::sql("model", crate::unit_model::tables::tables(KIND));
+    test_on(fixture, |shop| {
+        let user = |is_found| Pick { table: Table::User, place: 1, is_found };
+        let write = Step::Write { pick: user(false), column: Column::N, value: Value::Read };
+        let steps = vec![
+            Step::Find(user(true)),
+            Step::Commit,
+            Step::OtherUpdate { pick: user(false), column: Column::N, value: 2 },
+            Step::Retry(Closure { steps: vec![write], is_kept: true }),
+        ];
+        for scope in [ScopeOf::Default, ScopeOf::Autocommit, ScopeOf::Serializable] {
+            run(shop, &mut shop.stranger(), &Program { scope, steps: steps.clone() }).unwrap();
         }
         Ok(())
     });

@@ -170,12 +170,13 @@ fn a_child_that_is_written_and_its_deleted_parent_are_no_conflict() {
     for with in ["nothing", "a new row", "a touched row"] {
         lists(|shop| {
             inside(shop, |session| {
-                let (item, list) = (session.find::<Item>(1)?, session.find::<List>(1)?);
+                let (item, list, other) =
+                    (session.find::<Item>(1)?, session.find::<List>(1)?, session.find::<List>(2)?);
                 item.write().position = 9;
                 session.delete(&list)?;
                 match with {
                     "a new row" => drop(session.add(NewList { name: "one".into(), rank: Some(1) })),
-                    "a touched row" => session.find::<List>(2)?.write().rank = Some(1),
+                    "a touched row" => other.write().rank = Some(1),
                     _ => {}
                 }
                 session.commit()?;
@@ -192,9 +193,9 @@ fn a_child_that_is_written_and_its_deleted_parent_are_no_conflict() {
 fn a_row_that_is_moved_elsewhere_does_not_hold_back_another_delete() {
     lists(|shop| {
         inside(shop, |session| {
-            // From the second list to the third, while the first is replaced.
-            session.find::<Item>(2)?.write().list_id = 3;
-            let one = session.find::<List>(1)?;
+            // From the second list to the third, while the first is replaced: by the same flush, so everything is found first.
+            let (item, one) = (session.find::<Item>(2)?, session.find::<List>(1)?);
+            item.write().list_id = 3;
             session.delete(&one)?;
             session.add(NewList { name: "one".into(), rank: Some(1) });
             session.commit()
@@ -205,10 +206,10 @@ fn a_row_that_is_moved_elsewhere_does_not_hold_back_another_delete() {
         );
         inside(shop, |session| {
             // Away from the one that goes.
-            session.find::<Item>(2)?.write().list_id = 2;
-            let three = session.find::<List>(3)?;
+            let (item, two, three) = (session.find::<Item>(2)?, session.find::<List>(2)?, session.find::<List>(3)?);
+            item.write().list_id = 2;
             session.delete(&three)?;
-            session.find::<List>(2)?.write().rank = Some(7);
+            two.write().rank = Some(7);
             session.commit()
         })?;
         assert_eq!((rows(shop, "lists"), rows(shop, "items WHERE list_id = 2")), (2, 1));

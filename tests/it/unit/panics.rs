@@ -407,6 +407,37 @@ fn panics_in_a_flush_that_is_its_own_transaction_leave_nothing() {
     });
 }
 
+/// What it had sent before is not committed by a program that gives up the row that cannot be sent.
+#[test]
+fn flush_whose_error_cannot_be_shown_has_to_be_rolled_back() {
+    fused(|shop| {
+        for time in 0.. {
+            reset(shop);
+            let went_off = shop.context(|| {
+                let session = DB.session()?;
+                session.find::<Fused>("a")?.write().name = "written".into();
+                let added = session.add(new("c"));
+                ARMED.set(Some((Act::Display, time)));
+                let outcome = catch_unwind(AssertUnwindSafe(|| session.flush()));
+                let went_off = ARMED.take().is_none();
+                if went_off {
+                    assert!(matches!(outcome, Ok(Err(_))), "{time}: the panic is contained");
+                    let _ = session.expunge(&added);
+                    assert_is!(session.commit(), Err(Error::RollbackRequired { .. }));
+                }
+                session.rollback()?;
+                Ok::<_, Error>(went_off)
+            })?;
+            assert_eq!(stored(shop), BEFORE, "{time}");
+            if !went_off {
+                assert!(time > 3, "values of both statements fail");
+                return Ok(());
+            }
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn session_ends_although_every_row_panics_when_it_is_dropped() {
     fused(|shop| {
