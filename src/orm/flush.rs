@@ -1,10 +1,10 @@
 //! The order in which a flush sends what has changed.
 //!
 //! 1. DELETEs of a table that has new or changed rows as well, because those may want a unique value that the deleted rows have; and of
-//!    the rows of its child tables. A row whose child is moved to another parent by this flush waits until step 5, as do the rows above
+//!    the rows of its child tables. A row whose child is moved to another parent by this flush waits for that UPDATE, as do the rows above
 //!    it. This is decided row by row.
 //! 2. UPDATEs, which may free unique values too. An UPDATE depends on an INSERT only if it writes a key that the program has made for
-//!    a new row.
+//!    a new row. Then the DELETEs that have waited for these UPDATEs.
 //! 3. INSERTs, parents before children, and in waves as keys become known.
 //! 4. The UPDATEs that depend on an INSERT.
 //! 5. The other DELETEs.
@@ -64,12 +64,19 @@ fn send_in_order<C>(stores: &[Kept<C>], sender: &dyn Sender<C>) -> Result<()> {
     let early = early(stores);
     by_name.iter().try_for_each(|(_, store)| store.lock(sender, waiting))?;
     send_moves(stores, sender, &is_waiting)?;
-    if !early.is_empty() {
-        hold_back(stores, sender)?;
-        delete(&groups, stores, sender, |table| early.contains(&table).then_some(Some(false)))?;
-    }
+    let delete_early = || match early.is_empty() {
+        true => Ok(()),
+        false => {
+            hold_back(stores, sender)?;
+            delete(&groups, stores, sender, |table| early.contains(&table).then_some(Some(false)))
+        }
+    };
+    delete_early()?;
     let changed: Vec<_> = by_name.iter().filter(|(_, store)| store.has_updates()).collect();
     changed.iter().try_for_each(|(_, store)| store.update(sender, waiting))?;
+    // Those whose children have been moved away by now.
+    stores.iter().for_each(|(_, store)| store.release_held());
+    delete_early()?;
     insert(&groups.concat(), stores, sender)?;
     changed.iter().filter(|(_, store)| store.has_updates()).try_for_each(|(_, store)| store.update(sender, None))?;
     delete(&groups, stores, sender, |_| Some(None))?;

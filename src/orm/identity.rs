@@ -124,6 +124,8 @@ pub(crate) trait DynStore<C> {
     /// Holds back the DELETE of the row of that key.
     fn hold_back(&self, key: &dyn Any) -> Known;
     fn hold_all_back(&self);
+    /// Takes back what was held back.
+    fn release_held(&self);
     /// The places of rows to be deleted: the late ones, the early ones or all.
     fn doomed_places(&self, late: Option<bool>) -> Vec<usize>;
     fn places_of(&self, key: &dyn Any) -> Vec<usize>;
@@ -788,6 +790,10 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
     fn hold_all_back(&self) {
         let deletes = self.deletes.borrow();
         (0..deletes.rows.len()).for_each(|place| deletes.hold_back(place));
+    }
+
+    fn release_held(&self) {
+        self.deletes.borrow().release();
     }
 
     fn doomed_places(&self, late: Option<bool>) -> Vec<usize> {

@@ -267,6 +267,10 @@ impl<T: Entity> Deletes<T> {
     pub(super) fn hold_back(&self, place: usize) {
         self.rows[place].late.set(true);
     }
+
+    pub(super) fn release(&self) {
+        self.rows.iter().for_each(|row| row.late.set(false));
+    }
 }
 
 /// Sends what was written to foreign keys of a row that is to be deleted, if the row that it referred to is deleted as well, so that

@@ -274,6 +274,7 @@ impl Run<'_> {
                 session.track::<T>(table::table.select(T::as_select()))?.into_iter().map(Handle::from).collect()
             }))
         })?;
+        self.model.rest();
         let mut seen = self.model.all_seen(table);
         for handle in handles {
             let key = (table, handle.id()?);
@@ -396,11 +397,16 @@ impl Run<'_> {
         if self.model.pending.deletes.contains_key(&key) {
             return Ok(());
         }
-        let known = self.model.known.get(&key).map(|known| known.row.clone());
+        let is_outside = self.model.is_outside() && !self.model.pending.writes.contains_key(&key);
+        let known = self.model.known.get(&key).map(|known| known.row.clone()).filter(|_| !is_outside);
         let mut is_expired = known.is_none();
         if is_expired && !table.is_versioned() && self.has_pending() && !self.model.pending.writes.contains_key(&key) {
             // Writing may read, and reading may flush.
             self.flush()?;
+            // SQLite gives the key of a row that is gone to a new one.
+            if self.live(key).as_ref() != Some(&handle) {
+                return Ok(());
+            }
             is_expired = !self.model.known.contains_key(&key);
         }
         let number = matches!(column, Column::N | Column::M);
@@ -516,6 +522,8 @@ impl Run<'_> {
         if let Some(row) = rows.0.get_mut(&(table, id)) {
             row.n = value;
             row.version += i32::from(table.is_versioned());
+            // Its column `version` changes in any case.
+            self.model.note_change((table, id));
         }
         self.changed_by_sql(rows)
     }
@@ -803,6 +811,8 @@ fn rules(scope: ScopeOf) -> Rules {
         has_snapshot,
         refuses_conflicts,
         checks_row_by_row: KIND == Kind::Mariadb,
+        reuses_keys: KIND == Kind::Sqlite,
+        reads_outside: KIND == Kind::Sqlite && scope == ScopeOf::Default,
     }
 }
 

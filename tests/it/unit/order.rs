@@ -213,6 +213,17 @@ fn a_row_that_is_moved_elsewhere_does_not_hold_back_another_delete() {
             session.commit()
         })?;
         assert_eq!((rows(shop, "lists"), rows(shop, "items WHERE list_id = 2")), (2, 1));
+        inside(shop, |session| {
+            // Away from the one that goes, whose name a new row has.
+            let (item, two) = (session.find::<Item>(2)?, session.find::<List>(2)?);
+            let other = session.add(NewList { name: "other".into(), rank: None });
+            session.flush()?;
+            item.write().list_id = other.read().id;
+            session.delete(&two)?;
+            session.add(NewList { name: "two".into(), rank: Some(9) });
+            session.commit()
+        })?;
+        assert_eq!((rows(shop, "lists"), rows(shop, "items")), (3, 1));
         Ok(())
     });
 }

@@ -77,6 +77,10 @@ pub struct Rules {
     pub refuses_conflicts: bool,
     /// Foreign keys are checked row by row, not once a statement.
     pub checks_row_by_row: bool,
+    /// The database may give a new row the key of one that is gone.
+    pub reuses_keys: bool,
+    /// What is read before the first write is read outside of the transaction.
+    pub reads_outside: bool,
 }
 
 #[derive(Debug)]
@@ -204,6 +208,19 @@ impl Model {
         self.known.clear();
     }
 
+    /// Whether what the session knows was read before its transaction, so that a write reads it again.
+    pub fn is_outside(&self) -> bool {
+        self.rules.reads_outside && !self.has_written
+    }
+
+    /// The session sends something that may write.
+    pub fn write_begins(&mut self) {
+        if self.is_outside() {
+            self.expire();
+        }
+        self.has_written = true;
+    }
+
     /// The session may read again what it knows.
     pub fn doubt(&mut self) {
         self.known.values_mut().for_each(|known| known.is_certain = false);
@@ -222,6 +239,8 @@ impl Model {
         let mut may_fail = self.rules.refuses_conflicts && self.has_conflicts;
         for (key, write) in writes.iter().filter(|(key, write)| write.sends() && !deletes.contains_key(key)) {
             match self.current.get(*key) {
+                // A new row has its key.
+                None if self.pending.inserts.iter().any(|insert| insert.key == *key) => may_fail = true,
                 None => return Plan::Fails("a row that was written is gone"),
                 Some(row) if self.is_conflict(*key, &write.base, row) => {
                     return Plan::Fails("a version that was written is old");
@@ -241,6 +260,10 @@ impl Model {
         }
         let end = self.end();
         if end.violates() || self.has_duplicates() {
+            if self.rules.reuses_keys && self.pending.inserts.iter().any(|insert| insert.key.0.is_counted()) {
+                // A new row may get the key of one that is gone, to which another refers.
+                return Plan::May(end);
+            }
             return Plan::Fails("a constraint does not hold in the end");
         }
         may_fail |= !self.has_an_order(&end);
@@ -373,7 +396,8 @@ impl Model {
             Statement::Delete(key) => {
                 let together = if self.rules.checks_row_by_row { vec![key] } else { self.with_referrers(rows, key) };
                 together.iter().for_each(|key| after.delete(*key));
-                Some(if phase == 0 { 0 } else { 4 })
+                // Before the UPDATEs, between them and the INSERTs, or at the end.
+                Some(if phase <= 1 { phase } else { 4 })
             }
         };
         phase.filter(|_| !after.violates()).map(|phase| (after, phase))
@@ -388,13 +412,17 @@ impl Model {
     /// After a flush that led to these rows.
     pub fn flushed(&mut self, end: Rows) {
         let Pending { inserts, writes, deletes } = std::mem::take(&mut self.pending);
-        self.has_written |= !(inserts.is_empty() && writes.is_empty() && deletes.is_empty());
+        // What was read before the transaction is read again, also what was written then.
+        let was_outside = self.is_outside();
+        if !(inserts.is_empty() && deletes.is_empty()) || writes.values().any(Write::sends) {
+            self.write_begins();
+        }
         for (key, write) in writes {
             let (before, after) = (self.current.get(key).cloned(), end.get(key).cloned());
             let (Some(before), Some(after)) = (before, after) else { continue };
             let mut row = write.row();
             row.version = write.base.version + after.version - before.version;
-            let is_certain = !write.is_outdated && self.known.get(&key).is_none_or(|known| known.is_certain);
+            let is_certain = !write.is_outdated && !was_outside && self.known.get(&key).is_none_or(|known| known.is_certain);
             self.known.insert(key, Known { row, is_certain });
         }
         // Children may have gone or have lost their parent, so the session may read them again.
@@ -430,6 +458,12 @@ impl Model {
             level.entry(key).or_insert_with(|| self.current.get(key).cloned());
         }
         std::mem::replace(&mut self.current, rows)
+    }
+
+    /// The session's transaction has changed a row, if only in what the model does not know of it.
+    pub fn note_change(&mut self, key: Key) {
+        let row = self.current.get(key).cloned();
+        self.levels.last_mut().expect("there is always the transaction's").entry(key).or_insert(row);
     }
 
     /// The database has made a key.
@@ -478,7 +512,7 @@ impl Model {
     }
 
     pub fn open_level(&mut self) {
-        self.has_written = true;
+        self.write_begins();
         self.levels.push(BTreeMap::new());
         self.had_snapshot.push(self.snapshot.is_some());
     }
