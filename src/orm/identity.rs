@@ -48,6 +48,8 @@ pub(crate) struct Store<C, T: Entity> {
     may_lock: Cell<Option<bool>>,
     /// Whether a plain SELECT may find an older row than a locking one.
     has_snapshot: bool,
+    /// Rows that were read with a lock, have expired, and have come with a query without a lock, which may have found older ones.
+    doubtful: RefCell<Vec<Rc<Entry<T>>>>,
     /// Keys of new rows, while a flush asks for them.
     waiting_keys: RefCell<Option<HashSet<String>>>,
     pub(super) history: History<T>,
@@ -115,6 +117,8 @@ pub(crate) trait DynStore<C> {
     fn has_writes(&self) -> bool;
     fn has_updates(&self) -> bool;
     fn has_deletes(&self) -> bool;
+    /// Reads rows again for which a query may have found older ones than are known.
+    fn read_doubtful(&self, sender: &dyn Sender<C>) -> Result<()>;
     /// Compares what may be outdated with what the database has; an error where it is.
     fn verify(&self, sender: &dyn Sender<C>) -> Result<()>;
     /// What rows that are updated referred to and do not refer to any more.
@@ -180,6 +184,7 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
             aliases: RefCell::default(),
             most_bytes: Cell::new(None),
             may_lock: Cell::new(None),
+            doubtful: RefCell::default(),
             has_snapshot: session.upgrade().is_some_and(|session| session.has_snapshot()),
             waiting_keys: RefCell::default(),
             history: History::new(Rc::clone(agenda)),
@@ -299,6 +304,7 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
                 read.push(entry.filter(|entry| !entry.is_doomed()));
             }
         }
+        self.read_doubtful(sender)?;
         missing.iter().zip(&read).filter(|(_, row)| row.is_none()).for_each(|(id, _)| self.vanished(id));
         for (id, place) in ids.iter().zip(&mut found).filter(|(_, place)| place.is_none()) {
             place.clone_from(&read[asked[id]]);
@@ -323,12 +329,10 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
             Some(entry) => {
                 // A plain SELECT may have found an older row than the query before it, which locked the row or may have done so.
                 let outdated = self.has_snapshot && newest == Newest::No && entry.may_be_locked();
-                let is_known = entry.phase() == Phase::Kept && (entry.is_locked() || entry.is_touched());
-                let wins = match newest {
-                    Newest::No => entry.is_fresh() || outdated && is_known,
-                    Newest::Perhaps | Newest::Locked => false,
-                };
-                if wins {
+                if newest == Newest::No && (entry.is_fresh() || outdated && entry.is_touched()) {
+                    drop_contained(row);
+                } else if outdated && entry.is_locked() && entry.phase() == Phase::Kept {
+                    self.doubtful.borrow_mut().push(Rc::clone(&entry));
                     drop_contained(row);
                 } else {
                     entry.take_in(row);
@@ -346,6 +350,16 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
         };
         entry.note_newest(newest);
         entry
+    }
+
+    /// Reads doubtful rows once more, with their locks.
+    pub(super) fn read_doubtful(&self, sender: &dyn Sender<C>) -> Result<()> {
+        for entry in self.doubtful.take() {
+            if let Some(id) = entry.id().filter(|_| !entry.is_fresh() && !entry.is_touched()) {
+                self.fetch(&id, sender)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn refresh(&self, entry: &Rc<Entry<T>>, sender: &dyn Sender<C>) -> Result<()> {
@@ -829,6 +843,10 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
         super::writes::lock(self, sender, waiting)
     }
 
+    fn read_doubtful(&self, sender: &dyn Sender<C>) -> Result<()> {
+        self.read_doubtful(sender)
+    }
+
     fn verify(&self, sender: &dyn Sender<C>) -> Result<()> {
         let touched = self.home.touched();
         let is_compared = |entry: &&Rc<Entry<T>>| !entry.is_doomed() || entry.may_be_rolled_back();
@@ -968,5 +986,6 @@ impl<C: 'static, T: Persist<C>> DynStore<C> for Store<C, T> {
         forget_each(self.rows.take());
         drop_each(self.queues.take());
         drop_each(self.aliases.take());
+        drop_each(self.doubtful.take());
     }
 }

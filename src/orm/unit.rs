@@ -122,6 +122,12 @@ impl<C: 'static> Unit<C> {
         self.agenda.borrow().begin_attempt();
     }
 
+    /// Reads rows again for which a query may have found older ones than are known.
+    pub(crate) fn read_doubtful(&self, sender: &dyn Sender<C>) -> Result<()> {
+        let stores = self.stores.borrow().clone();
+        stores.iter().try_for_each(|(_, store)| store.read_doubtful(sender))
+    }
+
     pub(crate) fn refresh<T: Persist<C>>(&self, handle: &Tracked<T>, sender: &dyn Sender<C>) -> Result<()> {
         self.with(|store: &Store<C, T>| store.refresh(&handle.0, sender))
     }

@@ -139,6 +139,9 @@ impl<C: SessionConnection> Session<C> {
         if expires {
             self.0.expire_rows();
         }
+        if self.0.kind() == Kind::Mysql && rows.is_ok() {
+            self.0.unit().read_doubtful(&Route { session: &self.0, at })?;
+        }
         rows
     }
 

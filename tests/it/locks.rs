@@ -137,6 +137,28 @@ fn locked_row_that_expires_is_read_with_a_lock() {
 }
 
 #[test]
+fn query_after_a_statement_gives_a_locked_row_as_it_is_now() {
+    changed_by_another(|shop, session, row| {
+        session.track(countries::table.find("nl").select(CountryName::as_select()).for_update())?;
+        // What the transaction has changed itself is newer than what it has locked.
+        session.execute(diesel::sql_query("UPDATE countries SET name = 'by a statement'"))?;
+        session.track::<CountryName>(countries::table.select(CountryName::as_select()))?;
+        assert_eq!((row.state(), row.read().name.as_str()), (State::Persistent, "by a statement"));
+        session.execute(diesel::sql_query("UPDATE countries SET name = 'by another one'"))?;
+        session.get_many::<CountryName>(["nl"])?;
+        assert_eq!(row.read().name, "by another one");
+        // What somebody else has changed is older for a query without a lock.
+        session.execute(diesel::sql_query("UPDATE writers SET email = 'by a statement'"))?;
+        session.track::<CountryName>(countries::table.select(CountryName::as_select()))?;
+        assert_eq!(row.read().name, "by another one");
+        row.update(|row| row.name += " and mine");
+        session.commit()?;
+        assert_eq!(stored(shop), ["by another one and mine"]);
+        Ok(())
+    });
+}
+
+#[test]
 fn locked_row_whose_update_was_undone_is_read_with_a_lock() {
     changed_by_another(|shop, session, row| {
         session.track(countries::table.find("nl").select(CountryName::as_select()).for_update())?;

@@ -498,6 +498,10 @@ impl Run<'_> {
         }
         let written = self.model.pending.writes.get(&key);
         let known = written.map_or_else(|| handle.read(), |write| Ok(write.base.clone()))?;
+        // In a later attempt of `retry` even a look at the value reads the row.
+        if self.is_retrying && handle.state() == State::Persistent && !self.model.known.contains_key(&key) {
+            self.model.read(key, Some(known.clone()));
+        }
         self.model.pending.deletes.insert(key, known);
         if self.model.is_unclear() {
             self.model.pending.deletes.remove(&key);

@@ -422,7 +422,8 @@ impl Model {
             let (Some(before), Some(after)) = (before, after) else { continue };
             let mut row = write.row();
             row.version = write.base.version + after.version - before.version;
-            let is_certain = !write.is_outdated && !was_outside && self.known.get(&key).is_none_or(|known| known.is_certain);
+            let is_certain =
+                !write.is_outdated && !was_outside && self.known.get(&key).is_none_or(|known| known.is_certain);
             self.known.insert(key, Known { row, is_certain });
         }
         // Children may have gone or have lost their parent, so the session may read them again.
