@@ -8,43 +8,41 @@ pub(crate) const MASK: &str = "***";
 /// The passwords of a URL, and the names in it, which stay readable.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Redactor {
-    passwords: Vec<Password>,
+    passwords: Vec<String>,
     names: Vec<String>,
 }
 
 impl Redactor {
     pub(crate) fn new(passwords: impl IntoIterator<Item = String>, names: impl IntoIterator<Item = String>) -> Self {
         let passwords = passwords.into_iter().filter(|password| !password.is_empty());
-        Self {
-            passwords: passwords.map(|password| Password::new(&password)).collect(),
-            names: names.into_iter().filter(|name| !name.is_empty()).collect(),
-        }
+        Self { passwords: passwords.collect(), names: names.into_iter().collect() }
     }
 
     /// `text` with [`MASK`] for each password that stands in the position of a password (`user:password@host`,
     /// `password='..'`), or that is a word of its own, no common word, and no part of a name of the URL.
     pub(crate) fn redact(&self, text: &str) -> String {
-        self.redact_words(&self.redact_lists(text))
+        let passwords: Vec<Password> = self.passwords.iter().map(|password| Password::new(password)).collect();
+        self.redact_words(&passwords, &self.redact_lists(&passwords, text))
     }
 
     /// `Debug` shows bytes as a list of numbers. A list that contains a password becomes text.
-    fn redact_lists(&self, text: &str) -> String {
+    fn redact_lists(&self, passwords: &[Password], text: &str) -> String {
         let redacted = |part: &str| {
             let (before, list) = part.rsplit_once('[')?;
             let list = list.trim_end_matches(|c: char| c == ']' || c == ',' || c.is_whitespace());
             let numbers = list.split(',').map(|number| number.trim().parse().ok());
             let shown = String::from_utf8_lossy(&numbers.collect::<Option<Vec<u8>>>()?).into_owned();
-            let redacted = self.redact_words(&shown);
+            let redacted = self.redact_words(passwords, &shown);
             (redacted != shown).then(|| format!("{before}[{redacted}]"))
         };
         text.split_inclusive(']').map(|part| redacted(part).unwrap_or_else(|| part.to_owned())).collect()
     }
 
-    fn redact_words(&self, text: &str) -> String {
+    fn redact_words(&self, passwords: &[Password], text: &str) -> String {
         let mut redacted = String::with_capacity(text.len());
         let mut at = 0;
         while let Some(c) = text[at..].chars().next() {
-            if let Some(end) = self.longest_match(text, at) {
+            if let Some(end) = self.longest_match(passwords, text, at) {
                 redacted.push_str(MASK);
                 at = end;
             } else {
@@ -56,7 +54,7 @@ impl Redactor {
     }
 
     /// The end of the longest password that begins at `start` and has to be redacted.
-    fn longest_match(&self, text: &str, start: usize) -> Option<usize> {
+    fn longest_match(&self, passwords: &[Password], text: &str, start: usize) -> Option<usize> {
         let (before, rest) = text.split_at(start);
         let must_go = |password: &Password, length: usize| {
             let (found, after) = rest.split_at(length);
@@ -66,7 +64,7 @@ impl Redactor {
                     && !splits_word(found, after)
                     && !self.is_in_name(text, start, start + length)
         };
-        let matches = self.passwords.iter().flat_map(|password| {
+        let matches = passwords.iter().flat_map(|password| {
             password.lengths_in(rest).into_iter().filter(move |&length| must_go(password, length))
         });
         matches.max().map(|length| start + length)
@@ -78,7 +76,7 @@ impl Redactor {
     }
 }
 
-#[derive(Clone, PartialEq, Eq)]
+/// Made for one text: the spellings take much more memory than the password.
 struct Password {
     /// Every spelling of each character.
     spellings: Vec<Vec<String>>,
