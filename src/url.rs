@@ -12,6 +12,11 @@ use crate::wording::{phrase, visible};
 /// Parameters whose values say where the database is.
 const NAMES: &[&str] = &["host", "hostaddr", "port", "user", "dbname", "unix_socket"];
 
+/// Whether a parameter may be a misspelt `password`, or a piece of one.
+fn is_unknown(name: &str) -> bool {
+    !is_harmless(name) && !name.contains("password")
+}
+
 /// A URL that was understood.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Target {
@@ -143,13 +148,10 @@ impl Target {
         if url.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(malformed(kind, "it contains white space: write `%20`"));
         }
-        let (user, password) = match credentials.split_once(':') {
-            Some((user, password)) => (user, Some(password)),
-            None => (credentials, None),
-        };
+        let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
         let user = percent_decode(user).ok_or_else(|| malformed(kind, "the user is not valid percent-encoding"))?;
-        let bad_password = || malformed(kind, "the password is not valid percent-encoding (`%` itself is `%25`)");
-        let password = password.map(|text| percent_decode(text).ok_or_else(bad_password)).transpose()?;
+        let password = percent_decode(password)
+            .ok_or_else(|| malformed(kind, "the password is not valid percent-encoding (`%` itself is `%25`)"))?;
         for host in hosts.split(',') {
             let (name, port) = match host.rsplit_once(':') {
                 Some((name, _)) if name.starts_with('[') && !name.ends_with(']') => (host, ""),
@@ -157,11 +159,8 @@ impl Target {
                 None => (host, ""),
             };
             let usual = |c: char| c.is_alphanumeric() || "-._%~".contains(c);
-            let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-            let is_name = match address {
-                Some(address) => !address.is_empty() && !address.contains(['[', ']']),
-                None => name.chars().all(usual) && percent_decode(name).is_some(),
-            };
+            let is_address = name.starts_with('[') && name.find(']') == Some(name.len() - 1);
+            let is_name = is_address || name.chars().all(usual) && percent_decode(name).is_some();
             if !is_name || !port.is_empty() && port.parse::<u16>().is_err() {
                 return Err(malformed(
                     kind,
@@ -170,21 +169,14 @@ impl Target {
                 ));
             }
         }
-        let mut after_password = false;
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, _) = pair.split_once('=').ok_or_else(|| malformed(kind, "a parameter after `?` has no `=`"))?;
             percent_decode(pair)
                 .ok_or_else(|| malformed(kind, "a parameter after `?` is not valid percent-encoding"))?;
-            let is_password = name.contains("password") && !name.contains('@');
-            let is_unknown = !is_password && !is_harmless(name);
-            if is_unknown && pair.contains('@') {
+            if pair.contains('@') && (is_unknown(name) || name.contains('@')) {
                 let reason = "there is a `?` before an `@`: write `%3F` in user and password, and `%40` in parameters";
                 return Err(malformed(kind, reason));
             }
-            if is_unknown && after_password {
-                return Err(malformed(kind, "an unknown parameter follows a password: write `%26` for a `&` in it"));
-            }
-            after_password |= is_password;
         }
         let database = percent_decode(path.trim_start_matches('/'))
             .ok_or_else(|| malformed(kind, "the database name is not valid percent-encoding"))?;
@@ -201,10 +193,10 @@ impl Target {
             Some(port) if kind == Kind::Postgres && !port.is_empty() => format!("{place}:{port}"),
             _ => place,
         };
-        Ok(Self::of_server(kind, &place, user, password, database, url))
+        Self::of_server(kind, &place, [user, password, database], url)
     }
 
-    fn of_server(kind: Kind, place: &str, user: String, password: Option<String>, database: String, url: &str) -> Self {
+    fn of_server(kind: Kind, place: &str, [user, password, database]: [String; 3], url: &str) -> Result<Self, String> {
         let place = if place.is_empty() { "the default host" } else { place };
         let mut target = Self {
             kind,
@@ -217,14 +209,18 @@ impl Target {
             read_only: false,
         };
         let (hosts, parameters) = target.address();
+        // It may be the rest of a password, and libpq would quote it.
+        if parameters.iter().skip_while(|(name, _)| !name.contains("password")).any(|(name, _)| is_unknown(name)) {
+            return Err(malformed(kind, "an unknown parameter follows a password: encode or quote its `&` and spaces"));
+        }
         let (harmless, secret): (Pairs, Pairs) = parameters.into_iter().partition(|(name, _)| is_harmless(name));
         let is_name = |(name, value): &(String, String)| NAMES.contains(&name.as_str()) || value.contains('/');
         let names = values(harmless.into_iter().filter(is_name));
         let names = names.chain(hosts.into_iter().flat_map(|(host, port)| [host, port]));
         let names = names.flat_map(|name| name.split(',').map(str::to_owned).collect::<Vec<_>>());
         let of_target = [user, target.database.clone(), target.shown.clone()];
-        target.redactor = Redactor::new(password.into_iter().chain(values(secret)), names.chain(of_target));
-        target
+        target.redactor = Redactor::new(values(secret).chain([password]), names.chain(of_target));
+        Ok(target)
     }
 
     /// libpq's `keyword = value` form.
@@ -237,7 +233,6 @@ impl Target {
             )
         };
         let (mut host, mut port, mut user, mut database) = (String::new(), String::new(), String::new(), String::new());
-        let mut after_password = false;
         let mut rest = url.trim();
         while !rest.is_empty() {
             let (name, after) = rest.split_once('=').ok_or_else(wrong)?;
@@ -246,15 +241,9 @@ impl Target {
                 return Err(wrong());
             }
             let (value, remaining) = keyword_value(after.trim_start()).ok_or_else(wrong)?;
-            let is_password = name.contains("password");
-            if after_password && !is_password && !is_harmless(name) {
-                // It may be the rest of a password with a space, and libpq would quote it.
-                return Err(wrong());
-            }
-            after_password |= is_password;
             let looks_like_url =
                 value.contains('=') || value.contains("://") || value.contains('@') && value.contains(':');
-            if NAMES.contains(&name) && looks_like_url || !is_password && value.contains("password=") {
+            if NAMES.contains(&name) && looks_like_url || is_harmless(name) && value.contains("password=") {
                 return Err(malformed(kind, "a value holds a URL or another keyword: spaces separate the keywords"));
             }
             match name {
@@ -270,7 +259,7 @@ impl Target {
             return Err(malformed(kind, "the port is not a number from 0 to 65535"));
         }
         let place = if port.is_empty() { host } else { format!("{host}:{port}") };
-        Ok(Self::of_server(kind, &place, user, None, database, url))
+        Self::of_server(kind, &place, [user, String::new(), database], url)
     }
 
     fn file(url: &str) -> Result<Self, String> {

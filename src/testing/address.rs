@@ -49,9 +49,7 @@ pub(super) fn without_password(target: &Target) -> String {
     let at = url.find("://").map_or(0, |at| at + 3);
     let end = url[at..].find(['/', '?']).map_or(url.len(), |end| at + end);
     let bare = match url[at..end].rsplit_once('@') {
-        Some((credentials, host)) => {
-            format!("{}@{host}", credentials.split(':').next().unwrap_or_default())
-        }
+        Some((credentials, host)) => format!("{}@{host}", credentials.split(':').next().unwrap_or_default()),
         None => url[at..end].to_owned(),
     };
     let (path, query) = url[end..].split_once('?').unwrap_or((&url[end..], ""));
