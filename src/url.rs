@@ -6,8 +6,16 @@ use std::path::{Path, PathBuf};
 
 use crate::backend::Kind;
 use crate::percent::{decode as percent_decode, encode as percent_encode};
-use crate::secrets::{MASK, PIECE, Secrets, is_harmless};
-use crate::wording::phrase;
+use crate::redact::{MASK, Redactor, is_harmless};
+use crate::wording::{phrase, visible};
+
+/// Parameters whose values say where the database is.
+const NAMES: &[&str] = &["host", "hostaddr", "port", "user", "dbname", "unix_socket"];
+
+/// Whether a parameter may be a misspelt `password`, or a piece of one.
+fn is_unknown(name: &str) -> bool {
+    !is_harmless(name) && !name.contains("password")
+}
 
 /// A URL that was understood.
 #[derive(Clone, PartialEq, Eq)]
@@ -21,8 +29,7 @@ pub(crate) struct Target {
     pub(crate) database: String,
     /// What the driver gets, before options are added.
     pub(crate) url: String,
-    /// Texts that must not appear anywhere.
-    secrets: Secrets,
+    redactor: Redactor,
     /// SQLite in memory.
     pub(crate) in_memory: bool,
     /// A SQLite file that the URL opens for reading only.
@@ -80,10 +87,10 @@ impl Target {
         }
     }
 
-    /// `text` on one line and without the secrets.
-    pub(crate) fn scrub(&self, text: &str) -> String {
-        // First, as a secret may have white space of its own.
-        phrase(self.secrets.scrub(text))
+    /// `text` on one line, with the passwords redacted.
+    pub(crate) fn redact(&self, text: &str) -> String {
+        // First, as a password may contain white space.
+        phrase(self.redactor.redact(text))
     }
 
     /// `url` with parameters added, in its own syntax.
@@ -130,7 +137,9 @@ impl Target {
         if rest.contains('#') {
             return Err(malformed(kind, "it contains a `#`: write `%23`"));
         }
-        if tail.split(['?']).next().is_some_and(|path| path.contains('@')) {
+        let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
+        // Without a path libpq takes an `@` in the parameters for the end of the credentials.
+        if path.contains('@') || path.is_empty() && !authority.contains('@') && query.contains('@') {
             return Err(malformed(
                 kind,
                 "there is a `/` or `?` before the `@`: write `%2F` and `%3F` in user and password",
@@ -139,17 +148,10 @@ impl Target {
         if url.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(malformed(kind, "it contains white space: write `%20`"));
         }
-        let (user, password) = match credentials.split_once(':') {
-            Some((user, password)) => (user, Some(password)),
-            None => (credentials, None),
-        };
+        let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
         let user = percent_decode(user).ok_or_else(|| malformed(kind, "the user is not valid percent-encoding"))?;
-        let mut secrets = Vec::new();
-        if let Some(password) = password {
-            let decoded = percent_decode(password)
-                .ok_or_else(|| malformed(kind, "the password is not valid percent-encoding (`%` itself is `%25`)"))?;
-            secrets.extend([password.to_owned(), percent_encode(&decoded), decoded]);
-        }
+        let password = percent_decode(password)
+            .ok_or_else(|| malformed(kind, "the password is not valid percent-encoding (`%` itself is `%25`)"))?;
         for host in hosts.split(',') {
             let (name, port) = match host.rsplit_once(':') {
                 Some((name, _)) if name.starts_with('[') && !name.ends_with(']') => (host, ""),
@@ -157,7 +159,8 @@ impl Target {
                 None => (host, ""),
             };
             let usual = |c: char| c.is_alphanumeric() || "-._%~".contains(c);
-            let is_name = name.starts_with('[') || name.chars().all(usual) && percent_decode(name).is_some();
+            let is_address = name.starts_with('[') && name.find(']') == Some(name.len() - 1);
+            let is_name = is_address || name.chars().all(usual) && percent_decode(name).is_some();
             if !is_name || !port.is_empty() && port.parse::<u16>().is_err() {
                 return Err(malformed(
                     kind,
@@ -166,13 +169,15 @@ impl Target {
                 ));
             }
         }
-        let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (_, value) = pair.split_once('=').ok_or_else(|| malformed(kind, "a parameter after `?` has no `=`"))?;
-            percent_decode(value)
+            let (name, _) = pair.split_once('=').ok_or_else(|| malformed(kind, "a parameter after `?` has no `=`"))?;
+            percent_decode(pair)
                 .ok_or_else(|| malformed(kind, "a parameter after `?` is not valid percent-encoding"))?;
+            if pair.contains('@') && (is_unknown(name) || name.contains('@')) {
+                let reason = "there is a `?` before an `@`: write `%3F` in user and password, and `%40` in parameters";
+                return Err(malformed(kind, reason));
+            }
         }
-        secrets.extend(secret_parameters(query));
         let database = percent_decode(path.trim_start_matches('/'))
             .ok_or_else(|| malformed(kind, "the database name is not valid percent-encoding"))?;
         if kind == Kind::Mysql && database.contains('/') {
@@ -188,35 +193,34 @@ impl Target {
             Some(port) if kind == Kind::Postgres && !port.is_empty() => format!("{place}:{port}"),
             _ => place,
         };
-        // A name with no password beside it may be the password, where the `:` before it was forgotten.
-        let lone = password.is_none() && !query.split('&').any(|pair| pair.starts_with("password="));
-        if lone && user.len() >= PIECE {
-            secrets.extend([credentials.to_owned(), user.clone()]);
-        }
-        Ok(Self::of_server(kind, &place, &user, database, url, secrets))
+        Self::of_server(kind, &place, [user, password, database], url)
     }
 
-    fn of_server(kind: Kind, place: &str, user: &str, database: String, url: &str, mut secrets: Vec<String>) -> Self {
+    fn of_server(kind: Kind, place: &str, [user, password, database]: [String; 3], url: &str) -> Result<Self, String> {
         let place = if place.is_empty() { "the default host" } else { place };
-        let known = Secrets::new(secrets.iter().cloned());
-        let [user, shown_place, shown] = [(user, ""), (place, ":/,[] "), (&database, "")].map(|(name, also)| {
-            let shown = if known.are_in(name) { MASK } else { plain(name, also) };
-            // What is too odd to be shown is not to come by way of the driver either.
-            if shown != name && name.len() >= PIECE {
-                secrets.extend([percent_encode(name), name.to_owned()]);
-            }
-            shown
-        });
-        Self {
+        let mut target = Self {
             kind,
             server: format!("{}://{place}", kind.name()),
-            shown: format!("{} {user}@{shown_place}/{shown}", kind.name()),
+            shown: visible(&format!("{} {user}@{place}/{database}", kind.name())),
             database,
             url: url.to_owned(),
-            secrets: Secrets::new(secrets),
+            redactor: Redactor::default(),
             in_memory: false,
             read_only: false,
+        };
+        let (hosts, parameters) = target.address();
+        // It may be the rest of a password, and libpq would quote it.
+        if parameters.iter().skip_while(|(name, _)| !name.contains("password")).any(|(name, _)| is_unknown(name)) {
+            return Err(malformed(kind, "an unknown parameter follows a password: encode or quote its `&` and spaces"));
         }
+        let (harmless, secret): (Pairs, Pairs) = parameters.into_iter().partition(|(name, _)| is_harmless(name));
+        let is_name = |(name, value): &(String, String)| NAMES.contains(&name.as_str()) || value.contains('/');
+        let names = values(harmless.into_iter().filter(is_name));
+        let names = names.chain(hosts.into_iter().flat_map(|(host, port)| [host, port]));
+        let names = names.flat_map(|name| name.split(',').map(str::to_owned).collect::<Vec<_>>());
+        let of_target = [user, target.database.clone(), target.shown.clone()];
+        target.redactor = Redactor::new(values(secret).chain([password]), names.chain(of_target));
+        Ok(target)
     }
 
     /// libpq's `keyword = value` form.
@@ -228,8 +232,7 @@ impl Target {
                 "it is neither `postgres://..` nor a list of `keyword=value` (values with spaces stand in single quotes)",
             )
         };
-        let (mut host, mut port, mut user, mut database, mut secrets) =
-            (String::new(), String::new(), String::new(), String::new(), Vec::new());
+        let (mut host, mut port, mut user, mut database) = (String::new(), String::new(), String::new(), String::new());
         let mut rest = url.trim();
         while !rest.is_empty() {
             let (name, after) = rest.split_once('=').ok_or_else(wrong)?;
@@ -238,24 +241,25 @@ impl Target {
                 return Err(wrong());
             }
             let (value, remaining) = keyword_value(after.trim_start()).ok_or_else(wrong)?;
+            let looks_like_url =
+                value.contains('=') || value.contains("://") || value.contains('@') && value.contains(':');
+            if NAMES.contains(&name) && looks_like_url || is_harmless(name) && value.contains("password=") {
+                return Err(malformed(kind, "a value holds a URL or another keyword: spaces separate the keywords"));
+            }
             match name {
                 "host" | "hostaddr" => host = value,
                 "port" => port = value,
                 "user" => user = value,
                 "dbname" => database = value,
-                name if is_harmless(name) => {}
-                _ => secrets.extend(Some(value).filter(|value| value.len() >= PIECE)),
+                _ => {}
             }
             rest = remaining.trim_start();
         }
         if !port.is_empty() && port.split(',').any(|port| port.parse::<u16>().is_err()) {
             return Err(malformed(kind, "the port is not a number from 0 to 65535"));
         }
-        if database.contains("://") || database.contains('=') {
-            return Err(malformed(kind, "`dbname` holds a connection string of its own; give that string itself"));
-        }
         let place = if port.is_empty() { host } else { format!("{host}:{port}") };
-        Ok(Self::of_server(kind, &place, &user, database, url, secrets))
+        Self::of_server(kind, &place, [user, String::new(), database], url)
     }
 
     fn file(url: &str) -> Result<Self, String> {
@@ -278,7 +282,10 @@ impl Target {
                 shown: "SQLite :memory:".into(),
                 database: name,
                 url,
-                secrets: Secrets::new(named.into_iter().flat_map(|uri| secret_parameters(uri.query))),
+                redactor: Redactor::new(
+                    named.into_iter().flat_map(FileUri::secrets),
+                    named.map(|uri| uri.path.clone()),
+                ),
                 in_memory: true,
                 read_only: false,
             });
@@ -286,28 +293,27 @@ impl Target {
         // SQLite would make a file of that name, password included.
         let name = uri.as_ref().map_or(path, |uri| uri.written);
         let schemes = ["postgres", "mysql", "mariadb", "http"];
-        let of_a_server = name.contains('@') || schemes.iter().any(|scheme| name.starts_with(scheme));
-        if name.contains("://") || of_a_server && name.contains([':', '=']) {
+        let has_at = path.split('?').next().is_some_and(|path| path.contains('@'));
+        let of_a_server = has_at || schemes.iter().any(|scheme| name.starts_with(scheme));
+        if name.contains("://") || name.contains("password=") || of_a_server && name.contains([':', '=']) {
             return Err(malformed(Kind::Sqlite, "it looks like the URL of a server"));
         }
-        if uri.is_none() && !url.starts_with("sqlite:") && name.contains('?') {
+        if uri.is_none() && name.contains('?') {
             return Err(malformed(
                 Kind::Sqlite,
                 "a plain path has no parameters; those follow sqlite://path or file:path",
             ));
         }
         let file = uri.as_ref().map_or(path, |uri| &uri.path);
-        let shown = plain(file, ":/\\,()~+ ");
-        let odd = (shown == MASK).then(|| path.to_owned());
-        let parameters = uri.iter().flat_map(|uri| secret_parameters(uri.query));
-        let secrets = Secrets::new(parameters.chain(odd));
+        let database = absolute(Path::new(file)).to_string_lossy().into_owned();
+        let names = [name.to_owned(), file.to_owned(), database.clone()];
         Ok(Self {
             kind: Kind::Sqlite,
             server: "sqlite".into(),
-            shown: format!("SQLite {shown}"),
-            database: absolute(Path::new(file)).to_string_lossy().into_owned(),
+            shown: format!("SQLite {}", visible(file)),
+            database,
             url: uri.as_ref().map_or_else(|| path.to_owned(), |uri| format!("file:{}", uri.text)),
-            secrets,
+            redactor: Redactor::new(uri.iter().flat_map(FileUri::secrets), names),
             in_memory: false,
             read_only: uri.is_some_and(|uri| uri.is_read_only()),
         })
@@ -320,7 +326,7 @@ impl Target {
         }
         let path = Path::new(&self.database);
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty())?;
-        let shown = plain(folder.to_str()?, ":/\\,()~+ ").to_owned();
+        let shown = visible(folder.to_str()?);
         if !folder.exists() {
             return Some(format!("the folder {shown} does not exist"));
         }
@@ -369,8 +375,18 @@ impl<'u> FileUri<'u> {
 
     /// The value of a parameter; of several the last counts.
     fn parameter(&self, name: &str) -> Option<String> {
-        let pairs = self.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        pairs.rev().find(|(found, _)| uri_decode(found) == name).map(|(_, value)| uri_decode(value))
+        self.pairs().rev().find(|(found, _)| uri_decode(found) == name).map(|(_, value)| uri_decode(value))
+    }
+
+    fn pairs(&self) -> impl DoubleEndedIterator<Item = (&'u str, &'u str)> {
+        self.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+    }
+
+    /// The values of the parameters that may hold a password or a key.
+    fn secrets(&self) -> impl Iterator<Item = String> {
+        let secret = self.pairs().filter(|(name, _)| !is_harmless(&uri_decode(name)));
+        // It may decode to bytes that are no text.
+        secret.flat_map(|(_, value)| [value.to_owned(), uri_decode(value)])
     }
 
     /// Whether nothing of it is ever in a file that stays.
@@ -427,6 +443,10 @@ fn uri_decode(text: &str) -> String {
 }
 
 type Pairs = Vec<(String, String)>;
+
+fn values(pairs: impl IntoIterator<Item = (String, String)>) -> impl Iterator<Item = String> {
+    pairs.into_iter().map(|(_, value)| value)
+}
 
 /// What is at the other end of a connection's socket, as far as the URL tells.
 #[cfg(target_os = "linux")]
@@ -522,26 +542,9 @@ impl Target {
     }
 }
 
-/// What may be a password among the parameters of a URL, as it stands there and decoded.
-fn secret_parameters(query: &str) -> impl Iterator<Item = String> {
-    let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    pairs.filter(|(name, _)| !is_harmless(name)).flat_map(|(name, value)| {
-        let decoded = percent_decode(value).unwrap_or_default();
-        let slipped = (!name.contains("password")).then(|| name.to_owned());
-        let forms = [value.to_owned(), percent_encode(&decoded), decoded].into_iter().chain(slipped);
-        forms.filter(|form| form.len() >= PIECE)
-    })
-}
-
-/// What may be shown of any text that stands where a URL should: server and database where it was understood, else nothing.
+/// The server and the database of a valid URL; nothing of any other text.
 pub(crate) fn redacted(url: &str) -> String {
     Target::parse(url, None).map_or_else(|_| MASK.into(), |target| target.shown)
-}
-
-/// A name that may be shown: one with characters that names rarely have is more likely something that slipped.
-fn plain<'a>(name: &'a str, also: &str) -> &'a str {
-    let usual = |c: char| c.is_alphanumeric() || "_-.".contains(c) || also.contains(c);
-    if name.chars().all(usual) { name } else { MASK }
 }
 
 fn malformed(kind: Kind, reason: &str) -> String {
@@ -604,6 +607,15 @@ mod tests {
         "host=h user=app password=two hunter2secret",
         "host=h user=app password='hunter2secret",
         "host=h port=x password=hunter2secret",
+        "host=h,passwd=hunter2secret",
+        "host=h;user=app;pwd=hunter2secret",
+        "host=app:hunter2secret@h",
+        "host=h sslmode=require,password=hunter2secret",
+        "host=h password=two secret=hunter",
+        "postgres://app:1?secret=hunter@h/db",
+        "postgres://app@h/db?password=x&secret=hunter",
+        "postgres://app:hunter2secret@[::1/db",
+        "postgres://app:hunter2secret@[::1]x/db",
         "dbname=postgres://app:hunter2secret@h/db",
         "password=hunter2secret",
         "app:hunter2secret@h/db",
@@ -650,11 +662,63 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_scrubbed_of_both_forms_of_the_password() {
-        let target = Target::parse("postgres://app:hun%74er2@h/db", None).expect("valid");
-        assert_eq!(target.scrub("no hunter2, no hun%74er2\n"), "no ***, no ***");
-        let target = Target::parse("host=h password='hun  ter2'", None).expect("valid");
-        assert_eq!(target.scrub("no hun  ter2:\n\tneither  here"), "no ***: neither here");
+    fn error_of_an_unencoded_password_names_the_character() {
+        for (password, encoded) in [
+            ("a@b", "%40"),
+            ("a/b", "%2F"),
+            ("a?b", "%3F"),
+            ("1?b=c", "%3F"),
+            ("1/b?c=", "%3F"),
+            ("a#b", "%23"),
+            ("a%b", "%25"),
+        ] {
+            for scheme in ["postgres", "postgresql", "mysql"] {
+                let reason = Target::parse(&format!("{scheme}://app:{password}@h/db"), None).expect_err(password);
+                assert!(reason.contains(encoded) && !reason.contains(password), "{password}: {reason}");
+            }
+        }
+        let with_colon = Target::parse("postgres://app:a:bcd@h/db", None).expect("the first `:` ends the user");
+        assert_eq!(with_colon.redact("no a:bcd"), "no ***");
+    }
+
+    #[test]
+    fn driver_texts_stay_readable() {
+        let socket = "connection to server on socket \"/var/run/postgresql/.s.PGSQL.5432\" failed: FATAL: password \
+                      authentication failed for user \"postgres\"";
+        let host = "connection to server at \"localhost\" (127.0.0.1), port 5432 failed: FATAL: database \"app\" does \
+                    not exist";
+        let mysql = "Access denied for user 'root'@'localhost' (using password: YES)";
+        let socket_folder = "connection to server on socket \"/run/hunter2/.s.PGSQL.5433\" failed: No such file";
+        let cases = [
+            ("postgres://postgres:postgres@localhost/app", socket),
+            ("postgres://postgres:password@localhost/app", socket),
+            ("postgres://postgres:5432@localhost/app", socket),
+            ("postgres://postgres:localhost@localhost/app", host),
+            ("postgres://app:app@localhost/app", host),
+            ("postgres://app:se@localhost/app", host),
+            ("host=localhost user=postgres password=postgres dbname=app", socket),
+            ("mysql://root:root@localhost/shop", mysql),
+            ("postgres://hunter2-app:hunter2@/shop?host=%2Frun%2Fhunter2&port=5433", socket_folder),
+            ("postgres://hunter2@h/shop", "FATAL: role \"hunter2\" does not exist"),
+        ];
+        for (url, text) in cases {
+            assert_eq!(Target::parse(url, None).expect(url).redact(text), text, "{url}");
+        }
+    }
+
+    #[test]
+    fn every_password_of_a_url_is_redacted() {
+        let cases = [
+            ("postgres://app:hun%74er2@h/db", "no hunter2, no hun%74er2\n", "no ***, no ***"),
+            ("host=h password='hun  ter2'", "no hun  ter2:\n\tneither  here", "no ***: neither here"),
+            ("postgres://app:hunter2@h1,h2:5433/db?sslpassword=key%20two", "hunter2 'key two'", "*** '***'"),
+            ("postgres://app@h/db?password=hunter2&password=hunter3", "hunter2 hunter3", "*** ***"),
+            ("host=h pasword=hunter2 sslkey=/srv/hunter3", "hunter2 /srv/hunter3 pasword", "*** /srv/hunter3 pasword"),
+            ("file:/srv/a.db?key=hunter2&mode=ro", "hunter2 /srv/a.db ro", "*** /srv/a.db ro"),
+        ];
+        for (url, text, redacted) in cases {
+            assert_eq!(Target::parse(url, None).expect(url).redact(text), redacted, "{url}");
+        }
     }
 
     #[cfg(target_os = "linux")]
@@ -770,8 +834,100 @@ mod tests {
             assert_eq!(found, (*database, *driver, *read_only), "{url}");
             assert_eq!(target.in_memory, *database == memory, "{url}");
         }
-        for url in ["file://elsewhere/srv/a", "file:postgres://app@h/db"] {
+        for url in ["file://elsewhere/srv/a", "file:postgres://app@h/db", "sqlite:a.db?key=hunter2"] {
             Target::parse(url, Some(Kind::Sqlite)).expect_err(url);
+        }
+    }
+
+    /// Passwords that are names in [`URLS`] or words of drivers.
+    const COMMON: &[&str] = &["app", "shop", "db.example", "5433", "password", "localhost", "Postgres"];
+
+    /// Texts of libpq and MySQL, without a password.
+    const TEXT: &str = "connection to server at \"db.example\" (10.0.0.1), port 5433 failed: FATAL: password authentication \
+                        failed for user \"app\", database \"shop\": Access denied for 'app'@'db.example' (using password: YES)";
+
+    /// `PW` is the password in a URL, `QUOTED` in libpq's quotes.
+    const URLS: &[&str] = &[
+        "postgres://app:PW@db.example:5433/shop",
+        "postgresql://app@db.example:5433/shop?sslmode=require&password=PW",
+        "postgres://app:PW@db.example:5433,db2.example/shop?sslpassword=PW",
+        "mysql://app:PW@db.example:5433/shop",
+        "host=db.example port=5433 user=app password='QUOTED' dbname=shop",
+    ];
+
+    fn percent_encoded(password: &str, choices: &[(bool, bool)]) -> String {
+        let mut choices = choices.iter().cycle();
+        let mut encoded = String::new();
+        for c in password.chars() {
+            let &(always, lower) = choices.next().expect("it is a cycle");
+            if c.is_ascii_alphanumeric() && !always {
+                encoded.push(c);
+            } else {
+                for byte in c.to_string().bytes() {
+                    encoded += &if lower { format!("%{byte:02x}") } else { format!("%{byte:02X}") };
+                }
+            }
+        }
+        encoded
+    }
+
+    fn quoted(password: &str) -> String {
+        password.replace('\\', "\\\\").replace('\'', "\\'")
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn redaction_removes_the_password_and_nothing_else(
+            password in prop_oneof![
+                4 => "[ -~\t\näß€]{0,8}[a-z0-9][ -~\t\näß€]{0,8}",
+                1 => proptest::sample::select(COMMON).prop_map(String::from),
+            ],
+            url in proptest::sample::select(URLS),
+            choices in proptest::collection::vec(any::<(bool, bool)>(), 5),
+        ) {
+            let encoded = percent_encoded(&password, &choices);
+            let filled = |encoded: &str, quoted: &str| url.replace("PW", encoded).replace("QUOTED", quoted);
+            let (shown, url) = (filled(MASK, MASK), filled(&encoded, &quoted(&password)));
+            let target = Target::parse(&url, None).expect("every special character is encoded");
+            prop_assert_eq!(target.redact(TEXT), TEXT);
+            let echoes = [
+                (format!("cannot reach {url} as app"), format!("cannot reach {shown} as app")),
+                (format!("{url:?} or app"), format!("{shown:?} or app")),
+                (format!("{:?} or app", url.as_bytes()), format!("[{shown}] or app")),
+                (
+                    format!("ALTER ROLE app PASSWORD '{}' for app", password.replace('\'', "''")),
+                    "ALTER ROLE app PASSWORD '***' for app".to_owned(),
+                ),
+            ];
+            for (text, redacted) in echoes {
+                prop_assert_eq!(target.redact(&text), redacted);
+            }
+            let is_common = password.chars().count() < 4 || COMMON.contains(&password.as_str());
+            let spellings = [password.clone(), encoded, quoted(&password)];
+            for spelling in spellings.iter().filter(|_| !is_common) {
+                let text = format!("it says {spelling} is wrong for app");
+                prop_assert_eq!(target.redact(&text), "it says *** is wrong for app");
+            }
+        }
+
+        /// A driver that reads a URL in another way than the crate could quote a piece of the password as a host or a parameter.
+        #[test]
+        fn url_with_an_unencoded_password_is_rejected_or_read_as_a_whole(
+            password in "[ZXWJ07:/?#@%&= '\\\\\\[\\],.]{1,8}",
+            url in proptest::sample::select(URLS),
+        ) {
+            let url = url.replace("PW", &password).replace("QUOTED", &password);
+            for kind in [None, Some(Kind::Postgres), Some(Kind::Mysql), Some(Kind::Sqlite)] {
+                let texts = match Target::parse(&url, kind) {
+                    Ok(target) => {
+                        format!("{target:?} {} {} {}", target.server, target.database, target.redact(&format!("{url} {url:?}")))
+                    }
+                    Err(reason) => reason,
+                };
+                prop_assert!(!texts.contains(['Z', 'X', 'W', 'J']), "{} {:?}: {}", url, kind, texts);
+            }
         }
     }
 
@@ -780,8 +936,9 @@ mod tests {
 
         #[test]
         fn no_mutation_shows_the_password(slip in 0..SLIPS.len(), at in 0..40_usize, insert in ".{0,3}", cut in 0..3_usize) {
-            // Where it stands in the place of a host, one character less makes it one.
-            let in_its_place = |slip: &&str| slip.contains(":hunter2secret") || slip.contains("password=");
+            // Elsewhere one character less makes it a name.
+            let in_its_place =
+                |slip: &&str| slip.contains(":hunter2secret") && !slip.starts_with("host=") || slip.contains("password=");
             let slips: Vec<&str> = SLIPS.iter().copied().filter(in_its_place).collect();
             let slip = slips[slip % slips.len()];
             // Only outside of the password, which is looked for as it is.

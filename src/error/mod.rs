@@ -33,7 +33,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// The text of each variant starts with a stable code ([`Error::code`]), names the application and the place in the source if it knows
 /// them, and says what to do unless only the database can say that. `Debug` shows the same text, so that it is what `unwrap` and a
-/// `main` that returns a `Result` print. No text contains a password.
+/// `main` that returns a `Result` print. The password of the URL is redacted.
 ///
 #[doc = include_str!("reference.md")]
 #[derive(thiserror::Error)]
@@ -124,7 +124,7 @@ pub enum Error {
         server: String,
         /// What kind of failure it is.
         kind: ConnectErrorKind,
-        /// What the driver or the server said, without the password.
+        /// What the driver or the server said, with the password redacted.
         message: String,
         /// Where a connection was asked for.
         at: Place,

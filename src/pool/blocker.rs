@@ -127,7 +127,7 @@ fn read(row: &str, target: &Target) -> Option<Blocker> {
     let mut parts = row.splitn(5, BETWEEN);
     let mut part = || parts.next();
     let (session, name, state, seconds, query) = (part()?, part()?, part()?, part()?, part()?);
-    let query = shortened(&target.scrub(query));
+    let query = shortened(&target.redact(query));
     Some(Blocker {
         session: session.parse().ok(),
         name: phrase(name),
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_is_read_without_secrets() {
+    fn blocker_row_is_read_with_passwords_redacted() {
         let target = Target::parse("postgres://app:hunter2@h/db", None).expect("valid");
         let row =
             format!("7\u{1f}psql\nx\u{1f}idle\u{1f}1.5\u{1f}ALTER ROLE app\n PASSWORD 'hunter2' {}", "ä".repeat(200));

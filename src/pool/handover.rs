@@ -58,7 +58,7 @@ impl<C: SessionConnection> Pool<C> {
             match outcome {
                 Ok(()) => true,
                 Err((what, Failure { message, .. })) => {
-                    let (app, message) = (&spec.app, spec.target.scrub(&message));
+                    let (app, message) = (&spec.app, spec.target.redact(&message));
                     crate::wording::log_line!(
                         warn,
                         "diesel_session::pool",
@@ -113,7 +113,7 @@ impl<C: SessionConnection> Pool<C> {
         if lost && was_idle {
             return Ok(None);
         }
-        Err(Error::HookFailed { hook: "on_checkout", committed: false, message: self.spec.target.scrub(&message) })
+        Err(Error::HookFailed { hook: "on_checkout", committed: false, message: self.spec.target.redact(&message) })
     }
 }
 

@@ -304,7 +304,7 @@ impl<C: SessionConnection> Manager<C> {
     pub(super) fn make(&self, share: Option<Share>) -> Result<Live<C>, ConnectFailure> {
         catch_unwind(AssertUnwindSafe(|| self.open(share))).unwrap_or_else(|panic| {
             let message = format!("connecting panicked: {}", crate::panic_message(&*panic));
-            Err(ConnectFailure { kind: ConnectErrorKind::Other, message: self.spec.target.scrub(&message) })
+            Err(ConnectFailure { kind: ConnectErrorKind::Other, message: self.spec.target.redact(&message) })
         })
     }
 
@@ -465,9 +465,9 @@ impl<C: SessionConnection> Manager<C> {
     }
 
     pub(super) fn failure(&self, message: &str) -> ConnectFailure {
-        // What it means is read before anything is masked: a password may be a common word.
+        // The message is classified before it is redacted: a password may be a word of it.
         let kind = self.spec.target.kind.classify(&phrase(message));
-        let mut message = self.spec.target.scrub(message);
+        let mut message = self.spec.target.redact(message);
         if self.spec.connect_with.is_none() && message.contains("url for multiconnection") {
             message.push_str(
                 "; an enum of connections tells no reason: give `Database::connect_with` a function that does",

@@ -2,7 +2,7 @@
 
 use crate::backend::Kind;
 use crate::percent::encode;
-use crate::secrets::is_harmless;
+use crate::redact::is_harmless;
 use crate::url::{Target, is_url};
 
 /// `target`'s URL with another database.
@@ -40,25 +40,23 @@ pub(super) fn with_schema(target: &Target, schema: &str) -> Result<String, Strin
     Ok(target.with_parameters(&[("options", format!("-c search_path={schema}"))]))
 }
 
-/// The URL for people, without its password.
+/// The URL without its password and without parameters that may hold one.
 pub(super) fn without_password(target: &Target) -> String {
     let url = &target.url;
-    let Some(at) = url.find("://").filter(|_| is_url(url)).map(|at| at + 3) else {
-        // Of what is not like a URL it cannot be said where a password ends.
-        return if target.kind == Kind::Sqlite { target.scrub(url) } else { target.shown.clone() };
-    };
+    if target.kind == Kind::Postgres && !is_url(url) {
+        return target.shown.clone();
+    }
+    let at = url.find("://").map_or(0, |at| at + 3);
     let end = url[at..].find(['/', '?']).map_or(url.len(), |end| at + end);
     let bare = match url[at..end].rsplit_once('@') {
-        Some((credentials, host)) => {
-            format!("{}@{host}", credentials.split(':').next().unwrap_or_default())
-        }
+        Some((credentials, host)) => format!("{}@{host}", credentials.split(':').next().unwrap_or_default()),
         None => url[at..end].to_owned(),
     };
     let (path, query) = url[end..].split_once('?').unwrap_or((&url[end..], ""));
     let harmless = query.split('&').filter(|pair| is_harmless(pair.split('=').next().unwrap_or_default()));
     let query: Vec<&str> = harmless.collect();
     let mark = if query.is_empty() { "" } else { "?" };
-    target.scrub(&format!("{}{bare}{path}{mark}{}", &url[..at], query.join("&")))
+    format!("{}{bare}{path}{mark}{}", &url[..at], query.join("&"))
 }
 
 #[cfg(test)]
@@ -92,6 +90,7 @@ mod tests {
         assert!(!shown("host=h password=abc dbname=x").contains("abc"));
         assert_eq!(shown("mysql://u:secret@h/db"), "mysql://u@h/db");
         assert_eq!(shown("shop.sqlite"), "shop.sqlite");
+        assert_eq!(shown("file:/srv/shop?mode=ro&key=abc"), "file:/srv/shop?mode=ro");
         assert!(!shown("host=h password=secret1 dbname=x").contains("secret1"));
     }
 }

@@ -101,7 +101,7 @@ impl<'t, C: SessionConnection> Content<'t, C> {
                     let migration = failed.checked_sub(1).and_then(|index| script.name(index));
                     let migration =
                         migration.map_or("the bookkeeping table".into(), |name| format!("migration {name}"));
-                    let reason = app.spec().target.scrub(&error.to_string());
+                    let reason = app.spec().target.redact(&error.to_string());
                     let reason = format!("{migration}: {reason}");
                     return Err(Error::TestSetup {
                         test: self.test(),
@@ -178,7 +178,7 @@ impl<'t, C: SessionConnection> Content<'t, C> {
             },
         };
         sent.map_err(|error| {
-            let reason = format!("{name}: {}", app.spec().target.scrub(&error.to_string()));
+            let reason = format!("{name}: {}", app.spec().target.redact(&error.to_string()));
             Error::TestSetup { test: self.test(), what: "a fixture failed", reason }
         })
     }
