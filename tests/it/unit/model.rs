@@ -450,7 +450,10 @@ impl Run<'_> {
         let is_idle = base.get(column) == value;
         // Whether such a write is sent makes a difference that nobody promises.
         let is_unclear = match is_outdated {
-            true => is_idle && current.is_some_and(|row| row.version == base.version),
+            true => {
+                let is_of_base = |row: &Row| row.version == base.version;
+                is_idle && (current.is_some_and(is_of_base) || self.model.seen(key).as_ref().is_some_and(is_of_base))
+            }
             false => is_idle && current != Some(&base),
         };
         if is_unclear {

@@ -536,6 +536,8 @@ impl Model {
             self.has_conflicts = false;
         }
         self.pending = Pending::default();
+        // What the savepoint had deleted is there again.
+        self.deleted.retain(|key| self.current.get(*key).is_none());
         self.expire();
     }
 
