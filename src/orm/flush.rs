@@ -14,8 +14,9 @@
 //! to a row of a circle is sent before step 1. If that does not break the circle, rows of one table go by one statement where the
 //! database looks at foreign keys at its end; elsewhere foreign keys that can be NULL are set to NULL first.
 //!
-//! Which tables are whose ancestors does not depend on what a session has used: the types of the entities say it. A row that is not found may have
-//! been deleted, by `ON DELETE CASCADE`, with an ancestor of this transaction; it is looked for, and it is an error only if it is there.
+//! The types of the entities say which table is an ancestor of which, whether a session has used them or not. A row that is not found may
+//! have been deleted, by `ON DELETE CASCADE`, with an ancestor of this transaction; it is looked for, and it is an error only if it is
+//! there.
 
 use std::any::TypeId;
 use std::collections::HashSet;

@@ -75,8 +75,8 @@ impl<C: SessionConnection> Shared<C> {
         }
     }
 
-    /// The flush before a statement that may change rows. What is written to a row through a guard that is held meanwhile would be compared
-    /// with what the row was before.
+    /// The flush before a statement. A statement that may change rows is refused while a write guard lives: a later flush would compare the
+    /// guard's value with the row from before the statement.
     pub(super) fn autoflush_before(&self, statement: Statement, at: Place) -> Result<()> {
         self.autoflush(at)?;
         match self.unit.get() {

@@ -204,6 +204,20 @@ fn get_many_finds_every_row_that_get_finds() {
 }
 
 #[test]
+fn a_row_that_is_asked_for_in_another_spelling_is_read_once() {
+    keyed(|shop| {
+        inside(shop, |session| {
+            diesel_session::assert_queries!(1, || {
+                let row = session.find::<Tag>("DIESEL")?;
+                assert_eq!(session.find::<Tag>("DIESEL")?, row);
+                assert_eq!(session.find::<Tag>(row.read().name.as_str())?, row);
+                Ok(())
+            })
+        })
+    });
+}
+
+#[test]
 fn rows_under_another_spelling_are_written_and_deleted() {
     keyed(|shop| {
         inside(shop, |session| {

@@ -354,6 +354,29 @@ pub struct Mayor {
     pub city_code: Option<String>,
 }
 
+/// MariaDB looks at foreign keys row by row, and compares texts without their letter case.
+#[test]
+fn rows_that_refer_to_another_spelling_of_a_key_are_deleted_in_order() {
+    lists(|shop| {
+        elsewhere(
+            shop,
+            "CREATE TABLE regions (code VARCHAR(20) PRIMARY KEY, parent_code VARCHAR(20), \
+             FOREIGN KEY (parent_code) REFERENCES regions (code))",
+        );
+        let spelling = if KIND == Kind::Mariadb { "WORLD" } else { "world" };
+        elsewhere(shop, "INSERT INTO regions VALUES ('world', NULL)");
+        elsewhere(shop, &format!("INSERT INTO regions VALUES ('eu', '{spelling}')"));
+        inside(shop, |session| {
+            let (world, eu) = (session.find::<Region>("world")?, session.find::<Region>("eu")?);
+            session.delete(&world)?;
+            session.delete(&eu)?;
+            session.commit()
+        })?;
+        assert_eq!(rows(shop, "regions"), 0);
+        Ok(())
+    });
+}
+
 fn region(code: &str, parent: Option<&str>) -> NewRegion {
     NewRegion { code: code.into(), parent_code: parent.map(Into::into) }
 }
