@@ -4,9 +4,9 @@ use std::fmt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-const USAGE: &str = "cargo bench --all-features -- [--pin CPU] [--rounds N] [reads] [checkout] [unit] [apps]";
+const USAGE: &str = "cargo bench --all-features -- [--pin CPU] [--rounds N] [reads] [checkout] [contended] [unit] [apps]";
 
-const SECTIONS: [&str; 4] = ["reads", "checkout", "unit", "apps"];
+const SECTIONS: [&str; 5] = ["reads", "checkout", "contended", "unit", "apps"];
 
 pub struct Arguments {
     pub rounds: usize,

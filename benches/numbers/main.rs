@@ -2,7 +2,7 @@
 //!
 //! `-- --pin 0` binds this program, and the PostgreSQL it starts, to that CPU: between two CPUs of a small virtual machine a
 //! round trip swings by a factor of 2 to 10. `-- --rounds 31` takes more rounds than 15. `-- reads` runs only that section of
-//! `reads`, `checkout`, `unit` and `apps`.
+//! `reads`, `checkout`, `contended`, `unit` and `apps`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "numbers are printed")]
 #![allow(unreachable_pub, clippy::unwrap_used, reason = "a program of its own; a benchmark that fails ends")]
 
@@ -10,6 +10,8 @@ mod apps;
 mod arguments;
 #[cfg(feature = "postgres")]
 mod checkout;
+#[cfg(feature = "postgres")]
+mod contended;
 mod contest;
 mod peer;
 mod reads;
@@ -40,13 +42,16 @@ fn main() -> ExitCode {
         reads::measure::<SqliteConnection>(file.to_str().unwrap(), arguments.rounds);
     }
     #[cfg(feature = "postgres")]
-    if ["reads", "checkout", "unit"].iter().any(|section| arguments.runs(section)) {
+    if ["reads", "checkout", "contended", "unit"].iter().any(|section| arguments.runs(section)) {
         let url = support::postgres().socket_url(support::ROLE);
         if arguments.runs("reads") {
             reads::measure::<diesel::PgConnection>(&url, arguments.rounds);
         }
         if arguments.runs("checkout") {
             checkout::measure::<diesel::PgConnection>(&url, arguments.rounds);
+        }
+        if arguments.runs("contended") {
+            contended::measure::<diesel::PgConnection>(&url, arguments.rounds);
         }
         if arguments.runs("unit") {
             unit::measure::<diesel::PgConnection>(&url, arguments.rounds);
