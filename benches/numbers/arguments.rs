@@ -4,7 +4,8 @@ use std::fmt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-const USAGE: &str = "cargo bench --all-features -- [--pin CPU] [--rounds N] [reads] [checkout] [contended] [unit] [apps]";
+const USAGE: &str =
+    "cargo bench --all-features -- [--pin CPU] [--rounds N] [reads] [checkout] [contended] [unit] [apps]";
 
 const SECTIONS: [&str; 5] = ["reads", "checkout", "contended", "unit", "apps"];
 

@@ -81,7 +81,8 @@ fn turn(threads: usize, request: impl Fn(i32) + Sync) -> Seen {
     };
     let each = &each;
     let (took, time) = thread::scope(|scope| {
-        let all: Vec<thread::ScopedJoinHandle<'_, Vec<f64>>> = (0..threads).map(|thread| scope.spawn(move || each(thread))).collect();
+        let all: Vec<thread::ScopedJoinHandle<'_, Vec<f64>>> =
+            (0..threads).map(|thread| scope.spawn(move || each(thread))).collect();
         start.wait();
         let began = Instant::now();
         thread::sleep(TURN);
