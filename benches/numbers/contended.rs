@@ -20,7 +20,11 @@ type Plain<C> = fn(&mut C, i32) -> QueryResult<Item>;
 type Ours<C> = fn(&App<C>, i32) -> Result<Item>;
 
 pub fn measure<C: Conn>(url: &str, rounds: usize) {
-    C::establish(url).unwrap().fill_once();
+    let mut conn = C::establish(url).unwrap();
+    if conn.select(0).is_err() {
+        conn.fill();
+    }
+    drop(conn);
     let select: (Plain<C>, Ours<C>) =
         (C::select, |app, id| app.scope().autocommit().run(|| C::select_in(&C::db().session()?, id)));
     let transaction: (Plain<C>, Ours<C>) =

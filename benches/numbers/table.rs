@@ -34,13 +34,6 @@ pub trait Conn: SessionConnection {
     /// Diesel's own transaction of the kind that a session begins.
     fn read_write(&mut self, id: i32) -> QueryResult<Item>;
 
-    /// The same as [`fill`](Self::fill), unless that has been done.
-    fn fill_once(&mut self) {
-        if self.select(0).is_err() {
-            self.fill();
-        }
-    }
-
     /// Makes the table, with its rows.
     fn fill(&mut self) {
         self.batch_execute("CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT NOT NULL, price INTEGER NOT NULL)")
