@@ -67,7 +67,10 @@ impl Redactor {
         let matches = passwords.iter().flat_map(|password| {
             password.lengths_in(rest).into_iter().filter(move |&length| must_go(password, length))
         });
-        matches.max().map(|length| start + length)
+        // A quote after the password is the end of the quotation, not a part of an escape.
+        let quote = before.chars().next_back().filter(|c| ['\'', '"', '`'].contains(c));
+        let leaves_quote = |length: usize| quote.is_some_and(|quote| rest[length..].starts_with(quote));
+        matches.max_by_key(|&length| (leaves_quote(length), length)).map(|length| start + length)
     }
 
     fn is_in_name(&self, text: &str, start: usize, end: usize) -> bool {
@@ -145,8 +148,20 @@ fn splits_word(left: &str, right: &str) -> bool {
 
 /// Whether the parameter is known to hold no password. An unknown one may be a misspelt `password`.
 pub(crate) fn is_harmless(name: &str) -> bool {
-    const BEGINNINGS: &[&str] =
-        &["keepalives", "gss", "krb", "load_balance", "require", "ssl_", "sslc", "sslk", "sslmode", "sslr", "ssls"];
+    const BEGINNINGS: &[&str] = &[
+        "keepalives",
+        "gss",
+        "krb",
+        "load_balance",
+        "require",
+        "ssl_",
+        "sslc",
+        "sslk",
+        "sslmode",
+        "ssln",
+        "sslr",
+        "ssls",
+    ];
     const NAMES: &str = "host hostaddr port dbname user passfile channel_binding connect_timeout client_encoding \
                          options application_name fallback_application_name tcp_user_timeout replication service \
                          servicefile min_protocol_version max_protocol_version target_session_attrs unix_socket \
@@ -185,6 +200,8 @@ mod tests {
                 "[\n    104,\n    117,\n    110,\n    37,\n    50,\n    70,\n    101,\n    114,\n    50,\n]",
                 "[***]",
             ),
+            ("a\\'b", r"password='a\\\'b'", "password='***'"),
+            ("ab\\'", r"password='ab\\\'' or 'ab\'''", "password='***' or '***'"),
             ("", "nothing to redact", "nothing to redact"),
         ];
         for (password, text, redacted) in cases {

@@ -32,7 +32,7 @@ pub(crate) fn is_unprintable(c: char) -> bool {
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// With the characters written out that end a line, move a cursor, or hide or turn round what is beside them.
+/// `text` with escapes for characters that end a line, move a cursor, or hide or reverse their neighbours.
 pub(crate) fn visible(text: &str) -> String {
     if !text.contains(is_unprintable) {
         return text.to_owned();

@@ -58,7 +58,7 @@ fn one_of<C: Conn>(pool: &Pool<C>, plain: Plain<C>, id: i32) -> Item {
     plain(&mut pool.get().unwrap(), id).unwrap()
 }
 
-/// What was seen in one turn.
+/// The figures of one turn.
 struct Seen {
     /// Per second.
     requests: f64,

@@ -124,7 +124,7 @@ pub enum Error {
         server: String,
         /// What kind of failure it is.
         kind: ConnectErrorKind,
-        /// What the driver or the server said, with the password redacted.
+        /// The message of the driver or the server, with the password redacted.
         message: String,
         /// Where a connection was asked for.
         at: Place,

@@ -61,7 +61,7 @@ pub(crate) struct Store<C, T: Entity> {
 /// Fewer bytes than this fit into a statement of any server.
 const ASKED_FROM: usize = 1 << 14;
 
-/// What a statement sends beside a key.
+/// Bytes that a statement sends beside each key.
 const BESIDE_KEY: usize = 16;
 
 /// Drops what was in the map. A key and a row may have a `Drop` of the program each.
@@ -128,7 +128,7 @@ pub(crate) trait DynStore<C> {
     /// Holds back the DELETE of the row of that key.
     fn hold_back(&self, key: &dyn Any) -> Known;
     fn hold_all_back(&self);
-    /// Takes back what was held back.
+    /// From here on no DELETE is held back.
     fn release_held(&self);
     /// The places of rows to be deleted: the late ones, the early ones or all.
     fn doomed_places(&self, late: Option<bool>) -> Vec<usize>;
@@ -355,7 +355,9 @@ impl<C: 'static, T: Persist<C>> Store<C, T> {
     /// Reads doubtful rows once more, with their locks.
     pub(super) fn read_doubtful(&self, sender: &dyn Sender<C>) -> Result<()> {
         for entry in self.doubtful.take() {
-            if let Some(id) = entry.id().filter(|_| !entry.is_fresh() && !entry.is_touched()) {
+            // After a failed query and the end of its transaction there is no lock any more.
+            let is_doubtful = entry.is_locked() && !entry.is_fresh() && !entry.is_touched();
+            if let Some(id) = entry.id().filter(|_| is_doubtful) {
                 self.fetch(&id, sender)?;
             }
         }

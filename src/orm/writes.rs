@@ -340,7 +340,7 @@ fn rewrite<C: 'static, T: Persist<C>>(
     Ok(())
 }
 
-/// A row to be deleted: its place, its handle and what the database has of it.
+/// A row to be deleted: its place, its handle and its value in the database.
 type Going<T> = (usize, Rc<Entry<T>>, Rc<T>);
 
 /// These rows, so many at a time as go with one statement.

@@ -325,6 +325,9 @@ fn a_circle_of_two_tables_is_broken_where_it_can_be_null() {
     }
 }
 
+const REGIONS: &str = "CREATE TABLE regions (code VARCHAR(20) PRIMARY KEY, parent_code VARCHAR(20),
+    FOREIGN KEY (parent_code) REFERENCES regions (code))";
+
 /// A key that the program makes.
 #[derive(Debug, Clone, Queryable, Selectable, Entity)]
 #[diesel(primary_key(code))]
@@ -358,11 +361,7 @@ pub struct Mayor {
 #[test]
 fn rows_that_refer_to_another_spelling_of_a_key_are_deleted_in_order() {
     lists(|shop| {
-        elsewhere(
-            shop,
-            "CREATE TABLE regions (code VARCHAR(20) PRIMARY KEY, parent_code VARCHAR(20), \
-             FOREIGN KEY (parent_code) REFERENCES regions (code))",
-        );
+        elsewhere(shop, REGIONS);
         let spelling = if KIND == Kind::Mariadb { "WORLD" } else { "world" };
         elsewhere(shop, "INSERT INTO regions VALUES ('world', NULL)");
         elsewhere(shop, &format!("INSERT INTO regions VALUES ('eu', '{spelling}')"));
@@ -384,11 +383,7 @@ fn region(code: &str, parent: Option<&str>) -> NewRegion {
 #[test]
 fn a_new_row_waits_for_new_rows_whose_keys_the_program_has_made() {
     lists(|shop| {
-        elsewhere(
-            shop,
-            "CREATE TABLE regions (code VARCHAR(20) PRIMARY KEY, parent_code VARCHAR(20), \
-             FOREIGN KEY (parent_code) REFERENCES regions (code))",
-        );
+        elsewhere(shop, REGIONS);
         inside(shop, |session| {
             session.add(region("utrecht", Some("nl")));
             session.add(region("nl", Some("eu")));
@@ -446,11 +441,7 @@ fn new_rows_of_types_that_refer_to_each_other_wait_for_each_other() {
 #[test]
 fn a_chain_of_rows_is_added_and_deleted() {
     lists(|shop| {
-        elsewhere(
-            shop,
-            "CREATE TABLE regions (code VARCHAR(20) PRIMARY KEY, parent_code VARCHAR(20), \
-             FOREIGN KEY (parent_code) REFERENCES regions (code))",
-        );
+        elsewhere(shop, REGIONS);
         inside(shop, |session| {
             let name = |row: u32| format!("r{row}");
             let parent = |row: u32| (row < 2_999).then(|| name(row + 1));

@@ -407,7 +407,7 @@ fn panics_in_a_flush_that_is_its_own_transaction_leave_nothing() {
     });
 }
 
-/// What it had sent before is not committed by a program that gives up the row that cannot be sent.
+/// A program that gives up the row that cannot be sent does not commit the statements that were sent before it.
 #[test]
 fn flush_whose_error_cannot_be_shown_has_to_be_rolled_back() {
     fused(|shop| {
