@@ -10,7 +10,7 @@ use crate::backend;
 use crate::connection::SessionConnection;
 use crate::context::{self, Scope};
 use crate::error::{Error, Result};
-use crate::pool::{AppStatus, Holders, Home, Pool, were_inherited};
+use crate::pool::{AppPool, AppStatus, Holders, Home, guard_exit, were_inherited};
 use crate::process::PerProcess;
 use crate::schema::MigrationSet;
 use crate::session::{Session, Shared};
@@ -53,8 +53,8 @@ struct Shelf<C: SessionConnection> {
 
 /// The pool in use, and those disposed of that have not drained yet.
 pub(crate) struct Pools<C: SessionConnection> {
-    pub(crate) current: Option<Arc<Pool<C>>>,
-    pub(crate) retired: Vec<Arc<Pool<C>>>,
+    pub(crate) current: Option<Arc<AppPool<C>>>,
+    pub(crate) retired: Vec<Arc<AppPool<C>>>,
 }
 
 impl<C: SessionConnection> Shelf<C> {
@@ -68,7 +68,7 @@ impl<C: SessionConnection> Shelf<C> {
 }
 
 impl<C: SessionConnection> Home for Application<C> {
-    fn lent_to_this_thread(&self) -> Holders {
+    fn held_by_this_thread(&self) -> Holders {
         let Some(shelf) = self.shelf.get() else { return Holders::default() };
         let pools = shelf.pools.read().unwrap_or_else(PoisonError::into_inner);
         Holders(pools.retired.iter().flat_map(|pool| pool.holders().on_this_thread().0).collect())
@@ -88,6 +88,7 @@ impl<C: SessionConnection> Home for Application<C> {
 
 impl<C: SessionConnection> App<C> {
     pub(crate) fn new(spec: Spec<C>, database: u64, migrations: Arc<dyn MigrationSet<C>>) -> Self {
+        guard_exit();
         Self(Arc::new(Application {
             spec: Arc::new(spec),
             database,
@@ -193,12 +194,12 @@ impl<C: SessionConnection> App<C> {
     }
 
     /// The pool in use, made at the first call. A process that was forked while there were pools makes none.
-    pub(crate) fn pool(&self) -> Result<Arc<Pool<C>>> {
+    pub(crate) fn pool(&self) -> Result<Arc<AppPool<C>>> {
         self.pool_at(Instant::now())
     }
 
     /// The same at a moment that the caller has just read from the clock.
-    pub(crate) fn pool_at(&self, now: Instant) -> Result<Arc<Pool<C>>> {
+    pub(crate) fn pool_at(&self, now: Instant) -> Result<Arc<AppPool<C>>> {
         if let Some(shelf) = self.0.shelf.get_at(now) {
             let pools = shelf.pools.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(pool) = &pools.current {
@@ -215,9 +216,9 @@ impl<C: SessionConnection> App<C> {
         if let Some(pool) = &pools.current {
             return Ok(Arc::clone(pool));
         }
-        pools.retired.retain(|pool| !pool.is_drained());
+        pools.retired.retain(|pool| !pool.is_empty());
         let home: Weak<Application<C>> = Arc::downgrade(&self.0);
-        let pool = Arc::new(Pool::new(Arc::clone(&self.0.spec), home));
+        let pool = AppPool::new(Arc::clone(&self.0.spec), home);
         pools.current = Some(Arc::clone(&pool));
         Ok(pool)
     }
@@ -229,7 +230,7 @@ impl<C: SessionConnection> App<C> {
 
     /// The pools that are to be drained; from here on the next use makes another. What was inherited by a fork is the parent's and
     /// is not among them.
-    pub(crate) fn retire(&self) -> Vec<Arc<Pool<C>>> {
+    pub(crate) fn retire(&self) -> Vec<Arc<AppPool<C>>> {
         let Some(mut pools) = self.pools() else { return Vec::new() };
         let current = pools.current.take();
         pools.retired.extend(current);
@@ -237,7 +238,7 @@ impl<C: SessionConnection> App<C> {
     }
 
     /// Lets go of pools that have drained.
-    pub(crate) fn forget(&self, gone: &[*const Pool<C>]) {
+    pub(crate) fn forget(&self, gone: &[*const AppPool<C>]) {
         if let Some(shelf) = self.0.shelf.get() {
             let mut pools = shelf.write();
             pools.retired.retain(|pool| !gone.contains(&Arc::as_ptr(pool)));

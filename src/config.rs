@@ -13,14 +13,14 @@ use crate::wording::{is_unprintable, name};
 /// |---|---|---|
 /// | [`max_size`](Self::max_size) | 8 | most connections at one time |
 /// | [`acquire_timeout`](Self::acquire_timeout) | 5 s | longest wait for a connection, connecting included |
-/// | [`connect_timeout`](Self::connect_timeout) | 3 s | longest wait for one connect, or for a sign of life of an idle connection |
+/// | [`connect_timeout`](Self::connect_timeout) | 3 s | longest wait for one connect, or for the answer to a ping or a reset |
 /// | [`idle_timeout`](Self::idle_timeout) | 60 s | an idle connection is closed after that |
-/// | [`max_lifetime`](Self::max_lifetime) | 30 min | a connection is closed after that, less up to a tenth |
+/// | [`max_lifetime`](Self::max_lifetime) | 30 min | maximum age of a connection, also of an idle one, with up to 10 % jitter |
 /// | [`statement_timeout`](Self::statement_timeout) | none | the server ends a longer statement |
 /// | [`lock_timeout`](Self::lock_timeout) | none; 5 s for SQLite and for `create_all`, `drop_all` | longest wait for another session's lock |
 /// | [`leak_threshold`](Self::leak_threshold) | 30 s | a connection that is held longer is logged |
 /// | [`application_name`](Self::application_name) | `diesel-session/` and the application's id | what PostgreSQL shows in `pg_stat_activity` |
-/// | [`reset`](Self::reset) | [`Reset::WhenLent`] | which connections are cleaned before the next borrower gets them |
+/// | [`reset`](Self::reset) | [`Reset::WhenLent`] | which connections are reset before their next checkout |
 /// | [`wal`](Self::wal) | on | SQLite files use write-ahead logging |
 /// | [`protect_schema`](Self::protect_schema) | off | `drop_all` is refused |
 ///
@@ -156,7 +156,8 @@ impl Config {
         self
     }
 
-    /// Longest wait for one connect, or for a sign of life of a connection that has been idle.
+    /// Longest wait for one connect, and for the answer to the ping or the reset of a connection: without an answer the connection is
+    /// closed, and another one is tried.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
@@ -168,7 +169,8 @@ impl Config {
         self
     }
 
-    /// A connection is closed after that time, less up to a tenth so that not all go at once; `None` keeps it.
+    /// Maximum age of a connection, in use or idle, less up to a tenth so that not all are closed at once; `None` keeps it. A connection that is
+    /// checked out is closed when it is checked in.
     pub fn max_lifetime(mut self, lifetime: impl Into<Option<Duration>>) -> Self {
         self.max_lifetime = lifetime.into();
         self

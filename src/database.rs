@@ -185,14 +185,14 @@ impl<C: SessionConnection, M> Database<C, M> {
         self
     }
 
-    /// Runs each time a connection is lent, on the borrower's thread, before its transaction begins: also for
+    /// Runs each time a connection is checked out, on the holder's thread, before its transaction begins: also for
     /// [`App::ping`](crate::App::ping) and the schema's operations, not for the pool's own looking after idle connections.
     ///
-    /// What it sets on the connection is not counted as something the borrower left: [`on_checkin`](Self::on_checkin) undoes it,
+    /// What it sets on the connection is not counted as something the holder left: [`on_checkin`](Self::on_checkin) undoes it,
     /// or the next `on_checkout` sets it anew. It has no time limit of its own, and must not use this database object.
     ///
-    /// After an error, a panic or a transaction left open the connection is closed, and the borrower gets
-    /// [`Error::HookFailed`]; where the connection turns out to be lost, another one is tried.
+    /// After an error, a panic or a transaction left open the connection is closed, and the caller gets
+    /// [`Error::HookFailed`]; if the connection turns out to be lost, another one is tried.
     ///
     /// ```
     /// use diesel::connection::SimpleConnection;
@@ -222,8 +222,8 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// Runs when a connection comes back and is to be kept, after its reset: not for one that is closed instead, as on MySQL, MariaDB
     /// and SQLite after raw SQL that may have left something, or with [`Reset::Always`](crate::Reset::Always).
     ///
-    /// On PostgreSQL, MySQL and MariaDB it runs on a helper thread, for which the returning thread waits up to
-    /// [`Config::connect_timeout`]; on SQLite on the returning thread. It must not use this database object.
+    /// It runs on the holder's thread. On PostgreSQL, MySQL and MariaDB the connection is cut if the server has not answered after
+    /// [`Config::connect_timeout`]. It must not use this database object.
     ///
     /// After an error, a panic or a transaction left open the connection is closed, and the log has a warning: whoever has
     /// returned it is done with it.
@@ -232,8 +232,8 @@ impl<C: SessionConnection, M> Database<C, M> {
         self
     }
 
-    /// Runs before a connection is closed, whatever the reason, on the thread that closes it: a helper thread, the one that
-    /// returned it, or the one that disposes. It must not wait, as the connection may be lost, and must not use this database
+    /// Runs before a connection is closed, whatever the reason, on the thread that closes it: the thread of a pool, the one that
+    /// held it, the one for which it is evicted, or the one that disposes. It must not wait, as the connection may be lost, and must not use this database
     /// object. Connections on which [`on_connect`](Self::on_connect) failed were never in use and are closed without it.
     ///
     /// A panic is contained; the log has a warning.

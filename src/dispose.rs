@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use crate::app::App;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Result, count};
-use crate::pool::{Holders, Pool};
+use crate::pool::{AppPool, Holders, end_idle_threads};
 
 /// How long [`App::dispose`] waits for connections that are out.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long it waits for the end of the helper threads, whatever the patience.
+/// How long it waits for the end of the threads that no pool needs any more, whatever the patience.
 const LATE: Duration = Duration::from_millis(100);
 
 /// What a disposal did.
@@ -68,7 +68,7 @@ impl fmt::Display for DisposeReport {
 
 /// A disposal that has closed what was idle.
 struct Disposal<C: SessionConnection> {
-    disposed: Vec<Arc<Pool<C>>>,
+    disposed: Vec<Arc<AppPool<C>>>,
     /// Connections these pools had closed earlier.
     before: usize,
     started: Instant,
@@ -138,11 +138,10 @@ impl<C: SessionConnection> App<C> {
         report.closed = disposed.iter().map(|pool| pool.closings()).sum::<usize>() - before;
         report.waited = started.elapsed();
         self.forget(&gone);
-        let helpers: Vec<_> = disposed.iter().map(|pool| pool.helpers()).collect();
         drop(disposed);
         // After a test that is rolled back nobody forks, and the next one begins sooner.
         if self.spec().lane.is_none() {
-            helpers.iter().for_each(|helpers| helpers.wait_for_their_end(LATE));
+            end_idle_threads(LATE);
         }
         let level = match report.closed {
             _ if overdue => log::Level::Warn,

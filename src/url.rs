@@ -21,7 +21,7 @@ fn is_unknown(name: &str) -> bool {
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) kind: Kind,
-    /// Which server: applications with equal keys share helper threads.
+    /// Which server: everything in the URL that determines where the driver connects.
     pub(crate) server: String,
     /// The server and database for messages, without credentials.
     pub(crate) shown: String,
@@ -188,6 +188,16 @@ impl Target {
                 Some(socket) => percent_decode(socket).unwrap_or_default(),
                 None => percent_decode(hosts).unwrap_or_default(),
             };
+        // Whatever else determines where libpq connects.
+        let place = ["hostaddr", "service"].iter().fold(place, |place, name| {
+            let value = |pair: &str| pair.strip_prefix(name)?.strip_prefix('=').and_then(percent_decode);
+            match query.split('&').find_map(value) {
+                Some(value) if kind == Kind::Postgres && !value.is_empty() => {
+                    format!("{place} {name} {value}").trim_start().to_owned()
+                }
+                _ => place,
+            }
+        });
         // Two servers of one machine differ in it.
         let place = match query.split('&').find_map(|pair| pair.strip_prefix("port=")) {
             Some(port) if kind == Kind::Postgres && !port.is_empty() => format!("{place}:{port}"),
@@ -232,7 +242,7 @@ impl Target {
                 "it is neither `postgres://..` nor a list of `keyword=value` (values with spaces stand in single quotes)",
             )
         };
-        let (mut host, mut port, mut user, mut database) = (String::new(), String::new(), String::new(), String::new());
+        let [mut host, mut port, mut user, mut database, mut service] = [const { String::new() }; 5];
         let mut rest = url.trim();
         while !rest.is_empty() {
             let (name, after) = rest.split_once('=').ok_or_else(wrong)?;
@@ -251,6 +261,7 @@ impl Target {
                 "port" => port = value,
                 "user" => user = value,
                 "dbname" => database = value,
+                "service" => service = value,
                 _ => {}
             }
             rest = remaining.trim_start();
@@ -259,6 +270,8 @@ impl Target {
             return Err(malformed(kind, "the port is not a number from 0 to 65535"));
         }
         let place = if port.is_empty() { host } else { format!("{host}:{port}") };
+        let place =
+            if service.is_empty() { place } else { format!("{place} service {service}").trim_start().to_owned() };
         Self::of_server(kind, &place, [user, String::new(), database], url)
     }
 

@@ -172,7 +172,7 @@ const DEAD_NETWORK: &[(&str, &str)] = &[
     ("tcp_user_timeout", "20000"),
 ];
 
-/// The caller's own deadline rules; libpq's is the backstop that frees the helper thread, in whole seconds from 2.
+/// The caller's own deadline rules; libpq's is the backstop that frees the pool's thread, in whole seconds from 2.
 pub(super) fn driver_url(target: &Target, config: &Config, app: &str) -> String {
     let mut parameters = Vec::new();
     if !target.sets("connect_timeout") {

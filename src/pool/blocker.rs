@@ -3,9 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::Pool;
-use super::lease::Lease;
-use super::ledger::{Holder, Holders};
+use super::holder::{Holder, Holders};
+use super::{AppPool, CheckedOut};
 use crate::backend::BETWEEN;
 use crate::connection::SessionConnection;
 use crate::url::Target;
@@ -97,7 +96,7 @@ impl fmt::Display for Blockers {
     }
 }
 
-impl<C: SessionConnection> Lease<C> {
+impl<C: SessionConnection> CheckedOut<C> {
     /// Asks for blockers with the first of the queries that is answered. An open transaction is rolled back before.
     pub(crate) fn blockers(&mut self, queries: &[String]) -> Blockers {
         let conn = self.conn();
@@ -108,17 +107,17 @@ impl<C: SessionConnection> Lease<C> {
         }
         let Some(rows) = queries.iter().find_map(|sql| conn.texts(sql).ok()) else { return Blockers::default() };
         let ours = self.pool().sessions_of_this_process();
-        let target = &self.pool().spec.target;
+        let target = &self.pool().storage.spec.target;
         let each = rows.into_iter().flatten().filter_map(|row| read(&row, target));
         Blockers(each.filter_map(|blocker| with_holder(blocker, &ours)).collect())
     }
 }
 
-impl<C: SessionConnection> Pool<C> {
+impl<C: SessionConnection> AppPool<C> {
     /// The sessions on this server that this process has by any application, with their holders.
     fn sessions_of_this_process(&self) -> Vec<(u64, Option<Holder>)> {
-        let servers = self.server.under_all_names();
-        let residents = servers.iter().flat_map(|server| server.room().residents());
+        let servers = self.storage.server.under_all_names();
+        let residents = servers.iter().flat_map(|server| server.limit().residents());
         residents.flat_map(|(_, resident)| resident.sessions()).collect()
     }
 }

@@ -6,9 +6,8 @@
 //! database.
 
 use std::fmt;
-use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::socket::Socket;
@@ -92,6 +91,11 @@ impl<C> Lane<C> {
 
     pub(super) fn not_made(&self) {
         *self.parked() = Parked::Nowhere;
+        self.back.notify_all();
+    }
+
+    pub(super) fn park(&self, conn: C) {
+        *self.parked() = Parked::Here(conn);
         self.back.notify_all();
     }
 
@@ -211,56 +215,3 @@ pub(crate) const LOST: &str = "its connection was lost";
 
 /// What a connect says of a lane that another process has.
 pub(crate) const TAKEN: &str = "another process runs a test in this database";
-
-/// A connection that a pool has; drop closes it, or parks it in its lane.
-pub(crate) struct Held<C> {
-    /// Only drop takes it.
-    conn: Option<C>,
-    lane: Option<Arc<Lane<C>>>,
-}
-
-impl<C> Held<C> {
-    pub(crate) fn new(conn: C, lane: Option<Arc<Lane<C>>>) -> Self {
-        Self { conn: Some(conn), lane }
-    }
-
-    /// Takes the connection out until [`put_back`](Self::put_back).
-    pub(crate) fn take_out(&mut self) -> C {
-        self.conn.take().expect(ONLY_DROP)
-    }
-
-    pub(crate) fn put_back(&mut self, conn: C) {
-        self.conn = Some(conn);
-    }
-
-    pub(crate) fn lane(&self) -> Option<&Arc<Lane<C>>> {
-        self.lane.as_ref()
-    }
-}
-
-impl<C> Deref for Held<C> {
-    type Target = C;
-
-    #[inline]
-    fn deref(&self) -> &C {
-        self.conn.as_ref().expect(ONLY_DROP)
-    }
-}
-
-impl<C> DerefMut for Held<C> {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut C {
-        self.conn.as_mut().expect(ONLY_DROP)
-    }
-}
-
-impl<C> Drop for Held<C> {
-    fn drop(&mut self) {
-        if let (Some(lane), Some(conn)) = (&self.lane, self.conn.take()) {
-            *lane.parked() = Parked::Here(conn);
-            lane.back.notify_all();
-        }
-    }
-}
-
-const ONLY_DROP: &str = "only drop takes the connection";

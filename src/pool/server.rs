@@ -1,139 +1,126 @@
-//! The helper threads of one database server, shared by all applications on it.
-//!
-//! Every driver call that may hang without a statement of the caller's own (connecting, and the sign of life asked of an
-//! idle connection) runs here, so that the caller can leave at its own deadline. At most [`HELPERS`] calls can hang per
-//! server; from then on that server fails fast, and other servers notice nothing.
+//! One database server as this process sees it: what it says it is, whether it can be reached, and which pools have connections to it.
 
-use std::cell::Cell;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
-
-use super::budget::Budget;
-use super::helpers::Helpers;
-use super::outage::Presence;
+use super::connection_limit::{ConnectionLimit, Resident};
+use super::holder::Holders;
+use crate::backend::Kind;
 use crate::process::PerProcess;
 
-/// Helper threads per server, and so the number of calls that may hang there.
-pub(crate) const HELPERS: usize = 4;
-
-/// One database server as this process sees it. It lives while a pool uses it; then its threads end.
+/// It lives while a pool uses it.
+#[derive(Debug)]
 pub(crate) struct Server {
-    threads: Arc<ScheduledThreadPool>,
-    /// Where r2d2 makes empty slots: never in a line behind what may hang.
-    slot_maker: Arc<ScheduledThreadPool>,
-    helpers: Arc<Helpers>,
-    running: Mutex<HashMap<u64, Instant>>,
-    next: AtomicU64,
-    room: Arc<Budget>,
-    presence: Presence,
-    census: Mutex<Option<Census>>,
-    /// The connections an ordinary role may have there; 0 where that is not known.
+    /// The connections to it of this whole process.
+    limit: Arc<ConnectionLimit>,
+    /// It has let this process in before.
+    reached: AtomicBool,
+    unreachable: AtomicBool,
+    /// Raised when connections that were sound a moment ago may be lost.
+    suspicion: AtomicUsize,
+    session_counts: Mutex<Option<SessionCounts>>,
+    /// The connections an ordinary role may have there; 0 if that is not known.
     capacity: AtomicUsize,
     /// What it says it is; the same server may have another name.
     instance: Mutex<Option<String>>,
+    /// The port, if it is a PostgreSQL server of this machine.
+    local_port: Option<u16>,
 }
 
-/// Who had the server at one moment.
-struct Census {
+/// Who had connections to the server at one moment.
+#[derive(Debug)]
+struct SessionCounts {
     taken: Instant,
-    occupants: Vec<String>,
+    counts: Vec<String>,
 }
 
 /// How long one idle connection has for the answer to a question about its server, and all of them together.
 const ASKING: (Duration, Duration) = (Duration::from_millis(300), Duration::from_millis(600));
 
-/// A census is taken again when a connection is opened after that time.
-const CENSUS_AGE: Duration = Duration::from_secs(1);
-
-impl std::fmt::Debug for Server {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").finish_non_exhaustive()
-    }
-}
+/// The session counts are taken again when a connection is opened after that time.
+const COUNTS_AGE: Duration = Duration::from_secs(1);
 
 static SERVERS: PerProcess<Mutex<HashMap<String, Weak<Server>>>> = PerProcess::new();
 
-/// A driver call under way.
-#[derive(Debug)]
-pub(crate) struct Running<'s> {
-    server: &'s Server,
-    number: u64,
-}
-
-thread_local! {
-    static HELPS: Cell<bool> = const { Cell::new(false) };
-}
-
-/// This is a helper thread, and will be one until it ends.
-pub(super) fn begins_to_help() {
-    HELPS.set(true);
-}
-
-/// Whether this is a helper thread, of whatever server.
-pub(super) fn is_helper() -> bool {
-    HELPS.get()
+/// The port of a PostgreSQL server of this machine, by its name. Its sockets and its addresses have the same.
+fn local_port(name: &str) -> Option<u16> {
+    let place = name.strip_prefix(Kind::Postgres.name())?.strip_prefix("://")?;
+    let (host, port) = match place.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
+        _ => (place, 5432),
+    };
+    if place.contains(" hostaddr ") || place.contains("service ") {
+        return None;
+    }
+    let is_local = host.starts_with('/')
+        || ["localhost", "127.0.0.1", "[::1]", "::1", "the default host"].contains(&host.trim_end_matches('/'));
+    is_local.then_some(port)
 }
 
 impl Server {
-    /// The server of that name; two pools with equal names share it. A process that was forked has others than its parent, whose
-    /// threads it does not have.
+    /// The server of that name; two pools with equal names share it.
     pub(crate) fn named(name: &str) -> Arc<Self> {
         let mut servers = SERVERS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(server) = servers.get(name).and_then(Weak::upgrade) {
             return server;
         }
         servers.retain(|_, server| server.strong_count() > 0);
-        let made = |number: usize, names: &str| {
-            let threads = ScheduledThreadPool::builder().num_threads(number).thread_name_pattern(names);
-            Arc::new(threads.on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled).build())
-        };
-        let (threads, slot_maker) = (made(HELPERS, "diesel-session-{}"), made(1, "diesel-session-slots"));
         let server = Arc::new(Self {
-            helpers: Helpers::of([&threads, &slot_maker]),
-            threads,
-            slot_maker,
-            running: Mutex::default(),
-            next: AtomicU64::new(0),
-            room: Arc::new(Budget::new(None, super::waits())),
-            presence: Presence::default(),
-            census: Mutex::default(),
+            limit: Arc::new(ConnectionLimit::new(None)),
+            reached: AtomicBool::new(false),
+            unreachable: AtomicBool::new(false),
+            suspicion: AtomicUsize::new(0),
+            session_counts: Mutex::default(),
             capacity: AtomicUsize::new(0),
             instance: Mutex::default(),
+            local_port: local_port(name),
         });
         servers.insert(name.to_owned(), Arc::downgrade(&server));
         server
     }
 
-    pub(super) fn helpers(&self) -> &Arc<Helpers> {
-        &self.helpers
+    pub(super) fn limit(&self) -> &Arc<ConnectionLimit> {
+        &self.limit
     }
 
-    pub(crate) fn threads(&self) -> &Arc<ScheduledThreadPool> {
-        &self.threads
+    pub(super) fn was_reached(&self) -> bool {
+        self.reached.load(Ordering::Acquire)
     }
 
-    pub(super) fn slot_maker(&self) -> &Arc<ScheduledThreadPool> {
-        &self.slot_maker
+    /// It has answered, whatever it said.
+    pub(super) fn answered(&self, shown: &str) {
+        self.reached.store(true, Ordering::Release);
+        if self.unreachable.load(Ordering::Acquire) && self.unreachable.swap(false, Ordering::AcqRel) {
+            crate::wording::log_line!(info, "diesel_session::pool", "{shown} is reachable again");
+        }
     }
 
-    /// The connections to it of this whole process, and who waits for one.
-    pub(super) fn room(&self) -> &Arc<Budget> {
-        &self.room
+    /// It cannot be reached, or does not accept connections yet.
+    pub(super) fn is_unreachable(&self, shown: &str, message: &str) {
+        if !self.unreachable.swap(true, Ordering::AcqRel) {
+            self.suspect();
+            crate::wording::log_line!(warn, "diesel_session::pool", "{shown} is unreachable: {message}; retrying");
+        }
     }
 
-    pub(super) fn presence(&self) -> &Presence {
-        &self.presence
+    /// The number of suspicions so far: a connection that was proven sound at that number is not suspected.
+    #[inline]
+    pub(super) fn suspicion(&self) -> usize {
+        self.suspicion.load(Ordering::Acquire)
     }
 
-    /// What an idle connection of this process answers, if there is one that does before `deadline`. Several that are frozen are
-    /// not waited for one after the other for long.
-    pub(super) fn ask(&self, question: &str, deadline: Instant) -> Option<Vec<String>> {
-        let deadline = deadline.min(Instant::now() + ASKING.1);
-        for (_, resident) in self.room.residents() {
+    /// A connection was lost: others may be too.
+    pub(super) fn suspect(&self) {
+        self.suspicion.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// What an idle connection of this process answers, if there is one that answers soon.
+    pub(super) fn ask(self: &Arc<Self>, question: &str) -> Option<Vec<String>> {
+        let deadline = Instant::now() + ASKING.1;
+        let names = self.under_all_names();
+        for (_, resident) in names.iter().flat_map(|server| server.limit.residents()) {
             let patience = ASKING.0.min(deadline.saturating_duration_since(Instant::now()));
             if patience.is_zero() {
                 return None;
@@ -153,14 +140,26 @@ impl Server {
         }
     }
 
-    /// This server under all the names that it has in this process.
+    /// This server under all the names that it has in this process. Until it has told what it is, a PostgreSQL server of this machine
+    /// is known by its port.
     pub(super) fn under_all_names(self: &Arc<Self>) -> Vec<Arc<Self>> {
-        let Some(instance) = self.instance().clone() else { return vec![Arc::clone(self)] };
+        let instance = self.instance().clone();
+        let is_same = |other: &Arc<Self>| match (&instance, &*other.instance()) {
+            (Some(instance), Some(other)) => instance == other,
+            _ => self.local_port.is_some() && self.local_port == other.local_port,
+        };
         let servers: Vec<_> = {
             let servers = SERVERS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
             servers.values().filter_map(Weak::upgrade).collect()
         };
-        servers.into_iter().filter(|server| server.instance().as_ref() == Some(&instance)).collect()
+        servers.into_iter().filter(|other| Arc::ptr_eq(self, other) || is_same(other)).collect()
+    }
+
+    /// The least recently used pool on this server that has an idle connection, other than `except`.
+    pub(super) fn least_recently_used(self: &Arc<Self>, except: u64) -> Option<Arc<dyn Resident>> {
+        let names = self.under_all_names();
+        let idle = names.iter().filter_map(|server| server.limit.least_recently_used(except));
+        idle.min_by_key(|(since, _)| *since).map(|(_, resident)| resident)
     }
 
     fn instance(&self) -> MutexGuard<'_, Option<String>> {
@@ -176,60 +175,32 @@ impl Server {
         self.capacity.load(Ordering::Relaxed)
     }
 
-    pub(super) fn census_is_old(&self) -> bool {
-        self.census().as_ref().is_none_or(|census| census.taken.elapsed() > CENSUS_AGE)
+    pub(super) fn session_counts_are_old(&self) -> bool {
+        self.session_counts().as_ref().is_none_or(|counts| counts.taken.elapsed() > COUNTS_AGE)
     }
 
-    pub(super) fn note_census(&self, occupants: Vec<String>) {
-        *self.census() = Some(Census { taken: Instant::now(), occupants });
+    pub(super) fn note_session_counts(&self, counts: Vec<String>) {
+        *self.session_counts() = Some(SessionCounts { taken: Instant::now(), counts });
     }
 
-    /// A sentence on who has the server.
-    pub(super) fn occupants(&self) -> String {
-        let (mine, holders) = (self.room.open(), self.room.holders());
+    /// A sentence on who has connections to the server.
+    pub(super) fn occupants(self: &Arc<Self>) -> String {
+        let names = self.under_all_names();
+        let residents: Vec<_> = names.iter().flat_map(|server| server.limit.residents()).collect();
+        let mine: usize = residents.iter().map(|(_, resident)| resident.open()).sum();
+        let holders = Holders(residents.iter().flat_map(|(_, resident)| resident.holders().0).collect());
         let held = if holders.is_empty() { String::new() } else { format!(", held: {holders}") };
-        match &*self.census() {
-            Some(Census { taken, occupants }) => format!(
+        match &*self.session_counts() {
+            Some(SessionCounts { taken, counts }) => format!(
                 ". This process has {mine} connections there{held}. Asked {:.1?} ago, the server had: {}",
                 taken.elapsed(),
-                occupants.join(", ")
+                counts.join(", ")
             ),
             None => format!(". This process has {mine} connections there{held}, and could not ask who has the others"),
         }
     }
 
-    fn census(&self) -> MutexGuard<'_, Option<Census>> {
-        self.census.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Runs `job` on a helper thread. One that is on a helper thread already, in a hook of the program that uses another database
-    /// object, runs it at once: all of them may wait for such a job.
-    pub(super) fn help(&self, job: impl FnOnce() + Send + 'static) {
-        if is_helper() {
-            return job();
-        }
-        self.threads.execute(move || {
-            begins_to_help();
-            job();
-        });
-    }
-
-    /// Records a driver call until the returned value is dropped.
-    pub(crate) fn call(&self) -> Running<'_> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(number, Instant::now());
-        Running { server: self, number }
-    }
-
-    /// Whether every helper has been in one call for longer than `patience`, so that asking is useless.
-    pub(crate) fn is_stuck(&self, patience: Duration) -> bool {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.values().filter(|since| since.elapsed() > patience).count() >= HELPERS
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.server.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+    fn session_counts(&self) -> MutexGuard<'_, Option<SessionCounts>> {
+        self.session_counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -22,6 +22,10 @@ impl Socket {
     }
 }
 
+/// The server's end of a connection that this process closes.
+#[derive(Debug)]
+pub(super) struct Ending(Socket);
+
 /// Looks for the socket that a connect opens.
 #[derive(Debug)]
 pub(super) struct Search {
@@ -36,13 +40,15 @@ mod linux {
     use std::collections::BTreeSet;
     use std::fs;
     use std::sync::{Mutex, PoisonError};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use nix::sys::socket::{
-        AddressFamily, Shutdown, SockaddrLike, SockaddrStorage, getpeername, getsockname, shutdown,
+        AddressFamily, MsgFlags, Shutdown, SockaddrLike, SockaddrStorage, getpeername, getsockname, recv, shutdown,
     };
+    use nix::unistd::{close, dup};
 
-    use super::{Search, Socket};
+    use super::super::watchdog::Watched;
+    use super::{Ending, Search, Socket};
     use crate::process::PerProcess;
     use crate::url::{Peer, Target};
 
@@ -72,6 +78,18 @@ mod linux {
             self.is_open() && shutdown(self.descriptor, Shutdown::Both).is_ok()
         }
 
+        /// Waits for the server's end of a connection that is about to be closed. `None` if the socket is not open.
+        pub(in super::super) fn ending(self) -> Option<Ending> {
+            let mut known = KNOWN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+            if !self.is_open() {
+                return None;
+            }
+            // The connection is this thread's and open, so its descriptor is no file of SQLite's.
+            let twin = Self { descriptor: dup(self.descriptor).ok()?, ..self };
+            known.insert(twin);
+            Some(Ending(twin))
+        }
+
         /// The connection is about to be closed.
         pub(in super::super) fn forget(self) {
             if let Some(known) = KNOWN.get() {
@@ -96,6 +114,24 @@ mod linux {
 
         fn own_port(self) -> Option<u16> {
             port(&self.ask(getsockname::<SockaddrStorage>)?)
+        }
+    }
+
+    impl Ending {
+        /// The server closes its side when it has given the place of the session back.
+        pub(in super::super) fn wait(self, end: Instant) {
+            let Self(twin) = &self;
+            let _ = shutdown(twin.descriptor, Shutdown::Write);
+            let _watched = Watched::begin(*twin, end);
+            let mut rest = [0; 512];
+            while recv(twin.descriptor, &mut rest, MsgFlags::empty()).is_ok_and(|received| received > 0) {}
+        }
+    }
+
+    impl Drop for Ending {
+        fn drop(&mut self) {
+            self.0.forget();
+            let _ = close(self.0.descriptor);
         }
     }
 
@@ -238,6 +274,15 @@ impl Socket {
     }
 
     pub(super) fn forget(self) {}
+
+    pub(super) fn ending(self) -> Option<Ending> {
+        None
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Ending {
+    pub(super) fn wait(self, _: std::time::Instant) {}
 }
 
 #[cfg(not(target_os = "linux"))]

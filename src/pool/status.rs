@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::ledger::Holders;
+use super::holder::Holders;
 use crate::connection::SessionConnection;
 use crate::spec::Spec;
 
@@ -16,19 +16,17 @@ pub struct AppStatus {
     pub server: String,
     /// Most connections at one time.
     pub max_size: u32,
-    /// Open connections.
+    /// Open connections, as r2d2 counts them.
     pub open: usize,
-    /// Open connections that nobody has.
+    /// Open connections that are not checked out, as r2d2 counts them.
     pub idle: usize,
-    /// Open connections that somebody has.
+    /// Connections that are checked out.
     pub in_use: usize,
-    /// Open connections that did not answer in time; each is closed when it does.
-    pub suspect: usize,
-    /// Connects under way.
+    /// Connects under way; a connect that hangs stays here.
     pub connecting: usize,
-    /// Callers waiting in line.
+    /// Callers that wait for a connection.
     pub waiting: usize,
-    /// Who has a connection, or is waiting for one to be made.
+    /// The holders of the connections in use.
     pub holders: Holders,
 }
 
@@ -41,7 +39,6 @@ impl AppStatus {
             open: 0,
             idle: 0,
             in_use: 0,
-            suspect: 0,
             connecting: 0,
             waiting: 0,
             holders: Holders::default(),
@@ -55,7 +52,6 @@ impl AppStatus {
         self.open += other.open;
         self.idle += other.idle;
         self.in_use += other.in_use;
-        self.suspect += other.suspect;
         self.connecting += other.connecting;
         self.waiting += other.waiting;
         self.holders.0.extend(other.holders.0);
@@ -67,14 +63,13 @@ impl fmt::Display for AppStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "app `{}` on {}: {} of {} open ({} idle, {} in use, {} suspect), {} connecting, {} waiting; held: {}",
+            "app `{}` on {}: {} of {} open ({} idle, {} in use), {} connecting, {} waiting; held: {}",
             self.app,
             self.server,
             self.open,
             self.max_size,
             self.idle,
             self.in_use,
-            self.suspect,
             self.connecting,
             self.waiting,
             self.holders

@@ -1,10 +1,16 @@
-//! What gate, budget and ledger are synchronised with, in one place: the model of them puts other things here, which try every
-//! order of events.
+//! What the core of the pool is synchronised with. The model of the pool replaces this file, so that a scheduler tries
+//! many orders of events.
+
+use std::time::Duration;
 
 pub(super) use std::sync::atomic::{AtomicUsize, Ordering};
-pub(super) use std::thread::{Thread, ThreadId, current as current_thread, sleep};
+pub(super) use std::thread::{Thread, ThreadId, current as current_thread, yield_now};
 pub(super) use std::time::Instant;
 
 pub(super) use parking_lot::{Condvar, Mutex, MutexGuard};
-/// Does something later.
-pub(super) use scheduled_thread_pool::ScheduledThreadPool as Timer;
+
+/// How long a caller waits before it looks whether its wait can end. Most waits are over by then.
+pub(super) const BEFORE_DEADLOCK_CHECK: Duration = Duration::from_millis(10);
+
+/// How often a caller yields before it sleeps. Most connections come back soon, and to be woken takes longer.
+pub(super) const YIELDS: u32 = 10;

@@ -1,61 +1,104 @@
-//! What a pool does by itself, as long as something is open: it closes what is too old.
+//! What a pool does by itself while something is open: it closes connections that are too old, and logs those that are held for too long.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::Pool;
-use super::lease::discard;
-use super::manager::Slot;
-use super::server::begins_to_help;
+use super::AppPool;
+use super::connections::Connections;
+use super::holder::Holder;
+use super::storage::Storage;
 use crate::connection::SessionConnection;
+use crate::wording::phrase;
 
 /// The shortest pause between two looks at the connections of a pool, however short the configured times are.
-pub(super) const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 
-impl<C: SessionConnection> Pool<C> {
-    /// Closes what has been idle, or has lived, for too long, and comes again when the next is due.
-    pub(super) fn age(self: &Arc<Self>) {
-        let Some(idle_timeout) = self.spec.config.idle_timeout else { return };
-        let ageing = || self.ageing.load(Ordering::Acquire) || self.ageing.swap(true, Ordering::AcqRel);
-        if self.control.closed.load(Ordering::Acquire) || ageing() {
+impl<C: SessionConnection> Connections<C> {
+    /// From here on the pool is looked after, as long as something is open. It is called at each checkin.
+    pub(super) fn age(&self) {
+        let config = &self.spec.config;
+        if self.ageing.load(Ordering::Relaxed) {
             return;
         }
-        let pool = Arc::downgrade(self);
-        self.server.threads().execute_after(idle_timeout.max(SHORTEST_PAUSE), move || {
-            begins_to_help();
+        if let Some(pause) = config.idle_timeout.into_iter().chain(config.max_lifetime).min() {
+            self.age_after(pause);
+        }
+    }
+
+    fn age_after(&self, pause: Duration) {
+        if self.ageing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let pool = self.pool.clone();
+        self.run_after(pause.max(SHORTEST_PAUSE), move || {
             let Some(pool) = pool.upgrade() else { return };
-            pool.ageing.store(false, Ordering::Release);
-            pool.close_aged(idle_timeout);
-            let control = &pool.control;
-            if control.connecting.load(Ordering::Acquire) > 0 || control.open.load(Ordering::Acquire) > 0 {
-                pool.age();
+            pool.look_after_age();
+            if pool.storage.open() == 0 {
+                let let_go = pool.storage.let_go(pool.number);
+                drop(pool);
+                let_go();
             }
         });
     }
 
-    /// What was left last is lent first, so all are taken out before any is put back, each under a permit of its own.
-    fn close_aged(&self, idle_timeout: Duration) {
-        let mut kept = Vec::new();
-        let now = Instant::now();
-        while let Some(mut permit) = self.gate.try_acquire(self.housekeeper()) {
-            permit.refill();
-            let Some(stored) = &mut permit.item else { break };
-            let stays = match &mut ***stored {
-                Slot::Live(live) => live.stays_idle(now, idle_timeout),
-                Slot::Empty => false,
-            };
-            if stays {
-                kept.push(permit);
-            } else {
-                discard(&mut permit);
+    /// From here until nothing is open any more, holders are watched. It is called at each checkout.
+    pub(super) fn watch(&self) {
+        let Some(threshold) = self.spec.config.leak_threshold else { return };
+        if !self.watching.load(Ordering::Relaxed) && !self.watching.swap(true, Ordering::AcqRel) {
+            self.watch_after(threshold);
+        }
+    }
+
+    fn watch_after(&self, pause: Duration) {
+        let pool = self.pool.clone();
+        self.run_after(pause.max(SHORTEST_PAUSE), move || {
+            if let Some(pool) = pool.upgrade() {
+                pool.look_for_leaks();
+            }
+        });
+    }
+}
+
+impl<C: SessionConnection> AppPool<C> {
+    fn look_after_age(self: &Arc<Self>) {
+        let storage = &self.storage;
+        storage.ageing.store(false, Ordering::Release);
+        if self.is_closed() {
+            return;
+        }
+        let next = self.close_aged();
+        if storage.open() > 0 {
+            match next {
+                Some(next) => storage.age_after(next.saturating_duration_since(Instant::now())),
+                None => storage.age(),
             }
         }
-        // The one left longest ago goes back first.
-        while let Some(permit) = kept.pop() {
-            drop(permit);
+    }
+
+    fn look_for_leaks(&self) {
+        let storage = &self.storage;
+        let Some(threshold) = storage.spec.config.leak_threshold else { return };
+        let (overdue, pause) = self.overdue(Instant::now(), threshold);
+        overdue.iter().for_each(Holder::is_overdue);
+        storage.watching.store(false, Ordering::Release);
+        if storage.open() > 0 && !storage.watching.swap(true, Ordering::AcqRel) {
+            storage.watch_after(pause);
         }
-        self.leave_if_empty();
-        self.serve_others();
+    }
+}
+
+impl Holder {
+    fn is_overdue(&self) {
+        let told = phrase(format_args!(
+            "a connection is held for longer than `Config::leak_threshold`, and may have been forgotten: {self}"
+        ));
+        crate::wording::log_line!(warn, "diesel_session::leak", "{told}");
+    }
+
+    /// It is logged of those holders only that were overdue.
+    pub(super) fn is_back(&self) {
+        let told = phrase(format_args!("a connection that was held for too long has come back: {}", self.listed()));
+        crate::wording::log_line!(info, "diesel_session::leak", "{told}");
     }
 }

@@ -31,6 +31,8 @@ struct State {
     watched: BTreeMap<(Instant, u64), (Socket, Arc<AtomicBool>)>,
     next: u64,
     runs: bool,
+    /// When the thread wakes by itself.
+    wakes_at: Option<Instant>,
 }
 
 /// A driver call that is watched until this is dropped.
@@ -49,13 +51,12 @@ impl Watched {
         let mut state = watchdog.lock();
         let key = (end, state.next);
         state.next += 1;
-        let is_first = state.watched.first_key_value().is_none_or(|(first, _)| key < *first);
         state.watched.insert(key, (socket, Arc::clone(&cut)));
         if !state.runs {
             let watched = Arc::clone(&watchdog);
             let thread = std::thread::Builder::new().name("diesel-session-deadlines".into());
             state.runs = thread.spawn(move || watched.run()).is_ok();
-        } else if is_first {
+        } else if state.wakes_at.is_none_or(|wakes_at| end < wakes_at) {
             watchdog.changed.notify_one();
         }
         drop(state);
@@ -104,6 +105,7 @@ impl Watchdog {
                     LINGERS - idle
                 }
             };
+            state.wakes_at = now.checked_add(wait);
             state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
     }

@@ -1,25 +1,116 @@
-//! The queues of writers, where a database has one writer at a time.
+//! The queue of writers, where a database has one writer at a time.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
-use super::gate::Gate;
+use super::admission::{Pool, PooledConnection};
+use super::connection_limit::LimitPermit;
+use super::storage::{Remedy, Storage};
+use super::sync::Ordering;
 use crate::process::PerProcess;
 use crate::url::Target;
 
-/// The queue of this process's writers of one database file. SQLite's own waiting polls; this one is in order.
-pub(super) fn of(target: &Target) -> Arc<Gate> {
-    if target.in_memory {
-        return Arc::new(Gate::new(1, super::waits()));
+/// The queue of this process's writers of one database. SQLite's own waiting polls; this one is in order.
+pub(crate) type Writers = Pool<WriteTurn>;
+
+/// The turn of the one writer. Drop ends it.
+pub(crate) type WritePermit = PooledConnection<WriteTurn>;
+
+/// Stores the turn while nobody writes.
+#[derive(Debug)]
+pub(crate) struct WriteTurn(Mutex<Option<()>>);
+
+impl WriteTurn {
+    fn turn(&self) -> std::sync::MutexGuard<'_, Option<()>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    let database = target.database.as_str();
-    static QUEUES: PerProcess<Mutex<HashMap<String, Weak<Gate>>>> = PerProcess::new();
+}
+
+pub(super) fn of(target: &Target) -> Arc<Writers> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let new = || {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Pool::with_storage(number, 1, Vec::new(), super::wait_graph(), |_| WriteTurn(Mutex::new(Some(()))))
+    };
+    if target.in_memory {
+        return new();
+    }
+    static QUEUES: PerProcess<Mutex<HashMap<String, Weak<Writers>>>> = PerProcess::new();
     let mut queues = QUEUES.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(queue) = queues.get(database).and_then(Weak::upgrade) {
+    if let Some(queue) = queues.get(&target.database).and_then(Weak::upgrade) {
         return queue;
     }
     queues.retain(|_, queue| queue.strong_count() > 0);
-    let queue = Arc::new(Gate::new(1, super::waits()));
-    queues.insert(database.to_owned(), Arc::downgrade(&queue));
+    let queue = new();
+    queues.insert(target.database.clone(), Arc::downgrade(&queue));
     queue
+}
+
+/// Nothing is ever connected: there is one turn.
+impl Storage for WriteTurn {
+    type Conn = ();
+    type Failure = Infallible;
+
+    fn try_get(&self) -> Option<()> {
+        self.turn().take()
+    }
+
+    fn put(&self, (): ()) {
+        *self.turn() = Some(());
+    }
+
+    fn idle(&self) -> usize {
+        usize::from(self.turn().is_some())
+    }
+
+    fn open(&self) -> usize {
+        1
+    }
+
+    fn connect(&self, _: Vec<LimitPermit>, _: impl FnOnce() + Send + 'static) {}
+
+    fn run_after(&self, _: Duration, _: impl FnOnce() + Send + 'static) {}
+
+    fn run_closing(&self, _: impl FnOnce() + Send + 'static) {}
+
+    fn failure((): &()) -> Option<Infallible> {
+        None
+    }
+
+    fn remedy(&self, failure: &Infallible, _: u32) -> Remedy {
+        match *failure {}
+    }
+
+    fn evict_another(&self, _: u64) {}
+
+    fn keep_in_bounds(&self, _: u64) {}
+
+    fn let_go(&self, _: u64) -> impl FnOnce() + 'static {
+        || {}
+    }
+
+    fn sessions(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
+    fn session((): &()) -> Option<u64> {
+        None
+    }
+
+    fn ask(&self, (): &mut (), _: &str, _: Duration) -> Option<Vec<String>> {
+        None
+    }
+
+    fn may_stay(&self, (): &mut (), _: Instant) -> (bool, Option<Instant>) {
+        (true, None)
+    }
+
+    fn reset(&self, (): &mut (), _: Option<Instant>) -> bool {
+        true
+    }
+
+    fn close(&self, (): (), _: Option<Instant>) {}
 }

@@ -16,7 +16,7 @@ use crate::backend::{
 };
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
-use crate::pool::{Lease, Permit, Reading};
+use crate::pool::{CheckedOut, Reading, WritePermit};
 use crate::wording::phrase;
 
 /// How long a schema operation waits for another session's locks where the configuration does not say.
@@ -53,9 +53,9 @@ pub(super) struct Change<'a, C: SessionConnection> {
     kind: Kind,
     plan: Vec<Known<C>>,
     /// `None` after the connection was lost.
-    lease: Option<Lease<C>>,
+    lease: Option<CheckedOut<C>>,
     /// SQLite's writers of this process.
-    _turn: Option<Permit>,
+    _turn: Option<WritePermit>,
     lock_timeout: Duration,
     started: Instant,
     done: Vec<String>,
@@ -145,7 +145,7 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         self.kind == Kind::Postgres && !self.is_inside()
     }
 
-    fn lease(&mut self) -> &mut Lease<C> {
+    fn lease(&mut self) -> &mut CheckedOut<C> {
         self.lease.as_mut().expect("nothing is sent after the connection was lost")
     }
 
@@ -400,17 +400,16 @@ impl<'a, C: SessionConnection> Change<'a, C> {
         }
         let others = if direction == Direction::Down { self.objects_elsewhere()? } else { Vec::new() };
         let migration = &*self.plan[index].migration;
-        let live = self.lease.as_mut().expect("nothing is sent after the connection was lost").live();
-        live.witness.read_statements(Reading::Raw);
-        let mut channel =
-            Channel { conn: live.conn.take_out(), kind, said: None, sent: Vec::new(), before_ending: None };
+        let managed = self.lease.as_mut().expect("nothing is sent after the connection was lost").managed();
+        managed.witness.read_statements(Reading::Raw);
+        let mut channel = Channel { conn: managed.take_out(), kind, said: None, sent: Vec::new(), before_ending: None };
         let ran = caught(|| match direction {
             Direction::Up => migration.run(&mut channel),
             Direction::Down => migration.revert(&mut channel),
         });
         let Channel { conn, said, sent, before_ending, .. } = channel;
-        live.conn.put_back(conn);
-        live.witness.stop_reading();
+        managed.put_back(conn);
+        managed.witness.stop_reading();
         self.before_ending = before_ending;
         self.names_bookkeeping = sent.iter().any(|sql| sql.to_lowercase().contains("__diesel_schema_migrations"));
         if self.before_ending.is_some() && kind == Kind::Sqlite && self.plan[index].in_transaction && !self.is_inside()
@@ -842,9 +841,9 @@ impl<'a, C: SessionConnection> Change<'a, C> {
     /// The connection was lost: what became of the step is asked on another one.
     fn lost(&mut self, index: Option<usize>, step: &str, trouble: Trouble, before: &[Option<String>]) -> Error {
         if let Some(mut lease) = self.lease.take() {
-            let live = lease.live();
-            live.lost = true;
-            live.doomed = true;
+            let managed = lease.managed();
+            managed.lost = true;
+            managed.doomed = true;
         }
         // What is inside of a test's transaction is never committed, and a statement of the operation's own changes nothing.
         let decides = !self.is_inside() && (index.is_some() || step == REMOVAL);
@@ -981,9 +980,9 @@ impl<'a, C: SessionConnection> Change<'a, C> {
                 && matches!(unlocked, Ok(true))
                 && self.depth() == Some(0)
                 && self.restore_limits();
-            let live = self.lease().live();
-            live.doomed = !restored;
-            live.witness.take();
+            let managed = self.lease().managed();
+            managed.doomed = !restored;
+            managed.witness.take();
         }
         drop(self.lease.take());
         let (app, done) = (self.app.id(), phrase(list(&self.done)));

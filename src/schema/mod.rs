@@ -23,7 +23,7 @@ use crate::context;
 use crate::database::PerBackend;
 use crate::error::{Error, Place, Result};
 use crate::panic_message;
-use crate::pool::Lease;
+use crate::pool::CheckedOut;
 use change::Change;
 use channel::Said;
 pub use failure::{MigrationFailure, MigrationOutcome};
@@ -228,7 +228,7 @@ impl<C: SessionConnection> App<C> {
 
     /// The applied versions, the newest first, without making the bookkeeping table. On PostgreSQL it is one transaction, as a
     /// pooler may give each transaction another session of the server.
-    fn applied_alone(&self, lease: &mut Lease<C>) -> QueryResult<Vec<String>> {
+    fn applied_alone(&self, lease: &mut CheckedOut<C>) -> QueryResult<Vec<String>> {
         let kind = self.spec().target.kind;
         let conn = lease.conn();
         if kind != Kind::Postgres || self.spec().lane.is_some() {

@@ -60,9 +60,9 @@ impl<C: SessionConnection> Core<C> {
             return;
         }
         let Some(lease) = &mut self.lease else { return };
-        let live = lease.live();
-        if live.doomed && !live.lost {
-            live.doomed = false;
+        let managed = lease.managed();
+        if managed.doomed && !managed.lost {
+            managed.doomed = false;
         }
     }
 }

@@ -9,7 +9,7 @@ use super::statement::Statement;
 use super::transaction::Access;
 use crate::connection::SessionConnection;
 use crate::error::{Place, Result};
-use crate::pool::Lease;
+use crate::pool::CheckedOut;
 use crate::recorder::For;
 
 /// A session's connection, taken out of it by [`Session::connection`](crate::Session::connection) and put back by drop.
@@ -17,7 +17,7 @@ use crate::recorder::For;
 /// It derefs to the connection: `query.load(&mut *conn)`.
 pub struct LentConnection<C: SessionConnection> {
     session: Rc<Shared<C>>,
-    lease: Option<Lease<C>>,
+    lease: Option<CheckedOut<C>>,
     at: Place,
     sent_for: Option<For>,
 }
@@ -42,7 +42,7 @@ impl<C: SessionConnection> LentConnection<C> {
         Ok(Self { session: Rc::clone(session), lease: Some(lease), at, sent_for: For::call_at(at) })
     }
 
-    fn lease(&self) -> &Lease<C> {
+    fn lease(&self) -> &CheckedOut<C> {
         self.lease.as_ref().expect("only drop takes it")
     }
 }

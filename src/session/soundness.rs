@@ -29,36 +29,36 @@ impl<C: SessionConnection> Core<C> {
     pub(super) fn settle_now(&mut self, access: Access, at: Place, failure: Option<&diesel::result::Error>) {
         let kind = self.kind();
         let Some(lease) = self.lease.as_mut() else { return };
-        let live = lease.live();
+        let managed = lease.managed();
         let raw = access == Access::Raw;
         let failure = failure.filter(|error| matches!(error, diesel::result::Error::DatabaseError(..)));
-        if !raw && failure.is_none() && !live.witness.has_notes() {
+        if !raw && failure.is_none() && !managed.witness.has_notes() {
             // An aborted transaction would have refused it.
             self.swallowed = None;
             return;
         }
         // Whoever had the connection may have put another in its place, or have replaced its instrumentation.
-        let watched = !raw || live.witness.watches(live.conn.instrumentation());
-        let mut notes = if live.witness.has_notes() { live.witness.take() } else { Notes::default() };
+        let watched = !raw || managed.is_observed();
+        let mut notes = if managed.witness.has_notes() { managed.witness.take() } else { Notes::default() };
         if let Some(error) = failure {
             notes.complete(kind, error, !raw);
             // Nobody saw that statement: the loss may be that of another connection, which the code has too.
             if raw && !notes.lost && backend::is_connection_lost(error) {
-                live.witness.look_away(true);
-                notes.lost = live.conn.ping().is_err_and(|error| backend::is_connection_lost(&error));
-                live.witness.look_away(false);
+                managed.witness.look_away(true);
+                notes.lost = managed.conn_mut().ping().is_err_and(|error| backend::is_connection_lost(&error));
+                managed.witness.look_away(false);
             }
         }
         let writes = self.settings.mode != Mode::ReadOnly;
         let poison = notes.poison.filter(|poison| *poison != Poison::ReadOnly || writes);
         if let Some(poison) = poison {
-            live.retire(poison);
+            managed.retire(poison);
         }
         let transient = notes.transient || poison == Some(Poison::ReadOnly) && kind.may_write_elsewhere();
-        let depth = live.conn.depth();
-        live.lost |= notes.lost;
-        live.doomed |= !watched || notes.lost;
-        if let Some(lane) = live.conn.lane().filter(|_| notes.lost) {
+        let depth = managed.conn_mut().depth();
+        managed.lost |= notes.lost;
+        managed.doomed |= !watched || notes.lost;
+        if let Some(lane) = managed.lane().filter(|_| notes.lost) {
             let said = notes.first_error.as_deref().map(|error| format!(": {error}"));
             lane.break_off(format!("{LOST}{}", said.unwrap_or_default()), Some(at));
         }
@@ -113,12 +113,12 @@ impl<C: SessionConnection> Core<C> {
                 marker_is_last: self.levels == 0 && !self.has_raw_savepoint,
             };
             let Some(lease) = self.lease.as_mut() else { return };
-            let live = lease.live();
-            live.witness.look_away(true);
-            let exists = kind.still_exists(&mut *live.conn, question);
-            live.witness.look_away(false);
+            let managed = lease.managed();
+            managed.witness.look_away(true);
+            let exists = kind.still_exists(managed.conn_mut(), question);
+            managed.witness.look_away(false);
             if !exists {
-                live.doomed |= raw;
+                managed.doomed |= raw;
                 let cause = first_error.clone().or(may_have_ended.as_deref().map(sent)).unwrap_or_else(|| ENDED.into());
                 self.break_lane(format!("the transaction of the test was ended by the database: {cause}"), at);
                 self.spoil(cause, at, true);

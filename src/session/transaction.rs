@@ -14,7 +14,7 @@ use crate::app::App;
 use crate::backend::{self, Beginning, Kind, Poison};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
-use crate::pool::{GRACE, Lease, Permit, Watched, refuse_empty_statements};
+use crate::pool::{CheckedOut, GRACE, Watched, WritePermit, refuse_empty_statements};
 use crate::recorder::For;
 use crate::settings::{Isolation, Mode, Settings};
 
@@ -44,8 +44,8 @@ pub(super) enum Phase {
 pub(crate) struct Core<C: SessionConnection> {
     pub(super) app: App<C>,
     pub(super) settings: Settings,
-    pub(super) lease: Option<Lease<C>>,
-    pub(super) turn_to_write: Option<Permit>,
+    pub(super) lease: Option<CheckedOut<C>>,
+    pub(super) turn_to_write: Option<WritePermit>,
     pub(super) phase: Phase,
     /// Savepoints inside the transaction.
     pub(super) levels: u32,
@@ -422,11 +422,11 @@ impl<C: SessionConnection> Core<C> {
 
     pub(super) fn send<T>(&mut self, send: impl FnOnce(&mut C) -> QueryResult<T>) -> QueryResult<T> {
         let watched = self.watch_call();
-        let live = self.lease.as_mut().expect("prepared: there is a lease").live();
+        let managed = self.lease.as_mut().expect("prepared: there is a lease").managed();
         // Until it returns: code that panics leaves a connection in a state nobody knows.
-        let doomed = std::mem::replace(&mut live.doomed, true);
-        let outcome = send(&mut live.conn);
-        live.doomed = doomed;
+        let doomed = std::mem::replace(&mut managed.doomed, true);
+        let outcome = send(managed.conn_mut());
+        managed.doomed = doomed;
         self.call_returned(watched);
         outcome
     }
@@ -435,7 +435,7 @@ impl<C: SessionConnection> Core<C> {
     /// server was told.
     pub(super) fn watch_call(&mut self) -> Option<Watched> {
         let deadline = self.settings.deadline?;
-        let socket = self.lease.as_mut()?.live().socket?;
+        let socket = self.lease.as_mut()?.managed().socket?;
         let now = Instant::now();
         let by_server = self.limit_sent.and_then(|limit| now.checked_add(limit)).unwrap_or(now);
         let end = deadline.end.max(now).max(by_server.min(deadline.end.checked_add(LIMIT_SLACK.1)?));
@@ -455,8 +455,8 @@ impl<C: SessionConnection> Core<C> {
             return;
         }
         let Some(lease) = self.lease.as_mut() else { return };
-        let live = lease.live();
-        (live.cut, live.lost, live.doomed) = (true, true, true);
+        let managed = lease.managed();
+        (managed.cut, managed.lost, managed.doomed) = (true, true, true);
         let at = self.sent_at.unwrap_or(std::panic::Location::caller());
         if matches!(self.phase, Phase::Begun(_)) {
             self.spoil("its connection was closed at the scope's deadline".into(), at, true);
@@ -481,7 +481,7 @@ impl<C: SessionConnection> Core<C> {
         self.release();
     }
 
-    fn take(&self, at: Place, in_transaction: bool) -> Result<Lease<C>> {
+    fn take(&self, at: Place, in_transaction: bool) -> Result<CheckedOut<C>> {
         let now = Instant::now();
         let mut lease = self.app.pool_at(now)?.acquire_since(now, at, in_transaction, self.limit())?;
         if let Some(limit) = self.limit() {
@@ -500,7 +500,7 @@ impl<C: SessionConnection> Core<C> {
         }
         self.forget_notes();
         if let Some(lease) = self.lease.take() {
-            lease.give_back();
+            lease.check_in();
         }
         // After the connection is back: the next writer finds the lock free.
         self.turn_to_write = None;
@@ -597,7 +597,8 @@ impl<C: SessionConnection> Core<C> {
     /// The driver's error, or what is behind it: the connection was lost, or the deadline ended the statement. After
     /// [`settle`](Self::settle), which knows of the connection whether it is lost.
     pub(super) fn explain(&mut self, error: diesel::result::Error, at: Place) -> Error {
-        let (lost, cut) = self.lease.as_mut().map_or((false, false), |lease| (lease.live().lost, lease.live().cut));
+        let (lost, cut) =
+            self.lease.as_mut().map_or((false, false), |lease| (lease.managed().lost, lease.managed().cut));
         if let Some(deadline) = self.settings.deadline.filter(|_| cut) {
             return Error::DeadlineExceeded { limit: deadline.limit, at };
         }
@@ -649,7 +650,7 @@ impl<C: SessionConnection> Core<C> {
     }
 
     pub(super) fn is_doomed(&mut self) -> bool {
-        self.lease.as_mut().is_some_and(|lease| lease.live().doomed)
+        self.lease.as_mut().is_some_and(|lease| lease.managed().doomed)
     }
 
     pub(super) fn doom(&mut self) {
@@ -660,7 +661,7 @@ impl<C: SessionConnection> Core<C> {
 
     pub(super) fn live_witness(&mut self, with: impl FnOnce(&crate::pool::Witness)) {
         if let Some(lease) = &mut self.lease {
-            with(&lease.live().witness);
+            with(&lease.managed().witness);
         }
     }
 }

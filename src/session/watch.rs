@@ -6,11 +6,11 @@ use super::statement::{Statement, Traces};
 use super::transaction::{Access, Core};
 use crate::connection::SessionConnection;
 use crate::error::Place;
-use crate::pool::{Lease, Reading};
+use crate::pool::{CheckedOut, Reading};
 
 impl<C: SessionConnection> Core<C> {
     /// Takes the connection out, for a guard that owns it.
-    pub(crate) fn lend(&mut self) -> Lease<C> {
+    pub(crate) fn lend(&mut self) -> CheckedOut<C> {
         self.look_at(Statement::RAW);
         self.had_raw_access = true;
         self.lent = self.watch_call();
@@ -18,7 +18,7 @@ impl<C: SessionConnection> Core<C> {
     }
 
     /// Puts back what [`lend`](Self::lend) took.
-    pub(crate) fn take_back(&mut self, lease: Lease<C>, at: Place) {
+    pub(crate) fn take_back(&mut self, lease: CheckedOut<C>, at: Place) {
         self.lease = Some(lease);
         let lent = self.lent.take();
         self.call_returned(lent);
@@ -54,11 +54,11 @@ impl<C: SessionConnection> Core<C> {
     fn look_at(&mut self, Statement { access, traces, .. }: Statement) {
         let can_reset = self.kind().can_reset();
         let Some(lease) = &mut self.lease else { return };
-        let live = lease.live();
+        let managed = lease.managed();
         match (access, traces) {
-            (Access::Raw, _) => live.witness.read_statements(Reading::Raw),
-            (_, Traces::Some) if can_reset => live.marked = true,
-            _ => live.witness.read_statements(Reading::Typed),
+            (Access::Raw, _) => managed.witness.read_statements(Reading::Raw),
+            (_, Traces::Some) if can_reset => managed.marked = true,
+            _ => managed.witness.read_statements(Reading::Typed),
         }
     }
 }

@@ -140,7 +140,7 @@ impl<'t, C: SessionConnection> Content<'t, C> {
             return Ok(None);
         }
         let mut lease = app.pool()?.acquire(Location::caller(), false, None)?;
-        lease.live().marked = true;
+        lease.managed().marked = true;
         let mut before = None;
         for (number, message) in messages.iter().enumerate() {
             if let Err(error) = send_alone(lease.conn(), self.kind, message, &mut before) {
@@ -161,7 +161,7 @@ impl<'t, C: SessionConnection> Content<'t, C> {
     fn send_fixture(&self, app: &App<C>, name: &str, text: &str) -> Result<()> {
         let send = |sql: &str| -> Result<diesel::QueryResult<()>> {
             let mut lease = app.pool()?.acquire(Location::caller(), false, None)?;
-            lease.live().marked = true;
+            lease.managed().marked = true;
             let sent = lease.conn().batch_execute(sql);
             if sent.is_err() {
                 lease.doom();

@@ -487,7 +487,7 @@ impl<'t, C: SessionConnection> Site<'t, C> {
             let wanted = self.content.extensions();
             let forbidden = (|| {
                 let mut lease = app.pool().ok()?.acquire(Location::caller(), false, None).ok()?;
-                lease.live().marked = true;
+                lease.managed().marked = true;
                 self.kind().look_at_home().map_or(Ok(()), |sql| lease.conn().batch_execute(sql)).ok()?;
                 lease.conn().texts(self.kind().forbidden_extensions()).ok()
             })();

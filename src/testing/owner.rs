@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::database::Registrar;
 use crate::error::{ConnectErrorKind, Error, Result};
-use crate::pool::Lease;
+use crate::pool::CheckedOut;
 use crate::url::Target;
 
 /// How long it waits for a connection to a server that is full.
@@ -37,7 +37,7 @@ pub(super) struct Owner<C: SessionConnection> {
 
 /// The open session.
 pub(super) struct Desk<C: SessionConnection> {
-    lease: Lease<C>,
+    lease: CheckedOut<C>,
     kind: Kind,
     number: u32,
     made: u32,
@@ -126,7 +126,7 @@ impl<C: SessionConnection> Owner<C> {
         }
         let desk = open.as_mut().expect("it was just opened");
         let outcome = work(desk);
-        if desk.lease.live().lost {
+        if desk.lease.managed().lost {
             *open = None;
         }
         outcome
@@ -198,7 +198,7 @@ impl<C: SessionConnection> Desk<C> {
     }
 
     pub(super) fn is_lost(&mut self) -> bool {
-        self.lease.live().lost
+        self.lease.managed().lost
     }
 
     /// A name that nothing has yet.
@@ -223,9 +223,9 @@ impl<C: SessionConnection> Desk<C> {
 
     fn explained<T>(&mut self, outcome: QueryResult<T>) -> Result<T> {
         outcome.map_err(|error| {
-            let live = self.lease.live();
-            live.lost |= backend::is_connection_lost(&error);
-            live.doomed |= live.lost;
+            let managed = self.lease.managed();
+            managed.lost |= backend::is_connection_lost(&error);
+            managed.doomed |= managed.lost;
             Error::from_query(error, Location::caller())
         })
     }

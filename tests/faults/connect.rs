@@ -143,11 +143,11 @@ fn a_frozen_idle_connection<C: Conn>(site: &Site) {
     let error = app.ping().unwrap_err();
     assert!(error.is_timeout(), "{error}");
     assert!(started.elapsed() < PATIENCE * 3, "{:?}", started.elapsed());
-    // The pool's only place is taken by the connection that does not answer, not by this thread.
+    // The connection that does not answer is closed, and the network does not let another come about.
     let error = app.ping().unwrap_err();
-    assert!(matches!(error, Error::AcquireTimeout { .. }), "{error}");
+    assert!(matches!(error, Error::ConnectTimeout { .. }), "{error}");
     let error = app.create_all().unwrap_err();
-    assert!(matches!(error, Error::AcquireTimeout { .. }), "{error}");
+    assert!(matches!(error, Error::ConnectTimeout { .. }), "{error}");
     proxy.set(Mode::Pass);
     app.ping().unwrap();
     assert!(app.dispose().unwrap().is_complete());
@@ -173,7 +173,9 @@ fn ten_thousand_applications_at_rest() {
     let took = started.elapsed();
     let each = resident().saturating_sub(before.0) / COUNT;
     assert!(each < 4096, "{each} bytes each");
-    assert_eq!((process::threads(), process::fds()), (before.1, before.2));
+    // What an earlier test left may have ended meanwhile.
+    let after = (process::threads(), process::fds());
+    assert!(after.0 <= before.1 && after.1 <= before.2, "{before:?}, {after:?}");
     assert!(took < Duration::from_secs(5), "{took:?}");
     assert!(DB.status().iter().all(|status| status.open == 0));
     let found = together(4, |number| DB.app(&format!("shop-{number}")).unwrap().id().to_owned());

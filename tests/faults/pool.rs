@@ -19,6 +19,7 @@ on_every_database!(
     held_by_others,
     the_scope_has_less_time,
     a_broken_connection_comes_back,
+    an_idle_connection_is_closed_at_the_end_of_its_lifetime,
     waiters_are_served_in_order,
 );
 
@@ -186,6 +187,15 @@ fn a_broken_connection_comes_back<C: Conn>(site: &Site) {
         });
         assert_eq!((app.status().in_use, app.status().waiting), (0, 0));
     }
+}
+
+fn an_idle_connection_is_closed_at_the_end_of_its_lifetime<C: Conn>(site: &Site) {
+    let app = C::app(site.config().max_size(3).max_lifetime(Duration::from_millis(300)).idle_timeout(None));
+    app.ping().unwrap();
+    assert_eq!(app.status().idle, 1);
+    assert_eq!(wait::until_equal(0, Duration::from_secs(2), || app.status().open), 0);
+    site.assert_connections(0);
+    app.ping().unwrap();
 }
 
 fn waiters_are_served_in_order<C: Conn>(site: &Site) {

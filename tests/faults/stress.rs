@@ -187,7 +187,7 @@ fn everything_is_free<C: Conn>(db: &Database<C>, app: &App<C>, count: u32) -> Re
 /// Looks at the kernel's table all the time: never more than the pool's size are open.
 fn watched<C: Conn>(site: &Site, connect: fn(&str) -> ConnectionResult<C>, kill: &str) {
     let stop = AtomicBool::new(false);
-    let (most, samples) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (most, seen, samples) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
@@ -195,6 +195,7 @@ fn watched<C: Conn>(site: &Site, connect: fn(&str) -> ConnectionResult<C>, kill:
                 let (first, second) = (client_ports(site.port()), client_ports(site.port()));
                 let both = second.iter().filter(|port| first.contains(port)).count();
                 most.fetch_max(both, Ordering::Relaxed);
+                seen.fetch_max(first.len(), Ordering::Relaxed);
                 samples.fetch_add(1, Ordering::Relaxed);
                 thread::sleep(Duration::from_micros(500));
             }
@@ -208,8 +209,8 @@ fn watched<C: Conn>(site: &Site, connect: fn(&str) -> ConnectionResult<C>, kill:
         stop.store(true, Ordering::Relaxed);
         outcome.unwrap_or_else(|panic| resume_unwind(panic));
     });
-    let (most, samples) = (most.into_inner(), samples.into_inner());
-    assert!(samples > 10 && most > 1, "the watch saw at most {most} in {samples} looks");
+    let (most, seen, samples) = (most.into_inner(), seen.into_inner(), samples.into_inner());
+    assert!(samples > 10 && seen > 1, "the watch saw at most {seen} in {samples} looks");
     assert!(most <= SIZE as usize, "{most} connections at once");
     site.assert_connections(0);
 }

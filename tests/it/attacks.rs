@@ -393,9 +393,9 @@ fn a_lifetime_shorter_than_a_connect() {
     assert_eq!(CONNECTS.load(Ordering::SeqCst), 2);
 }
 
-/// The helper threads are busy with other connects, so the sign of life of an idle connection has to wait in line.
+/// Four connects of one application hang; another, whose connection was idle for long enough to be asked, notices nothing.
 #[test]
-fn a_question_in_line_is_no_deadlock() {
+fn hung_connects_of_one_application_delay_no_other() {
     static SLOW: AtomicBool = AtomicBool::new(false);
     static DB: Database<PgConnection> = Database::without_migrations().connect_with(|url| {
         if SLOW.load(Ordering::SeqCst) {
@@ -418,8 +418,9 @@ fn a_question_in_line_is_no_deadlock() {
             scope.spawn(|| other.ping().unwrap_err());
         }
         std::thread::sleep(Duration::from_millis(100));
-        let error = app.ping().unwrap_err();
-        assert!(error.is_timeout(), "{error}");
+        let started = std::time::Instant::now();
+        app.ping().unwrap();
+        assert!(started.elapsed() < Duration::from_millis(250), "{:?}", started.elapsed());
     });
     SLOW.store(false, Ordering::SeqCst);
     DB.dispose_all().unwrap();

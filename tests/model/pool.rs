@@ -1,23 +1,21 @@
-//! The library's parts, and a pool made of them.
+//! The library's core, and what the model puts around it.
 
-#[path = "../../src/pool/budget.rs"]
-pub(crate) mod budget;
-#[path = "../../src/pool/gate/mod.rs"]
-pub(crate) mod gate;
-#[path = "../../src/pool/ledger.rs"]
-pub(crate) mod ledger;
-#[path = "../../src/pool/order.rs"]
-pub(crate) mod order;
-#[path = "../../src/pool/waits.rs"]
-pub(crate) mod waits;
+#[path = "../../src/pool/admission.rs"]
+pub(crate) mod admission;
+#[path = "../../src/pool/connection_limit.rs"]
+pub(crate) mod connection_limit;
+#[path = "../../src/pool/growth.rs"]
+pub(crate) mod growth;
+#[path = "../../src/pool/holder.rs"]
+pub(crate) mod holder;
+#[path = "../../src/pool/storage.rs"]
+pub(crate) mod storage;
+#[path = "../../src/pool/wait_graph.rs"]
+pub(crate) mod wait_graph;
 
-#[path = "leak.rs"]
-mod leak;
-#[path = "manager.rs"]
-pub(crate) mod manager;
+#[path = "imitation.rs"]
+pub(crate) mod imitation;
 #[path = "sync.rs"]
 pub(crate) mod sync;
-#[path = "whole.rs"]
-pub(crate) mod whole;
 #[path = "world.rs"]
 pub(crate) mod world;

@@ -7,12 +7,11 @@ use std::time::Duration;
 use shuttle::rand::Rng;
 use shuttle::thread;
 
+use crate::pool::admission::Refused;
+use crate::pool::imitation::{Conduct, Failure};
 use crate::pool::sync;
-use crate::pool::whole::{Lease, Told};
-use crate::pool::world::World;
+use crate::pool::world::{CheckedOut, FOR_EVER, WILLING, World, acquire, break_it};
 
-/// No thread lets so much time pass.
-const FOR_EVER: Duration = Duration::from_secs(1_000_000);
 const SOON: Duration = Duration::from_millis(5);
 
 fn rounds(default: usize) -> usize {
@@ -37,19 +36,23 @@ fn maybe() -> bool {
     shuttle::rand::thread_rng().r#gen()
 }
 
-fn return_somehow(mut lease: Lease) {
+/// Time passes, or not, and the connection comes back sound or broken.
+fn return_somehow(mut checked_out: CheckedOut) {
     if maybe() {
-        lease.break_it();
+        sync::pass(Duration::from_micros(600));
     }
-    drop(lease);
+    if maybe() {
+        break_it(&mut checked_out);
+    }
+    drop(checked_out);
 }
 
 /// One pool, more callers than connections, some of which come back broken.
 fn everybody_is_served() {
-    let world = World::new(2, &[2], 0);
+    let world = World::new(2, &[2], WILLING);
     let threads = (0..4).map(|_| {
         let pool = world.pool(0);
-        thread::spawn(move || (0..2).for_each(|_| return_somehow(pool.acquire(FOR_EVER).unwrap())))
+        thread::spawn(move || (0..2).for_each(|_| return_somehow(acquire(&pool, FOR_EVER).unwrap())))
     });
     join(threads.collect());
     world.assert_at_rest();
@@ -57,10 +60,10 @@ fn everybody_is_served() {
 
 /// Two pools and room for one connection: each takes it from the other.
 fn pools_give_way_to_each_other() {
-    let world = World::new(1, &[1, 2], 0);
+    let world = World::new(1, &[1, 2], WILLING);
     let threads = (0..4).map(|number| {
         let pool = world.pool(number % 2);
-        thread::spawn(move || (0..2).for_each(|_| return_somehow(pool.acquire(FOR_EVER).unwrap())))
+        thread::spawn(move || (0..2).for_each(|_| return_somehow(acquire(&pool, FOR_EVER).unwrap())))
     });
     join(threads.collect());
     world.assert_at_rest();
@@ -68,35 +71,35 @@ fn pools_give_way_to_each_other() {
 
 /// The same with room for two: a caller may be served by what comes back while its own connect is under way.
 fn returns_and_connects_cross() {
-    let world = World::new(2, &[2, 2], 0);
+    let world = World::new(2, &[2, 2], WILLING);
     let threads = (0..5).map(|number| {
         let pool = world.pool(number % 2);
-        thread::spawn(move || (0..2).for_each(|_| return_somehow(pool.acquire(FOR_EVER).unwrap())))
+        thread::spawn(move || (0..2).for_each(|_| return_somehow(acquire(&pool, FOR_EVER).unwrap())))
     });
     join(threads.collect());
     world.assert_at_rest();
 }
 
-/// Connects fail, and another thread evicts what it finds.
+/// Connects fail for good or for the moment, and another thread closes what has been idle for too long.
 fn failures_and_evictions() {
-    let world = World::new(2, &[1, 1, 2], 3);
+    let world = World::new(2, &[1, 1, 2], Conduct { failing: 3, faltering: 3, ..WILLING });
     let mut threads: Vec<_> = (0..3)
         .map(|number| {
             let pool = world.pool(number);
             thread::spawn(move || {
                 for _ in 0..2 {
-                    match pool.acquire(FOR_EVER) {
+                    match acquire(&pool, FOR_EVER) {
                         Ok(lease) => return_somehow(lease),
-                        Err(told) => assert_eq!(told, Told::Failed),
+                        Err(refused) => assert!(matches!(refused, Refused::Failed(Failure::Final)), "{refused:?}"),
                     }
                 }
             })
         })
         .collect();
-    let evictor = world.evictor();
+    let aged = world.pool(2);
     threads.push(thread::spawn(move || {
         for _ in 0..2 {
-            evictor.evict();
+            aged.close_aged();
             thread::yield_now();
         }
     }));
@@ -104,17 +107,29 @@ fn failures_and_evictions() {
     world.assert_at_rest();
 }
 
+/// The server has room for one session: whoever is refused has another pool's idle connection closed.
+fn a_full_server() {
+    let world = World::new(9, &[1, 2], Conduct { capacity: 1, ..WILLING });
+    let threads = (0..3).map(|number| {
+        let pool = world.pool(number % 2);
+        thread::spawn(move || (0..2).for_each(|_| return_somehow(acquire(&pool, FOR_EVER).unwrap())))
+    });
+    join(threads.collect());
+    world.assert_at_rest();
+}
+
 /// Time-outs come at whatever moment.
 fn no_permit_is_lost_by_time_outs() {
-    let world = World::new(1, &[1, 2], 0);
+    let world = World::new(1, &[1, 2], WILLING);
     let mut threads: Vec<_> = (0..4)
         .map(|number| {
             let pool = world.pool(number % 2);
             thread::spawn(move || {
                 for _ in 0..2 {
-                    match pool.acquire(SOON) {
+                    match acquire(&pool, SOON) {
                         Ok(lease) => return_somehow(lease),
-                        Err(told) => assert_eq!(told, Told::TimedOut),
+                        Err(Refused::InUse { .. } | Refused::Limited | Refused::Connecting { .. }) => {}
+                        Err(refused) => panic!("{refused:?}"),
                     }
                 }
             })
@@ -144,15 +159,15 @@ fn no_permit_is_lost_by_time_outs() {
 
 /// A pool is disposed of under its callers: they are served or told, and nothing stays open.
 fn a_disposal_leaves_nothing() {
-    let world = World::new(2, &[2, 1], 0);
+    let world = World::new(2, &[2, 1], WILLING);
     let mut threads: Vec<_> = (0..3)
         .map(|number| {
             let pool = world.pool(number % 2);
             thread::spawn(move || {
                 for _ in 0..2 {
-                    match pool.acquire(FOR_EVER) {
+                    match acquire(&pool, FOR_EVER) {
                         Ok(lease) => return_somehow(lease),
-                        Err(told) => assert_eq!(told, Told::Closed),
+                        Err(refused) => assert!(matches!(refused, Refused::Closed), "{refused:?}"),
                     }
                 }
             })
@@ -161,32 +176,34 @@ fn a_disposal_leaves_nothing() {
     let disposals = (0..2).map(|_| {
         let pool = world.pool(0);
         thread::spawn(move || {
-            assert!(pool.dispose(FOR_EVER));
-            assert_eq!(pool.acquire(FOR_EVER).err(), Some(Told::Closed));
+            pool.close(sync::Instant::now() + FOR_EVER);
+            assert!(pool.wait_until_drained(sync::Instant::now() + FOR_EVER));
+            assert!(matches!(acquire(&pool, FOR_EVER), Err(Refused::Closed)));
         })
     });
     threads.extend(disposals);
     join(threads);
-    assert!(world.pool(1).dispose(FOR_EVER));
+    world.pool(1).close(sync::Instant::now() + FOR_EVER);
+    assert!(world.pool(1).wait_until_drained(sync::Instant::now() + FOR_EVER));
     assert_eq!(world.open(), 0);
-    world.assert_quiet();
+    world.assert_at_rest();
 }
 
 /// Two threads that each have what the other wants: one is refused, the other served.
 fn of_a_circle_one_is_refused() {
-    let world = World::new(4, &[1, 1], 0);
+    let world = World::new(4, &[1, 1], WILLING);
     let refused = Arc::new(shuttle::sync::atomic::AtomicUsize::new(0));
     let both = Arc::new(shuttle::sync::Barrier::new(2));
     let threads = (0..2).map(|number| {
         let (mine, other) = (world.pool(number), world.pool(1 - number));
         let (refused, both) = (Arc::clone(&refused), Arc::clone(&both));
         thread::spawn(move || {
-            let lease = mine.acquire(FOR_EVER).unwrap();
+            let lease = acquire(&mine, FOR_EVER).unwrap();
             both.wait();
-            match other.acquire(FOR_EVER) {
+            match acquire(&other, FOR_EVER) {
                 Ok(second) => drop(second),
                 Err(told) => {
-                    assert_eq!(told, Told::Hopeless);
+                    assert!(matches!(told, Refused::Deadlock { .. }), "{told:?}");
                     refused.fetch_add(1, shuttle::sync::atomic::Ordering::SeqCst);
                 }
             }
@@ -200,16 +217,16 @@ fn of_a_circle_one_is_refused() {
 
 /// One of the holders waits for nobody: whoever waits for it is served.
 fn a_wait_that_can_end_is_not_refused() {
-    let world = World::new(2, &[1, 1], 0);
+    let world = World::new(2, &[1, 1], WILLING);
     let (first, second) = (world.pool(0), world.pool(1));
     let mut threads = vec![thread::spawn(move || {
-        let lease = first.acquire(FOR_EVER).unwrap();
-        drop(second.acquire(FOR_EVER).unwrap());
+        let lease = acquire(&first, FOR_EVER).unwrap();
+        drop(acquire(&second, FOR_EVER).unwrap());
         return_somehow(lease);
     })];
     threads.extend((0..2).map(|number| {
         let pool = world.pool(number);
-        thread::spawn(move || return_somehow(pool.acquire(FOR_EVER).unwrap()))
+        thread::spawn(move || return_somehow(acquire(&pool, FOR_EVER).unwrap()))
     }));
     join(threads);
     world.assert_at_rest();
@@ -229,6 +246,11 @@ fn pools_under_one_limit() {
 #[test]
 fn connects_that_fail() {
     try_orders(400, failures_and_evictions);
+}
+
+#[test]
+fn full_servers() {
+    try_orders(400, a_full_server);
 }
 
 #[test]

@@ -10,7 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(super) use shuttle::sync::atomic::{AtomicUsize, Ordering};
-pub(super) use shuttle::thread::{Thread, ThreadId, current as current_thread};
+pub(super) use shuttle::thread::{Thread, ThreadId, current as current_thread, yield_now};
+
+/// Whoever waits for so short a time lets it pass.
+const MOMENT: Duration = Duration::from_millis(1);
 
 thread_local! {
     static NOW: Cell<Duration> = const { Cell::new(Duration::ZERO) };
@@ -143,6 +146,13 @@ impl Condvar {
         if deadline <= Instant::now() {
             return;
         }
+        if deadline <= Instant::now() + MOMENT {
+            MutexGuard::unlocked(guard, || {
+                shuttle::thread::yield_now();
+                pass(deadline.saturating_duration_since(Instant::now()));
+            });
+            return;
+        }
         let sleeper = Arc::new(Sleeper {
             deadline,
             woken: shuttle::sync::Mutex::new(false),
@@ -197,15 +207,8 @@ fn is_lost() -> bool {
     left == Some(0)
 }
 
-/// The moment that has to pass has passed.
-pub(crate) fn sleep(_: Duration) {}
+/// A caller looks at once whether its wait can end.
+pub(crate) const BEFORE_DEADLOCK_CHECK: Duration = Duration::ZERO;
 
-/// Does something later: in a thread of its own, whose turn comes whenever the scheduler likes.
-#[derive(Debug)]
-pub(crate) struct Timer;
-
-impl Timer {
-    pub(crate) fn execute_after(&self, _: Duration, run: impl FnOnce() + Send + 'static) {
-        shuttle::thread::spawn(run);
-    }
-}
+/// A caller yields once before it sleeps.
+pub(crate) const YIELDS: u32 = 1;

@@ -1,65 +1,79 @@
 //! Some pools that share a limit on one server.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::budget::Budget;
-use super::manager::Server;
-use super::waits::Waits;
-use super::whole::Pool;
+use super::admission::{Pool, PooledConnection, Refused};
+use super::connection_limit::ConnectionLimit;
+use super::growth::Growth;
+use super::holder::Holder;
+use super::imitation::{Conduct, Failure, Imitation, Server};
+use super::sync::Instant;
+use super::wait_graph::WaitGraph;
+
+pub(crate) type ModelPool = Pool<Imitation>;
+pub(crate) type CheckedOut = PooledConnection<Imitation>;
+
+/// No thread lets so much time pass.
+pub(crate) const FOR_EVER: Duration = Duration::from_secs(1_000_000);
+
+/// A server that refuses nothing.
+pub(crate) const WILLING: Conduct = Conduct { capacity: usize::MAX, failing: 0, faltering: 0 };
 
 pub(crate) struct World {
     server: Arc<Server>,
-    budget: Arc<Budget>,
-    pools: Vec<Arc<Pool>>,
-    limit: usize,
+    limit: Arc<ConnectionLimit>,
+    pools: Vec<Arc<ModelPool>>,
+    most: usize,
 }
 
-/// Makes room of its own accord.
-pub(crate) struct Evictor(Arc<Budget>);
+/// Checks out a connection.
+pub(crate) fn acquire(pool: &Arc<ModelPool>, time: Duration) -> Result<CheckedOut, Refused<Failure>> {
+    let since = Instant::now();
+    let holder = Holder::new("app".into(), std::panic::Location::caller(), since, false);
+    pool.get(holder, since + time, FOR_EVER)
+}
+
+pub(crate) fn break_it(checked_out: &mut CheckedOut) {
+    checked_out.conn.as_mut().unwrap().broken = true;
+}
 
 impl World {
-    /// Pools of these sizes; where `failing` is not 0, one connect in so many fails.
-    pub(crate) fn new(limit: usize, sizes: &[usize], failing: u32) -> Self {
-        let (server, waits) = (Arc::new(Server::default()), Arc::new(Waits::default()));
-        let budget = Arc::new(Budget::new(Some(limit), Arc::clone(&waits)));
-        let pool = |(size, number): (&usize, u64)| Pool::new(number, *size, failing, &budget, &waits, &server);
+    /// Pools of these sizes under a limit.
+    pub(crate) fn new(limit: usize, sizes: &[usize], conduct: Conduct) -> Self {
+        let (server, graph) = (Arc::new(Server::new(conduct)), Arc::new(WaitGraph::default()));
+        let limited = Arc::new(ConnectionLimit::new(Some(limit)));
+        let pool = |(size, number): (&usize, u64)| {
+            let limits = vec![Arc::clone(&server.room), Arc::clone(&limited)];
+            Pool::with_storage(number, *size, limits, Arc::clone(&graph), |_| {
+                Imitation::new(*size, Arc::clone(&server))
+            })
+        };
         let pools = sizes.iter().zip(1..).map(pool).collect();
-        Self { server, budget, pools, limit }
+        Self { server, limit: limited, pools, most: limit.min(conduct.capacity) }
     }
 
-    pub(crate) fn pool(&self, number: usize) -> Arc<Pool> {
+    pub(crate) fn pool(&self, number: usize) -> Arc<ModelPool> {
         Arc::clone(&self.pools[number])
     }
 
-    pub(crate) fn evictor(&self) -> Evictor {
-        Evictor(Arc::clone(&self.budget))
-    }
-
     pub(crate) fn open(&self) -> usize {
-        self.server.open()
+        self.server.sessions().0
     }
 
-    /// The limit was kept, and in the end nobody has anything or waits for it.
-    pub(crate) fn assert_quiet(&self) {
-        // Connects outlive those who left, and a share its connection; the scheduler gives up on what never ends.
-        while !self.pools.iter().all(|pool| pool.is_at_rest()) || self.budget.taken() != self.server.open() {
+    fn taken(&self) -> [usize; 2] {
+        [self.limit.taken(), self.server.room.taken()]
+    }
+
+    /// The limit was kept, and in the end nobody has a connection or waits for one, and each permit is one of an open connection.
+    pub(crate) fn assert_at_rest(&self) {
+        // Connects outlive the callers that gave up, and closings too; the scheduler gives up on what never ends.
+        let rests =
+            |pool: &Arc<ModelPool>| pool.counts() == (0, 0, 0) && matches!(pool.state.lock().growth, Growth::None);
+        while !self.pools.iter().all(rests) || self.taken() != [self.open(); 2] {
             shuttle::thread::yield_now();
         }
-        assert!(self.server.most() <= self.limit, "{} connections", self.server.most());
-        assert!(!self.budget.is_wanted());
-    }
-
-    /// It is quiet, and no permit was lost.
-    pub(crate) fn assert_at_rest(&self) {
-        self.assert_quiet();
-        assert!(self.pools.iter().all(|pool| pool.has_every_permit()));
-    }
-}
-
-impl Evictor {
-    pub(crate) fn evict(&self) {
-        if let Some(resident) = self.0.least_recently_used(0) {
-            resident.give_up();
-        }
+        assert!(self.server.sessions().1 <= self.most, "{} sessions", self.server.sessions().1);
+        assert!(!self.limit.has_queue() && !self.server.room.has_queue());
     }
 }

@@ -1,15 +1,16 @@
-//! Who holds what.
+//! Who holds a connection.
 
 use std::fmt;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::sync::{Instant, Thread, ThreadId, current_thread};
 use crate::error::Place;
 
-/// Somebody who has a connection, or is connecting.
+/// The holder of a connection.
 #[derive(Debug, Clone)]
 pub struct Holder {
-    pub(crate) app: std::sync::Arc<str>,
+    pub(crate) app: Arc<str>,
     pub(crate) place: Place,
     pub(crate) thread: Thread,
     pub(crate) since: Instant,
@@ -17,44 +18,36 @@ pub struct Holder {
     /// when it is read.
     pub(crate) held: Option<Duration>,
     pub(crate) in_transaction: bool,
-    /// A helper thread has it, or will have it, for the thread that is named.
-    pub(crate) lent: bool,
-    /// Where its thread itself waits for a connection, in the account of a wait that cannot end.
+    /// Where its thread itself waits for a connection, in the error of a wait that cannot end.
     pub(crate) waits_at: Option<Place>,
-    /// It waits for a connect.
-    pub(crate) seeking: bool,
-    /// It was told that it holds a connection for too long.
+    /// It was logged that it holds the connection for too long.
     pub(crate) overdue: bool,
-    /// The server's number of the connection; the gate fills it in.
+    /// The server's number of the connection.
     pub(crate) session: Option<u64>,
 }
 
 impl Holder {
     #[inline]
-    pub(crate) fn new(app: std::sync::Arc<str>, place: Place, since: Instant, in_transaction: bool) -> Self {
+    pub(crate) fn new(app: Arc<str>, place: Place, since: Instant, in_transaction: bool) -> Self {
         let thread = current_thread();
-        Self {
-            app,
-            place,
-            thread,
-            since,
-            held: None,
-            in_transaction,
-            lent: false,
-            waits_at: None,
-            seeking: false,
-            overdue: false,
-            session: None,
-        }
+        Self { app, place, thread, since, held: None, in_transaction, waits_at: None, overdue: false, session: None }
     }
 
-    /// The thread that has it in its own hands.
-    pub(super) fn on_thread(&self) -> Option<ThreadId> {
-        (!self.lent).then(|| self.thread.id())
+    /// The pool itself, which closes an idle connection or asks something on it.
+    #[track_caller]
+    pub(super) fn housekeeper() -> Self {
+        static NAME: OnceLock<Arc<str>> = OnceLock::new();
+        let name = Arc::clone(NAME.get_or_init(|| "the pool".into()));
+        Self::new(name, std::panic::Location::caller(), Instant::now(), false)
+    }
+
+    /// For a list: how long it has held the connection does not change any more.
+    pub(super) fn listed(&self) -> Self {
+        Self { held: Some(self.since.elapsed()), ..self.clone() }
     }
 
     pub(crate) fn is_on(&self, thread: ThreadId) -> bool {
-        self.on_thread() == Some(thread)
+        self.thread.id() == thread
     }
 
     /// The application.
@@ -112,9 +105,6 @@ impl fmt::Display for Holder {
         )?;
         if self.in_transaction {
             f.write_str(", in a transaction")?;
-        }
-        if self.seeking {
-            f.write_str(", waiting for a connect")?;
         }
         if let Some(session) = self.session {
             write!(f, ", server session {session}")?;

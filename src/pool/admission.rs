@@ -1,0 +1,718 @@
+//! Who gets the next connection of a pool.
+//!
+//! Callers wait here, in a queue, and nowhere else. A caller that runs may take a connection that has just been checked in before
+//! the callers in the queue, because it need not be woken. But after a while a connection is handed to the first waiter, the sooner
+//! the more callers wait, so that none is overtaken for long. In between, the first waiter is called: it looks for an idle connection, and keeps its
+//! place in the queue if there is none.
+//!
+//! Invariants: a slot has a holder from the checkout of a connection until it is stored again or closed. While a connection is idle,
+//! the first waiter has been called, or there is none. While callers wait and not all slots are taken, a connection is on its way
+//! (`growth.rs`). Neither the driver nor a [`LimitPermit`](super::connection_limit::LimitPermit) is touched with the state's lock.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::connection_limit::ConnectionLimit;
+use super::growth::Growth;
+use super::holder::{Holder, Holders};
+use super::storage::Storage;
+use super::sync::{
+    AtomicUsize, BEFORE_DEADLOCK_CHECK, Condvar, Instant, Mutex, MutexGuard, Ordering, ThreadId, YIELDS,
+    current_thread, yield_now,
+};
+use super::wait_graph::{Resource, WaitGraph};
+use crate::error::Place;
+
+/// While others overtake them, all waiters are served within about this time, if they are few.
+const PATIENCE: Duration = Duration::from_micros(900);
+
+/// The shortest time between two connections that are handed over: each costs the thread that has to be woken.
+const HAND_OFF: Duration = Duration::from_micros(80);
+
+/// The pause between two looks whether a wait can end.
+const DEADLOCK_CHECKS: Duration = Duration::from_millis(100);
+
+/// The connections of one application, from its first use to its disposal.
+pub(crate) struct Pool<S: Storage> {
+    /// Tells it from other pools under the same limit.
+    pub(super) number: u64,
+    pub(super) storage: S,
+    pub(super) max_size: usize,
+    pub(super) state: Mutex<State<S>>,
+    /// 1 if it is closed: what is checked in needs no reset any more.
+    closed: AtomicUsize,
+    /// Notified whenever something ends in a closed pool.
+    pub(super) ended: Condvar,
+    /// The permits that a connection needs, in this order.
+    pub(super) limits: Vec<Arc<ConnectionLimit>>,
+    graph: Arc<WaitGraph>,
+    pub(super) myself: Weak<Self>,
+}
+
+pub(super) struct State<S: Storage> {
+    slots: Vec<Option<Holder>>,
+    free: Vec<usize>,
+    pub(super) in_use: usize,
+    pub(super) waiters: VecDeque<Arc<Waiter<S>>>,
+    /// The first waiter has been called and has not looked yet.
+    called: bool,
+    /// From then on a connection is handed to the first waiter.
+    hand_off_at: Instant,
+    /// When a connection was last checked out.
+    latest: Option<Instant>,
+    pub(super) growth: Growth,
+    /// The failure of the connect whose end has not been announced yet.
+    pub(super) unannounced: Option<S::Failure>,
+    /// The last failure, while another attempt may succeed, and how many failures there were in a row.
+    pub(super) failure: Option<(S::Failure, u32)>,
+    pub(super) closed: bool,
+}
+
+pub(super) struct Waiter<S: Storage> {
+    thread: ThreadId,
+    pub(super) since: Instant,
+    wake: Condvar,
+    answer: Mutex<Answer<S>>,
+}
+
+enum Answer<S: Storage> {
+    Waiting(Holder),
+    /// There may be an idle connection.
+    Called(Holder),
+    Served(usize, Instant, S::Conn),
+    Failed(S::Failure),
+    Closed,
+    Taken,
+}
+
+/// Why a caller got no connection.
+#[derive(Debug)]
+pub(crate) enum Refused<F> {
+    Closed,
+    /// No connection can be made, or none could until the deadline.
+    Failed(F),
+    /// Everything is held by threads that wait themselves, and none of these waits can end.
+    Deadlock {
+        holders: Holders,
+        of_limit: bool,
+    },
+    /// A connect had not ended at the deadline, or hangs for longer than connects may take.
+    Connecting {
+        began: Instant,
+        hangs: bool,
+    },
+    /// The limit was used up until the deadline.
+    Limited,
+    /// All connections were in use until the deadline.
+    InUse {
+        waiting: usize,
+        holders: Holders,
+    },
+}
+
+/// A connection that is checked out. Drop checks it in.
+pub(crate) struct PooledConnection<S: Storage> {
+    /// Only drop takes it.
+    pub(super) conn: Option<S::Conn>,
+    slot: usize,
+    pub(super) since: Instant,
+    pub(super) pool: Arc<Pool<S>>,
+    /// The end of the scope's time: the checkin waits for nothing beyond that.
+    pub(super) until: Option<Instant>,
+    /// The caller has just asked whether it is inherited.
+    is_own: bool,
+}
+
+impl<S: Storage> std::fmt::Debug for Pool<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+impl<S: Storage> std::fmt::Debug for PooledConnection<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PooledConnection").field("slot", &self.slot).finish_non_exhaustive()
+    }
+}
+
+impl<S: Storage> Pool<S> {
+    /// A pool that has opened nothing yet.
+    pub(crate) fn with_storage(
+        number: u64,
+        max_size: usize,
+        limits: Vec<Arc<ConnectionLimit>>,
+        graph: Arc<WaitGraph>,
+        storage: impl FnOnce(&Weak<Self>) -> S,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|myself| Self {
+            number,
+            storage: storage(myself),
+            max_size,
+            state: Mutex::new(State {
+                slots: Vec::new(),
+                free: Vec::new(),
+                in_use: 0,
+                waiters: VecDeque::new(),
+                called: false,
+                hand_off_at: Instant::now(),
+                latest: None,
+                growth: Growth::None,
+                unannounced: None,
+                failure: None,
+                closed: false,
+            }),
+            closed: AtomicUsize::new(0),
+            ended: Condvar::new(),
+            limits,
+            graph,
+            myself: Weak::clone(myself),
+        })
+    }
+
+    /// Checks out a connection for `holder`, and waits for it until `deadline`. A connect that takes longer than `connect_timeout` is not
+    /// waited for if no connection is in use.
+    pub(crate) fn get(
+        self: &Arc<Self>,
+        holder: Holder,
+        deadline: Instant,
+        connect_timeout: Duration,
+    ) -> Result<PooledConnection<S>, Refused<S::Failure>> {
+        let (since, place) = (holder.since, holder.place);
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(Refused::Closed);
+        }
+        if state.may_overtake(since)
+            && let Some(conn) = self.take_idle(&mut state)
+        {
+            return Ok(self.checked_out(state, holder, conn));
+        }
+        if state.waiters.is_empty() {
+            state.hand_off_at = since + HAND_OFF;
+        }
+        let waiter = Arc::new(Waiter::new(holder));
+        state.waiters.push_back(Arc::clone(&waiter));
+        self.grow(state);
+        self.wait(&waiter, place, deadline, connect_timeout)
+    }
+
+    /// Checks out an idle connection that nobody waits for.
+    pub(crate) fn try_get(self: &Arc<Self>, holder: Holder) -> Option<PooledConnection<S>> {
+        let mut state = self.state.lock();
+        let conn = self.take_idle(&mut state)?;
+        Some(self.checked_out(state, holder, conn))
+    }
+
+    #[inline]
+    fn checked_out(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State<S>>,
+        holder: Holder,
+        conn: S::Conn,
+    ) -> PooledConnection<S> {
+        let since = holder.since;
+        let slot = state.hold(holder, &conn);
+        drop(state);
+        PooledConnection { conn: Some(conn), slot, since, pool: Arc::clone(self), until: None, is_own: false }
+    }
+
+    fn wait(
+        self: &Arc<Self>,
+        waiter: &Arc<Waiter<S>>,
+        place: Place,
+        deadline: Instant,
+        connect_timeout: Duration,
+    ) -> Result<PooledConnection<S>, Refused<S::Failure>> {
+        let (mut in_graph, mut yields) = (None, 0);
+        let mut until = deadline.min(waiter.since + BEFORE_DEADLOCK_CHECK);
+        loop {
+            let mut answer = waiter.answer.lock();
+            match std::mem::replace(&mut *answer, Answer::Taken) {
+                Answer::Served(slot, since, conn) => {
+                    return Ok(PooledConnection {
+                        conn: Some(conn),
+                        slot,
+                        since,
+                        pool: Arc::clone(self),
+                        until: None,
+                        is_own: false,
+                    });
+                }
+                Answer::Failed(failure) => return Err(Refused::Failed(failure)),
+                Answer::Closed | Answer::Taken => return Err(Refused::Closed),
+                Answer::Called(holder) => {
+                    *answer = Answer::Waiting(holder);
+                    drop(answer);
+                    self.look(waiter);
+                    continue;
+                }
+                waiting => *answer = waiting,
+            }
+            let now = Instant::now();
+            if now < until && yields < YIELDS {
+                drop(answer);
+                yields += 1;
+                yield_now();
+                continue;
+            }
+            if now < until {
+                waiter.wake.wait_until(&mut answer, until);
+                continue;
+            }
+            drop(answer);
+            if now >= deadline {
+                if let Some(state) = self.leave(waiter) {
+                    return Err(self.reason(state));
+                }
+                continue;
+            }
+            let waiting = in_graph
+                .get_or_insert_with(|| self.graph.begin(waiter.thread, Arc::clone(self) as Arc<dyn Resource>, place));
+            if let Some(deadlock) = waiting.deadlock() {
+                let Some(state) = self.leave(waiter) else { continue };
+                let of_limit = matches!(state.growth, Growth::Queued(_));
+                self.grow(state);
+                let held = if of_limit { self.holders_of_limit() } else { self.holders() };
+                return Err(Refused::Deadlock { holders: deadlock.explain(held), of_limit });
+            }
+            until = deadline.min(now + DEADLOCK_CHECKS);
+            if let Some((began, end)) = self.hangs_at(waiter, connect_timeout) {
+                if end <= now {
+                    let Some(state) = self.leave(waiter) else { continue };
+                    self.grow(state);
+                    return Err(Refused::Connecting { began, hangs: true });
+                }
+                until = until.min(end);
+            }
+        }
+    }
+
+    /// When the connect began that is under way, and when it will have taken too long for this waiter. `None` if something else may
+    /// serve the waiter before.
+    fn hangs_at(&self, waiter: &Arc<Waiter<S>>, connect_timeout: Duration) -> Option<(Instant, Instant)> {
+        let state = self.state.lock();
+        let Growth::Connecting(began) = state.growth else { return None };
+        let is_first = state.waiters.front().is_some_and(|first| Arc::ptr_eq(first, waiter));
+        (state.in_use == 0 || is_first).then(|| (began, began.max(waiter.since) + connect_timeout))
+    }
+
+    /// A waiter that was called takes an idle connection, if there still is one.
+    fn look(&self, waiter: &Arc<Waiter<S>>) {
+        let mut state = self.state.lock();
+        state.called = false;
+        if let Some(place) = state.waiters.iter().position(|other| Arc::ptr_eq(other, waiter))
+            && let Some(conn) = self.take_idle(&mut state)
+        {
+            state.waiters.remove(place);
+            state.serve(waiter, conn);
+        }
+        let next = self.call_for_idle(&mut state);
+        self.grow(state);
+        wake(next);
+    }
+
+    /// Takes a waiter out of the queue. `None` if it has been answered.
+    fn leave(&self, waiter: &Arc<Waiter<S>>) -> Option<MutexGuard<'_, State<S>>> {
+        let mut state = self.state.lock();
+        let place = state.waiters.iter().position(|other| Arc::ptr_eq(other, waiter))?;
+        state.waiters.remove(place);
+        if matches!(*waiter.answer.lock(), Answer::Called(_)) {
+            state.called = false;
+            wake(self.call_for_idle(&mut state));
+        }
+        Some(state)
+    }
+
+    /// Why a caller had to leave at its deadline.
+    fn reason(&self, state: MutexGuard<'_, State<S>>) -> Refused<S::Failure> {
+        let reason = match (&state.failure, &state.growth) {
+            (Some((failure, _)), _) => Refused::Failed(failure.clone()),
+            (None, Growth::Queued(_)) if self.limits.iter().any(|limit| limit.limit().is_some()) => Refused::Limited,
+            (None, Growth::Connecting(began)) if state.in_use == 0 => {
+                Refused::Connecting { began: *began, hangs: false }
+            }
+            _ => Refused::InUse { waiting: state.waiters.len(), holders: state.holders() },
+        };
+        self.grow(state);
+        reason
+    }
+
+    /// An idle connection. The failure of a connect may be met here before it is announced; it is left for the announcement.
+    #[inline]
+    pub(super) fn take_idle(&self, state: &mut State<S>) -> Option<S::Conn> {
+        loop {
+            let conn = self.storage.try_get()?;
+            match S::failure(&conn) {
+                None => return Some(conn),
+                failure => state.unannounced = failure,
+            }
+        }
+    }
+
+    /// Stores a connection that comes back, or hands it to the first waiter. Without a connection the slot becomes free.
+    #[inline]
+    pub(super) fn release(&self, slot: usize, mut conn: Option<S::Conn>) {
+        let mut state = self.state.lock();
+        while state.closed
+            && let Some(conn) = conn.take()
+        {
+            drop(state);
+            self.storage.close(conn, None);
+            state = self.state.lock();
+        }
+        let holder = state.let_go(slot);
+        let served = conn.and_then(|conn| self.store(&mut state, conn));
+        let called = self.call_for_idle(&mut state);
+        let closed = state.closed;
+        self.grow(state);
+        wake(served);
+        wake(called);
+        if closed {
+            self.ended.notify_all();
+        }
+        if let Some(holder) = holder.filter(|holder| holder.overdue) {
+            holder.is_back();
+        }
+    }
+
+    /// Calls the first waiter if a connection is idle. Returns the waiter to wake.
+    #[inline]
+    pub(super) fn call_for_idle(&self, state: &mut State<S>) -> Option<Arc<Waiter<S>>> {
+        let is_useless = state.waiters.is_empty() || state.called;
+        if is_useless || self.storage.idle() == 0 { None } else { state.call() }
+    }
+
+    /// Stores an idle connection, or hands it to the first waiter, which has to be woken.
+    #[inline]
+    fn store(&self, state: &mut State<S>, conn: S::Conn) -> Option<Arc<Waiter<S>>> {
+        if !state.waiters.is_empty() && Instant::now() >= state.hand_off_at {
+            return Some(state.hand_off(conn));
+        }
+        self.storage.put(conn);
+        None
+    }
+
+    /// Checks out no connection any more, sends the waiters away and closes the idle connections.
+    pub(crate) fn close(self: &Arc<Self>, deadline: Instant) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        self.closed.store(1, Ordering::Release);
+        state.called = false;
+        let waiters: Vec<_> = state.waiters.drain(..).collect();
+        self.stop_growing(&mut state);
+        drop(state);
+        for waiter in waiters {
+            waiter.answer(Answer::Closed);
+        }
+        self.ended.notify_all();
+        self.close_idle(Some(deadline));
+    }
+
+    pub(super) fn close_idle(self: &Arc<Self>, until: Option<Instant>) {
+        while let Some(mut idle) = self.try_get(Holder::housekeeper()) {
+            idle.until = until;
+            idle.close();
+        }
+    }
+
+    /// Waits until nothing is checked out or being connected, except for what the calling thread holds itself.
+    pub(crate) fn wait_until_drained(&self, deadline: Instant) -> bool {
+        let me = current_thread().id();
+        let mut state = self.state.lock();
+        loop {
+            let others = state.slots.iter().flatten().any(|holder| !holder.is_on(me));
+            if !others && matches!(state.growth, Growth::None) && (self.storage.idle() == 0) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            self.ended.wait_until(&mut state, deadline);
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire) == 1
+    }
+
+    /// The holders of its connections, oldest first.
+    pub(crate) fn holders(&self) -> Holders {
+        self.state.lock().holders()
+    }
+
+    pub(super) fn holders_of_limit(&self) -> Holders {
+        let limit = self.limits.iter().find(|limit| limit.limit().is_some());
+        limit.map_or_else(Holders::default, |limit| limit.holders())
+    }
+
+    /// Connections in use, connects under way, and callers that wait.
+    pub(crate) fn counts(&self) -> (usize, usize, usize) {
+        let state = self.state.lock();
+        (state.in_use, usize::from(matches!(state.growth, Growth::Connecting(_))), state.waiters.len())
+    }
+
+    /// Whether it has no connection and makes none.
+    pub(crate) fn is_empty(&self) -> bool {
+        let state = self.state.lock();
+        state.in_use == 0 && matches!(state.growth, Growth::None) && self.storage.open() == 0
+    }
+
+    /// Whether a connection that comes back has to be closed, so that a pool under the same limit can open one. Its caller has
+    /// waited for longer than the first waiter of this pool.
+    pub(super) fn is_needed_elsewhere(&self) -> bool {
+        self.storage.is_evictable()
+            && self.limits.iter().filter(|limit| limit.has_queue()).any(|limit| {
+                let since = self.state.lock().waiters.front().map(|waiter| waiter.since);
+                limit.prefers_another(self.number, since)
+            })
+    }
+
+    /// Evicts what is idle for the pools that wait for room.
+    pub(super) fn serve_others(&self) {
+        self.limits.iter().filter(|limit| limit.has_queue()).for_each(|limit| limit.make_room());
+    }
+
+    pub(super) fn leave_if_empty(&self) {
+        if self.is_empty() {
+            self.limits.iter().for_each(|limit| limit.leave(self.number));
+        }
+    }
+
+    /// When a connection was last checked out, if one is idle.
+    pub(super) fn last_used_if_idle(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        if self.storage.idle() == 0 { None } else { state.latest }
+    }
+
+    /// Closes an idle connection. `false` if there is none.
+    pub(super) fn close_one_idle(self: &Arc<Self>) -> bool {
+        let Some(idle) = self.try_get(Holder::housekeeper()) else { return false };
+        idle.close();
+        self.leave_if_empty();
+        true
+    }
+
+    /// The threads that hold its connections. `None` if a connection is idle, or is being made.
+    pub(super) fn threads_in_use(&self) -> Option<Vec<ThreadId>> {
+        let state = self.state.lock();
+        let moving = self.storage.idle() > 0 || matches!(state.growth, Growth::Connecting(_));
+        (!moving).then(|| state.threads())
+    }
+
+    /// Closes the idle connections that may not stay. Returns when to look again.
+    pub(crate) fn close_aged(self: &Arc<Self>) -> Option<Instant> {
+        let now = Instant::now();
+        let (mut next, mut kept, mut aged): (Option<Instant>, _, _) = (None, Vec::new(), Vec::new());
+        let mut state = self.state.lock();
+        while let Some(mut conn) = self.take_idle(&mut state) {
+            let (stays, look) = self.storage.may_stay(&mut conn, now);
+            if stays {
+                next = next.into_iter().chain(look).min();
+                kept.push(conn);
+            } else {
+                let slot = state.hold(Holder::housekeeper(), &conn);
+                aged.push((slot, conn));
+            }
+        }
+        // The connection that was put last is checked out first: it goes back last.
+        while let Some(conn) = kept.pop() {
+            self.storage.put(conn);
+        }
+        drop(state);
+        for (slot, conn) in aged {
+            PooledConnection { conn: Some(conn), slot, since: now, pool: Arc::clone(self), until: None, is_own: false }
+                .close();
+        }
+        self.leave_if_empty();
+        self.serve_others();
+        next
+    }
+
+    /// The holders of a connection for longer than `threshold`, each told once, and how long it takes until there can be more.
+    pub(crate) fn overdue(&self, now: Instant, threshold: Duration) -> (Vec<Holder>, Duration) {
+        let mut state = self.state.lock();
+        let (mut overdue, mut pause) = (Vec::new(), threshold);
+        for holder in state.slots.iter_mut().flatten().filter(|holder| !holder.overdue) {
+            let left = threshold.saturating_sub(now.saturating_duration_since(holder.since));
+            if left.is_zero() {
+                holder.overdue = true;
+                overdue.push(holder.listed());
+            } else {
+                pause = pause.min(left);
+            }
+        }
+        (overdue, pause)
+    }
+}
+
+impl<S: Storage> State<S> {
+    /// Whether a caller that runs may take an idle connection before the waiters.
+    #[inline]
+    fn may_overtake(&self, now: Instant) -> bool {
+        self.waiters.is_empty() || now < self.hand_off_at
+    }
+
+    /// Takes a slot.
+    #[inline]
+    fn hold(&mut self, mut holder: Holder, conn: &S::Conn) -> usize {
+        holder.session = S::session(conn);
+        self.latest = Some(holder.since);
+        self.in_use += 1;
+        match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot] = Some(holder);
+                slot
+            }
+            None => {
+                self.slots.push(Some(holder));
+                self.slots.len() - 1
+            }
+        }
+    }
+
+    #[inline]
+    fn let_go(&mut self, slot: usize) -> Option<Holder> {
+        self.in_use -= 1;
+        self.free.push(slot);
+        self.slots[slot].take()
+    }
+
+    /// Gives a connection to a waiter that has left the queue.
+    fn serve(&mut self, waiter: &Waiter<S>, conn: S::Conn) {
+        let mut answer = waiter.answer.lock();
+        let holder = match std::mem::replace(&mut *answer, Answer::Taken) {
+            Answer::Called(holder) => {
+                self.called = false;
+                holder
+            }
+            Answer::Waiting(holder) => holder,
+            _ => unreachable!("a waiter in the queue has no answer yet"),
+        };
+        let since = Instant::now();
+        let slot = self.hold(Holder { since, ..holder }, &conn);
+        *answer = Answer::Served(slot, since, conn);
+    }
+
+    /// Gives a connection to the first waiter, which has to be woken.
+    pub(super) fn hand_off(&mut self, conn: S::Conn) -> Arc<Waiter<S>> {
+        let waiter = self.waiters.pop_front().expect("somebody waits");
+        self.serve(&waiter, conn);
+        let waiters = u32::try_from(self.waiters.len()).unwrap_or(u32::MAX).max(1);
+        self.hand_off_at = Instant::now() + (PATIENCE / waiters).max(HAND_OFF);
+        waiter
+    }
+
+    /// Calls the first waiter, which has to be woken, unless a waiter has been called already.
+    pub(super) fn call(&mut self) -> Option<Arc<Waiter<S>>> {
+        if self.called {
+            return None;
+        }
+        let first = self.waiters.front()?;
+        let mut answer = first.answer.lock();
+        *answer = match std::mem::replace(&mut *answer, Answer::Taken) {
+            Answer::Waiting(holder) => Answer::Called(holder),
+            called => called,
+        };
+        self.called = true;
+        Some(Arc::clone(first))
+    }
+
+    /// Tells the first waiter, or all of them, that a connect has failed.
+    pub(super) fn fail(&mut self, failure: &S::Failure, all: bool) {
+        let number = if all { self.waiters.len() } else { self.waiters.len().min(1) };
+        for waiter in self.waiters.drain(..number) {
+            if matches!(*waiter.answer.lock(), Answer::Called(_)) {
+                self.called = false;
+            }
+            waiter.answer(Answer::Failed(failure.clone()));
+        }
+    }
+
+    pub(super) fn holders(&self) -> Holders {
+        let mut holders: Vec<_> = self.slots.iter().flatten().map(Holder::listed).collect();
+        holders.sort_by_key(|holder| holder.since);
+        Holders(holders)
+    }
+
+    fn threads(&self) -> Vec<ThreadId> {
+        self.slots.iter().flatten().map(|holder| holder.thread.id()).collect()
+    }
+}
+
+impl<S: Storage> Waiter<S> {
+    fn new(holder: Holder) -> Self {
+        let (thread, since) = (holder.thread.id(), holder.since);
+        Self { thread, since, wake: Condvar::new(), answer: Mutex::new(Answer::Waiting(holder)) }
+    }
+
+    fn answer(&self, answer: Answer<S>) {
+        *self.answer.lock() = answer;
+        self.wake.notify_one();
+    }
+}
+
+pub(super) fn wake<S: Storage>(waiter: Option<Arc<Waiter<S>>>) {
+    if let Some(waiter) = waiter {
+        waiter.wake.notify_one();
+    }
+}
+
+impl<S: Storage> PooledConnection<S> {
+    /// Closes the connection, and frees its slot afterwards.
+    pub(crate) fn close(mut self) {
+        if let Some(conn) = self.conn.take() {
+            self.pool.storage.close(conn, self.until);
+            self.pool.release(self.slot, None);
+        }
+    }
+
+    /// Checks it in. That it is not inherited has just been asked.
+    pub(crate) fn check_in(mut self) {
+        self.is_own = true;
+    }
+}
+
+impl<S: Storage> Drop for PooledConnection<S> {
+    /// Checks the connection in.
+    fn drop(&mut self) {
+        let Some(mut conn) = self.conn.take() else { return };
+        let pool = &self.pool;
+        if !self.is_own && pool.storage.is_inherited() {
+            // It is the parent's, and so is the pool, whose lock may be held by a thread that does not exist here.
+            std::mem::forget((conn, Arc::clone(pool)));
+            return;
+        }
+        if pool.is_closed() || pool.is_needed_elsewhere() || !pool.storage.reset(&mut conn, self.until) {
+            pool.storage.close(conn, self.until);
+            pool.release(self.slot, None);
+            pool.leave_if_empty();
+        } else {
+            pool.release(self.slot, Some(conn));
+        }
+        pool.serve_others();
+    }
+}
+
+impl<S: Storage> Resource for Pool<S> {
+    fn is_awaited_by(&self, thread: ThreadId) -> bool {
+        self.state.lock().waiters.iter().any(|waiter| waiter.thread == thread)
+    }
+
+    fn holding_threads(&self) -> Option<Vec<ThreadId>> {
+        let state = self.state.lock();
+        if state.in_use >= self.max_size {
+            return Some(state.threads());
+        }
+        let Growth::Queued(permits) = &state.growth else { return None };
+        let limit = Arc::clone(self.limits.get(permits.len())?);
+        drop(state);
+        limit.holding_threads()
+    }
+}
+
+impl<S: Storage> Drop for Pool<S> {
+    fn drop(&mut self) {
+        self.limits.iter().for_each(|limit| limit.leave(self.number));
+    }
+}

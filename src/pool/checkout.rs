@@ -1,0 +1,256 @@
+//! How a session checks out a connection: a place in the queue, what is idle or made meanwhile, and a ping in the end.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::admission::{PooledConnection, Refused};
+use super::connections::{Connections, managed};
+use super::holder::Holder;
+use super::managed::Managed;
+use super::manager::{ConnectFailure, Manager};
+use super::storage::Storage;
+use super::{AppPool, CheckedOut};
+use crate::backend;
+use crate::connection::SessionConnection;
+use crate::error::{ConnectErrorKind, Error, Place, Result, Shortage, WaitLimit};
+
+/// Checked out less than that ago, a connection is handed out without a ping.
+const FRESH: Duration = Duration::from_millis(500);
+
+/// Checked out less than that ago, nobody looks whether the server has hung up meanwhile.
+const JUST_NOW: Duration = Duration::from_millis(1);
+
+/// A caller that wants a connection.
+#[derive(Debug, Clone, Copy)]
+struct Request {
+    place: Place,
+    since: Instant,
+    deadline: Instant,
+    /// Whether `deadline` is that of the scope.
+    of_scope: bool,
+}
+
+impl Request {
+    /// What ended a wait that went on until the deadline.
+    fn limit(&self) -> WaitLimit {
+        if self.of_scope { WaitLimit::Scope } else { WaitLimit::Acquire }
+    }
+}
+
+impl<C: SessionConnection> AppPool<C> {
+    /// Checks out a connection, within the application's `acquire_timeout` and before `limit`.
+    pub(crate) fn acquire(
+        self: &Arc<Self>,
+        place: Place,
+        in_transaction: bool,
+        limit: Option<Instant>,
+    ) -> Result<CheckedOut<C>> {
+        self.acquire_since(Instant::now(), place, in_transaction, limit)
+    }
+
+    /// The same for a caller that has just read the clock.
+    pub(crate) fn acquire_since(
+        self: &Arc<Self>,
+        since: Instant,
+        place: Place,
+        in_transaction: bool,
+        limit: Option<Instant>,
+    ) -> Result<CheckedOut<C>> {
+        let storage = &self.storage;
+        let config = &storage.spec.config;
+        let deadline = since + config.acquire_timeout;
+        let of_scope = limit.is_some_and(|limit| limit < deadline);
+        let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
+        let request = Request { place, since, deadline, of_scope };
+        if storage.spec.lane.is_some() {
+            self.wait_for_lane(&request)?;
+        }
+        let mut asked = since;
+        loop {
+            let holder = Holder::new(Arc::clone(&storage.spec.app), place, asked, in_transaction);
+            let checked_out = self
+                .get(holder, deadline, config.connect_timeout)
+                .map_err(|refused| self.refused(refused, &request))?;
+            if let Some(mut checked_out) = self.ready(checked_out, deadline, limit)? {
+                checked_out.managed().last_used = checked_out.since;
+                storage.watch();
+                return Ok(checked_out);
+            }
+            asked = Instant::now();
+            // A caller that has no time left would find no other alive either, and close them all.
+            if asked >= deadline {
+                return Err(self.refused(Refused::Connecting { began: since, hangs: false }, &request));
+            }
+        }
+    }
+
+    /// The connection, if it can be used: the others are closed.
+    fn ready(
+        &self,
+        mut checked_out: CheckedOut<C>,
+        deadline: Instant,
+        limit: Option<Instant>,
+    ) -> Result<Option<CheckedOut<C>>> {
+        let since = checked_out.since;
+        if !checked_out.managed().is_usable(since) {
+            checked_out.close();
+            return Ok(None);
+        }
+        if self.storage.kind().can_go_stale() && !self.is_alive(checked_out.managed(), since, deadline) {
+            self.storage.server.suspect();
+            checked_out.close();
+            return Ok(None);
+        }
+        match self.storage.spec.on_checkout {
+            Some(hook) => self.on_checkout(checked_out, hook, limit),
+            None => Ok(Some(checked_out)),
+        }
+    }
+
+    /// Whether the server has the connection still. It is asked if that is in doubt.
+    fn is_alive(&self, managed: &mut Managed<C>, since: Instant, deadline: Instant) -> bool {
+        let suspicion = self.storage.server.suspicion();
+        let idle = since.saturating_duration_since(managed.last_used);
+        let is_trusted = managed.suspicion == suspicion;
+        if idle < JUST_NOW && is_trusted {
+            return true;
+        }
+        if backend::has_hung_up(managed.conn_mut()) {
+            return false;
+        }
+        if idle < FRESH && is_trusted {
+            return true;
+        }
+        if !self.storage.can_be_cut(managed) {
+            return false;
+        }
+        let end = deadline.min(Instant::now() + self.storage.spec.config.connect_timeout);
+        let answer = self.storage.call(managed, end, "did not answer a ping in time", |managed| {
+            let answer = managed.conn_mut().ping();
+            managed.witness.take();
+            answer
+        });
+        managed.suspicion = suspicion;
+        matches!(answer, Some(Ok(())))
+    }
+
+    /// The one connection of a test may still be checked out of a pool that was disposed of.
+    fn wait_for_lane(&self, request: &Request) -> Result<()> {
+        let spec = &self.storage.spec;
+        let Some(lane) = &spec.lane else { return Ok(()) };
+        lane.check(&spec.app)?;
+        if !lane.is_lent() || !self.is_empty() {
+            return Ok(());
+        }
+        let holders = self.storage.home.upgrade().map(|home| home.held_by_this_thread()).unwrap_or_default();
+        if !holders.is_empty() {
+            let (app, short, pool) = (spec.app.to_string(), Shortage::TestConnection, spec.pool_of());
+            return Err(Error::WouldDeadlock { app, short, holders, at: request.place, pool });
+        }
+        lane.wait_until_parked(request.deadline);
+        Ok(())
+    }
+
+    fn refused(&self, refused: Refused<Box<ConnectFailure>>, request: &Request) -> Error {
+        let spec = &self.storage.spec;
+        let (app, at, waited) = (spec.app.to_string(), request.place, request.since.elapsed());
+        let server = spec.target.shown.clone();
+        match refused {
+            Refused::Closed => Error::Disposed { app },
+            Refused::Deadlock { holders, of_limit } => {
+                let short = match (&spec.lane, of_limit) {
+                    (Some(_), _) => Shortage::TestConnection,
+                    (None, true) => Shortage::Limit,
+                    (None, false) => Shortage::Pool,
+                };
+                Error::WouldDeadlock { app, short, holders, at, pool: spec.pool_of() }
+            }
+            Refused::Connecting { began, hangs } => {
+                let limit = if hangs { WaitLimit::Connect } else { request.limit() };
+                Error::ConnectTimeout { app, server, waited: waited.max(began.elapsed()), at, limit }
+            }
+            Refused::Failed(failure) => {
+                let ConnectFailure { kind, mut message, .. } = *failure;
+                if kind == ConnectErrorKind::ServerFull {
+                    message.push_str(&self.storage.server.occupants());
+                }
+                Error::Connect { app, server, kind, message, at }
+            }
+            Refused::Limited => {
+                let limit = self.limits.iter().find_map(|limit| limit.limit());
+                Error::BudgetExhausted {
+                    app,
+                    waited,
+                    max_connections: limit.unwrap_or_default(),
+                    holders: self.holders_of_limit(),
+                    at,
+                    limit: request.limit(),
+                }
+            }
+            Refused::InUse { waiting, holders } => Error::AcquireTimeout {
+                app,
+                waited,
+                max_size: spec.config.max_size,
+                waiting,
+                holders,
+                at,
+                limit: request.limit(),
+                pool: spec.pool_of(),
+            },
+        }
+    }
+}
+
+impl<C: SessionConnection> PooledConnection<Connections<C>> {
+    #[inline]
+    pub(crate) fn managed(&mut self) -> &mut Managed<C> {
+        managed(self.conn.as_mut().expect(ONLY_DROP))
+    }
+
+    #[inline]
+    pub(crate) fn conn(&mut self) -> &mut C {
+        self.managed().conn_mut()
+    }
+
+    pub(crate) fn conn_ref(&self) -> &C {
+        let stored: Option<&r2d2::PooledConnection<Manager<C>>> = self.conn.as_ref();
+        match stored.map(|stored| &**stored) {
+            Some(Ok(managed)) => managed.conn(),
+            _ => unreachable!("{ONLY_DROP}"),
+        }
+    }
+
+    /// Closes the connection when it is checked in.
+    pub(crate) fn doom(&mut self) {
+        self.managed().doomed = true;
+    }
+
+    /// The schema is, or is about to be, another. No connection from before stays in use, except this one if it has
+    /// prepared nothing before.
+    pub(crate) fn schema_changes(&mut self) {
+        let prepared_nothing = self.pool.storage.spec.on_connect.is_none();
+        let managed = self.managed();
+        if let Some(lane) = managed.lane() {
+            lane.schema_changes();
+        }
+        // Migrations are anybody's SQL.
+        managed.marked = true;
+        managed.schema.change(managed.unused && prepared_nothing);
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<AppPool<C>> {
+        &self.pool
+    }
+
+    /// Whether this process is not the one that took it: then nothing may be sent on it.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.pool.storage.is_inherited()
+    }
+
+    /// The scope's time ends then.
+    pub(crate) fn returns_by(&mut self, end: Instant) {
+        self.until = Some(end);
+    }
+}
+
+const ONLY_DROP: &str = "only drop takes the connection";

@@ -1,0 +1,309 @@
+//! The connections of one application: r2d2's pool, and what they are made with.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use super::connection_limit::LimitPermit;
+use super::managed::{Managed, Sessions};
+use super::manager::{ConnectFailure, Manager, with_jitter};
+use super::schema_version::SchemaVersion;
+use super::server::Server;
+use super::storage::{Remedy, Storage};
+use super::thread::PoolThread;
+use super::watchdog::{GRACE, Watched};
+use super::writers::{self, Writers};
+use super::{AppPool, Home};
+use crate::backend::Kind;
+use crate::config::Reset;
+use crate::connection::SessionConnection;
+use crate::error::ConnectErrorKind;
+use crate::spec::Spec;
+
+/// The pause before another attempt after a failed connect. It doubles with each failure, up to the second.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(150));
+
+/// The connections of one application.
+pub(crate) struct Connections<C: SessionConnection> {
+    pub(super) r2d2: r2d2::Pool<Manager<C>>,
+    pub(super) spec: Arc<Spec<C>>,
+    pub(super) server: Arc<Server>,
+    pub(super) home: Weak<dyn Home>,
+    pub(super) pool: Weak<AppPool<C>>,
+    /// The process that made it, and that alone may touch its connections.
+    process: u32,
+    pub(super) url: Arc<str>,
+    pub(super) anchor: Arc<Mutex<Option<C>>>,
+    permits: Arc<Mutex<VecDeque<Vec<LimitPermit>>>>,
+    sessions: Arc<Sessions>,
+    /// The queue of the writers, where the database has one writer at a time.
+    pub(super) writers: Option<Arc<Writers>>,
+    pub(super) closings: AtomicUsize,
+    /// A look at the age of the idle connections is scheduled.
+    pub(super) ageing: AtomicBool,
+    /// A look at the holders is scheduled.
+    pub(super) watching: AtomicBool,
+    // After r2d2, whose thread it is.
+    thread: PoolThread,
+}
+
+impl<C: SessionConnection> Connections<C> {
+    /// Opens nothing.
+    pub(super) fn new(spec: Arc<Spec<C>>, home: Weak<dyn Home>, pool: &Weak<AppPool<C>>, server: Arc<Server>) -> Self {
+        let (target, config) = (&spec.target, &spec.config);
+        let url: Arc<str> = if target.in_memory {
+            target.shared_memory().map_or_else(crate::backend::memory_url, str::to_owned).into()
+        } else {
+            target.kind.driver_url(target, config, &spec.app).into()
+        };
+        let thread = PoolThread::take();
+        let (anchor, permits, sessions) = (Arc::default(), Arc::default(), Arc::default());
+        let manager = Manager {
+            spec: Arc::clone(&spec),
+            server: Arc::clone(&server),
+            url: Arc::clone(&url),
+            anchor: Arc::clone(&anchor),
+            permits: Arc::clone(&permits),
+            sessions: Arc::clone(&sessions),
+            busy: thread.busy(),
+            version: SchemaVersion::of(target),
+        };
+        let r2d2 = r2d2::Pool::builder()
+            .max_size(config.max_size)
+            .min_idle(Some(0))
+            .test_on_check_out(false)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .error_handler(Box::new(r2d2::NopErrorHandler))
+            .thread_pool(Arc::clone(thread.scheduler()))
+            .build_unchecked(manager);
+        let writers = target.kind.has_one_writer().then(|| writers::of(target));
+        Self {
+            r2d2,
+            server,
+            home,
+            pool: Weak::clone(pool),
+            process: std::process::id(),
+            url,
+            anchor,
+            permits,
+            sessions,
+            writers,
+            closings: AtomicUsize::new(0),
+            ageing: AtomicBool::new(false),
+            watching: AtomicBool::new(false),
+            thread,
+            spec,
+        }
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.spec.target.kind
+    }
+
+    /// The time for a driver call at a checkin.
+    pub(super) fn end(&self, until: Option<Instant>) -> Instant {
+        let now = Instant::now();
+        let end = now + self.spec.config.connect_timeout;
+        until.map_or(end, |until| end.min(until.max(now) + GRACE))
+    }
+
+    /// Whether a driver call has a deadline: it is cut through the socket, which may not be known.
+    pub(super) fn can_be_cut(&self, managed: &Managed<C>) -> bool {
+        !self.kind().can_go_stale() || managed.socket.is_some()
+    }
+
+    /// Makes a driver call that is cut at `end`. `None` if it was cut.
+    pub(super) fn call<T>(
+        &self,
+        managed: &mut Managed<C>,
+        end: Instant,
+        what: &str,
+        call: impl FnOnce(&mut Managed<C>) -> T,
+    ) -> Option<T> {
+        let watched = managed.socket.map(|socket| Watched::begin(socket, end));
+        let answer = call(managed);
+        if watched.is_none_or(|watched| !watched.was_cut()) {
+            return Some(answer);
+        }
+        managed.doomed = true;
+        let (app, server) = (&self.spec.app, &self.spec.target.shown);
+        crate::wording::log_line!(
+            warn,
+            "diesel_session::pool",
+            "app `{app}`: a connection to {server} {what}; it is closed"
+        );
+        None
+    }
+}
+
+/// The connection is live: a failure is never checked out.
+#[inline]
+pub(super) fn managed<C: SessionConnection>(stored: &mut r2d2::PooledConnection<Manager<C>>) -> &mut Managed<C> {
+    match &mut **stored {
+        Ok(managed) => managed,
+        Err(_) => unreachable!("a failed connect was checked out"),
+    }
+}
+
+impl<C: SessionConnection> Storage for Connections<C> {
+    type Conn = r2d2::PooledConnection<Manager<C>>;
+    type Failure = Box<ConnectFailure>;
+
+    fn try_get(&self) -> Option<Self::Conn> {
+        let mut stored = self.r2d2.try_get()?;
+        if let Ok(managed) = &mut *stored {
+            managed.is_kept = false;
+        }
+        Some(stored)
+    }
+
+    fn put(&self, mut conn: Self::Conn) {
+        managed(&mut conn).is_kept = true;
+    }
+
+    fn idle(&self) -> usize {
+        self.r2d2.state().idle_connections as usize
+    }
+
+    fn open(&self) -> usize {
+        self.r2d2.state().connections as usize
+    }
+
+    fn connect(&self, permits: Vec<LimitPermit>, connected: impl FnOnce() + Send + 'static) {
+        self.permits.lock().unwrap_or_else(PoisonError::into_inner).push_back(permits);
+        // Nothing is idle, so r2d2 begins to connect, and nobody waits for it here.
+        if let Ok(mut made) = self.r2d2.get_timeout(Duration::ZERO)
+            && let Ok(managed) = &mut *made
+        {
+            // It was faster than expected.
+            managed.is_kept = true;
+        }
+        // Due later than r2d2's connect, on the same thread: r2d2 has the outcome by then.
+        self.thread.scheduler().execute_after(Duration::from_nanos(1), connected);
+    }
+
+    fn run_after(&self, pause: Duration, job: impl FnOnce() + Send + 'static) {
+        self.thread.scheduler().execute_after(pause, job);
+    }
+
+    fn run_closing(&self, job: impl FnOnce() + Send + 'static) {
+        if self.kind().can_go_stale() {
+            self.thread.scheduler().execute(job);
+        } else {
+            job();
+        }
+    }
+
+    fn failure(conn: &Self::Conn) -> Option<Box<ConnectFailure>> {
+        conn.as_ref().err().cloned()
+    }
+
+    fn remedy(&self, failure: &Box<ConnectFailure>, failures: u32) -> Remedy {
+        let pause = with_jitter((PAUSES.0 * 2_u32.saturating_pow(failures.min(8))).min(PAUSES.1));
+        match failure.kind {
+            ConnectErrorKind::ServerFull => Remedy::Evict(pause),
+            // A file is locked, or the server does not accept connections yet.
+            ConnectErrorKind::Starting => Remedy::Retry(pause),
+            ConnectErrorKind::Unreachable if failure.was_reached && self.kind().can_go_stale() => Remedy::Retry(pause),
+            _ => Remedy::Fail,
+        }
+    }
+
+    fn evict_another(&self, pool: u64) {
+        if let Some(other) = self.server.least_recently_used(pool) {
+            other.evict();
+        }
+    }
+
+    fn keep_in_bounds(&self, pool: u64) {
+        if self.server.limit().taken() >= self.kind().keeps_open(self.server.capacity())
+            && let Some((_, other)) = self.server.limit().least_recently_used(pool)
+        {
+            self.run_closing(move || {
+                other.evict();
+            });
+        }
+    }
+
+    fn let_go(&self, pool: u64) -> impl FnOnce() + 'static {
+        let home = self.home.upgrade();
+        move || {
+            if let Some(home) = home {
+                home.let_go(pool);
+            }
+        }
+    }
+
+    fn sessions(&self) -> Vec<u64> {
+        self.sessions.all()
+    }
+
+    fn session(conn: &Self::Conn) -> Option<u64> {
+        conn.as_ref().ok()?.session
+    }
+
+    fn is_inherited(&self) -> bool {
+        crate::process::id_at(Instant::now()) != self.process
+    }
+
+    /// A test's one connection is never closed: the server would not get its slot back.
+    fn is_evictable(&self) -> bool {
+        self.spec.lane.is_none()
+    }
+
+    fn ask(&self, conn: &mut Self::Conn, question: &str, patience: Duration) -> Option<Vec<String>> {
+        let managed = managed(conn);
+        if !self.can_be_cut(managed) {
+            return None;
+        }
+        let end = Instant::now() + patience;
+        let answer = self.call(managed, end, "did not answer in time", |managed| {
+            let answer = managed.conn_mut().texts(question);
+            managed.witness.take();
+            answer
+        });
+        Some(answer?.ok()?.into_iter().flatten().collect())
+    }
+
+    fn may_stay(&self, conn: &mut Self::Conn, now: Instant) -> (bool, Option<Instant>) {
+        managed(conn).may_stay(now, self.spec.config.idle_timeout)
+    }
+
+    fn reset(&self, conn: &mut Self::Conn, until: Option<Instant>) -> bool {
+        let managed = managed(conn);
+        (managed.was_used, managed.unused) = (true, false);
+        if managed.lost {
+            self.server.suspect();
+        }
+        if managed.doomed || managed.retired || !managed.schema.is_current() || managed.conn_mut().is_broken() {
+            return false;
+        }
+        self.age();
+        let due = match self.spec.config.reset {
+            Reset::WhenLent => managed.may_have_leftovers(),
+            Reset::Always => true,
+            Reset::Never => false,
+        };
+        !due && self.spec.on_checkin.is_none() || self.make_ready(managed, due, until)
+    }
+
+    fn close(&self, mut conn: Self::Conn, until: Option<Instant>) {
+        let managed = managed(&mut conn);
+        let permits = std::mem::take(&mut managed.permits);
+        let socket = managed.socket.filter(|_| managed.lane().is_none());
+        let end = self.end(until);
+        let watched = socket.map(|socket| Watched::begin(socket, end));
+        // A server has a session a little longer than its client. Whoever waits for its place waits for the server.
+        let ending = socket.filter(|_| permits.iter().any(LimitPermit::is_wanted)).and_then(|socket| socket.ending());
+        drop(conn);
+        drop(watched);
+        self.closings.fetch_add(1, Ordering::AcqRel);
+        crate::wording::log_line!(debug, "diesel_session::pool", "app `{}` has closed a connection", self.spec.app);
+        if let Some(ending) = ending {
+            ending.wait(end);
+        }
+        drop(permits);
+    }
+}

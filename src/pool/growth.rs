@@ -1,0 +1,257 @@
+//! How a pool gets one more connection while callers wait: permits of the limits, then a connect, then a remedy if that has failed.
+//!
+//! A pool grows by one connection at a time, as one thread connects for it. Nobody waits for the growth itself: each step ends with
+//! an event that begins the next one, and the callers wait in the queue of the pool for whatever comes first.
+//!
+//! Invariant: while callers wait, no connection is idle and not all slots are taken, the growth is not `None`.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::admission::{Pool, State, wake};
+use super::connection_limit::{LimitPermit, Resident};
+use super::holder::{Holder, Holders};
+use super::storage::{Remedy, Storage};
+use super::sync::{Instant, MutexGuard, ThreadId};
+
+/// How far a pool is on its way to one more connection.
+#[derive(Debug)]
+pub(super) enum Growth {
+    None,
+    /// It has these permits and waits for the next.
+    Queued(Vec<LimitPermit>),
+    Connecting(Instant),
+    /// It tries again after a pause, or when another pool closes a connection.
+    Pausing,
+}
+
+impl<S: Storage> Pool<S> {
+    fn resident(&self) -> Weak<dyn Resident> {
+        Weak::clone(&self.myself) as Weak<dyn Resident>
+    }
+
+    /// Begins to grow if callers wait for a connection that is not on its way. Stops if nobody waits any more.
+    pub(super) fn grow(&self, mut state: MutexGuard<'_, State<S>>) {
+        if state.waiters.is_empty() {
+            return self.stop_growing(&mut state);
+        }
+        let wanted = !state.closed && state.in_use < self.max_size && self.storage.idle() == 0;
+        if !wanted || !matches!(state.growth, Growth::None) {
+            return;
+        }
+        state.growth = Growth::Queued(Vec::new());
+        drop(state);
+        // The others have to know of the pool before it opens anything.
+        let resident = self.resident();
+        self.limits.iter().for_each(|limit| limit.enter(self.number, &resident));
+        self.storage.keep_in_bounds(self.number);
+        self.take_permits();
+    }
+
+    /// Takes the permits that are still missing, and connects with all of them.
+    fn take_permits(&self) {
+        let mut state = self.state.lock();
+        loop {
+            let since = state.waiters.front().map(|waiter| waiter.since);
+            let Growth::Queued(permits) = &mut state.growth else { return };
+            let (Some(limit), Some(since)) = (self.limits.get(permits.len()), since) else {
+                return self.connect(state);
+            };
+            match limit.take(self.number, since, &self.resident()) {
+                Some(permit) => permits.push(permit),
+                None => {
+                    let limit = Arc::clone(limit);
+                    drop(state);
+                    return self.storage.run_closing(move || limit.make_room());
+                }
+            }
+        }
+    }
+
+    /// Has the storage connect, unless nobody waits for it any more.
+    fn connect(&self, mut state: MutexGuard<'_, State<S>>) {
+        let Growth::Queued(permits) = std::mem::replace(&mut state.growth, Growth::None) else { return };
+        let wanted = !state.closed && !state.waiters.is_empty() && state.in_use < self.max_size;
+        let idle = if wanted { self.take_idle(&mut state) } else { None };
+        if let Some(conn) = idle {
+            let served = state.hand_off(conn);
+            let called = self.call_for_idle(&mut state);
+            self.grow(state);
+            wake(Some(served));
+            wake(called);
+        } else if wanted {
+            state.growth = Growth::Connecting(Instant::now());
+            let pool = Weak::clone(&self.myself);
+            return self.storage.connect(permits, move || {
+                if let Some(pool) = pool.upgrade() {
+                    pool.connected();
+                }
+            });
+        } else {
+            drop(state);
+        }
+        // Without the lock: another pool may be waiting for them.
+        drop(permits);
+        self.leave_if_empty();
+    }
+
+    /// The outcome of a connect is in the storage.
+    fn connected(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        if state.closed {
+            drop(state);
+            self.close_idle(None);
+            state = self.state.lock();
+        }
+        let conn = self.take_idle(&mut state);
+        state.growth = Growth::None;
+        match state.unannounced.take() {
+            Some(failure) => self.connect_failed(&mut state, failure),
+            None => state.failure = None,
+        }
+        let served = match conn {
+            Some(conn) if !state.waiters.is_empty() && !state.closed => Some(state.hand_off(conn)),
+            Some(conn) => {
+                self.storage.put(conn);
+                None
+            }
+            None => None,
+        };
+        let called = self.call_for_idle(&mut state);
+        let closed = state.closed;
+        self.grow(state);
+        wake(served);
+        wake(called);
+        if closed {
+            self.ended.notify_all();
+        }
+        self.leave_if_empty();
+        self.serve_others();
+    }
+
+    /// Finds a remedy for a failure, or tells it to those that wait.
+    fn connect_failed(&self, state: &mut State<S>, failure: S::Failure) {
+        let failures = state.failure.take().map_or(0, |(_, failures)| failures);
+        if state.closed {
+            return;
+        }
+        let (pause, evicts) = match self.storage.remedy(&failure, failures) {
+            // A connection in use will come back and serve those that wait behind the first waiter.
+            Remedy::Fail => return state.fail(&failure, state.in_use == 0),
+            _ if state.waiters.is_empty() => return,
+            Remedy::Retry(pause) => (pause, false),
+            Remedy::Evict(pause) => (pause, true),
+        };
+        state.failure = Some((failure, failures + 1));
+        state.growth = Growth::Pausing;
+        if evicts && let (Some(limit), Some(first)) = (self.limits.first(), state.waiters.front()) {
+            limit.queue(self.number, first.since, &self.resident());
+            let pool = Weak::clone(&self.myself);
+            self.storage.run_after(Duration::ZERO, move || {
+                if let Some(pool) = pool.upgrade() {
+                    pool.storage.evict_another(pool.number);
+                }
+            });
+        }
+        let pool = Weak::clone(&self.myself);
+        self.storage.run_after(pause, move || {
+            if let Some(pool) = pool.upgrade() {
+                pool.retry();
+            }
+        });
+    }
+
+    /// Tries again after a failure.
+    fn retry(&self) {
+        let mut state = self.state.lock();
+        if !matches!(state.growth, Growth::Pausing) {
+            return;
+        }
+        self.limits.iter().for_each(|limit| limit.leave_queue(self.number));
+        state.growth = Growth::None;
+        self.grow(state);
+    }
+
+    /// Nobody waits any more.
+    pub(super) fn stop_growing(&self, state: &mut State<S>) {
+        state.failure = None;
+        if matches!(state.growth, Growth::None | Growth::Connecting(_)) {
+            return;
+        }
+        match std::mem::replace(&mut state.growth, Growth::None) {
+            Growth::None | Growth::Connecting(_) | Growth::Pausing => {}
+            Growth::Queued(permits) => {
+                // Their drop may call another pool, which must not happen with the lock.
+                self.storage.run_after(Duration::ZERO, move || drop(permits));
+            }
+        }
+        self.limits.iter().for_each(|limit| limit.leave_queue(self.number));
+    }
+}
+
+impl<S: Storage> Resident for Pool<S> {
+    fn idle_since(&self) -> Option<Instant> {
+        if self.storage.is_evictable() { self.last_used_if_idle() } else { None }
+    }
+
+    fn evict(self: Arc<Self>) -> bool {
+        let evicted = self.close_one_idle();
+        let let_go = self.storage.let_go(self.number);
+        // The pool is let go of if nobody else has it.
+        drop(self);
+        let_go();
+        evicted
+    }
+
+    fn granted(&self, permit: LimitPermit) {
+        let mut state = self.state.lock();
+        if matches!(state.growth, Growth::Pausing) {
+            state.growth = Growth::Queued(Vec::new());
+        }
+        match &mut state.growth {
+            Growth::Queued(permits) if self.limits.get(permits.len()).is_some_and(|limit| permit.is_of(limit)) => {
+                permits.push(permit);
+                self.limits.iter().for_each(|limit| limit.leave_queue(self.number));
+                drop(state);
+                self.take_permits();
+            }
+            // It has gone another way meanwhile.
+            _ => {
+                drop(state);
+                drop(permit);
+            }
+        }
+    }
+
+    fn ask(&self, question: &str, patience: Duration) -> Option<Vec<String>> {
+        let pool = self.myself.upgrade()?;
+        let mut idle = pool.try_get(Holder::housekeeper())?;
+        let answer = idle.conn.as_mut().and_then(|conn| self.storage.ask(conn, question, patience));
+        if answer.is_none() {
+            idle.close();
+        }
+        answer
+    }
+
+    fn holders(&self) -> Holders {
+        Pool::holders(self)
+    }
+
+    fn open(&self) -> usize {
+        self.storage.open()
+    }
+
+    fn holding_threads(&self) -> Option<Vec<ThreadId>> {
+        self.threads_in_use()
+    }
+
+    fn sessions(&self) -> Vec<(u64, Option<Holder>)> {
+        let holders = self.holders();
+        let holder = |session| holders.iter().find(|holder| holder.session == Some(session)).cloned();
+        self.storage.sessions().into_iter().map(|session| (session, holder(session))).collect()
+    }
+
+    fn is_empty(&self) -> bool {
+        Pool::is_empty(self)
+    }
+}

@@ -1,0 +1,236 @@
+//! One open connection, and what the pool knows about it.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::connection_limit::LimitPermit;
+use super::lane::{LOST, Lane};
+use super::schema_version::SeenVersion;
+use super::socket::Socket;
+use super::witness::Witness;
+use crate::backend::{Kind, Poison};
+
+/// A hook that runs before a connection is closed, and how it is run in the transaction around a test.
+type OnClose<C> = (fn(&mut C), fn(Kind, &mut C, fn(&mut C)) -> bool);
+
+/// An open connection, and what the pool knows about it.
+pub(crate) struct Managed<C> {
+    /// Only `take_out` and drop take it.
+    conn: Option<C>,
+    /// Of the one connection of a test.
+    lane: Option<Arc<Lane<C>>>,
+    pub(crate) witness: Arc<Witness>,
+    /// Code had it that may have left something on it, whatever the witness has seen.
+    pub(crate) marked: bool,
+    pub(super) on_close: Option<OnClose<C>>,
+    /// When it was last checked out. To read the clock at the checkin too would cost a tenth of the checkout.
+    pub(super) last_used: Instant,
+    /// It was checked out since [`may_stay`](Self::may_stay) was asked.
+    pub(super) was_used: bool,
+    pub(super) expires: Option<Instant>,
+    pub(super) schema: SeenVersion,
+    /// The server's number of it, if the server has told.
+    pub(super) session: Option<u64>,
+    /// The server was told to look for its client while it runs a statement.
+    pub(super) checks_client: bool,
+    /// The socket under it, if that is known.
+    pub(crate) socket: Option<Socket>,
+    /// Its socket was cut at the end of a scope's time.
+    pub(crate) cut: bool,
+    /// It has not been checked out yet.
+    pub(super) unused: bool,
+    /// The suspicions about its server when it was last proven sound.
+    pub(super) suspicion: usize,
+    /// It is closed when it is checked in.
+    pub(super) retired: bool,
+    /// It is known to be lost.
+    pub(crate) lost: bool,
+    /// Its state is not known: it is closed instead of pooled.
+    pub(crate) doomed: bool,
+    /// r2d2 keeps it when it is put back. Otherwise r2d2 closes it.
+    pub(super) is_kept: bool,
+    pub(super) sessions: Option<Arc<Sessions>>,
+    pub(super) permits: Vec<LimitPermit>,
+}
+
+/// The server's numbers of the open connections of one pool.
+#[derive(Debug, Default)]
+pub(super) struct Sessions(Mutex<Vec<u64>>);
+
+impl Sessions {
+    pub(super) fn opened(&self, session: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(session);
+    }
+
+    fn closed(&self, session: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|open| *open != session);
+    }
+
+    pub(super) fn all(&self) -> Vec<u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl<C> fmt::Debug for Managed<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Managed").field("doomed", &self.doomed).finish_non_exhaustive()
+    }
+}
+
+impl<C> Managed<C> {
+    /// A connection that is being set up. In a lane it is parked wherever this ends.
+    pub(super) fn new(conn: C, lane: Option<Arc<Lane<C>>>, witness: Arc<Witness>, schema: SeenVersion) -> Self {
+        Self {
+            conn: Some(conn),
+            lane,
+            witness,
+            marked: false,
+            on_close: None,
+            last_used: Instant::now(),
+            was_used: false,
+            expires: None,
+            schema,
+            unused: true,
+            session: None,
+            checks_client: false,
+            socket: None,
+            cut: false,
+            suspicion: 0,
+            retired: false,
+            lost: false,
+            doomed: false,
+            is_kept: false,
+            sessions: None,
+            permits: Vec::new(),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn conn(&self) -> &C {
+        self.conn.as_ref().expect(TAKEN_OUT)
+    }
+
+    #[inline]
+    pub(crate) fn conn_mut(&mut self) -> &mut C {
+        self.conn.as_mut().expect(TAKEN_OUT)
+    }
+
+    /// Takes the connection out until [`put_back`](Self::put_back).
+    pub(crate) fn take_out(&mut self) -> C {
+        self.conn.take().expect(TAKEN_OUT)
+    }
+
+    pub(crate) fn put_back(&mut self, conn: C) {
+        self.conn = Some(conn);
+    }
+
+    pub(crate) fn lane(&self) -> Option<&Arc<Lane<C>>> {
+        self.lane.as_ref()
+    }
+
+    /// Whether its witness is still the instrumentation of the connection.
+    pub(crate) fn is_observed(&mut self) -> bool
+    where
+        C: diesel::Connection,
+    {
+        let Self { conn, witness, .. } = self;
+        conn.as_mut().is_some_and(|conn| witness.watches(conn.instrumentation()))
+    }
+
+    /// Whether there may be something on it that the next holder must not find.
+    #[inline]
+    pub(super) fn may_have_leftovers(&self) -> bool {
+        self.marked || self.witness.has_seen_leftovers()
+    }
+
+    /// Whether it may be checked out. However short its lifetime, a new one serves once: another would be no younger.
+    pub(super) fn is_usable(&self, now: Instant) -> bool {
+        self.unused && self.schema.is_current() || self.is_fit(now)
+    }
+
+    /// Whether it is neither too old nor from before a change of the schema.
+    fn is_fit(&self, now: Instant) -> bool {
+        self.schema.is_current() && self.expires.is_none_or(|expires| now < expires)
+    }
+
+    /// Closes it when it is checked in: what the driver keeps with it is of an older schema, or its server takes no writes any more.
+    /// The other connections of this process to the database are no better, if they are as old.
+    pub(crate) fn retire(&mut self, poison: Poison) {
+        if let Some(lane) = &self.lane {
+            // It is the test's one connection. What it remembers must not reach another test.
+            lane.schema_changes();
+            return;
+        }
+        self.retired = true;
+        // A connection that was never checked in is new: another would be no newer.
+        let is_of_all = match poison {
+            Poison::Outdated => true,
+            Poison::ReadOnly | Poison::OtherType => !self.unused,
+            Poison::Forgotten => false,
+        };
+        if is_of_all && self.schema.is_current() {
+            self.schema.change(false);
+        }
+    }
+
+    /// Whether it may stay in the pool, and when to look again if nobody uses it. It may have come back only now.
+    pub(super) fn may_stay(&mut self, now: Instant, idle_timeout: Option<Duration>) -> (bool, Option<Instant>) {
+        let was_used = std::mem::take(&mut self.was_used);
+        let is_idle_for = now.saturating_duration_since(self.last_used);
+        let stays = self.is_fit(now) && (was_used || idle_timeout.is_none_or(|timeout| is_idle_for < timeout));
+        let idle_until = idle_timeout.and_then(|timeout| now.checked_add(timeout));
+        (stays, idle_until.into_iter().chain(self.expires).min())
+    }
+}
+
+impl<C> Drop for Managed<C> {
+    fn drop(&mut self) {
+        self.before_close();
+        let conn = self.conn.take();
+        match (&self.lane, conn) {
+            (Some(lane), Some(conn)) => lane.park(conn),
+            (_, conn) => drop(conn),
+        }
+        if let (Some(sessions), Some(session)) = (&self.sessions, self.session) {
+            sessions.closed(session);
+        }
+    }
+}
+
+impl<C> Managed<C> {
+    fn before_close(&mut self) {
+        if let Some(socket) = self.socket.filter(|_| self.lane.is_none()) {
+            socket.forget();
+        }
+        if let Some(lane) = &self.lane {
+            if self.doomed || self.lost {
+                lane.break_off(if self.lost { LOST } else { "its connection was left in an unknown state" }, None);
+            }
+            if self.may_have_leftovers() {
+                lane.soil();
+            }
+            if self.witness.may_have_changed_schema() {
+                lane.schema_changes();
+            }
+        }
+        let (Some((hook, run_inside)), Some(conn)) = (self.on_close.take(), &mut self.conn) else { return };
+        let lane = self.lane.as_ref().filter(|lane| lane.has_begun());
+        let outcome = catch_unwind(AssertUnwindSafe(|| match lane {
+            None => hook(conn),
+            Some(_) if run_inside(self.witness.kind(), conn, hook) => {}
+            Some(lane) => lane.break_off("hook `on_close` ended its transaction", None),
+        }));
+        if let Err(panic) = outcome {
+            let message = crate::panic_message(&*panic);
+            crate::wording::log_line!(
+                warn,
+                "diesel_session::pool",
+                "hook `on_close` panicked: {message}; the connection is closed all the same"
+            );
+        }
+    }
+}
+
+const TAKEN_OUT: &str = "the connection was taken out and not put back";

@@ -1,0 +1,98 @@
+//! Which thread waits for what in this process, and whether such a wait can end.
+//!
+//! A thread waits for one resource at a time, and the return of any part of the resource ends the wait. So a wait can end if a thread
+//! that runs can be reached from it: from the resource to its holders, from each holder to the resource that it waits for, and so on.
+//! Deadlines do not count: a wait that only its deadline can end is refused.
+//!
+//! The graph is locked while it is searched, so the last thread of a cycle finds the whole cycle. A thread that has been served
+//! and is still in the graph is recognised by its resource.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::holder::Holders;
+use super::sync::{Mutex, ThreadId};
+use crate::error::Place;
+
+/// What threads wait for.
+pub(crate) trait Resource: Send + Sync {
+    /// Whether that thread is still in the queue.
+    fn is_awaited_by(&self, thread: ThreadId) -> bool;
+
+    /// The threads that hold all of it. `None` if some of it is free or on its way.
+    fn holding_threads(&self) -> Option<Vec<ThreadId>>;
+}
+
+/// The waits of this process.
+#[derive(Default)]
+pub(crate) struct WaitGraph(Mutex<HashMap<ThreadId, Wait>>);
+
+struct Wait {
+    place: Place,
+    resource: Arc<dyn Resource>,
+}
+
+/// A thread that waits, as long as this lives.
+pub(crate) struct Waiting {
+    graph: Arc<WaitGraph>,
+    thread: ThreadId,
+}
+
+/// A wait that cannot end, with the place at which each thread of the cycle waits.
+#[derive(Debug)]
+pub(crate) struct Deadlock(HashMap<ThreadId, Place>);
+
+impl WaitGraph {
+    /// From here on `thread` waits for `resource`. It is in the queue of the resource already.
+    pub(crate) fn begin(self: &Arc<Self>, thread: ThreadId, resource: Arc<dyn Resource>, place: Place) -> Waiting {
+        self.0.lock().insert(thread, Wait { place, resource });
+        Waiting { graph: Arc::clone(self), thread }
+    }
+}
+
+impl Waiting {
+    /// Whether the wait cannot end.
+    pub(crate) fn deadlock(&self) -> Option<Deadlock> {
+        let mut waits = self.graph.0.lock();
+        let threads = all_waiting(&waits, self.thread)?;
+        let places = threads.into_iter().filter_map(|thread| Some((thread, waits.get(&thread)?.place))).collect();
+        // The others of the cycle wait for this thread, which does not wait any more.
+        let ended = waits.remove(&self.thread);
+        drop(waits);
+        drop(ended);
+        Some(Deadlock(places))
+    }
+}
+
+/// The threads on which the wait of `thread` depends, if all of them wait.
+fn all_waiting(waits: &HashMap<ThreadId, Wait>, thread: ThreadId) -> Option<HashSet<ThreadId>> {
+    let mut reached = HashSet::from([thread]);
+    let mut next = vec![thread];
+    while let Some(thread) = next.pop() {
+        let wait = waits.get(&thread)?;
+        let holding = wait.resource.holding_threads()?;
+        if holding.is_empty() || !wait.resource.is_awaited_by(thread) {
+            return None;
+        }
+        next.extend(holding.into_iter().filter(|holder| reached.insert(*holder)));
+    }
+    Some(reached)
+}
+
+impl Deadlock {
+    /// The holders, each with the place at which its thread waits.
+    pub(crate) fn explain(&self, mut holders: Holders) -> Holders {
+        for holder in &mut holders.0 {
+            holder.waits_at = self.0.get(&holder.thread.id()).copied();
+        }
+        holders
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let ended = self.graph.0.lock().remove(&self.thread);
+        // Without the lock: this may be the last reference to a pool.
+        drop(ended);
+    }
+}

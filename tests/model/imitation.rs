@@ -1,0 +1,242 @@
+//! An imitation of r2d2 and of a server, for the core of the pool.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shuttle::rand::Rng;
+
+use super::connection_limit::{ConnectionLimit, LimitPermit};
+use super::holder::Holder;
+use super::storage::{Remedy, Storage};
+use super::sync::{AtomicUsize, Instant, Mutex, Ordering};
+
+/// What a server does to those that connect.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Conduct {
+    /// It refuses more sessions than that.
+    pub(crate) capacity: usize,
+    /// One connect in so many fails for good; 0 is none.
+    pub(crate) failing: u32,
+    /// One connect in so many fails and may be tried again; 0 is none.
+    pub(crate) faltering: u32,
+}
+
+/// How many sessions a server has, and the most it had.
+#[derive(Debug)]
+pub(crate) struct Server {
+    conduct: Conduct,
+    sessions: Mutex<(usize, usize)>,
+    pub(crate) room: Arc<ConnectionLimit>,
+}
+
+impl Server {
+    pub(crate) fn new(conduct: Conduct) -> Self {
+        Self { conduct, sessions: Mutex::default(), room: Arc::new(ConnectionLimit::new(None)) }
+    }
+
+    /// The sessions, and the most at one time.
+    pub(crate) fn sessions(&self) -> (usize, usize) {
+        *self.sessions.lock()
+    }
+
+    fn connect(self: &Arc<Self>) -> Result<Session, Failure> {
+        let one_in = |number: u32| number > 0 && shuttle::rand::thread_rng().gen_range(0..number) == 0;
+        if one_in(self.conduct.failing) {
+            return Err(Failure::Final);
+        }
+        if one_in(self.conduct.faltering) {
+            return Err(Failure::Passing);
+        }
+        let mut sessions = self.sessions.lock();
+        if sessions.0 == self.conduct.capacity {
+            return Err(Failure::Full);
+        }
+        sessions.0 += 1;
+        sessions.1 = sessions.1.max(sessions.0);
+        Ok(Session(Arc::clone(self)))
+    }
+}
+
+/// A session of the server, as long as this lives.
+struct Session(Arc<Server>);
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.0.sessions.lock().0 -= 1;
+    }
+}
+
+/// Why a connect failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    Final,
+    Passing,
+    Full,
+}
+
+struct Connection {
+    // Before the permits: they are free when the session has ended.
+    session: Session,
+    permits: Vec<LimitPermit>,
+}
+
+/// What the imitation has checked out. Drop puts it back, or closes it.
+pub(crate) struct Stored {
+    pub(crate) broken: bool,
+    made: Option<Result<Connection, Failure>>,
+    storage: Arc<Shared>,
+    is_kept: bool,
+}
+
+impl Drop for Stored {
+    fn drop(&mut self) {
+        let mut state = self.storage.state.lock();
+        match self.made.take() {
+            Some(made) if self.is_kept => state.idle.push(made),
+            made => {
+                // As in r2d2, there is room for another before it is closed.
+                state.connections -= 1;
+                drop(state);
+                drop(made);
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    idle: Vec<Result<Connection, Failure>>,
+    connections: usize,
+    pending: usize,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    size: usize,
+}
+
+/// r2d2's pool.
+pub(crate) struct Imitation {
+    shared: Arc<Shared>,
+    server: Arc<Server>,
+    resets: AtomicUsize,
+}
+
+impl Imitation {
+    pub(crate) fn new(size: usize, server: Arc<Server>) -> Self {
+        Self { shared: Arc::new(Shared { state: Mutex::default(), size }), server, resets: AtomicUsize::new(0) }
+    }
+}
+
+fn maybe() -> bool {
+    shuttle::rand::thread_rng().r#gen()
+}
+
+impl Storage for Imitation {
+    type Conn = Stored;
+    type Failure = Failure;
+
+    fn try_get(&self) -> Option<Stored> {
+        let made = self.shared.state.lock().idle.pop()?;
+        Some(Stored { broken: false, made: Some(made), storage: Arc::clone(&self.shared), is_kept: false })
+    }
+
+    fn put(&self, mut conn: Stored) {
+        assert!(matches!(conn.made, Some(Ok(_))), "a failed connect is nobody's idle connection");
+        conn.is_kept = true;
+    }
+
+    fn idle(&self) -> usize {
+        self.shared.state.lock().idle.len()
+    }
+
+    fn open(&self) -> usize {
+        self.shared.state.lock().connections
+    }
+
+    fn connect(&self, permits: Vec<LimitPermit>, connected: impl FnOnce() + Send + 'static) {
+        let mut state = self.shared.state.lock();
+        assert!(state.idle.is_empty(), "r2d2 would not connect");
+        assert!(state.connections + state.pending < self.shared.size, "r2d2 has no room");
+        state.pending += 1;
+        let (shared, server) = (Arc::clone(&self.shared), Arc::clone(&self.server));
+        shuttle::thread::spawn(move || {
+            let made = server.connect().map(|session| Connection { session, permits });
+            let mut state = shared.state.lock();
+            state.idle.push(made);
+            state.pending -= 1;
+            state.connections += 1;
+            drop(state);
+            connected();
+        });
+    }
+
+    fn run_after(&self, _: Duration, job: impl FnOnce() + Send + 'static) {
+        shuttle::thread::spawn(move || {
+            // The others get on during the pause.
+            shuttle::thread::yield_now();
+            job();
+        });
+    }
+
+    fn run_closing(&self, job: impl FnOnce() + Send + 'static) {
+        if maybe() {
+            job();
+        } else {
+            shuttle::thread::spawn(job);
+        }
+    }
+
+    fn failure(conn: &Stored) -> Option<Failure> {
+        conn.made.as_ref()?.as_ref().err().copied()
+    }
+
+    fn remedy(&self, failure: &Failure, _: u32) -> Remedy {
+        match failure {
+            Failure::Final => Remedy::Fail,
+            Failure::Passing => Remedy::Retry(Duration::ZERO),
+            Failure::Full => Remedy::Evict(Duration::ZERO),
+        }
+    }
+
+    fn evict_another(&self, pool: u64) {
+        if let Some((_, other)) = self.server.room.least_recently_used(pool) {
+            other.evict();
+        }
+    }
+
+    fn keep_in_bounds(&self, _: u64) {}
+
+    fn let_go(&self, _: u64) -> impl FnOnce() + 'static {
+        || {}
+    }
+
+    fn sessions(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
+    fn session(_: &Stored) -> Option<u64> {
+        None
+    }
+
+    fn ask(&self, _: &mut Stored, _: &str, _: Duration) -> Option<Vec<String>> {
+        None
+    }
+
+    fn may_stay(&self, _: &mut Stored, _: Instant) -> (bool, Option<Instant>) {
+        (maybe(), None)
+    }
+
+    fn reset(&self, conn: &mut Stored, _: Option<Instant>) -> bool {
+        self.resets.fetch_add(1, Ordering::SeqCst);
+        !conn.broken
+    }
+
+    fn close(&self, conn: Stored, _: Option<Instant>) {
+        drop(conn);
+    }
+}
+
+impl Holder {
+    pub(super) fn is_back(&self) {}
+}
