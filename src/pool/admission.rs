@@ -6,7 +6,7 @@
 //! place in the queue if there is none.
 //!
 //! Invariants: a slot has a holder from the checkout of a connection until it is stored again or closed. While a connection is idle,
-//! the first waiter has been called, or there is none. While callers wait and not all slots are taken, a connection is on its way
+//! the first waiter has been called, or there is none. While callers wait, no connection is idle and not all slots are taken, a connection is on its way
 //! (`growth.rs`). Neither the driver nor a [`LimitPermit`](super::connection_limit::LimitPermit) is touched with the state's lock.
 
 use std::collections::VecDeque;
@@ -40,7 +40,7 @@ pub(crate) struct Pool<S: Storage> {
     pub(super) storage: S,
     pub(super) max_size: usize,
     pub(super) state: Mutex<State<S>>,
-    /// 1 if it is closed: what is checked in needs no reset any more.
+    /// 1 if the pool is closed: a connection that is checked in needs no reset any more.
     closed: AtomicUsize,
     /// Notified whenever something ends in a closed pool.
     pub(super) ended: Condvar,
@@ -416,7 +416,7 @@ impl<S: Storage> Pool<S> {
         }
     }
 
-    /// Waits until nothing is checked out or being connected, except for what the calling thread holds itself.
+    /// Waits until no connection is checked out or being made, except for those that the calling thread holds itself.
     pub(crate) fn wait_until_drained(&self, deadline: Instant) -> bool {
         let me = current_thread().id();
         let mut state = self.state.lock();
@@ -468,7 +468,7 @@ impl<S: Storage> Pool<S> {
             })
     }
 
-    /// Evicts what is idle for the pools that wait for room.
+    /// Evicts idle connections for the pools that wait for room.
     pub(super) fn serve_others(&self) {
         self.limits.iter().filter(|limit| limit.has_queue()).for_each(|limit| limit.make_room());
     }

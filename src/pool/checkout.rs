@@ -1,4 +1,4 @@
-//! How a session checks out a connection: a place in the queue, what is idle or made meanwhile, and a ping in the end.
+//! How a session checks out a connection: it waits for an idle or a new connection, which is pinged if its state is in doubt.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

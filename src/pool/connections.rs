@@ -1,4 +1,4 @@
-//! The connections of one application: r2d2's pool, and what they are made with.
+//! The connections of one application: r2d2's pool, and the parts that make and close its connections.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
