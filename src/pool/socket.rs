@@ -42,6 +42,7 @@ mod linux {
     use std::sync::{Mutex, PoisonError};
     use std::time::{Duration, Instant};
 
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use nix::sys::socket::{
         AddressFamily, MsgFlags, Shutdown, SockaddrLike, SockaddrStorage, getpeername, getsockname, recv, shutdown,
     };
@@ -121,6 +122,11 @@ mod linux {
         /// The server closes its side when it has given the place of the session back.
         pub(in super::super) fn wait(self, end: Instant) {
             let Self(twin) = &self;
+            // libpq's sockets do not block, and the driver has let go of this one.
+            if let Ok(flags) = fcntl(twin.descriptor, FcntlArg::F_GETFL) {
+                let blocking = OFlag::from_bits_truncate(flags) - OFlag::O_NONBLOCK;
+                let _ = fcntl(twin.descriptor, FcntlArg::F_SETFL(blocking));
+            }
             let _ = shutdown(twin.descriptor, Shutdown::Write);
             let _watched = Watched::begin(*twin, end);
             let mut rest = [0; 512];
@@ -208,6 +214,22 @@ mod linux {
             drop(mine);
             let later = Socket { inode: socket.inode + 1_000_000, ..socket };
             assert!(!later.cut(), "another inode");
+        }
+
+        #[test]
+        fn ending_waits_until_the_other_side_closes() {
+            let (mine, other) = UnixStream::pair().expect("a pair");
+            mine.set_nonblocking(true).expect("a socket");
+            let ending = socket_of(&mine).ending().expect("open");
+            drop(mine);
+            let closer = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(100));
+                drop(other);
+            });
+            let started = Instant::now();
+            ending.wait(started + Duration::from_secs(10));
+            assert!((100..5000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+            closer.join().expect("no panic");
         }
 
         #[test]
