@@ -363,6 +363,14 @@ impl<S: Storage> Pool<S> {
         }
         let holder = state.let_go(slot);
         let served = conn.and_then(|conn| self.store(&mut state, conn));
+        self.settle(state, served);
+        if let Some(holder) = holder.filter(|holder| holder.overdue) {
+            holder.is_back();
+        }
+    }
+
+    /// After a connection has come or gone: wakes the waiters that it concerns, grows if that is due, and tells those that drain the pool.
+    pub(super) fn settle(&self, mut state: MutexGuard<'_, State<S>>, served: Option<Arc<Waiter<S>>>) {
         let called = self.call_for_idle(&mut state);
         let closed = state.closed;
         self.grow(state);
@@ -371,14 +379,11 @@ impl<S: Storage> Pool<S> {
         if closed {
             self.ended.notify_all();
         }
-        if let Some(holder) = holder.filter(|holder| holder.overdue) {
-            holder.is_back();
-        }
     }
 
     /// Calls the first waiter if a connection is idle. Returns the waiter to wake.
     #[inline]
-    pub(super) fn call_for_idle(&self, state: &mut State<S>) -> Option<Arc<Waiter<S>>> {
+    fn call_for_idle(&self, state: &mut State<S>) -> Option<Arc<Waiter<S>>> {
         let is_useless = state.waiters.is_empty() || state.called;
         if is_useless || self.storage.idle() == 0 { None } else { state.call() }
     }
@@ -652,7 +657,7 @@ impl<S: Storage> Waiter<S> {
     }
 }
 
-pub(super) fn wake<S: Storage>(waiter: Option<Arc<Waiter<S>>>) {
+fn wake<S: Storage>(waiter: Option<Arc<Waiter<S>>>) {
     if let Some(waiter) = waiter {
         waiter.wake.notify_one();
     }

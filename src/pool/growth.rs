@@ -8,7 +8,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::admission::{Pool, State, wake};
+use super::admission::{Pool, State};
 use super::connection_limit::{LimitPermit, Resident};
 use super::holder::{Holder, Holders};
 use super::storage::{Remedy, Storage};
@@ -75,10 +75,7 @@ impl<S: Storage> Pool<S> {
         let idle = if wanted { self.take_idle(&mut state) } else { None };
         if let Some(conn) = idle {
             let served = state.hand_off(conn);
-            let called = self.call_for_idle(&mut state);
-            self.grow(state);
-            wake(Some(served));
-            wake(called);
+            self.settle(state, Some(served));
         } else if wanted {
             state.growth = Growth::Connecting(Instant::now());
             let pool = Weak::clone(&self.myself);
@@ -117,14 +114,7 @@ impl<S: Storage> Pool<S> {
             }
             None => None,
         };
-        let called = self.call_for_idle(&mut state);
-        let closed = state.closed;
-        self.grow(state);
-        wake(served);
-        wake(called);
-        if closed {
-            self.ended.notify_all();
-        }
+        self.settle(state, served);
         self.leave_if_empty();
         self.serve_others();
     }

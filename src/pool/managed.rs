@@ -1,4 +1,4 @@
-//! One open connection, and what the pool knows about it.
+//! One open connection with its state: age, suspicion, leftovers, permits.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,7 +15,7 @@ use crate::backend::{Kind, Poison};
 /// A hook that runs before a connection is closed, and how it is run in the transaction around a test.
 type OnClose<C> = (fn(&mut C), fn(Kind, &mut C, fn(&mut C)) -> bool);
 
-/// An open connection, and what the pool knows about it.
+/// An open connection with the state that the pool keeps for it.
 pub(crate) struct Managed<C> {
     /// Only `take_out` and drop take it.
     conn: Option<C>,
@@ -155,7 +155,7 @@ impl<C> Managed<C> {
         self.schema.is_current() && self.expires.is_none_or(|expires| now < expires)
     }
 
-    /// Closes it when it is checked in: what the driver keeps with it is of an older schema, or its server takes no writes any more.
+    /// Has the connection closed when it is checked in: the driver's plans and types are of an older schema, or the server takes no writes any more.
     /// The other connections of this process to the database are no better, if they are as old.
     pub(crate) fn retire(&mut self, poison: Poison) {
         if let Some(lane) = &self.lane {

@@ -56,7 +56,7 @@ pub(crate) struct Manager<C: SessionConnection> {
     pub(super) version: Arc<SchemaVersion>,
 }
 
-/// What a server tells about a new session.
+/// The server's facts about a new session.
 struct Introduced {
     session: Option<u64>,
     version: Arc<SchemaVersion>,

@@ -1,4 +1,4 @@
-//! What a connection goes through between two holders: what the first left is removed, and the program's hooks run.
+//! Resets a connection between two holders, and runs the program's hooks.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
