@@ -206,7 +206,7 @@ fn traces(name: &str) -> Traces {
             worst = worst.max(Traces::Selected);
             rest = after_arguments(rest);
         } else {
-            worst = worst.max(traces_of(path));
+            worst = worst.max(traces_of(path, name));
         }
     }
     worst
@@ -222,18 +222,28 @@ const HOLD_NO_SQL: [&str; 4] = [
 
 const SELECTABLE: &str = "diesel::expression::select_by::SelectBy";
 
-fn traces_of(path: &str) -> Traces {
+/// What a type may leave that is part of the statement `name`.
+fn traces_of(path: &str, name: &str) -> Traces {
     match path.split_once("::") {
         Some(("diesel", _)) if path.contains("::sql_literal::") || path.contains("::sql_query::") => Traces::Some,
         Some(("diesel", _)) if path.contains("Boxed") => Traces::Unknown,
         None if path == "dyn" => Traces::Unknown,
         Some(("diesel" | "core" | "alloc" | "std", _)) | None => Traces::None,
         Some(_) if path.ends_with("::table") => Traces::None,
-        Some((_, inner)) => match inner.rsplit_once("::") {
-            Some((module, _)) if module == "columns" || module.ends_with("::columns") => Traces::None,
-            _ => Traces::Some,
-        },
+        Some(_) if is_column(path, name) => Traces::None,
+        Some(_) => Traces::Some,
     }
+}
+
+/// Whether a type is a column of a table that the statement names too. The module alone proves nothing: a program may keep its own
+/// expressions in a module named `columns`.
+fn is_column(path: &str, name: &str) -> bool {
+    let table = path.rsplit_once("::").and_then(|(module, _)| module.strip_suffix("columns"));
+    table.is_some_and(|table| {
+        let table = format!("{table}table");
+        name.match_indices(&*table)
+            .any(|(at, _)| !name[..at].ends_with(is_path) && !name[at + table.len()..].starts_with(is_path))
+    })
 }
 
 /// What follows the `<..>` that `text` starts with.
@@ -304,6 +314,18 @@ mod tests {
     }
     diesel::define_sql_function!(fn defined(number: Integer) -> Integer);
     diesel::infix_operator!(Matches, " @@ ", backend: Sqlite);
+
+    /// A program's own expressions, in a module that is named as that of a table's columns.
+    mod columns {
+        use diesel::sql_types::{Integer, Text};
+
+        diesel::define_sql_function!(fn defined(number: Integer) -> Integer);
+        diesel::infix_operator!(Matches, " @@ ", backend: diesel::sqlite::Sqlite);
+        #[diesel::declare_sql_function]
+        extern "SQL" {
+            fn declared(text: Text) -> Integer;
+        }
+    }
 
     #[track_caller]
     fn query<Q: AsQuery>(query: Q, access: Access, traces: Traces) {
@@ -409,6 +431,9 @@ mod tests {
         query(users::table.filter(users::id.eq(defined(users::id))), read, Traces::Some);
         query(users::table.filter(Matches::new(users::name, users::name)).select(users::id), read, Traces::Some);
         query(users::table.order(defined(users::id)), read, Traces::Some);
+        query(users::table.select(columns::defined(users::id)), read, Traces::Some);
+        query(users::table.select(columns::declared(users::name)), read, Traces::Some);
+        query(users::table.filter(columns::Matches::new(users::name, users::name)), read, Traces::Some);
         command(diesel::update(users::table).set(users::id.eq(defined(users::id))), Access::Write, Traces::Some);
         command(
             diesel::insert_into(users::table).values(users::id.eq(sql::<Integer>("1"))),
