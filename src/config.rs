@@ -54,13 +54,13 @@ pub struct Config {
     pub(crate) protect_schema: bool,
 }
 
-/// Which connections are cleaned when they come back, so that what a borrower left on them does not reach the next; for
+/// Which connections are cleaned when they come back, so that what a holder left on them does not reach the next; for
 /// [`Config::reset`].
 ///
 /// *Cleaned* means, on PostgreSQL, one message with a batch of its own: settings (`SET`, `search_path`, `SET ROLE`,
 /// `SET SESSION AUTHORIZATION`), advisory locks, temporary tables, `LISTEN`, cursors and what sequences remember are as on a new
 /// connection, prepared statements of Diesel stay, and `on_connect` has run again. MySQL, MariaDB and SQLite have no such
-/// statement: there the connection is closed, and the next borrower gets a new one.
+/// statement: there the connection is closed, and the next holder gets a new one.
 ///
 /// A connection goes back at commit and rollback; in an autocommit scope after each statement or lending.
 ///

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::panic_message;
+use crate::panic::panic_message;
 use crate::wording::log_line;
 
 /// Runs `run`. A panic is logged and gives `None`.

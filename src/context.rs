@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::app::App;
-use crate::backend::Kind;
 use crate::connection::SessionConnection;
 use crate::contain::{contained, drop_contained};
 use crate::error::{Error, Place, Result, Undo};
-use crate::session::{Session, Shared};
+use crate::kind::DatabaseKind;
+use crate::session::{Session, SessionInner};
 use crate::settings::{Deadline, Isolation, Mode, Settings};
 
 scoped_tls::scoped_thread_local!(static CURRENT: Frame);
@@ -54,9 +54,9 @@ trait Scoped {
     fn into_any(self: Rc<Self>) -> Rc<dyn Any>;
 }
 
-impl<C: SessionConnection> Scoped for Shared<C> {
+impl<C: SessionConnection> Scoped for SessionInner<C> {
     fn commit(&self, at: Place) -> Result<()> {
-        Shared::commit(self, at)
+        SessionInner::commit(self, at)
     }
 
     fn has_work(&self) -> bool {
@@ -64,11 +64,11 @@ impl<C: SessionConnection> Scoped for Shared<C> {
     }
 
     fn end(&self) {
-        Shared::end(self);
+        SessionInner::end(self);
     }
 
     fn name(&self) -> String {
-        format!("app `{}` on {}", self.app().id(), self.app().spec().target.shown)
+        format!("app `{}` on {}", self.app().id(), self.app().options().target.shown)
     }
 
     fn into_any(self: Rc<Self>) -> Rc<dyn Any> {
@@ -97,15 +97,15 @@ pub(crate) fn session<C: SessionConnection>(
         let sessions = frame.sessions.borrow();
         let open = sessions.iter().find(|opened| opened.database == database).map(|opened| Rc::clone(&opened.session));
         drop(sessions);
-        if let Some(shared) = open.and_then(|session| session.into_any().downcast::<Shared<C>>().ok()) {
+        if let Some(shared) = open.and_then(|session| session.into_any().downcast::<SessionInner<C>>().ok()) {
             return Ok(Session(shared));
         }
         let app = find(frame.current(database))?;
-        app.not_removed()?;
-        let shared = Shared::new(app, frame.settings.clone(), at);
-        let session = Rc::clone(&shared) as Rc<dyn Scoped>;
+        app.core().not_removed()?;
+        let created = app.new_session(frame.settings.clone(), at);
+        let session = Rc::clone(&created.0) as Rc<dyn Scoped>;
         frame.sessions.borrow_mut().push(Opened { database, session, committed: false });
-        Ok(Session(shared))
+        Ok(created)
     })
 }
 
@@ -122,7 +122,7 @@ impl Frame {
     fn new<C: SessionConnection>(app: &App<C>, settings: Settings) -> Self {
         Self {
             entered: app.erased(),
-            id: Arc::clone(&app.spec().app),
+            id: Arc::clone(&app.options().app),
             database: app.database(),
             settings,
             sessions: RefCell::default(),
@@ -452,7 +452,7 @@ impl<C: SessionConnection, P> Scope<C, P> {
     /// The first statement of a session is [`Error::InvalidConfig`] if its database is not PostgreSQL, or if the statement would run
     /// outside of a transaction in an [`autocommit`](Self::autocommit) scope.
     pub fn search_path<S: AsRef<str>>(mut self, schemas: impl IntoIterator<Item = S>) -> Self {
-        self.settings.search_path = Some(Kind::search_path(schemas).into());
+        self.settings.search_path = Some(DatabaseKind::search_path(schemas).into());
         self
     }
 

@@ -9,18 +9,18 @@ use diesel::result::{ConnectionResult, QueryResult};
 use diesel_migrations::EmbeddedMigrations;
 
 use crate::app::App;
-use crate::backend::Kind;
+use crate::app_core::AppCore;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::context::{self, Current};
-use crate::dispose::{DisposeReport, dispose_each};
-use crate::error::{Error, Place, Result};
-use crate::orm::Changes;
-use crate::pool::{AppStatus, Lane, Limit};
+use crate::dispose::dispose_each;
+use crate::error::{DisposeReport, Error, Place, Result};
+use crate::kind::DatabaseKind;
+use crate::migrations::{MigrationSet, PerBackend, Sources};
+use crate::pool::{AppStatus, Limit, PinnedConnection, PoolOptions};
 use crate::registry::Registry;
-use crate::schema::{MigrationSet, Sources};
-use crate::session::Session;
-use crate::spec::{Spec, UnitHooks};
+use crate::session::{RowHooks, Session, SessionFactory};
+use crate::unit_of_work::Changes;
 use crate::url::Target;
 use crate::wording::{is_unprintable, name};
 
@@ -56,7 +56,7 @@ pub struct Database<C: SessionConnection, M = EmbeddedMigrations> {
     on_close: Option<fn(&mut C)>,
     max_connections: Option<usize>,
     limit: OnceLock<Arc<Limit>>,
-    hooks: UnitHooks<C>,
+    hooks: RowHooks<C>,
 }
 
 impl<C: SessionConnection, M> std::fmt::Debug for Database<C, M> {
@@ -68,18 +68,6 @@ impl<C: SessionConnection, M> std::fmt::Debug for Database<C, M> {
 
 impl<C: SessionConnection, M> std::panic::UnwindSafe for Database<C, M> {}
 impl<C: SessionConnection, M> std::panic::RefUnwindSafe for Database<C, M> {}
-
-/// One set of migrations per kind of database, for [`Database::per_backend`].
-#[derive(Debug, Default)]
-#[allow(clippy::exhaustive_structs, reason = "made by naming its fields")]
-pub struct PerBackend<M = EmbeddedMigrations> {
-    /// For SQLite.
-    pub sqlite: Option<M>,
-    /// For PostgreSQL.
-    pub postgres: Option<M>,
-    /// For MySQL and MariaDB.
-    pub mysql: Option<M>,
-}
 
 impl<C: SessionConnection> Database<C> {
     /// A database object whose schema is not this program's business: `create_all` and `drop_all` are errors.
@@ -311,7 +299,7 @@ impl<C: SessionConnection, M> Database<C, M> {
             on_close: None,
             max_connections: None,
             limit: OnceLock::new(),
-            hooks: UnitHooks::NONE,
+            hooks: RowHooks::NONE,
         }
     }
 
@@ -329,15 +317,17 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
     /// [`Error::AlreadyRegistered`]; [`Error::InvalidConfig`] for an empty id, options that cannot work, and a URL that is
     /// malformed or is for another kind of database.
     pub fn init_app(&self, id: impl Into<String>, config: Config) -> Result<App<C>> {
-        self.registry.add(self.app_of(self.spec(id.into(), config, None)?))
+        self.registry.add(self.app_of(self.options(id.into(), config, None)?, self.hooks))
     }
 
     /// An application that is not registered.
-    fn app_of(&self, spec: Spec<C>) -> App<C> {
-        App::new(spec, self.number(), Arc::clone(self.migrations()))
+    fn app_of(&self, options: PoolOptions<C>, row_hooks: RowHooks<C>) -> App<C> {
+        let open_sessions = options.is_of_test.then(Arc::default);
+        let factory = SessionFactory { core: AppCore::new(options), row_hooks, open_sessions };
+        App::new(factory, self.number(), Arc::clone(self.migrations()))
     }
 
-    fn spec(&self, id: String, config: Config, lane: Option<Arc<Lane<C>>>) -> Result<Spec<C>> {
+    fn options(&self, id: String, config: Config, pinned: Option<Arc<PinnedConnection<C>>>) -> Result<PoolOptions<C>> {
         let invalid = |reason| Error::InvalidConfig { app: name(&id), reason };
         if id.is_empty() || id.len() > 200 || id.contains(is_unprintable) {
             return Err(invalid("an application id has 1 to 200 bytes and no characters that cannot be seen".into()));
@@ -348,28 +338,27 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
         if self.max_connections == Some(0) {
             return Err(invalid("`Database::max_connections` is 0; it takes 1 or more".into()));
         }
-        let kind = Kind::of_type::<C>();
+        let kind = DatabaseKind::of_type::<C>();
         let target = Target::parse(&config.url, kind).map_err(invalid)?;
         if config.on_connect.iter().any(|sql| target.kind.is_blank(sql)) {
             return Err(invalid("`Config::on_connect` was given SQL without a statement; leave it out".into()));
         }
-        Ok(Spec {
+        Ok(PoolOptions {
             app: id.into(),
             config,
             target,
-            budget: self.budget(),
+            connection_limit: self.connection_limit(),
             connect_with: self.connect_with,
             on_connect: self.on_connect,
             on_checkout: self.on_checkout,
             on_checkin: self.on_checkin,
             on_close: self.on_close,
-            hooks: self.hooks,
-            lane,
-            roll: None,
+            pinned,
+            is_of_test: false,
         })
     }
 
-    fn budget(&self) -> Option<Arc<Limit>> {
+    fn connection_limit(&self) -> Option<Arc<Limit>> {
         let connections = self.max_connections?;
         Some(Arc::clone(self.limit.get_or_init(|| Arc::new(Limit::new(connections)))))
     }
@@ -440,7 +429,7 @@ impl<C: SessionConnection, M> Database<C, M> {
     #[track_caller]
     pub fn remove_app(&self, id: &str) -> Result<DisposeReport> {
         let app = self.registry.remove(id, Location::caller())?;
-        app.mark_removed();
+        app.core().mark_removed();
         app.dispose()
     }
 
@@ -471,7 +460,7 @@ pub(crate) trait Registrar<C: SessionConnection>: Sync {
     fn number(&self) -> u64;
 
     /// A test's application, which is not registered.
-    fn make(&self, id: String, config: Config, lane: Option<Arc<Lane<C>>>) -> Result<App<C>>;
+    fn make(&self, id: String, config: Config, pinned: Option<Arc<PinnedConnection<C>>>) -> Result<App<C>>;
 
     /// Which functions of the program's own run on a new connection or change what a flush sends: equal numbers in one build of a
     /// program are the same functions.
@@ -494,15 +483,15 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
         self.number()
     }
 
-    fn make(&self, id: String, config: Config, lane: Option<Arc<Lane<C>>>) -> Result<App<C>> {
-        let spec = self.spec(id, config, lane)?;
-        Ok(self.app_of(Spec { roll: Some(Arc::default()), ..spec }))
+    fn make(&self, id: String, config: Config, pinned: Option<Arc<PinnedConnection<C>>>) -> Result<App<C>> {
+        let options = self.options(id, config, pinned)?;
+        Ok(self.app_of(PoolOptions { is_of_test: true, ..options }, self.hooks))
     }
 
     fn functions(&self) -> Vec<usize> {
         // Where a program is loaded differs from run to run.
         let from_here = |function: usize| function.wrapping_sub(functions_begin as fn() as usize);
-        let UnitHooks { before_flush, after_flush, before_commit, .. } = self.hooks;
+        let RowHooks { before_flush, after_flush, before_commit, .. } = self.hooks;
         let prepare = [self.on_connect, self.on_checkout].map(|function| function.map(|function| function as usize));
         let connect = [self.connect_with.map(|function| function as usize)];
         let hooks = [before_flush, after_flush, before_commit].map(|hook| hook.map(|hook| hook as usize));
@@ -518,10 +507,10 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
     }
 
     fn make_bare(&self, id: String, config: Config) -> Result<App<C>> {
-        let spec = self.spec(id, config, None)?;
+        let options = self.options(id, config, None)?;
         let (on_connect, on_checkout, on_checkin, on_close) = (None, None, None, None);
-        let bare = Spec { budget: None, on_connect, on_checkout, on_checkin, on_close, hooks: UnitHooks::NONE, ..spec };
-        Ok(self.app_of(bare))
+        let bare = PoolOptions { connection_limit: None, on_connect, on_checkout, on_checkin, on_close, ..options };
+        Ok(self.app_of(bare, RowHooks::NONE))
     }
 
     fn register(&self, app: App<C>) -> Result<App<C>> {
@@ -530,7 +519,7 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
 
     fn unregister(&self, app: &App<C>) {
         self.registry.remove_this(app);
-        app.mark_removed();
+        app.core().mark_removed();
     }
 }
 

@@ -1,70 +1,18 @@
 //! Draining an application's pool, and the report of it.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::app::App;
 use crate::connection::SessionConnection;
-use crate::error::{Error, Result, count};
-use crate::pool::{AppPool, Holders, end_idle_threads};
+use crate::error::{DisposeReport, Error, Result};
+use crate::pool::{AppPool, end_idle_threads};
 
 /// How long [`App::dispose`] waits for connections that are out.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long it waits for the end of the threads that no pool needs any more, whatever the patience.
 const LATE: Duration = Duration::from_millis(100);
-
-/// What a disposal did.
-#[derive(Debug, Clone, Default)]
-#[non_exhaustive]
-pub struct DisposeReport {
-    /// The applications disposed of.
-    pub apps: Vec<String>,
-    /// Connections closed.
-    pub closed: usize,
-    /// How long it waited for connections that were out.
-    pub waited: Duration,
-    /// Connections that are still out; each is closed when it comes back. In a report that is no error these are held by the
-    /// calling thread itself.
-    pub still_out: Holders,
-    /// Connects that have not come back; what they make is closed.
-    pub connecting: usize,
-}
-
-impl DisposeReport {
-    /// Whether nothing is left.
-    pub fn is_complete(&self) -> bool {
-        self.still_out.is_empty() && self.connecting == 0
-    }
-
-    fn add(&mut self, other: Self) {
-        self.apps.extend(other.apps);
-        self.closed += other.closed;
-        self.waited = self.waited.max(other.waited);
-        self.still_out.0.extend(other.still_out.0);
-        self.connecting += other.connecting;
-    }
-}
-
-impl fmt::Display for DisposeReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let apps = self.apps.iter().map(|app| format!("`{app}`")).collect::<Vec<_>>().join(", ");
-        let s = if self.apps.len() == 1 { "" } else { "s" };
-        write!(f, "app{s} {apps}: {} closed, waited {:.3?}", count(self.closed, "connection"), self.waited)?;
-        match self.connecting {
-            0 => {}
-            1 => f.write_str(", 1 connect is still under way and is closed when it is there")?,
-            many => write!(f, ", {many} connects are still under way and are closed when they are there")?,
-        }
-        let advice = match self.still_out.len() {
-            0 => return Ok(()),
-            1 => "It is closed when it comes back; end what holds it",
-            _ => "Each is closed when it comes back; end what holds them",
-        };
-        write!(f, ", {} still out: {}. {advice}", self.still_out.len(), self.still_out)
-    }
-}
 
 /// A disposal that has closed what was idle.
 struct Disposal<C: SessionConnection> {
@@ -106,7 +54,7 @@ impl<C: SessionConnection> App<C> {
     /// Closes what is idle, and waits for nothing.
     fn close(&self, deadline: Instant) -> Disposal<C> {
         let started = Instant::now();
-        let disposed = self.retire();
+        let disposed = self.core().retire();
         let before = disposed.iter().map(|pool| pool.closings()).sum();
         for pool in &disposed {
             pool.close(deadline);
@@ -137,10 +85,10 @@ impl<C: SessionConnection> App<C> {
         }
         report.closed = disposed.iter().map(|pool| pool.closings()).sum::<usize>() - before;
         report.waited = started.elapsed();
-        self.forget(&gone);
+        self.core().forget(&gone);
         drop(disposed);
         // After a test that is rolled back nobody forks, and the next one begins sooner.
-        if self.spec().lane.is_none() {
+        if self.options().pinned.is_none() {
             end_idle_threads(LATE);
         }
         let level = match report.closed {

@@ -2,27 +2,31 @@
 #![forbid(unsafe_code)]
 
 mod app;
-mod backend;
+mod app_core;
 mod config;
 mod connection;
 mod contain;
 mod context;
 mod database;
+mod dialect;
 mod dispose;
 mod error;
-pub mod orm;
-mod outcome;
+mod kind;
+#[cfg(test)]
+mod layers_tests;
+mod migrations;
+mod panic;
 mod percent;
 mod pool;
 mod process;
 mod recorder;
 mod redact;
 mod registry;
-mod schema;
 mod session;
 mod settings;
-mod spec;
+mod sync;
 pub mod testing;
+pub mod unit_of_work;
 mod url;
 mod wording;
 
@@ -30,29 +34,21 @@ pub use crate::app::App;
 pub use crate::config::{Config, Reset};
 pub use crate::connection::SessionConnection;
 pub use crate::context::{CommitIf, CommitNothing, CommitOnOk, Policy, Scope};
-pub use crate::database::{Database, PerBackend};
-pub use crate::dispose::DisposeReport;
-pub use crate::error::{ConnectErrorKind, Error, Place, PoolOf, Result, ResultExt, Shortage, Undo, WaitLimit};
-pub use crate::orm::{Change, ChangeKind, Changes, Entity, Fk, NewEntity, Snapshot, State, Track, Tracked, WriteGuard};
-pub use crate::outcome::{CommitOutcome, UnknownCommit};
-pub use crate::pool::{AppStatus, Blocker, Blockers, Holder, Holders};
+pub use crate::database::Database;
+pub use crate::error::{
+    Blocker, Blockers, CommitOutcome, ConnectErrorKind, DisposeReport, Error, Holder, Holders, MigrationFailure,
+    MigrationOutcome, Place, PoolOf, Result, ResultExt, RowState, Shortage, Undo, UnknownCommit, WaitLimit,
+};
+pub use crate::migrations::{MigrationStatus, PerBackend};
+pub use crate::pool::AppStatus;
 #[doc(hidden)]
 pub use crate::recorder::__assert_queries;
 pub use crate::recorder::{Recorded, Recorder, Recording};
-pub use crate::schema::{MigrationFailure, MigrationOutcome, MigrationStatus};
 #[doc(hidden)]
 pub use crate::session::{AtMostTwo, Counted, Same};
-pub use crate::session::{HookOutcome, LentConnection, Retry, Session};
+pub use crate::session::{ConnectionGuard, HookOutcome, Retry, Session};
 pub use crate::settings::Isolation;
+pub use crate::unit_of_work::{
+    Change, ChangeKind, Changes, Entity, Fk, NewEntity, Snapshot, Track, Tracked, WriteGuard,
+};
 pub use diesel_session_derive::{Entity, NewEntity, test};
-
-/// The message of a caught panic.
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    if let Some(text) = panic.downcast_ref::<&str>() {
-        (*text).to_owned()
-    } else if let Some(text) = panic.downcast_ref::<String>() {
-        text.clone()
-    } else {
-        "a panic without a message".to_owned()
-    }
-}

@@ -13,7 +13,7 @@ use crate::error::Place;
 const LONGEST: usize = 10_000;
 
 /// Records the statements that this thread sends through the connections of this crate while a closure runs: those of sessions, of flushes,
-/// and of code that a connection was lent to, in all contexts and applications that are entered meanwhile. It costs next to nothing
+/// and of code that a connection was handed out to, in all contexts and applications that are entered meanwhile. It costs next to nothing
 /// where nobody records.
 ///
 /// A query in a loop over the rows of another is found like this:

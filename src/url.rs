@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::backend::Kind;
+use crate::kind::DatabaseKind;
 use crate::percent::{decode as percent_decode, encode as percent_encode};
 use crate::redact::{MASK, Redactor, is_harmless};
 use crate::wording::{phrase, visible};
@@ -20,7 +20,7 @@ fn is_unknown(name: &str) -> bool {
 /// A URL that was understood.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Target {
-    pub(crate) kind: Kind,
+    pub(crate) kind: DatabaseKind,
     /// Which server: everything in the URL that determines where the driver connects.
     pub(crate) server: String,
     /// The server and database for messages, without credentials.
@@ -46,20 +46,20 @@ impl Target {
     /// Reads `url`. `kind` is the database of the connection type, where that says it.
     ///
     /// The error is a reason that quotes nothing of the URL but its scheme.
-    pub(crate) fn parse(url: &str, kind: Option<Kind>) -> Result<Self, String> {
+    pub(crate) fn parse(url: &str, kind: Option<DatabaseKind>) -> Result<Self, String> {
         if url.is_empty() {
             return Err("the database URL is empty".into());
         }
         if url.contains('\0') {
             return Err("the database URL contains a NUL character".into());
         }
-        if url.starts_with("mariadb:") && kind.is_none_or(|kind| kind == Kind::Mysql) {
-            let form = Kind::Mysql.url_form();
+        if url.starts_with("mariadb:") && kind.is_none_or(|kind| kind == DatabaseKind::Mysql) {
+            let form = DatabaseKind::Mysql.url_form();
             return Err(format!(
                 "the database URL starts with `mariadb:`; that of a MariaDB server is written {form} too"
             ));
         }
-        let by_url = Kind::of_url(url);
+        let by_url = DatabaseKind::of_url(url);
         let kind = match (kind, by_url) {
             (Some(kind), Some(found)) if kind != found => {
                 return Err(format!(
@@ -78,12 +78,12 @@ impl Target {
             }
         };
         match kind {
-            Kind::Postgres if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
+            DatabaseKind::Postgres if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
                 Self::server(url, kind)
             }
-            Kind::Postgres => Self::keywords(url),
-            Kind::Mysql => Self::server(url, kind),
-            Kind::Sqlite => Self::file(url),
+            DatabaseKind::Postgres => Self::keywords(url),
+            DatabaseKind::Mysql => Self::server(url, kind),
+            DatabaseKind::Sqlite => Self::file(url),
         }
     }
 
@@ -117,9 +117,9 @@ impl Target {
         self.address().1.iter().any(|(name, _)| name == parameter)
     }
 
-    fn server(url: &str, kind: Kind) -> Result<Self, String> {
+    fn server(url: &str, kind: DatabaseKind) -> Result<Self, String> {
         let (scheme, rest) = url.split_once("://").ok_or_else(|| malformed(kind, "it has no `://`"))?;
-        if kind == Kind::Mysql && scheme != "mysql" {
+        if kind == DatabaseKind::Mysql && scheme != "mysql" {
             return Err(malformed(kind, "it does not start with `mysql://`"));
         }
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
@@ -180,7 +180,7 @@ impl Target {
         }
         let database = percent_decode(path.trim_start_matches('/'))
             .ok_or_else(|| malformed(kind, "the database name is not valid percent-encoding"))?;
-        if kind == Kind::Mysql && database.contains('/') {
+        if kind == DatabaseKind::Mysql && database.contains('/') {
             return Err(malformed(kind, "the database name contains a `/`"));
         }
         let place =
@@ -192,7 +192,7 @@ impl Target {
         let place = ["hostaddr", "service"].iter().fold(place, |place, name| {
             let value = |pair: &str| pair.strip_prefix(name)?.strip_prefix('=').and_then(percent_decode);
             match query.split('&').find_map(value) {
-                Some(value) if kind == Kind::Postgres && !value.is_empty() => {
+                Some(value) if kind == DatabaseKind::Postgres && !value.is_empty() => {
                     format!("{place} {name} {value}").trim_start().to_owned()
                 }
                 _ => place,
@@ -200,13 +200,18 @@ impl Target {
         });
         // Two servers of one machine differ in it.
         let place = match query.split('&').find_map(|pair| pair.strip_prefix("port=")) {
-            Some(port) if kind == Kind::Postgres && !port.is_empty() => format!("{place}:{port}"),
+            Some(port) if kind == DatabaseKind::Postgres && !port.is_empty() => format!("{place}:{port}"),
             _ => place,
         };
         Self::of_server(kind, &place, [user, password, database], url)
     }
 
-    fn of_server(kind: Kind, place: &str, [user, password, database]: [String; 3], url: &str) -> Result<Self, String> {
+    fn of_server(
+        kind: DatabaseKind,
+        place: &str,
+        [user, password, database]: [String; 3],
+        url: &str,
+    ) -> Result<Self, String> {
         let place = if place.is_empty() { "the default host" } else { place };
         let mut target = Self {
             kind,
@@ -235,7 +240,7 @@ impl Target {
 
     /// libpq's `keyword = value` form.
     fn keywords(url: &str) -> Result<Self, String> {
-        let kind = Kind::Postgres;
+        let kind = DatabaseKind::Postgres;
         let wrong = || {
             malformed(
                 kind,
@@ -290,7 +295,7 @@ impl Target {
             let named = uri.as_ref().filter(|uri| uri.is_shared_memory());
             let url = named.map_or_else(|| name.clone(), |uri| format!("file:{}", uri.text));
             return Ok(Self {
-                kind: Kind::Sqlite,
+                kind: DatabaseKind::Sqlite,
                 server: "sqlite".into(),
                 shown: "SQLite :memory:".into(),
                 database: name,
@@ -309,11 +314,11 @@ impl Target {
         let has_at = path.split('?').next().is_some_and(|path| path.contains('@'));
         let of_a_server = has_at || schemes.iter().any(|scheme| name.starts_with(scheme));
         if name.contains("://") || name.contains("password=") || of_a_server && name.contains([':', '=']) {
-            return Err(malformed(Kind::Sqlite, "it looks like the URL of a server"));
+            return Err(malformed(DatabaseKind::Sqlite, "it looks like the URL of a server"));
         }
         if uri.is_none() && name.contains('?') {
             return Err(malformed(
-                Kind::Sqlite,
+                DatabaseKind::Sqlite,
                 "a plain path has no parameters; those follow sqlite://path or file:path",
             ));
         }
@@ -321,7 +326,7 @@ impl Target {
         let database = absolute(Path::new(file)).to_string_lossy().into_owned();
         let names = [name.to_owned(), file.to_owned(), database.clone()];
         Ok(Self {
-            kind: Kind::Sqlite,
+            kind: DatabaseKind::Sqlite,
             server: "sqlite".into(),
             shown: format!("SQLite {}", visible(file)),
             database,
@@ -334,7 +339,7 @@ impl Target {
 
     /// Why a SQLite file cannot be opened, as far as that can be seen.
     pub(crate) fn why_no_file(&self) -> Option<String> {
-        if self.kind != Kind::Sqlite || self.in_memory {
+        if self.kind != DatabaseKind::Sqlite || self.in_memory {
             return None;
         }
         let path = Path::new(&self.database);
@@ -377,7 +382,7 @@ impl<'u> FileUri<'u> {
                 let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
                 if !authority.is_empty() && authority != "localhost" {
                     let reason = "SQLite takes no host in `file://host/path` but `localhost`; a file is file:/path or file:///path";
-                    return Err(malformed(Kind::Sqlite, reason));
+                    return Err(malformed(DatabaseKind::Sqlite, reason));
                 }
                 path
             }
@@ -465,7 +470,7 @@ fn values(pairs: impl IntoIterator<Item = (String, String)>) -> impl Iterator<It
 #[cfg(target_os = "linux")]
 #[derive(Debug)]
 pub(crate) struct Peer {
-    kind: Kind,
+    kind: DatabaseKind,
     /// Empty if the URL leaves the port to something that is not read here.
     ports: Vec<u16>,
 }
@@ -479,12 +484,12 @@ impl Peer {
     pub(crate) fn may_have_path(&self, path: &Path) -> bool {
         let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         match self.kind {
-            Kind::Postgres => {
+            DatabaseKind::Postgres => {
                 let port = name.strip_prefix(".s.PGSQL.").and_then(|port| port.parse().ok());
                 port.is_some_and(|port| self.may_have_port(port))
             }
-            Kind::Mysql => true,
-            Kind::Sqlite => false,
+            DatabaseKind::Mysql => true,
+            DatabaseKind::Sqlite => false,
         }
     }
 }
@@ -498,13 +503,13 @@ impl Target {
         let written: Vec<_> = hosts.iter().filter_map(|(_, port)| port.parse().ok()).collect();
         let ports = match (of("port"), self.kind) {
             (Some(ports), _) => ports.split(',').filter_map(|port| port.parse().ok()).collect(),
-            (None, Kind::Postgres) if !written.is_empty() && hosts.len() == written.len() => written,
-            (None, Kind::Postgres) if of("service").is_some() || set("PGSERVICE").is_some() => Vec::new(),
-            (None, Kind::Postgres) => {
+            (None, DatabaseKind::Postgres) if !written.is_empty() && hosts.len() == written.len() => written,
+            (None, DatabaseKind::Postgres) if of("service").is_some() || set("PGSERVICE").is_some() => Vec::new(),
+            (None, DatabaseKind::Postgres) => {
                 let default = set("PGPORT").map_or(Some(5432), |port| port.parse().ok());
                 written.into_iter().chain(default).collect()
             }
-            (None, Kind::Mysql) if written.is_empty() => Vec::new(),
+            (None, DatabaseKind::Mysql) if written.is_empty() => Vec::new(),
             (None, _) => written,
         };
         Peer { kind: self.kind, ports }
@@ -515,15 +520,15 @@ impl Target {
         let (hosts, parameters) = self.address();
         let of = |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
         match self.kind {
-            Kind::Postgres if of("hostaddr").is_some() => false,
-            Kind::Postgres => match of("host") {
+            DatabaseKind::Postgres if of("hostaddr").is_some() => false,
+            DatabaseKind::Postgres => match of("host") {
                 Some(host) => host.split(',').all(|host| host.is_empty() || host.starts_with(['/', '@'])),
                 None => hosts.iter().all(|(host, _)| host.is_empty() || host.starts_with(['/', '@'])),
             },
-            Kind::Mysql => {
+            DatabaseKind::Mysql => {
                 of("unix_socket").is_some() || hosts.iter().all(|(host, _)| host.is_empty() || host == "localhost")
             }
-            Kind::Sqlite => false,
+            DatabaseKind::Sqlite => false,
         }
     }
 }
@@ -560,7 +565,7 @@ pub(crate) fn redacted(url: &str) -> String {
     Target::parse(url, None).map_or_else(|_| MASK.into(), |target| target.shown)
 }
 
-fn malformed(kind: Kind, reason: &str) -> String {
+fn malformed(kind: DatabaseKind, reason: &str) -> String {
     format!("the {} database URL is malformed: {reason}. Expected {}", kind.name(), kind.url_form())
 }
 
@@ -646,7 +651,7 @@ mod tests {
     ];
 
     /// For SQLite any text is a path, so that only what still looks like a server's URL is held back there.
-    fn all_texts(url: &str, kinds: &[Option<Kind>]) -> String {
+    fn all_texts(url: &str, kinds: &[Option<DatabaseKind>]) -> String {
         let mut texts = redacted(url);
         for &kind in kinds {
             match Target::parse(url, kind) {
@@ -660,7 +665,10 @@ mod tests {
     #[test]
     fn no_slip_shows_the_password() {
         for slip in SLIPS {
-            let texts = all_texts(slip, &[None, Some(Kind::Postgres), Some(Kind::Mysql), Some(Kind::Sqlite)]);
+            let texts = all_texts(
+                slip,
+                &[None, Some(DatabaseKind::Postgres), Some(DatabaseKind::Mysql), Some(DatabaseKind::Sqlite)],
+            );
             assert!(!texts.contains("hunter2") && !texts.contains("secret"), "{slip}: {texts}");
         }
     }
@@ -761,7 +769,7 @@ mod tests {
 
     #[test]
     fn mariadb_is_told_its_scheme() {
-        for kind in [None, Some(Kind::Mysql)] {
+        for kind in [None, Some(DatabaseKind::Mysql)] {
             let refused = Target::parse("mariadb://h/shop.db", kind).expect_err("no scheme of ours");
             assert!(refused.contains("mysql://user:password@host:port/database"), "{refused}");
         }
@@ -784,11 +792,11 @@ mod tests {
 
     #[test]
     fn a_file_has_one_name_however_it_is_written() {
-        let name = |url| Target::parse(url, Some(Kind::Sqlite)).expect(url).database;
+        let name = |url| Target::parse(url, Some(DatabaseKind::Sqlite)).expect(url).database;
         assert_eq!(name("shop.sqlite"), name("./shop.sqlite"));
         assert_eq!(name("shop.sqlite"), name("sqlite://shop.sqlite"));
         assert_eq!(name("shop.sqlite"), name("file:shop.sqlite?cache=private"));
-        assert!(Target::parse("file::memory:?cache=shared", Some(Kind::Sqlite)).expect("valid").in_memory);
+        assert!(Target::parse("file::memory:?cache=shared", Some(DatabaseKind::Sqlite)).expect("valid").in_memory);
     }
 
     #[test]
@@ -843,13 +851,13 @@ mod tests {
             ("/srv/mode=memory.sqlite", Some("/srv/mode=memory.sqlite"), "/srv/mode=memory.sqlite", false),
         ];
         for (url, database, driver, read_only) in cases {
-            let target = Target::parse(url, Some(Kind::Sqlite)).expect(url);
+            let target = Target::parse(url, Some(DatabaseKind::Sqlite)).expect(url);
             let found = (Some(target.database.as_str()), target.url.as_str(), target.read_only);
             assert_eq!(found, (*database, *driver, *read_only), "{url}");
             assert_eq!(target.in_memory, *database == memory, "{url}");
         }
         for url in ["file://elsewhere/srv/a", "file:postgres://app@h/db", "sqlite:a.db?key=hunter2"] {
-            Target::parse(url, Some(Kind::Sqlite)).expect_err(url);
+            Target::parse(url, Some(DatabaseKind::Sqlite)).expect_err(url);
         }
     }
 
@@ -933,7 +941,7 @@ mod tests {
             url in proptest::sample::select(URLS),
         ) {
             let url = url.replace("PW", &password).replace("QUOTED", &password);
-            for kind in [None, Some(Kind::Postgres), Some(Kind::Mysql), Some(Kind::Sqlite)] {
+            for kind in [None, Some(DatabaseKind::Postgres), Some(DatabaseKind::Mysql), Some(DatabaseKind::Sqlite)] {
                 let texts = match Target::parse(&url, kind) {
                     Ok(target) => {
                         format!("{target:?} {} {} {}", target.server, target.database, target.redact(&format!("{url} {url:?}")))
@@ -962,7 +970,7 @@ mod tests {
             let end = (at + cut).min(chars.len());
             chars.splice(at..end, insert.chars());
             let url: String = chars.into_iter().collect();
-            let texts = all_texts(&url, &[None, Some(Kind::Postgres), Some(Kind::Mysql)]);
+            let texts = all_texts(&url, &[None, Some(DatabaseKind::Postgres), Some(DatabaseKind::Mysql)]);
             prop_assert!(!texts.contains(PASSWORD), "{url}: {texts}");
         }
     }

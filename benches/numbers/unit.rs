@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use diesel_session::orm::{Insert, Persist};
+use diesel_session::unit_of_work::{Insert, Persist};
 use diesel_session::{Config, Session};
 
 use crate::contest::{Contest, timed};

@@ -2,7 +2,7 @@
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel_session::orm::{Insert, Persist};
+use diesel_session::unit_of_work::{Insert, Persist};
 use diesel_session::{Entity, Result, Session, Tracked};
 
 use crate::table::Conn;

@@ -52,7 +52,7 @@ fn entity(model: &Model) -> TokenStream {
     };
     let parent_probes = quote! {
         #[allow(unused_imports)]
-        use ::diesel_session::orm::probe::{EntityParent as _, OtherParent as _, Parent};
+        use ::diesel_session::unit_of_work::probe::{EntityParent as _, OtherParent as _, Parent};
     };
     let foreign_keys: Vec<_> = model.foreign_keys().collect();
     let parents: Vec<_> = foreign_keys.iter().map(|(parent, _)| *parent).collect();
@@ -68,9 +68,9 @@ fn entity(model: &Model) -> TokenStream {
             [one] => quote!(#one),
             several => quote!((#(#several,)*)),
         };
-        quote!((|row: &Self| -> ::core::option::Option<::diesel_session::orm::Reference> {
+        quote!((|row: &Self| -> ::core::option::Option<::diesel_session::unit_of_work::Reference> {
             let parent = (&&Parent::<#parent>::new()).table();
-            ::core::option::Option::Some(::diesel_session::orm::Reference::new(parent, #key))
+            ::core::option::Option::Some(::diesel_session::unit_of_work::Reference::new(parent, #key))
         }))
     };
     let references = foreign_keys.iter().map(|(parent, fields)| {
@@ -82,7 +82,7 @@ fn entity(model: &Model) -> TokenStream {
         let names = fields.iter().map(|&at| &model.fields[at].name);
         quote! {
             if false #(|| old.#names != new.#names)* {
-                found.push(::diesel_session::orm::Move { from: #reference(old), to: #reference(new) });
+                found.push(::diesel_session::unit_of_work::Move { from: #reference(old), to: #reference(new) });
             }
         }
     });
@@ -104,11 +104,12 @@ fn entity(model: &Model) -> TokenStream {
     let counted = match model.counted_key() {
         Some(field) => {
             let column = &field.column;
-            quote!(::diesel_session::orm::is_integer(#table::#column))
+            quote!(::diesel_session::unit_of_work::is_integer(#table::#column))
         }
         None => quote!(false),
     };
-    let one_column = (model.key.len() == 1).then(|| quote!(impl ::diesel_session::orm::OneColumnKey for #name {}));
+    let one_column =
+        (model.key.len() == 1).then(|| quote!(impl ::diesel_session::unit_of_work::OneColumnKey for #name {}));
     let places = model.written().map(|(at, _)| at);
     let written = model.written().map(|(_, field)| &field.name);
     let row_by_row = model.row_by_row;
@@ -131,7 +132,7 @@ fn entity(model: &Model) -> TokenStream {
                 ::core::any::TypeId::of::<#table::table>()
             }
 
-            fn parents(found: &mut ::diesel_session::orm::Relations) {
+            fn parents(found: &mut ::diesel_session::unit_of_work::Relations) {
                 #parent_probes
                 let _ = &found;
                 #(
@@ -163,7 +164,7 @@ fn entity(model: &Model) -> TokenStream {
 
             fn bytes(&self, columns: u128) -> usize {
                 #[allow(unused_imports)]
-                use ::diesel_session::orm::probe::{HasBytes as _, HasSize as _, MayHaveBytes as _, Probe};
+                use ::diesel_session::unit_of_work::probe::{HasBytes as _, HasSize as _, MayHaveBytes as _, Probe};
                 let mut bytes = 0usize;
                 let _ = columns;
                 #(if (columns & (1u128 << #places)) != 0 {
@@ -177,7 +178,7 @@ fn entity(model: &Model) -> TokenStream {
                 #bump
             }
 
-            fn references(&self) -> ::std::vec::Vec<::diesel_session::orm::Reference> {
+            fn references(&self) -> ::std::vec::Vec<::diesel_session::unit_of_work::Reference> {
                 #parent_probes
                 #[allow(unused_mut)]
                 let mut found = ::std::vec::Vec::new();
@@ -186,7 +187,7 @@ fn entity(model: &Model) -> TokenStream {
             }
 
             #[allow(clippy::float_cmp)]
-            fn moves(old: &Self, new: &Self) -> ::std::vec::Vec<::diesel_session::orm::Move> {
+            fn moves(old: &Self, new: &Self) -> ::std::vec::Vec<::diesel_session::unit_of_work::Move> {
                 #parent_probes
                 #[allow(unused_mut)]
                 let mut found = ::std::vec::Vec::new();
@@ -237,7 +238,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
     let is = |field: &crate::model::Field, value: TokenStream| {
         let column = &field.column;
         match field.is_text() {
-            true => quote!(::diesel_session::orm::text_key(#table::#column, #value, #qualified)),
+            true => quote!(::diesel_session::unit_of_work::text_key(#table::#column, #value, #qualified)),
             false => quote!(#table::#column.eq(#value)),
         }
     };
@@ -254,7 +255,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
     let texts: Vec<_> = model.keys().enumerate().filter(|(_, field)| field.is_text()).collect();
     let has_blanks = |value: &dyn Fn(usize) -> TokenStream| {
         let ends = texts.iter().map(|(at, _)| value(*at));
-        quote!(false #(|| ::diesel_session::orm::ends_in_blanks(#ends))*)
+        quote!(false #(|| ::diesel_session::unit_of_work::ends_in_blanks(#ends))*)
     };
     let is_postgres = matches!(backend, Backend::Postgres | Backend::Any) && !texts.is_empty();
     let (finds, find_many) = match single {
@@ -266,7 +267,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
                     if ids.iter().any(|id| #blanks) {
                         let mut found = ::std::vec::Vec::new();
                         for id in ids {
-                            found.extend(<Self as ::diesel_session::orm::Persist<#connection>>::find(conn, id)?);
+                            found.extend(<Self as ::diesel_session::unit_of_work::Persist<#connection>>::find(conn, id)?);
                         }
                         return ::core::result::Result::Ok(found);
                     }
@@ -371,7 +372,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
     let find_newest = match backend {
         Backend::Mysql => Some(quote!(#table::table #(.filter(#by_id))* .select(#selection).for_update().load(conn))),
         Backend::Any => Some(
-            quote!(::diesel_session::orm::ForUpdate::new(#table::table #(.filter(#by_id))* .select(#selection)).load(conn)),
+            quote!(::diesel_session::unit_of_work::ForUpdate::new(#table::table #(.filter(#by_id))* .select(#selection)).load(conn)),
         ),
         Backend::Postgres | Backend::Sqlite => None,
     };
@@ -390,7 +391,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
                 fn find_counted(conn: &mut #connection, numbers: &[u64]) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
                     #traits
                     #table::table
-                        .filter(::diesel_session::orm::numbered(#table::#column, numbers))
+                        .filter(::diesel_session::unit_of_work::numbered(#table::#column, numbers))
                         .order(#table::#column)
                         .select(#selection)
                         .load(conn)
@@ -401,11 +402,11 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
             #counted
 
             fn forget_counted(conn: &mut #connection) -> ::diesel::QueryResult<()> {
-                ::diesel_session::orm::forget_counted(conn)
+                ::diesel_session::unit_of_work::forget_counted(conn)
             }
 
             fn most_bytes(conn: &mut #connection) -> ::diesel::QueryResult<::core::option::Option<usize>> {
-                ::diesel_session::orm::most_bytes(conn)
+                ::diesel_session::unit_of_work::most_bytes(conn)
             }
 
             fn find_rounded(
@@ -414,11 +415,11 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
                 digits: u8,
             ) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
                 #traits
-                if !(false #(|| ::diesel_session::orm::is_rounded(#table::#columns))*) {
+                if !(false #(|| ::diesel_session::unit_of_work::is_rounded(#table::#columns))*) {
                     return ::core::result::Result::Ok(::std::vec::Vec::new());
                 }
                 #table::table
-                    #(.filter(::diesel_session::orm::rounded_key(#table::#columns, #parts, digits)))*
+                    #(.filter(::diesel_session::unit_of_work::rounded_key(#table::#columns, #parts, digits)))*
                     .select(#selection)
                     .load(conn)
             }
@@ -436,7 +437,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
         }
     });
     quote! {
-        impl ::diesel_session::orm::Persist<#connection> for #name {
+        impl ::diesel_session::unit_of_work::Persist<#connection> for #name {
             const FINDS: usize = #finds;
             const DELETES: usize = #deletes;
 

@@ -14,7 +14,7 @@ use proc_macro::TokenStream;
 use syn::{DeriveInput, ItemFn, parse_macro_input};
 
 /// Makes a struct an entity: a table's row that a `Session` keeps by its key. It goes beside `#[derive(Queryable, Selectable)]`, on a
-/// `Clone` struct with named fields, each a column. The guide is the documentation of `diesel_session::orm`.
+/// `Clone` struct with named fields, each a column. The guide is the documentation of `diesel_session::unit_of_work`.
 ///
 /// | on the struct | |
 /// |---|---|
@@ -37,7 +37,7 @@ pub fn entity(input: TokenStream) -> TokenStream {
 }
 
 /// Makes a struct with `#[derive(Insertable)]` a new row of an entity, for `Session::add`: where the one that `#[entity(new = ..)]` makes
-/// does not fit. The guide is the documentation of `diesel_session::orm`.
+/// does not fit. The guide is the documentation of `diesel_session::unit_of_work`.
 ///
 /// | on the struct | |
 /// |---|---|

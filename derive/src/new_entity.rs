@@ -74,7 +74,7 @@ pub(crate) fn generated(model: &Model) -> TokenStream {
     });
     quote! {
         const _: fn() = || {
-            fn is_one_column<P: ::diesel_session::orm::OneColumnKey>() {}
+            fn is_one_column<P: ::diesel_session::unit_of_work::OneColumnKey>() {}
             #(is_one_column::<#parents>();)*
         };
 
@@ -112,11 +112,11 @@ fn composite(model: &Model) -> Vec<TokenStream> {
                 false => quote!(#parent),
             };
             quote! {
-                found.extend((|new: &Self| -> ::core::option::Option<::diesel_session::orm::Reference> {
+                found.extend((|new: &Self| -> ::core::option::Option<::diesel_session::unit_of_work::Reference> {
                     #[allow(unused_imports)]
-                    use ::diesel_session::orm::probe::{EntityParent as _, OtherParent as _, Parent};
+                    use ::diesel_session::unit_of_work::probe::{EntityParent as _, OtherParent as _, Parent};
                     let parent = (&&Parent::<#parent>::new()).table();
-                    ::core::option::Option::Some(::diesel_session::orm::Reference::new(parent, (#(#parts,)*)))
+                    ::core::option::Option::Some(::diesel_session::unit_of_work::Reference::new(parent, (#(#parts,)*)))
                 })(self));
             }
         })
@@ -202,7 +202,7 @@ fn implementations(row: &NewRow) -> TokenStream {
     };
     let probes = quote! {
         #[allow(unused_imports)]
-        use ::diesel_session::orm::probe::{Compare, Comparable as _, IsKey as _, IsOtherKey as _, IsValue as _, OtherKey as _, Probe, Uncomparable as _, SameKey as _};
+        use ::diesel_session::unit_of_work::probe::{Compare, Comparable as _, IsKey as _, IsOtherKey as _, IsValue as _, OtherKey as _, Probe, Uncomparable as _, SameKey as _};
     };
     let key = match &row.key {
         None => quote!(::core::option::Option::None),
@@ -234,7 +234,7 @@ fn implementations(row: &NewRow) -> TokenStream {
 
             fn bytes(&self) -> usize {
                 #[allow(unused_imports)]
-                use ::diesel_session::orm::probe::{HasBytes as _, HasSize as _, MayHaveBytes as _, Probe};
+                use ::diesel_session::unit_of_work::probe::{HasBytes as _, HasSize as _, MayHaveBytes as _, Probe};
                 0usize #(+ (&&&Probe(&self.#all)).bytes())*
             }
 
@@ -243,10 +243,10 @@ fn implementations(row: &NewRow) -> TokenStream {
                 true #(&& (&Probe(&self.#all)).is_known())*
             }
 
-            fn references(&self) -> ::std::vec::Vec<::diesel_session::orm::Reference> {
+            fn references(&self) -> ::std::vec::Vec<::diesel_session::unit_of_work::Reference> {
                 #probes
                 #[allow(unused_mut)]
-                let mut found: ::std::vec::Vec<::diesel_session::orm::Reference> = ::std::vec::Vec::new();
+                let mut found: ::std::vec::Vec<::diesel_session::unit_of_work::Reference> = ::std::vec::Vec::new();
                 #(found.extend((&Probe(&self.#all)).reference());)*
                 #(#composite)*
                 found
@@ -273,7 +273,7 @@ fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStre
     let returning = quote!(<#entity as ::diesel::SelectableHelper<#db>>::as_returning());
     let (most, body) = match backend {
         Backend::Postgres => (
-            quote!(::diesel_session::orm::rows_of(#columns, 65_535)),
+            quote!(::diesel_session::unit_of_work::rows_of(#columns, 65_535)),
             quote! {
                 ::diesel::insert_into(#table::table).values(rows.to_vec()).returning(#returning).get_results(conn)
             },
@@ -291,16 +291,16 @@ fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStre
             },
         ),
         Backend::Sqlite => (
-            quote!(::diesel_session::orm::rows_of(#columns, 32_766)),
+            quote!(::diesel_session::unit_of_work::rows_of(#columns, 32_766)),
             quote! {
                 ::diesel::insert_into(#table::table).values(rows.to_vec()).returning(#returning).get_results(conn)
             },
         ),
         Backend::Mysql => (
-            quote!(::diesel_session::orm::rows_of(#columns, 65_535)),
+            quote!(::diesel_session::unit_of_work::rows_of(#columns, 65_535)),
             quote! {
                 ::diesel::insert_into(#table::table).values(rows.to_vec()).execute(conn)?;
-                ::diesel_session::orm::read_back(conn, rows)
+                ::diesel_session::unit_of_work::read_back(conn, rows)
             },
         ),
         Backend::Any => (
@@ -312,11 +312,11 @@ fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStre
                     if returning {
                         let selection = <#entity as ::diesel::SelectableHelper<#db>>::as_select();
                         let returned: ::std::vec::Vec<#entity> =
-                            ::diesel_session::orm::Returning::new(insert, selection).get_results(conn)?;
+                            ::diesel_session::unit_of_work::Returning::new(insert, selection).get_results(conn)?;
                         inserted.extend(returned);
                     } else {
                         insert.execute(conn)?;
-                        inserted.extend(::diesel_session::orm::read_back(conn, &[*row])?);
+                        inserted.extend(::diesel_session::unit_of_work::read_back(conn, &[*row])?);
                     }
                 }
                 ::core::result::Result::Ok(inserted)
@@ -324,7 +324,7 @@ fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStre
         ),
     };
     quote! {
-        impl ::diesel_session::orm::Insert<#connection> for #name {
+        impl ::diesel_session::unit_of_work::Insert<#connection> for #name {
             const ROWS: usize = #most;
 
             fn insert(conn: &mut #connection, rows: &[&Self], returning: bool) -> ::diesel::QueryResult<::std::vec::Vec<#entity>> {

@@ -34,14 +34,14 @@ pub(crate) fn many(model: &Model, backend: Backend, connection: &TokenStream) ->
         }
     });
     let update_many = model.written().next().is_some().then(|| quote! {
-        const UPDATES: usize = ::diesel_session::orm::updates_of(#values, #BINDS);
+        const UPDATES: usize = ::diesel_session::unit_of_work::updates_of(#values, #BINDS);
 
         fn update_many(
             conn: &mut #connection,
             rows: &[(&Self, &Self)],
             columns: u128,
         ) -> ::diesel::QueryResult<::std::vec::Vec<usize>> {
-            let mut update = ::diesel_session::orm::UpdateMany::new(#table::table, rows.len());
+            let mut update = ::diesel_session::unit_of_work::UpdateMany::new(#table::table, rows.len());
             #(#keys)*
             #version
             #(#sets)*
@@ -62,12 +62,12 @@ pub(crate) fn many(model: &Model, backend: Backend, connection: &TokenStream) ->
         const LOCKS: usize = #locks;
 
         fn may_lock(conn: &mut #connection) -> ::diesel::QueryResult<bool> {
-            let mut may: ::std::vec::Vec<bool> = ::diesel::RunQueryDsl::load(::diesel_session::orm::MayLock(#table::table), conn)?;
+            let mut may: ::std::vec::Vec<bool> = ::diesel::RunQueryDsl::load(::diesel_session::unit_of_work::MayLock(#table::table), conn)?;
             ::core::result::Result::Ok(may.pop().unwrap_or(true))
         }
 
         fn lock(conn: &mut #connection, rows: &[&Self], for_delete: bool) -> ::diesel::QueryResult<()> {
-            let mut lock = ::diesel_session::orm::LockRows::new(#table::table, rows.len(), for_delete);
+            let mut lock = ::diesel_session::unit_of_work::LockRows::new(#table::table, rows.len(), for_delete);
             #(#lock_keys)*
             ::diesel::RunQueryDsl::execute(lock, conn).map(::core::mem::drop)
         }

@@ -1,26 +1,35 @@
 //! What can go wrong, in one enum; every text says what happened, where, and what to do.
 
+pub(crate) mod advice;
+mod blocker;
+mod dispose_report;
+mod holder;
 mod kind;
+mod migration_failure;
 mod optional;
 mod questions;
+mod row_state;
 mod shortage;
 #[cfg(test)]
 mod tests;
 mod undo;
+mod unknown_commit;
 
 use std::panic::Location;
 use std::time::Duration;
 
+pub use blocker::{Blocker, Blockers};
+pub use dispose_report::DisposeReport;
+pub use holder::{Holder, Holders};
 pub use kind::ConnectErrorKind;
+pub use migration_failure::{MigrationFailure, MigrationOutcome};
 pub use optional::ResultExt;
+pub use row_state::RowState;
 pub use shortage::{PoolOf, Shortage, WaitLimit};
 pub use undo::Undo;
+pub use unknown_commit::{CommitOutcome, UnknownCommit};
+pub(crate) use unknown_commit::{Decision, Resolver, Verdict};
 
-use crate::dispose::DisposeReport;
-use crate::orm::State;
-use crate::outcome::UnknownCommit;
-use crate::pool::{Blockers, Holders};
-use crate::schema::MigrationFailure;
 use crate::wording::{phrase, sentence};
 
 /// A place in the program's source, as `#[track_caller]` sees it.
@@ -161,7 +170,7 @@ pub enum Error {
         "DS501 app `{app}`: this test cannot be rolled back: {}{} Its sessions get nothing more. {}",
         sentence(cause),
         match at { Some(at) => format!(" It happened at {at}."), None => String::new() },
-        if cause.starts_with(crate::pool::LOST) {
+        if cause.starts_with(LOST) {
             "Find out what ended the connection, and run the test again."
         } else {
             "Use `TestIsolation::Database` for a test that does this."
@@ -619,7 +628,7 @@ pub enum Error {
     },
 
     /// The database reported an error.
-    #[error("DS302 {} (sent at {at}).{}", phrase(source), match crate::backend::advice_of(source) {
+    #[error("DS302 {} (sent at {at}).{}", phrase(source), match advice::advice_of(source) {
         Some(advice) => format!(" {}", sentence(advice)),
         None => String::new(),
     })]
@@ -784,7 +793,7 @@ pub enum Error {
         /// The row's key.
         key: Option<String>,
         /// The handle's state.
-        state: State,
+        state: RowState,
         /// `read`, `written`, ..
         operation: &'static str,
         /// Where that was asked for.
@@ -796,6 +805,9 @@ pub enum Error {
 pub(crate) const A_WRITE: &str = "a write";
 
 /// The application of a configuration that has none yet.
+/// The connection of a test was lost.
+pub(crate) const LOST: &str = "its connection was lost";
+
 pub(crate) const NO_APP: &str = "-";
 
 /// A number of things.

@@ -1,7 +1,7 @@
 //! What a program asks an error.
 
-use super::{ConnectErrorKind, Error, Place, Undo};
-use crate::schema::MigrationOutcome;
+use super::{Error, Place, Undo};
+use crate::error::MigrationOutcome;
 
 impl Error {
     /// The stable code at the start of the error's text, `DS` and three digits.
@@ -123,29 +123,6 @@ impl Error {
         match self {
             Self::Stale { .. } => true,
             Self::Autoflush { source, .. } => source.is_stale(),
-            _ => false,
-        }
-    }
-
-    /// Whether running the whole transaction again may succeed, and does nothing twice: a serialization failure, a deadlock, a
-    /// locked SQLite database, a connection lost inside a transaction or by a migration of which nothing remains, a full or starting
-    /// server, or a pool that was short of connections. So is an error that comes of the connection: another program has changed the
-    /// schema, or a server has become read-only for a session that was meant to write.
-    /// [`Session::retry`](crate::Session::retry) does it for the first three and for these two.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::AcquireTimeout { .. }
-            | Self::BudgetExhausted { .. }
-            | Self::ConnectTimeout { .. }
-            | Self::LockTimeout { .. } => true,
-            Self::ConnectionLost { in_transaction, .. } => *in_transaction,
-            // A file that cannot be opened will not be there by itself.
-            Self::Connect { kind, server, .. } => {
-                kind.is_transient() || *kind == ConnectErrorKind::Unreachable && !server.starts_with("SQLite")
-            }
-            Self::Query { source, .. } => crate::backend::is_transient(source),
-            Self::Migration(failure) => failure.is_transient(),
-            Self::Autoflush { source, .. } => source.is_transient(),
             _ => false,
         }
     }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 
 use super::*;
-use crate::outcome::Resolver;
-use crate::pool::Holder;
-use crate::schema::MigrationOutcome;
+use crate::error::Holder;
+use crate::error::MigrationOutcome;
+use crate::error::Resolver;
 
 fn place() -> Place {
     Location::caller()
@@ -153,7 +153,7 @@ fn all() -> Vec<Error> {
         all.push(Error::NotMine { entity: "User", key: some.then(|| "7".into()), at });
         all.push(Error::WriteInProgress { entity: "User", key: some.then(|| "7".into()), held_at: at, at });
         all.push(Error::TestSpoiled { app: app(), cause: "`COMMIT` was sent".into(), at: some.then_some(at) });
-        all.push(Error::TestSpoiled { app: app(), cause: crate::pool::LOST.into(), at: some.then_some(at) });
+        all.push(Error::TestSpoiled { app: app(), cause: crate::error::LOST.into(), at: some.then_some(at) });
         let connecting = usize::from(some);
         for still_out in some_holders() {
             let apps = if some { names(true) } else { vec![app()] };
@@ -165,14 +165,14 @@ fn all() -> Vec<Error> {
         all.push(Error::TransactionOpen { app: app(), operation: "drop_all", holders });
     }
     for state in [
-        State::Pending,
-        State::Persistent,
-        State::Expired,
-        State::Stale,
-        State::Deleted,
-        State::Discarded,
-        State::Detached,
-        State::Undecided,
+        RowState::Pending,
+        RowState::Persistent,
+        RowState::Expired,
+        RowState::RolledBack,
+        RowState::Deleted,
+        RowState::Discarded,
+        RowState::Detached,
+        RowState::Undecided,
     ] {
         for operation in ["read", "written", "deleted", "refreshed", "expired", "expunged"] {
             all.push(Error::WrongState { entity: "User", key: None, state, operation, at });
@@ -190,7 +190,7 @@ fn all() -> Vec<Error> {
             all.push(Error::PartialCommit { committed, failed: "audit".into(), source: Box::new(source) });
         }
     }
-    let poisoned = crate::backend::advised(refused(), crate::backend::Poison::Outdated);
+    let poisoned = crate::dialect::advised(refused(), crate::dialect::Poison::Outdated);
     all.extend([
         query(),
         Error::Query { source: poisoned, at },

@@ -15,14 +15,14 @@ use std::time::Duration;
 
 use super::connection_limit::ConnectionLimit;
 use super::growth::Growth;
-use super::holder::{Holder, Holders};
 use super::storage::Storage;
-use super::sync::{
+use super::wait_graph::{Resource, WaitGraph};
+use crate::error::Place;
+use crate::error::{Holder, Holders};
+use crate::sync::{
     AtomicUsize, BEFORE_DEADLOCK_CHECK, Condvar, Instant, Mutex, MutexGuard, Ordering, ThreadId, YIELDS,
     current_thread, yield_now,
 };
-use super::wait_graph::{Resource, WaitGraph};
-use crate::error::Place;
 
 /// While others overtake them, all waiters are served within about this time, if they are few.
 const PATIENCE: Duration = Duration::from_micros(900);

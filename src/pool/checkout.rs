@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use super::admission::{PooledConnection, Refused};
 use super::connections::{Connections, managed};
-use super::holder::Holder;
 use super::managed::Managed;
 use super::manager::{ConnectFailure, Manager};
 use super::storage::Storage;
 use super::{AppPool, CheckedOut};
-use crate::backend;
 use crate::connection::SessionConnection;
+use crate::dialect;
+use crate::error::Holder;
 use crate::error::{ConnectErrorKind, Error, Place, Result, Shortage, WaitLimit};
 
 /// Checked out less than that ago, a connection is handed out without a ping.
@@ -57,17 +57,17 @@ impl<C: SessionConnection> AppPool<C> {
         limit: Option<Instant>,
     ) -> Result<CheckedOut<C>> {
         let storage = &self.storage;
-        let config = &storage.spec.config;
+        let config = &storage.options.config;
         let deadline = since + config.acquire_timeout;
         let of_scope = limit.is_some_and(|limit| limit < deadline);
         let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
         let request = Request { place, since, deadline, of_scope };
-        if storage.spec.lane.is_some() {
-            self.wait_for_lane(&request)?;
+        if storage.options.pinned.is_some() {
+            self.wait_for_pinned(&request)?;
         }
         let mut asked = since;
         loop {
-            let holder = Holder::new(Arc::clone(&storage.spec.app), place, asked, in_transaction);
+            let holder = Holder::new(Arc::clone(&storage.options.app), place, asked, in_transaction);
             let checked_out = self
                 .get(holder, deadline, config.connect_timeout)
                 .map_err(|refused| self.refused(refused, &request))?;
@@ -101,7 +101,7 @@ impl<C: SessionConnection> AppPool<C> {
             checked_out.close();
             return Ok(None);
         }
-        match self.storage.spec.on_checkout {
+        match self.storage.options.on_checkout {
             Some(hook) => self.on_checkout(checked_out, hook, limit),
             None => Ok(Some(checked_out)),
         }
@@ -115,7 +115,7 @@ impl<C: SessionConnection> AppPool<C> {
         if idle < JUST_NOW && is_trusted {
             return true;
         }
-        if backend::has_hung_up(managed.conn_mut()) {
+        if dialect::has_hung_up(managed.conn_mut()) {
             return false;
         }
         if idle < FRESH && is_trusted {
@@ -124,10 +124,10 @@ impl<C: SessionConnection> AppPool<C> {
         if !self.storage.can_be_cut(managed) {
             return false;
         }
-        let end = deadline.min(Instant::now() + self.storage.spec.config.connect_timeout);
+        let end = deadline.min(Instant::now() + self.storage.options.config.connect_timeout);
         let answer = self.storage.call(managed, end, "did not answer a ping in time", |managed| {
             let answer = managed.conn_mut().ping();
-            managed.witness.take();
+            managed.observer.take();
             answer
         });
         managed.suspicion = suspicion;
@@ -135,35 +135,35 @@ impl<C: SessionConnection> AppPool<C> {
     }
 
     /// The one connection of a test may still be checked out of a pool that was disposed of.
-    fn wait_for_lane(&self, request: &Request) -> Result<()> {
-        let spec = &self.storage.spec;
-        let Some(lane) = &spec.lane else { return Ok(()) };
-        lane.check(&spec.app)?;
-        if !lane.is_lent() || !self.is_empty() {
+    fn wait_for_pinned(&self, request: &Request) -> Result<()> {
+        let options = &self.storage.options;
+        let Some(pinned) = &options.pinned else { return Ok(()) };
+        pinned.check(&options.app)?;
+        if !pinned.is_checked_out() || !self.is_empty() {
             return Ok(());
         }
-        let holders = self.storage.home.upgrade().map(|home| home.held_by_this_thread()).unwrap_or_default();
+        let holders = self.storage.owner.upgrade().map(|owner| owner.held_by_this_thread()).unwrap_or_default();
         if !holders.is_empty() {
-            let (app, short, pool) = (spec.app.to_string(), Shortage::TestConnection, spec.pool_of());
+            let (app, short, pool) = (options.app.to_string(), Shortage::TestConnection, options.pool_of());
             return Err(Error::WouldDeadlock { app, short, holders, at: request.place, pool });
         }
-        lane.wait_until_parked(request.deadline);
+        pinned.wait_for_checkin(request.deadline);
         Ok(())
     }
 
     fn refused(&self, refused: Refused<Box<ConnectFailure>>, request: &Request) -> Error {
-        let spec = &self.storage.spec;
-        let (app, at, waited) = (spec.app.to_string(), request.place, request.since.elapsed());
-        let server = spec.target.shown.clone();
+        let options = &self.storage.options;
+        let (app, at, waited) = (options.app.to_string(), request.place, request.since.elapsed());
+        let server = options.target.shown.clone();
         match refused {
             Refused::Closed => Error::Disposed { app },
             Refused::Deadlock { holders, of_limit } => {
-                let short = match (&spec.lane, of_limit) {
+                let short = match (&options.pinned, of_limit) {
                     (Some(_), _) => Shortage::TestConnection,
                     (None, true) => Shortage::Limit,
                     (None, false) => Shortage::Pool,
                 };
-                Error::WouldDeadlock { app, short, holders, at, pool: spec.pool_of() }
+                Error::WouldDeadlock { app, short, holders, at, pool: options.pool_of() }
             }
             Refused::Connecting { began, hangs } => {
                 let limit = if hangs { WaitLimit::Connect } else { request.limit() };
@@ -172,7 +172,7 @@ impl<C: SessionConnection> AppPool<C> {
             Refused::Failed(failure) => {
                 let ConnectFailure { kind, mut message, .. } = *failure;
                 if kind == ConnectErrorKind::ServerFull {
-                    message.push_str(&self.storage.server.occupants());
+                    message.push_str(&self.storage.server.session_counts_text());
                 }
                 Error::Connect { app, server, kind, message, at }
             }
@@ -190,12 +190,12 @@ impl<C: SessionConnection> AppPool<C> {
             Refused::InUse { waiting, holders } => Error::AcquireTimeout {
                 app,
                 waited,
-                max_size: spec.config.max_size,
+                max_size: options.config.max_size,
                 waiting,
                 holders,
                 at,
                 limit: request.limit(),
-                pool: spec.pool_of(),
+                pool: options.pool_of(),
             },
         }
     }
@@ -228,10 +228,10 @@ impl<C: SessionConnection> PooledConnection<Connections<C>> {
     /// The schema is, or is about to be, another. No connection from before stays in use, except this one if it has
     /// prepared nothing before.
     pub(crate) fn schema_changes(&mut self) {
-        let prepared_nothing = self.pool.storage.spec.on_connect.is_none();
+        let prepared_nothing = self.pool.storage.options.on_connect.is_none();
         let managed = self.managed();
-        if let Some(lane) = managed.lane() {
-            lane.schema_changes();
+        if let Some(pinned) = managed.pinned() {
+            pinned.schema_changes();
         }
         // Migrations are anybody's SQL.
         managed.marked = true;

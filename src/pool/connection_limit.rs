@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::holder::{Holder, Holders};
-use super::sync::{AtomicUsize, Instant, Mutex, Ordering, ThreadId};
+use crate::error::{Holder, Holders};
+use crate::sync::{AtomicUsize, Instant, Mutex, Ordering, ThreadId};
 
 /// A pool, as the pools see it that share a limit with it.
 pub(crate) trait Resident: Send + Sync {

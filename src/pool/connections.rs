@@ -8,18 +8,18 @@ use std::time::{Duration, Instant};
 use super::connection_limit::LimitPermit;
 use super::managed::{Managed, Sessions};
 use super::manager::{ConnectFailure, Manager, with_jitter};
+use super::options::PoolOptions;
 use super::schema_version::SchemaVersion;
 use super::server::Server;
 use super::storage::{Remedy, Storage};
 use super::thread::PoolThread;
 use super::watchdog::{GRACE, Watched};
 use super::writers::{self, Writers};
-use super::{AppPool, Home};
-use crate::backend::Kind;
+use super::{AppPool, PoolOwner};
 use crate::config::Reset;
 use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
-use crate::spec::Spec;
+use crate::kind::DatabaseKind;
 
 /// The pause before another attempt after a failed connect. It doubles with each failure, up to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(150));
@@ -27,9 +27,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_m
 /// The connections of one application.
 pub(crate) struct Connections<C: SessionConnection> {
     pub(super) r2d2: r2d2::Pool<Manager<C>>,
-    pub(super) spec: Arc<Spec<C>>,
+    pub(super) options: Arc<PoolOptions<C>>,
     pub(super) server: Arc<Server>,
-    pub(super) home: Weak<dyn Home>,
+    pub(super) owner: Weak<dyn PoolOwner>,
     pub(super) pool: Weak<AppPool<C>>,
     /// The process that made it, and that alone may touch its connections.
     process: u32,
@@ -50,17 +50,22 @@ pub(crate) struct Connections<C: SessionConnection> {
 
 impl<C: SessionConnection> Connections<C> {
     /// Opens nothing.
-    pub(super) fn new(spec: Arc<Spec<C>>, home: Weak<dyn Home>, pool: &Weak<AppPool<C>>, server: Arc<Server>) -> Self {
-        let (target, config) = (&spec.target, &spec.config);
+    pub(super) fn new(
+        options: Arc<PoolOptions<C>>,
+        owner: Weak<dyn PoolOwner>,
+        pool: &Weak<AppPool<C>>,
+        server: Arc<Server>,
+    ) -> Self {
+        let (target, config) = (&options.target, &options.config);
         let url: Arc<str> = if target.in_memory {
-            target.shared_memory().map_or_else(crate::backend::memory_url, str::to_owned).into()
+            target.shared_memory().map_or_else(crate::dialect::memory_url, str::to_owned).into()
         } else {
-            target.kind.driver_url(target, config, &spec.app).into()
+            target.kind.driver_url(target, config, &options.app).into()
         };
         let thread = PoolThread::take();
         let (anchor, permits, sessions) = (Arc::default(), Arc::default(), Arc::default());
         let manager = Manager {
-            spec: Arc::clone(&spec),
+            options: Arc::clone(&options),
             server: Arc::clone(&server),
             url: Arc::clone(&url),
             anchor: Arc::clone(&anchor),
@@ -82,7 +87,7 @@ impl<C: SessionConnection> Connections<C> {
         Self {
             r2d2,
             server,
-            home,
+            owner,
             pool: Weak::clone(pool),
             process: std::process::id(),
             url,
@@ -94,18 +99,18 @@ impl<C: SessionConnection> Connections<C> {
             ageing: AtomicBool::new(false),
             watching: AtomicBool::new(false),
             thread,
-            spec,
+            options,
         }
     }
 
-    pub(super) fn kind(&self) -> Kind {
-        self.spec.target.kind
+    pub(super) fn kind(&self) -> DatabaseKind {
+        self.options.target.kind
     }
 
     /// The time for a driver call at a checkin.
     pub(super) fn end(&self, until: Option<Instant>) -> Instant {
         let now = Instant::now();
-        let end = now + self.spec.config.connect_timeout;
+        let end = now + self.options.config.connect_timeout;
         until.map_or(end, |until| end.min(until.max(now) + GRACE))
     }
 
@@ -128,7 +133,7 @@ impl<C: SessionConnection> Connections<C> {
             return Some(answer);
         }
         managed.doomed = true;
-        let (app, server) = (&self.spec.app, &self.spec.target.shown);
+        let (app, server) = (&self.options.app, &self.options.target.shown);
         crate::wording::log_line!(
             warn,
             "diesel_session::pool",
@@ -228,10 +233,10 @@ impl<C: SessionConnection> Storage for Connections<C> {
     }
 
     fn let_go(&self, pool: u64) -> impl FnOnce() + 'static {
-        let home = self.home.upgrade();
+        let owner = self.owner.upgrade();
         move || {
-            if let Some(home) = home {
-                home.let_go(pool);
+            if let Some(owner) = owner {
+                owner.let_go(pool);
             }
         }
     }
@@ -250,7 +255,7 @@ impl<C: SessionConnection> Storage for Connections<C> {
 
     /// A test's one connection is never closed: the server would not get its slot back.
     fn is_evictable(&self) -> bool {
-        self.spec.lane.is_none()
+        self.options.pinned.is_none()
     }
 
     fn ask(&self, conn: &mut Self::Conn, question: &str, patience: Duration) -> Option<Vec<String>> {
@@ -261,14 +266,14 @@ impl<C: SessionConnection> Storage for Connections<C> {
         let end = Instant::now() + patience;
         let answer = self.call(managed, end, "did not answer in time", |managed| {
             let answer = managed.conn_mut().texts(question);
-            managed.witness.take();
+            managed.observer.take();
             answer
         });
         Some(answer?.ok()?.into_iter().flatten().collect())
     }
 
     fn may_stay(&self, conn: &mut Self::Conn, now: Instant) -> (bool, Option<Instant>) {
-        managed(conn).may_stay(now, self.spec.config.idle_timeout)
+        managed(conn).may_stay(now, self.options.config.idle_timeout)
     }
 
     fn reset(&self, conn: &mut Self::Conn, until: Option<Instant>) -> bool {
@@ -281,18 +286,18 @@ impl<C: SessionConnection> Storage for Connections<C> {
             return false;
         }
         self.age();
-        let due = match self.spec.config.reset {
+        let due = match self.options.config.reset {
             Reset::WhenLent => managed.may_have_leftovers(),
             Reset::Always => true,
             Reset::Never => false,
         };
-        !due && self.spec.on_checkin.is_none() || self.make_ready(managed, due, until)
+        !due && self.options.on_checkin.is_none() || self.make_ready(managed, due, until)
     }
 
     fn close(&self, mut conn: Self::Conn, until: Option<Instant>) {
         let managed = managed(&mut conn);
         let permits = std::mem::take(&mut managed.permits);
-        let socket = managed.socket.filter(|_| managed.lane().is_none());
+        let socket = managed.socket.filter(|_| managed.pinned().is_none());
         let end = self.end(until);
         let watched = socket.map(|socket| Watched::begin(socket, end));
         // A server has a session a little longer than its client. Whoever waits for its place waits for the server.
@@ -300,7 +305,7 @@ impl<C: SessionConnection> Storage for Connections<C> {
         drop(conn);
         drop(watched);
         self.closings.fetch_add(1, Ordering::AcqRel);
-        crate::wording::log_line!(debug, "diesel_session::pool", "app `{}` has closed a connection", self.spec.app);
+        crate::wording::log_line!(debug, "diesel_session::pool", "app `{}` has closed a connection", self.options.app);
         if let Some(ending) = ending {
             ending.wait(end);
         }

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use super::admission::{Pool, State};
 use super::connection_limit::{LimitPermit, Resident};
-use super::holder::{Holder, Holders};
 use super::storage::{Remedy, Storage};
-use super::sync::{Instant, MutexGuard, ThreadId};
+use crate::error::{Holder, Holders};
+use crate::sync::{Instant, MutexGuard, ThreadId};
 
 /// How far a pool is on its way to one more connection.
 #[derive(Debug)]

@@ -6,23 +6,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::connection_limit::LimitPermit;
-use super::lane::{LOST, Lane};
+use super::pinned_connection::PinnedConnection;
 use super::schema_version::SeenVersion;
 use super::socket::Socket;
-use super::witness::Witness;
-use crate::backend::{Kind, Poison};
+use super::statement_observer::StatementObserver;
+use crate::dialect::Poison;
+use crate::error::LOST;
+use crate::kind::DatabaseKind;
 
 /// A hook that runs before a connection is closed, and how it is run in the transaction around a test.
-type OnClose<C> = (fn(&mut C), fn(Kind, &mut C, fn(&mut C)) -> bool);
+type OnClose<C> = (fn(&mut C), fn(DatabaseKind, &mut C, fn(&mut C)) -> bool);
 
 /// An open connection with the state that the pool keeps for it.
 pub(crate) struct Managed<C> {
     /// Only `take_out` and drop take it.
     conn: Option<C>,
     /// Of the one connection of a test.
-    lane: Option<Arc<Lane<C>>>,
-    pub(crate) witness: Arc<Witness>,
-    /// Code had it that may have left something on it, whatever the witness has seen.
+    pinned: Option<Arc<PinnedConnection<C>>>,
+    pub(crate) observer: Arc<StatementObserver>,
+    /// Code had it that may have left something on it, whatever the observer has seen.
     pub(crate) marked: bool,
     pub(super) on_close: Option<OnClose<C>>,
     /// When it was last checked out. To read the clock at the checkin too would cost a tenth of the checkout.
@@ -80,12 +82,17 @@ impl<C> fmt::Debug for Managed<C> {
 }
 
 impl<C> Managed<C> {
-    /// A connection that is being set up. In a lane it is parked wherever this ends.
-    pub(super) fn new(conn: C, lane: Option<Arc<Lane<C>>>, witness: Arc<Witness>, schema: SeenVersion) -> Self {
+    /// A connection that is being set up. In a pinned connection it is parked wherever this ends.
+    pub(super) fn new(
+        conn: C,
+        pinned: Option<Arc<PinnedConnection<C>>>,
+        observer: Arc<StatementObserver>,
+        schema: SeenVersion,
+    ) -> Self {
         Self {
             conn: Some(conn),
-            lane,
-            witness,
+            pinned,
+            observer,
             marked: false,
             on_close: None,
             last_used: Instant::now(),
@@ -126,23 +133,23 @@ impl<C> Managed<C> {
         self.conn = Some(conn);
     }
 
-    pub(crate) fn lane(&self) -> Option<&Arc<Lane<C>>> {
-        self.lane.as_ref()
+    pub(crate) fn pinned(&self) -> Option<&Arc<PinnedConnection<C>>> {
+        self.pinned.as_ref()
     }
 
-    /// Whether its witness is still the instrumentation of the connection.
+    /// Whether its observer is still the instrumentation of the connection.
     pub(crate) fn is_observed(&mut self) -> bool
     where
         C: diesel::Connection,
     {
-        let Self { conn, witness, .. } = self;
-        conn.as_mut().is_some_and(|conn| witness.watches(conn.instrumentation()))
+        let Self { conn, observer, .. } = self;
+        conn.as_mut().is_some_and(|conn| observer.watches(conn.instrumentation()))
     }
 
     /// Whether there may be something on it that the next holder must not find.
     #[inline]
     pub(super) fn may_have_leftovers(&self) -> bool {
-        self.marked || self.witness.has_seen_leftovers()
+        self.marked || self.observer.has_seen_leftovers()
     }
 
     /// Whether it may be checked out. However short its lifetime, a new one serves once: another would be no younger.
@@ -158,9 +165,9 @@ impl<C> Managed<C> {
     /// Has the connection closed when it is checked in: the driver's plans and types are of an older schema, or the server takes no writes any more.
     /// The other connections of this process to the database are no better, if they are as old.
     pub(crate) fn retire(&mut self, poison: Poison) {
-        if let Some(lane) = &self.lane {
+        if let Some(pinned) = &self.pinned {
             // It is the test's one connection. What it remembers must not reach another test.
-            lane.schema_changes();
+            pinned.schema_changes();
             return;
         }
         self.retired = true;
@@ -189,8 +196,8 @@ impl<C> Drop for Managed<C> {
     fn drop(&mut self) {
         self.before_close();
         let conn = self.conn.take();
-        match (&self.lane, conn) {
-            (Some(lane), Some(conn)) => lane.park(conn),
+        match (&self.pinned, conn) {
+            (Some(pinned), Some(conn)) => pinned.check_in(conn),
             (_, conn) => drop(conn),
         }
         if let (Some(sessions), Some(session)) = (&self.sessions, self.session) {
@@ -201,29 +208,29 @@ impl<C> Drop for Managed<C> {
 
 impl<C> Managed<C> {
     fn before_close(&mut self) {
-        if let Some(socket) = self.socket.filter(|_| self.lane.is_none()) {
+        if let Some(socket) = self.socket.filter(|_| self.pinned.is_none()) {
             socket.forget();
         }
-        if let Some(lane) = &self.lane {
+        if let Some(pinned) = &self.pinned {
             if self.doomed || self.lost {
-                lane.break_off(if self.lost { LOST } else { "its connection was left in an unknown state" }, None);
+                pinned.poison(if self.lost { LOST } else { "its connection was left in an unknown state" }, None);
             }
             if self.may_have_leftovers() {
-                lane.soil();
+                pinned.mark_dirty();
             }
-            if self.witness.may_have_changed_schema() {
-                lane.schema_changes();
+            if self.observer.may_have_changed_schema() {
+                pinned.schema_changes();
             }
         }
         let (Some((hook, run_inside)), Some(conn)) = (self.on_close.take(), &mut self.conn) else { return };
-        let lane = self.lane.as_ref().filter(|lane| lane.has_begun());
-        let outcome = catch_unwind(AssertUnwindSafe(|| match lane {
+        let pinned = self.pinned.as_ref().filter(|pinned| pinned.has_begun());
+        let outcome = catch_unwind(AssertUnwindSafe(|| match pinned {
             None => hook(conn),
-            Some(_) if run_inside(self.witness.kind(), conn, hook) => {}
-            Some(lane) => lane.break_off("hook `on_close` ended its transaction", None),
+            Some(_) if run_inside(self.observer.kind(), conn, hook) => {}
+            Some(pinned) => pinned.poison("hook `on_close` ended its transaction", None),
         }));
         if let Err(panic) = outcome {
-            let message = crate::panic_message(&*panic);
+            let message = crate::panic::panic_message(&*panic);
             crate::wording::log_line!(
                 warn,
                 "diesel_session::pool",

@@ -14,17 +14,18 @@ use std::time::{Duration, Instant};
 use diesel::result::ConnectionResult;
 
 use super::connection_limit::LimitPermit;
-use super::lane::{LOST, Parked};
 use super::managed::{Managed, Sessions};
+use super::options::PoolOptions;
+use super::pinned_connection::PinnedState;
 use super::schema_version::{SchemaVersion, SeenVersion};
 use super::server::Server;
 use super::socket::{Search, Socket};
+use super::statement_observer::{ObserverInstrumentation, Reading, StatementObserver};
 use super::thread::begin_connect;
-use super::witness::{Reading, Watch, Witness};
-use crate::backend::Kind;
 use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
-use crate::spec::Spec;
+use crate::error::LOST;
+use crate::kind::DatabaseKind;
 use crate::wording::phrase;
 
 /// What r2d2 stores: a connection, or why there is none. Both are boxed because they are moved often.
@@ -41,7 +42,7 @@ pub(crate) struct ConnectFailure {
 
 /// Makes the connections of one pool.
 pub(crate) struct Manager<C: SessionConnection> {
-    pub(super) spec: Arc<Spec<C>>,
+    pub(super) options: Arc<PoolOptions<C>>,
     pub(super) server: Arc<Server>,
     /// The URL for the driver.
     pub(super) url: Arc<str>,
@@ -65,7 +66,7 @@ struct Introduced {
 
 impl<C: SessionConnection> fmt::Debug for Manager<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Manager").field("app", &self.spec.app).finish_non_exhaustive()
+        f.debug_struct("Manager").field("app", &self.options.app).finish_non_exhaustive()
     }
 }
 
@@ -80,12 +81,12 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
             return Ok(Err(Box::new(self.failure("the program is ending"))));
         };
         let made = catch_unwind(AssertUnwindSafe(|| self.open())).unwrap_or_else(|panic| {
-            Err(self.failure(&format!("connecting panicked: {}", crate::panic_message(&*panic))))
+            Err(self.failure(&format!("connecting panicked: {}", crate::panic::panic_message(&*panic))))
         });
-        let app = &self.spec.app;
+        let app = &self.options.app;
         match made {
             Ok(mut managed) => {
-                self.server.answered(&self.spec.target.shown);
+                self.server.answered(&self.options.target.shown);
                 managed.permits = permits.unwrap_or_default();
                 crate::wording::log_line!(debug, "diesel_session::pool", "app `{app}` has opened a connection");
                 Ok(Ok(Box::new(managed)))
@@ -114,31 +115,35 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
 
 impl<C: SessionConnection> Manager<C> {
     fn open(&self) -> Result<Managed<C>, ConnectFailure> {
-        let spec = &self.spec;
+        let options = &self.options;
         let suspicion = self.server.suspicion();
-        let lane = spec.lane.as_ref();
+        let pinned = options.pinned.as_ref();
         let establish = || self.establish_and_find().map_err(|error| self.failure(&error.to_string()));
-        let (conn, socket) = match lane.map(|lane| lane.take()) {
+        let (conn, socket) = match pinned.map(|pinned| pinned.take()) {
             None => establish()?,
-            Some(Parked::Here(conn)) => (conn, lane.and_then(|lane| lane.socket())),
-            Some(Parked::Nowhere) => establish().inspect_err(|_| spec.lane.iter().for_each(|lane| lane.not_made()))?,
-            Some(Parked::Lent) => return Err(self.failure("another pool still has the one connection of this test")),
+            Some(PinnedState::Idle(conn)) => (conn, pinned.and_then(|pinned| pinned.socket())),
+            Some(PinnedState::NotOpen) => {
+                establish().inspect_err(|_| options.pinned.iter().for_each(|pinned| pinned.not_opened()))?
+            }
+            Some(PinnedState::CheckedOut) => {
+                return Err(self.failure("another pool still has the one connection of this test"));
+            }
         };
-        if let Some(lane) = lane {
-            lane.has_socket(socket);
+        if let Some(pinned) = pinned {
+            pinned.has_socket(socket);
         }
         // A test's connection was prepared by an earlier pool, and inside of a transaction some settings cannot be made.
-        let is_set_up = lane.is_some_and(|lane| lane.has_begun());
-        let no_log = spec.target.in_memory || spec.target.read_only;
-        let witness = Arc::new(Witness::new(spec.target.kind, lane.is_some()));
+        let is_set_up = pinned.is_some_and(|pinned| pinned.has_begun());
+        let no_log = options.target.in_memory || options.target.read_only;
+        let observer = Arc::new(StatementObserver::new(options.target.kind, pinned.is_some()));
         let schema = SeenVersion::now(Arc::clone(&self.version));
         // From here on a test's connection is parked wherever this ends.
-        let mut managed = Managed::new(conn, lane.cloned(), Arc::clone(&witness), schema);
+        let mut managed = Managed::new(conn, pinned.cloned(), Arc::clone(&observer), schema);
         managed.socket = socket;
         let conn = managed.conn_mut();
-        for sql in spec.target.kind.setup(&spec.config, no_log).into_iter().filter(|_| !is_set_up) {
+        for sql in options.target.kind.setup(&options.config, no_log).into_iter().filter(|_| !is_set_up) {
             conn.batch_execute(&sql)
-                .or_else(|error| match spec.target.kind.goes_without(&sql, &error.to_string()) {
+                .or_else(|error| match options.target.kind.goes_without(&sql, &error.to_string()) {
                     true => Ok(()),
                     false => Err(error),
                 })
@@ -147,8 +152,8 @@ impl<C: SessionConnection> Manager<C> {
         let Introduced { session, version, checks_client } = match self.introduce(conn) {
             Some(introduced) => introduced,
             None => {
-                if let Some(lane) = lane.filter(|_| is_set_up && conn.ping().is_err()) {
-                    lane.break_off(LOST, None);
+                if let Some(pinned) = pinned.filter(|_| is_set_up && conn.ping().is_err()) {
+                    pinned.poison(LOST, None);
                     return Err(self.failure("the one connection of this test was lost"));
                 }
                 Introduced { session: None, version: Arc::clone(&self.version), checks_client: false }
@@ -156,21 +161,21 @@ impl<C: SessionConnection> Manager<C> {
         };
         // Before the program's own statements, which may be kept as they are.
         let schema = SeenVersion::now(version);
-        for sql in spec.config.on_connect.iter().filter(|_| !is_set_up) {
+        for sql in options.config.on_connect.iter().filter(|_| !is_set_up) {
             conn.batch_execute(sql)
                 .map_err(|error| self.failure(&format!("`Config::on_connect` failed: {error} (at `{sql}`)")))?;
         }
-        if let Some(prepare) = spec.on_connect.filter(|_| !is_set_up) {
-            if spec.target.kind == Kind::Mysql {
+        if let Some(prepare) = options.on_connect.filter(|_| !is_set_up) {
+            if options.target.kind == DatabaseKind::Mysql {
                 // An empty statement is refused here too.
-                let guard = Arc::new(Witness::new(spec.target.kind, false));
+                let guard = Arc::new(StatementObserver::new(options.target.kind, false));
                 guard.read_statements(Reading::Raw);
-                conn.set_instrumentation(Watch::new(guard));
+                conn.set_instrumentation(ObserverInstrumentation::new(guard));
             }
             prepare(conn).map_err(|error| self.failure(&format!("`Database::on_connect` failed: {error}")))?;
         }
-        let is_changed = !spec.config.on_connect.is_empty() || spec.on_connect.is_some();
-        if let Some(sql) = spec.target.kind.required().filter(|_| is_changed && !is_set_up) {
+        let is_changed = !options.config.on_connect.is_empty() || options.on_connect.is_some();
+        if let Some(sql) = options.target.kind.required().filter(|_| is_changed && !is_set_up) {
             conn.batch_execute(sql)
                 .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
         }
@@ -181,14 +186,14 @@ impl<C: SessionConnection> Manager<C> {
                 false => "`on_connect` left a transaction open",
             }));
         }
-        if let Some(lane) = lane {
-            lane.begin(spec.target.kind, conn).map_err(|reason| self.failure(&reason))?;
+        if let Some(pinned) = pinned {
+            pinned.begin(options.target.kind, conn).map_err(|reason| self.failure(&reason))?;
         }
-        conn.set_instrumentation(Watch::new(witness));
+        conn.set_instrumentation(ObserverInstrumentation::new(observer));
         let now = Instant::now();
-        managed.on_close = spec.on_close.map(|hook| (hook, Kind::run_inside as _));
+        managed.on_close = options.on_close.map(|hook| (hook, DatabaseKind::run_inside as _));
         managed.last_used = now;
-        managed.expires = spec.config.max_lifetime.map(|lifetime| now + with_jitter(lifetime));
+        managed.expires = options.config.max_lifetime.map(|lifetime| now + with_jitter(lifetime));
         managed.schema = schema;
         managed.checks_client = checks_client;
         managed.suspicion = suspicion;
@@ -201,7 +206,7 @@ impl<C: SessionConnection> Manager<C> {
 
     /// A connection, and the socket under it if that can be told.
     fn establish_and_find(&self) -> ConnectionResult<(C, Option<Socket>)> {
-        let (target, kind) = (&self.spec.target, self.spec.target.kind);
+        let (target, kind) = (&self.options.target, self.options.target.kind);
         let Some(question) = kind.client_port() else { return Ok((self.establish()?, None)) };
         let search = Search::begin(target);
         let mut conn = self.establish()?;
@@ -210,7 +215,7 @@ impl<C: SessionConnection> Manager<C> {
             answer.parse().ok()
         });
         if socket.is_none() {
-            let app = &self.spec.app;
+            let app = &self.options.app;
             crate::wording::log_line!(
                 debug,
                 "diesel_session::pool",
@@ -221,11 +226,11 @@ impl<C: SessionConnection> Manager<C> {
     }
 
     fn establish(&self) -> ConnectionResult<C> {
-        let connect = |url: &str| match self.spec.connect_with {
+        let connect = |url: &str| match self.options.connect_with {
             Some(connect) => connect(url),
             None => C::establish(url),
         };
-        if self.spec.target.in_memory {
+        if self.options.target.in_memory {
             let mut anchor = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
             if anchor.is_none() {
                 *anchor = Some(connect(&self.url)?);
@@ -237,14 +242,14 @@ impl<C: SessionConnection> Manager<C> {
     /// Asks the server for its number of this session, what it is and, once in a while, who else has a connection: when it is full it is
     /// too late to ask. Whatever stands between this process and the server and does not know may stay silent.
     fn introduce(&self, conn: &mut C) -> Option<Introduced> {
-        let kind = self.spec.target.kind;
+        let kind = self.options.target.kind;
         let answer = conn.texts(kind.introduction()?).ok()?.into_iter().next().flatten()?;
         let mut parts = answer.splitn(5, ' ');
         let (session, capacity, instance) = (parts.next()?, parts.next()?, parts.next()?);
         let (checks_client, database) = (parts.next()? == "set", parts.next()?);
         self.server.allows(capacity.parse().ok()?);
         self.server.is_instance(instance);
-        if let Some(question) = kind.census().filter(|_| self.server.session_counts_are_old())
+        if let Some(question) = kind.session_counts_query().filter(|_| self.server.session_counts_are_old())
             && let Ok(rows) = conn.texts(question)
         {
             self.server.note_session_counts(rows.into_iter().flatten().collect());
@@ -255,15 +260,15 @@ impl<C: SessionConnection> Manager<C> {
 
     fn failure(&self, message: &str) -> ConnectFailure {
         // The message is classified before it is redacted: a password may be a word of it.
-        let kind = self.spec.target.kind.classify(&phrase(message));
-        let mut message = self.spec.target.redact(message);
-        if self.spec.connect_with.is_none() && message.contains("url for multiconnection") {
+        let kind = self.options.target.kind.classify(&phrase(message));
+        let mut message = self.options.target.redact(message);
+        if self.options.connect_with.is_none() && message.contains("url for multiconnection") {
             message.push_str(
                 "; an enum of connections tells no reason: give `Database::connect_with` a function that does",
             );
         }
         if kind == ConnectErrorKind::Unreachable
-            && let Some(cause) = self.spec.target.why_no_file()
+            && let Some(cause) = self.options.target.why_no_file()
         {
             message = format!("{message}: {cause}");
         }
@@ -272,7 +277,7 @@ impl<C: SessionConnection> Manager<C> {
 
     /// A failure whose text may say nothing, after the server was asked over an idle connection.
     fn understood(&self, mut failure: ConnectFailure) -> ConnectFailure {
-        let target = &self.spec.target;
+        let target = &self.options.target;
         if failure.kind == ConnectErrorKind::Other
             && let Some(question) = target.kind.is_full()
             && self.server.ask(question).is_some_and(|answer| answer.first().is_some_and(|full| full == "1"))

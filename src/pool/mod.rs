@@ -2,30 +2,29 @@
 //! which decides which caller is next.
 //!
 //! A checkout is `checkout.rs`, then `admission.rs`, then r2d2 with `manager.rs`. No caller waits inside r2d2, which has neither an
-//! order nor a reason for its refusals, and wakes no caller when a broken connection comes back.
+//! order nor a reason for its refusals, and wakes no caller when a poisoned connection comes back.
 
 mod admission;
-mod blocker;
+mod blockers;
 mod checkout;
 mod connection_limit;
 mod connections;
 mod growth;
-mod holder;
-mod lane;
 mod managed;
 mod manager;
+mod options;
+mod pinned_connection;
 mod reset;
 mod schema_version;
 mod server;
 mod socket;
+mod statement_observer;
 mod status;
 mod storage;
-mod sync;
 mod thread;
 mod upkeep;
 mod wait_graph;
 mod watchdog;
-mod witness;
 mod writers;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,23 +32,21 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::Instant;
 
 use admission::{Pool, PooledConnection, Refused};
-pub use blocker::{Blocker, Blockers};
 use connection_limit::ConnectionLimit;
 use connections::Connections;
-pub use holder::{Holder, Holders};
-pub(crate) use lane::{LOST, Lane, TAKEN};
+pub(crate) use options::PoolOptions;
+pub(crate) use pinned_connection::{PinnedConnection, TAKEN};
 use server::Server;
+pub(crate) use statement_observer::{ObservedEffects, Reading, StatementObserver, refuse_empty_statements};
 pub use status::AppStatus;
 pub(crate) use thread::{end_idle_threads, guard_exit, were_inherited};
 use wait_graph::WaitGraph;
 pub(crate) use watchdog::{GRACE, Watched};
-pub(crate) use witness::{Notes, Reading, Witness, refuse_empty_statements};
 pub(crate) use writers::WritePermit;
 
 use crate::connection::SessionConnection;
-use crate::error::{A_WRITE, Error, Place, Result, Shortage};
+use crate::error::{A_WRITE, Blockers, Error, Holder, Holders, Place, Result, Shortage};
 use crate::process::PerProcess;
-use crate::spec::Spec;
 
 /// The pool of one application.
 pub(crate) type AppPool<C> = Pool<Connections<C>>;
@@ -76,7 +73,7 @@ impl Limit {
 
 /// Where a pool is kept: it lets go of one that has become empty, and makes another when it is needed again. Ten thousand
 /// applications used once are then no heavier than ten thousand that were never used.
-pub(crate) trait Home: Send + Sync {
+pub(crate) trait PoolOwner: Send + Sync {
     /// Lets go of the pool of that number, if it is empty and nobody uses it.
     fn let_go(&self, pool: u64);
 
@@ -94,15 +91,17 @@ fn wait_graph() -> Arc<WaitGraph> {
 
 impl<C: SessionConnection> AppPool<C> {
     /// A pool that has opened nothing yet.
-    pub(crate) fn new(spec: Arc<Spec<C>>, home: Weak<dyn Home>) -> Arc<Self> {
+    pub(crate) fn new(options: Arc<PoolOptions<C>>, owner: Weak<dyn PoolOwner>) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         guard_exit();
-        let server = Server::named(&spec.target.server);
+        let server = Server::named(&options.target.server);
         let limits = std::iter::once(Arc::clone(server.limit()))
-            .chain(spec.budget.as_ref().map(|limit| limit.of_this_process()));
-        let (number, max_size) = (NEXT.fetch_add(1, Ordering::Relaxed), spec.config.max_size as usize);
+            .chain(options.connection_limit.as_ref().map(|limit| limit.of_this_process()));
+        let (number, max_size) = (NEXT.fetch_add(1, Ordering::Relaxed), options.config.max_size as usize);
         let limits = limits.collect();
-        Self::with_storage(number, max_size, limits, wait_graph(), |pool| Connections::new(spec, home, pool, server))
+        Self::with_storage(number, max_size, limits, wait_graph(), |pool| {
+            Connections::new(options, owner, pool, server)
+        })
     }
 
     pub(crate) fn number(&self) -> u64 {
@@ -112,15 +111,15 @@ impl<C: SessionConnection> AppPool<C> {
     /// The turn to write, where writers have to take turns.
     pub(crate) fn turn_to_write(&self, place: Place, limit: Option<Instant>) -> Result<Option<WritePermit>> {
         let Some(writers) = &self.storage.writers else { return Ok(None) };
-        let spec = &self.storage.spec;
+        let options = &self.storage.options;
         let started = Instant::now();
-        let deadline = started + spec.config.lock_timeout.unwrap_or(crate::backend::BUSY);
+        let deadline = started + options.config.lock_timeout.unwrap_or(crate::dialect::BUSY);
         let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
-        let holder = Holder::new(Arc::clone(&spec.app), place, started, true);
-        let app = || spec.app.to_string();
-        writers.get(holder, deadline, spec.config.connect_timeout).map(Some).map_err(|refused| match refused {
+        let holder = Holder::new(Arc::clone(&options.app), place, started, true);
+        let app = || options.app.to_string();
+        writers.get(holder, deadline, options.config.connect_timeout).map(Some).map_err(|refused| match refused {
             Refused::Deadlock { holders, .. } => {
-                let pool = spec.pool_of();
+                let pool = options.pool_of();
                 Error::WouldDeadlock { app: app(), short: Shortage::WriteLock, holders, at: place, pool }
             }
             Refused::InUse { holders, .. } => Error::LockTimeout {
@@ -172,7 +171,7 @@ impl<C: SessionConnection> AppPool<C> {
             in_use,
             waiting,
             holders: self.holders(),
-            ..AppStatus::at_rest(&self.storage.spec)
+            ..AppStatus::at_rest(&self.storage.options)
         }
     }
 }

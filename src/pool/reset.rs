@@ -8,27 +8,28 @@ use diesel::QueryResult;
 
 use super::connections::Connections;
 use super::managed::Managed;
-use super::witness::{Reading, Watch};
+use super::options::PoolOptions;
+use super::statement_observer::{ObserverInstrumentation, Reading};
 use super::{AppPool, CheckedOut};
-use crate::backend::{self, Beginning, Kind, Question};
 use crate::connection::SessionConnection;
+use crate::dialect::{self, Beginning, Question};
 use crate::error::{Error, Result};
-use crate::spec::Spec;
+use crate::kind::DatabaseKind;
 
 impl<C: SessionConnection> Connections<C> {
     /// Removes what the last holder left, if that is due, and runs `on_checkin`. `false`: the connection has to be closed. The
     /// holder waits for this, so that a lock of the session is gone when `commit` has returned.
     pub(super) fn make_ready(&self, managed: &mut Managed<C>, reset: bool, until: Option<Instant>) -> bool {
-        let spec = &self.spec;
+        let options = &self.options;
         let kind = self.kind();
         if reset && !(kind.can_reset() && self.can_be_cut(managed)) {
             return false;
         }
         let outcome = self.call(managed, self.end(until), "was not reset in time", |managed| {
             if reset {
-                managed.reset(spec)?;
+                managed.reset(options)?;
             }
-            match spec.on_checkin {
+            match options.on_checkin {
                 Some(hook) => managed.run_hook(hook, kind).map_err(|failure| ("hook `on_checkin`", failure)),
                 None => Ok(()),
             }
@@ -36,7 +37,7 @@ impl<C: SessionConnection> Connections<C> {
         match outcome {
             Some(Ok(())) => true,
             Some(Err((what, Failure { message, .. }))) => {
-                let (app, message) = (&spec.app, spec.target.redact(&message));
+                let (app, message) = (&options.app, options.target.redact(&message));
                 crate::wording::log_line!(
                     warn,
                     "diesel_session::pool",
@@ -78,7 +79,7 @@ impl<C: SessionConnection> AppPool<C> {
         if lost && was_idle {
             return Ok(None);
         }
-        let message = storage.spec.target.redact(&message);
+        let message = storage.options.target.redact(&message);
         Err(Error::HookFailed { hook: "on_checkout", committed: false, message })
     }
 }
@@ -91,80 +92,85 @@ struct Failure {
 
 impl From<diesel::result::Error> for Failure {
     fn from(error: diesel::result::Error) -> Self {
-        Self { message: error.to_string(), lost: backend::is_connection_lost(&error) }
+        Self { message: error.to_string(), lost: dialect::is_connection_lost(&error) }
     }
 }
 
 impl<C: SessionConnection> Managed<C> {
     /// Makes it what it was when it was new, except for Diesel's prepared statements. A failure comes with what failed.
-    fn reset(&mut self, spec: &Spec<C>) -> Result<(), (&'static str, Failure)> {
-        let batch = spec.target.kind.reset(&spec.config, self.checks_client);
+    fn reset(&mut self, options: &PoolOptions<C>) -> Result<(), (&'static str, Failure)> {
+        let batch = options.target.kind.reset(&options.config, self.checks_client);
         self.conn_mut().batch_execute(&batch).map_err(|error| ("the reset", error.into()))?;
-        for sql in &spec.config.on_connect {
+        for sql in &options.config.on_connect {
             self.conn_mut()
                 .batch_execute(sql)
                 .map_err(|error| ("`Config::on_connect`, after the reset,", error.into()))?;
         }
-        if let Some(prepare) = spec.on_connect {
-            let prepared = self.run_hook(prepare, spec.target.kind);
+        if let Some(prepare) = options.on_connect {
+            let prepared = self.run_hook(prepare, options.target.kind);
             prepared.map_err(|failure| ("`Database::on_connect`, after the reset,", failure))?;
         }
-        let is_changed = !spec.config.on_connect.is_empty() || spec.on_connect.is_some();
-        if let Some(sql) = spec.target.kind.required().filter(|_| is_changed) {
+        let is_changed = !options.config.on_connect.is_empty() || options.on_connect.is_some();
+        if let Some(sql) = options.target.kind.required().filter(|_| is_changed) {
             self.conn_mut().batch_execute(sql).map_err(|error| ("the reset", error.into()))?;
         }
-        self.witness.take();
-        self.witness.forget_leftovers();
+        self.observer.take();
+        self.observer.forget_leftovers();
         self.marked = false;
         Ok(())
     }
 
     /// Runs a hook of the program; what it sends is nobody else's business. It leaves neither a transaction nor another
     /// instrumentation. Where a test is to be rolled back its transactions are savepoints.
-    fn run_hook(&mut self, hook: fn(&mut C) -> QueryResult<()>, kind: Kind) -> Result<(), Failure> {
-        let Some(lane) = self.lane().filter(|lane| lane.has_begun()).map(Arc::clone) else {
+    fn run_hook(&mut self, hook: fn(&mut C) -> QueryResult<()>, kind: DatabaseKind) -> Result<(), Failure> {
+        let Some(pinned) = self.pinned().filter(|pinned| pinned.has_begun()).map(Arc::clone) else {
             return self.run_hook_at(0, hook, kind);
         };
         kind.begin_inside(self.conn_mut(), Beginning::plain(), None)?;
         let outcome = self.run_hook_at(1, hook, kind);
         let outcome = outcome.and_then(|()| Ok(kind.release_inside(self.conn_mut())?));
         if outcome.is_err() && !kind.undo_inside(self.conn_mut()) {
-            lane.break_off("a hook of the pool ended its transaction", None);
+            pinned.poison("a hook of the pool ended its transaction", None);
         }
-        self.witness.take();
+        self.observer.take();
         outcome
     }
 
-    fn run_hook_at(&mut self, depth: u32, hook: fn(&mut C) -> QueryResult<()>, kind: Kind) -> Result<(), Failure> {
+    fn run_hook_at(
+        &mut self,
+        depth: u32,
+        hook: fn(&mut C) -> QueryResult<()>,
+        kind: DatabaseKind,
+    ) -> Result<(), Failure> {
         let failure = |message: &str| Failure { message: message.into(), lost: false };
-        let seen_before = self.witness.has_seen_leftovers();
-        self.witness.read_statements(Reading::Raw);
+        let seen_before = self.observer.has_seen_leftovers();
+        self.observer.read_statements(Reading::Raw);
         let outcome = catch_unwind(AssertUnwindSafe(|| hook(self.conn_mut())));
-        self.witness.stop_reading();
-        let notes = self.witness.take();
+        self.observer.stop_reading();
+        let notes = self.observer.take();
         if !seen_before {
-            self.witness.forget_leftovers();
+            self.observer.forget_leftovers();
         }
         match outcome {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(error.into()),
-            Err(panic) => return Err(failure(&format!("it panicked: {}", crate::panic_message(&*panic)))),
+            Err(panic) => return Err(failure(&format!("it panicked: {}", crate::panic::panic_message(&*panic)))),
         }
         if !self.is_observed() {
-            let watch = Watch::new(Arc::clone(&self.witness));
+            let watch = ObserverInstrumentation::new(Arc::clone(&self.observer));
             self.conn_mut().set_instrumentation(watch);
         }
         // Of a raw `BEGIN` Diesel knows nothing. Inside of a test's transaction it begins none.
         let began = depth == 0
             && notes.began
             && match kind {
-                Kind::Postgres => notes.ended_by.is_none(),
-                Kind::Mysql | Kind::Sqlite => kind.still_exists(self.conn_mut(), Question::default()),
+                DatabaseKind::Postgres => notes.ended_by.is_none(),
+                DatabaseKind::Mysql | DatabaseKind::Sqlite => kind.still_exists(self.conn_mut(), Question::default()),
             };
         if began || self.conn_mut().depth() != Some(depth) {
             return Err(failure("it left a transaction open"));
         }
-        self.witness.take();
+        self.observer.take();
         Ok(())
     }
 }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::connection_limit::{ConnectionLimit, Resident};
-use super::holder::Holders;
-use crate::backend::Kind;
+use crate::error::Holders;
+use crate::kind::DatabaseKind;
 use crate::process::PerProcess;
 
 /// It lives while a pool uses it.
@@ -46,7 +46,7 @@ static SERVERS: PerProcess<Mutex<HashMap<String, Weak<Server>>>> = PerProcess::n
 
 /// The port of a PostgreSQL server of this machine, by its name. Its sockets and its addresses have the same.
 fn local_port(name: &str) -> Option<u16> {
-    let place = name.strip_prefix(Kind::Postgres.name())?.strip_prefix("://")?;
+    let place = name.strip_prefix(DatabaseKind::Postgres.name())?.strip_prefix("://")?;
     let (host, port) = match place.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
         _ => (place, 5432),
@@ -184,7 +184,7 @@ impl Server {
     }
 
     /// A sentence on who has connections to the server.
-    pub(super) fn occupants(self: &Arc<Self>) -> String {
+    pub(super) fn session_counts_text(self: &Arc<Self>) -> String {
         let names = self.under_all_names();
         let residents: Vec<_> = names.iter().flat_map(|server| server.limit.residents()).collect();
         let mine: usize = residents.iter().map(|(_, resident)| resident.open()).sum();

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use super::holder::Holders;
+use super::options::PoolOptions;
 use crate::connection::SessionConnection;
-use crate::spec::Spec;
+use crate::error::Holders;
 
 /// One application's pool at one moment.
 #[derive(Debug, Clone)]
@@ -31,11 +31,11 @@ pub struct AppStatus {
 }
 
 impl AppStatus {
-    pub(crate) fn at_rest<C: SessionConnection>(spec: &Spec<C>) -> Self {
+    pub(crate) fn at_rest<C: SessionConnection>(options: &PoolOptions<C>) -> Self {
         Self {
-            app: spec.app.to_string(),
-            server: spec.target.shown.clone(),
-            max_size: spec.config.max_size,
+            app: options.app.to_string(),
+            server: options.target.shown.clone(),
+            max_size: options.config.max_size,
             open: 0,
             idle: 0,
             in_use: 0,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::connection_limit::LimitPermit;
-use super::sync::Instant;
+use crate::sync::Instant;
 
 /// Stores the idle connections of one pool, and makes new ones.
 pub(crate) trait Storage: Send + Sync + Sized + 'static {

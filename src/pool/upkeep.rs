@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::AppPool;
 use super::connections::Connections;
-use super::holder::Holder;
 use super::storage::Storage;
 use crate::connection::SessionConnection;
+use crate::error::Holder;
 use crate::wording::phrase;
 
 /// The shortest pause between two looks at the connections of a pool, however short the configured times are.
@@ -17,7 +17,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 impl<C: SessionConnection> Connections<C> {
     /// From here on the pool is looked after, as long as something is open. It is called at each checkin.
     pub(super) fn age(&self) {
-        let config = &self.spec.config;
+        let config = &self.options.config;
         if self.ageing.load(Ordering::Relaxed) {
             return;
         }
@@ -44,7 +44,7 @@ impl<C: SessionConnection> Connections<C> {
 
     /// From here until nothing is open any more, holders are watched. It is called at each checkout.
     pub(super) fn watch(&self) {
-        let Some(threshold) = self.spec.config.leak_threshold else { return };
+        let Some(threshold) = self.options.config.leak_threshold else { return };
         if !self.watching.load(Ordering::Relaxed) && !self.watching.swap(true, Ordering::AcqRel) {
             self.watch_after(threshold);
         }
@@ -78,7 +78,7 @@ impl<C: SessionConnection> AppPool<C> {
 
     fn look_for_leaks(&self) {
         let storage = &self.storage;
-        let Some(threshold) = storage.spec.config.leak_threshold else { return };
+        let Some(threshold) = storage.options.config.leak_threshold else { return };
         let (overdue, pause) = self.overdue(Instant::now(), threshold);
         overdue.iter().for_each(Holder::is_overdue);
         storage.watching.store(false, Ordering::Release);

@@ -10,9 +10,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::holder::Holders;
-use super::sync::{Mutex, ThreadId};
+use crate::error::Holders;
 use crate::error::Place;
+use crate::sync::{Mutex, ThreadId};
 
 /// What threads wait for.
 pub(crate) trait Resource: Send + Sync {

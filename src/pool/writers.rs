@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::admission::{Pool, PooledConnection};
 use super::connection_limit::LimitPermit;
 use super::storage::{Remedy, Storage};
-use super::sync::Ordering;
 use crate::process::PerProcess;
+use crate::sync::Ordering;
 use crate::url::Target;
 
 /// The queue of this process's writers of one database. SQLite's own waiting polls; this one is in order.

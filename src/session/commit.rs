@@ -5,18 +5,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::transaction::{Access, Core, Phase};
-use crate::app::App;
-use crate::backend::{self, Kind};
+use super::transaction_state::{Access, Phase, TransactionState};
+use crate::app_core::AppCore;
 use crate::connection::SessionConnection;
+use crate::dialect;
+use crate::error::{CommitOutcome, Resolver, UnknownCommit};
 use crate::error::{Error, Place, Result};
-use crate::outcome::{CommitOutcome, Resolver, UnknownCommit};
-use crate::pool::Lane;
+use crate::kind::DatabaseKind;
+use crate::pool::PinnedConnection;
 
 /// How long to wait before a transaction in progress is asked for again, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
-impl<C: SessionConnection> Core<C> {
+impl<C: SessionConnection> TransactionState<C> {
     /// Commits the transaction, if there is one, and gives the connection back. A panic (of the program's instrumentation) goes on when the
     /// session is at rest; the server may have committed then.
     pub(crate) fn commit(&mut self, at: Place) -> Result<()> {
@@ -29,7 +30,7 @@ impl<C: SessionConnection> Core<C> {
 
     fn commit_now(&mut self, at: Place) -> Result<()> {
         self.notice_panic(at);
-        self.check_spoiled()?;
+        self.check_invalidated()?;
         if let Err(error) = self.not_inherited(at) {
             self.rollback();
             return Err(error);
@@ -39,25 +40,25 @@ impl<C: SessionConnection> Core<C> {
             return Ok(());
         }
         if self.levels != 0 || self.depth() != Some(1) {
-            self.spoil("a savepoint in it was not closed".into(), at, true);
-            self.check_spoiled()?;
+            self.invalidate("a savepoint in it was not closed".into(), at, true);
+            self.check_invalidated()?;
         }
         self.limit_waits(at)?;
         let resolver = match self.resolver() {
             Ok(resolver) => resolver,
             Err(error) => {
                 // What the code that had the connection kept to itself is the cause that tells more.
-                let is_known = self.swallowed.is_some() && !backend::is_connection_lost(&error);
+                let is_known = self.swallowed.is_some() && !dialect::is_connection_lost(&error);
                 self.settle(Access::Read, at, Some(&error));
                 if is_known {
-                    self.check_spoiled()?;
+                    self.check_invalidated()?;
                 }
                 let error = self.explain(error, at);
                 self.rollback();
                 return Err(error);
             }
         };
-        let (kind, had_orphans) = (self.kind(), self.lane().map(Lane::had_orphans));
+        let (kind, had_orphans) = (self.kind(), self.pinned().map(PinnedConnection::had_orphans));
         // Of typed statements every error is known.
         let guarded = self.had_raw_access.then(|| kind.guarded_commit()).flatten();
         let refused = Cell::new(false);
@@ -79,9 +80,9 @@ impl<C: SessionConnection> Core<C> {
                 self.release();
                 Ok(())
             }
-            Err(error) if refused.get() && !backend::is_connection_lost(&error) => self.refuse_to_commit(at),
+            Err(error) if refused.get() && !dialect::is_connection_lost(&error) => self.refuse_to_commit(at),
             Err(error) => {
-                let error = if backend::is_connection_lost(&error) {
+                let error = if dialect::is_connection_lost(&error) {
                     self.doom();
                     let app = self.app.id().into();
                     let verdict = Arc::default();
@@ -97,25 +98,27 @@ impl<C: SessionConnection> Core<C> {
 
     /// The server refused what was sent before the commit: the transaction is aborted (PostgreSQL) or is not the one that was begun.
     fn refuse_to_commit(&mut self, at: Place) -> Result<()> {
-        let is_over = self.kind() != Kind::Postgres;
+        let is_over = self.kind() != DatabaseKind::Postgres;
         if is_over {
             self.doom();
-            self.break_lane("a statement ended the transaction of the test".into(), at);
+            self.poison_pinned("a statement ended the transaction of the test".into(), at);
         }
-        self.spoil_in_silence(at, is_over);
-        self.check_spoiled()
+        self.invalidate_silently(at, is_over);
+        self.check_invalidated()
     }
 
     /// How to learn what will become of the commit that is about to be sent.
     fn resolver(&mut self) -> diesel::QueryResult<Resolver> {
         let kind = self.kind();
-        if self.lane().is_some() {
+        if self.pinned().is_some() {
             return Ok(Resolver::Silent("it was a savepoint of a test that is rolled back"));
         }
         let Some(question) = kind.transaction_number() else {
             return Ok(Resolver::Silent(match kind {
-                Kind::Mysql => "MySQL and MariaDB do not tell what became of a transaction",
-                Kind::Sqlite | Kind::Postgres => "this database does not tell what became of a transaction",
+                DatabaseKind::Mysql => "MySQL and MariaDB do not tell what became of a transaction",
+                DatabaseKind::Sqlite | DatabaseKind::Postgres => {
+                    "this database does not tell what became of a transaction"
+                }
             }));
         };
         if !self.settings.resolvable {
@@ -136,24 +139,24 @@ impl<C: SessionConnection> Core<C> {
 }
 
 /// Asks the server what became of its transaction of that number.
-fn ask<C: SessionConnection>(app: &App<C>, number: u64, at: Place) -> Result<CommitOutcome> {
-    let Some(question) = app.spec().target.kind.transaction_status(number) else {
+fn ask<C: SessionConnection>(app: &Arc<AppCore<C>>, number: u64, at: Place) -> Result<CommitOutcome> {
+    let Some(question) = app.options().target.kind.transaction_status(number) else {
         return Ok(unknown("this database does not tell what became of a transaction"));
     };
-    let patience = app.spec().config.acquire_timeout;
+    let patience = app.options().config.acquire_timeout;
     let end = Instant::now() + patience;
     let mut pause = PAUSES.0;
     loop {
         // For each question anew: between two of them others have the connection.
-        let mut lease = app.pool()?.acquire(at, false, Some(end))?;
-        let answer = lease.conn().texts(&question);
+        let mut pooled = app.pool()?.acquire(at, false, Some(end))?;
+        let answer = pooled.conn().texts(&question);
         if answer.is_err() {
-            lease.doom();
+            pooled.doom();
         }
-        drop(lease);
+        drop(pooled);
         let status = match answer {
             Ok(rows) => rows.into_iter().next().flatten(),
-            Err(error) if backend::is_connection_lost(&error) && Instant::now() < end => continue,
+            Err(error) if dialect::is_connection_lost(&error) && Instant::now() < end => continue,
             Err(error) => return Ok(unknown(format!("the server did not tell: {error}"))),
         };
         match status.as_deref() {

@@ -7,17 +7,17 @@ use std::sync::Arc;
 use diesel::result::QueryResult;
 
 use super::Session;
-use super::shared::Shared;
+use super::row_hooks::RowHook;
+use super::session_inner::SessionInner;
 use super::statement::Statement;
-use super::transaction::Access;
-use crate::backend::Kind;
+use super::transaction_state::Access;
 use crate::connection::SessionConnection;
 use crate::contain::{message_of, text_of};
+use crate::error::Verdict;
 use crate::error::{Error, Place, Result, Undo};
-use crate::orm::{ChangeKind, Changes, Connected, Sender, Sending, Unit};
-use crate::outcome::Verdict;
-use crate::panic_message;
-use crate::spec::UnitHook;
+use crate::kind::DatabaseKind;
+use crate::panic::panic_message;
+use crate::unit_of_work::{ChangeKind, Changes, Connected, Executor, StatementKind, Unit};
 
 /// A hook of every flush of a session.
 pub(super) type FlushHook<C> = Rc<dyn Fn(&Session<C>, &Changes) -> Result<()>>;
@@ -42,7 +42,7 @@ impl<C: SessionConnection> std::fmt::Debug for FlushHooks<C> {
 /// In the order in which they are sent.
 const ALL: [ChangeKind; 3] = [ChangeKind::Insert, ChangeKind::Update, ChangeKind::Delete];
 
-impl<C: SessionConnection> Shared<C> {
+impl<C: SessionConnection> SessionInner<C> {
     pub(super) fn unit(&self) -> &Unit<C> {
         self.unit.get_or_init(|| {
             let unit = Unit::new(self.weak());
@@ -108,13 +108,13 @@ impl<C: SessionConnection> Shared<C> {
         if unit.is_flushing() {
             return Err(Error::AlreadyFlushing { at });
         }
-        // What is lent or in use cannot be sent through.
+        // What is guarded or in use cannot be sent through.
         let mut core = self.enter(at)?;
         core.check(at)?;
         let by_itself = core.commits_by_itself();
         drop(core);
         let _flushing = unit.begin_flush();
-        let hooks = *self.app().hooks();
+        let hooks = *self.row_hooks();
         if self.is_told_of_flushes(hooks.before_flush, |own| !own.before.is_empty()) {
             let own = |own: &FlushHooks<C>| own.before.clone();
             self.tell_watched("before_flush", &unit.unflushed(&ALL), hooks.before_flush, own, at)?;
@@ -126,7 +126,7 @@ impl<C: SessionConnection> Shared<C> {
         }
         let mut core = self.enter(at)?;
         if by_itself && !core.commits_by_itself() {
-            core.spoil(LEFT_OPEN.into(), at, true);
+            core.invalidate(LEFT_OPEN.into(), at, true);
             let message = LEFT_OPEN.into();
             return Err(Error::HookFailed { hook: "before_flush", committed: false, message });
         }
@@ -177,7 +177,7 @@ impl<C: SessionConnection> Shared<C> {
             drop(core);
             self.unit_rolled_back();
         } else {
-            core.spoil(cause, at, false);
+            core.invalidate(cause, at, false);
         }
     }
 
@@ -210,7 +210,7 @@ impl<C: SessionConnection> Shared<C> {
             && (core.is_active() || core.rollbacks() == before.rollbacks)
             && !core.commits_by_itself()
         {
-            core.spoil(format!("the `{hook}` hook failed: {message}"), at, true);
+            core.invalidate(format!("the `{hook}` hook failed: {message}"), at, true);
         }
         outcome.and(Err(Error::HookFailed { hook, committed: false, message }))
     }
@@ -239,12 +239,12 @@ impl<C: SessionConnection> Shared<C> {
         outcome
     }
 
-    fn is_told_of_flushes(&self, database: Option<UnitHook<C>>, own: impl FnOnce(&FlushHooks<C>) -> bool) -> bool {
+    fn is_told_of_flushes(&self, database: Option<RowHook<C>>, own: impl FnOnce(&FlushHooks<C>) -> bool) -> bool {
         database.is_some() || own(&self.flush_hooks.borrow())
     }
 
     /// Runs the hook of the database object, after the end of a transaction.
-    fn tell(&self, name: &'static str, changes: &Changes, database: Option<UnitHook<C>>) -> Result<()> {
+    fn tell(&self, name: &'static str, changes: &Changes, database: Option<RowHook<C>>) -> Result<()> {
         match (self.handle(), database) {
             (Some(session), Some(hook)) if !changes.is_empty() => contained(name, || hook(&session, changes)),
             _ => Ok(()),
@@ -256,7 +256,7 @@ impl<C: SessionConnection> Shared<C> {
         &self,
         name: &'static str,
         changes: &Changes,
-        database: Option<UnitHook<C>>,
+        database: Option<RowHook<C>>,
         own: impl FnOnce(&FlushHooks<C>) -> Vec<FlushHook<C>>,
         at: Place,
     ) -> Result<()> {
@@ -273,17 +273,17 @@ impl<C: SessionConnection> Shared<C> {
 
     /// What the hooks of the database object are to be told at the end of the transaction.
     pub(super) fn changes_to_tell(&self) -> Option<Changes> {
-        let hooks = self.app().hooks();
+        let hooks = self.row_hooks();
         let wanted = hooks.before_commit.is_some() || hooks.after_commit.is_some();
         wanted.then(|| self.unit.get()).flatten().map(Unit::flushed).filter(|changes| !changes.is_empty())
     }
 
     pub(super) fn tell_before_commit(&self, changes: &Changes, at: Place) -> Result<()> {
-        self.tell_watched("before_commit", changes, self.app().hooks().before_commit, |_| Vec::new(), at)
+        self.tell_watched("before_commit", changes, self.row_hooks().before_commit, |_| Vec::new(), at)
     }
 
     pub(super) fn tell_after_commit(&self, changes: &Changes) -> Result<()> {
-        let told = self.tell("after_commit", changes, self.app().hooks().after_commit);
+        let told = self.tell("after_commit", changes, self.row_hooks().after_commit);
         told.map_err(|error| match error {
             Error::HookFailed { hook, message, .. } => Error::HookFailed { hook, committed: true, message },
             error => Error::HookFailed { hook: "after_commit", committed: true, message: text_of(&error) },
@@ -298,7 +298,7 @@ impl<C: SessionConnection> Shared<C> {
 
     pub(super) fn unit_rolled_back(&self) {
         let Some(unit) = self.unit.get() else { return };
-        let hook = self.app().hooks().after_rollback;
+        let hook = self.row_hooks().after_rollback;
         let changes = hook.map(|_| unit.flushed_now());
         unit.rolled_back(!self.hooks.borrow().is_empty());
         if let Some(changes) = changes
@@ -378,7 +378,7 @@ pub(super) struct Pending {
 
 /// A flush of which not everything is sent and noted. Dropped, it makes a rollback necessary.
 struct Unfinished<'s, C: SessionConnection> {
-    session: &'s Shared<C>,
+    session: &'s SessionInner<C>,
     by_itself: bool,
     at: Place,
 }
@@ -389,29 +389,29 @@ impl<C: SessionConnection> Drop for Unfinished<'_, C> {
     }
 }
 
-impl<C: SessionConnection> Connected<C> for Shared<C> {
+impl<C: SessionConnection> Connected<C> for SessionInner<C> {
     fn has_snapshot(&self) -> bool {
-        self.kind() == Kind::Mysql
+        self.kind() == DatabaseKind::Mysql
     }
 
-    fn read(&self, what: Sending, at: Place, run: &mut dyn FnMut(&mut C) -> QueryResult<()>) -> Result<()> {
+    fn read(&self, what: StatementKind, at: Place, run: &mut dyn FnMut(&mut C) -> QueryResult<()>) -> Result<()> {
         self.run_now(Statement::of_entity(what), at, run)
     }
 }
 
 /// The session as what a flush sends through.
 pub(super) struct Route<'s, C: SessionConnection> {
-    pub(super) session: &'s Shared<C>,
+    pub(super) session: &'s SessionInner<C>,
     pub(super) at: Place,
 }
 
-impl<C: SessionConnection> Sender<C> for Route<'_, C> {
-    fn send(&self, what: Sending, run: &mut dyn FnMut(&mut C) -> QueryResult<()>) -> Result<()> {
+impl<C: SessionConnection> Executor<C> for Route<'_, C> {
+    fn send(&self, what: StatementKind, run: &mut dyn FnMut(&mut C) -> QueryResult<()>) -> Result<()> {
         self.session.run_now(Statement::of_entity(what), self.at, run)
     }
 
     fn returning(&self) -> bool {
-        self.session.kind() != Kind::Mysql
+        self.session.kind() != DatabaseKind::Mysql
     }
 
     fn at(&self) -> Place {

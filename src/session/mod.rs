@@ -1,22 +1,24 @@
 //! The session: what a program sends its statements through.
 
-mod block;
 mod commit;
+mod connection_guard;
+mod factory;
 mod flush;
+mod fork_guard;
 mod hooks;
-mod inherited;
-mod inside;
-mod lend;
+mod invalidation;
+mod nested;
+mod observation;
+mod open_sessions;
 mod retry;
-mod roll;
-mod shared;
-mod soundness;
+mod row_hooks;
+mod session_inner;
 mod statement;
 mod subselect;
-mod transaction;
+mod transaction_scope;
+mod transaction_state;
 mod transient;
 mod unit;
-mod watch;
 
 use std::panic::Location;
 use std::rc::Rc;
@@ -27,18 +29,20 @@ use diesel::query_builder::{AsQuery, Query, QueryFragment, QueryId};
 use diesel::query_dsl::methods::{ExecuteDsl, LimitDsl, LoadQuery};
 use diesel::result::QueryResult;
 
+pub use connection_guard::ConnectionGuard;
+pub(crate) use factory::SessionFactory;
 pub use hooks::HookOutcome;
-pub use lend::LentConnection;
+pub(crate) use open_sessions::OpenSessions;
 pub use retry::Retry;
-pub(crate) use roll::Roll;
-pub(crate) use shared::Shared;
+pub(crate) use row_hooks::RowHooks;
+pub(crate) use session_inner::SessionInner;
 #[doc(hidden)]
 pub use subselect::{AtMostTwo, Counted, Same};
 
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
-use block::Block;
 use statement::Statement;
+use transaction_scope::TransactionScope;
 
 /// A handle to a session: statements, one transaction at a time, and what happens around it.
 ///
@@ -61,7 +65,7 @@ use statement::Statement;
 /// [`Error::ConnectTimeout`], [`Error::BudgetExhausted`], [`Error::Disposed`], [`Error::WouldDeadlock`], [`Error::Forked`], on
 /// SQLite [`Error::LockTimeout`], and [`Error::HookFailed`] of
 /// [`Database::on_checkout`](crate::Database::on_checkout).
-pub struct Session<C: SessionConnection>(pub(crate) Rc<Shared<C>>);
+pub struct Session<C: SessionConnection>(pub(crate) Rc<SessionInner<C>>);
 
 impl<C: SessionConnection> Clone for Session<C> {
     fn clone(&self) -> Self {
@@ -144,7 +148,7 @@ impl<C: SessionConnection> Session<C> {
         AtMostTwo<Q::Query>: LoadQuery<'q, C, U>,
         Same<Q::Query>: LoadQuery<'q, C, U>,
     {
-        let (statement, kind) = (Statement::of_query(&query), self.0.app().spec().target.kind);
+        let (statement, kind) = (Statement::of_query(&query), self.0.app().options().target.kind);
         let rows =
             self.0.run(statement, at, |conn| subselect::at_most_two(conn, query.as_query(), statement.access, kind))?;
         let mut rows = rows.into_iter();
@@ -206,7 +210,7 @@ impl<C: SessionConnection> Session<C> {
         Counted<Q::Query>: LoadQuery<'q, C, i64>,
         C::Backend: QueryMetadata<<Q::Query as Query>::SqlType>,
     {
-        let kind = self.0.app().spec().target.kind;
+        let kind = self.0.app().options().target.kind;
         let statement = Statement::of_query(&query);
         self.0.run(statement, Location::caller(), |conn| subselect::count(conn, query.as_query(), kind))
     }
@@ -242,8 +246,8 @@ impl<C: SessionConnection> Session<C> {
     /// # Errors
     /// See [`Session`].
     #[track_caller]
-    pub fn connection(&self) -> Result<LentConnection<C>> {
-        LentConnection::take(&self.0, Location::caller())
+    pub fn connection(&self) -> Result<ConnectionGuard<C>> {
+        ConnectionGuard::take(&self.0, Location::caller())
     }
 }
 
@@ -369,7 +373,7 @@ impl<C: SessionConnection> Session<C> {
         body: impl FnOnce(&Self) -> Result<T, E>,
     ) -> Result<T, E> {
         self.0.begin(at)?;
-        let block = Block::open(&self.0, name, at, false);
+        let block = TransactionScope::open(&self.0, name, at, false);
         let outcome = body(self);
         block.close();
         match outcome {
@@ -405,7 +409,7 @@ impl<C: SessionConnection> Session<C> {
             self.0.expire_rows();
         }
         self.0.unit_level_opened();
-        let block = Block::open(&self.0, name, at, true);
+        let block = TransactionScope::open(&self.0, name, at, true);
         let mark = block.mark;
         let outcome = body(self).map_err(Failed::Body);
         let outcome = outcome.and_then(|value| self.0.flush(at).map(|()| value).map_err(Failed::End));

@@ -5,9 +5,9 @@ use std::panic::Location;
 use std::time::{Duration, Instant};
 
 use super::Session;
-use super::block::Block;
 use super::hooks::Mark;
-use super::shared::Shared;
+use super::session_inner::SessionInner;
+use super::transaction_scope::TransactionScope;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 
@@ -89,7 +89,7 @@ impl<C: SessionConnection> Session<C> {
     ///
     /// **What is repeated.** `body` sees a fresh session each time; what it has done outside of the session is for it to undo or to do
     /// again. The failure may be inside whatever error type `body` makes of it, as the session itself remembers that a statement of
-    /// this transaction failed so, also one of code that it lent the connection to. A failure that a savepoint has undone, and after
+    /// this transaction failed so, also one of code that it guarded the connection to. A failure that a savepoint has undone, and after
     /// which `body` has sent something else, has been dealt with and is no reason to begin anew. A panic is not repeated.
     ///
     /// **Between two attempts** the session holds no connection. It pauses for 5 to 10 ms before the second one, for twice as long
@@ -129,7 +129,7 @@ impl<C: SessionConnection> Session<C> {
                     return Err(error.into());
                 }
             } else {
-                let block = Block::open(&self.0, "retry", at, false);
+                let block = TransactionScope::open(&self.0, "retry", at, false);
                 self.0.unit_begin_attempt();
                 let outcome = body(self);
                 block.close();
@@ -165,7 +165,7 @@ impl<C: SessionConnection> Session<C> {
 
 /// A call of `retry`.
 struct Retrying<'s, C: SessionConnection> {
-    session: &'s Shared<C>,
+    session: &'s SessionInner<C>,
     retry: Retry,
     at: Place,
     /// Hooks from before.
@@ -175,7 +175,7 @@ struct Retrying<'s, C: SessionConnection> {
 }
 
 impl<'s, C: SessionConnection> Retrying<'s, C> {
-    fn start(session: &'s Shared<C>, retry: Retry, at: Place) -> Result<Self> {
+    fn start(session: &'s SessionInner<C>, retry: Retry, at: Place) -> Result<Self> {
         if let Some(&(outer, since)) = session.blocks.borrow().last() {
             return Err(Error::NotRepeatable { inside: Some(outer), since, at });
         }
@@ -198,7 +198,7 @@ impl<'s, C: SessionConnection> Retrying<'s, C> {
     /// Whether the database asks for another attempt.
     fn is_asked_for_by(&self, error: &Error) -> bool {
         match error {
-            Error::Query { source, .. } => self.session.app().spec().target.kind.is_transient(source),
+            Error::Query { source, .. } => self.session.app().options().target.kind.is_transient(source),
             // The queue of this process's writers.
             Error::LockTimeout { .. } => true,
             Error::RollbackRequired { .. } => self.session.failed_transiently(),

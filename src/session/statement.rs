@@ -8,9 +8,9 @@ use std::cell::Cell;
 
 use diesel::query_builder::AsQuery;
 
-use super::transaction::Access;
-use crate::backend::Kind;
-use crate::orm::{Newest, Sending};
+use super::transaction_state::Access;
+use crate::kind::DatabaseKind;
+use crate::unit_of_work::{Newest, StatementKind};
 
 /// What is known of a statement before it is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub(crate) enum Traces {
 }
 
 impl Statement {
-    /// Whatever code the connection is lent to sends.
+    /// Whatever code the connection is guarded to sends.
     pub(crate) const RAW: Self = Self {
         access: Access::Raw,
         traces: Traces::Some,
@@ -54,12 +54,12 @@ impl Statement {
 
     /// Whether the connection is afterwards as it was.
     #[inline]
-    pub(crate) fn leaves_nothing(&self, kind: impl FnOnce() -> Kind) -> bool {
+    pub(crate) fn leaves_nothing(&self, kind: impl FnOnce() -> DatabaseKind) -> bool {
         self.traces == Traces::None || self.traces < Traces::Some && self.was_cleared(kind())
     }
 
     /// Its text, which is the same each time, has told that it leaves nothing on this kind of database.
-    pub(crate) fn clear(mut self, kind: Kind) {
+    pub(crate) fn clear(mut self, kind: DatabaseKind) {
         if self.traces == Traces::Selected {
             self.cleared |= bit(kind);
             // A thread that ends remembers nothing.
@@ -68,16 +68,16 @@ impl Statement {
     }
 
     /// On SQLite there is nothing that a function could leave.
-    fn was_cleared(&self, kind: Kind) -> bool {
-        kind == Kind::Sqlite || self.cleared & bit(kind) != 0
+    fn was_cleared(&self, kind: DatabaseKind) -> bool {
+        kind == DatabaseKind::Sqlite || self.cleared & bit(kind) != 0
     }
 
     /// What a flush or a look-up by key sends.
-    pub(super) fn of_entity(what: Sending) -> Self {
+    pub(super) fn of_entity(what: StatementKind) -> Self {
         match what {
-            Sending::Select(name) => columns_of(name, Access::Read),
-            Sending::Insert(name) => columns_of(name, Access::Write),
-            Sending::Change => Self {
+            StatementKind::Select(name) => columns_of(name, Access::Read),
+            StatementKind::Insert(name) => columns_of(name, Access::Write),
+            StatementKind::Change => Self {
                 access: Access::Write,
                 traces: Traces::None,
                 newest: Newest::No,
@@ -145,7 +145,7 @@ fn columns_of(name: &'static str, access: Access) -> Statement {
     known.ok().filter(|known| std::ptr::eq(known.name, name) && known.traces == Traces::Selected).unwrap_or(statement)
 }
 
-fn bit(kind: Kind) -> u8 {
+fn bit(kind: DatabaseKind) -> u8 {
     1 << kind as u8
 }
 
@@ -469,11 +469,15 @@ mod tests {
     fn what_the_text_has_told_once_is_remembered_for_that_kind() {
         let query = users::table.select(<User as SelectableHelper<Sqlite>>::as_select());
         let leaves_nothing = |kind| Statement::of_query(&query).leaves_nothing(|| kind);
-        assert!(!leaves_nothing(Kind::Postgres) && !leaves_nothing(Kind::Mysql) && leaves_nothing(Kind::Sqlite));
-        Statement::of_query(&query).clear(Kind::Postgres);
-        assert!(leaves_nothing(Kind::Postgres) && !leaves_nothing(Kind::Mysql));
+        assert!(
+            !leaves_nothing(DatabaseKind::Postgres)
+                && !leaves_nothing(DatabaseKind::Mysql)
+                && leaves_nothing(DatabaseKind::Sqlite)
+        );
+        Statement::of_query(&query).clear(DatabaseKind::Postgres);
+        assert!(leaves_nothing(DatabaseKind::Postgres) && !leaves_nothing(DatabaseKind::Mysql));
         let boxed = users::table.into_boxed::<Sqlite>();
-        Statement::of_query(&boxed).clear(Kind::Postgres);
-        assert!(!Statement::of_query(&boxed).leaves_nothing(|| Kind::Postgres));
+        Statement::of_query(&boxed).clear(DatabaseKind::Postgres);
+        assert!(!Statement::of_query(&boxed).leaves_nothing(|| DatabaseKind::Postgres));
     }
 }

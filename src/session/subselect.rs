@@ -11,8 +11,9 @@ use diesel::result::Error;
 use diesel::sql_types::BigInt;
 use diesel::{QueryResult, RunQueryDsl};
 
-use super::transaction::Access;
-use crate::backend::{self, Kind};
+use super::transaction_state::Access;
+use crate::dialect;
+use crate::kind::DatabaseKind;
 
 /// `SELECT COUNT(*) FROM (query)`.
 #[doc(hidden)]
@@ -58,14 +59,14 @@ around!(AtMostTwo, Q::SqlType, "SELECT * FROM (", ") AS diesel_session_rows LIMI
 around!(Same, Q::SqlType, "", "");
 
 /// MySQL and MariaDB refuse a subselect with two columns of one name, as that of a join may be. The query by itself is none.
-fn is_refused_subselect(kind: Kind, error: &Error) -> bool {
-    kind == Kind::Mysql
+fn is_refused_subselect(kind: DatabaseKind, error: &Error) -> bool {
+    kind == DatabaseKind::Mysql
         && matches!(error, Error::DatabaseError(..))
         && !kind.is_transient(error)
-        && !backend::is_connection_lost(error)
+        && !dialect::is_connection_lost(error)
 }
 
-pub(super) fn count<'q, C, Q>(conn: &mut C, query: Q, kind: Kind) -> QueryResult<i64>
+pub(super) fn count<'q, C, Q>(conn: &mut C, query: Q, kind: DatabaseKind) -> QueryResult<i64>
 where
     C: LoadConnection<Backend: QueryMetadata<Q::SqlType>>,
     Q: Query + QueryFragment<C::Backend> + QueryId + 'q,
@@ -88,7 +89,12 @@ where
 }
 
 /// No more rows than two of a SELECT. Of what is none, or may be none, all rows.
-pub(super) fn at_most_two<'q, C, U, Q>(conn: &mut C, query: Q, access: Access, kind: Kind) -> QueryResult<Vec<U>>
+pub(super) fn at_most_two<'q, C, U, Q>(
+    conn: &mut C,
+    query: Q,
+    access: Access,
+    kind: DatabaseKind,
+) -> QueryResult<Vec<U>>
 where
     AtMostTwo<Q>: LoadQuery<'q, C, U>,
     Same<Q>: LoadQuery<'q, C, U>,

@@ -10,18 +10,18 @@ use super::Session;
 use super::flush::Route;
 use super::hooks::HookOutcome;
 use super::statement::Statement;
-use super::transaction::Access;
-use crate::backend::Kind;
+use super::transaction_state::Access;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
-use crate::orm::{ChangeKind, Changes, Entity, Insert, Newest, Persist, Track, Tracked, Tracker};
+use crate::kind::DatabaseKind;
+use crate::unit_of_work::{ChangeKind, Changes, Entity, Insert, Newest, Persist, Track, Tracked, Tracker};
 
-/// The unit of work: rows that the session keeps, and writes when it is flushed. [`orm`](crate::orm) has the guide.
+/// The unit of work: rows that the session keeps, and writes when it is flushed. [`unit_of_work`](crate::unit_of_work) has the guide.
 impl<C: SessionConnection> Session<C> {
     /// Adds a new row; the next flush inserts it. Nothing is sent now, so the handle has no value yet, but it has a
     /// [`key`](Tracked::key) for rows that refer to it.
     ///
-    /// Where the session's context has ended, the handle is [`Discarded`](crate::State::Discarded).
+    /// Where the session's context has ended, the handle is [`Discarded`](crate::RowState::Discarded).
     #[track_caller]
     pub fn add<N: Insert<C>>(&self, new: N) -> Tracked<N::Entity> {
         let at = Location::caller();
@@ -134,12 +134,12 @@ impl<C: SessionConnection> Session<C> {
             Newest::Locked => rows.as_ref().is_ok_and(|rows| !rows.is_empty()) && !tracker.absorbs.get(),
             // Of a statement that is not known the rows may be from before it. On MySQL and MariaDB they are kept: they may be locked,
             // and a SELECT might find older ones.
-            Newest::No | Newest::Perhaps => statement.access != Access::Read && self.0.kind() != Kind::Mysql,
+            Newest::No | Newest::Perhaps => statement.access != Access::Read && self.0.kind() != DatabaseKind::Mysql,
         };
         if expires {
             self.0.expire_rows();
         }
-        if self.0.kind() == Kind::Mysql && rows.is_ok() {
+        if self.0.kind() == DatabaseKind::Mysql && rows.is_ok() {
             self.0.unit().read_doubtful(&Route { session: &self.0, at })?;
         }
         rows
@@ -214,7 +214,7 @@ impl<C: SessionConnection> Session<C> {
         }
     }
 
-    /// Lets go of a row: the handle is [`Detached`](crate::State::Detached), what was written to it is forgotten. A new row is taken
+    /// Lets go of a row: the handle is [`Detached`](crate::RowState::Detached), what was written to it is forgotten. A new row is taken
     /// back.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! URLs of other databases on the same server.
 
-use crate::backend::Kind;
+use crate::kind::DatabaseKind;
 use crate::percent::encode;
 use crate::redact::is_harmless;
 use crate::url::{Target, is_url};
@@ -11,11 +11,11 @@ use crate::url::{Target, is_url};
 /// A reason, where the URL names its database in a way that would win over the new one.
 pub(super) fn with_database(target: &Target, database: &str) -> Result<String, String> {
     let url = &target.url;
-    if target.kind == Kind::Postgres && !is_url(url) {
+    if target.kind == DatabaseKind::Postgres && !is_url(url) {
         // Of a keyword that comes twice libpq takes the last.
         return Ok(target.with_parameters(&[("dbname", database.to_owned())]));
     }
-    if target.kind == Kind::Postgres && target.sets("dbname") {
+    if target.kind == DatabaseKind::Postgres && target.sets("dbname") {
         return Err("the URL names its database by the parameter `dbname`; write it as the URL's path".into());
     }
     let (before, query) = match url.split_once('?') {
@@ -43,7 +43,7 @@ pub(super) fn with_schema(target: &Target, schema: &str) -> Result<String, Strin
 /// The URL without its password and without parameters that may hold one.
 pub(super) fn without_password(target: &Target) -> String {
     let url = &target.url;
-    if target.kind == Kind::Postgres && !is_url(url) {
+    if target.kind == DatabaseKind::Postgres && !is_url(url) {
         return target.shown.clone();
     }
     let at = url.find("://").map_or(0, |at| at + 3);

@@ -9,12 +9,13 @@ use super::fixture::{Fixture, Rows};
 use super::setup::TestSetup;
 use super::surroundings::Surroundings;
 use crate::app::App;
-use crate::backend::{Kind, State, fnv1a};
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::context::{self, Current};
+use crate::dialect::{State, fnv1a};
 use crate::error::{Error, Result};
-use crate::schema::{Script, extensions, leaves_schema, transaction};
+use crate::kind::DatabaseKind;
+use crate::migrations::{Script, extensions, leaves_schema, transaction};
 use crate::url::Target;
 
 /// The migrations of a database object, read once.
@@ -25,7 +26,7 @@ pub(super) struct Schema {
 }
 
 impl Schema {
-    pub(super) fn new(script: Script, kind: Kind) -> Self {
+    pub(super) fn new(script: Script, kind: DatabaseKind) -> Self {
         let (messages, digest) = (script.messages(kind), script.digest());
         Self { script, messages, digest }
     }
@@ -36,7 +37,7 @@ pub(super) struct Content<'t, C: SessionConnection> {
     pub(super) schema: Arc<Schema>,
     setup: &'t TestSetup<C>,
     config: &'t Config,
-    kind: Kind,
+    kind: DatabaseKind,
     /// What one account has made another may not see, and databases need not be alike.
     place: String,
 }
@@ -44,7 +45,8 @@ pub(super) struct Content<'t, C: SessionConnection> {
 impl<'t, C: SessionConnection> Content<'t, C> {
     pub(super) fn new(schema: Arc<Schema>, setup: &'t TestSetup<C>, config: &'t Config, target: &Target) -> Self {
         let account = target.shown.split('@').next().unwrap_or_default();
-        let place = if target.kind == Kind::Sqlite { String::new() } else { format!("{account}\0{}", target.database) };
+        let place =
+            if target.kind == DatabaseKind::Sqlite { String::new() } else { format!("{account}\0{}", target.database) };
         Self { schema, setup, config, kind: target.kind, place }
     }
 
@@ -97,11 +99,11 @@ impl<'t, C: SessionConnection> Content<'t, C> {
             Some(messages) => match self.replay(app, messages)? {
                 None => {}
                 // What MySQL has done of a migration that fails stays done, so the first try is the only one.
-                Some((failed, error)) if self.kind == Kind::Mysql => {
+                Some((failed, error)) if self.kind == DatabaseKind::Mysql => {
                     let migration = failed.checked_sub(1).and_then(|index| script.name(index));
                     let migration =
                         migration.map_or("the bookkeeping table".into(), |name| format!("migration {name}"));
-                    let reason = app.spec().target.redact(&error.to_string());
+                    let reason = app.options().target.redact(&error.to_string());
                     let reason = format!("{migration}: {reason}");
                     return Err(Error::TestSetup {
                         test: self.test(),
@@ -139,18 +141,18 @@ impl<'t, C: SessionConnection> Content<'t, C> {
         if messages.is_empty() {
             return Ok(None);
         }
-        let mut lease = app.pool()?.acquire(Location::caller(), false, None)?;
-        lease.managed().marked = true;
+        let mut pooled = app.pool()?.acquire(Location::caller(), false, None)?;
+        pooled.managed().marked = true;
         let mut before = None;
         for (number, message) in messages.iter().enumerate() {
-            if let Err(error) = send_alone(lease.conn(), self.kind, message, &mut before) {
+            if let Err(error) = send_alone(pooled.conn(), self.kind, message, &mut before) {
                 crate::wording::log_line!(
                     debug,
                     "diesel_session::testing",
                     "test `{}`: message {number} failed: {error}",
                     self.setup.name
                 );
-                lease.doom();
+                pooled.doom();
                 return Ok(Some((number, error)));
             }
         }
@@ -160,25 +162,25 @@ impl<'t, C: SessionConnection> Content<'t, C> {
     /// As one transaction, so that nothing that it sets for its transaction reaches the next fixture.
     fn send_fixture(&self, app: &App<C>, name: &str, text: &str) -> Result<()> {
         let send = |sql: &str| -> Result<diesel::QueryResult<()>> {
-            let mut lease = app.pool()?.acquire(Location::caller(), false, None)?;
-            lease.managed().marked = true;
-            let sent = lease.conn().batch_execute(sql);
+            let mut pooled = app.pool()?.acquire(Location::caller(), false, None)?;
+            pooled.managed().marked = true;
+            let sent = pooled.conn().batch_execute(sql);
             if sent.is_err() {
-                lease.doom();
+                pooled.doom();
             }
             Ok(sent)
         };
-        let sent = match transaction(text, self.kind).filter(|_| self.kind != Kind::Postgres) {
+        let sent = match transaction(text, self.kind).filter(|_| self.kind != DatabaseKind::Postgres) {
             // PostgreSQL takes a message as one transaction.
             None => send(text)?,
             Some(whole) => match send(&whole)? {
                 // It may have transactions of its own.
-                Err(_) if self.kind == Kind::Sqlite => send(text)?,
+                Err(_) if self.kind == DatabaseKind::Sqlite => send(text)?,
                 sent => sent,
             },
         };
         sent.map_err(|error| {
-            let reason = format!("{name}: {}", app.spec().target.redact(&error.to_string()));
+            let reason = format!("{name}: {}", app.options().target.redact(&error.to_string()));
             Error::TestSetup { test: self.test(), what: "a fixture failed", reason }
         })
     }
@@ -198,7 +200,7 @@ impl<'t, C: SessionConnection> Content<'t, C> {
         // What is half made has to be removed, whatever the program's own code does.
         let outcome = match catch_unwind(AssertUnwindSafe(run_it)) {
             Ok(outcome) => outcome.map_err(|error: Error| error.to_string()),
-            Err(panic) => Err(format!("it panicked: {}", crate::panic_message(&*panic))),
+            Err(panic) => Err(format!("it panicked: {}", crate::panic::panic_message(&*panic))),
         };
         outcome.map_err(|reason| {
             let reason = format!("{}: {reason}", fixture.name);
@@ -210,7 +212,7 @@ impl<'t, C: SessionConnection> Content<'t, C> {
 /// Sends the message of a migration. As in `create_all`, what it sets for the session does not reach the next one.
 fn send_alone<C: SessionConnection>(
     conn: &mut C,
-    kind: Kind,
+    kind: DatabaseKind,
     message: &str,
     before: &mut Option<State>,
 ) -> diesel::QueryResult<()> {

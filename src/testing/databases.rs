@@ -7,13 +7,13 @@ use diesel::migration::MigrationSource;
 
 use super::files::Files;
 use super::names::Name;
-use super::owner::{Desk, Owner};
+use super::owner::{AdminConnection, Owner};
 use super::slots::Slots;
-use crate::backend::Kind;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::database::Database;
 use crate::error::{Error, Result};
+use crate::kind::DatabaseKind;
 use crate::percent::encode;
 use crate::url::Target;
 
@@ -49,9 +49,9 @@ where
 {
     let target = understood::<C>(config)?;
     match target.kind {
-        Kind::Sqlite => Ok(()),
+        DatabaseKind::Sqlite => Ok(()),
         kind => {
-            elsewhere(database, config, &target, |desk| desk.send(&kind.create_database(&target.database, None, "")))
+            elsewhere(database, config, &target, |admin| admin.send(&kind.create_database(&target.database, None, "")))
         }
     }
 }
@@ -73,24 +73,24 @@ where
     let path = std::path::Path::new(&target.database);
     // A file is known by its own name, in whatever folder.
     let known = match target.kind {
-        Kind::Sqlite => path.file_name().and_then(|name| name.to_str()).unwrap_or_default(),
-        Kind::Postgres | Kind::Mysql => target.database.as_str(),
+        DatabaseKind::Sqlite => path.file_name().and_then(|name| name.to_str()).unwrap_or_default(),
+        DatabaseKind::Postgres | DatabaseKind::Mysql => target.database.as_str(),
     };
     if Name::parse(known).is_none() && name != Some(known) {
         let advice = match target.kind {
-            Kind::Sqlite => "give the file's name, without its folder, as the last argument",
-            Kind::Postgres | Kind::Mysql => "give its name as the last argument",
+            DatabaseKind::Sqlite => "give the file's name, without its folder, as the last argument",
+            DatabaseKind::Postgres | DatabaseKind::Mysql => "give its name as the last argument",
         };
         return Err(Error::NotOurs { database: target.shown, advice });
     }
     match target.kind {
-        Kind::Sqlite if target.in_memory => {
+        DatabaseKind::Sqlite if target.in_memory => {
             Err(invalid("`:memory:` goes with its connections; dispose of the application"))
         }
-        Kind::Sqlite => Files::default().remove(path).map_err(invalid),
-        kind => elsewhere(database, config, &target, |desk| {
-            desk.is_empty_by(&target.database, Instant::now() + LAST_SESSIONS)?;
-            desk.send(&kind.drop_database(&target.database))
+        DatabaseKind::Sqlite => Files::default().remove(path).map_err(invalid),
+        kind => elsewhere(database, config, &target, |admin| {
+            admin.is_empty_by(&target.database, Instant::now() + LAST_SESSIONS)?;
+            admin.send(&kind.drop_database(&target.database))
         }),
     }
 }
@@ -107,8 +107,8 @@ where
 {
     let target = understood::<C>(config)?;
     match target.kind {
-        Kind::Sqlite => Files::default().remove_templates().map_err(invalid),
-        _ => elsewhere(database, config, &target, Desk::remove_kept),
+        DatabaseKind::Sqlite => Files::default().remove_templates().map_err(invalid),
+        _ => elsewhere(database, config, &target, AdminConnection::remove_kept),
     }
 }
 
@@ -118,9 +118,9 @@ fn invalid(reason: impl Into<String>) -> Error {
 
 /// What the URL names, if a database can be called so.
 fn understood<C: SessionConnection>(config: &Config) -> Result<Target> {
-    let target = Target::parse(&config.url, Kind::of_type::<C>()).map_err(invalid)?;
+    let target = Target::parse(&config.url, DatabaseKind::of_type::<C>()).map_err(invalid)?;
     let refusal = target.kind.refuses_name(&target.database).or_else(|| {
-        let is_plain = target.kind != Kind::Mysql || encode(&target.database) == target.database;
+        let is_plain = target.kind != DatabaseKind::Mysql || encode(&target.database) == target.database;
         (!is_plain).then(|| {
             "Diesel's MySQL driver does not decode it, so that it can be reached only without special characters".into()
         })
@@ -136,7 +136,7 @@ fn elsewhere<C, M, T>(
     database: &'static Database<C, M>,
     config: &Config,
     target: &Target,
-    work: impl FnOnce(&mut Desk<C>) -> Result<T>,
+    work: impl FnOnce(&mut AdminConnection<C>) -> Result<T>,
 ) -> Result<T>
 where
     C: SessionConnection,

@@ -6,14 +6,14 @@ use crate::app::App;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::pool::AppStatus;
-use crate::session::Roll;
+use crate::session::OpenSessions;
 
 /// What is known, in the order in which it came about.
 struct Ledger {
     next: u64,
     running: Vec<Running>,
     /// Of tests that have ended, with sessions that had not.
-    ended: Vec<(String, Arc<Roll>)>,
+    ended: Vec<(String, Arc<OpenSessions>)>,
     left: Vec<String>,
 }
 
@@ -21,14 +21,14 @@ struct Running {
     number: u64,
     test: String,
     place: Place,
-    roll: Arc<Roll>,
+    roll: Arc<OpenSessions>,
     status: Box<dyn Fn() -> AppStatus + Send>,
 }
 
 static LEDGER: Mutex<Ledger> = Mutex::new(Ledger { next: 0, running: Vec::new(), ended: Vec::new(), left: Vec::new() });
 
 /// A test that is under way, as long as it lives.
-pub(super) struct Entry(u64);
+pub(super) struct TrackedRow(u64);
 
 /// Makes sure that no test of this process is under way, and that none has left anything: for the end of a suite, in whatever harness.
 ///
@@ -64,13 +64,13 @@ pub fn assert_clean() -> Result<()> {
     }
 }
 
-pub(super) fn enter<C: SessionConnection>(test: &str, place: Place, app: &App<C>) -> Entry {
+pub(super) fn enter<C: SessionConnection>(test: &str, place: Place, app: &App<C>) -> TrackedRow {
     let mut ledger = ledger();
     ledger.next += 1;
     let (number, app) = (ledger.next, app.clone());
-    let roll = app.spec().roll.clone().unwrap_or_default();
+    let roll = app.open_sessions().unwrap_or_default();
     ledger.running.push(Running { number, test: test.into(), place, roll, status: Box::new(move || app.status()) });
-    Entry(number)
+    TrackedRow(number)
 }
 
 /// Remembers what a test has left.
@@ -78,7 +78,7 @@ pub(super) fn note(who: &str, left: &[String]) {
     ledger().left.extend(left.iter().map(|left| format!("{who}: {left}")));
 }
 
-impl Drop for Entry {
+impl Drop for TrackedRow {
     fn drop(&mut self) {
         let mut ledger = ledger();
         let Some(at) = ledger.running.iter().position(|running| running.number == self.0) else { return };
@@ -93,7 +93,7 @@ impl Drop for Entry {
     }
 }
 
-fn sessions(test: &str, roll: &Roll) -> Vec<String> {
+fn sessions(test: &str, roll: &OpenSessions) -> Vec<String> {
     roll.sessions().iter().map(|session| format!("{session}, of test `{test}`")).collect()
 }
 

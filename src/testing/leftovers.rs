@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::names::{Name, PREFIX};
-use super::owner::Desk;
-use crate::backend::Kind;
+use super::owner::AdminConnection;
 use crate::connection::SessionConnection;
 use crate::error::Result;
+use crate::kind::DatabaseKind;
 
 /// How long the sessions of a process that was killed are waited for: the server ends them when it finds nobody there.
 const LAST_SESSIONS: Duration = Duration::from_secs(2);
@@ -15,16 +15,17 @@ const LAST_SESSIONS: Duration = Duration::from_secs(2);
 /// How many tables are removed in one transaction. Each may have some indexes and sequences, which need locks too.
 const AT_A_TIME: usize = 50;
 
-/// How many contents are kept in templates and lanes. A build of a program with other migrations makes another.
+/// How many contents are kept in templates and pinned connections. A build of a program with other migrations makes another.
 pub(super) const KEPT: usize = 8;
 
-impl<C: SessionConnection> Desk<C> {
+impl<C: SessionConnection> AdminConnection<C> {
     /// Removes what is left of tests whose owners are dead.
     pub(super) fn sweep(&mut self) -> Result<()> {
         let kind = self.kind();
         // Before its owner is looked for: whoever makes a database has claimed its number before.
         let databases = self.made_for_tests(&kind.databases(PREFIX))?;
-        let schemas = if kind == Kind::Postgres { self.made_for_tests(&kind.schemas(PREFIX))? } else { Vec::new() };
+        let schemas =
+            if kind == DatabaseKind::Postgres { self.made_for_tests(&kind.schemas(PREFIX))? } else { Vec::new() };
         let mut lives = HashMap::from([(self.number(), true)]);
         let deadline = Instant::now() + LAST_SESSIONS;
         for (text, name) in databases {
@@ -60,7 +61,7 @@ impl<C: SessionConnection> Desk<C> {
     pub(super) fn prune(&mut self, in_use: &[u64]) -> Result<()> {
         let all = self.texts(&self.kind().databases(PREFIX))?;
         let kept = |text: &String| match Name::parse(text) {
-            Some(Name::Template { content } | Name::Lane { content, .. }) => Some((content, text.clone())),
+            Some(Name::Template { content } | Name::Rollback { content, .. }) => Some((content, text.clone())),
             _ => None,
         };
         let all: Vec<(u64, String)> = all.iter().filter_map(kept).collect();
@@ -80,7 +81,7 @@ impl<C: SessionConnection> Desk<C> {
         Ok(())
     }
 
-    /// Removes every template and lane that nobody is in; the number removed.
+    /// Removes every template and pinned that nobody is in; the number removed.
     pub(super) fn remove_kept(&mut self) -> Result<usize> {
         let all = self.texts(&self.kind().databases(PREFIX))?;
         let mut removed = 0;

@@ -4,23 +4,23 @@
 mod address;
 mod content;
 mod databases;
+mod environment;
 mod files;
 mod fixture;
 mod folder;
-mod homes;
-mod house;
 mod isolation;
-mod lanes;
 mod ledger;
 mod leftovers;
-mod line;
 mod lock_file;
 mod names;
 mod owner;
+mod pinned_connections;
+mod queue;
 mod setup;
 mod slots;
 mod surroundings;
 mod test_app;
+mod test_database;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 

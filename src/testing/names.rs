@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::backend::fnv1a;
+use crate::dialect::fnv1a;
 
 /// What all of them start with.
 pub(super) const PREFIX: &str = "diesel_session_";
@@ -19,7 +19,7 @@ pub(super) enum Name {
     /// Holds a schema and fixtures, and is copied; kept.
     Template { content: u64 },
     /// The same, in which tests run that are rolled back; kept.
-    Lane { content: u64, number: u32 },
+    Rollback { content: u64, number: u32 },
 }
 
 impl Name {
@@ -31,7 +31,9 @@ impl Name {
         let name = match kind {
             "test" => Self::Test { owner: u32::from_str_radix(first, 16).ok()?, number: words.next()?.parse().ok()? },
             "template" => Self::Template { content: u64::from_str_radix(first, 16).ok()? },
-            "lane" => Self::Lane { content: u64::from_str_radix(first, 16).ok()?, number: words.next()?.parse().ok()? },
+            "rollback" => {
+                Self::Rollback { content: u64::from_str_radix(first, 16).ok()?, number: words.next()?.parse().ok()? }
+            }
             _ => return None,
         };
         (name.to_string() == text).then_some(name)
@@ -48,7 +50,7 @@ impl fmt::Display for Name {
         let text = match self {
             Self::Test { owner, number } => format!("{PREFIX}test_{owner:08x}_{number}"),
             Self::Template { content } => format!("{PREFIX}template_{content:016x}"),
-            Self::Lane { content, number } => format!("{PREFIX}lane_{content:016x}_{number}"),
+            Self::Rollback { content, number } => format!("{PREFIX}rollback_{content:016x}_{number}"),
         };
         let check = fnv1a([text.as_bytes(), b"made for a test"]);
         write!(f, "{text}_{:08x}", (check ^ (check >> 32)) as u32)
@@ -67,7 +69,7 @@ mod tests {
             Name::Test { owner: 7, number: 0 },
             Name::Test { owner: u32::MAX, number: u32::MAX },
             Name::Template { content: 0 },
-            Name::Lane { content: u64::MAX, number: u32::MAX },
+            Name::Rollback { content: u64::MAX, number: u32::MAX },
         ] {
             let text = name.to_string();
             assert_eq!(Name::parse(&text), Some(name));
@@ -89,7 +91,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_is_read_is_read_as_another(text in "diesel_session_(test|lane|template)_[0-9a-f]{1,9}(_[0-9]{1,3})?_[0-9a-f]{8}") {
+        fn nothing_that_is_read_is_read_as_another(text in "diesel_session_(test|rollback|template)_[0-9a-f]{1,9}(_[0-9]{1,3})?_[0-9a-f]{8}") {
             if let Some(name) = Name::parse(&text) {
                 prop_assert_eq!(name.to_string(), text);
             }

@@ -10,11 +10,12 @@ use super::address::with_database;
 use super::names::Name;
 use super::slots::{Slots, Taken};
 use crate::app::App;
-use crate::backend::{self, Kind};
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::database::Registrar;
+use crate::dialect;
 use crate::error::{ConnectErrorKind, Error, Result};
+use crate::kind::DatabaseKind;
 use crate::pool::CheckedOut;
 use crate::url::Target;
 
@@ -30,18 +31,18 @@ const LOCKS: Duration = Duration::from_secs(5);
 /// The session, which is opened when it is needed.
 pub(super) struct Owner<C: SessionConnection> {
     /// The same server by its databases, in the order in which they are tried.
-    doors: Vec<App<C>>,
-    kind: Kind,
-    open: Mutex<Option<Desk<C>>>,
+    admin_apps: Vec<App<C>>,
+    kind: DatabaseKind,
+    open: Mutex<Option<AdminConnection<C>>>,
 }
 
 /// The open session.
-pub(super) struct Desk<C: SessionConnection> {
-    lease: CheckedOut<C>,
-    kind: Kind,
+pub(super) struct AdminConnection<C: SessionConnection> {
+    pooled: CheckedOut<C>,
+    kind: DatabaseKind,
     number: u32,
     made: u32,
-    /// None where the budget had no more.
+    /// None where the limit had no more.
     _slot: Option<Taken>,
 }
 
@@ -64,15 +65,15 @@ impl<C: SessionConnection> Owner<C> {
     ) -> Result<Self> {
         let kind = target.kind;
         let others: &[&str] = match kind {
-            Kind::Postgres => &["postgres", "template1"],
-            Kind::Mysql => &[""],
-            Kind::Sqlite => &[],
+            DatabaseKind::Postgres => &["postgres", "template1"],
+            DatabaseKind::Mysql => &[""],
+            DatabaseKind::Sqlite => &[],
         };
         let reason = |reason| Error::InvalidConfig { app: "tests".into(), reason };
         let others = others.iter().filter(|database| **database != target.database);
         let others =
             others.map(|database| with_database(target, database).map_err(reason)).collect::<Result<Vec<_>>>()?;
-        let door = |url: String| {
+        let admin_app = |url: String| {
             let config = Config::new(url)
                 .max_size(1)
                 .acquire_timeout(PATIENCE)
@@ -83,13 +84,13 @@ impl<C: SessionConnection> Owner<C> {
                 .lock_timeout(LOCKS);
             registrar.make_bare("tests".into(), config)
         };
-        let doors = first.into_iter().chain(others).map(door).collect::<Result<_>>()?;
-        Ok(Self { doors, kind, open: Mutex::new(None) })
+        let admin_apps = first.into_iter().chain(others).map(admin_app).collect::<Result<_>>()?;
+        Ok(Self { admin_apps, kind, open: Mutex::new(None) })
     }
 
     /// An application on the server, for what can be asked without a connection.
     pub(super) fn app(&self) -> &App<C> {
-        &self.doors[0]
+        &self.admin_apps[0]
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -106,7 +107,7 @@ impl<C: SessionConnection> Owner<C> {
         let mut open = self.lock();
         if open.is_some() && is_idle() {
             *open = None;
-            self.doors.iter().for_each(|door| drop(door.dispose()));
+            self.admin_apps.iter().for_each(|admin_app| drop(admin_app.dispose()));
         }
     }
 
@@ -117,36 +118,36 @@ impl<C: SessionConnection> Owner<C> {
         taken: &mut Taken,
         keep: usize,
         patience: Duration,
-        work: impl FnOnce(&mut Desk<C>) -> Result<T>,
+        work: impl FnOnce(&mut AdminConnection<C>) -> Result<T>,
     ) -> Result<T> {
         let mut open = self.lock();
         if open.is_none() {
             let slot = if taken.len() > keep { Some(taken.split_off(1)) } else { slots.try_take(1, "tests") };
             *open = Some(self.open(slots, slot, patience)?);
         }
-        let desk = open.as_mut().expect("it was just opened");
-        let outcome = work(desk);
-        if desk.lease.managed().lost {
+        let admin = open.as_mut().expect("it was just opened");
+        let outcome = work(admin);
+        if admin.pooled.managed().lost {
             *open = None;
         }
         outcome
     }
 
     /// Works with the session where it is open.
-    pub(super) fn work_on<T>(&self, work: impl FnOnce(&mut Desk<C>) -> Result<T>) -> Option<Result<T>> {
+    pub(super) fn work_on<T>(&self, work: impl FnOnce(&mut AdminConnection<C>) -> Result<T>) -> Option<Result<T>> {
         self.lock().as_mut().map(work)
     }
 
-    fn open(&self, slots: &Slots, slot: Option<Taken>, patience: Duration) -> Result<Desk<C>> {
+    fn open(&self, slots: &Slots, slot: Option<Taken>, patience: Duration) -> Result<AdminConnection<C>> {
         let (at, end) = (Location::caller(), end_of(patience));
-        let mut doors = self.doors.iter();
+        let mut admin_apps = self.admin_apps.iter();
         let mut first = None;
-        let lease = loop {
-            let Some(door) = doors.next() else {
+        let pooled = loop {
+            let Some(admin_app) = admin_apps.next() else {
                 let none = || Error::InvalidConfig { app: "tests".into(), reason: "no database can be reached".into() };
                 return Err(first.unwrap_or_else(none));
             };
-            match door.pool()?.acquire(at, false, Some(end)) {
+            match admin_app.pool()?.acquire(at, false, Some(end)) {
                 // An enum of connections does not tell that a database is not there. MySQL and MariaDB refuse an account
                 // that has no right to the database before they say whether there is one.
                 Err(
@@ -161,19 +162,19 @@ impl<C: SessionConnection> Owner<C> {
                 other => break other?,
             }
         };
-        let capacity = lease.pool().capacity();
+        let capacity = pooled.pool().capacity();
         if capacity > 0 {
             slots.set_capacity(capacity);
         }
-        let mut desk = Desk { lease, kind: self.kind, number: 0, made: 0, _slot: slot };
+        let mut admin = AdminConnection { pooled, kind: self.kind, number: 0, made: 0, _slot: slot };
         if let Some(sql) = self.kind.look_at_home() {
-            desk.send(sql)?;
+            admin.send(sql)?;
         }
         for _ in 0..MOST_NUMBERS {
             let number = random();
-            if desk.is_true(&self.kind.claim_owner(number))? {
-                desk.number = number;
-                return Ok(desk);
+            if admin.is_true(&self.kind.claim_owner(number))? {
+                admin.number = number;
+                return Ok(admin);
             }
         }
         let reason = format!(
@@ -183,13 +184,13 @@ impl<C: SessionConnection> Owner<C> {
         Err(Error::InvalidConfig { app: "tests".into(), reason })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Desk<C>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<AdminConnection<C>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<C: SessionConnection> Desk<C> {
-    pub(super) fn kind(&self) -> Kind {
+impl<C: SessionConnection> AdminConnection<C> {
+    pub(super) fn kind(&self) -> DatabaseKind {
         self.kind
     }
 
@@ -198,7 +199,7 @@ impl<C: SessionConnection> Desk<C> {
     }
 
     pub(super) fn is_lost(&mut self) -> bool {
-        self.lease.managed().lost
+        self.pooled.managed().lost
     }
 
     /// A name that nothing has yet.
@@ -208,12 +209,12 @@ impl<C: SessionConnection> Desk<C> {
     }
 
     pub(super) fn send(&mut self, sql: &str) -> Result<()> {
-        let sent = self.lease.conn().batch_execute(sql);
+        let sent = self.pooled.conn().batch_execute(sql);
         self.explained(sent)
     }
 
     pub(super) fn texts(&mut self, sql: &str) -> Result<Vec<String>> {
-        let answer = self.lease.conn().texts(sql);
+        let answer = self.pooled.conn().texts(sql);
         Ok(self.explained(answer)?.into_iter().flatten().collect())
     }
 
@@ -223,8 +224,8 @@ impl<C: SessionConnection> Desk<C> {
 
     fn explained<T>(&mut self, outcome: QueryResult<T>) -> Result<T> {
         outcome.map_err(|error| {
-            let managed = self.lease.managed();
-            managed.lost |= backend::is_connection_lost(&error);
+            let managed = self.pooled.managed();
+            managed.lost |= dialect::is_connection_lost(&error);
             managed.doomed |= managed.lost;
             Error::from_query(error, Location::caller())
         })

@@ -10,11 +10,11 @@ use diesel::migration::MigrationSource;
 use super::fixture::Fixture;
 use super::isolation::TestIsolation;
 use super::test_app::TestApp;
-use crate::backend::Kind;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::database::{Database, Registrar};
 use crate::error::{Place, Result};
+use crate::kind::DatabaseKind;
 
 /// A switch that keeps the databases of failing tests; see [`TestSetup::keep`].
 const KEEP: &str = "DIESEL_SESSION_KEEP";
@@ -164,7 +164,9 @@ impl<C: SessionConnection> TestSetup<C> {
         const VARIABLE: &str = "DATABASE_URL";
         match &self.config {
             Some(config) => Ok(config.clone()),
-            None if Kind::of_type::<C>() == Some(Kind::Sqlite) && std::env::var_os(VARIABLE).is_none() => {
+            None if DatabaseKind::of_type::<C>() == Some(DatabaseKind::Sqlite)
+                && std::env::var_os(VARIABLE).is_none() =>
+            {
                 Ok(Config::new(":memory:"))
             }
             None => Config::from_env(VARIABLE),

@@ -20,9 +20,9 @@ use std::{fmt, fs, io, process};
 use parking_lot::Mutex;
 
 use super::folder::{folder, make_inside};
-use super::line::{Line, Place};
 use super::lock_file::{self, LockFile, Who, holder};
-use crate::backend::fnv1a;
+use super::queue::{Queue, QueuePlace};
+use crate::dialect::fnv1a;
 use crate::process::PerProcess;
 
 /// Slots of a server that nobody has asked yet how many connections it takes.
@@ -39,7 +39,7 @@ const MOST_ATTEMPTS: usize = 100;
 pub(crate) struct Slots {
     server: String,
     path: PathBuf,
-    line: PerProcess<Line>,
+    queue: PerProcess<Queue>,
 }
 
 /// Slots that are held; free again when this is dropped.
@@ -146,7 +146,7 @@ impl Drop for Taken {
     fn drop(&mut self) {
         // After a fork these openings are also the parent's, who has not given them back.
         if self.process == process::id() {
-            self.slots.line().free(self.held.drain(..));
+            self.slots.queue().free(self.held.drain(..));
         }
     }
 }
@@ -187,7 +187,7 @@ impl std::error::Error for Busy {}
 
 /// The turnstile, while it is ours.
 struct Turn<'l> {
-    line: &'l Line,
+    queue: &'l Queue,
     file: LockFile,
 }
 
@@ -197,11 +197,11 @@ impl Slots {
         let name = path.join("server");
         let made = make_inside(&path).and_then(|()| if name.exists() { Ok(()) } else { replace(&name, server) });
         made.map_err(|error| format!("tests cannot share the connections of {server}: {}: {error}", path.display()))?;
-        Ok(Arc::new(Self { server: server.to_owned(), path, line: PerProcess::new() }))
+        Ok(Arc::new(Self { server: server.to_owned(), path, queue: PerProcess::new() }))
     }
 
-    fn line(&self) -> &Line {
-        self.line.get_or_init(Line::default)
+    fn queue(&self) -> &Queue {
+        self.queue.get_or_init(Queue::default)
     }
 
     fn usable(&self) -> usize {
@@ -213,29 +213,29 @@ impl Slots {
     }
 
     fn in_turn(self: &Arc<Self>, wanted: usize, label: &str, deadline: Instant) -> io::Result<Option<Taken>> {
-        let line = self.line();
-        let Some(_place) = Place::first(line, deadline) else { return Ok(None) };
-        let Some(turn) = self.turn(line, deadline)? else { return Ok(None) };
+        let queue = self.queue();
+        let Some(_place) = QueuePlace::first(queue, deadline) else { return Ok(None) };
+        let Some(turn) = self.turn(queue, deadline)? else { return Ok(None) };
         let mut pause = Duration::ZERO;
         loop {
-            if let Some(held) = self.try_all(line, wanted, label)? {
+            if let Some(held) = self.try_all(queue, wanted, label)? {
                 return Ok(Some(Taken { slots: Arc::clone(self), held, process: process::id() }));
             }
             if pause.is_zero() {
                 turn.file.sign(label)?;
             }
-            if !line.pause(&mut pause, deadline) {
+            if !queue.pause(&mut pause, deadline) {
                 return Ok(None);
             }
         }
     }
 
     /// Waits for the turnstile; for the first of the queue.
-    fn turn<'l>(&self, line: &'l Line, deadline: Instant) -> io::Result<Option<Turn<'l>>> {
-        let turn = Turn { line, file: LockFile::open(&self.path.join("turn"))? };
+    fn turn<'l>(&self, queue: &'l Queue, deadline: Instant) -> io::Result<Option<Turn<'l>>> {
+        let turn = Turn { queue, file: LockFile::open(&self.path.join("turn"))? };
         // Those who wait share the lock of this file.
         let waiting = LockFile::open(&self.path.join("waiting"))?;
-        let left = line.state.lock().left;
+        let left = queue.state.lock().left;
         if let Some(way_is_given) = left.map(|left| left + GIVE_WAY).filter(|until| *until > Instant::now()) {
             if waiting.try_lock()? {
                 waiting.unlock()?;
@@ -252,18 +252,18 @@ impl Slots {
                 return Ok(Some(turn));
             }
             shown = shown || waiting.try_lock_shared()?;
-            if !line.pause(&mut pause, deadline) {
+            if !queue.pause(&mut pause, deadline) {
                 return Ok(None);
             }
         }
     }
 
     /// All that are wanted, or none; for the one in the turnstile. What an error leaves locked here ends with its opening.
-    fn try_all(&self, line: &Line, wanted: usize, label: &str) -> io::Result<Option<Vec<(usize, LockFile)>>> {
+    fn try_all(&self, queue: &Queue, wanted: usize, label: &str) -> io::Result<Option<Vec<(usize, LockFile)>>> {
         let usable = self.usable();
         let wanted = wanted.min(usable);
         let mut held = Vec::with_capacity(wanted);
-        let mut state = line.state.lock();
+        let mut state = queue.state.lock();
         for number in 0..usable {
             if held.len() == wanted || held.len() + (usable - number) < wanted {
                 break;
@@ -305,7 +305,7 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         // Where it never was locked this does nothing; where it fails, closing does it.
         let _ = self.file.unlock();
-        self.line.state.lock().left = Some(Instant::now());
+        self.queue.state.lock().left = Some(Instant::now());
     }
 }
 
@@ -385,8 +385,8 @@ mod tests {
             assert!(child.wait().unwrap().success());
         }
         let (mut held, mut most, mut times) = (BTreeSet::new(), 0, 0);
-        for line in fs::read_to_string(temp.path().join("events")).unwrap().lines() {
-            match line.split_at(1) {
+        for queue in fs::read_to_string(temp.path().join("events")).unwrap().lines() {
+            match queue.split_at(1) {
                 ("+", number) => assert!(held.insert(number.to_owned()), "{number} twice"),
                 (_, number) => assert!(held.remove(number)),
             }

@@ -3,11 +3,12 @@
 use std::panic::Location;
 use std::time::{Duration, Instant};
 
-use super::house::House;
-use crate::backend::{HERE, Kind};
+use super::environment::TestEnvironment;
 use crate::config::Config;
 use crate::connection::SessionConnection;
+use crate::dialect::HERE;
 use crate::error::{ConnectErrorKind, Error, Result};
+use crate::kind::DatabaseKind;
 
 /// The longest wait for a connection to the configured database.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,21 +30,21 @@ pub(super) struct Surroundings {
 
 impl Surroundings {
     /// Looks by a connection of its own, which is closed again: it takes one of the connections that the test has reserved.
-    pub(super) fn of<C: SessionConnection>(house: &House<C>, config: &Config) -> Result<Self> {
-        let target = &house.target;
+    pub(super) fn of<C: SessionConnection>(environment: &TestEnvironment<C>, config: &Config) -> Result<Self> {
+        let target = &environment.target;
         let Some(facts) = target.kind.surroundings() else { return Ok(Self::default()) };
         let config = Config { max_size: 1, ..config.clone() };
-        let app = house.registrar.make("tests".into(), config, None)?;
+        let app = environment.registrar.make("tests".into(), config, None)?;
         let found = (|| {
-            let mut lease = app.pool()?.acquire(Location::caller(), false, Some(Instant::now() + PATIENCE))?;
-            let facts = texts_of(lease.conn(), facts)?.concat();
-            let options = texts_of(lease.conn(), target.kind.options_of_database())?.concat();
+            let mut pooled = app.pool()?.acquire(Location::caller(), false, Some(Instant::now() + PATIENCE))?;
+            let facts = texts_of(pooled.conn(), facts)?.concat();
+            let options = texts_of(pooled.conn(), target.kind.options_of_database())?.concat();
             if let Some(sql) = target.kind.look_at_home() {
-                lease.conn().batch_execute(sql).map_err(|error| Error::from_query(error, Location::caller()))?;
+                pooled.conn().batch_execute(sql).map_err(|error| Error::from_query(error, Location::caller()))?;
             }
-            let mut texts = |sql: &str| texts_of(lease.conn(), sql);
+            let mut texts = |sql: &str| texts_of(pooled.conn(), sql);
             let (mut locale, mut settings, mut role) = (None, Vec::new(), None);
-            if target.kind == Kind::Postgres {
+            if target.kind == DatabaseKind::Postgres {
                 locale = target
                     .kind
                     .locale_of_database()

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use diesel::migration::MigrationSource;
 
-use super::homes::{Home, Site};
-use super::house::{Admission, House};
-use super::ledger::{self, Entry};
+use super::environment::{Admission, TestEnvironment};
+use super::ledger::{self, TrackedRow};
 use super::setup::TestSetup;
+use super::test_database::{Provisioner, TestDatabase};
 use crate::app::App;
 use crate::connection::SessionConnection;
 use crate::database::{Database, Registrar};
@@ -49,14 +49,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[must_use = "a guard that is dropped ends its test"]
 pub struct TestApp<C: SessionConnection> {
     app: App<C>,
-    house: Arc<House<C>>,
+    environment: Arc<TestEnvironment<C>>,
     registrar: &'static dyn Registrar<C>,
-    home: Option<Home<C>>,
+    database_of_test: Option<TestDatabase<C>>,
     admission: Option<Admission<C>>,
     id: Id,
     keep: bool,
     failed: bool,
-    _entry: Entry,
+    _entry: TrackedRow,
 }
 
 impl<C: SessionConnection> TestApp<C> {
@@ -74,16 +74,16 @@ impl<C: SessionConnection> TestApp<C> {
 
     pub(super) fn start(setup: TestSetup<C>) -> Result<Self> {
         let id = Id::take(setup.registrar.number(), &setup.name);
-        let config = Site::configured(&setup, &id.text)?;
-        let site = Site::new(&setup, &config, &id.text)?;
-        let (app, home, admission) = site.start(setup.isolation)?;
+        let config = Provisioner::configured(&setup, &id.text)?;
+        let provisioner = Provisioner::new(&setup, &config, &id.text)?;
+        let (app, database_of_test, admission) = provisioner.start(setup.isolation)?;
         let entry = ledger::enter(&id.text, setup.place, &app);
-        let house = Arc::clone(&site.house);
+        let environment = Arc::clone(&provisioner.environment);
         let started = Self {
             app,
-            house,
+            environment,
             registrar: setup.registrar,
-            home: Some(home),
+            database_of_test: Some(database_of_test),
             admission: Some(admission),
             id,
             keep: setup.keep,
@@ -102,7 +102,7 @@ impl<C: SessionConnection> TestApp<C> {
     /// The URL of the test's database, for programs that the test starts. It contains the password. In
     /// [`TestIsolation::Rollback`](super::TestIsolation::Rollback) other programs find the database there without what the test has done.
     pub fn url(&self) -> &str {
-        &self.app.spec().config.url
+        &self.app.options().config.url
     }
 
     /// Says that the test has failed, for [`TestSetup::keep`]. A panic is noticed without it.
@@ -120,7 +120,7 @@ impl<C: SessionConnection> TestApp<C> {
     }
 
     fn end(&mut self) -> Result<()> {
-        let Some(home) = self.home.take() else { return Ok(()) };
+        let Some(database_of_test) = self.database_of_test.take() else { return Ok(()) };
         let mut admission = self.admission.take();
         let failed = self.failed || std::thread::panicking();
         self.registrar.unregister(&self.app);
@@ -135,51 +135,53 @@ impl<C: SessionConnection> TestApp<C> {
             }
             Err(other) => left.push(other.to_string()),
         }
-        let mut spoiled = None;
-        if failed && self.keep && home.shown(&self.house.target).is_none() {
+        let mut invalidated = None;
+        if failed && self.keep && database_of_test.shown(&self.environment.target).is_none() {
             say(&format!(
                 "test `{}` failed, and nothing of it can be kept: {}",
                 self.id.text,
-                match home {
-                    Home::Lane(_) => "it is rolled back; `TestIsolation::Database` could be kept",
+                match database_of_test {
+                    TestDatabase::PinnedConnection(_) => "it is rolled back; `TestIsolation::Database` could be kept",
                     _ => "`:memory:` is gone with its connections; the URL of a file could be kept",
                 }
             ));
         }
-        match home {
-            Home::Lane(lane) => {
-                spoiled = lane.broken();
-                if lane.end(self.house.target.kind) {
+        match database_of_test {
+            TestDatabase::PinnedConnection(pinned) => {
+                invalidated = pinned.poisoned();
+                if pinned.end(self.environment.target.kind) {
                     let taken = admission.as_mut().and_then(|admission| admission.taken.take());
-                    lane.keep(&self.house, taken);
+                    pinned.keep(&self.environment, taken);
                 } else {
-                    self.removed(Home::Lane(lane), admission.as_mut(), &mut left);
+                    self.removed(TestDatabase::PinnedConnection(pinned), admission.as_mut(), &mut left);
                 }
             }
-            home if failed && self.keep => {
-                if let Some(url) = home.shown(&self.house.target) {
+            database_of_test if failed && self.keep => {
+                if let Some(url) = database_of_test.shown(&self.environment.target) {
                     say(&format!(
                         "test `{}` failed; its database is kept until a run that keeps nothing: {url}",
                         self.id.text
                     ));
                 }
             }
-            home if left.is_empty() => self.removed(home, admission.as_mut(), &mut left),
-            home => left.extend(home.shown(&self.house.target).map(|url| format!("its database: {url}"))),
+            database_of_test if left.is_empty() => self.removed(database_of_test, admission.as_mut(), &mut left),
+            database_of_test => {
+                left.extend(database_of_test.shown(&self.environment.target).map(|url| format!("its database: {url}")))
+            }
         }
         drop(admission);
         let who = format!("test `{}`", self.id.text);
         ledger::note(&who, &left);
-        match spoiled {
+        match invalidated {
             Some((cause, at)) => Err(Error::TestSpoiled { app: self.id.text.clone(), cause, at }),
             None if left.is_empty() => Ok(()),
             None => Err(Error::TestLeftovers { who, left }),
         }
     }
 
-    fn removed(&self, home: Home<C>, admission: Option<&mut Admission<C>>, left: &mut Vec<String>) {
-        let shown = home.shown(&self.house.target);
-        if let Err(error) = home.remove(&self.house, admission) {
+    fn removed(&self, database_of_test: TestDatabase<C>, admission: Option<&mut Admission<C>>, left: &mut Vec<String>) {
+        let shown = database_of_test.shown(&self.environment.target);
+        if let Err(error) = database_of_test.remove(&self.environment, admission) {
             left.push(format!("its database {}: {}", shown.unwrap_or_default(), phrase(error)));
         }
     }

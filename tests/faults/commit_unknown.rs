@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel_session::orm::{Insert, Persist};
-use diesel_session::{App, CommitOutcome, Config, Entity, Error, Fk, Result, Retry, Session, State, Tracked};
+use diesel_session::unit_of_work::{Insert, Persist};
+use diesel_session::{App, CommitOutcome, Config, Entity, Error, Fk, Result, Retry, RowState, Session, Tracked};
 
 use crate::fixtures::{Any, COUNT, Conn, Guard, INSERT, Site, Speak};
 use crate::on_every_server;
@@ -289,7 +289,7 @@ struct Rows {
 }
 
 impl Rows {
-    fn states(&self) -> [State; 3] {
+    fn states(&self) -> [RowState; 3] {
         [self.new.state(), self.changed.state(), self.deleted.state()]
     }
 
@@ -311,17 +311,17 @@ impl Rows {
     }
 
     fn assert_undecided(&self) {
-        assert_eq!(self.states(), [State::Undecided; 3]);
+        assert_eq!(self.states(), [RowState::Undecided; 3]);
         assert_eq!(self.key.id(), Some(&self.new.read().id));
         assert_eq!(self.new.key().id(), self.key.id());
         assert_eq!((self.changed.read().message.as_str(), self.deleted.read().message.as_str()), ("after", "deleted"));
         let refused = self.changed.try_write().expect_err("it cannot be written to");
-        assert!(matches!(&refused, Error::WrongState { state: State::Undecided, .. }), "{refused}");
+        assert!(matches!(&refused, Error::WrongState { state: RowState::Undecided, .. }), "{refused}");
         assert!(refused.to_string().contains("`resolve()`"), "{refused}");
         assert!(!self.new.is_dirty() && !self.changed.is_dirty());
     }
 
-    fn assert_decided(&self, outcome: &CommitOutcome, wanted: [State; 3]) {
+    fn assert_decided(&self, outcome: &CommitOutcome, wanted: [RowState; 3]) {
         assert_eq!(self.states(), wanted, "{outcome:?}");
         match outcome {
             CommitOutcome::Committed => {
@@ -336,9 +336,9 @@ impl Rows {
     }
 }
 
-const DECIDED: [(CommitOutcome, [State; 3]); 2] = [
-    (CommitOutcome::RolledBack, [State::Discarded, State::Stale, State::Expired]),
-    (CommitOutcome::Committed, [State::Expired, State::Expired, State::Deleted]),
+const DECIDED: [(CommitOutcome, [RowState; 3]); 2] = [
+    (CommitOutcome::RolledBack, [RowState::Discarded, RowState::RolledBack, RowState::Expired]),
+    (CommitOutcome::Committed, [RowState::Expired, RowState::Expired, RowState::Deleted]),
 ];
 
 /// What the server has, to a client that the crate knows nothing of.
@@ -400,8 +400,8 @@ where
             });
             let rows = rows.unwrap();
             let committed = outcome == CommitOutcome::Committed;
-            assert_eq!(rows.deleted.state(), State::Deleted);
-            assert_eq!(rows.new.state() == State::Detached, committed, "{:?}", rows.new);
+            assert_eq!(rows.deleted.state(), RowState::Deleted);
+            assert_eq!(rows.new.state() == RowState::Detached, committed, "{:?}", rows.new);
             let wanted: &[&str] = if committed { &["last", "new"] } else { &["last"] };
             assert_eq!(stored(site), wanted);
         }
@@ -434,8 +434,8 @@ where
         }
         assert_eq!(error.resolve().unwrap(), outcome);
         let wanted = match outcome {
-            CommitOutcome::Committed => [State::Detached, State::Detached, State::Deleted],
-            _ => [State::Discarded, State::Detached, State::Detached],
+            CommitOutcome::Committed => [RowState::Detached, RowState::Detached, RowState::Deleted],
+            _ => [RowState::Discarded, RowState::Detached, RowState::Detached],
         };
         rows.assert_decided(&outcome, wanted);
     }
@@ -460,14 +460,14 @@ where
             match outcome {
                 CommitOutcome::Committed => {
                     refreshed?;
-                    assert_eq!(rows.new.state(), State::Persistent);
+                    assert_eq!(rows.new.state(), RowState::Persistent);
                     rows.new.write().message = "written".into();
                     session.commit()?;
                     assert!(session.number("SELECT count(*) AS number FROM entries WHERE message = 'written'")? == 1);
                 }
                 _ => {
                     assert!(refreshed.unwrap_err().is_not_found());
-                    assert_eq!(rows.new.state(), State::Deleted);
+                    assert_eq!(rows.new.state(), RowState::Deleted);
                 }
             }
             session.commit()

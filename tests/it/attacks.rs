@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use diesel::connection::InstrumentationEvent;
 use diesel::prelude::*;
-use diesel_session::{Config, Database, Error, LentConnection, Session};
+use diesel_session::{Config, ConnectionGuard, Database, Error, Session};
 
 use crate::fixtures::{COUNT, Conn, INSERT, Site, Speak, unique};
 use crate::{on_every_database, on_every_server};
@@ -46,7 +46,7 @@ fn a_savepoint_that_lets_the_connection_out_keeps_nothing<C: Conn>(site: &Site) 
     let app = prepared::<C>(site.config());
     let session = app.open_session().unwrap();
     session.send(INSERT).unwrap();
-    let out: Result<LentConnection<C>, Error> = session.savepoint(|session| {
+    let out: Result<ConnectionGuard<C>, Error> = session.savepoint(|session| {
         session.send(INSERT)?;
         session.connection()
     });
@@ -60,7 +60,7 @@ fn a_savepoint_that_lets_the_connection_out_keeps_nothing<C: Conn>(site: &Site) 
 fn a_transaction_that_lets_the_connection_out_is_over<C: Conn>(site: &Site) {
     let app = prepared::<C>(site.config());
     let session = app.open_session().unwrap();
-    let out: Result<LentConnection<C>, Error> = session.transaction(|session| {
+    let out: Result<ConnectionGuard<C>, Error> = session.transaction(|session| {
         session.send(INSERT)?;
         session.connection()
     });

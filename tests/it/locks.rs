@@ -1,6 +1,6 @@
 //! Locking reads of rows that the session keeps.
 
-use diesel_session::{State, Tracked};
+use diesel_session::{RowState, Tracked};
 
 use super::*;
 use crate::blog::*;
@@ -123,7 +123,7 @@ fn locked_row_that_expires_is_read_with_a_lock() {
         assert_eq!(row.read().name, "theirs");
         // Statements that change something else expire it.
         session.execute(diesel::update(articles::table).set(articles::title.eq("other")))?;
-        assert_eq!(row.state(), State::Expired);
+        assert_eq!(row.state(), RowState::Expired);
         session.track::<CountryName>(countries::table.select(CountryName::as_select()))?;
         assert_eq!(row.read().name, "theirs");
         row.update(|row| row.name += " and mine");
@@ -143,7 +143,7 @@ fn query_after_a_statement_gives_a_locked_row_as_it_is_now() {
         // What the transaction has changed itself is newer than what it has locked.
         session.execute(diesel::sql_query("UPDATE countries SET name = 'by a statement'"))?;
         session.track::<CountryName>(countries::table.select(CountryName::as_select()))?;
-        assert_eq!((row.state(), row.read().name.as_str()), (State::Persistent, "by a statement"));
+        assert_eq!((row.state(), row.read().name.as_str()), (RowState::Persistent, "by a statement"));
         session.execute(diesel::sql_query("UPDATE countries SET name = 'by another one'"))?;
         session.get_many::<CountryName>(["nl"])?;
         assert_eq!(row.read().name, "by another one");
@@ -168,7 +168,7 @@ fn locked_row_whose_update_was_undone_is_read_with_a_lock() {
             Err::<(), _>(Error::NotFound { row: None, at: std::panic::Location::caller() })
         });
         assert!(undone.is_err());
-        assert_eq!(row.state(), State::Stale);
+        assert_eq!(row.state(), RowState::RolledBack);
         session.track::<CountryName>(countries::table.select(CountryName::as_select()))?;
         row.update(|row| row.name += " and mine");
         session.commit()?;

@@ -1,6 +1,6 @@
 //! `RETURNING`, where both the database and Diesel's support of it have it.
 
-use diesel_session::State;
+use diesel_session::RowState;
 
 use super::*;
 use crate::blog::*;
@@ -74,14 +74,14 @@ fn rows_of_a_write_that_is_tracked_are_the_newest() {
                 .returning(CountryName::as_returning());
             let tracked = session.track(upsert)?;
             assert_eq!((&tracked[0], row.read().name.as_str()), (&row, "theirs"));
-            assert_eq!(row.state(), State::Persistent);
+            assert_eq!(row.state(), RowState::Persistent);
             row.update(|row| row.name += " and mine");
             session.flush()?;
             let update = diesel::update(countries::table).set(countries::name.eq("set"));
             session.track(update.returning(CountryName::as_returning()))?;
             assert_eq!(row.read().name, "set");
             let gone = session.track(diesel::delete(countries::table).returning(CountryName::as_returning()))?;
-            assert_eq!((&gone[0], row.state()), (&row, State::Expired));
+            assert_eq!((&gone[0], row.state()), (&row, RowState::Expired));
             assert_eq!(session.get::<CountryName>("nl")?, None);
             session.rollback()?;
             assert_eq!(session.find::<CountryName>("nl")?.read().name, "theirs");

@@ -6,9 +6,9 @@ use std::time::Duration;
 use shuttle::rand::Rng;
 
 use super::connection_limit::{ConnectionLimit, LimitPermit};
-use super::holder::Holder;
 use super::storage::{Remedy, Storage};
-use super::sync::{AtomicUsize, Instant, Mutex, Ordering};
+use crate::error::Holder;
+use crate::sync::{AtomicUsize, Instant, Mutex, Ordering};
 
 /// What a server does to those that connect.
 #[derive(Debug, Clone, Copy)]

@@ -10,4 +10,5 @@
 mod error;
 mod pool;
 mod scenarios;
+mod sync;
 mod wording;

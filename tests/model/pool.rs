@@ -6,8 +6,6 @@ pub(crate) mod admission;
 pub(crate) mod connection_limit;
 #[path = "../../src/pool/growth.rs"]
 pub(crate) mod growth;
-#[path = "../../src/pool/holder.rs"]
-pub(crate) mod holder;
 #[path = "../../src/pool/storage.rs"]
 pub(crate) mod storage;
 #[path = "../../src/pool/wait_graph.rs"]
@@ -15,7 +13,5 @@ pub(crate) mod wait_graph;
 
 #[path = "imitation.rs"]
 pub(crate) mod imitation;
-#[path = "sync.rs"]
-pub(crate) mod sync;
 #[path = "world.rs"]
 pub(crate) mod world;

@@ -9,8 +9,8 @@ use shuttle::thread;
 
 use crate::pool::admission::Refused;
 use crate::pool::imitation::{Conduct, Failure};
-use crate::pool::sync;
 use crate::pool::world::{CheckedOut, FOR_EVER, WILLING, World, acquire, break_it};
+use crate::sync;
 
 const SOON: Duration = Duration::from_millis(5);
 

@@ -9,8 +9,8 @@ use std::ops::{Add, Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(super) use shuttle::sync::atomic::{AtomicUsize, Ordering};
-pub(super) use shuttle::thread::{Thread, ThreadId, current as current_thread, yield_now};
+pub(crate) use shuttle::sync::atomic::{AtomicUsize, Ordering};
+pub(crate) use shuttle::thread::{Thread, ThreadId, current as current_thread, yield_now};
 
 /// Whoever waits for so short a time lets it pass.
 const MOMENT: Duration = Duration::from_millis(1);

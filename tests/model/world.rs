@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::admission::{Pool, PooledConnection, Refused};
 use super::connection_limit::ConnectionLimit;
 use super::growth::Growth;
-use super::holder::Holder;
 use super::imitation::{Conduct, Failure, Imitation, Server};
-use super::sync::Instant;
 use super::wait_graph::WaitGraph;
+use crate::error::Holder;
+use crate::sync::Instant;
 
 pub(crate) type ModelPool = Pool<Imitation>;
 pub(crate) type CheckedOut = PooledConnection<Imitation>;

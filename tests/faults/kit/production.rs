@@ -440,7 +440,7 @@ fn a_database_that_is_never_whole_is_an_error_that_says_what_was_seen() {
         used(setup());
         // The connection of this process is kept, so another account's settings are taken.
         let mut admin = server.admin();
-        let names = "SELECT datname::text AS value FROM pg_database WHERE datname LIKE 'diesel%lane%'";
+        let names = "SELECT datname::text AS value FROM pg_database WHERE datname LIKE 'diesel%rollback%'";
         let lanes: Vec<Value> = sql_query(names).load(&mut admin).unwrap();
         for lane in &lanes {
             admin.batch_execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", lane.value)).unwrap();

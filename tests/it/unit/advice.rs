@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use diesel_session::{State, Tracked, Undo};
+use diesel_session::{RowState, Tracked, Undo};
 
 use super::*;
 
@@ -342,7 +342,7 @@ fn handle_of_another_session_is_found_in_this_one_once_it_is_there() {
             let mine = session.find::<Writer>(id)?;
             session.delete(&mine)?;
             session.commit()?;
-            assert_eq!(mine.state(), State::Deleted);
+            assert_eq!(mine.state(), RowState::Deleted);
             let error = session.delete(&mine).expect_err("it is gone");
             says(&error, "it is deleted; `add` a new row");
             Ok(())

@@ -1,6 +1,6 @@
 //! What a failed flush, a rollback and a savepoint leave in memory.
 
-use diesel_session::State;
+use diesel_session::RowState;
 
 use super::*;
 
@@ -35,7 +35,7 @@ fn a_violation_at_commit_is_the_cause_of_each_further_commit_until_the_rollback(
             session.rollback()?;
             assert_eq!(
                 (twice.state(), other.state(), ada.state()),
-                (State::Discarded, State::Discarded, State::Expired)
+                (RowState::Discarded, RowState::Discarded, RowState::Expired)
             );
             session.add(country("be"));
             session.commit()?;
@@ -63,7 +63,7 @@ fn the_same_inside_a_savepoint_takes_that_part_only() {
             });
             assert_eq!(outcome.as_ref().err().and_then(kind_of), Some(&DatabaseErrorKind::UniqueViolation));
             let (be, nl) = inner.expect("it ran");
-            assert_eq!((be.state(), nl.state()), (State::Discarded, State::Discarded));
+            assert_eq!((be.state(), nl.state()), (RowState::Discarded, RowState::Discarded));
             assert_eq!(session.find::<Country>("nl")?.read().name, "a country");
             // Its own flush, at the end of the closure, may fail as well.
             let outcome = session.savepoint(|session| {
@@ -94,16 +94,16 @@ fn after_a_rollback_nothing_in_memory_pretends_to_be_in_the_database() {
             let zoe = session.add(writer("Zoe"));
             let key = zoe.key();
             session.flush()?;
-            assert_eq!((bob.state(), zoe.state(), key.id().is_some()), (State::Deleted, State::Persistent, true));
+            assert_eq!((bob.state(), zoe.state(), key.id().is_some()), (RowState::Deleted, RowState::Persistent, true));
             eve.write().name = "E".into();
             let pending = session.add(writer("Max"));
             session.rollback()?;
             assert_eq!(
                 [ada.state(), bob.state(), zoe.state(), eve.state(), pending.state()],
-                [State::Stale, State::Expired, State::Discarded, State::Expired, State::Discarded]
+                [RowState::RolledBack, RowState::Expired, RowState::Discarded, RowState::Expired, RowState::Discarded]
             );
             assert_eq!((key.id(), zoe.key().id()), (None, None));
-            assert_is!(ada.try_read(), Err(Error::WrongState { state: State::Stale, .. }));
+            assert_is!(ada.try_read(), Err(Error::WrongState { state: RowState::RolledBack, .. }));
             assert_is!(ada.try_write(), Err(Error::WrongState { .. }));
             assert_eq!(eve.read().name, "Eve");
             assert!(!session.is_dirty());
@@ -141,7 +141,10 @@ fn a_savepoint_undoes_its_own_part_also_by_a_panic() {
             });
             assert_eq!(message, "on purpose");
             let eve = added.expect("it ran");
-            assert_eq!((ada.state(), bob.state(), eve.state()), (State::Expired, State::Stale, State::Discarded));
+            assert_eq!(
+                (ada.state(), bob.state(), eve.state()),
+                (RowState::Expired, RowState::RolledBack, RowState::Discarded)
+            );
             session.refresh(&bob)?;
             assert_eq!((bob.read().name.as_str(), bob.read().version), ("Bob", 1));
             assert_eq!(ada.read().email.as_deref(), Some("before"));
@@ -149,11 +152,11 @@ fn a_savepoint_undoes_its_own_part_also_by_a_panic() {
                 bob.write().name = "B".into();
                 Ok::<_, Error>(session.add(writer("Zoe")))
             })?;
-            assert_eq!((kept.state(), bob.read().version), (State::Persistent, 2));
+            assert_eq!((kept.state(), bob.read().version), (RowState::Persistent, 2));
             session.rollback()?;
             assert_eq!(
                 (kept.state(), ada.state(), bob.state()),
-                (State::Discarded, State::Discarded, State::Discarded)
+                (RowState::Discarded, RowState::Discarded, RowState::Discarded)
             );
             Ok(())
         })
@@ -174,10 +177,10 @@ fn a_transaction_that_fails_and_a_removed_session_let_go() {
                 Err::<(), _>(Error::NotFound { row: None, at: std::panic::Location::caller() })
             });
             assert!(outcome.is_err());
-            assert_eq!((inner.expect("it ran").state(), ada.read().name.as_str()), (State::Discarded, "Ada"));
+            assert_eq!((inner.expect("it ran").state(), ada.read().name.as_str()), (RowState::Discarded, "Ada"));
             let added = session.add(writer("Eve"));
             session.remove()?;
-            assert_eq!((added.state(), ada.state()), (State::Discarded, State::Detached));
+            assert_eq!((added.state(), ada.state()), (RowState::Discarded, RowState::Detached));
             assert!(!session.is_dirty());
             let again = session.find::<Writer>(ada.read().id)?;
             assert_ne!(again, ada);
@@ -212,7 +215,7 @@ fn nothing_is_lost_in_silence_after_the_end() {
     blog(|shop| {
         let session = shop.context(|| DB.session())?;
         let ada = session.add(writer("Ada"));
-        assert_eq!(ada.state(), State::Discarded);
+        assert_eq!(ada.state(), RowState::Discarded);
         assert_is!(session.commit(), Err(Error::SessionEnded { .. }));
         assert_is!(session.get::<Writer>(1), Err(Error::SessionEnded { .. }));
         assert_is!(session.flush(), Err(Error::SessionEnded { .. }));
@@ -258,7 +261,7 @@ fn a_guard_that_lives_through_a_rollback_writes_nothing_that_is_kept() {
             guard.name = "ww".into();
             assert_is!(session.refresh(&ada), Err(Error::WriteInProgress { .. }));
             drop(guard);
-            assert_eq!(ada.state(), State::Stale);
+            assert_eq!(ada.state(), RowState::RolledBack);
             session.refresh(&ada)?;
             assert_eq!(ada.read().name, "Ada");
             Ok(())
@@ -277,10 +280,13 @@ fn a_row_that_went_behind_the_sessions_back_comes_back_with_the_rollback() {
             old.write().name = "written".into();
             let new = session.add(country("nl"));
             session.flush()?;
-            assert_eq!((old.state(), new.state()), (State::Deleted, State::Persistent));
-            assert_eq!((session.get::<Country>("be")?, other.state()), (None, State::Deleted));
+            assert_eq!((old.state(), new.state()), (RowState::Deleted, RowState::Persistent));
+            assert_eq!((session.get::<Country>("be")?, other.state()), (None, RowState::Deleted));
             session.rollback()?;
-            assert_eq!((old.state(), new.state(), other.state()), (State::Expired, State::Discarded, State::Expired));
+            assert_eq!(
+                (old.state(), new.state(), other.state()),
+                (RowState::Expired, RowState::Discarded, RowState::Expired)
+            );
             assert_eq!(session.get::<Country>("nl")?, Some(old));
             assert_eq!(session.get::<Country>("be")?, Some(other));
             Ok(())
@@ -309,11 +315,11 @@ fn what_the_commit_itself_refuses_is_not_in_memory_either() {
             let post = session.add(NewLatePost { user_id: 999, title: "of nobody".into() });
             // MariaDB looks at once, after the UPDATE was sent.
             let (refused, left) = match KIND {
-                Kind::Mariadb => (session.flush(), State::Stale),
+                Kind::Mariadb => (session.flush(), RowState::RolledBack),
                 Kind::Postgres | Kind::Sqlite => {
                     session.flush()?;
-                    assert_eq!(post.state(), State::Persistent);
-                    (session.commit(), State::Stale)
+                    assert_eq!(post.state(), RowState::Persistent);
+                    (session.commit(), RowState::RolledBack)
                 }
             };
             let error = refused.expect_err("there is no such user");
@@ -322,7 +328,7 @@ fn what_the_commit_itself_refuses_is_not_in_memory_either() {
                 session.rollback()?;
             }
             // A commit that is refused has rolled back: the session goes on.
-            assert_eq!((post.state(), ada.state()), (State::Discarded, left));
+            assert_eq!((post.state(), ada.state()), (RowState::Discarded, left));
             session.refresh(&ada)?;
             assert_eq!(ada.read().name, "Ada");
             session.commit()
@@ -343,17 +349,20 @@ fn handle_that_outlives_its_session_says_so() {
             session.flush()?;
             Ok::<_, Error>((ada, bob, eve))
         })?;
-        assert_eq!([ada.state(), bob.state(), eve.state()], [State::Detached, State::Detached, State::Discarded]);
+        assert_eq!(
+            [ada.state(), bob.state(), eve.state()],
+            [RowState::Detached, RowState::Detached, RowState::Discarded]
+        );
         assert_eq!(bob.read().name, "Bob");
         let refused = ada.try_read().expect_err("nobody knows its value");
-        assert!(matches!(refused, Error::WrongState { state: State::Detached, .. }), "{refused}");
+        assert!(matches!(refused, Error::WrongState { state: RowState::Detached, .. }), "{refused}");
         for text in [refused.to_string(), ada.try_write().map(drop).unwrap_err().to_string()] {
             assert!(text.contains("session has ended") || text.contains("has ended"), "{text}");
             assert!(text.contains("present") && !text.contains("refresh"), "{text}");
         }
         inside(shop, |session| {
-            assert_is!(session.refresh(&ada), Err(Error::WrongState { state: State::Detached, .. }));
-            assert_is!(session.delete(&ada), Err(Error::WrongState { state: State::Detached, .. }));
+            assert_is!(session.refresh(&ada), Err(Error::WrongState { state: RowState::Detached, .. }));
+            assert_is!(session.delete(&ada), Err(Error::WrongState { state: RowState::Detached, .. }));
             // The advice can be followed.
             let key = *ada.key().id().expect("it is known");
             assert_eq!(session.find::<Writer>(key)?.read().name, "Ada");

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use diesel_session::{Entity, State};
+use diesel_session::{Entity, RowState};
 
 use super::*;
 
@@ -30,7 +30,7 @@ fn parents_come_first_and_go_last_in_whatever_order_of_the_calls() {
                     session.delete(&label)?;
                 }
                 session.commit()?;
-                assert_eq!([ada.state(), hello.state(), label.state()], [State::Deleted; 3]);
+                assert_eq!([ada.state(), hello.state(), label.state()], [RowState::Deleted; 3]);
                 Ok(())
             })?;
         }
@@ -145,11 +145,11 @@ fn a_row_that_has_vanished_is_stale() {
             session.delete(&leaf)?;
             assert_is!(session.flush(), Err(Error::Stale { operation: "delete", .. }));
             session.rollback()?;
-            assert_eq!((root.state(), session.get::<Writer>(bob.read().id)?), (State::Expired, None));
-            assert_eq!(bob.state(), State::Deleted);
+            assert_eq!((root.state(), session.get::<Writer>(bob.read().id)?), (RowState::Expired, None));
+            assert_eq!(bob.state(), RowState::Deleted);
             let gone = session.refresh(&leaf).expect_err("it is gone");
             assert!(gone.is_not_found() && gone.to_string().contains("Node"), "{gone}");
-            assert_eq!((leaf.state(), leaf.read().label.as_str()), (State::Deleted, "leaf"));
+            assert_eq!((leaf.state(), leaf.read().label.as_str()), (RowState::Deleted, "leaf"));
             Ok(())
         })
     });
@@ -168,7 +168,7 @@ fn a_unique_value_that_is_freed_can_be_taken_in_the_same_flush() {
             session.delete(&ada)?;
             let second = session.add(writer("Ada"));
             session.commit()?;
-            assert_eq!((hello.state(), second.read().version), (State::Deleted, 1));
+            assert_eq!((hello.state(), second.read().version), (RowState::Deleted, 1));
             // By one that is updated.
             session.delete(&second)?;
             bob.write().name = "Ada".into();
@@ -202,7 +202,7 @@ fn children_that_the_database_deletes_do_not_stay() {
             session.delete(&hello)?;
             session.flush()?;
             assert_eq!(session.get::<Label>(key)?, None);
-            assert_eq!((label.state(), ada.state()), (State::Deleted, State::Persistent));
+            assert_eq!((label.state(), ada.state()), (RowState::Deleted, RowState::Persistent));
             Ok(())
         })
     });
@@ -278,11 +278,11 @@ fn more_rows_than_one_statement_takes() {
             let ids: Vec<i32> = added.iter().map(|writer| writer.read().id).collect();
             session.expire_all();
             session.preload::<Writer>(ids)?;
-            assert!(added.iter().all(|writer| writer.state() == State::Persistent));
+            assert!(added.iter().all(|writer| writer.state() == RowState::Persistent));
             added.iter().try_for_each(|writer| session.delete(writer))?;
             let ada = session.add(writer("Ada"));
             session.commit()?;
-            assert_eq!((writers(session)?, ada.state()), (vec!["Ada".to_owned()], State::Expired));
+            assert_eq!((writers(session)?, ada.state()), (vec!["Ada".to_owned()], RowState::Expired));
             Ok(())
         })
     });

@@ -4,7 +4,7 @@ use chrono::{NaiveDate, NaiveDateTime};
 use diesel::backend::Backend;
 use diesel::deserialize::FromSql;
 use diesel::serialize::{Output, ToSql};
-use diesel_session::{Entity, Fk, State};
+use diesel_session::{Entity, Fk, RowState};
 
 use super::*;
 
@@ -158,7 +158,7 @@ fn tables() -> String {
     format!(
         "{before}
          CREATE TABLE tags (name {tag} PRIMARY KEY, weight INTEGER NOT NULL);
-         INSERT INTO tags VALUES ('Diesel', 1), ('Rust', 2), ('orm', 3);
+         INSERT INTO tags VALUES ('Diesel', 1), ('Rust', 2), ('unit_of_work', 3);
          CREATE TABLE codes (code CHAR(5) PRIMARY KEY, part INTEGER NOT NULL, name VARCHAR(20) NOT NULL);
          CREATE TABLE code_lines (code CHAR(5) NOT NULL, number INTEGER NOT NULL, name VARCHAR(20) NOT NULL, PRIMARY KEY (code, number),
              FOREIGN KEY (code) REFERENCES codes (code));
@@ -181,7 +181,7 @@ fn keyed(body: impl FnOnce(&Shop<Conn>) -> Result<()>) {
 fn get_many_finds_every_row_that_get_finds() {
     keyed(|shop| {
         inside(shop, |session| {
-            let asked = ["diesel", "DIESEL", "Diesel", "nothing", "rust", "orm", "none"];
+            let asked = ["diesel", "DIESEL", "Diesel", "nothing", "rust", "unit_of_work", "none"];
             let found = session.get_many::<Tag>(asked)?;
             for (id, found) in asked.into_iter().zip(&found) {
                 assert_eq!(&session.get::<Tag>(id)?, found, "{id}");
@@ -196,7 +196,7 @@ fn get_many_finds_every_row_that_get_finds() {
             Ok(())
         })?;
         shop.scope().autocommit().run(|| {
-            let found = DB.session()?.get_many::<Tag>(["diesel", "rust", "orm"])?;
+            let found = DB.session()?.get_many::<Tag>(["diesel", "rust", "unit_of_work"])?;
             assert_eq!(found.iter().flatten().count(), 3);
             Ok(())
         })
@@ -267,7 +267,7 @@ fn keys_with_blanks_are_found_updated_refreshed_and_deleted() {
             session.delete(&added[0])?;
             session.delete(&added[2])?;
             session.commit()?;
-            assert_eq!(added[2].state(), State::Deleted);
+            assert_eq!(added[2].state(), RowState::Deleted);
             Ok(())
         })?;
         assert_eq!(shop.ask("SELECT name AS value FROM codes ORDER BY name"), ["full5", "x"]);
@@ -482,7 +482,7 @@ fn a_key_of_a_sequence_or_a_trigger_is_not_taken_for_that_of_another_row() {
                 let event = session.add(NewEvent { name: "new".into() });
                 let error = session.flush().expect_err("the database does not tell the key");
                 assert!(error.to_string().contains("a key that the database made and does not tell"), "{error}");
-                assert_is!(event.state(), State::Pending | State::Discarded);
+                assert_is!(event.state(), RowState::Pending | RowState::Discarded);
                 session.rollback()
             };
             // Another INSERT of the same transaction has counted.

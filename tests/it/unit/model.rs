@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use diesel_session::State;
+use diesel_session::RowState;
 use proptest::prelude::ProptestConfig;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{RngSeed, TestRunner};
@@ -161,7 +161,7 @@ impl Run<'_> {
     fn learn_keys(&mut self) -> Done {
         for place in 0..self.handles.len() {
             let (key, handle) = self.handles[place].clone();
-            if key.1 < 0 && matches!(handle.state(), State::Persistent | State::Expired) {
+            if key.1 < 0 && matches!(handle.state(), RowState::Persistent | RowState::Expired) {
                 let id = handle.id()?;
                 self.model.rename(key, id);
                 self.handles[place].0.1 = id;
@@ -190,7 +190,7 @@ impl Run<'_> {
 
     /// The handle by which a row can be written.
     fn live(&self, key: Key) -> Option<Handle> {
-        let is_live = |handle: &Handle| matches!(handle.state(), State::Persistent | State::Expired);
+        let is_live = |handle: &Handle| matches!(handle.state(), RowState::Persistent | RowState::Expired);
         let handle = self.handles.iter().rev().find(|(other, handle)| *other == key && is_live(handle));
         handle.map(|(_, handle)| handle.clone())
     }
@@ -502,7 +502,7 @@ impl Run<'_> {
         let written = self.model.pending.writes.get(&key);
         let known = written.map_or_else(|| handle.read(), |write| Ok(write.base.clone()))?;
         // In a later attempt of `retry` even a look at the value reads the row.
-        if self.is_retrying && handle.state() == State::Persistent && !self.model.known.contains_key(&key) {
+        if self.is_retrying && handle.state() == RowState::Persistent && !self.model.known.contains_key(&key) {
             self.model.read(key, Some(known.clone()));
         }
         self.model.pending.deletes.insert(key, known);
@@ -617,7 +617,7 @@ impl Run<'_> {
 
     fn rolled_back(&mut self) -> Done {
         self.model.rollback();
-        let pending = self.handles.iter().find(|(_, handle)| handle.state() == State::Pending);
+        let pending = self.handles.iter().find(|(_, handle)| handle.state() == RowState::Pending);
         if let Some((_, handle)) = pending {
             return wrong(format!("after a rollback there is {handle:?}"));
         }
@@ -772,7 +772,7 @@ impl Run<'_> {
 
     /// What the handles say is what the session's transaction has.
     fn check_memory(&self) -> Done {
-        for (key, handle) in self.handles.iter().filter(|(_, handle)| handle.state() == State::Persistent) {
+        for (key, handle) in self.handles.iter().filter(|(_, handle)| handle.state() == RowState::Persistent) {
             let (row, expected) = (handle.read()?, self.model.in_memory(*key));
             if !expected.contains(&row) {
                 let expected: Vec<_> = expected.into_iter().map(Some).collect();

@@ -1,6 +1,6 @@
 //! The order of the statements of a flush.
 
-use diesel_session::{Entity, State};
+use diesel_session::{Entity, RowState};
 
 use super::*;
 
@@ -180,7 +180,7 @@ fn a_child_that_is_written_and_its_deleted_parent_are_no_conflict() {
                     _ => {}
                 }
                 session.commit()?;
-                assert_eq!((session.get::<Item>(1)?, item.state()), (None, State::Deleted));
+                assert_eq!((session.get::<Item>(1)?, item.state()), (None, RowState::Deleted));
                 Ok(())
             })?;
             assert_eq!((rows(shop, "items"), rows(shop, "lists WHERE rank = 1")), (1, usize::from(with != "nothing")));
@@ -236,7 +236,7 @@ fn rows_of_one_table_that_refer_to_each_other_are_deleted() {
             let rows = [session.find::<Pair>(1)?, session.find::<Pair>(2)?, session.find::<Pair>(3)?];
             rows.iter().try_for_each(|row| session.delete(row))?;
             session.flush()?;
-            assert!(rows.iter().all(|row| row.state() == State::Deleted));
+            assert!(rows.iter().all(|row| row.state() == RowState::Deleted));
             assert_eq!(rows[0].read().other_id, Some(2));
             session.rollback()?;
             assert_eq!(session.find::<Pair>(1)?.read().version, 1);

@@ -9,7 +9,7 @@ use diesel::backend::Backend;
 use diesel::deserialize::{self, FromSql, FromSqlRow};
 use diesel::expression::AsExpression;
 use diesel::serialize::{self, Output, ToSql};
-use diesel_session::{Entity, State};
+use diesel_session::{Entity, RowState};
 
 use super::*;
 
@@ -528,7 +528,7 @@ fn write_that_was_rolled_back_by_a_panic_of_clone_is_sent_again() {
             drop(snapshot);
             session.rollback()?;
             let a = session.find::<Fused>("a")?;
-            assert_eq!(a.state(), State::Persistent);
+            assert_eq!(a.state(), RowState::Persistent);
             a.write().name = "same".into();
             session.commit()
         })?;

@@ -1,6 +1,6 @@
 //! Relations over types that a session has not used, and rows that a cascade has deleted.
 
-use diesel_session::{Entity, State};
+use diesel_session::{Entity, RowState};
 
 use super::*;
 
@@ -120,7 +120,7 @@ fn delete_expires_grandchildren_whose_parents_the_session_has_not_used() {
             session.delete(&ada)?;
             session.flush()?;
             assert_eq!(session.get::<Photo>(1)?, None);
-            assert_eq!((photo.state(), session.get::<Photo>(2)?), (State::Deleted, Some(other)));
+            assert_eq!((photo.state(), session.get::<Photo>(2)?), (RowState::Deleted, Some(other)));
             session.commit()
         })?;
         assert_eq!(ids(shop, "photos"), ["2"]);
@@ -149,7 +149,7 @@ fn delete_of_a_row_and_its_grandparent_does_not_depend_on_the_order_of_use() {
                         session.delete(&photo)?;
                     }
                     session.commit()?;
-                    assert_eq!([photo.state(), ada.state()], [State::Deleted; 2]);
+                    assert_eq!([photo.state(), ada.state()], [RowState::Deleted; 2]);
                     Ok(())
                 })?;
                 assert_eq!((ids(shop, "owners"), ids(shop, "photos")), (vec!["2".into()], vec!["2".into()]));
@@ -168,14 +168,14 @@ fn delete_of_a_row_that_a_cascade_has_deleted_is_no_error() {
             session.delete(&root)?;
             session.delete(&leaf)?;
             session.flush()?;
-            assert_eq!([root.state(), leaf.state()], [State::Deleted; 2]);
+            assert_eq!([root.state(), leaf.state()], [RowState::Deleted; 2]);
             // In a later flush of the transaction.
             let (photo, ada) = (session.find::<Photo>(1)?, session.find::<Owner>(1)?);
             session.delete(&ada)?;
             session.flush()?;
             session.delete(&photo)?;
             session.commit()?;
-            assert_eq!(photo.state(), State::Deleted);
+            assert_eq!(photo.state(), RowState::Deleted);
             Ok(())
         })?;
         assert_eq!((ids(shop, "folders"), ids(shop, "photos")), (vec!["4".into()], vec!["2".into()]));
@@ -235,7 +235,7 @@ fn update_of_a_row_that_a_cascade_deletes_is_no_error() {
             // A new row that wants the deleted one's name makes the DELETE the first statement.
             session.add(NewOwner { id: 3, name: "Ada".into() });
             session.commit()?;
-            assert_eq!((session.get::<Photo>(1)?, photo.state()), (None, State::Deleted));
+            assert_eq!((session.get::<Photo>(1)?, photo.state()), (None, RowState::Deleted));
             Ok(())
         })?;
         assert_eq!((ids(shop, "owners"), ids(shop, "photos")), (vec!["2".into(), "3".into()], vec!["2".into()]));
@@ -370,14 +370,14 @@ fn foreign_keys_of_two_columns_order_a_flush_and_expire_rows() {
                 session.flush()?;
                 session.delete(&room)?;
                 session.flush()?;
-                assert_eq!((session.get::<Bed>(7)?, bed.state()), (None, State::Deleted));
+                assert_eq!((session.get::<Bed>(7)?, bed.state()), (None, RowState::Deleted));
                 let (room, wide, lost) =
                     (session.find::<Room>((1, 1))?, session.find::<Bed>(1)?, session.find::<Bed>(2)?);
                 session.delete(&room)?;
                 session.delete(&wide)?;
                 session.delete(&lost)?;
                 session.flush()?;
-                assert_eq!([room.state(), wide.state(), lost.state()], [State::Deleted; 3]);
+                assert_eq!([room.state(), wide.state(), lost.state()], [RowState::Deleted; 3]);
                 session.rollback()
             })?;
             // A bed is moved away before its room goes.

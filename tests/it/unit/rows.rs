@@ -1,6 +1,6 @@
 //! The identity map.
 
-use diesel_session::State;
+use diesel_session::RowState;
 
 use super::*;
 
@@ -24,7 +24,7 @@ fn a_graph_of_new_rows_is_one_commit() {
         shop.context(|| {
             let session = DB.session()?;
             let ada = session.add(writer("Ada"));
-            assert_eq!(ada.state(), State::Pending);
+            assert_eq!(ada.state(), RowState::Pending);
             session.add(article(ada.key(), "Hello"));
             session.add(article(&ada, "Again"));
             session.commit()?;
@@ -71,12 +71,12 @@ fn what_is_known_wins_until_it_expires() {
             let ada = session.add(writer("Ada"));
             session.commit()?;
             let id = ada.read().id;
-            assert_eq!(ada.state(), State::Expired);
+            assert_eq!(ada.state(), RowState::Expired);
             elsewhere(shop, "UPDATE writers SET email = 'a@example.org'");
             // It can be read, and is what was known.
             assert_eq!(ada.read().email, None);
             assert_eq!(session.find::<Writer>(id)?.read().email.as_deref(), Some("a@example.org"));
-            assert_eq!((ada.state(), ada.read().email.as_deref()), (State::Persistent, Some("a@example.org")));
+            assert_eq!((ada.state(), ada.read().email.as_deref()), (RowState::Persistent, Some("a@example.org")));
             if KIND == Kind::Sqlite {
                 // Nobody is kept from writing: nothing has been written in this transaction.
                 elsewhere(shop, "UPDATE writers SET email = 'b@example.org'");
@@ -86,17 +86,17 @@ fn what_is_known_wins_until_it_expires() {
                 assert_eq!(ada.read().email.as_deref(), Some("b@example.org"));
             }
             session.expire(&ada)?;
-            assert_eq!(ada.state(), State::Expired);
+            assert_eq!(ada.state(), RowState::Expired);
             session.get::<Writer>(id)?;
-            assert_eq!(ada.state(), State::Persistent);
+            assert_eq!(ada.state(), RowState::Persistent);
             session.execute(diesel::update(writers::table).set(writers::email.eq("c@example.org")))?;
-            assert_eq!(ada.state(), State::Expired);
+            assert_eq!(ada.state(), RowState::Expired);
             assert_eq!(session.find::<Writer>(id)?.read().email.as_deref(), Some("c@example.org"));
             session
                 .with(|conn| diesel::update(writers::table).set(writers::email.eq("d@example.org")).execute(conn))?;
             assert_eq!(session.find::<Writer>(id)?.read().email.as_deref(), Some("d@example.org"));
             drop(session.connection()?);
-            assert_eq!(ada.state(), State::Expired);
+            assert_eq!(ada.state(), RowState::Expired);
             Ok(())
         })
     });
@@ -137,7 +137,7 @@ fn several_keys_are_one_query() {
     /// After a preload nothing is sent.
     fn elsewhere_is_not_asked(session: &Session<Conn>, ids: &[i32]) -> Result<()> {
         for &id in ids {
-            assert_eq!(session.find::<Writer>(id)?.state(), State::Persistent);
+            assert_eq!(session.find::<Writer>(id)?.state(), RowState::Persistent);
         }
         Ok(())
     }
@@ -208,7 +208,7 @@ fn entities_of_every_shape() {
             let follow = session.track_first::<Follow, _>(follows::table)?;
             session.delete(&follow)?;
             session.flush()?;
-            assert_eq!((follow.state(), session.count(follows::table)?), (State::Deleted, 0));
+            assert_eq!((follow.state(), session.count(follows::table)?), (RowState::Deleted, 0));
             Ok(())
         })
     });
@@ -219,7 +219,7 @@ fn a_snapshot_is_a_moment_and_a_guard_is_alone() {
     blog(|shop| {
         inside(shop, |session| {
             let ada = session.add(writer("Ada"));
-            assert_is!(ada.try_read(), Err(Error::WrongState { state: State::Pending, .. }));
+            assert_is!(ada.try_read(), Err(Error::WrongState { state: RowState::Pending, .. }));
             assert!(panic_of(|| ada.read()).contains("not inserted yet"));
             assert_is!(ada.try_write(), Err(Error::WrongState { .. }));
             session.flush()?;
@@ -257,9 +257,9 @@ fn handles_outlive_their_session_as_values() {
             let added = session.add(writer("Eve"));
             Ok::<_, Error>((kept, added, written))
         })?;
-        assert_eq!((kept.state(), kept.read().name.as_str()), (State::Detached, "Ada"));
-        assert_is!(kept.try_write(), Err(Error::WrongState { state: State::Detached, .. }));
-        assert_eq!((added.state(), written.state()), (State::Discarded, State::Discarded));
+        assert_eq!((kept.state(), kept.read().name.as_str()), (RowState::Detached, "Ada"));
+        assert_is!(kept.try_write(), Err(Error::WrongState { state: RowState::Detached, .. }));
+        assert_eq!((added.state(), written.state()), (RowState::Discarded, RowState::Discarded));
         assert_is!(written.try_read(), Err(Error::WrongState { .. }));
         inside(shop, |session| {
             assert_is!(session.delete(&kept), Err(Error::WrongState { .. }));
@@ -282,15 +282,15 @@ fn expunged_rows_are_let_go() {
             let (ada, bob, eve) = (session.add(writer("Ada")), session.add(writer("Bob")), session.add(writer("Eve")));
             session.expunge(&eve)?;
             session.flush()?;
-            assert_eq!((eve.state(), writers(session)?.len()), (State::Discarded, 2));
+            assert_eq!((eve.state(), writers(session)?.len()), (RowState::Discarded, 2));
             ada.write().name = "A".into();
             session.expunge(&ada)?;
-            assert_eq!(ada.state(), State::Detached);
+            assert_eq!(ada.state(), RowState::Detached);
             assert!(!session.is_dirty());
             assert_ne!(session.find::<Writer>(ada.read().id)?, ada);
             bob.write().name = "B".into();
             session.expunge_all();
-            assert_eq!(bob.state(), State::Detached);
+            assert_eq!(bob.state(), RowState::Detached);
             session.commit()?;
             assert_eq!(writers(session)?, ["Ada", "Bob"]);
             Ok(())
@@ -307,7 +307,7 @@ fn expire_all_forgets_what_was_written() {
             ada.write().name = "A".into();
             session.add(writer("Bob"));
             session.expire_all();
-            assert_eq!((ada.state(), ada.read().name.as_str()), (State::Expired, "Ada"));
+            assert_eq!((ada.state(), ada.read().name.as_str()), (RowState::Expired, "Ada"));
             assert!(session.is_dirty());
             assert_eq!(writers(session)?, ["Ada", "Bob"]);
             assert!(!session.is_dirty());
@@ -356,7 +356,7 @@ fn a_query_that_says_what_its_rows_are_needs_no_more() {
 
 #[test]
 fn track_gives_plain_values_of_any_type_beside_entities() {
-    use diesel_session::orm::Plain;
+    use diesel_session::unit_of_work::Plain;
     blog(|shop| {
         inside(shop, |session| {
             let founded = chrono::DateTime::from_timestamp(7, 0).map(|moment| moment.naive_utc());

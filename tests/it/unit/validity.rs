@@ -1,7 +1,7 @@
 //! For how long a value that was read is valid, and what becomes of writes to an outdated one.
 
 use diesel_session::testing::TestIsolation;
-use diesel_session::{State, Tracked};
+use diesel_session::{RowState, Tracked};
 
 use super::*;
 
@@ -75,7 +75,7 @@ fn write_of_the_value_known_before_a_commit_is_sent() {
             let row = nation(session)?;
             session.commit()?;
             elsewhere(shop, "UPDATE countries SET name = 'theirs', people = 7");
-            assert_eq!((row.state(), row.read().name.as_str()), (State::Expired, "known"));
+            assert_eq!((row.state(), row.read().name.as_str()), (RowState::Expired, "known"));
             row.write().name = "known".into();
             assert_eq!(row.read().people, 7, "it was read before it was written");
             session.commit()?;
@@ -386,7 +386,7 @@ fn what_is_read_outside_of_a_transaction_is_read_each_time_in_an_autocommit_scop
         shop.scope().autocommit().run(|| {
             let session = DB.session()?;
             let row = nation(&session)?;
-            assert_eq!((row.state(), row.read().people), (State::Expired, 100));
+            assert_eq!((row.state(), row.read().people), (RowState::Expired, 100));
             elsewhere(shop, "UPDATE countries SET people = 7");
             assert_eq!((nation(&session)?, row.read().people), (row.clone(), 7));
             elsewhere(shop, "UPDATE countries SET people = 8");
@@ -395,7 +395,7 @@ fn what_is_read_outside_of_a_transaction_is_read_each_time_in_an_autocommit_scop
             assert_eq!((found[2].as_ref(), row.read().people), (Some(&row), 8));
             elsewhere(shop, "UPDATE countries SET people = 9");
             session.preload::<Nation>(["nl", "none"])?;
-            assert_eq!((row.state(), row.read().people), (State::Expired, 9));
+            assert_eq!((row.state(), row.read().people), (RowState::Expired, 9));
             elsewhere(shop, "UPDATE countries SET people = 10");
             let tracked =
                 session.track::<Nation>(countries::table.order(countries::code).select(Nation::as_select()))?;
@@ -439,9 +439,9 @@ fn begin_transaction_and_retry_know_nothing_of_what_was_read_outside() {
                 let row = nation(&session)?;
                 elsewhere(shop, "UPDATE countries SET people = 1200");
                 session.begin()?;
-                assert_eq!(row.state(), State::Expired);
+                assert_eq!(row.state(), RowState::Expired);
                 row.update(|row| row.people += 1);
-                assert_eq!(row.state(), State::Persistent);
+                assert_eq!(row.state(), RowState::Persistent);
                 session.commit()?;
                 assert_eq!(stored(shop).1, 1201, "{number}");
                 let row = nation(&session)?;
@@ -471,7 +471,7 @@ fn write_begins_a_transaction_that_keeps_what_was_read_in_it() {
             other.write().name = "changed".into();
             session.flush()?;
             // SQLite has read before the transaction, a server has read in it.
-            let kept = if KIND == Kind::Sqlite { (State::Expired, 7) } else { (State::Persistent, 100) };
+            let kept = if KIND == Kind::Sqlite { (RowState::Expired, 7) } else { (RowState::Persistent, 100) };
             assert_eq!((row.state(), nation(session)?.read().people), kept);
             session.commit()
         })
@@ -597,7 +597,7 @@ fn retry_after_a_flush_that_was_rolled_back_reads_the_row_again() {
                 let statement = diesel::update(countries::table.find("be")).set(countries::people.eq(8));
                 session.execute(statement)
             })?;
-            assert_eq!(states, [State::Expired, State::Stale]);
+            assert_eq!(states, [RowState::Expired, RowState::RolledBack]);
             assert_eq!(stored(shop).1, 101);
             Ok::<_, Error>(())
         })
@@ -891,7 +891,7 @@ fn a_flush_outdates_the_handles_of_other_entities_of_the_table() {
             let name = session.find::<NationName>("nl")?;
             name.write().name = "renamed".into();
             session.flush()?;
-            assert_eq!(row.state(), State::Expired);
+            assert_eq!(row.state(), RowState::Expired);
             assert_eq!(nation(session)?.read().name, "renamed");
             name.write().name = "again".into();
             session.flush()?;
@@ -903,7 +903,7 @@ fn a_flush_outdates_the_handles_of_other_entities_of_the_table() {
             session.delete(&nation(session)?)?;
             session.flush()?;
             assert!(session.get::<NationName>("nl")?.is_none());
-            assert_eq!(name.state(), State::Deleted);
+            assert_eq!(name.state(), RowState::Deleted);
             session.rollback()
         })
     });
@@ -934,7 +934,7 @@ fn what_sqlite_reads_before_the_transaction_is_read_again_for_it() {
             let row = nation(session)?;
             elsewhere(shop, "UPDATE countries SET people = people + 1000");
             session.execute(diesel::update(writers::table).set(writers::name.eq("Eve")))?;
-            assert_eq!(row.state(), State::Expired);
+            assert_eq!(row.state(), RowState::Expired);
             row.update(|row| row.people += 1);
             session.commit()?;
             assert_eq!(stored(shop).1, 2009);

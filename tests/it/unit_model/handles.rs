@@ -1,7 +1,7 @@
 //! Handles to rows of any of the tables.
 
 use diesel::prelude::*;
-use diesel_session::{Result, Session, SessionConnection, State, Tracked};
+use diesel_session::{Result, RowState, Session, SessionConnection, Tracked};
 
 use super::rows::{Column, Row, Table};
 use super::tables::*;
@@ -64,7 +64,7 @@ macro_rules! from_tracked {
 from_tracked!(User Post Comment Badge Node Link Counter);
 
 impl Handle {
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> RowState {
         with_handle!(self, tracked => tracked.state())
     }
 

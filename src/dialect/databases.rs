@@ -1,0 +1,334 @@
+//! Databases and schemas as a whole: made, copied, removed, and who has them.
+
+use crate::kind::DatabaseKind;
+
+/// PostgreSQL's advisory locks of owners: this number and the owner's.
+const OWNERS: i32 = 7_236_272;
+
+/// Stands for the name of a database in statements that are made for one whose name is not known yet.
+pub(crate) const HERE: &str = "\u{1}";
+
+/// Those of the pinned connections that tests run in.
+const LANES: i32 = 7_236_273;
+
+/// FNV-1a with 64 bits: every program has to come to the same number.
+pub(crate) fn fnv1a<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
+    parts
+        .into_iter()
+        .flatten()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+impl DatabaseKind {
+    /// Why a database or schema cannot have that name, if so. Servers cut what is too long, or take part of a name for the whole.
+    pub(crate) fn refuses_name(self, name: &str) -> Option<String> {
+        let (longest, unit, length) = match self {
+            Self::Postgres => (63, "bytes", name.len()),
+            Self::Mysql => (64, "characters", name.chars().count()),
+            Self::Sqlite => (usize::MAX, "bytes", name.len()),
+        };
+        if name.is_empty() {
+            Some("it is empty".into())
+        } else if name.contains('\0') {
+            Some("it contains a NUL character".into())
+        } else if length > longest {
+            Some(format!("it has {length} {unit}, and {} takes {longest}", self.name()))
+        } else if self == Self::Mysql && (name.contains(['/', '\\']) || name.ends_with(' ')) {
+            Some("MySQL and MariaDB take neither `/` nor `\\` in it, nor a blank at its end".into())
+        } else if self == Self::Mysql && name.chars().any(|c| c > '\u{ffff}') {
+            Some("MySQL and MariaDB take no characters beyond U+FFFF in it".into())
+        } else {
+            None
+        }
+    }
+
+    /// `options` stands behind the name: [`options_of_database`](Self::options_of_database) tells some.
+    pub(crate) fn create_database(self, name: &str, template: Option<&str>, options: &str) -> String {
+        let mut sql = format!("CREATE DATABASE {}", self.quote(name));
+        if let Some(template) = template {
+            sql.push_str(&format!(" TEMPLATE {}", self.quote(template)));
+        }
+        sql.push_str(options);
+        sql
+    }
+
+    /// Has a session look for tables, functions and operators in the server's own schema only, whatever its `search_path` was.
+    pub(crate) fn look_at_home(self) -> Option<&'static str> {
+        (self == Self::Postgres).then_some("SET search_path TO pg_catalog, pg_temp")
+    }
+
+    /// A query for all that an application's session on its own database tells about what migrations would make there: the role, the
+    /// settings, and the properties of the database. Equal answers mean equal results.
+    pub(crate) fn surroundings(self) -> Option<&'static str> {
+        match self {
+            Self::Postgres => Some(
+                "SELECT pg_catalog.concat_ws(pg_catalog.chr(31), current_user::pg_catalog.text, \
+                 session_user::pg_catalog.text, (SELECT (pg_catalog.to_jsonb(d) OPERATOR(pg_catalog.-) \
+                 '{oid,datname,datistemplate,datallowconn,datconnlimit,datlastsysoid,datfrozenxid,datminmxid,datcollversion}' \
+                 ::pg_catalog.text[])::pg_catalog.text FROM pg_catalog.pg_database d \
+                 WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()), \
+                 (SELECT pg_catalog.string_agg(s.name OPERATOR(pg_catalog.||) '=' OPERATOR(pg_catalog.||) s.setting, ';' \
+                 ORDER BY s.name) FROM pg_catalog.pg_settings s \
+                 WHERE s.source OPERATOR(pg_catalog.=) ANY ('{user,database,database user,client,session}'::pg_catalog.text[]) \
+                 AND s.name OPERATOR(pg_catalog.<>) ALL ('{application_name,statement_timeout,lock_timeout,\
+                 idle_in_transaction_session_timeout,idle_session_timeout,client_connection_check_interval}'::pg_catalog.text[])), \
+                 (SELECT pg_catalog.string_agg(r.setrole::pg_catalog.text OPERATOR(pg_catalog.||) r.setconfig::pg_catalog.text, ';' \
+                 ORDER BY r.setrole) FROM pg_catalog.pg_db_role_setting r JOIN pg_catalog.pg_database d \
+                 ON d.oid OPERATOR(pg_catalog.=) r.setdatabase WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())) \
+                 AS value",
+            ),
+            Self::Mysql => Some(
+                "SELECT CONCAT_WS(CHAR(31), CURRENT_USER(), @@character_set_database, @@collation_database, \
+                 @@collation_connection, @@character_set_client, @@sql_mode, @@default_storage_engine, @@lower_case_table_names, \
+                 @@foreign_key_checks, @@unique_checks, @@explicit_defaults_for_timestamp) AS value",
+            ),
+            Self::Sqlite => None,
+        }
+    }
+
+    /// A query for the options by which another database becomes like the one that an application's session is in.
+    pub(crate) fn options_of_database(self) -> &'static str {
+        match self {
+            Self::Postgres => {
+                "SELECT pg_catalog.concat(' OWNER ', CASE WHEN current_user OPERATOR(pg_catalog.<>) session_user \
+                 AND pg_catalog.pg_has_role(session_user, current_user, 'USAGE') THEN pg_catalog.quote_ident(current_user) \
+                 WHEN pg_catalog.pg_has_role(session_user, d.datdba, 'USAGE') \
+                 THEN pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(d.datdba)) \
+                 ELSE pg_catalog.quote_ident(session_user) END) AS value \
+                 FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()"
+            }
+            Self::Mysql | Self::Sqlite => {
+                "SELECT CONCAT(' CHARACTER SET ', @@character_set_database, ' COLLATE ', @@collation_database) AS value"
+            }
+        }
+    }
+
+    /// A query for further options, if the encoding or the locale is not that of `template1`. They take `template0`.
+    pub(crate) fn locale_of_database(self) -> Option<&'static str> {
+        (self == Self::Postgres).then_some(
+            "SELECT pg_catalog.concat(' ENCODING ', pg_catalog.quote_literal(pg_catalog.pg_encoding_to_char(d.encoding)), \
+             ' LC_COLLATE ', pg_catalog.quote_literal(d.datcollate), ' LC_CTYPE ', pg_catalog.quote_literal(d.datctype), \
+             CASE d.j ->> 'datlocprovider' WHEN 'c' THEN ' LOCALE_PROVIDER libc' \
+             WHEN 'i' THEN pg_catalog.concat(' LOCALE_PROVIDER icu ICU_LOCALE ', pg_catalog.quote_literal(d.locale)) \
+             WHEN 'b' THEN pg_catalog.concat(' LOCALE_PROVIDER builtin BUILTIN_LOCALE ', pg_catalog.quote_literal(d.locale)) END, \
+             CASE WHEN d.rules IS NOT NULL THEN pg_catalog.concat(' ICU_RULES ', pg_catalog.quote_literal(d.rules)) END) AS value \
+             FROM (SELECT *, coalesce(j ->> 'datlocale', j ->> 'daticulocale') AS locale, j ->> 'daticurules' AS rules \
+             FROM (SELECT *, pg_catalog.to_jsonb(p) AS j FROM pg_catalog.pg_database p) AS p) AS d, \
+             (SELECT *, pg_catalog.to_jsonb(p) AS j FROM pg_catalog.pg_database p) AS t \
+             WHERE d.datname = pg_catalog.current_database() AND t.datname = 'template1' AND ROW(d.encoding, d.datcollate, \
+             d.datctype, d.j ->> 'datlocprovider', d.locale, d.rules) IS DISTINCT FROM ROW(t.encoding, t.datcollate, t.datctype, \
+             t.j ->> 'datlocprovider', coalesce(t.j ->> 'datlocale', t.j ->> 'daticulocale'), t.j ->> 'daticurules')",
+        )
+    }
+
+    /// A query for the statements that give a database what no copy of `database` has: its settings and its rights. In them
+    /// [`HERE`] stands for the name of the copy.
+    pub(crate) fn settings_of_database(self, database: &str) -> Option<String> {
+        let name = self.literal(database);
+        (self == Self::Postgres).then(|| {
+            format!(
+                "SELECT value FROM (SELECT 1 AS rank, pg_catalog.concat(CASE WHEN s.setrole = 0 THEN 'ALTER DATABASE {HERE} SET ' \
+                 ELSE pg_catalog.concat('ALTER ROLE ', pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(s.setrole)), \
+                 ' IN DATABASE {HERE} SET ') END, s.name, ' TO ', CASE WHEN s.name IN ('search_path', 'temp_tablespaces', \
+                 'session_preload_libraries', 'local_preload_libraries') \
+                 THEN coalesce(nullif(pg_catalog.replace(s.setting, '\"\"', ''''''), ''), '''''') \
+                 ELSE pg_catalog.quote_literal(s.setting) END) AS value \
+                 FROM (SELECT r.setrole, pg_catalog.split_part(c, '=', 1) AS name, \
+                 pg_catalog.substr(c, pg_catalog.strpos(c, '=') + 1) AS setting \
+                 FROM pg_catalog.pg_db_role_setting r JOIN pg_catalog.pg_database d ON d.oid = r.setdatabase, \
+                 pg_catalog.unnest(r.setconfig) AS c WHERE d.datname = {name}) AS s \
+                 UNION ALL SELECT 2, 'REVOKE ALL ON DATABASE {HERE} FROM PUBLIC' FROM pg_catalog.pg_database \
+                 WHERE datname = {name} AND datacl IS NOT NULL \
+                 UNION ALL SELECT 3, pg_catalog.concat('GRANT ', a.privilege_type, ' ON DATABASE {HERE} TO ', \
+                 CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END, \
+                 CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' END) FROM pg_catalog.pg_database d, \
+                 pg_catalog.aclexplode(d.datacl) AS a WHERE d.datname = {name} AND a.grantee <> d.datdba) AS found ORDER BY rank, value"
+            )
+        })
+    }
+
+    /// A query that answers `1` if this session may make databases like `name`, as far as that can be told.
+    pub(crate) fn may_create_database(self, name: &str) -> String {
+        match self {
+            Self::Mysql => format!(
+                "SELECT CAST(COUNT(*) > 0 AS CHAR) AS value FROM (SELECT 1 FROM information_schema.user_privileges \
+                 WHERE privilege_type = 'CREATE' UNION ALL SELECT 1 FROM information_schema.schema_privileges \
+                 WHERE privilege_type = 'CREATE' AND {} LIKE table_schema) AS rights",
+                self.literal(name)
+            ),
+            Self::Postgres | Self::Sqlite => {
+                "SELECT CASE WHEN rolcreatedb OR rolsuper THEN '1' ELSE '0' END AS value FROM pg_catalog.pg_roles \
+                 WHERE rolname = current_user"
+                    .into()
+            }
+        }
+    }
+
+    /// A query that answers `1` if this session may make schemas in its database, on PostgreSQL.
+    pub(crate) fn may_create_schema(self) -> &'static str {
+        "SELECT CASE WHEN pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE') THEN '1' ELSE '0' END AS value"
+    }
+
+    /// A query that answers `0` if `template1`, which this session is in, is what `template0` is.
+    pub(crate) fn count_of_additions(self) -> &'static str {
+        "SELECT ((SELECT pg_catalog.count(*) FROM pg_catalog.pg_class WHERE oid >= 16384) \
+         + (SELECT pg_catalog.count(*) FROM pg_catalog.pg_proc WHERE oid >= 16384) \
+         + (SELECT pg_catalog.count(*) FROM pg_catalog.pg_type WHERE oid >= 16384) \
+         + (SELECT pg_catalog.count(*) FROM pg_catalog.pg_namespace WHERE oid >= 16384) \
+         + (SELECT pg_catalog.count(*) FROM pg_catalog.pg_extension WHERE oid >= 16384) \
+         + (SELECT pg_catalog.count(*) FROM pg_catalog.pg_default_acl) \
+         + (SELECT pg_catalog.count(*) FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_init_privs i \
+         ON i.objoid = n.oid AND i.classoid = 'pg_catalog.pg_namespace'::pg_catalog.regclass \
+         WHERE n.nspacl IS DISTINCT FROM i.initprivs))::pg_catalog.text AS value"
+    }
+
+    /// A query for those of the extensions that are there for this server and that this role may not install.
+    pub(crate) fn forbidden_extensions(self) -> &'static str {
+        "SELECT DISTINCT v.name::pg_catalog.text AS value FROM pg_catalog.pg_available_extension_versions v, \
+         pg_catalog.pg_roles r WHERE r.rolname = current_user AND v.superuser AND NOT r.rolsuper \
+         AND NOT coalesce((pg_catalog.to_jsonb(v) ->> 'trusted')::pg_catalog.bool, false)"
+    }
+
+    /// A query for the tables, views and sequences of a schema, each as a statement that removes it.
+    pub(crate) fn removals_in_schema(self, schema: &str) -> String {
+        format!(
+            "SELECT pg_catalog.concat('DROP ', CASE c.relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' \
+             WHEN 'f' THEN 'FOREIGN TABLE' WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, ' IF EXISTS ', \
+             pg_catalog.quote_ident(n.nspname), '.', pg_catalog.quote_ident(c.relname), ' CASCADE') AS value \
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE n.nspname = {} AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') ORDER BY c.oid DESC",
+            self.literal(schema)
+        )
+    }
+
+    pub(crate) fn drop_database(self, name: &str) -> String {
+        format!("DROP DATABASE IF EXISTS {}", self.quote(name))
+    }
+
+    /// Gives a finished database its last name; nobody is in it.
+    pub(crate) fn rename_database(self, name: &str, new: &str) -> String {
+        format!("ALTER DATABASE {} RENAME TO {}", self.quote(name), self.quote(new))
+    }
+
+    /// Keeps everybody out, so that it can be copied at any time.
+    pub(crate) fn close_database(self, name: &str) -> String {
+        format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", self.quote(name))
+    }
+
+    /// A query for the databases whose names start with `prefix`, a plain word. It has no pattern: whether a backslash in one means
+    /// itself is a setting of the server.
+    pub(crate) fn databases(self, prefix: &str) -> String {
+        let length = prefix.len();
+        match self {
+            Self::Mysql => format!(
+                "SELECT schema_name AS value FROM information_schema.schemata WHERE LEFT(schema_name, {length}) = '{prefix}' ORDER BY 1"
+            ),
+            Self::Postgres | Self::Sqlite => format!(
+                "SELECT datname::pg_catalog.text AS value FROM pg_catalog.pg_database \
+                 WHERE pg_catalog.left(datname::pg_catalog.text, {length}) = '{prefix}' ORDER BY oid"
+            ),
+        }
+    }
+
+    /// A query for the schemas of this database whose names start with `prefix`, a plain word.
+    pub(crate) fn schemas(self, prefix: &str) -> String {
+        let length = prefix.len();
+        format!(
+            "SELECT nspname::pg_catalog.text AS value FROM pg_catalog.pg_namespace \
+             WHERE pg_catalog.left(nspname::pg_catalog.text, {length}) = '{prefix}' ORDER BY oid"
+        )
+    }
+
+    /// A query for the numbers of the sessions in a database.
+    pub(crate) fn sessions_in(self, database: &str) -> String {
+        let name = self.literal(database);
+        match self {
+            Self::Mysql => {
+                format!("SELECT CAST(id AS CHAR) AS value FROM information_schema.processlist WHERE db = {name}")
+            }
+            Self::Postgres | Self::Sqlite => {
+                format!("SELECT pid::text AS value FROM pg_catalog.pg_stat_activity WHERE datname = {name}")
+            }
+        }
+    }
+
+    /// Ends the session of that number, which is one of the account's own.
+    pub(crate) fn end_session(self, number: &str) -> String {
+        match self {
+            Self::Mysql => format!("KILL {number}"),
+            Self::Postgres | Self::Sqlite => format!("SELECT pg_catalog.pg_terminate_backend({number})"),
+        }
+    }
+
+    /// What an account that may not make databases needs.
+    pub(crate) fn right_to_create(self) -> &'static str {
+        match self {
+            Self::Mysql => "give the account ``GRANT ALL ON `diesel\\_session\\_%`.* TO ..``",
+            Self::Postgres | Self::Sqlite => "give the role `ALTER ROLE .. CREATEDB`, or use `TestIsolation::Schema`",
+        }
+    }
+
+    /// Claims the number of an owner of databases for this session, and answers `1` where nobody has it.
+    pub(crate) fn claim_owner(self, owner: u32) -> String {
+        match self {
+            Self::Mysql => format!("SELECT CAST(GET_LOCK('{}', 0) AS CHAR) AS value", owner_lock(owner)),
+            Self::Postgres | Self::Sqlite => format!(
+                "SELECT CASE WHEN pg_catalog.pg_try_advisory_lock({OWNERS}, {}) THEN '1' ELSE '0' END AS value",
+                owner.cast_signed()
+            ),
+        }
+    }
+
+    /// A query that answers `1` where a session of the server has that owner's number.
+    pub(crate) fn owner_lives(self, owner: u32) -> String {
+        match self {
+            Self::Mysql => format!("SELECT IF(IS_USED_LOCK('{}') IS NULL, '0', '1') AS value", owner_lock(owner)),
+            Self::Postgres | Self::Sqlite => format!(
+                "SELECT CASE WHEN count(*) > 0 THEN '1' ELSE '0' END AS value FROM pg_catalog.pg_locks \
+                 WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = {OWNERS} AND objid = {owner}"
+            ),
+        }
+    }
+
+    /// Claims a pinned connection for as long as the transaction around its test lasts, in which it is sent; on MySQL and MariaDB for the session.
+    pub(crate) fn claim_lane(self, database: &str) -> Option<String> {
+        match self {
+            Self::Mysql => Some(format!("SELECT CAST(GET_LOCK({}, 0) AS CHAR) AS value", self.literal(database))),
+            // A lock of the session would be gone with the first cleaning of the connection.
+            Self::Postgres => Some(format!(
+                "SELECT CASE WHEN pg_catalog.pg_try_advisory_xact_lock({LANES}, 0) THEN '1' ELSE '0' END AS value"
+            )),
+            Self::Sqlite => None,
+        }
+    }
+
+    /// A text as SQL.
+    pub(crate) fn literal(self, text: &str) -> String {
+        match self {
+            Self::Postgres | Self::Sqlite => format!("'{}'", text.replace('\'', "''")),
+            Self::Mysql => format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''")),
+        }
+    }
+}
+
+fn owner_lock(owner: u32) -> String {
+    format!("diesel-session/owner/{owner:08x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_a_server_would_cut_is_refused() {
+        let long = "ü".repeat(35);
+        assert!(DatabaseKind::Postgres.refuses_name(&long).is_some_and(|reason| reason.contains("70 bytes")));
+        assert_eq!(DatabaseKind::Mysql.refuses_name(&long), None);
+        assert!(DatabaseKind::Mysql.refuses_name(&"x".repeat(65)).is_some());
+        for kind in [DatabaseKind::Postgres, DatabaseKind::Mysql] {
+            assert!(kind.refuses_name("a\0b").is_some());
+            assert!(kind.refuses_name("").is_some());
+            assert_eq!(kind.refuses_name("it's \"odd\"; `x`"), None);
+        }
+    }
+}

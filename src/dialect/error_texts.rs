@@ -1,0 +1,64 @@
+//! What an error of a database means for the program.
+
+use super::{is_transient, says, says_masked, translations};
+use crate::error::{ConnectErrorKind, Error};
+
+impl Error {
+    /// Whether running the whole transaction again may succeed, and does nothing twice: a serialization failure, a deadlock, a
+    /// locked SQLite database, a connection lost inside a transaction or by a migration of which nothing remains, a full or starting
+    /// server, or a pool that was short of connections. So is an error that comes of the connection: another program has changed the
+    /// schema, or a server has become read-only for a session that was meant to write.
+    /// [`Session::retry`](crate::Session::retry) does it for the first three and for these two.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::AcquireTimeout { .. }
+            | Self::BudgetExhausted { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::LockTimeout { .. } => true,
+            Self::ConnectionLost { in_transaction, .. } => *in_transaction,
+            // A file that cannot be opened will not be there by itself.
+            Self::Connect { kind, server, .. } => {
+                kind.is_transient() || *kind == ConnectErrorKind::Unreachable && !server.starts_with("SQLite")
+            }
+            Self::Query { source, .. } => is_transient(source),
+            Self::Migration(failure) => failure.is_transient(),
+            Self::Autoflush { source, .. } => source.is_transient(),
+            _ => false,
+        }
+    }
+}
+
+impl ConnectErrorKind {
+    /// A sentence with a blank before it; nothing if `message` says what can be done.
+    pub(crate) fn advice(self, server: &str, message: &str) -> &'static str {
+        let (is_sqlite, is_postgres) = (server.starts_with("SQLite"), server.starts_with("postgres"));
+        match self {
+            Self::Unreachable if is_sqlite => " Check the path, and that the folder may be written to.",
+            Self::Starting if is_sqlite => " End the transaction of the connection that has locked the file.",
+            Self::Authentication if is_postgres => {
+                " Check the user and the password in the URL, and the server's pg_hba.conf."
+            }
+            Self::Authentication => " Check the user and the password in the URL, and the rights of the account.",
+            Self::Other if message.contains("`Database::connect_with`") => "",
+            Self::Other => " This is the driver's text or, with `Database::connect_with`, the program's own.",
+            Self::ServerFull if is_limit_of_account(message, is_postgres) => {
+                " The limit is that of the account or of the database, not the server's: end transactions of this account, lower \
+                 `Config::max_size`, or have an administrator raise the limit."
+            }
+            Self::ServerFull => {
+                " End transactions that are not needed, close connections of other programs, or raise the server's max_connections."
+            }
+            Self::Starting => " Wait until the server accepts connections.",
+            Self::UnknownDatabase => " Create the database or correct its name in the URL.",
+            Self::Unreachable => " Check host and port, and that the server runs.",
+        }
+    }
+}
+
+/// Whether a server that is full has said that it is the account, or the database, that has no more connections.
+fn is_limit_of_account(message: &str, is_postgres: bool) -> bool {
+    let english = if is_postgres { "too many connections for" } else { "max_user_con" };
+    // Only these texts name something.
+    let named = || translations::SERVER_FULL.iter().copied().filter(|text| text.contains('%')).collect::<Vec<_>>();
+    message.contains(english) || is_postgres && (says(message, &named()) || says_masked(message, &named()))
+}

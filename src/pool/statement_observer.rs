@@ -1,0 +1,352 @@
+//! What a connection's statements did, as Diesel's instrumentation sees them: also those sent by code to which the
+//! connection was handed out and which kept their errors to itself.
+
+use std::fmt::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use diesel::connection::{Instrumentation, InstrumentationEvent, get_default_instrumentation};
+use diesel::result::{DatabaseErrorKind, Error as DieselError, QueryResult};
+
+use crate::dialect::{self, Effect, Poison};
+use crate::kind::DatabaseKind;
+use crate::recorder;
+
+/// Shared by a connection's instrumentation and the session that has it.
+///
+/// Written and read by the thread that has the connection; the locks that hand a connection on order the rest.
+#[derive(Debug)]
+pub(crate) struct StatementObserver {
+    kind: DatabaseKind,
+    /// There is something to report.
+    noted: AtomicBool,
+    /// Whose statements come, by their number; what may be in them is read in their text.
+    reading: AtomicU8,
+    /// A statement that was read may have left something on the connection.
+    left_something: AtomicBool,
+    /// What comes is the library's own question, to which an error is an answer.
+    suppressed: AtomicBool,
+    /// Statements that have begun and not ended.
+    running: AtomicU8,
+    /// A raw statement may have changed how PostgreSQL reads strings.
+    odd_strings: AtomicBool,
+    /// Whether a change of the schema by raw statements is of interest, and whether there may have been one.
+    looks_for_changes: bool,
+    schema_changed: AtomicBool,
+    notes: Mutex<ObservedEffects>,
+}
+
+/// Statements whose text is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// Those of the query builder, with parts that its types do not tell.
+    Typed = 1,
+    /// Raw ones.
+    Raw = 2,
+}
+
+/// What happened since it was last taken.
+#[derive(Debug, Default)]
+pub(crate) struct ObservedEffects {
+    /// The first error.
+    pub(crate) first_error: Option<String>,
+    /// The last statement failed.
+    pub(crate) last_failed: bool,
+    /// One of the errors was a serialization failure or deadlock.
+    pub(crate) serialization_failure: bool,
+    /// After one of the errors running the whole transaction again may succeed.
+    pub(crate) transient: bool,
+    /// One of the errors was the loss of the connection.
+    pub(crate) lost: bool,
+    /// Why the connection is of no more use, by the last of the errors that say so.
+    pub(crate) poison: Option<Poison>,
+    /// A statement whose words end a transaction was sent and was not refused.
+    pub(crate) ended_by: Option<String>,
+    /// A statement began a transaction of its own.
+    pub(crate) began: bool,
+    /// A statement after which the server has to be asked whether the transaction still exists.
+    pub(crate) may_have_ended: Option<String>,
+    /// A statement set a savepoint that is not one of Diesel's.
+    pub(crate) set_savepoint: bool,
+}
+
+impl ObservedEffects {
+    fn is_empty(&self) -> bool {
+        self.first_error.is_none()
+            && self.ended_by.is_none()
+            && self.may_have_ended.is_none()
+            && !self.began
+            && !self.set_savepoint
+    }
+
+    /// Adds what a raw statement did that was not refused. A text of several statements may have been refused after it had done
+    /// something: `failed`.
+    fn add(&mut self, kind: DatabaseKind, effect: Effect, failed: bool) {
+        let Effect { ends, may_end, begins, begins_transaction, sets_savepoint, names_string_setting: _ } = effect;
+        // Where it ended the transaction and began none, what is asked after an error tells.
+        let mut ends = ends.filter(|_| !failed || begins_transaction);
+        if kind == DatabaseKind::Sqlite && !failed {
+            // It refuses to begin a transaction inside of another. After an error a savepoint may have begun one.
+            let restarts = begins_transaction || sets_savepoint && self.first_error.is_some();
+            ends = ends.or(restarts.then(|| if begins_transaction { "BEGIN".into() } else { "SAVEPOINT".into() }));
+        }
+        self.began |= begins;
+        self.set_savepoint |= sets_savepoint;
+        self.may_have_ended = self.may_have_ended.take().or(may_end);
+        self.ended_by = self.ended_by.take().or(ends);
+    }
+
+    /// Adds an error. `last` says that it is the last statement's; otherwise it may be any error that was handed on.
+    pub(crate) fn complete(&mut self, kind: DatabaseKind, error: &DieselError, last: bool) {
+        if dialect::is_empty_query(error) {
+            return;
+        }
+        self.first_error.get_or_insert_with(|| error.to_string());
+        self.transient |= kind.is_transient(error);
+        self.poison = kind.poison(error).or(self.poison);
+        if last {
+            self.last_failed = true;
+            self.lost |= dialect::is_connection_lost(error);
+            self.serialization_failure |= dialect::is_deadlock(error);
+        }
+    }
+}
+
+impl StatementObserver {
+    pub(crate) fn new(kind: DatabaseKind, looks_for_changes: bool) -> Self {
+        Self {
+            kind,
+            noted: AtomicBool::new(false),
+            reading: AtomicU8::new(0),
+            left_something: AtomicBool::new(false),
+            suppressed: AtomicBool::new(false),
+            running: AtomicU8::new(0),
+            odd_strings: AtomicBool::new(false),
+            looks_for_changes,
+            schema_changed: AtomicBool::new(false),
+            notes: Mutex::default(),
+        }
+    }
+
+    pub(super) fn kind(&self) -> DatabaseKind {
+        self.kind
+    }
+
+    /// Whether there is something to take.
+    #[inline]
+    pub(crate) fn has_effects(&self) -> bool {
+        self.noted.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn take(&self) -> ObservedEffects {
+        self.running.store(0, Ordering::Release);
+        self.noted.store(false, Ordering::Release);
+        std::mem::take(&mut *self.notes())
+    }
+
+    /// From here on the text of statements is read, for words that end a transaction and for what outlives one.
+    pub(crate) fn read_statements(&self, whose: Reading) {
+        self.running.store(0, Ordering::Release);
+        self.reading.store(whose as u8, Ordering::Release);
+    }
+
+    pub(crate) fn stop_reading(&self) {
+        self.reading.store(0, Ordering::Release);
+    }
+
+    /// Whether a statement that was read may have left something on the connection that outlives its transaction.
+    #[inline]
+    pub(crate) fn has_seen_leftovers(&self) -> bool {
+        self.left_something.load(Ordering::Acquire)
+    }
+
+    /// Whether a raw statement may have changed the schema, where that was to be looked for.
+    pub(crate) fn may_have_changed_schema(&self) -> bool {
+        self.schema_changed.load(Ordering::Acquire)
+    }
+
+    /// They are gone.
+    pub(crate) fn forget_leftovers(&self) {
+        self.odd_strings.store(false, Ordering::Release);
+        self.left_something.store(false, Ordering::Release);
+    }
+
+    /// While it looks away neither it nor the program's own instrumentation is told of anything.
+    pub(crate) fn suppress(&self, away: bool) {
+        self.suppressed.store(away, Ordering::Release);
+    }
+
+    /// Whether `installed` is this observer's.
+    pub(crate) fn watches(self: &Arc<Self>, installed: &dyn Instrumentation) -> bool {
+        installed.downcast_ref::<ObserverInstrumentation>().is_some_and(|watch| Arc::ptr_eq(&watch.observer, self))
+    }
+
+    fn notes(&self) -> std::sync::MutexGuard<'_, ObservedEffects> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Only raw SQL can be empty.
+    fn refuses_empty_statements(&self) -> bool {
+        self.kind == DatabaseKind::Mysql && self.reading.load(Ordering::Acquire) == Reading::Raw as u8
+    }
+
+    /// What a reset removes need not be read, nor how it ends.
+    fn started(&self) {
+        self.running.store(self.running.load(Ordering::Acquire).saturating_add(1), Ordering::Release);
+        if self.reading.load(Ordering::Acquire) == Reading::Raw as u8 && self.kind.can_reset() {
+            self.left_something.store(true, Ordering::Release);
+        }
+    }
+
+    fn finished(&self, query: &dyn fmt::Display, error: Option<&DieselError>) {
+        let reading = self.reading.load(Ordering::Acquire);
+        let raw = reading == Reading::Raw as u8;
+        let text = if reading > 0 { statement(query) } else { String::new() };
+        // An error too: of several statements in one text it may be the last one's.
+        if reading > 0 && self.kind.leaves_something(&text, raw) {
+            self.left_something.store(true, Ordering::Release);
+        }
+        if self.looks_for_changes && raw && self.kind.may_change_schema(&text) {
+            self.schema_changed.store(true, Ordering::Release);
+        }
+        // Diesel tells the end of a query once more when the rows of one that failed are dropped: that is no other statement.
+        let repeated = self.running.load(Ordering::Acquire) == 0;
+        self.running.store(self.running.load(Ordering::Acquire).saturating_sub(1), Ordering::Release);
+        if raw && self.kind.forgets_prepared(&text) {
+            self.notes().poison = Some(Poison::Forgotten);
+            self.noted.store(true, Ordering::Release);
+        }
+        let mut effect = if raw { self.kind.effect(&text) } else { Effect::default() };
+        if raw && self.kind == DatabaseKind::Postgres {
+            // What was read as the usual setting has it is not certain any more.
+            let changed = effect.names_string_setting || self.odd_strings.load(Ordering::Acquire);
+            self.odd_strings.store(changed, Ordering::Release);
+            if changed && let Some(word) = effect.may_end.take() {
+                effect.ends.get_or_insert(word);
+            }
+        }
+        match error {
+            None if !raw && !self.has_effects() => {}
+            None => {
+                let mut notes = self.notes();
+                if !repeated {
+                    notes.last_failed = false;
+                }
+                notes.add(self.kind, effect, false);
+                if raw && !notes.is_empty() {
+                    self.noted.store(true, Ordering::Release);
+                }
+            }
+            Some(error @ DieselError::DatabaseError(..)) => {
+                let mut notes = self.notes();
+                notes.add(self.kind, effect, true);
+                notes.complete(self.kind, error, true);
+                self.noted.store(true, Ordering::Release);
+            }
+            // Not the database's: it has not seen the statement.
+            Some(_) => {}
+        }
+    }
+}
+
+/// Whether the text of a statement is empty. Diesel writes bind values behind it.
+fn is_empty(query: &dyn fmt::Display) -> bool {
+    let text = statement(query);
+    text.is_empty() || text.trim_start().starts_with("-- binds:")
+}
+
+/// What a panic says that takes the place of a crash: given an empty text, MariaDB's client library reads the first character all
+/// the same, and Diesel has no way to refuse a statement before it is sent.
+pub(crate) const EMPTY_STATEMENT: &str =
+    "an empty text was sent as a statement, on which MariaDB's client library would crash";
+
+/// Runs code that has a connection; the panic of an empty statement becomes the error that the server would have sent.
+pub(crate) fn refuse_empty_statements<T>(run: impl FnOnce() -> QueryResult<T>) -> QueryResult<T> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        if !crate::panic::panic_message(&*panic).starts_with(EMPTY_STATEMENT) {
+            resume_unwind(panic);
+        }
+        Err(DieselError::DatabaseError(DatabaseErrorKind::Unknown, Box::new(EMPTY_STATEMENT.to_owned())))
+    })
+}
+
+/// The text of a statement without its bind values.
+fn statement(query: &dyn fmt::Display) -> String {
+    /// Diesel writes the statement first and by itself, then the binds.
+    struct FirstPiece(String);
+
+    impl Write for FirstPiece {
+        fn write_str(&mut self, piece: &str) -> fmt::Result {
+            if !self.0.is_empty() {
+                return Err(fmt::Error);
+            }
+            self.0.push_str(piece);
+            Ok(())
+        }
+    }
+
+    let mut text = FirstPiece(String::new());
+    let _ = write!(text, "{query}");
+    text.0
+}
+
+/// The instrumentation of a pooled connection; the program's own comes after it.
+pub(crate) struct ObserverInstrumentation {
+    observer: Arc<StatementObserver>,
+    next: Option<Box<dyn Instrumentation>>,
+}
+
+impl ObserverInstrumentation {
+    pub(crate) fn new(observer: Arc<StatementObserver>) -> Self {
+        Self { observer, next: get_default_instrumentation() }
+    }
+}
+
+impl Instrumentation for ObserverInstrumentation {
+    fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
+        if self.observer.suppressed.load(Ordering::Acquire) {
+            return;
+        }
+        match &event {
+            InstrumentationEvent::StartQuery { query, .. } => {
+                if self.observer.refuses_empty_statements() && is_empty(query) {
+                    panic!("{EMPTY_STATEMENT}");
+                }
+                self.observer.started();
+                if recorder::is_on() {
+                    recorder::started(query);
+                }
+            }
+            InstrumentationEvent::FinishQuery { query, error, .. } => {
+                self.observer.finished(query, *error);
+                if recorder::is_on() {
+                    recorder::finished(error.is_some());
+                }
+            }
+            InstrumentationEvent::BeginTransaction { .. }
+            | InstrumentationEvent::CommitTransaction { .. }
+            | InstrumentationEvent::RollbackTransaction { .. }
+                if recorder::is_on() =>
+            {
+                recorder::control_follows();
+            }
+            _ => {}
+        }
+        if let Some(next) = &mut self.next {
+            next.on_connection_event(event);
+        }
+    }
+}
+
+#[cfg(all(test, feature = "sqlite"))]
+mod tests {
+    use super::statement;
+
+    #[test]
+    fn only_the_statement_is_read() {
+        assert_eq!(statement(&"COMMIT; BEGIN"), "COMMIT; BEGIN");
+        let query = diesel::sql_query("SELECT $1").bind::<diesel::sql_types::Text, _>("COMMIT");
+        assert_eq!(statement(&diesel::debug_query::<diesel::sqlite::Sqlite, _>(&query)), "SELECT $1");
+    }
+}

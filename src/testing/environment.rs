@@ -1,0 +1,224 @@
+//! What the tests of one database object and server share in this process: the limit of connections, the session that owns their
+//! databases, the schema to be replayed, and the pinned connections that are free.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::content::Schema;
+use super::files::Files;
+use super::owner::{AdminConnection, Owner};
+use super::pinned_connections::FreePinnedConnection;
+use super::setup::keeps;
+use super::slots::{Slots, Taken};
+use super::surroundings::Surroundings;
+use crate::config::Config;
+use crate::connection::SessionConnection;
+use crate::database::Registrar;
+use crate::error::{Error, Result};
+use crate::kind::DatabaseKind;
+use crate::url::Target;
+
+/// SessionInner by the tests of one database object on one server.
+pub(super) struct TestEnvironment<C: SessionConnection> {
+    pub(super) registrar: &'static dyn Registrar<C>,
+    pub(super) target: Target,
+    pub(super) slots: Option<Arc<Slots>>,
+    owner: Owner<C>,
+    pub(super) files: Files,
+    schema: OnceLock<Arc<Schema>>,
+    pub(super) free: Mutex<Vec<FreePinnedConnection<C>>>,
+    /// Templates that are known to be there, each with the settings that a copy does not have.
+    pub(super) known: Mutex<HashMap<u64, Vec<String>>>,
+    /// What was found in the configured database, by how sessions are prepared there.
+    surroundings: Mutex<HashMap<String, Arc<Surroundings>>>,
+    running: AtomicUsize,
+    swept: AtomicBool,
+}
+
+/// One test's connections, as many as it has reserved.
+pub(super) struct Admission<C: SessionConnection> {
+    environment: Arc<TestEnvironment<C>>,
+    /// None for SQLite.
+    pub(super) taken: Option<Taken>,
+    is_under_way: bool,
+}
+
+impl<C: SessionConnection> TestEnvironment<C> {
+    /// The one for this database object and URL.
+    pub(super) fn of(registrar: &'static dyn Registrar<C>, config: &Config) -> Result<Arc<Self>> {
+        let mut environments = environments();
+        let key = (registrar.number(), config.url.clone());
+        if let Some(environment) =
+            environments.get(&key).and_then(|(environment, _)| Arc::clone(environment).downcast::<Self>().ok())
+        {
+            return Ok(environment);
+        }
+        let environment = Arc::new(Self::new(registrar, config)?);
+        environments.insert(key, (Arc::clone(&environment) as _, Arc::clone(&environment) as _));
+        Ok(environment)
+    }
+
+    fn new(registrar: &'static dyn Registrar<C>, config: &Config) -> Result<Self> {
+        let invalid = |reason| Error::InvalidConfig { app: "tests".into(), reason };
+        let target = Target::parse(&config.url, DatabaseKind::of_type::<C>()).map_err(invalid)?;
+        let slots = match target.kind {
+            DatabaseKind::Sqlite => None,
+            DatabaseKind::Postgres | DatabaseKind::Mysql => Some(Slots::of(&target.server).map_err(invalid)?),
+        };
+        let owner = Owner::new(registrar, config, &target)?;
+        Ok(Self {
+            registrar,
+            target,
+            slots,
+            owner,
+            files: Files::default(),
+            schema: OnceLock::new(),
+            free: Mutex::default(),
+            known: Mutex::default(),
+            surroundings: Mutex::default(),
+            running: AtomicUsize::new(0),
+            swept: AtomicBool::new(false),
+        })
+    }
+
+    /// The migrations of the database object, read once.
+    pub(super) fn schema(&self) -> Result<Arc<Schema>> {
+        if let Some(schema) = self.schema.get() {
+            return Ok(Arc::clone(schema));
+        }
+        let schema = Arc::new(Schema::new(self.owner.app().script()?, self.target.kind));
+        Ok(Arc::clone(self.schema.get_or_init(|| schema)))
+    }
+
+    /// What is known of the configured database for sessions that are prepared like that.
+    pub(super) fn known_surroundings(&self, settings: &str) -> Option<Arc<Surroundings>> {
+        if self.target.kind == DatabaseKind::Sqlite {
+            return Some(Arc::default());
+        }
+        self.surroundings.lock().unwrap_or_else(PoisonError::into_inner).get(settings).map(Arc::clone)
+    }
+
+    /// The same, found out by a connection that the test has reserved.
+    pub(super) fn surroundings(&self, settings: &str, config: &Config) -> Result<Arc<Surroundings>> {
+        if let Some(known) = self.known_surroundings(settings) {
+            return Ok(known);
+        }
+        let found = Arc::new(Surroundings::of(self, config)?);
+        let mut known = self.surroundings.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Arc::clone(known.entry(settings.to_owned()).or_insert(found)))
+    }
+
+    /// Reserves `wanted` connections, and one for the owner's session where that will be needed. Who waits here holds nothing that
+    /// others wait for.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        wanted: usize,
+        needs_owner: bool,
+        test: &str,
+        deadline: Instant,
+    ) -> Result<Admission<C>> {
+        let Some(slots) = &self.slots else { return Ok(self.admit_with(None)) };
+        let all = || wanted + usize::from(needs_owner && !self.owner.is_open());
+        if let Some(taken) = slots.try_take(all(), test) {
+            return Ok(self.admit_with(Some(taken)));
+        }
+        let others: Vec<Arc<dyn GiveWay>> =
+            environments().values().map(|(_, environment)| Arc::clone(environment)).collect();
+        others.iter().for_each(|environment| environment.give_way(slots));
+        let taken = slots.take(all(), test, deadline).map_err(|busy| Error::TestSetup {
+            test: test.into(),
+            what: "waiting for the server's connections",
+            reason: busy.with_advice("`TestSetup::patience`"),
+        })?;
+        Ok(self.admit_with(Some(taken)))
+    }
+
+    /// What a pinned connection that was free has reserved already.
+    ///
+    /// Who waits for slots is not counted among those under way: for them the owner's session is closed.
+    pub(super) fn admit_with(self: &Arc<Self>, taken: Option<Taken>) -> Admission<C> {
+        self.running.fetch_add(1, Ordering::AcqRel);
+        Admission { environment: Arc::clone(self), taken, is_under_way: true }
+    }
+
+    /// Works with the owner's session, which is waited for no longer than `patience`. When it is opened, what dead owners have left is
+    /// removed.
+    pub(super) fn work_within<T>(
+        &self,
+        admission: &mut Admission<C>,
+        keep: usize,
+        patience: Duration,
+        work: impl FnOnce(&mut AdminConnection<C>) -> Result<T>,
+    ) -> Result<T> {
+        let (Some(slots), Some(taken)) = (&self.slots, &mut admission.taken) else {
+            unreachable!("only servers have an owner's session");
+        };
+        self.owner.work(slots, taken, keep, patience, |admin| {
+            if !self.swept.swap(true, Ordering::AcqRel) && !keeps() {
+                admin.sweep()?;
+            }
+            work(admin)
+        })
+    }
+
+    /// Whether the owner's session is there, which takes a slot.
+    pub(super) fn has_owner(&self) -> bool {
+        self.owner.is_open()
+    }
+
+    pub(super) fn work_on<T>(&self, work: impl FnOnce(&mut AdminConnection<C>) -> Result<T>) -> Option<Result<T>> {
+        self.owner.work_on(work)
+    }
+
+    pub(super) fn free(&self) -> MutexGuard<'_, Vec<FreePinnedConnection<C>>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All environments of this process, by database object and URL.
+type Houses = HashMap<(u64, String), (Arc<dyn Any + Send + Sync>, Arc<dyn GiveWay>)>;
+
+fn environments() -> MutexGuard<'static, Houses> {
+    static HOUSES: OnceLock<Mutex<Houses>> = OnceLock::new();
+    HOUSES.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A environment, whatever its type of connection.
+trait GiveWay: Send + Sync {
+    /// Closes what it keeps on the server of these slots without need: pinned connections that are free, and the owner's session where none of its
+    /// tests is under way.
+    fn give_way(&self, slots: &Arc<Slots>);
+}
+
+impl<C: SessionConnection> GiveWay for TestEnvironment<C> {
+    fn give_way(&self, slots: &Arc<Slots>) {
+        if !self.slots.as_ref().is_some_and(|mine| Arc::ptr_eq(mine, slots)) {
+            return;
+        }
+        let free = std::mem::take(&mut *self.free());
+        drop(free);
+        self.owner.close_if(|| self.running.load(Ordering::Acquire) == 0);
+    }
+}
+
+impl<C: SessionConnection> Admission<C> {
+    /// Gives everything back, to wait anew.
+    pub(super) fn retreat(&mut self) {
+        self.taken = None;
+        if std::mem::take(&mut self.is_under_way)
+            && self.environment.running.fetch_sub(1, Ordering::AcqRel) == 1
+            && let Some(slots) = self.environment.slots.as_ref().filter(|slots| slots.is_wanted())
+        {
+            self.environment.give_way(slots);
+        }
+    }
+}
+
+impl<C: SessionConnection> Drop for Admission<C> {
+    fn drop(&mut self) {
+        self.retreat();
+    }
+}

@@ -1,0 +1,119 @@
+//! What a flush is about to send, and what a transaction has sent.
+
+use std::any::Any;
+use std::fmt;
+use std::rc::Rc;
+
+use super::entity::Entity;
+use super::handle::Tracked;
+use super::tracked_row::TrackedRow;
+
+/// What becomes of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(clippy::exhaustive_enums, reason = "there is no fourth")]
+pub enum ChangeKind {
+    /// It is new.
+    Insert,
+    /// Columns of it differ.
+    Update,
+    /// It goes.
+    Delete,
+}
+
+/// One row that changes.
+#[derive(Clone)]
+pub struct Change {
+    kind: ChangeKind,
+    entity: &'static str,
+    /// `Tracked<T>`.
+    handle: Rc<dyn Any>,
+    shown: fn(&dyn Any) -> String,
+    /// Later changes have greater ones.
+    pub(crate) number: u64,
+}
+
+impl Change {
+    pub(crate) fn new<T: Entity>(kind: ChangeKind, entry: &Rc<TrackedRow<T>>, number: u64) -> Self {
+        let shown =
+            |handle: &dyn Any| handle.downcast_ref::<Tracked<T>>().map_or_else(String::new, |h| format!("{h:?}"));
+        Self { kind, entity: T::NAME, handle: Rc::new(Tracked(Rc::clone(entry))), shown, number }
+    }
+
+    /// What becomes of the row.
+    pub fn kind(&self) -> ChangeKind {
+        self.kind
+    }
+
+    /// The name of the entity.
+    pub fn entity(&self) -> &'static str {
+        self.entity
+    }
+
+    /// The handle, where it is one of a `T`.
+    pub fn handle<T: Entity>(&self) -> Option<&Tracked<T>> {
+        self.handle.downcast_ref()
+    }
+}
+
+impl fmt::Debug for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {}", self.kind, (self.shown)(&*self.handle))
+    }
+}
+
+/// Rows that change, each once.
+///
+/// ```
+/// # use diesel_session::{ChangeKind, Changes, Entity};
+/// # fn names<User: Entity>(changes: &Changes, name: impl Fn(&User) -> String) -> Vec<String> {
+/// let users = changes.of::<User>();
+/// users.filter(|(kind, _)| *kind != ChangeKind::Delete).map(|(_, user)| name(&user.read())).collect()
+/// # }
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Changes(Vec<Change>);
+
+impl Changes {
+    pub(crate) fn in_order(mut changes: Vec<Change>) -> Self {
+        changes.sort_by_key(|change| change.number);
+        Self(changes)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> std::slice::Iter<'_, Change> {
+        self.0.iter()
+    }
+
+    /// Those of one entity.
+    pub fn of<T: Entity>(&self) -> impl Iterator<Item = (ChangeKind, &Tracked<T>)> {
+        self.0.iter().filter_map(|change| Some((change.kind, change.handle()?)))
+    }
+
+    /// How many they are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<'c> IntoIterator for &'c Changes {
+    type Item = &'c Change;
+    type IntoIter = std::slice::Iter<'c, Change>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl IntoIterator for Changes {
+    type Item = Change;
+    type IntoIter = std::vec::IntoIter<Change>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}

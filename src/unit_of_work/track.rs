@@ -1,0 +1,145 @@
+//! Rows of a query as handles.
+
+use std::cell::Cell;
+use std::time::SystemTime;
+
+use diesel::backend::Backend;
+use diesel::deserialize::{self, FromStaticSqlRow, Queryable};
+
+use super::entity::Persist;
+use super::handle::Tracked;
+use super::tracked_row::Newest;
+use super::unit::Unit;
+
+/// What [`Session::track`](crate::Session::track) makes of a row: a handle of an entity, the same in an `Option` and in tuples, and plain
+/// values as they are.
+#[diagnostic::on_unimplemented(
+    message = "a session on `{C}` cannot track rows of `{Self}`",
+    label = "neither an entity nor made of entities and plain values",
+    note = "`load` gives rows of any type as they are; for handles, `{Self}` needs `#[derive(Entity)]`; a plain value beside entities is \
+            `Plain<{Self}>`"
+)]
+pub trait Track<C>: Sized {
+    /// A [`Tracked`] handle for an entity.
+    type Out;
+
+    #[doc(hidden)]
+    fn track(self, tracker: &Tracker<'_, C>) -> Self::Out;
+}
+
+/// A value of a query that [`Session::track`](crate::Session::track) gives as it is, of any type that Diesel can read: a UUID, a
+/// NUMERIC, a time, JSON, a type of the program's own. Numbers, texts, `bool`, bytes, lists and `SystemTime` need no `Plain`.
+///
+/// ```
+/// # use diesel::prelude::*;
+/// # use diesel_session::{Config, Database, Entity, Tracked};
+/// # use diesel_session::unit_of_work::Plain;
+/// # diesel::table! { users (id) { id -> Integer, name -> Text, born -> Date, } }
+/// # #[derive(Debug, Clone, Queryable, Selectable, Entity)]
+/// # struct User { #[entity(generated)] id: i32, name: String }
+/// # static DB: Database<SqliteConnection> = Database::without_migrations();
+/// # fn pairs() -> diesel_session::Result<Vec<(Tracked<User>, chrono::NaiveDate)>> {
+/// let session = DB.session()?;
+/// let query = users::table.select((User::as_select(), users::born));
+/// let pairs = session.track::<(User, Plain<chrono::NaiveDate>)>(query)?;      // Vec<(Tracked<User>, NaiveDate)>
+/// # Ok(pairs)
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[allow(clippy::exhaustive_structs, reason = "a wrapper")]
+pub struct Plain<T>(pub T);
+
+impl<T, ST, DB> Queryable<ST, DB> for Plain<T>
+where
+    DB: Backend,
+    T: FromStaticSqlRow<ST, DB>,
+{
+    type Row = T;
+
+    fn build(row: T) -> deserialize::Result<Self> {
+        Ok(Self(row))
+    }
+}
+
+impl<C, T> Track<C> for Plain<T> {
+    type Out = T;
+
+    fn track(self, _: &Tracker<'_, C>) -> T {
+        self.0
+    }
+}
+
+impl<C, T> Track<C> for Vec<T> {
+    type Out = Self;
+
+    fn track(self, _: &Tracker<'_, C>) -> Self {
+        self
+    }
+}
+
+/// The session's identity map.
+#[allow(missing_debug_implementations)]
+pub struct Tracker<'u, C> {
+    pub(crate) unit: &'u Unit<C>,
+    pub(crate) newest: Newest,
+    /// Whether there was an entity among what was read.
+    pub(crate) absorbs: Cell<bool>,
+}
+
+impl<C: 'static, T: Persist<C>> Track<C> for T {
+    type Out = Tracked<T>;
+
+    fn track(self, tracker: &Tracker<'_, C>) -> Tracked<T> {
+        tracker.absorbs.set(true);
+        tracker.unit.absorb(self, tracker.newest)
+    }
+}
+
+impl<C, T: Track<C>> Track<C> for Option<T> {
+    type Out = Option<T::Out>;
+
+    fn track(self, tracker: &Tracker<'_, C>) -> Self::Out {
+        self.map(|row| row.track(tracker))
+    }
+}
+
+macro_rules! plain {
+    ($($value:ty),+ $(,)?) => { $(
+        impl<C> Track<C> for $value {
+            type Out = Self;
+
+            fn track(self, _: &Tracker<'_, C>) -> Self {
+                self
+            }
+        }
+    )+ };
+}
+
+plain!(bool, i8, i16, i32, i64, u8, u16, u32, u64, f32, f64, String, SystemTime);
+
+macro_rules! tuples {
+    ($($name:ident)+) => {
+        impl<C, $($name: Track<C>),+> Track<C> for ($($name,)+) {
+            type Out = ($($name::Out,)+);
+
+            #[allow(non_snake_case)]
+            fn track(self, tracker: &Tracker<'_, C>) -> Self::Out {
+                let ($($name,)+) = self;
+                ($($name.track(tracker),)+)
+            }
+        }
+    };
+}
+
+tuples!(A);
+tuples!(A B);
+tuples!(A B D);
+tuples!(A B D E);
+tuples!(A B D E F);
+tuples!(A B D E F G);
+tuples!(A B D E F G H);
+tuples!(A B D E F G H I);
+tuples!(A B D E F G H I J);
+tuples!(A B D E F G H I J K);
+tuples!(A B D E F G H I J K L);
+tuples!(A B D E F G H I J K L M);
