@@ -120,6 +120,7 @@ impl<C: SessionConnection> App<C> {
     }
 
     /// The pool in use.
+    #[track_caller]
     pub(crate) fn pool(&self) -> Result<Arc<AppPool<C>>> {
         self.core().pool()
     }

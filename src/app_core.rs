@@ -1,11 +1,12 @@
 //! The core of an application: the options of its pool and the pools.
 
+use std::panic::Location;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, Weak};
 use std::time::Instant;
 
 use crate::connection::SessionConnection;
-use crate::error::{Error, Holders, Result};
+use crate::error::{Error, Holders, Place, Result};
 use crate::pool::{AppPool, PoolOptions, PoolOwner, guard_exit, were_inherited};
 use crate::process::PerProcess;
 
@@ -60,7 +61,19 @@ impl<C: SessionConnection> PoolOwner for AppCore<C> {
         drop(pools);
         drop(left);
     }
+
+    fn give_up(&self, number: u64) {
+        let Some(shelf) = self.shelf.get() else { return };
+        let mut pools = shelf.write();
+        if pools.retired.iter().filter(|pool| pool.hangs()).count() < MOST_GIVEN_UP {
+            let hung = pools.current.take_if(|pool| pool.number() == number && pool.hangs());
+            pools.retired.extend(hung);
+        }
+    }
 }
+
+/// How many pools of one application may wait for connects that hang. Each has a thread.
+const MOST_GIVEN_UP: usize = 4;
 
 impl<C: SessionConnection> AppCore<C> {
     pub(crate) fn new(options: PoolOptions<C>) -> Arc<Self> {
@@ -87,12 +100,13 @@ impl<C: SessionConnection> AppCore<C> {
     }
 
     /// The pool in use, made at the first call. A process that was forked while there were pools makes none.
+    #[track_caller]
     pub(crate) fn pool(self: &Arc<Self>) -> Result<Arc<AppPool<C>>> {
-        self.pool_at(Instant::now())
+        self.pool_at(Instant::now(), Location::caller())
     }
 
     /// The same at a moment that the caller has just read from the clock.
-    pub(crate) fn pool_at(self: &Arc<Self>, now: Instant) -> Result<Arc<AppPool<C>>> {
+    pub(crate) fn pool_at(self: &Arc<Self>, now: Instant, at: Place) -> Result<Arc<AppPool<C>>> {
         if let Some(shelf) = self.shelf.get_at(now) {
             let pools = shelf.pools.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(pool) = &pools.current {
@@ -111,7 +125,7 @@ impl<C: SessionConnection> AppCore<C> {
         }
         pools.retired.retain(|pool| !pool.is_empty());
         let owner: Weak<Self> = Arc::downgrade(self);
-        let pool = AppPool::new(Arc::clone(&self.options), owner);
+        let pool = AppPool::new(Arc::clone(&self.options), owner, at)?;
         pools.current = Some(Arc::clone(&pool));
         Ok(pool)
     }

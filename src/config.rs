@@ -163,7 +163,7 @@ impl Config {
         self
     }
 
-    /// An idle connection is closed after that time; `None` keeps it.
+    /// A connection that has been idle for that time is closed, at most a quarter of the time later; `None` keeps it.
     pub fn idle_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.idle_timeout = timeout.into();
         self

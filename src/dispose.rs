@@ -86,17 +86,20 @@ impl<C: SessionConnection> App<C> {
         report.closed = disposed.iter().map(|pool| pool.closings()).sum::<usize>() - before;
         report.waited = started.elapsed();
         self.core().forget(&gone);
+        let drained = disposed.iter().filter(|pool| gone.contains(&Arc::as_ptr(pool))).map(Arc::downgrade);
+        let drained: Vec<_> = drained.collect();
         drop(disposed);
         // After a test that is rolled back nobody forks, and the next one begins sooner.
         if self.options().pinned.is_none() {
-            end_idle_threads(LATE);
+            end_idle_threads(LATE, || drained.iter().any(|pool| pool.strong_count() > 0));
         }
         let level = match report.closed {
             _ if overdue => log::Level::Warn,
             0 => log::Level::Debug,
             _ => log::Level::Info,
         };
-        log::log!(target: "diesel_session::pool", level, "{}", crate::wording::phrase(format_args!("disposed of {report}")));
+        let line = crate::wording::phrase(format_args!("disposed of {report}"));
+        crate::wording::log_safely(|| log::log!(target: "diesel_session::pool", level, "{line}"));
         if overdue { Err(Error::StillInUse(Box::new(report))) } else { Ok(report) }
     }
 }

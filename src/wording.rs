@@ -1,6 +1,7 @@
 //! What a driver, a server or a hook said, worded as a part of a text of ours.
 
 use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// On one line, without the full stop: more follows. What would change how a terminal or a log shows it is written out.
 pub(crate) fn phrase(said: impl Display) -> String {
@@ -12,10 +13,20 @@ pub(crate) fn phrase(said: impl Display) -> String {
 /// Writes one line to the log, whatever its parts hold: text of a migration, a panic or a server may have line breaks.
 macro_rules! log_line {
     ($level:ident, $target:literal, $($text:tt)+) => {
-        log::$level!(target: $target, "{}", $crate::wording::phrase(format_args!($($text)+)))
+        $crate::wording::log_safely(|| {
+            log::$level!(target: $target, "{}", $crate::wording::phrase(format_args!($($text)+)));
+        })
     };
 }
 pub(crate) use log_line;
+
+/// Calls the program's logger. A panic of it, as of one that writes to a closed pipe, must not end what the library was doing.
+pub(crate) fn log_safely(log: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(log)) {
+        // Its drop may panic again.
+        std::mem::forget(panic);
+    }
+}
 
 /// A name on one line, cut where it is longer than a name.
 pub(crate) fn name(name: &str) -> String {

@@ -7,6 +7,9 @@ use std::time::Duration;
 use crate::error::Place;
 use crate::sync::{Instant, Thread, ThreadId, current_thread};
 
+/// Instead of an application's id: no id has a line break.
+const HOUSEKEEPER: &str = "the pool\n";
+
 /// The holder of a connection.
 #[derive(Debug, Clone)]
 pub struct Holder {
@@ -33,11 +36,11 @@ impl Holder {
         Self { app, place, thread, since, held: None, in_transaction, waits_at: None, overdue: false, session: None }
     }
 
-    /// The pool itself, which closes an idle connection or asks something on it.
+    /// The pool itself, which closes an idle connection or asks the server something on it.
     #[track_caller]
     pub(crate) fn housekeeper() -> Self {
         static NAME: OnceLock<Arc<str>> = OnceLock::new();
-        let name = Arc::clone(NAME.get_or_init(|| "the pool".into()));
+        let name = Arc::clone(NAME.get_or_init(|| HOUSEKEEPER.into()));
         Self::new(name, std::panic::Location::caller(), Instant::now(), false)
     }
 
@@ -52,7 +55,7 @@ impl Holder {
 
     /// The application.
     pub fn app(&self) -> &str {
-        &self.app
+        self.app.trim_end()
     }
 
     /// The first statement that took the connection.
@@ -94,6 +97,9 @@ impl Holder {
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if &*self.app == HOUSEKEEPER {
+            return write!(f, "the pool itself, which closes an idle connection, for {:.3?}", self.held_for());
+        }
         write!(
             f,
             "app `{}` at {} on thread {} ({:?}) for {:.3?}",

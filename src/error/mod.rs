@@ -65,10 +65,10 @@ pub enum Error {
 
     /// The connection pool has no connection to give and one did not come back in time.
     #[error(
-        "DS201 app `{app}` got no connection in {waited:.3?} (at {at}): {} in use, and {} for one. {}{}",
-        all(*max_size, "connection"), others_wait(*waiting),
+        "DS201 app `{app}` got no connection in {waited:.3?} (at {at}): {}, and {} for one. {}{}",
+        in_use(*max_size, holders.len(), *connecting_for), others_wait(*waiting),
         held(holders),
-        limit.advice(!holders.is_empty(), pool.more())
+        limit.advice(!holders.is_empty(), pool.more_or_time(connecting_for.is_some()))
     )]
     AcquireTimeout {
         /// The application.
@@ -77,6 +77,8 @@ pub enum Error {
         waited: Duration,
         /// The size of the pool.
         max_size: u32,
+        /// How long a connect had been under way, if the pool had room for one more connection. A pool opens one connection at a time.
+        connecting_for: Option<Duration>,
         /// How many other callers were waiting at that moment.
         waiting: usize,
         /// Who had the connections.
@@ -813,6 +815,17 @@ pub(crate) const NO_APP: &str = "-";
 /// A number of things.
 pub(crate) fn count(number: usize, thing: &str) -> String {
     format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+/// The connections of a pool that was short of one.
+fn in_use(max_size: u32, in_use: usize, connecting_for: Option<Duration>) -> String {
+    match connecting_for {
+        None => format!("{} in use", all(max_size, "connection")),
+        Some(time) => {
+            let (held, are) = (count(in_use, "connection"), if in_use == 1 { "is" } else { "are" });
+            format!("{held} of at most {max_size} {are} in use, one more has been connecting for {time:.3?}")
+        }
+    }
 }
 
 fn all(number: u32, thing: &str) -> String {

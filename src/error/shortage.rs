@@ -59,6 +59,18 @@ impl PoolOf {
     }
 }
 
+impl PoolOf {
+    /// The same, if a connect was under way: then the caller's time was too short.
+    pub(super) fn more_or_time(self, is_connecting: bool) -> &'static str {
+        match self {
+            Self::Program | Self::Test if is_connecting => {
+                "raise `Config::acquire_timeout`: a pool opens one connection at a time"
+            }
+            pool => pool.more(),
+        }
+    }
+}
+
 /// What ended a wait for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -99,7 +99,20 @@ fn all() -> Vec<Error> {
             for holders in some_holders() {
                 for waiting in [0, 1, 2] {
                     let (max_size, holders) = (waiting as u32 + 1, holders.clone());
-                    all.push(Error::AcquireTimeout { app: app(), waited, max_size, waiting, holders, at, limit, pool });
+                    for connecting_for in [None, Some(waited)] {
+                        let (app, holders) = (app(), holders.clone());
+                        all.push(Error::AcquireTimeout {
+                            app,
+                            waited,
+                            max_size,
+                            connecting_for,
+                            waiting,
+                            holders,
+                            at,
+                            limit,
+                            pool,
+                        });
+                    }
                 }
                 let holders = || holders.clone();
                 for max_connections in [1, 2] {

@@ -59,8 +59,8 @@ pub(super) struct State<S: Storage> {
     called: bool,
     /// From then on a connection is handed to the first waiter.
     hand_off_at: Instant,
-    /// When a connection was last checked out.
-    latest: Option<Instant>,
+    /// When a caller last checked a connection out; before that, when the first connection was made.
+    pub(super) latest: Option<Instant>,
     pub(super) growth: Growth,
     /// The failure of the connect whose end has not been announced yet.
     pub(super) unannounced: Option<S::Failure>,
@@ -104,9 +104,10 @@ pub(crate) enum Refused<F> {
     },
     /// The limit was used up until the deadline.
     Limited,
-    /// All connections were in use until the deadline.
+    /// All connections were in use until the deadline, or a connect was under way beside them.
     InUse {
         waiting: usize,
+        connecting_since: Option<Instant>,
         holders: Holders,
     },
 }
@@ -186,6 +187,7 @@ impl<S: Storage> Pool<S> {
         if state.may_overtake(since)
             && let Some(conn) = self.take_idle(&mut state)
         {
+            state.latest = Some(since);
             return Ok(self.checked_out(state, holder, conn));
         }
         if state.waiters.is_empty() {
@@ -197,7 +199,7 @@ impl<S: Storage> Pool<S> {
         self.wait(&waiter, place, deadline, connect_timeout)
     }
 
-    /// Checks out an idle connection that nobody waits for.
+    /// Checks out an idle connection for the pool itself, which changes nothing in the order of eviction.
     pub(crate) fn try_get(self: &Arc<Self>, holder: Holder) -> Option<PooledConnection<S>> {
         let mut state = self.state.lock();
         let conn = self.take_idle(&mut state)?;
@@ -332,7 +334,13 @@ impl<S: Storage> Pool<S> {
             (None, Growth::Connecting(began)) if state.in_use == 0 => {
                 Refused::Connecting { began: *began, hangs: false }
             }
-            _ => Refused::InUse { waiting: state.waiters.len(), holders: state.holders() },
+            (None, growth) => {
+                let connecting_since = match growth {
+                    Growth::Connecting(began) => Some(*began),
+                    _ => None,
+                };
+                Refused::InUse { waiting: state.waiters.len(), connecting_since, holders: state.holders() }
+            }
         };
         self.grow(state);
         reason
@@ -358,7 +366,7 @@ impl<S: Storage> Pool<S> {
             && let Some(conn) = conn.take()
         {
             drop(state);
-            self.storage.close(conn, None);
+            self.storage.finish(self.storage.close(conn, None, true));
             state = self.state.lock();
         }
         let holder = state.let_go(slot);
@@ -415,9 +423,17 @@ impl<S: Storage> Pool<S> {
     }
 
     pub(super) fn close_idle(self: &Arc<Self>, until: Option<Instant>) {
+        let is_closed = self.is_closed();
+        let mut closing = Vec::new();
         while let Some(mut idle) = self.try_get(Holder::housekeeper()) {
-            idle.until = until;
-            idle.close();
+            if let Some(conn) = idle.conn.take() {
+                closing.push((idle.slot, self.storage.close(conn, until, is_closed)));
+            }
+        }
+        // The server closes all of them meanwhile.
+        for (slot, closing) in closing {
+            self.storage.finish(closing);
+            self.release(slot, None);
         }
     }
 
@@ -455,6 +471,12 @@ impl<S: Storage> Pool<S> {
     pub(crate) fn counts(&self) -> (usize, usize, usize) {
         let state = self.state.lock();
         (state.in_use, usize::from(matches!(state.growth, Growth::Connecting(_))), state.waiters.len())
+    }
+
+    /// Whether it has nothing but a connect under way.
+    pub(crate) fn hangs(&self) -> bool {
+        let state = self.state.lock();
+        matches!(state.growth, Growth::Connecting(_)) && self.storage.open() == 0
     }
 
     /// Whether it has no connection and makes none.
@@ -505,13 +527,21 @@ impl<S: Storage> Pool<S> {
         (!moving).then(|| state.threads())
     }
 
-    /// Closes the idle connections that may not stay. Returns when to look again.
+    /// Closes the idle connections that are too old. Returns when to look again.
     pub(crate) fn close_aged(self: &Arc<Self>) -> Option<Instant> {
+        self.close_idle_unless(|pool, conn, now| pool.storage.may_stay(conn, now))
+    }
+
+    /// Closes the idle connections for which `may_stay` answers `false`. Returns the earliest time at which it wants to be asked again.
+    pub(super) fn close_idle_unless(
+        self: &Arc<Self>,
+        may_stay: impl Fn(&Self, &mut S::Conn, Instant) -> (bool, Option<Instant>),
+    ) -> Option<Instant> {
         let now = Instant::now();
         let (mut next, mut kept, mut aged): (Option<Instant>, _, _) = (None, Vec::new(), Vec::new());
         let mut state = self.state.lock();
         while let Some(mut conn) = self.take_idle(&mut state) {
-            let (stays, look) = self.storage.may_stay(&mut conn, now);
+            let (stays, look) = may_stay(self, &mut conn, now);
             if stays {
                 next = next.into_iter().chain(look).min();
                 kept.push(conn);
@@ -562,7 +592,6 @@ impl<S: Storage> State<S> {
     #[inline]
     fn hold(&mut self, mut holder: Holder, conn: &S::Conn) -> usize {
         holder.session = S::session(conn);
-        self.latest = Some(holder.since);
         self.in_use += 1;
         match self.free.pop() {
             Some(slot) => {
@@ -595,6 +624,7 @@ impl<S: Storage> State<S> {
             _ => unreachable!("a waiter in the queue has no answer yet"),
         };
         let since = Instant::now();
+        self.latest = Some(since);
         let slot = self.hold(Holder { since, ..holder }, &conn);
         *answer = Answer::Served(slot, since, conn);
     }
@@ -667,8 +697,29 @@ impl<S: Storage> PooledConnection<S> {
     /// Closes the connection, and frees its slot afterwards.
     pub(crate) fn close(mut self) {
         if let Some(conn) = self.conn.take() {
-            self.pool.storage.close(conn, self.until);
-            self.pool.release(self.slot, None);
+            self.close_taken(conn);
+        }
+    }
+
+    fn close_taken(&self, conn: S::Conn) {
+        let pool = &self.pool;
+        let is_closed = pool.is_closed();
+        let closing = pool.storage.close(conn, self.until, is_closed);
+        if is_closed {
+            // A pool that has drained has no session on the server.
+            pool.storage.finish(closing);
+            pool.release(self.slot, None);
+        } else {
+            pool.release(self.slot, None);
+            pool.storage.finish(closing);
+        }
+    }
+
+    /// Stores the connection again without a reset: only the pool itself has used it, and has left nothing on it.
+    pub(super) fn store_again(mut self) {
+        if let Some(conn) = self.conn.take() {
+            self.pool.release(self.slot, Some(conn));
+            self.pool.serve_others();
         }
     }
 
@@ -689,8 +740,7 @@ impl<S: Storage> Drop for PooledConnection<S> {
             return;
         }
         if pool.is_closed() || pool.is_needed_elsewhere() || !pool.storage.reset(&mut conn, self.until) {
-            pool.storage.close(conn, self.until);
-            pool.release(self.slot, None);
+            self.close_taken(conn);
             pool.leave_if_empty();
         } else {
             pool.release(self.slot, Some(conn));

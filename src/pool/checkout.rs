@@ -68,9 +68,16 @@ impl<C: SessionConnection> AppPool<C> {
         let mut asked = since;
         loop {
             let holder = Holder::new(Arc::clone(&storage.options.app), place, asked, in_transaction);
-            let checked_out = self
-                .get(holder, deadline, config.connect_timeout)
-                .map_err(|refused| self.refused(refused, &request))?;
+            let checked_out = self.get(holder, deadline, config.connect_timeout).map_err(|refused| {
+                if matches!(refused, Refused::Connecting { hangs: true, .. })
+                    && self.hangs()
+                    && let Some(owner) = storage.owner.upgrade()
+                {
+                    // The driver may never return: the next caller connects in another thread.
+                    owner.give_up(self.number);
+                }
+                self.refused(refused, &request)
+            })?;
             if let Some(mut checked_out) = self.ready(checked_out, deadline, limit)? {
                 checked_out.managed().last_used = checked_out.since;
                 storage.watch();
@@ -86,7 +93,7 @@ impl<C: SessionConnection> AppPool<C> {
 
     /// The connection, if it can be used: the others are closed.
     fn ready(
-        &self,
+        self: &Arc<Self>,
         mut checked_out: CheckedOut<C>,
         deadline: Instant,
         limit: Option<Instant>,
@@ -97,8 +104,13 @@ impl<C: SessionConnection> AppPool<C> {
             return Ok(None);
         }
         if self.storage.kind().can_go_stale() && !self.is_alive(checked_out.managed(), since, deadline) {
-            self.storage.server.suspect();
+            let suspicion = self.storage.server.suspect();
+            let gave_no_answer = checked_out.managed().doomed;
             checked_out.close();
+            if gave_no_answer {
+                // To wait for one answer after the other would use up the caller's time.
+                self.close_idle_unless(|_, conn, _| (managed(conn).suspicion == suspicion, None));
+            }
             return Ok(None);
         }
         match self.storage.options.on_checkout {
@@ -187,9 +199,10 @@ impl<C: SessionConnection> AppPool<C> {
                     limit: request.limit(),
                 }
             }
-            Refused::InUse { waiting, holders } => Error::AcquireTimeout {
+            Refused::InUse { waiting, connecting_since, holders } => Error::AcquireTimeout {
                 app,
                 waited,
+                connecting_for: connecting_since.map(|since| since.elapsed()),
                 max_size: options.config.max_size,
                 waiting,
                 holders,

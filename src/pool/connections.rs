@@ -11,6 +11,7 @@ use super::manager::{ConnectFailure, Manager, with_jitter};
 use super::options::PoolOptions;
 use super::schema_version::SchemaVersion;
 use super::server::Server;
+use super::socket::Ending;
 use super::storage::{Remedy, Storage};
 use super::thread::PoolThread;
 use super::watchdog::{GRACE, Watched};
@@ -18,11 +19,15 @@ use super::writers::{self, Writers};
 use super::{AppPool, PoolOwner};
 use crate::config::Reset;
 use crate::connection::SessionConnection;
+use crate::contain::contained;
 use crate::error::ConnectErrorKind;
 use crate::kind::DatabaseKind;
 
 /// The pause before another attempt after a failed connect. It doubles with each failure, up to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(150));
+
+/// How long a closed connection is waited for until the server has closed it too. A server that runs needs some milliseconds.
+const ENDING: Duration = Duration::from_millis(100);
 
 /// The connections of one application.
 pub(crate) struct Connections<C: SessionConnection> {
@@ -55,6 +60,7 @@ impl<C: SessionConnection> Connections<C> {
         owner: Weak<dyn PoolOwner>,
         pool: &Weak<AppPool<C>>,
         server: Arc<Server>,
+        thread: PoolThread,
     ) -> Self {
         let (target, config) = (&options.target, &options.config);
         let url: Arc<str> = if target.in_memory {
@@ -62,7 +68,6 @@ impl<C: SessionConnection> Connections<C> {
         } else {
             target.kind.driver_url(target, config, &options.app).into()
         };
-        let thread = PoolThread::take();
         let (anchor, permits, sessions) = (Arc::default(), Arc::default(), Arc::default());
         let manager = Manager {
             options: Arc::clone(&options),
@@ -155,6 +160,7 @@ pub(super) fn managed<C: SessionConnection>(stored: &mut r2d2::PooledConnection<
 impl<C: SessionConnection> Storage for Connections<C> {
     type Conn = r2d2::PooledConnection<Manager<C>>;
     type Failure = Box<ConnectFailure>;
+    type Closing = Closing;
 
     fn try_get(&self) -> Option<Self::Conn> {
         let mut stored = self.r2d2.try_get()?;
@@ -177,6 +183,7 @@ impl<C: SessionConnection> Storage for Connections<C> {
     }
 
     fn connect(&self, permits: Vec<LimitPermit>, connected: impl FnOnce() + Send + 'static) {
+        self.age();
         self.permits.lock().unwrap_or_else(PoisonError::into_inner).push_back(permits);
         // Nothing is idle, so r2d2 begins to connect, and nobody waits for it here.
         if let Ok(mut made) = self.r2d2.get_timeout(Duration::ZERO)
@@ -291,24 +298,35 @@ impl<C: SessionConnection> Storage for Connections<C> {
             Reset::Always => true,
             Reset::Never => false,
         };
-        !due && self.options.on_checkin.is_none() || self.make_ready(managed, due, until)
+        let is_ready = || self.make_ready(managed, due, until);
+        !due && self.options.on_checkin.is_none() || contained("the reset of a connection", is_ready).unwrap_or(false)
     }
 
-    fn close(&self, mut conn: Self::Conn, until: Option<Instant>) {
+    fn close(&self, mut conn: Self::Conn, until: Option<Instant>, is_awaited: bool) -> Closing {
         let managed = managed(&mut conn);
         let permits = std::mem::take(&mut managed.permits);
         let socket = managed.socket.filter(|_| managed.pinned().is_none());
         let end = self.end(until);
+        let is_awaited = is_awaited || permits.iter().any(LimitPermit::is_wanted);
+        let ending = socket.filter(|_| is_awaited).and_then(|socket| socket.ending());
         let watched = socket.map(|socket| Watched::begin(socket, end));
-        // A server has a session a little longer than its client. Whoever waits for its place waits for the server.
-        let ending = socket.filter(|_| permits.iter().any(LimitPermit::is_wanted)).and_then(|socket| socket.ending());
-        drop(conn);
+        contained("the end of a connection", || drop(conn));
         drop(watched);
         self.closings.fetch_add(1, Ordering::AcqRel);
         crate::wording::log_line!(debug, "diesel_session::pool", "app `{}` has closed a connection", self.options.app);
-        if let Some(ending) = ending {
-            ending.wait(end);
-        }
-        drop(permits);
+        Closing { ending, end: end.min(Instant::now() + ENDING), _permits: permits }
     }
+
+    fn finish(&self, closing: Closing) {
+        if let Some(ending) = &closing.ending {
+            ending.wait(closing.end);
+        }
+    }
+}
+
+/// A closed connection whose session the server may still count, with the permits that are freed afterwards.
+pub(crate) struct Closing {
+    ending: Option<Ending>,
+    end: Instant,
+    _permits: Vec<LimitPermit>,
 }

@@ -101,6 +101,10 @@ impl<S: Storage> Pool<S> {
             state = self.state.lock();
         }
         let conn = self.take_idle(&mut state);
+        if conn.is_some() {
+            // Its caller may have left: then it is idle, and can be evicted.
+            state.latest.get_or_insert_with(Instant::now);
+        }
         state.growth = Growth::None;
         match state.unannounced.take() {
             Some(failure) => self.connect_failed(&mut state, failure),
@@ -217,8 +221,9 @@ impl<S: Storage> Resident for Pool<S> {
         let pool = self.myself.upgrade()?;
         let mut idle = pool.try_get(Holder::housekeeper())?;
         let answer = idle.conn.as_mut().and_then(|conn| self.storage.ask(conn, question, patience));
-        if answer.is_none() {
-            idle.close();
+        match answer {
+            Some(_) => idle.store_again(),
+            None => idle.close(),
         }
         answer
     }

@@ -29,8 +29,10 @@ pub(crate) struct Managed<C> {
     pub(super) on_close: Option<OnClose<C>>,
     /// When it was last checked out. To read the clock at the checkin too would cost a tenth of the checkout.
     pub(super) last_used: Instant,
-    /// It was checked out since [`may_stay`](Self::may_stay) was asked.
+    /// It was checked in since [`may_stay`](Self::may_stay) was last asked.
     pub(super) was_used: bool,
+    /// The latest time at which it can have been checked in.
+    idle_since: Instant,
     pub(super) expires: Option<Instant>,
     pub(super) schema: SeenVersion,
     /// The server's number of it, if the server has told.
@@ -97,6 +99,7 @@ impl<C> Managed<C> {
             on_close: None,
             last_used: Instant::now(),
             was_used: false,
+            idle_since: Instant::now(),
             expires: None,
             schema,
             unused: true,
@@ -182,12 +185,13 @@ impl<C> Managed<C> {
         }
     }
 
-    /// Whether it may stay in the pool, and when to look again if nobody uses it. It may have come back only now.
+    /// Whether an idle connection may stay in the pool, and until when if nobody checks it out.
     pub(super) fn may_stay(&mut self, now: Instant, idle_timeout: Option<Duration>) -> (bool, Option<Instant>) {
-        let was_used = std::mem::take(&mut self.was_used);
-        let is_idle_for = now.saturating_duration_since(self.last_used);
-        let stays = self.is_fit(now) && (was_used || idle_timeout.is_none_or(|timeout| is_idle_for < timeout));
-        let idle_until = idle_timeout.and_then(|timeout| now.checked_add(timeout));
+        if std::mem::take(&mut self.was_used) {
+            self.idle_since = now;
+        }
+        let idle_until = idle_timeout.and_then(|timeout| self.idle_since.checked_add(timeout));
+        let stays = self.is_fit(now) && idle_until.is_none_or(|end| now < end);
         (stays, idle_until.into_iter().chain(self.expires).min())
     }
 }

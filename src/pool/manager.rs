@@ -22,7 +22,9 @@ use super::server::Server;
 use super::socket::{Search, Socket};
 use super::statement_observer::{ObserverInstrumentation, Reading, StatementObserver};
 use super::thread::begin_connect;
+use super::watchdog::Watched;
 use crate::connection::SessionConnection;
+use crate::contain::message_of;
 use crate::error::ConnectErrorKind;
 use crate::error::LOST;
 use crate::kind::DatabaseKind;
@@ -76,32 +78,10 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
 
     /// Connects, sets the connection up and runs `on_connect`, whatever the driver and the program's own functions do.
     fn connect(&self) -> Result<Made<C>, Infallible> {
-        let permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let Some(_connect) = begin_connect(&self.busy) else {
-            return Ok(Err(Box::new(self.failure("the program is ending"))));
-        };
-        let made = catch_unwind(AssertUnwindSafe(|| self.open())).unwrap_or_else(|panic| {
-            Err(self.failure(&format!("connecting panicked: {}", crate::panic::panic_message(&*panic))))
-        });
-        let app = &self.options.app;
-        match made {
-            Ok(mut managed) => {
-                self.server.answered(&self.options.target.shown);
-                managed.permits = permits.unwrap_or_default();
-                crate::wording::log_line!(debug, "diesel_session::pool", "app `{app}` has opened a connection");
-                Ok(Ok(Box::new(managed)))
-            }
-            Err(failure) => {
-                let failure = self.understood(failure);
-                crate::wording::log_line!(
-                    debug,
-                    "diesel_session::pool",
-                    "app `{app}` cannot connect: {}",
-                    failure.message
-                );
-                Ok(Err(Box::new(failure)))
-            }
-        }
+        let made = catch_unwind(AssertUnwindSafe(|| self.make()));
+        Ok(made.unwrap_or_else(|panic| {
+            Err(Box::new(self.failure(&format!("connecting panicked: {}", message_of(panic)))))
+        }))
     }
 
     fn is_valid(&self, _: &mut Made<C>) -> Result<(), Infallible> {
@@ -114,6 +94,34 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
 }
 
 impl<C: SessionConnection> Manager<C> {
+    fn make(&self) -> Made<C> {
+        let permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let Some(_connect) = begin_connect(&self.busy) else {
+            return Err(Box::new(self.failure("the program is ending")));
+        };
+        let made = catch_unwind(AssertUnwindSafe(|| self.open()))
+            .unwrap_or_else(|panic| Err(self.failure(&format!("connecting panicked: {}", message_of(panic)))));
+        let app = &self.options.app;
+        match made {
+            Ok(mut managed) => {
+                self.server.answered(&self.options.target.shown);
+                managed.permits = permits.unwrap_or_default();
+                crate::wording::log_line!(debug, "diesel_session::pool", "app `{app}` has opened a connection");
+                Ok(Box::new(managed))
+            }
+            Err(failure) => {
+                let failure = self.understood(failure);
+                crate::wording::log_line!(
+                    debug,
+                    "diesel_session::pool",
+                    "app `{app}` cannot connect: {}",
+                    failure.message
+                );
+                Err(Box::new(failure))
+            }
+        }
+    }
+
     fn open(&self) -> Result<Managed<C>, ConnectFailure> {
         let options = &self.options;
         let suspicion = self.server.suspicion();
@@ -132,14 +140,39 @@ impl<C: SessionConnection> Manager<C> {
         if let Some(pinned) = pinned {
             pinned.has_socket(socket);
         }
-        // A test's connection was prepared by an earlier pool, and inside of a transaction some settings cannot be made.
-        let is_set_up = pinned.is_some_and(|pinned| pinned.has_begun());
-        let no_log = options.target.in_memory || options.target.read_only;
         let observer = Arc::new(StatementObserver::new(options.target.kind, pinned.is_some()));
         let schema = SeenVersion::now(Arc::clone(&self.version));
         // From here on a test's connection is parked wherever this ends.
         let mut managed = Managed::new(conn, pinned.cloned(), Arc::clone(&observer), schema);
         managed.socket = socket;
+        let end = Instant::now() + options.config.connect_timeout;
+        let watched = socket.filter(|_| pinned.is_none()).map(|socket| Watched::begin(socket, end));
+        if let Err(mut failure) = self.set_up(&mut managed, observer, suspicion) {
+            let is_lost = failure.kind == ConnectErrorKind::Other && managed.conn_mut().ping().is_err();
+            if watched.is_some_and(|watched| watched.was_cut()) {
+                failure.message =
+                    "setting the connection up took longer than `Config::connect_timeout`, so it was cut".into();
+            }
+            if is_lost {
+                failure.kind = ConnectErrorKind::Unreachable;
+            }
+            return Err(failure);
+        }
+        Ok(managed)
+    }
+
+    /// Prepares a new connection for the pool and runs `on_connect`.
+    fn set_up(
+        &self,
+        managed: &mut Managed<C>,
+        observer: Arc<StatementObserver>,
+        suspicion: usize,
+    ) -> Result<(), ConnectFailure> {
+        let options = &self.options;
+        let pinned = options.pinned.as_ref();
+        // A test's connection was prepared by an earlier pool, and inside of a transaction some settings cannot be made.
+        let is_set_up = pinned.is_some_and(|pinned| pinned.has_begun());
+        let no_log = options.target.in_memory || options.target.read_only;
         let conn = managed.conn_mut();
         for sql in options.target.kind.setup(&options.config, no_log).into_iter().filter(|_| !is_set_up) {
             conn.batch_execute(&sql)
@@ -201,7 +234,7 @@ impl<C: SessionConnection> Manager<C> {
             self.sessions.opened(session);
             (managed.session, managed.sessions) = (Some(session), Some(Arc::clone(&self.sessions)));
         }
-        Ok(managed)
+        Ok(())
     }
 
     /// A connection, and the socket under it if that can be told.

@@ -39,14 +39,16 @@ pub(crate) use pinned_connection::{PinnedConnection, TAKEN};
 use server::Server;
 pub(crate) use statement_observer::{ObservedEffects, Reading, StatementObserver, refuse_empty_statements};
 pub use status::AppStatus;
+use thread::PoolThread;
 pub(crate) use thread::{end_idle_threads, guard_exit, were_inherited};
 use wait_graph::WaitGraph;
 pub(crate) use watchdog::{GRACE, Watched};
 pub(crate) use writers::WritePermit;
 
 use crate::connection::SessionConnection;
-use crate::error::{A_WRITE, Blockers, Error, Holder, Holders, Place, Result, Shortage};
+use crate::error::{A_WRITE, Blockers, ConnectErrorKind, Error, Holder, Holders, Place, Result, Shortage};
 use crate::process::PerProcess;
+use crate::wording::phrase;
 
 /// The pool of one application.
 pub(crate) type AppPool<C> = Pool<Connections<C>>;
@@ -77,6 +79,9 @@ pub(crate) trait PoolOwner: Send + Sync {
     /// Lets go of the pool of that number, if it is empty and nobody uses it.
     fn let_go(&self, pool: u64);
 
+    /// Makes another pool at the next use: the connect of the pool of that number hangs, and it has nothing else.
+    fn give_up(&self, pool: u64);
+
     /// The connections that this thread holds of pools that were disposed of.
     fn held_by_this_thread(&self) -> Holders {
         Holders::default()
@@ -90,18 +95,25 @@ fn wait_graph() -> Arc<WaitGraph> {
 }
 
 impl<C: SessionConnection> AppPool<C> {
-    /// A pool that has opened nothing yet.
-    pub(crate) fn new(options: Arc<PoolOptions<C>>, owner: Weak<dyn PoolOwner>) -> Arc<Self> {
+    /// A pool that has opened nothing yet. An error if its thread cannot be started.
+    pub(crate) fn new(options: Arc<PoolOptions<C>>, owner: Weak<dyn PoolOwner>, at: Place) -> Result<Arc<Self>> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         guard_exit();
+        let thread = PoolThread::take().map_err(|reason| Error::Connect {
+            app: options.app.to_string(),
+            server: options.target.shown.clone(),
+            kind: ConnectErrorKind::Other,
+            message: format!("the pool cannot start its thread: {}", phrase(reason)),
+            at,
+        })?;
         let server = Server::named(&options.target.server);
         let limits = std::iter::once(Arc::clone(server.limit()))
             .chain(options.connection_limit.as_ref().map(|limit| limit.of_this_process()));
         let (number, max_size) = (NEXT.fetch_add(1, Ordering::Relaxed), options.config.max_size as usize);
         let limits = limits.collect();
-        Self::with_storage(number, max_size, limits, wait_graph(), |pool| {
-            Connections::new(options, owner, pool, server)
-        })
+        Ok(Self::with_storage(number, max_size, limits, wait_graph(), |pool| {
+            Connections::new(options, owner, pool, server, thread)
+        }))
     }
 
     pub(crate) fn number(&self) -> u64 {

@@ -111,9 +111,9 @@ impl Server {
         self.suspicion.load(Ordering::Acquire)
     }
 
-    /// A connection was lost: others may be too.
-    pub(super) fn suspect(&self) {
-        self.suspicion.fetch_add(1, Ordering::AcqRel);
+    /// A connection was lost: others may be too. Returns the number of suspicions.
+    pub(super) fn suspect(&self) -> usize {
+        self.suspicion.fetch_add(1, Ordering::AcqRel) + 1
     }
 
     /// What an idle connection of this process answers, if there is one that answers soon.

@@ -120,8 +120,8 @@ mod linux {
 
     impl Ending {
         /// The server closes its side when it has given the place of the session back.
-        pub(in super::super) fn wait(self, end: Instant) {
-            let Self(twin) = &self;
+        pub(in super::super) fn wait(&self, end: Instant) {
+            let Self(twin) = self;
             // libpq's sockets do not block, and the driver has let go of this one.
             if let Ok(flags) = fcntl(twin.descriptor, FcntlArg::F_GETFL) {
                 let blocking = OFlag::from_bits_truncate(flags) - OFlag::O_NONBLOCK;
@@ -304,7 +304,7 @@ impl Socket {
 
 #[cfg(not(target_os = "linux"))]
 impl Ending {
-    pub(super) fn wait(self, _: std::time::Instant) {}
+    pub(super) fn wait(&self, _: std::time::Instant) {}
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -11,6 +11,8 @@ pub(crate) trait Storage: Send + Sync + Sized + 'static {
     type Conn: Send + 'static;
     /// Why a connect failed.
     type Failure: Clone + Send + 'static;
+    /// A connection that has been closed here, and that the server may still have.
+    type Closing;
 
     /// The connection that was put last. Never waits.
     fn try_get(&self) -> Option<Self::Conn>;
@@ -74,8 +76,11 @@ pub(crate) trait Storage: Send + Sync + Sized + 'static {
     /// Prepares a connection for its next holder. `false`: it has to be closed.
     fn reset(&self, conn: &mut Self::Conn, until: Option<Instant>) -> bool;
 
-    /// Closes a connection and frees its permits afterwards.
-    fn close(&self, conn: Self::Conn, until: Option<Instant>);
+    /// Closes a connection. `is_awaited`: the caller needs to know when the server has closed it too.
+    fn close(&self, conn: Self::Conn, until: Option<Instant>, is_awaited: bool) -> Self::Closing;
+
+    /// Waits for the server's end of the connection, if that matters, and frees the permits.
+    fn finish(&self, closing: Self::Closing);
 }
 
 /// What is to be done about a failed connect.

@@ -9,6 +9,7 @@
 //! there is another reason: it keeps an account of a file's locks for the process, which is inherited although the locks are not.
 //! A connection opened beside it believes in locks that nobody holds, and the parent removes the log that it writes to.
 
+use std::panic::catch_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 
+use crate::contain::message_of;
 use crate::process::PerProcess;
 
 /// Threads that are kept for the next pools.
@@ -34,25 +36,35 @@ static THREADS: PerProcess<Threads> = PerProcess::new();
 struct Threads {
     /// Threads that run.
     running: AtomicUsize,
+    /// Of these, threads whose connect hangs, and that no pool has any more.
+    abandoned: AtomicUsize,
     /// Pools that have a thread.
     pools: AtomicUsize,
-    free: Mutex<Vec<Arc<ScheduledThreadPool>>>,
+    free: Mutex<Vec<FreeThread>>,
 }
+
+/// A thread, and whether it is abandoned.
+type FreeThread = (Arc<ScheduledThreadPool>, Arc<AtomicBool>);
 
 /// The thread of one pool.
 pub(super) struct PoolThread {
     thread: Option<Arc<ScheduledThreadPool>>,
+    is_abandoned: Arc<AtomicBool>,
     /// Connects that run on it.
     busy: Arc<AtomicUsize>,
 }
 
 /// Lies in the queue of a thread, and is dropped with the queue when the thread has ended.
-struct Mark;
+struct EndMark {
+    is_abandoned: Arc<AtomicBool>,
+}
 
-impl Drop for Mark {
+impl Drop for EndMark {
     fn drop(&mut self) {
-        if let Some(threads) = THREADS.get() {
-            threads.running.fetch_sub(1, Ordering::AcqRel);
+        let Some(threads) = THREADS.get() else { return };
+        threads.running.fetch_sub(1, Ordering::AcqRel);
+        if self.is_abandoned.load(Ordering::Acquire) {
+            threads.abandoned.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
@@ -62,23 +74,31 @@ pub(crate) fn were_inherited() -> bool {
     THREADS.inherited().any(|threads| threads.running.load(Ordering::Acquire) > 0)
 }
 
-/// Ends the threads that no pool has, and waits for their end.
-pub(crate) fn end_idle_threads(limit: Duration) {
+/// Ends the threads that no pool has, and waits for their end. A thread may still be at the end of a job of a pool that `is_in_use`.
+pub(crate) fn end_idle_threads(limit: Duration, is_in_use: impl Fn() -> bool) {
     let Some(threads) = THREADS.get() else { return };
     let deadline = Instant::now() + limit;
-    threads.free.lock().clear();
-    let excess = || threads.running.load(Ordering::Acquire) > threads.pools.load(Ordering::Acquire);
-    while excess() && Instant::now() < deadline {
+    let runs = || {
+        threads.free.lock().clear();
+        let others = threads.pools.load(Ordering::Acquire) + threads.abandoned.load(Ordering::Acquire);
+        is_in_use() || threads.running.load(Ordering::Acquire) > others
+    };
+    while runs() && Instant::now() < deadline {
         thread::sleep(Duration::from_micros(50));
     }
 }
 
 impl PoolThread {
-    pub(super) fn take() -> Self {
+    /// A thread that is free, or a new one. An error if the system has no thread to give.
+    pub(super) fn take() -> Result<Self, String> {
         let threads = THREADS.get_or_init(Threads::default);
-        threads.pools.fetch_add(1, Ordering::AcqRel);
         let free = threads.free.lock().pop();
-        Self { thread: Some(free.unwrap_or_else(start)), busy: Arc::default() }
+        let (thread, is_abandoned) = match free {
+            Some(free) => free,
+            None => start()?,
+        };
+        threads.pools.fetch_add(1, Ordering::AcqRel);
+        Ok(Self { thread: Some(thread), is_abandoned, busy: Arc::default() })
     }
 
     pub(super) fn scheduler(&self) -> &Arc<ScheduledThreadPool> {
@@ -90,26 +110,33 @@ impl PoolThread {
     }
 }
 
-fn start() -> Arc<ScheduledThreadPool> {
-    let thread = ScheduledThreadPool::builder()
-        .num_threads(1)
-        .thread_name_pattern("diesel-session-{}")
-        .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled)
-        .build();
+fn start() -> Result<FreeThread, String> {
+    let build = || {
+        ScheduledThreadPool::builder()
+            .num_threads(1)
+            .thread_name_pattern("diesel-session-{}")
+            .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled)
+            .build()
+    };
+    let thread = catch_unwind(build).map_err(|panic| message_of(panic))?;
     THREADS.get_or_init(Threads::default).running.fetch_add(1, Ordering::AcqRel);
-    let mark = Mark;
+    let is_abandoned = Arc::new(AtomicBool::new(false));
+    let mark = EndMark { is_abandoned: Arc::clone(&is_abandoned) };
     thread.execute_after(NEVER, move || drop(mark));
-    Arc::new(thread)
+    Ok((Arc::new(thread), is_abandoned))
 }
 
 impl Drop for PoolThread {
     fn drop(&mut self) {
         let (Some(threads), Some(thread)) = (THREADS.get(), self.thread.take()) else { return };
-        {
-            let mut free = threads.free.lock();
+        if self.busy.load(Ordering::Acquire) > 0 {
             // A thread whose connect hangs is not given to another pool.
-            if self.busy.load(Ordering::Acquire) == 0 && free.len() < KEPT {
-                free.push(thread);
+            threads.abandoned.fetch_add(1, Ordering::AcqRel);
+            self.is_abandoned.store(true, Ordering::Release);
+        } else {
+            let mut free = threads.free.lock();
+            if free.len() < KEPT {
+                free.push((thread, Arc::clone(&self.is_abandoned)));
             }
         }
         threads.pools.fetch_sub(1, Ordering::AcqRel);

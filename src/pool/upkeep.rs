@@ -11,6 +11,13 @@ use crate::connection::SessionConnection;
 use crate::error::Holder;
 use crate::wording::phrase;
 
+/// How often the idle connections are looked at within `idle_timeout`. A checkin reads no clock: a connection counts as idle from the first
+/// look that finds it, so it is closed up to this part of `idle_timeout` later.
+const LOOKS: u32 = 4;
+
+/// The pause between two looks if connections stay open without a limit: the pool is let go of once it has none.
+const UNLIMITED: Duration = Duration::from_secs(60);
+
 /// The shortest pause between two looks at the connections of a pool, however short the configured times are.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 
@@ -21,9 +28,11 @@ impl<C: SessionConnection> Connections<C> {
         if self.ageing.load(Ordering::Relaxed) {
             return;
         }
-        if let Some(pause) = config.idle_timeout.into_iter().chain(config.max_lifetime).min() {
-            self.age_after(pause);
-        }
+        self.age_after(self.longest_pause().into_iter().chain(config.max_lifetime).min().unwrap_or(UNLIMITED));
+    }
+
+    fn longest_pause(&self) -> Option<Duration> {
+        self.options.config.idle_timeout.map(|timeout| timeout / LOOKS)
     }
 
     fn age_after(&self, pause: Duration) {
@@ -70,7 +79,10 @@ impl<C: SessionConnection> AppPool<C> {
         let next = self.close_aged();
         if storage.open() > 0 {
             match next {
-                Some(next) => storage.age_after(next.saturating_duration_since(Instant::now())),
+                Some(next) => {
+                    let pause = next.saturating_duration_since(Instant::now());
+                    storage.age_after(storage.longest_pause().map_or(pause, |longest| pause.min(longest)));
+                }
                 None => storage.age(),
             }
         }

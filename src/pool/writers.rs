@@ -53,6 +53,7 @@ pub(super) fn of(target: &Target) -> Arc<Writers> {
 impl Storage for WriteTurn {
     type Conn = ();
     type Failure = Infallible;
+    type Closing = ();
 
     fn try_get(&self) -> Option<()> {
         self.turn().take()
@@ -112,5 +113,7 @@ impl Storage for WriteTurn {
         true
     }
 
-    fn close(&self, (): (), _: Option<Instant>) {}
+    fn close(&self, (): (), _: Option<Instant>, _: bool) {}
+
+    fn finish(&self, (): ()) {}
 }

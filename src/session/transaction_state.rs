@@ -487,7 +487,7 @@ impl<C: SessionConnection> TransactionState<C> {
 
     fn take(&self, at: Place, in_transaction: bool) -> Result<CheckedOut<C>> {
         let now = Instant::now();
-        let mut pooled = self.app.pool_at(now)?.acquire_since(now, at, in_transaction, self.limit())?;
+        let mut pooled = self.app.pool_at(now, at)?.acquire_since(now, at, in_transaction, self.limit())?;
         if let Some(limit) = self.limit() {
             pooled.returns_by(limit);
         }

@@ -10,6 +10,7 @@ mod support;
 mod fixtures;
 
 mod absurd;
+mod aftermath;
 mod attack;
 mod clean_hands;
 mod commit_unknown;

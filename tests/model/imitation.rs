@@ -135,6 +135,7 @@ fn maybe() -> bool {
 impl Storage for Imitation {
     type Conn = Stored;
     type Failure = Failure;
+    type Closing = ();
 
     fn try_get(&self) -> Option<Stored> {
         let made = self.shared.state.lock().idle.pop()?;
@@ -232,9 +233,11 @@ impl Storage for Imitation {
         !conn.broken
     }
 
-    fn close(&self, conn: Stored, _: Option<Instant>) {
+    fn close(&self, conn: Stored, _: Option<Instant>, _: bool) {
         drop(conn);
     }
+
+    fn finish(&self, (): ()) {}
 }
 
 impl Holder {
