@@ -17,7 +17,7 @@ use crate::settings::Settings;
 /// A handle to a registered application: cheap to clone, usable from every thread.
 ///
 /// It costs the server nothing until its first statement.
-pub struct App<C: SessionConnection>(Arc<Application<C>>);
+pub struct App<C: SessionConnection>(Arc<AppInner<C>>);
 
 impl<C: SessionConnection> Clone for App<C> {
     fn clone(&self) -> Self {
@@ -35,7 +35,7 @@ impl<C: SessionConnection> std::fmt::Debug for App<C> {
 impl<C: SessionConnection> std::panic::UnwindSafe for App<C> {}
 impl<C: SessionConnection> std::panic::RefUnwindSafe for App<C> {}
 
-struct Application<C: SessionConnection> {
+struct AppInner<C: SessionConnection> {
     factory: Arc<SessionFactory<C>>,
     database: u64,
     migrations: Arc<dyn MigrationSet<C>>,
@@ -43,7 +43,7 @@ struct Application<C: SessionConnection> {
 
 impl<C: SessionConnection> App<C> {
     pub(crate) fn new(factory: SessionFactory<C>, database: u64, migrations: Arc<dyn MigrationSet<C>>) -> Self {
-        Self(Arc::new(Application { factory: Arc::new(factory), database, migrations }))
+        Self(Arc::new(AppInner { factory: Arc::new(factory), database, migrations }))
     }
 
     /// The application's id.
@@ -70,7 +70,7 @@ impl<C: SessionConnection> App<C> {
     /// [`Error::Disposed`] after the application was removed.
     #[track_caller]
     pub fn open_session(&self) -> Result<Session<C>> {
-        self.core().not_removed()?;
+        self.core().check_not_removed()?;
         Ok(self.new_session(Settings::DEFAULT, Location::caller()))
     }
 
@@ -81,12 +81,12 @@ impl<C: SessionConnection> App<C> {
     #[track_caller]
     pub fn ping(&self) -> Result<()> {
         let at = Location::caller();
-        let mut pooled = self.pool()?.acquire(at, false, None)?;
-        let answer = pooled.conn().ping();
+        let mut connection = self.pool()?.acquire(at, false, None)?;
+        let answer = connection.conn().ping();
         if answer.is_err() {
-            pooled.doom();
+            connection.doom();
         }
-        drop(pooled);
+        drop(connection);
         answer.map_err(|error| match dialect::is_connection_lost(&error) {
             true => Error::lost(self.id(), error, false, at),
             false => Error::from_query(error, at),
@@ -112,7 +112,7 @@ impl<C: SessionConnection> App<C> {
     }
 
     pub(crate) fn core(&self) -> &Arc<AppCore<C>> {
-        &self.0.factory.core
+        &self.0.factory.app_core
     }
 
     pub(crate) fn options(&self) -> &PoolOptions<C> {
@@ -142,7 +142,7 @@ impl<C: SessionConnection> App<C> {
     }
 
     /// Whether both are handles of one application.
-    pub(crate) fn is(&self, other: &Self) -> bool {
+    pub(crate) fn is_same_app(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }

@@ -12,7 +12,7 @@ use crate::process::PerProcess;
 /// The part of an application that sessions know.
 pub(crate) struct AppCore<C: SessionConnection> {
     options: Arc<PoolOptions<C>>,
-    shelf: PerProcess<Shelf<C>>,
+    process_pools: PerProcess<ProcessPools<C>>,
     removed: AtomicBool,
 }
 
@@ -23,7 +23,7 @@ impl<C: SessionConnection> std::fmt::Debug for AppCore<C> {
 }
 
 /// One process's pools of an application.
-struct Shelf<C: SessionConnection> {
+struct ProcessPools<C: SessionConnection> {
     pools: RwLock<Pools<C>>,
 }
 
@@ -33,7 +33,7 @@ pub(crate) struct Pools<C: SessionConnection> {
     pub(crate) retired: Vec<Arc<AppPool<C>>>,
 }
 
-impl<C: SessionConnection> Shelf<C> {
+impl<C: SessionConnection> ProcessPools<C> {
     fn new() -> Self {
         Self { pools: RwLock::new(Pools { current: None, retired: Vec::new() }) }
     }
@@ -45,14 +45,14 @@ impl<C: SessionConnection> Shelf<C> {
 
 impl<C: SessionConnection> PoolOwner for AppCore<C> {
     fn held_by_this_thread(&self) -> Holders {
-        let Some(shelf) = self.shelf.get() else { return Holders::default() };
-        let pools = shelf.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(process_pools) = self.process_pools.get() else { return Holders::default() };
+        let pools = process_pools.pools.read().unwrap_or_else(PoisonError::into_inner);
         Holders(pools.retired.iter().flat_map(|pool| pool.holders().on_this_thread().0).collect())
     }
 
     fn let_go(&self, number: u64) {
-        let Some(shelf) = self.shelf.get() else { return };
-        let mut pools = shelf.write();
+        let Some(process_pools) = self.process_pools.get() else { return };
+        let mut pools = process_pools.write();
         // Whoever is about to use it has taken it under the lock, and is counted.
         let left = pools
             .current
@@ -65,7 +65,7 @@ impl<C: SessionConnection> PoolOwner for AppCore<C> {
 impl<C: SessionConnection> AppCore<C> {
     pub(crate) fn new(options: PoolOptions<C>) -> Arc<Self> {
         guard_exit();
-        Arc::new(Self { options: Arc::new(options), shelf: PerProcess::new(), removed: AtomicBool::new(false) })
+        Arc::new(Self { options: Arc::new(options), process_pools: PerProcess::new(), removed: AtomicBool::new(false) })
     }
 
     /// The application's id.
@@ -82,7 +82,7 @@ impl<C: SessionConnection> AppCore<C> {
         self.removed.store(true, Ordering::Release);
     }
 
-    pub(crate) fn not_removed(&self) -> Result<()> {
+    pub(crate) fn check_not_removed(&self) -> Result<()> {
         if self.removed.load(Ordering::Acquire) { Err(Error::Disposed { app: self.id().into() }) } else { Ok(()) }
     }
 
@@ -93,8 +93,8 @@ impl<C: SessionConnection> AppCore<C> {
 
     /// The same at a moment that the caller has just read from the clock.
     pub(crate) fn pool_at(self: &Arc<Self>, now: Instant) -> Result<Arc<AppPool<C>>> {
-        if let Some(shelf) = self.shelf.get_at(now) {
-            let pools = shelf.pools.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(process_pools) = self.process_pools.get_at(now) {
+            let pools = process_pools.pools.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(pool) = &pools.current {
                 return Ok(Arc::clone(pool));
             }
@@ -102,10 +102,10 @@ impl<C: SessionConnection> AppCore<C> {
         if were_inherited() {
             return Err(Error::Forked { app: self.id().into() });
         }
-        let shelf = self.shelf.get_or_init(Shelf::new);
-        let mut pools = shelf.write();
+        let process_pools = self.process_pools.get_or_init(ProcessPools::new);
+        let mut pools = process_pools.write();
         // Under the lock, so that nobody makes a pool after `remove_app` has taken the last one.
-        self.not_removed()?;
+        self.check_not_removed()?;
         if let Some(pool) = &pools.current {
             return Ok(Arc::clone(pool));
         }
@@ -118,7 +118,7 @@ impl<C: SessionConnection> AppCore<C> {
 
     /// This process's pools, if it has had any.
     pub(crate) fn pools(&self) -> Option<RwLockWriteGuard<'_, Pools<C>>> {
-        self.shelf.get().map(Shelf::write)
+        self.process_pools.get().map(ProcessPools::write)
     }
 
     /// The pools that are to be drained; from here on the next use makes another. What was inherited by a fork is the parent's and
@@ -131,9 +131,9 @@ impl<C: SessionConnection> AppCore<C> {
     }
 
     /// Lets go of pools that have drained.
-    pub(crate) fn forget(&self, gone: &[*const AppPool<C>]) {
-        if let Some(shelf) = self.shelf.get() {
-            let mut pools = shelf.write();
+    pub(crate) fn remove_drained(&self, gone: &[*const AppPool<C>]) {
+        if let Some(process_pools) = self.process_pools.get() {
+            let mut pools = process_pools.write();
             pools.retired.retain(|pool| !gone.contains(&Arc::as_ptr(pool)));
         }
     }

@@ -19,33 +19,33 @@ use crate::kind::DatabaseKind;
 use crate::session::{Session, SessionInner};
 use crate::settings::{Deadline, Isolation, Mode, Settings};
 
-scoped_tls::scoped_thread_local!(static CURRENT: Frame);
+scoped_tls::scoped_thread_local!(static CURRENT: ContextFrame);
 
 /// A hook of a session that is being removed may open another one; that goes on for so long.
 const REMOVAL_ROUNDS: usize = 100;
 
 /// One context.
-pub(crate) struct Frame {
+pub(crate) struct ContextFrame {
     /// What [`App::erased`] made of the application that was entered.
     entered: Arc<dyn Any + Send + Sync>,
     id: Arc<str>,
     /// The number of the database object whose application was entered.
     database: u64,
     settings: Settings,
-    sessions: RefCell<Vec<Opened>>,
+    sessions: RefCell<Vec<ContextSession>>,
 }
 
 /// A session of the context.
-struct Opened {
+struct ContextSession {
     /// The number of its database object.
     database: u64,
-    session: Rc<dyn Scoped>,
+    session: Rc<dyn ErasedSession>,
     /// The context has committed something in it.
     committed: bool,
 }
 
 /// A session of whatever connection type.
-trait Scoped {
+trait ErasedSession {
     fn commit(&self, at: Place) -> Result<()>;
     /// Whether there is something that a commit would commit.
     fn has_work(&self) -> bool;
@@ -54,13 +54,13 @@ trait Scoped {
     fn into_any(self: Rc<Self>) -> Rc<dyn Any>;
 }
 
-impl<C: SessionConnection> Scoped for SessionInner<C> {
+impl<C: SessionConnection> ErasedSession for SessionInner<C> {
     fn commit(&self, at: Place) -> Result<()> {
         SessionInner::commit(self, at)
     }
 
     fn has_work(&self) -> bool {
-        self.has_begun() || self.has_unflushed()
+        self.is_active() || self.has_unflushed()
     }
 
     fn end(&self) {
@@ -101,10 +101,10 @@ pub(crate) fn session<C: SessionConnection>(
             return Ok(Session(shared));
         }
         let app = find(frame.current(database))?;
-        app.core().not_removed()?;
+        app.core().check_not_removed()?;
         let created = app.new_session(frame.settings.clone(), at);
-        let session = Rc::clone(&created.0) as Rc<dyn Scoped>;
-        frame.sessions.borrow_mut().push(Opened { database, session, committed: false });
+        let session = Rc::clone(&created.0) as Rc<dyn ErasedSession>;
+        frame.sessions.borrow_mut().push(ContextSession { database, session, committed: false });
         Ok(created)
     })
 }
@@ -114,11 +114,11 @@ pub(crate) fn has_search_path(app: &str) -> bool {
     CURRENT.is_set() && CURRENT.with(|frame| &*frame.id == app && frame.settings.search_path.is_some())
 }
 
-fn in_frame<T>(at: Place, f: impl FnOnce(&Frame) -> Result<T>) -> Result<T> {
+fn in_frame<T>(at: Place, f: impl FnOnce(&ContextFrame) -> Result<T>) -> Result<T> {
     if CURRENT.is_set() { CURRENT.with(f) } else { Err(Error::NoContext { at }) }
 }
 
-impl Frame {
+impl ContextFrame {
     fn new<C: SessionConnection>(app: &App<C>, settings: Settings) -> Self {
         Self {
             entered: app.erased(),
@@ -153,7 +153,7 @@ impl Frame {
                 Err(mut error) => {
                     // The end of the scope rolls back whatever is open.
                     error.set_undo(&|_| Undo::RolledBack);
-                    return Err(self.partly(error, index));
+                    return Err(self.partial_commit_error(error, index));
                 }
             };
             if let Some(opened) = self.sessions.borrow_mut().get_mut(index) {
@@ -164,7 +164,7 @@ impl Frame {
     }
 
     /// The error of the commit that failed, with what had been committed before it.
-    fn partly(&self, error: Error, failed: usize) -> Error {
+    fn partial_commit_error(&self, error: Error, failed: usize) -> Error {
         let sessions = self.sessions.borrow();
         // Two databases of one application may have the same name.
         let name = |index: usize| format!("{} (number {} of the scope)", sessions[index].session.name(), index + 1);
@@ -182,7 +182,7 @@ impl Frame {
             if sessions.is_empty() {
                 return;
             }
-            for Opened { session, .. } in sessions {
+            for ContextSession { session, .. } in sessions {
                 contained("the end of a session", || session.end());
                 drop_contained(session);
             }
@@ -197,24 +197,24 @@ impl Frame {
 }
 
 /// Runs `body` in a context of its own; what `decide` says of its result is committed.
-fn run<C: SessionConnection, R>(
+fn run_in_context<C: SessionConnection, R>(
     app: &App<C>,
     settings: Settings,
     at: Place,
     body: impl FnOnce() -> R,
     decide: impl FnOnce(&R) -> bool,
 ) -> (R, Result<()>) {
-    struct Removal<'f>(&'f Frame);
+    struct RemoveOnDrop<'f>(&'f ContextFrame);
 
-    impl Drop for Removal<'_> {
+    impl Drop for RemoveOnDrop<'_> {
         fn drop(&mut self) {
             self.0.remove_sessions();
         }
     }
 
-    let frame = Frame::new(app, settings);
+    let frame = ContextFrame::new(app, settings);
     CURRENT.set(&frame, || {
-        let removal = Removal(&frame);
+        let removal = RemoveOnDrop(&frame);
         let out = body();
         let committed = if decide(&out) { frame.commit(at) } else { Ok(()) };
         drop(removal);
@@ -223,7 +223,7 @@ fn run<C: SessionConnection, R>(
 }
 
 pub(crate) fn enter<C: SessionConnection, R>(app: &App<C>, at: Place, body: impl FnOnce() -> R) -> R {
-    run(app, Settings::DEFAULT, at, body, |_| false).0
+    run_in_context(app, Settings::DEFAULT, at, body, |_| false).0
 }
 
 /// How a context is entered and how it ends; made by [`App::scope`], used by [`run`](Self::run).
@@ -472,8 +472,9 @@ impl<C: SessionConnection, P> Scope<C, P> {
         settings.deadline =
             self.limit.and_then(|limit| Some(Deadline { end: Instant::now().checked_add(limit)?, limit }));
         let policy = self.policy;
-        let (out, committed) =
-            run(&self.app, settings, Location::caller(), body, |out| out.as_ref().is_ok_and(|out| policy.commits(out)));
+        let (out, committed) = run_in_context(&self.app, settings, Location::caller(), body, |out| {
+            out.as_ref().is_ok_and(|out| policy.commits(out))
+        });
         let out = out?;
         committed?;
         Ok(out)

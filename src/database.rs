@@ -323,7 +323,7 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
     /// An application that is not registered.
     fn app_of(&self, options: PoolOptions<C>, row_hooks: RowHooks<C>) -> App<C> {
         let open_sessions = options.is_of_test.then(Arc::default);
-        let factory = SessionFactory { core: AppCore::new(options), row_hooks, open_sessions };
+        let factory = SessionFactory { app_core: AppCore::new(options), row_hooks, open_sessions };
         App::new(factory, self.number(), Arc::clone(self.migrations()))
     }
 

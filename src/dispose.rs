@@ -85,7 +85,7 @@ impl<C: SessionConnection> App<C> {
         }
         report.closed = disposed.iter().map(|pool| pool.closings()).sum::<usize>() - before;
         report.waited = started.elapsed();
-        self.core().forget(&gone);
+        self.core().remove_drained(&gone);
         drop(disposed);
         // After a test that is rolled back nobody forks, and the next one begins sooner.
         if self.options().pinned.is_none() {

@@ -112,8 +112,8 @@ impl Recorder {
 
     /// Runs `body` and records. A panic goes on, and its recording is lost.
     pub fn run<R>(self, body: impl FnOnce() -> R) -> (R, Recording) {
-        let log = Rc::new(RefCell::new(Log { how: self, recording: Recording::default(), open: None }));
-        let running = Running::begin(Rc::clone(&log));
+        let log = Rc::new(RefCell::new(RecordingState { options: self, recording: Recording::default(), open: None }));
+        let running = ActiveRecording::begin(Rc::clone(&log));
         let out = body();
         drop(running);
         let recording = std::mem::take(&mut log.borrow_mut().recording);
@@ -238,8 +238,8 @@ pub fn __assert_queries<R>(wanted: usize, body: impl FnOnce() -> R) -> R {
 }
 
 /// A recording under way.
-struct Log {
-    how: Recorder,
+struct RecordingState {
+    options: Recorder,
     recording: Recording,
     /// The statement that has not ended: when it began, and its number where it is kept.
     open: Option<(Instant, Option<usize>)>,
@@ -247,65 +247,65 @@ struct Log {
 
 thread_local! {
     /// The recordings of this thread; looked at for every statement.
-    static ON: Cell<usize> = const { Cell::new(0) };
-    static LOGS: RefCell<Vec<Rc<RefCell<Log>>>> = const { RefCell::new(Vec::new()) };
+    static RECORDINGS: Cell<usize> = const { Cell::new(0) };
+    static STATES: RefCell<Vec<Rc<RefCell<RecordingState>>>> = const { RefCell::new(Vec::new()) };
     /// The call for which something is sent.
-    static PLACE: Cell<Option<Place>> = const { Cell::new(None) };
+    static CALL_SITE: Cell<Option<Place>> = const { Cell::new(None) };
     /// What comes next begins or ends a transaction.
-    static CONTROL: Cell<bool> = const { Cell::new(false) };
+    static NEXT_IS_CONTROL: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Takes its recording off the thread.
-struct Running(Rc<RefCell<Log>>);
+struct ActiveRecording(Rc<RefCell<RecordingState>>);
 
-impl Running {
-    fn begin(log: Rc<RefCell<Log>>) -> Self {
-        ON.set(ON.get() + 1);
-        LOGS.with_borrow_mut(|logs| logs.push(Rc::clone(&log)));
+impl ActiveRecording {
+    fn begin(log: Rc<RefCell<RecordingState>>) -> Self {
+        RECORDINGS.set(RECORDINGS.get() + 1);
+        STATES.with_borrow_mut(|logs| logs.push(Rc::clone(&log)));
         Self(log)
     }
 }
 
-impl Drop for Running {
+impl Drop for ActiveRecording {
     fn drop(&mut self) {
-        ON.set(ON.get() - 1);
-        LOGS.with_borrow_mut(|logs| logs.retain(|log| !Rc::ptr_eq(log, &self.0)));
+        RECORDINGS.set(RECORDINGS.get() - 1);
+        STATES.with_borrow_mut(|logs| logs.retain(|log| !Rc::ptr_eq(log, &self.0)));
     }
 }
 
 /// Whether somebody records on this thread. One that ends records nothing.
 #[inline]
 pub(crate) fn is_on() -> bool {
-    ON.try_with(|on| on.get() > 0).unwrap_or(false)
+    RECORDINGS.try_with(|on| on.get() > 0).unwrap_or(false)
 }
 
 /// As long as it lives, what is sent is sent for a call at that place.
 #[derive(Debug)]
-pub(crate) struct For(Option<Place>);
+pub(crate) struct CallSite(Option<Place>);
 
-impl For {
+impl CallSite {
     #[inline]
     pub(crate) fn call_at(at: Place) -> Option<Self> {
-        is_on().then(|| Self(PLACE.replace(Some(at))))
+        is_on().then(|| Self(CALL_SITE.replace(Some(at))))
     }
 }
 
-impl Drop for For {
+impl Drop for CallSite {
     fn drop(&mut self) {
-        let _ = PLACE.try_with(|place| place.set(self.0));
+        let _ = CALL_SITE.try_with(|place| place.set(self.0));
     }
 }
 
 /// Diesel is about to begin or end a transaction.
 pub(crate) fn control_follows() {
-    CONTROL.set(true);
+    NEXT_IS_CONTROL.set(true);
 }
 
 pub(crate) fn started(query: &dyn fmt::Display) {
-    let at = PLACE.get();
-    let is_control = CONTROL.replace(false) || at.is_none();
-    let logs = LOGS.with_borrow(Vec::clone);
-    let wants_binds = logs.iter().any(|log| log.borrow().how.binds);
+    let at = CALL_SITE.get();
+    let is_control = NEXT_IS_CONTROL.replace(false) || at.is_none();
+    let logs = STATES.with_borrow(Vec::clone);
+    let wants_binds = logs.iter().any(|log| log.borrow().options.binds);
     let (sql, binds) = text(query, wants_binds);
     let recorded = Recorded { sql: sql.into(), binds, at, duration: Duration::ZERO, failed: false, is_control };
     for log in logs {
@@ -324,7 +324,7 @@ pub(crate) fn started(query: &dyn fmt::Display) {
 }
 
 pub(crate) fn finished(failed: bool) {
-    for log in LOGS.with_borrow(Vec::clone) {
+    for log in STATES.with_borrow(Vec::clone) {
         let mut log = log.borrow_mut();
         let Some((began, number)) = log.open.take() else { continue };
         if let Some(statement) = number.and_then(|number| log.recording.statements.get_mut(number)) {
@@ -334,13 +334,13 @@ pub(crate) fn finished(failed: bool) {
     }
 }
 
-impl Log {
+impl RecordingState {
     /// The number of times that is to be warned of, if that was exceeded now.
     fn add(&mut self, recorded: &Recorded) -> Option<usize> {
-        let Self { how, recording, open } = self;
+        let Self { options, recording, open } = self;
         let mut recorded = recorded.clone();
-        recorded.binds = recorded.binds.filter(|_| how.binds);
-        let kept = recording.statements.len() < how.limit;
+        recorded.binds = recorded.binds.filter(|_| options.binds);
+        let kept = recording.statements.len() < options.limit;
         *open = Some((Instant::now(), kept.then_some(recording.statements.len())));
         if kept {
             recording.statements.push(recorded.clone());
@@ -355,13 +355,13 @@ impl Log {
                 *count += 1;
                 *count
             }
-            None if known < how.limit => {
+            None if known < options.limit => {
                 recording.texts.insert(Rc::clone(&recorded.sql), (1, recorded));
                 1
             }
             None => return None,
         };
-        how.warn_repeats.filter(|times| count == times + 1)
+        options.warn_repeats.filter(|times| count == times + 1)
     }
 }
 

@@ -44,7 +44,7 @@ impl<C: SessionConnection> Registry<C> {
     /// Removes this application, and no other of its id.
     pub(crate) fn remove_this(&self, app: &App<C>) {
         let mut apps = self.write();
-        if apps.get(app.id()).is_some_and(|other| other.is(app)) {
+        if apps.get(app.id()).is_some_and(|other| other.is_same_app(app)) {
             let removed = apps.remove(app.id());
             drop(apps);
             drop(removed);

@@ -1,27 +1,27 @@
-//! An open closure of `transaction` or `savepoint`.
+//! An open closure of `transaction`, `savepoint` or `retry`.
 
-use super::hooks::Mark;
+use super::hooks::HookMark;
 use super::session_inner::SessionInner;
 use crate::connection::SessionConnection;
 use crate::error::Place;
 
-/// Dropped by a panic, it undoes what the closure did.
+/// Undoes what the closure did if it is dropped by a panic.
 pub(super) struct TransactionScope<'s, C: SessionConnection> {
     session: &'s SessionInner<C>,
-    pub(super) mark: Mark,
+    pub(super) mark: HookMark,
     savepoint: bool,
     open: bool,
 }
 
 impl<'s, C: SessionConnection> TransactionScope<'s, C> {
     pub(super) fn open(session: &'s SessionInner<C>, name: &'static str, at: Place, savepoint: bool) -> Self {
-        session.blocks.borrow_mut().push((name, at));
+        session.open_scopes.borrow_mut().push((name, at));
         Self { session, mark: session.hooks.borrow().mark(), savepoint, open: true }
     }
 
     pub(super) fn close(mut self) {
         self.open = false;
-        self.session.blocks.borrow_mut().pop();
+        self.session.open_scopes.borrow_mut().pop();
     }
 }
 
@@ -30,15 +30,15 @@ impl<C: SessionConnection> Drop for TransactionScope<'_, C> {
         if !self.open {
             return;
         }
-        let Some((_, at)) = self.session.blocks.borrow_mut().pop() else { return };
+        let Some((_, at)) = self.session.open_scopes.borrow_mut().pop() else { return };
         if self.savepoint {
-            if let Ok(mut core) = self.session.enter_at_end(at) {
-                core.undo_level(at);
+            if let Ok(mut transaction) = self.session.borrow_transaction_at_end(at) {
+                transaction.roll_back_savepoint(at);
             }
-            self.session.unit_level_undone();
-            self.session.forget_hooks(self.mark);
+            self.session.unit_savepoint_rolled_back();
+            self.session.discard_hooks_since(self.mark);
         } else {
-            self.session.undo(at);
+            self.session.roll_back_scope(at);
         }
     }
 }
