@@ -285,20 +285,20 @@ pub(crate) fn is_on() -> bool {
     RECORDINGS.try_with(|on| on.get() > 0).unwrap_or(false)
 }
 
-/// While it lives, statements are recorded with its call.
+/// Statements are recorded with a call while this value lives. It holds the call of the outer scope.
 #[derive(Debug)]
 pub(crate) struct CallSite(Option<Place>);
 
 impl CallSite {
     #[inline]
-    pub(crate) fn call_at(at: Place) -> Option<Self> {
+    pub(crate) fn enter(at: Place) -> Option<Self> {
         is_on().then(|| Self(CALL_SITE.replace(Some(at))))
     }
 }
 
 impl Drop for CallSite {
     fn drop(&mut self) {
-        let _ = CALL_SITE.try_with(|place| place.set(self.0));
+        let _ = CALL_SITE.try_with(|call_site| call_site.set(self.0));
     }
 }
 

@@ -1,4 +1,4 @@
-//! The commit, and the question what became of a commit whose answer was lost.
+//! The commit, and how the program learns the outcome of a commit whose answer was lost.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -96,8 +96,8 @@ impl<C: SessionConnection> TransactionState<C> {
         }
     }
 
-    /// Handles the refusal of what was sent before the commit: the transaction is aborted (PostgreSQL) or is not the
-    /// one that the session began.
+    /// Handles a failed check before the commit: the transaction is aborted (PostgreSQL) or is not the one that the
+    /// session began.
     fn reject_commit(&mut self, at: Place) -> Result<()> {
         let ended = self.kind() != DatabaseKind::Postgres;
         if ended {

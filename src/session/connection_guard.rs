@@ -40,7 +40,7 @@ impl<C: SessionConnection> ConnectionGuard<C> {
         }
         session.has_guard.set(true);
         session.used_at.set(Some(at));
-        Ok(Self { session: Rc::clone(session), connection: Some(connection), at, call_site: CallSite::call_at(at) })
+        Ok(Self { session: Rc::clone(session), connection: Some(connection), at, call_site: CallSite::enter(at) })
     }
 
     fn connection(&self) -> &CheckedOut<C> {

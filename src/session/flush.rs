@@ -114,10 +114,16 @@ impl<C: SessionConnection> SessionInner<C> {
         let autocommits = transaction.is_autocommitting();
         drop(transaction);
         let _flushing = unit.begin_flush();
-        let hooks = *self.row_hooks();
-        if self.has_flush_hooks(hooks.before_flush, |own| !own.before.is_empty()) {
-            let own = |own: &FlushHooks<C>| own.before.clone();
-            self.run_checked_hooks("before_flush", &unit.unflushed(&SEND_ORDER), hooks.before_flush, own, at)?;
+        let row_hooks = *self.row_hooks();
+        if self.has_flush_hooks(row_hooks.before_flush, |hooks| !hooks.before.is_empty()) {
+            let session_hooks = |hooks: &FlushHooks<C>| hooks.before.clone();
+            self.run_checked_hooks(
+                "before_flush",
+                &unit.unflushed(&SEND_ORDER),
+                row_hooks.before_flush,
+                session_hooks,
+                at,
+            )?;
         }
         unit.check(at)?;
         if !unit.is_dirty() {
@@ -137,7 +143,7 @@ impl<C: SessionConnection> SessionInner<C> {
         transaction.begin(at)?;
         let before = LossCounts { begun: true, rollbacks: transaction.rollbacks(), losses: unit.losses() };
         drop(transaction);
-        let has_after_flush = self.has_flush_hooks(hooks.after_flush, |own| !own.after.is_empty());
+        let has_after_flush = self.has_flush_hooks(row_hooks.after_flush, |hooks| !hooks.after.is_empty());
         let changes = if has_after_flush { unit.unflushed(&SEND_ORDER) } else { Changes::default() };
         // Until all changes are sent and noted, any other end of this flush forces a rollback. A panic comes from
         // code of the rows' types and leaves open which of the sent changes have been noted.
@@ -148,16 +154,16 @@ impl<C: SessionConnection> SessionInner<C> {
             error.set_undo(&|_| Undo::Unsaid);
         }
         let lost = self.has_lost_since(before);
-        let failed = match &sent {
+        let failure = match &sent {
             Ok(Ok(())) if lost => Some(ROLLED_BACK_DURING_FLUSH.into()),
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(text_of(error)),
             Err(panic) => Some(panic_message(&**panic)),
         };
-        let Some(cause) = failed else {
+        let Some(cause) = failure else {
             std::mem::forget(unfinished);
-            let own = |own: &FlushHooks<C>| own.after.clone();
-            let outcome = self.run_checked_hooks("after_flush", &changes, hooks.after_flush, own, at);
+            let session_hooks = |hooks: &FlushHooks<C>| hooks.after.clone();
+            let outcome = self.run_checked_hooks("after_flush", &changes, row_hooks.after_flush, session_hooks, at);
             return if autocommits { self.end_own_transaction(outcome, at) } else { outcome };
         };
         std::mem::forget(unfinished);
@@ -185,7 +191,7 @@ impl<C: SessionConnection> SessionInner<C> {
     pub(super) fn loss_counts(&self, at: Place) -> Result<LossCounts> {
         let transaction = self.borrow_transaction(at)?;
         let losses = self.unit.get().map_or(0, Unit::losses);
-        Ok(LossCounts { begun: transaction.begun_at().is_some(), rollbacks: transaction.rollbacks(), losses })
+        Ok(LossCounts { begun: transaction.has_begun(), rollbacks: transaction.rollbacks(), losses })
     }
 
     /// Whether a begun transaction was rolled back or unflushed changes were dropped since `before`.
@@ -244,13 +250,13 @@ impl<C: SessionConnection> SessionInner<C> {
         outcome
     }
 
-    fn has_flush_hooks(&self, database: Option<RowHook<C>>, own: impl FnOnce(&FlushHooks<C>) -> bool) -> bool {
-        database.is_some() || own(&self.flush_hooks.borrow())
+    fn has_flush_hooks(&self, database_hook: Option<RowHook<C>>, is_any: impl FnOnce(&FlushHooks<C>) -> bool) -> bool {
+        database_hook.is_some() || is_any(&self.flush_hooks.borrow())
     }
 
     /// Runs the hook of the database object after the end of a transaction.
-    fn run_row_hook(&self, name: &'static str, changes: &Changes, database: Option<RowHook<C>>) -> Result<()> {
-        match (self.handle(), database) {
+    fn run_row_hook(&self, name: &'static str, changes: &Changes, database_hook: Option<RowHook<C>>) -> Result<()> {
+        match (self.handle(), database_hook) {
             (Some(session), Some(hook)) if !changes.is_empty() => run_contained(name, || hook(&session, changes)),
             _ => Ok(()),
         }
@@ -261,19 +267,20 @@ impl<C: SessionConnection> SessionInner<C> {
         &self,
         name: &'static str,
         changes: &Changes,
-        database: Option<RowHook<C>>,
-        own: impl FnOnce(&FlushHooks<C>) -> Vec<FlushHook<C>>,
+        database_hook: Option<RowHook<C>>,
+        session_hooks: impl FnOnce(&FlushHooks<C>) -> Vec<FlushHook<C>>,
         at: Place,
     ) -> Result<()> {
         let Some(session) = self.handle() else { return Ok(()) };
         if changes.is_empty() {
             return Ok(());
         }
-        if let Some(hook) = database {
+        if let Some(hook) = database_hook {
             self.run_checked_hook(name, at, || run_contained(name, || hook(&session, changes)))?;
         }
-        let own = own(&self.flush_hooks.borrow());
-        own.iter()
+        let session_hooks = session_hooks(&self.flush_hooks.borrow());
+        session_hooks
+            .iter()
             .try_for_each(|hook| self.run_checked_hook(name, at, || run_contained(name, || hook(&session, changes))))
     }
 

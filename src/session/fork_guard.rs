@@ -5,8 +5,8 @@ use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 
 impl<C: SessionConnection> TransactionState<C> {
-    /// Returns an error if the connection was checked out before a fork of the process. The session then lets go of
-    /// the connection and of the write permit without touching them. A transaction that had begun is invalidated; its
+    /// Returns an error if the connection was checked out before a fork of the process. The session then gives
+    /// up the connection and the write permit without touching them. A transaction that had begun is invalidated; its
     /// rollback sends nothing.
     ///
     /// This is checked before anything is sent, and again after code of the program has had the connection.

@@ -21,7 +21,7 @@ pub(super) struct Invalidation {
 /// The cause, if no error names one.
 const ENDED: &str = "it was ended by the code that had the connection";
 
-/// The cause, if an error was reported to nobody.
+/// The cause, if the session has not seen the error either.
 const SILENT: &str =
     "a statement failed, and neither the code that had the connection nor the driver handed its error on";
 
@@ -53,8 +53,8 @@ impl<C: SessionConnection> TransactionState<C> {
                 managed.observer.suppress(false);
             }
         }
-        let writes = self.settings.mode != Mode::ReadOnly;
-        let poison = effects.poison.filter(|poison| *poison != Poison::ReadOnly || writes);
+        let may_write = self.settings.mode != Mode::ReadOnly;
+        let poison = effects.poison.filter(|poison| *poison != Poison::ReadOnly || may_write);
         if let Some(poison) = poison {
             managed.retire(poison);
         }
@@ -63,8 +63,8 @@ impl<C: SessionConnection> TransactionState<C> {
         managed.lost |= effects.lost;
         managed.doomed |= !is_observed || effects.lost;
         if let Some(pinned) = managed.pinned().filter(|_| effects.lost) {
-            let said = effects.first_error.as_deref().map(|error| format!(": {error}"));
-            pinned.poison(format!("{LOST}{}", said.unwrap_or_default()), Some(at));
+            let suffix = effects.first_error.as_deref().map(|error| format!(": {error}"));
+            pinned.poison(format!("{LOST}{}", suffix.unwrap_or_default()), Some(at));
         }
         if !self.has_begun() {
             if depth != Some(0) || effects.began || effects.ended_by.is_some() {
@@ -85,9 +85,9 @@ impl<C: SessionConnection> TransactionState<C> {
             ..
         } = effects;
         self.has_raw_savepoint |= set_savepoint;
-        let sent = |word: &str| format!("`{word}` was sent to the database inside it");
+        let sent_inside = |word: &str| format!("`{word}` was sent to the database inside it");
         if let Some(word) = ended_by {
-            self.invalidate(sent(&word), at, true);
+            self.invalidate(sent_inside(&word), at, true);
             self.poison_pinned(format!("`{word}` was sent to the database, which ends a transaction"), at);
             self.doom();
         } else if !is_observed {
@@ -123,7 +123,8 @@ impl<C: SessionConnection> TransactionState<C> {
             managed.observer.suppress(false);
             if !exists {
                 managed.doomed |= raw;
-                let cause = first_error.clone().or(may_have_ended.as_deref().map(sent)).unwrap_or_else(|| ENDED.into());
+                let cause =
+                    first_error.clone().or(may_have_ended.as_deref().map(sent_inside)).unwrap_or_else(|| ENDED.into());
                 self.poison_pinned(format!("the transaction of the test was ended by the database: {cause}"), at);
                 self.invalidate(cause, at, true);
             }

@@ -48,7 +48,7 @@ use transaction_scope::TransactionScope;
 ///
 /// The session of a context comes from [`Database::session`](crate::Database::session) and ends with the context. The
 /// session of [`App::open_session`](crate::App::open_session) ends when its last handle is dropped. A session begins
-/// by itself at the first statement, holds a connection from there to [`commit`](Self::commit) or
+/// at its first statement, holds a connection from there to [`commit`](Self::commit) or
 /// [`rollback`](Self::rollback), and costs the server nothing in between. Uncommitted work is rolled back.
 ///
 /// A handle belongs to its thread:
@@ -386,7 +386,7 @@ impl<C: SessionConnection> Session<C> {
                 }
             },
             Err(error) => {
-                // The hooks have run. The error of `body` matters more to the caller.
+                // Errors of the rollback are dropped: the error of `body` matters more to the caller.
                 self.0.roll_back_scope(at);
                 Err(error)
             }
@@ -415,7 +415,7 @@ impl<C: SessionConnection> Session<C> {
         let outcome = body(self).map_err(SavepointFailure::Body);
         let outcome = outcome.and_then(|value| self.0.flush(at).map(|()| value).map_err(SavepointFailure::End));
         scope.close();
-        let kept = match (outcome, self.0.borrow_transaction_at_end(at)) {
+        let result = match (outcome, self.0.borrow_transaction_at_end(at)) {
             (Ok(value), Ok(mut transaction)) => {
                 transaction.release_savepoint(at).map(|()| value).map_err(SavepointFailure::End)
             }
@@ -425,14 +425,14 @@ impl<C: SessionConnection> Session<C> {
             }
             (outcome, Err(busy)) => outcome.and(Err(SavepointFailure::End(busy))),
         };
-        match &kept {
+        match &result {
             Ok(_) => self.0.unit_savepoint_released(),
             Err(_) => {
                 self.0.unit_savepoint_rolled_back();
                 self.0.discard_hooks_since(mark);
             }
         }
-        kept.map_err(|failed| match failed {
+        result.map_err(|failed| match failed {
             SavepointFailure::Body(error) => error,
             SavepointFailure::End(error) => self.0.with_undo_after_savepoint(error).into(),
         })

@@ -29,8 +29,8 @@ impl<C: SessionConnection> TransactionState<C> {
     pub(super) fn end_statement_savepoint(&mut self, access: Access) {
         let kind = self.kind();
         if self.invalidation.is_some() && self.settings.mode != Mode::Autocommit {
-            // The session stays invalidated until its rollback, as on a server if the statement has begun the
-            // transaction.
+            // The session stays invalidated until its rollback, as on an ordinary connection, where the statement would
+            // have begun the transaction.
             return;
         }
         let is_intact = self.invalidation.is_none() && !self.is_doomed() && self.depth() == Some(1);

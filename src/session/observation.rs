@@ -50,8 +50,8 @@ impl<C: SessionConnection> TransactionState<C> {
         outcome
     }
 
-    /// Starts to observe the texts of statements. A typed statement that leaves something needs no reading if a reset
-    /// removes it: the connection is marked instead.
+    /// Has the observer read the texts of the following statements. If a typed statement may leave something and a
+    /// reset can remove it, the connection is only marked for the reset.
     fn observe(&mut self, Statement { access, leftovers, .. }: Statement) {
         let can_reset = self.kind().can_reset();
         let Some(connection) = &mut self.connection else { return };

@@ -101,7 +101,7 @@ impl<C: SessionConnection> SessionInner<C> {
     }
 
     /// What the program has to do, at its current point, to undo the transaction or the part of it that can be undone
-    /// by itself. `whole` says that the transaction has to end.
+    /// alone. `whole` says that the transaction has to end.
     fn needed_undo(&self, whole: bool) -> Undo {
         let Ok(transaction) = self.transaction.try_borrow() else { return Undo::NotNeeded };
         let has_ended = transaction.invalidation.as_ref().map(|invalidation| invalidation.ended);
@@ -136,16 +136,17 @@ impl<C: SessionConnection> SessionInner<C> {
     /// Begins the transaction at the program's request. Rows that were read outside of it are read again inside.
     pub(super) fn begin(&self, at: Place) -> Result<()> {
         let mut transaction = self.borrow_transaction(at)?;
-        let outside = transaction.may_have_read_outside();
-        let begun = transaction.begin(at);
+        let may_have_read_outside = transaction.may_have_read_outside();
+        let outcome = transaction.begin(at);
         drop(transaction);
-        begun.map_err(|error| self.with_undo(error))?;
-        if outside {
+        outcome.map_err(|error| self.with_undo(error))?;
+        if may_have_read_outside {
             self.expire_rows();
         }
         Ok(())
     }
 
+    /// Whether the session holds a connection for its transaction. A transaction in use counts as active.
     pub(crate) fn is_active(&self) -> bool {
         self.transaction.try_borrow().map_or(true, |transaction| transaction.is_active())
     }
@@ -208,22 +209,22 @@ impl<C: SessionConnection> SessionInner<C> {
         match outcome {
             Ok(()) => {
                 self.unit_committed();
-                let row_hook = changes.map_or(Ok(()), |changes| self.run_after_commit_row_hook(&changes));
-                self.take_hooks().run_after_commit().and(row_hook)
+                let row_hook_outcome = changes.map_or(Ok(()), |changes| self.run_after_commit_row_hook(&changes));
+                self.take_hooks().run_after_commit().and(row_hook_outcome)
             }
             Err(error) => {
-                let unknown = error.is_commit_unknown();
+                let is_unknown = error.is_commit_unknown();
                 if let Error::CommitUnknown(unknown) = &error {
                     self.unit_undecided(&unknown.verdict);
                 } else if has_ended {
                     self.unit_rolled_back();
                 }
-                if unknown || has_ended {
+                if is_unknown || has_ended {
                     let hooks = match keep(&error) {
                         Some(mark) => self.hooks.borrow_mut().split_off(mark),
                         None => self.take_hooks(),
                     };
-                    if unknown {
+                    if is_unknown {
                         // Neither the commit nor the rollback is certain.
                         hooks.discard();
                     } else {
@@ -247,12 +248,12 @@ impl<C: SessionConnection> SessionInner<C> {
 
     pub(crate) fn rollback(&self, at: Place) -> Result<()> {
         let mut transaction = self.borrow_transaction(at)?;
-        let active = transaction.is_active();
+        let was_active = transaction.is_active();
         transaction.rollback();
         drop(transaction);
         self.unit_rolled_back();
         let hooks = self.take_hooks();
-        if active { hooks.run_after_rollback() } else { Ok(()) }
+        if was_active { hooks.run_after_rollback() } else { Ok(()) }
     }
 
     /// Rolls back and drops all hooks. A failure of a hook does not prevent it.
@@ -311,7 +312,7 @@ impl<C: SessionConnection> SessionInner<C> {
             self.expire_rows();
         }
         let outcome = self.run_without_flush(statement, at, send);
-        // The program takes a lock to read the newest rows afterwards.
+        // A program that locks rows expects later reads to give the newest values.
         if statement.expires_rows || statement.newest == Newest::Locked {
             self.expire_rows();
         }
@@ -418,7 +419,7 @@ impl<C: SessionConnection> SessionInner<C> {
 
     /// Borrows the transaction at the end of a closure of `transaction`, `savepoint` or `retry`. If that is
     /// impossible because the closure has kept the connection guard, the work of the closure can be neither committed
-    /// nor undone by itself, so the whole transaction is invalidated.
+    /// nor undone alone, so the whole transaction is invalidated.
     pub(super) fn borrow_transaction_at_end(&self, at: Place) -> Result<RefMut<'_, TransactionState<C>>> {
         let borrowed = self.borrow_transaction(at);
         if borrowed.is_err()
@@ -451,7 +452,7 @@ impl<C: SessionConnection> Drop for SessionInner<C> {
     }
 }
 
-/// Notes the call that uses the session until it is dropped.
+/// Notes the call that uses the session. Its drop deletes the note.
 struct InUse<'s>(&'s Cell<Option<Place>>);
 
 impl<'s> InUse<'s> {

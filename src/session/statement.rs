@@ -1,7 +1,7 @@
 //! What a statement may do and may leave on its connection, judged by its type.
 //!
 //! The name of a statement's type tells which parts of the statement are Diesel's and which are the program's. Each
-//! thread reads a name once and then finds the result by the name's address. If only the text tells, the thread
+//! thread reads a name once and then finds the result by the name's address. If only the text shows it, the thread
 //! remembers the result of reading the text in the same way.
 
 use std::any::type_name;
@@ -34,9 +34,9 @@ pub(crate) struct Statement {
 pub(crate) enum Leftovers {
     /// Nothing: the statement consists of Diesel's own parts, columns and values.
     None,
-    /// The type does not tell, the text does. The text is always the same: columns or expressions of a struct.
+    /// Only the text shows it. The text is always the same: columns or expressions of a struct.
     Selected,
-    /// The type does not tell, the text does. The text may differ each time.
+    /// Only the text shows it. The text may differ each time.
     Unknown,
     /// Something: the statement contains SQL of the program.
     Possible,
@@ -196,7 +196,7 @@ fn is_path_char(c: char) -> bool {
 }
 
 /// Reads the name of a statement's type. The functions and operators, tables and columns of a program are types of
-/// the program. The names of tables and columns tell what they are. Every other type that is not Diesel's counts as
+/// the program. The names of tables and columns show what they are. Every other type that is not Diesel's counts as
 /// SQL, unless it is inside a type that holds no SQL.
 fn leftovers_in(name: &str) -> Leftovers {
     let mut worst = Leftovers::None;

@@ -179,7 +179,7 @@ impl<C: SessionConnection> TransactionState<C> {
         self.prepare(access, at)?;
         self.sent_at = Some(at);
         self.had_raw_access |= access == Access::Raw || statement.leftovers == Leftovers::Possible;
-        let call_site = CallSite::call_at(at);
+        let call_site = CallSite::enter(at);
         let outcome = match statement.leaves_nothing(|| self.kind()) {
             true => self.send(send),
             false => self.send_observed(statement, |conn| refuse_empty_statements(|| send(conn))),
@@ -252,7 +252,7 @@ impl<C: SessionConnection> TransactionState<C> {
         }
     }
 
-    /// Whether a SELECT may be sent outside of a transaction. It then sees what is committed, and the isolation level
+    /// Whether a SELECT may be sent outside of a transaction. There it sees the committed rows, and the isolation level
     /// promises no more.
     pub(super) fn may_read_outside(&self) -> bool {
         self.settings.mode == Mode::Default
@@ -594,7 +594,7 @@ impl<C: SessionConnection> TransactionState<C> {
         let Some(deadline) = self.settings.deadline else { return Ok(()) };
         let left = deadline.end.saturating_duration_since(Instant::now());
         let slack = (left / 10).clamp(LIMIT_SLACK.0, LIMIT_SLACK.1);
-        if self.busy_timeout_sent.is_some_and(|told| told.saturating_sub(left) <= slack) {
+        if self.busy_timeout_sent.is_some_and(|sent| sent.saturating_sub(left) <= slack) {
             return Ok(());
         }
         let Some(sql) = self.kind().limit_waits(Some(left), &self.app.options().config) else { return Ok(()) };
@@ -615,8 +615,8 @@ impl<C: SessionConnection> TransactionState<C> {
         outcome.map_err(|error| self.explain(error, at))
     }
 
-    /// Turns a driver's error into an error of this crate, which tells a lost connection and a passed deadline from a
-    /// refused statement. The caller calls [`reconcile`](Self::reconcile) before, which finds out whether the
+    /// Turns a driver's error into an error of this crate, which distinguishes a lost connection, a passed deadline and
+    /// a refused statement. The caller calls [`reconcile`](Self::reconcile) before, which finds out whether the
     /// connection is lost.
     pub(super) fn explain(&mut self, error: diesel::result::Error, at: Place) -> Error {
         let (lost, cut) = self
