@@ -30,7 +30,8 @@ const MAX_CHARS: usize = 10_000;
 /// # let app = DB.init_app("recorder", Config::new(":memory:"))?;
 /// # app.context(|| {
 /// let session = DB.session()?;
-/// # session.with(|conn| conn.batch_execute("CREATE TABLE users (id INTEGER PRIMARY KEY); CREATE TABLE posts (id INTEGER PRIMARY KEY, user_id INTEGER);
+/// # session.with(|conn| conn.batch_execute("CREATE TABLE users (id INTEGER PRIMARY KEY);
+/// #     CREATE TABLE posts (id INTEGER PRIMARY KEY, user_id INTEGER);
 /// #     INSERT INTO users VALUES (1), (2), (3)"))?;
 /// let (posts, recording) = Recorder::new().run(|| {
 ///     let users: Vec<i32> = session.load(users::table.select(users::id))?;
@@ -219,7 +220,8 @@ impl fmt::Display for Recorded {
 /// # use diesel_session::{Config, Database, assert_queries};
 /// # static DB: Database<SqliteConnection> = Database::without_migrations();
 /// # let app = DB.init_app("asserted", Config::new(":memory:"))?;
-/// let one = assert_queries!(1, || app.context(|| DB.session()?.get_result::<i32>(diesel::select(1.into_sql::<diesel::sql_types::Integer>()))))?;
+/// let query = diesel::select(1.into_sql::<diesel::sql_types::Integer>());
+/// let one = assert_queries!(1, || app.context(|| DB.session()?.get_result::<i32>(query)))?;
 /// assert_eq!(one, 1);
 /// # app.dispose()?;
 /// # Ok::<(), diesel_session::Error>(())

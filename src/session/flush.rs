@@ -373,10 +373,11 @@ fn run_contained(hook: &'static str, run: impl FnOnce() -> Result<()>) -> Result
         .unwrap_or_else(|panic| Err(Error::HookFailed { hook, committed: false, message: message_of(panic) }))
 }
 
-const HOOK_LOST_CHANGES: &str = "it took away what was to be written or committed, by `rollback`, `remove`, `expunge_all` or `expire_all`. \
-    To refuse, return `Err` from the hook";
+const HOOK_LOST_CHANGES: &str = "it took away what was to be written or committed, \
+     by `rollback`, `remove`, `expunge_all` or `expire_all`. To refuse, return `Err` from the hook";
 
-const HOOK_LEFT_TRANSACTION_OPEN: &str = "it began a transaction in an autocommit scope and left it open. Use `session.transaction(..)`, or begin before the flush";
+const HOOK_LEFT_TRANSACTION_OPEN: &str = "it began a transaction in an autocommit scope and left it open. \
+     Use `session.transaction(..)`, or begin before the flush";
 
 const ROLLED_BACK_DURING_FLUSH: &str =
     "code of a row's type rolled back the session's transaction while a flush was under way";

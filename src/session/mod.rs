@@ -322,7 +322,8 @@ impl<C: SessionConnection> Session<C> {
     /// # let app = DB.init_app("savepoint", Config::new(":memory:"))?;
     /// # app.context(|| {
     /// let session = DB.session()?;
-    /// # session.with(|conn| diesel::connection::SimpleConnection::batch_execute(conn, "CREATE TABLE users (id INTEGER PRIMARY KEY)"))?;
+    /// # use diesel::connection::SimpleConnection;
+    /// # session.with(|conn| conn.batch_execute("CREATE TABLE users (id INTEGER PRIMARY KEY)"))?;
     /// session.execute(diesel::insert_into(users::table).values(users::id.eq(1)))?;
     /// let twice = session.savepoint(|s| s.execute(diesel::insert_into(users::table).values(users::id.eq(1))));
     /// assert!(twice.is_err());
