@@ -342,7 +342,7 @@ impl<C: SessionConnection> Scope<C> {
 
 impl<C: SessionConnection, P> Scope<C, P> {
     /// The scope's transactions only read. On a SQLite file they run beside a writer, thanks to the write-ahead log.
-    /// `:memory:` has no such log, so there they wait for each other. The option overrides
+    /// `:memory:` has no such log, so there a reader and a writer wait for each other. The option overrides
     /// [`autocommit`](Self::autocommit), in any order.
     pub fn read_only(mut self) -> Self {
         self.settings.mode = Mode::ReadOnly;

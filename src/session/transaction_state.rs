@@ -66,7 +66,7 @@ pub(crate) struct TransactionState<C: SessionConnection> {
     pub(super) sent_at: Option<Place>,
     /// The number of transactions that this session has rolled back.
     rollbacks: u64,
-    /// Whether a failure of this transaction may succeed in another one.
+    /// Whether this transaction had a failure after which another run may succeed.
     pub(super) transient: TransientFailure,
     /// Raw SQL or code of the program has used the connection in this transaction, so the session may not know all
     /// errors.
@@ -76,7 +76,7 @@ pub(crate) struct TransactionState<C: SessionConnection> {
     /// The first error that such code did not return, and the call that gave it the connection. The code may have
     /// handled the error.
     pub(super) swallowed: Option<(String, Place)>,
-    /// The transaction consists of one statement in a savepoint of its own, because the connection is pinned.
+    /// On a pinned connection: the transaction is the savepoint of one statement, which has this access.
     pub(super) statement_savepoint: Option<Access>,
     /// The watch over the deadline while a `ConnectionGuard` owns the connection.
     pub(super) guard_watchdog: Option<Watched>,
