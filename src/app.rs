@@ -1,4 +1,4 @@
-//! One registered application.
+//! The public handle to a registered application.
 
 use std::any::Any;
 use std::panic::Location;
@@ -16,8 +16,8 @@ use crate::settings::Settings;
 
 /// A handle to a registered application: cheap to clone, usable from every thread.
 ///
-/// It costs the server nothing until its first statement.
-pub struct App<C: SessionConnection>(Arc<Application<C>>);
+/// An application costs the server nothing until its first statement.
+pub struct App<C: SessionConnection>(Arc<AppInner<C>>);
 
 impl<C: SessionConnection> Clone for App<C> {
     fn clone(&self) -> Self {
@@ -31,11 +31,11 @@ impl<C: SessionConnection> std::fmt::Debug for App<C> {
     }
 }
 
-// A panic inside a context rolls back, so nothing of an application is left half-done.
+// A panic inside a context rolls back, so it leaves nothing of an application half-done.
 impl<C: SessionConnection> std::panic::UnwindSafe for App<C> {}
 impl<C: SessionConnection> std::panic::RefUnwindSafe for App<C> {}
 
-struct Application<C: SessionConnection> {
+struct AppInner<C: SessionConnection> {
     factory: Arc<SessionFactory<C>>,
     database: u64,
     migrations: Arc<dyn MigrationSet<C>>,
@@ -43,7 +43,7 @@ struct Application<C: SessionConnection> {
 
 impl<C: SessionConnection> App<C> {
     pub(crate) fn new(factory: SessionFactory<C>, database: u64, migrations: Arc<dyn MigrationSet<C>>) -> Self {
-        Self(Arc::new(Application { factory: Arc::new(factory), database, migrations }))
+        Self(Arc::new(AppInner { factory: Arc::new(factory), database, migrations }))
     }
 
     /// The application's id.
@@ -51,49 +51,51 @@ impl<C: SessionConnection> App<C> {
         self.core().id()
     }
 
-    /// Runs `body` inside a context of this application. What its session did and did not commit is rolled back in the end,
-    /// whether `body` returns or panics. [`scope`](Self::scope) has more to choose.
+    /// Runs `body` inside a context of this application. Uncommitted work is rolled back when `body` returns or
+    /// panics. [`scope`](Self::scope) has more options.
     #[track_caller]
     pub fn context<R>(&self, body: impl FnOnce() -> R) -> R {
         context::enter(self, Location::caller(), body)
     }
 
-    /// How to enter a context: what is committed at its end, isolation, deadline.
+    /// The options of a context: whether it commits at its end, its isolation level, its deadline and more.
     pub fn scope(&self) -> Scope<C> {
         Scope::new(self.clone())
     }
 
-    /// A session outside of any context. It ends, and rolls back, when its last handle is dropped. A hook that owns a handle of
-    /// its own session keeps it alive; call [`Session::remove`] where that may be.
+    /// Opens a session outside of any context. The session ends, and rolls back, when its last handle is dropped. A
+    /// hook that owns a handle of its own session keeps the session alive; call [`Session::remove`] if a hook may do
+    /// so.
     ///
     /// # Errors
     /// [`Error::Disposed`] after the application was removed.
     #[track_caller]
     pub fn open_session(&self) -> Result<Session<C>> {
-        self.core().not_removed()?;
+        self.core().check_not_removed()?;
         Ok(self.new_session(Settings::DEFAULT, Location::caller()))
     }
 
-    /// Makes sure that the database answers, with a connection of the pool.
+    /// Checks connectivity with a pooled connection.
     ///
     /// # Errors
-    /// What can go wrong with getting a connection, [`Error::ConnectionLost`] and [`Error::Query`]; see [`Session`].
+    /// The errors of a checkout, [`Error::ConnectionLost`] and [`Error::Query`]; see [`Session`].
     #[track_caller]
     pub fn ping(&self) -> Result<()> {
         let at = Location::caller();
-        let mut pooled = self.pool()?.acquire(at, false, None)?;
-        let answer = pooled.conn().ping();
+        let mut connection = self.pool()?.acquire(at, false, None)?;
+        let answer = connection.conn().ping();
         if answer.is_err() {
-            pooled.doom();
+            connection.doom();
         }
-        drop(pooled);
+        drop(connection);
         answer.map_err(|error| match dialect::is_connection_lost(&error) {
             true => Error::lost(self.id(), error, false, at),
             false => Error::from_query(error, at),
         })
     }
 
-    /// The application's connections at this moment, with those that were out when it was disposed of and have not come back.
+    /// The application's connections at this moment. They include connections that were checked out when the
+    /// application was disposed of and have not been checked in.
     pub fn status(&self) -> AppStatus {
         let each: Vec<_> = match self.core().pools() {
             Some(pools) => pools.current.iter().chain(&pools.retired).map(|pool| pool.status()).collect(),
@@ -102,7 +104,7 @@ impl<C: SessionConnection> App<C> {
         each.into_iter().fold(AppStatus::at_rest(self.options()), AppStatus::and)
     }
 
-    /// Without its type, for [`of_erased`](Self::of_erased).
+    /// The application without its type, for [`of_erased`](Self::of_erased).
     pub(crate) fn erased(&self) -> Arc<dyn Any + Send + Sync> {
         Arc::clone(&self.0) as _
     }
@@ -112,14 +114,14 @@ impl<C: SessionConnection> App<C> {
     }
 
     pub(crate) fn core(&self) -> &Arc<AppCore<C>> {
-        &self.0.factory.core
+        &self.0.factory.app_core
     }
 
     pub(crate) fn options(&self) -> &PoolOptions<C> {
         self.core().options()
     }
 
-    /// The pool in use.
+    /// The current pool.
     #[track_caller]
     pub(crate) fn pool(&self) -> Result<Arc<AppPool<C>>> {
         self.core().pool()
@@ -129,7 +131,7 @@ impl<C: SessionConnection> App<C> {
         Session(SessionInner::new(Arc::clone(&self.0.factory), settings, at))
     }
 
-    /// The list of the open sessions of a test's application.
+    /// The list of the open sessions, if this is the application of a test.
     pub(crate) fn open_sessions(&self) -> Option<Arc<OpenSessions>> {
         self.0.factory.open_sessions.clone()
     }
@@ -142,8 +144,8 @@ impl<C: SessionConnection> App<C> {
         &*self.0.migrations
     }
 
-    /// Whether both are handles of one application.
-    pub(crate) fn is(&self, other: &Self) -> bool {
+    /// Whether both are handles of the same application.
+    pub(crate) fn is_same_app(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
@@ -155,11 +157,11 @@ mod tests {
     use crate::{Config, Database};
 
     #[test]
-    fn a_pool_with_something_open_is_not_forgotten() {
+    fn app_keeps_a_retired_pool_until_it_has_drained() {
         let db = Database::<SqliteConnection>::without_migrations();
         let app = db.init_app("app", Config::new(":memory:")).expect("sound");
         app.ping().expect("it answers");
-        // As far as a disposal in another thread has come before it closes anything.
+        // The state in which a disposal in another thread has retired the pool and closed nothing yet.
         let mut pools = app.core().pools().expect("it was used");
         let current = pools.current.take();
         pools.retired.extend(current);

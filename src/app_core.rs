@@ -1,4 +1,4 @@
-//! The core of an application: the options of its pool and the pools.
+//! The core of an application: the options of its pools, and the pools.
 
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,11 +10,11 @@ use crate::error::{Error, Holders, Place, Result};
 use crate::pool::{AppPool, PoolOptions, PoolOwner, guard_exit, were_inherited};
 use crate::process::PerProcess;
 
-/// The part of an application that sessions know.
+/// The part of an application that its sessions use.
 pub(crate) struct AppCore<C: SessionConnection> {
     options: Arc<PoolOptions<C>>,
-    shelf: PerProcess<Shelf<C>>,
-    removed: AtomicBool,
+    process_pools: PerProcess<ProcessPools<C>>,
+    is_removed: AtomicBool,
 }
 
 impl<C: SessionConnection> std::fmt::Debug for AppCore<C> {
@@ -23,18 +23,18 @@ impl<C: SessionConnection> std::fmt::Debug for AppCore<C> {
     }
 }
 
-/// One process's pools of an application.
-struct Shelf<C: SessionConnection> {
+/// The pools of an application in one process.
+struct ProcessPools<C: SessionConnection> {
     pools: RwLock<Pools<C>>,
 }
 
-/// The pool in use, and those disposed of that have not drained yet.
+/// The current pool, and the pools that were disposed of and have not drained.
 pub(crate) struct Pools<C: SessionConnection> {
     pub(crate) current: Option<Arc<AppPool<C>>>,
     pub(crate) retired: Vec<Arc<AppPool<C>>>,
 }
 
-impl<C: SessionConnection> Shelf<C> {
+impl<C: SessionConnection> ProcessPools<C> {
     fn new() -> Self {
         Self { pools: RwLock::new(Pools { current: None, retired: Vec::new() }) }
     }
@@ -46,25 +46,25 @@ impl<C: SessionConnection> Shelf<C> {
 
 impl<C: SessionConnection> PoolOwner for AppCore<C> {
     fn held_by_this_thread(&self) -> Holders {
-        let Some(shelf) = self.shelf.get() else { return Holders::default() };
-        let pools = shelf.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(process_pools) = self.process_pools.get() else { return Holders::default() };
+        let pools = process_pools.pools.read().unwrap_or_else(PoisonError::into_inner);
         Holders(pools.retired.iter().flat_map(|pool| pool.holders().on_this_thread().0).collect())
     }
 
     fn let_go(&self, number: u64) {
-        let Some(shelf) = self.shelf.get() else { return };
-        let mut pools = shelf.write();
-        // Whoever is about to use it has taken it under the lock, and is counted.
-        let left = pools
+        let Some(process_pools) = self.process_pools.get() else { return };
+        let mut pools = process_pools.write();
+        // A caller that is about to use the pool has cloned it under the lock, so the count includes the caller.
+        let removed = pools
             .current
             .take_if(|pool| pool.number() == number && Arc::strong_count(pool) == 1 && pool.is_worthless());
         drop(pools);
-        drop(left);
+        drop(removed);
     }
 
     fn give_up(&self, number: u64) {
-        let Some(shelf) = self.shelf.get() else { return };
-        let mut pools = shelf.write();
+        let Some(process_pools) = self.process_pools.get() else { return };
+        let mut pools = process_pools.write();
         if pools.retired.iter().filter(|pool| pool.hangs()).count() < MOST_GIVEN_UP {
             let hung = pools.current.take_if(|pool| pool.number() == number && pool.hangs());
             pools.retired.extend(hung);
@@ -78,7 +78,11 @@ const MOST_GIVEN_UP: usize = 4;
 impl<C: SessionConnection> AppCore<C> {
     pub(crate) fn new(options: PoolOptions<C>) -> Arc<Self> {
         guard_exit();
-        Arc::new(Self { options: Arc::new(options), shelf: PerProcess::new(), removed: AtomicBool::new(false) })
+        Arc::new(Self {
+            options: Arc::new(options),
+            process_pools: PerProcess::new(),
+            is_removed: AtomicBool::new(false),
+        })
     }
 
     /// The application's id.
@@ -90,25 +94,25 @@ impl<C: SessionConnection> AppCore<C> {
         &self.options
     }
 
-    /// From here on its handles answer `Disposed`.
+    /// Makes the handles of the application answer `Disposed` from now on.
     pub(crate) fn mark_removed(&self) {
-        self.removed.store(true, Ordering::Release);
+        self.is_removed.store(true, Ordering::Release);
     }
 
-    pub(crate) fn not_removed(&self) -> Result<()> {
-        if self.removed.load(Ordering::Acquire) { Err(Error::Disposed { app: self.id().into() }) } else { Ok(()) }
+    pub(crate) fn check_not_removed(&self) -> Result<()> {
+        if self.is_removed.load(Ordering::Acquire) { Err(Error::Disposed { app: self.id().into() }) } else { Ok(()) }
     }
 
-    /// The pool in use, made at the first call. A process that was forked while there were pools makes none.
+    /// The current pool, made at the first call. A process that was forked while there were pools makes none.
     #[track_caller]
     pub(crate) fn pool(self: &Arc<Self>) -> Result<Arc<AppPool<C>>> {
         self.pool_at(Instant::now(), Location::caller())
     }
 
-    /// The same at a moment that the caller has just read from the clock.
+    /// Like [`pool`](Self::pool), for a caller that has just read the clock.
     pub(crate) fn pool_at(self: &Arc<Self>, now: Instant, at: Place) -> Result<Arc<AppPool<C>>> {
-        if let Some(shelf) = self.shelf.get_at(now) {
-            let pools = shelf.pools.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(process_pools) = self.process_pools.get_at(now) {
+            let pools = process_pools.pools.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(pool) = &pools.current {
                 return Ok(Arc::clone(pool));
             }
@@ -116,10 +120,10 @@ impl<C: SessionConnection> AppCore<C> {
         if were_inherited() {
             return Err(Error::Forked { app: self.id().into() });
         }
-        let shelf = self.shelf.get_or_init(Shelf::new);
-        let mut pools = shelf.write();
-        // Under the lock, so that nobody makes a pool after `remove_app` has taken the last one.
-        self.not_removed()?;
+        let process_pools = self.process_pools.get_or_init(ProcessPools::new);
+        let mut pools = process_pools.write();
+        // Checked under the lock, so that no pool is made after `remove_app` has taken the last one.
+        self.check_not_removed()?;
         if let Some(pool) = &pools.current {
             return Ok(Arc::clone(pool));
         }
@@ -130,13 +134,13 @@ impl<C: SessionConnection> AppCore<C> {
         Ok(pool)
     }
 
-    /// This process's pools, if it has had any.
+    /// The pools of this process, if it has had any.
     pub(crate) fn pools(&self) -> Option<RwLockWriteGuard<'_, Pools<C>>> {
-        self.shelf.get().map(Shelf::write)
+        self.process_pools.get().map(ProcessPools::write)
     }
 
-    /// The pools that are to be drained; from here on the next use makes another. What was inherited by a fork is the parent's and
-    /// is not among them.
+    /// Retires the current pool and returns all pools that must be drained. The next use makes a new pool. Pools that
+    /// a fork has inherited belong to the parent process and are not among them.
     pub(crate) fn retire(&self) -> Vec<Arc<AppPool<C>>> {
         let Some(mut pools) = self.pools() else { return Vec::new() };
         let current = pools.current.take();
@@ -144,11 +148,11 @@ impl<C: SessionConnection> AppCore<C> {
         pools.retired.clone()
     }
 
-    /// Lets go of pools that have drained.
-    pub(crate) fn forget(&self, gone: &[*const AppPool<C>]) {
-        if let Some(shelf) = self.shelf.get() {
-            let mut pools = shelf.write();
-            pools.retired.retain(|pool| !gone.contains(&Arc::as_ptr(pool)));
+    /// Removes pools that have drained.
+    pub(crate) fn remove_drained(&self, drained: &[*const AppPool<C>]) {
+        if let Some(process_pools) = self.process_pools.get() {
+            let mut pools = process_pools.write();
+            pools.retired.retain(|pool| !drained.contains(&Arc::as_ptr(pool)));
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Contexts: which application and session belong to the code that runs now.
+//! Contexts: which application and session belong to the running code.
 //!
-//! One frame a context, on the stack of the thread that entered it. A context ends the same way by return, `?` and panic:
-//! its sessions are removed inside the frame, and nothing a hook does can skip that.
+//! Each context is one frame on the stack of the thread that entered it. A context ends the same way by return, `?`
+//! and panic: its sessions are removed inside the frame, and no hook can prevent that.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -19,48 +19,47 @@ use crate::kind::DatabaseKind;
 use crate::session::{Session, SessionInner};
 use crate::settings::{Deadline, Isolation, Mode, Settings};
 
-scoped_tls::scoped_thread_local!(static CURRENT: Frame);
+scoped_tls::scoped_thread_local!(static CURRENT: ContextFrame);
 
-/// A hook of a session that is being removed may open another one; that goes on for so long.
+/// The number of rounds in which hooks of removed sessions may open further sessions.
 const REMOVAL_ROUNDS: usize = 100;
 
-/// One context.
-pub(crate) struct Frame {
-    /// What [`App::erased`] made of the application that was entered.
+pub(crate) struct ContextFrame {
+    /// The entered application, as [`App::erased`] returned it.
     entered: Arc<dyn Any + Send + Sync>,
     id: Arc<str>,
-    /// The number of the database object whose application was entered.
+    /// The number of the database object to which the entered application belongs.
     database: u64,
     settings: Settings,
-    sessions: RefCell<Vec<Opened>>,
+    sessions: RefCell<Vec<ContextSession>>,
 }
 
 /// A session of the context.
-struct Opened {
-    /// The number of its database object.
+struct ContextSession {
+    /// The number of the session's database object.
     database: u64,
-    session: Rc<dyn Scoped>,
-    /// The context has committed something in it.
+    session: Rc<dyn ErasedSession>,
+    /// The end of the context has committed work of this session.
     committed: bool,
 }
 
-/// A session of whatever connection type.
-trait Scoped {
+/// A session of any connection type.
+trait ErasedSession {
     fn commit(&self, at: Place) -> Result<()>;
-    /// Whether there is something that a commit would commit.
+    /// Whether a commit would commit something.
     fn has_work(&self) -> bool;
     fn end(&self);
     fn name(&self) -> String;
     fn into_any(self: Rc<Self>) -> Rc<dyn Any>;
 }
 
-impl<C: SessionConnection> Scoped for SessionInner<C> {
+impl<C: SessionConnection> ErasedSession for SessionInner<C> {
     fn commit(&self, at: Place) -> Result<()> {
         SessionInner::commit(self, at)
     }
 
     fn has_work(&self) -> bool {
-        self.has_begun() || self.has_unflushed()
+        self.is_active() || self.has_unflushed()
     }
 
     fn end(&self) {
@@ -76,10 +75,10 @@ impl<C: SessionConnection> Scoped for SessionInner<C> {
     }
 }
 
-/// The application this thread is in, as far as the database object of that number is concerned.
+/// The application of the current context, as one database object sees it.
 pub(crate) enum Current<C: SessionConnection> {
     Entered(App<C>),
-    /// Another database object's application was entered; the same id is meant.
+    /// The entered application belongs to another database object. The application with the same id is meant.
     SameId(Arc<str>),
 }
 
@@ -87,38 +86,38 @@ pub(crate) fn current<C: SessionConnection>(database: u64, at: Place) -> Result<
     in_frame(at, |frame| Ok(frame.current(database)))
 }
 
-/// The session of this context and database object, opened where there is none yet.
+/// The session of this context and database object. The first call opens it.
 pub(crate) fn session<C: SessionConnection>(
     database: u64,
     at: Place,
-    find: impl FnOnce(Current<C>) -> Result<App<C>>,
+    app_of: impl FnOnce(Current<C>) -> Result<App<C>>,
 ) -> Result<Session<C>> {
     in_frame(at, |frame| {
         let sessions = frame.sessions.borrow();
         let open = sessions.iter().find(|opened| opened.database == database).map(|opened| Rc::clone(&opened.session));
         drop(sessions);
-        if let Some(shared) = open.and_then(|session| session.into_any().downcast::<SessionInner<C>>().ok()) {
-            return Ok(Session(shared));
+        if let Some(inner) = open.and_then(|session| session.into_any().downcast::<SessionInner<C>>().ok()) {
+            return Ok(Session(inner));
         }
-        let app = find(frame.current(database))?;
-        app.core().not_removed()?;
-        let created = app.new_session(frame.settings.clone(), at);
-        let session = Rc::clone(&created.0) as Rc<dyn Scoped>;
-        frame.sessions.borrow_mut().push(Opened { database, session, committed: false });
-        Ok(created)
+        let app = app_of(frame.current(database))?;
+        app.core().check_not_removed()?;
+        let opened = app.new_session(frame.settings.clone(), at);
+        let session = Rc::clone(&opened.0) as Rc<dyn ErasedSession>;
+        frame.sessions.borrow_mut().push(ContextSession { database, session, committed: false });
+        Ok(opened)
     })
 }
 
-/// Whether this thread is in a scope with a `search_path` that holds for sessions of the application with that id.
+/// Whether this thread is in a scope with a `search_path` that applies to sessions of the application with this id.
 pub(crate) fn has_search_path(app: &str) -> bool {
     CURRENT.is_set() && CURRENT.with(|frame| &*frame.id == app && frame.settings.search_path.is_some())
 }
 
-fn in_frame<T>(at: Place, f: impl FnOnce(&Frame) -> Result<T>) -> Result<T> {
+fn in_frame<T>(at: Place, f: impl FnOnce(&ContextFrame) -> Result<T>) -> Result<T> {
     if CURRENT.is_set() { CURRENT.with(f) } else { Err(Error::NoContext { at }) }
 }
 
-impl Frame {
+impl ContextFrame {
     fn new<C: SessionConnection>(app: &App<C>, settings: Settings) -> Self {
         Self {
             entered: app.erased(),
@@ -138,33 +137,33 @@ impl Frame {
 
     /// Commits the sessions in the order in which they were opened.
     fn commit(&self, at: Place) -> Result<()> {
-        let mut hooks = Ok(());
-        // A hook may open one more on the way.
+        let mut hook_outcome = Ok(());
+        // A hook may open a further session.
         for index in 0.. {
             let session = self.sessions.borrow().get(index).map(|opened| Rc::clone(&opened.session));
             let Some(session) = session else { break };
-            let works = session.has_work();
+            let has_work = session.has_work();
             let committed = match session.commit(at) {
-                Ok(()) => works,
+                Ok(()) => has_work,
                 Err(error @ Error::HookFailed { committed: true, .. }) => {
-                    hooks = hooks.and(Err(error));
+                    hook_outcome = hook_outcome.and(Err(error));
                     true
                 }
                 Err(mut error) => {
-                    // The end of the scope rolls back whatever is open.
+                    // The end of the scope rolls back every open transaction.
                     error.set_undo(&|_| Undo::RolledBack);
-                    return Err(self.partly(error, index));
+                    return Err(self.partial_commit_error(error, index));
                 }
             };
             if let Some(opened) = self.sessions.borrow_mut().get_mut(index) {
                 opened.committed = committed;
             }
         }
-        hooks
+        hook_outcome
     }
 
-    /// The error of the commit that failed, with what had been committed before it.
-    fn partly(&self, error: Error, failed: usize) -> Error {
+    /// Adds to the error of a failed commit which sessions had been committed before it.
+    fn partial_commit_error(&self, error: Error, failed: usize) -> Error {
         let sessions = self.sessions.borrow();
         // Two databases of one application may have the same name.
         let name = |index: usize| format!("{} (number {} of the scope)", sessions[index].session.name(), index + 1);
@@ -175,14 +174,14 @@ impl Frame {
         Error::PartialCommit { committed, failed: name(failed), source: Box::new(error) }
     }
 
-    /// Removes the sessions. A hook may open one more on the way.
+    /// Removes the sessions. A hook may open further sessions meanwhile.
     fn remove_sessions(&self) {
         for _ in 0..REMOVAL_ROUNDS {
             let sessions = std::mem::take(&mut *self.sessions.borrow_mut());
             if sessions.is_empty() {
                 return;
             }
-            for Opened { session, .. } in sessions {
+            for ContextSession { session, .. } in sessions {
                 contained("the end of a session", || session.end());
                 drop_contained(session);
             }
@@ -196,25 +195,25 @@ impl Frame {
     }
 }
 
-/// Runs `body` in a context of its own; what `decide` says of its result is committed.
-fn run<C: SessionConnection, R>(
+/// Runs `body` in a context of its own. The context commits if `decide` returns `true` for the result of `body`.
+fn run_in_context<C: SessionConnection, R>(
     app: &App<C>,
     settings: Settings,
     at: Place,
     body: impl FnOnce() -> R,
     decide: impl FnOnce(&R) -> bool,
 ) -> (R, Result<()>) {
-    struct Removal<'f>(&'f Frame);
+    struct RemoveOnDrop<'f>(&'f ContextFrame);
 
-    impl Drop for Removal<'_> {
+    impl Drop for RemoveOnDrop<'_> {
         fn drop(&mut self) {
             self.0.remove_sessions();
         }
     }
 
-    let frame = Frame::new(app, settings);
+    let frame = ContextFrame::new(app, settings);
     CURRENT.set(&frame, || {
-        let removal = Removal(&frame);
+        let removal = RemoveOnDrop(&frame);
         let out = body();
         let committed = if decide(&out) { frame.commit(at) } else { Ok(()) };
         drop(removal);
@@ -223,10 +222,11 @@ fn run<C: SessionConnection, R>(
 }
 
 pub(crate) fn enter<C: SessionConnection, R>(app: &App<C>, at: Place, body: impl FnOnce() -> R) -> R {
-    run(app, Settings::DEFAULT, at, body, |_| false).0
+    run_in_context(app, Settings::DEFAULT, at, body, |_| false).0
 }
 
-/// How a context is entered and how it ends; made by [`App::scope`], used by [`run`](Self::run).
+/// The options of a context: what its sessions do and whether it commits. [`App::scope`] makes a scope, and
+/// [`run`](Self::run) enters it.
 ///
 /// ```
 /// # use diesel_session::{Config, Database, Error};
@@ -271,7 +271,7 @@ impl<T, F> std::fmt::Debug for CommitIf<T, F> {
     }
 }
 
-/// Whether a scope commits when its closure has returned `Ok`. Implemented by this crate's policies only.
+/// Decides whether a scope commits after its closure has returned `Ok`. Only the policies of this crate implement it.
 pub trait Policy<T>: sealed::Sealed {
     #[doc(hidden)]
     fn commits(&self, out: &T) -> bool;
@@ -308,14 +308,15 @@ impl<C: SessionConnection> Scope<C> {
         Self { app, settings: Settings::DEFAULT, limit: None, policy: CommitNothing }
     }
 
-    /// Commits when the closure returns `Ok`.
+    /// Commits if the closure returns `Ok`.
     pub fn commit_on_ok(self) -> Scope<C, CommitOnOk> {
         self.with_policy(CommitOnOk)
     }
 
-    /// Commits when the closure returns `Ok(out)` and `decide(&out)` holds, such as a response with a status below 400. The
-    /// closure's argument needs its type written down: `|response: &Response| ..`. It goes with every other choice of the
-    /// scope, and comes last where those depend on a condition, because it changes the scope's type.
+    /// Commits if the closure returns `Ok(out)` and `decide(&out)` is `true`, for example for a response with a
+    /// status below 400. The type of the argument of `decide` must be written down: `|response: &Response| ..`. The
+    /// method can be combined with every other option. Call it last if other options depend on a condition, because
+    /// it changes the type of the scope.
     ///
     /// ```
     /// # use diesel_session::{Config, Database, Error};
@@ -325,7 +326,7 @@ impl<C: SessionConnection> Scope<C> {
     /// # fn handle() -> Result<Response, Error> { Ok(Response { status: 404 }) }
     /// # let app = DB.init_app("web", Config::new(":memory:"))?;
     /// let response = app.scope().commit_if(|response: &Response| response.status < 400).run(|| handle())?;
-    /// assert_eq!(response.status, 404);       // answered, and rolled back
+    /// assert_eq!(response.status, 404);       // the response is returned, and the work is rolled back
     /// # Ok::<(), Error>(())
     /// ```
     pub fn commit_if<T, F: Fn(&T) -> bool>(self, decide: F) -> Scope<C, CommitIf<T, F>> {
@@ -340,16 +341,17 @@ impl<C: SessionConnection> Scope<C> {
 }
 
 impl<C: SessionConnection, P> Scope<C, P> {
-    /// Transactions that only read. On a SQLite file they run beside a writer, in its write-ahead log; `:memory:` has none, so
-    /// there they wait for each other. This holds whatever else is chosen: of
-    /// [`autocommit`](Self::autocommit) it leaves nothing.
+    /// The scope's transactions only read. On a SQLite file they run beside a writer, thanks to the write-ahead log.
+    /// `:memory:` has no such log, so there a reader and a writer wait for each other. The option overrides
+    /// [`autocommit`](Self::autocommit), in any order.
     pub fn read_only(mut self) -> Self {
         self.settings.mode = Mode::ReadOnly;
         self
     }
 
-    /// No transaction: every statement is committed by itself and holds a connection no longer than it runs.
-    /// [`Session::transaction`](crate::Session::transaction), `savepoint` and `begin` begin one all the same.
+    /// The scope has no transaction: every statement is committed by itself and holds a connection only while it
+    /// runs. [`Session::transaction`](crate::Session::transaction), `savepoint` and `begin` begin a transaction all
+    /// the same.
     pub fn autocommit(mut self) -> Self {
         if self.settings.mode != Mode::ReadOnly {
             self.settings.mode = Mode::Autocommit;
@@ -357,35 +359,38 @@ impl<C: SessionConnection, P> Scope<C, P> {
         self
     }
 
-    /// The isolation level of the scope's transactions; the database's default otherwise.
+    /// The isolation level of the scope's transactions. Without it they have the database's default.
     pub fn isolation(mut self, level: Isolation) -> Self {
         self.settings.isolation = Some(level);
         self
     }
 
-    /// The time that the scope has from the call of [`run`](Self::run). Later statements are refused, waits for a connection or
-    /// for a lock of SQLite end, and PostgreSQL and MariaDB end a statement that is still running.
+    /// The time limit of the scope, counted from the call of [`run`](Self::run). After it, statements are refused,
+    /// and waits for a connection or for a lock of SQLite end. PostgreSQL and MariaDB end a statement that is still
+    /// running.
     ///
-    /// If the server does not answer 250 ms later (its process is frozen, the network is gone), the connection is cut on Linux. A
-    /// statement then fails with [`Error::DeadlineExceeded`], and a `COMMIT` with [`Error::CommitUnknown`]. The rollback at the
-    /// end of the context and the hooks of the pool are cut short in the same way. A statement of an
-    /// [`autocommit`](Self::autocommit) scope that was cut may have been carried out.
+    /// If the server does not answer within further 250 ms (its process is frozen, the network is down), the
+    /// connection is cut on Linux. A statement then fails with [`Error::DeadlineExceeded`], and a `COMMIT` with
+    /// [`Error::CommitUnknown`]. The rollback at the end of the context and the hooks of the pool are cut short in
+    /// the same way. If a statement of an [`autocommit`](Self::autocommit) scope was cut, the server may have carried
+    /// it out.
     ///
-    /// A `COMMIT` is not refused: it commits what was sent in time, even if the deadline has passed
-    /// since, and the server then has 250 ms to answer. If rows are still to be flushed, they are not
-    /// sent any more, and the commit is [`Error::DeadlineExceeded`].
+    /// A `COMMIT` is not refused: it commits what was sent in time, even if the deadline has passed since, and the
+    /// server then has 250 ms to answer. Changes that were not flushed before the deadline are not sent, and the
+    /// commit is [`Error::DeadlineExceeded`].
     ///
-    /// Limits: SQLite finishes the statement that it runs. The program's own code is not interrupted. On other systems than
-    /// Linux, and if the connection's socket cannot be told from others (two connects at the same moment through a connection
-    /// pooler), only the server ends a statement.
+    /// Limits: SQLite finishes the statement that it runs. The program's own code is not interrupted. On other
+    /// systems than Linux, only the server ends a statement; so it is on Linux if the connection's socket cannot be
+    /// told from others (two connects at the same moment through a connection pooler).
     pub fn deadline(mut self, limit: Duration) -> Self {
         self.limit = Some(limit);
         self
     }
 
-    /// Makes a commit whose answer is lost one that can be asked for: [`Error::resolve`] then says whether it happened, on
-    /// PostgreSQL 13 and newer. It costs one more round trip a transaction, right before `COMMIT`, for the transaction's number;
-    /// other databases do not tell, so there it costs and changes nothing.
+    /// Makes the outcome of a commit known even if its answer is lost: [`Error::resolve`] then asks the server
+    /// whether the transaction was committed, on PostgreSQL 13 and newer. It costs one more round trip for each
+    /// transaction, right before `COMMIT`, for the number of the transaction. Other databases cannot tell the
+    /// outcome, so there it has no cost and no effect.
     ///
     /// ```
     /// # use diesel_session::{App, CommitOutcome, Error};
@@ -407,9 +412,9 @@ impl<C: SessionConnection, P> Scope<C, P> {
         self
     }
 
-    /// PostgreSQL: the schemas in which the scope's statements look up the names of tables, types and functions, first come first
-    /// served. Each transaction of the scope begins with it, in the message that has its `BEGIN`, and the connection goes back without
-    /// it. This is how one application serves several tenants that have a schema each:
+    /// PostgreSQL: the schemas in which the scope's statements look up tables, types and functions, in this order.
+    /// Each transaction of the scope sets the `search_path` in the same message as its `BEGIN`, and the connection is
+    /// checked in without it. This is how one application serves several tenants with a schema each:
     ///
     /// ```
     /// # use diesel_session::{App, Error};
@@ -420,15 +425,15 @@ impl<C: SessionConnection, P> Scope<C, P> {
     /// # }
     /// ```
     ///
-    /// A context serves one tenant. Its session knows rows by their key, so the rows of two tenants that have the same key would be one
-    /// row to it: do not change the `search_path` inside a context, but enter another one. Types that columns of several tenants have,
-    /// such as enums, belong in a schema that all tenants share, because a connection remembers the numbers of types by their names.
+    /// A context serves one tenant. Its session knows rows by their key, so rows of two tenants with the same key
+    /// would be the same row to the session: do not change the `search_path` inside a context, but enter another one.
+    /// Types of columns that several tenants have, such as enums, belong in a schema that all tenants share, because
+    /// a connection remembers the numbers of types by their names.
     ///
     /// [`create_all`](crate::App::create_all), [`drop_all`](crate::App::drop_all) and
-    /// [`migrations`](crate::App::migrations) have a connection of their own and do not know the
-    /// scope's `search_path`, so inside of such a scope they are refused. Migrate the schema of a
-    /// tenant with an application of its own, whose connections have the `search_path`. The schema has
-    /// to exist:
+    /// [`migrations`](crate::App::migrations) use a connection of their own, which does not have the scope's
+    /// `search_path`, so they are refused inside such a scope. Migrate the schema of a tenant with an application of
+    /// its own, whose connections have the `search_path`. The schema must exist:
     ///
     /// ```
     /// # #[cfg(feature = "postgres")]
@@ -447,33 +452,34 @@ impl<C: SessionConnection, P> Scope<C, P> {
     /// # }
     /// ```
     ///
-    /// The names are quoted, so they are taken as they are written. A schema that does not exist is passed over, as the server does.
+    /// The names are quoted, so they are taken literally. As on the server, a schema that does not exist is skipped.
     ///
-    /// The first statement of a session is [`Error::InvalidConfig`] if its database is not PostgreSQL, or if the statement would run
-    /// outside of a transaction in an [`autocommit`](Self::autocommit) scope.
+    /// The first statement of a session is [`Error::InvalidConfig`] if the database is not PostgreSQL, or if the
+    /// statement would run outside of a transaction in an [`autocommit`](Self::autocommit) scope.
     pub fn search_path<S: AsRef<str>>(mut self, schemas: impl IntoIterator<Item = S>) -> Self {
         self.settings.search_path = Some(DatabaseKind::search_path(schemas).into());
         self
     }
 
-    /// Enters a context, runs `body` in it, commits where the scope's policy says so, and removes the context's sessions.
-    /// `Err` and a panic roll back.
+    /// Enters a context, runs `body` in it, commits if the scope's policy says so, and removes the context's
+    /// sessions. `Err` and a panic roll back.
     ///
     /// # Errors
-    /// Those of `body`; where it returned `Ok`, those of the commit, turned into `E`: see
-    /// [`Session::commit`](crate::Session::commit), and [`Error::PartialCommit`] where several databases were used.
+    /// Those of `body`; if `body` returned `Ok`, those of the commit, turned into `E`: see
+    /// [`Session::commit`](crate::Session::commit), and [`Error::PartialCommit`] if several databases were used.
     #[track_caller]
     pub fn run<T, E: From<Error>>(self, body: impl FnOnce() -> Result<T, E>) -> Result<T, E>
     where
         P: Policy<T>,
     {
         let mut settings = self.settings;
-        // A limit beyond what the clock can count is none.
+        // A limit beyond the range of the clock is no limit.
         settings.deadline =
             self.limit.and_then(|limit| Some(Deadline { end: Instant::now().checked_add(limit)?, limit }));
         let policy = self.policy;
-        let (out, committed) =
-            run(&self.app, settings, Location::caller(), body, |out| out.as_ref().is_ok_and(|out| policy.commits(out)));
+        let (out, committed) = run_in_context(&self.app, settings, Location::caller(), body, |out| {
+            out.as_ref().is_ok_and(|out| policy.commits(out))
+        });
         let out = out?;
         committed?;
         Ok(out)

@@ -24,7 +24,8 @@ use crate::unit_of_work::Changes;
 use crate::url::Target;
 use crate::wording::{is_unprintable, name};
 
-/// The database object of a program: its migrations, and the registry of its applications. It is made for a `static`.
+/// The database object of a program: its migrations, and the registry of its applications. It is intended to be
+/// stored in a `static`.
 ///
 /// ```
 /// use diesel::prelude::*;
@@ -38,15 +39,15 @@ use crate::wording::{is_unprintable, name};
 /// # Ok::<(), diesel_session::Error>(())
 /// ```
 ///
-/// `C` is the connection type. `M` is the type of the migrations; any
-/// [`MigrationSource`] will do, and [`EmbeddedMigrations`] need not be named.
+/// `C` is the connection type. `M` is the type of the migrations: any [`MigrationSource`]; the default is
+/// [`EmbeddedMigrations`].
 ///
-/// A second database of the same applications is a second `static`, with its own `C`, URL and migrations: in a context of an
-/// application each has its own session.
+/// A second database of the same applications is a second `static`, with its own `C`, URL and migrations. In a
+/// context of an application, each database object has its own session.
 pub struct Database<C: SessionConnection, M = EmbeddedMigrations> {
     registry: Registry<C>,
-    /// Until the first application is registered; then the applications share it.
-    given: Mutex<Option<Sources<M>>>,
+    /// The migrations, until the first application is registered. Then `migrations` holds them.
+    sources: Mutex<Option<Sources<M>>>,
     migrations: OnceLock<Arc<dyn MigrationSet<C>>>,
     number: OnceLock<u64>,
     connect_with: Option<fn(&str) -> ConnectionResult<C>>,
@@ -56,7 +57,7 @@ pub struct Database<C: SessionConnection, M = EmbeddedMigrations> {
     on_close: Option<fn(&mut C)>,
     max_connections: Option<usize>,
     limit: OnceLock<Arc<Limit>>,
-    hooks: RowHooks<C>,
+    row_hooks: RowHooks<C>,
 }
 
 impl<C: SessionConnection, M> std::fmt::Debug for Database<C, M> {
@@ -70,7 +71,7 @@ impl<C: SessionConnection, M> std::panic::UnwindSafe for Database<C, M> {}
 impl<C: SessionConnection, M> std::panic::RefUnwindSafe for Database<C, M> {}
 
 impl<C: SessionConnection> Database<C> {
-    /// A database object whose schema is not this program's business: `create_all` and `drop_all` are errors.
+    /// A database object for a schema that this program does not manage: `create_all` and `drop_all` return errors.
     #[track_caller]
     pub const fn without_migrations() -> Self {
         Self::from_sources(Sources::None)
@@ -84,8 +85,8 @@ impl<C: SessionConnection, M> Database<C, M> {
         Self::from_sources(Sources::One(migrations))
     }
 
-    /// A database object with migrations for each kind of database, for an enum of connections: one SQL text rarely serves
-    /// two.
+    /// A database object with migrations for each kind of database, for an enum of connections. The same SQL text
+    /// rarely works on two kinds of database.
     ///
     /// ```
     /// use diesel::prelude::*;
@@ -103,23 +104,25 @@ impl<C: SessionConnection, M> Database<C, M> {
         Self::from_sources(Sources::PerBackend(migrations))
     }
 
-    /// Most connections that all applications of this database object have open at one time, on all servers together; those of
-    /// `create_all` and `drop_all` count too. Where it is reached, the idle connection of the application that was used least
-    /// recently is closed for whoever needs one; where all are in use, callers wait in order, and get
-    /// [`Error::BudgetExhausted`] after their `acquire_timeout`.
+    /// The maximum number of connections that all applications of this database object have open at one time, on all
+    /// servers together, including the connections of `create_all` and `drop_all`. If the limit is reached, a caller
+    /// that needs a connection evicts the idle connection of the least recently used application. If no connection is
+    /// idle, callers wait in order, and get [`Error::BudgetExhausted`] after their `acquire_timeout`.
     ///
-    /// Without it the database server's own limit is respected all the same: when it refuses, an idle connection of this
-    /// process goes, whatever the application. A limit is for servers that other programs need too. A process that was forked
-    /// counts for itself.
+    /// The limit of the database server is respected without this option: if the server refuses a connection, an idle
+    /// connection of this process is closed, whatever its application. Set a limit if other programs need the server
+    /// too. A forked process counts its own connections only.
     pub const fn max_connections(mut self, connections: usize) -> Self {
         self.max_connections = Some(connections);
         self
     }
 
-    /// Connects with a function of the program's own, such as the one that picks the variant of an enum of connections by the
-    /// URL. The URL it gets is the configured one with the library's parameters; for SQLite in memory it starts with `file:`.
+    /// Connects with a function of the program, for example one that picks the variant of an enum of connections by
+    /// the URL. The function receives the configured URL with the parameters that the library adds. For SQLite in
+    /// memory the URL starts with `file:`.
     ///
-    /// Without it, an enum's own `establish` is used: it tries every variant in turn and tells no reason when all fail.
+    /// Without it, the enum's own `establish` is used, which tries every variant in turn and gives no reason if all
+    /// fail.
     ///
     /// ```
     /// # #[cfg(all(feature = "postgres", feature = "sqlite"))]
@@ -134,7 +137,7 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// }
     ///
     /// fn connect(url: &str) -> ConnectionResult<AnyConnection> {
-    ///     // Files and `:memory:` never start like this; libpq's `host=..` form would need a word here too.
+    ///     // Files and `:memory:` never start with it. libpq's `host=..` form would need a branch of its own.
     ///     if url.starts_with("postgres") {
     ///         PgConnection::establish(url).map(AnyConnection::Postgres)
     ///     } else {
@@ -156,31 +159,34 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// # fn main() {}
     /// ```
     ///
-    /// The kind of database is taken from the URL: `postgres://`, `mysql://`, `sqlite:`, `file:`, `:memory:`, libpq's
-    /// `keyword=value` form, or a path that ends in `.sqlite`, `.sqlite3` or `.db`.
+    /// The kind of database is recognised by the URL: `postgres://`, `mysql://`, `sqlite:`, `file:`, `:memory:`,
+    /// libpq's `keyword=value` form, or a path that ends in `.sqlite`, `.sqlite3` or `.db`.
     pub const fn connect_with(mut self, connect: fn(&str) -> ConnectionResult<C>) -> Self {
         self.connect_with = Some(connect);
         self
     }
 
-    /// Runs on every new connection, after the library's own settings and [`Config::on_connect`]; on PostgreSQL also after each
-    /// reset of a connection ([`Config::reset`]), so it is something that can be done twice. An instrumentation set here is
-    /// replaced by the library's, which passes on to that of [`diesel::connection::set_default_instrumentation`].
+    /// Runs on every new connection, after the library's own settings and [`Config::on_connect`]. On PostgreSQL it
+    /// also runs after each reset of a connection ([`Config::reset`]), so it must be idempotent. The library replaces
+    /// an instrumentation that the function sets; the library's instrumentation passes events on to that of
+    /// [`diesel::connection::set_default_instrumentation`].
     ///
-    /// An error or a panic fails the connect. On MySQL and MariaDB a statement whose text is empty panics.
+    /// An error or a panic fails the connect. On MySQL and MariaDB a statement with an empty text panics.
     pub const fn on_connect(mut self, prepare: fn(&mut C) -> QueryResult<()>) -> Self {
         self.on_connect = Some(prepare);
         self
     }
 
-    /// Runs each time a connection is checked out, on the holder's thread, before its transaction begins: also for
-    /// [`App::ping`](crate::App::ping) and the schema's operations, not for the pool's own looking after idle connections.
+    /// Runs at each checkout of a connection, on the holder's thread, before the transaction begins. It also runs for
+    /// [`App::ping`](crate::App::ping) and the operations on the schema, but not when the pool itself checks its idle
+    /// connections.
     ///
-    /// What it sets on the connection is not counted as something the holder left: [`on_checkin`](Self::on_checkin) undoes it,
-    /// or the next `on_checkout` sets it anew. It has no time limit of its own, and must not use this database object.
+    /// A setting that the hook makes on the connection does not count as something that the holder left:
+    /// [`on_checkin`](Self::on_checkin) undoes the setting, or the next `on_checkout` makes it anew. The hook has no
+    /// time limit of its own, and it must not use this database object.
     ///
-    /// After an error, a panic or a transaction left open the connection is closed, and the caller gets
-    /// [`Error::HookFailed`]; if the connection turns out to be lost, another one is tried.
+    /// After an error, a panic or an open transaction, the connection is closed and the caller gets
+    /// [`Error::HookFailed`]. If the connection turns out to be lost, another one is tried.
     ///
     /// ```
     /// use diesel::connection::SimpleConnection;
@@ -207,32 +213,35 @@ impl<C: SessionConnection, M> Database<C, M> {
         self
     }
 
-    /// Runs when a connection comes back and is to be kept, after its reset: not for one that is closed instead, as on MySQL, MariaDB
-    /// and SQLite after raw SQL that may have left something, or with [`Reset::Always`](crate::Reset::Always).
+    /// Runs on checkin, after the reset, if the connection stays in the pool. It does not run if the connection is
+    /// closed instead, for example on MySQL, MariaDB and SQLite after raw SQL that may have left something, or with
+    /// [`Reset::Always`](crate::Reset::Always).
     ///
-    /// It runs on the holder's thread. On PostgreSQL, MySQL and MariaDB the connection is cut if the server has not answered after
-    /// [`Config::connect_timeout`]. It must not use this database object.
+    /// The hook runs on the holder's thread. On PostgreSQL, MySQL and MariaDB the connection is cut if the server has
+    /// not answered within [`Config::connect_timeout`]. The hook must not use this database object.
     ///
-    /// After an error, a panic or a transaction left open the connection is closed, and the log has a warning: whoever has
-    /// returned it is done with it.
+    /// After an error, a panic or an open transaction, the connection is closed and a warning is logged, because the
+    /// holder has already checked it in.
     pub const fn on_checkin(mut self, hook: fn(&mut C) -> QueryResult<()>) -> Self {
         self.on_checkin = Some(hook);
         self
     }
 
-    /// Runs before a connection is closed, whatever the reason, on the thread that closes it: the thread of a pool, the one that
-    /// held it, the one for which it is evicted, or the one that disposes. It must not wait, as the connection may be lost, and must not use this database
-    /// object. Connections on which [`on_connect`](Self::on_connect) failed were never in use and are closed without it.
+    /// Runs before a connection is closed, for whatever reason, on the thread that closes it: a thread of the pool,
+    /// the thread of the holder, the thread that evicts it, or the thread that disposes of the application. The hook
+    /// must not wait, because the connection may be lost, and it must not use this database object. It does not run
+    /// for a connection on which [`on_connect`](Self::on_connect) failed, because that connection was never in use.
     ///
-    /// A panic is contained; the log has a warning.
+    /// A panic is contained and logged as a warning.
     pub const fn on_close(mut self, hook: fn(&mut C)) -> Self {
         self.on_close = Some(hook);
         self
     }
 
-    /// Runs before every flush that has something to send, of every session, with what that is; before the session's own
-    /// [`before_flush`](Session::before_flush) hooks. It may change rows, which go with the same flush, such as a column that says who
-    /// wrote last. Its `Err` or panic prevents the flush.
+    /// Runs before every flush of every session that has something to send, with the changes, and before the
+    /// session's own [`before_flush`](Session::before_flush) hooks. The hook may change rows, for example a column
+    /// that names the last writer; the same flush sends these changes. An `Err` or panic of the hook prevents the
+    /// flush.
     ///
     /// ```
     /// # use diesel::prelude::*;
@@ -252,36 +261,37 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// static DB: Database<SqliteConnection> = Database::without_migrations().before_flush(trim_names);
     /// ```
     pub const fn before_flush(mut self, hook: fn(&Session<C>, &Changes) -> Result<()>) -> Self {
-        self.hooks.before_flush = Some(hook);
+        self.row_hooks.before_flush = Some(hook);
         self
     }
 
-    /// Runs after every flush of every session, with what was sent, inside its transaction: to write a journal, for example. Rows that it
-    /// adds wait for the next flush; a commit flushes until nothing is left, a hundred times at most.
+    /// Runs after every flush of every session, inside the transaction, with the changes that were sent, for example
+    /// to write a journal. Rows that the hook adds wait for the next flush. A commit flushes until no changes are
+    /// left, at most a hundred times.
     pub const fn after_flush(mut self, hook: fn(&Session<C>, &Changes) -> Result<()>) -> Self {
-        self.hooks.after_flush = Some(hook);
+        self.row_hooks.after_flush = Some(hook);
         self
     }
 
-    /// Runs before the commit of a transaction in which rows were flushed, with what remains of them, each row once: what a savepoint has
-    /// undone is not among them. Its `Err` or panic prevents the commit. Rows that it changes go with
-    /// the commit; it is not asked again for those.
+    /// Runs before the commit of a transaction in which rows were flushed, with the changes, each row once. Changes
+    /// that a savepoint has undone are not among them. An `Err` or panic of the hook prevents the commit. The commit
+    /// includes rows that the hook changes; the hook does not run again for those.
     pub const fn before_commit(mut self, hook: fn(&Session<C>, &Changes) -> Result<()>) -> Self {
-        self.hooks.before_commit = Some(hook);
+        self.row_hooks.before_commit = Some(hook);
         self
     }
 
-    /// Runs after such a commit, when the connection has gone back. Its `Err` or panic becomes [`Error::HookFailed`] of the commit,
-    /// which happened all the same.
+    /// Runs after the commit of a transaction in which rows were flushed, when the connection has been checked in. An
+    /// `Err` or panic of the hook becomes [`Error::HookFailed`] of the commit, although the transaction is committed.
     pub const fn after_commit(mut self, hook: fn(&Session<C>, &Changes) -> Result<()>) -> Self {
-        self.hooks.after_commit = Some(hook);
+        self.row_hooks.after_commit = Some(hook);
         self
     }
 
-    /// Runs after the rollback of a transaction in which rows were flushed, with what they were; also at the end of a context that did
-    /// not commit. Its `Err` or panic is logged.
+    /// Runs after the rollback of a transaction in which rows were flushed, with the changes; also at the end of a
+    /// context that did not commit. An `Err` or panic of the hook is logged.
     pub const fn after_rollback(mut self, hook: fn(&Session<C>, &Changes) -> Result<()>) -> Self {
-        self.hooks.after_rollback = Some(hook);
+        self.row_hooks.after_rollback = Some(hook);
         self
     }
 
@@ -289,7 +299,7 @@ impl<C: SessionConnection, M> Database<C, M> {
     const fn from_sources(sources: Sources<M>) -> Self {
         Self {
             registry: Registry::new(Location::caller()),
-            given: Mutex::new(Some(sources)),
+            sources: Mutex::new(Some(sources)),
             migrations: OnceLock::new(),
             number: OnceLock::new(),
             connect_with: None,
@@ -299,11 +309,11 @@ impl<C: SessionConnection, M> Database<C, M> {
             on_close: None,
             max_connections: None,
             limit: OnceLock::new(),
-            hooks: RowHooks::NONE,
+            row_hooks: RowHooks::NONE,
         }
     }
 
-    /// Tells this database object from others; an address may be used again.
+    /// The number of this database object. Its address would not identify it, because an address may be reused.
     fn number(&self) -> u64 {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         *self.number.get_or_init(|| NEXT.fetch_add(1, Ordering::Relaxed))
@@ -314,16 +324,16 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
     /// Registers an application. It opens no connection.
     ///
     /// # Errors
-    /// [`Error::AlreadyRegistered`]; [`Error::InvalidConfig`] for an empty id, options that cannot work, and a URL that is
-    /// malformed or is for another kind of database.
+    /// [`Error::AlreadyRegistered`]; [`Error::InvalidConfig`] for an empty id, options that cannot work, and a URL
+    /// that is malformed or is for another kind of database.
     pub fn init_app(&self, id: impl Into<String>, config: Config) -> Result<App<C>> {
-        self.registry.add(self.app_of(self.options(id.into(), config, None)?, self.hooks))
+        self.registry.add(self.new_app(self.options(id.into(), config, None)?, self.row_hooks))
     }
 
-    /// An application that is not registered.
-    fn app_of(&self, options: PoolOptions<C>, row_hooks: RowHooks<C>) -> App<C> {
+    /// Makes an application without registering it.
+    fn new_app(&self, options: PoolOptions<C>, row_hooks: RowHooks<C>) -> App<C> {
         let open_sessions = options.is_of_test.then(Arc::default);
-        let factory = SessionFactory { core: AppCore::new(options), row_hooks, open_sessions };
+        let factory = SessionFactory { app_core: AppCore::new(options), row_hooks, open_sessions };
         App::new(factory, self.number(), Arc::clone(self.migrations()))
     }
 
@@ -365,14 +375,14 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
 
     fn migrations(&self) -> &Arc<dyn MigrationSet<C>> {
         self.migrations.get_or_init(|| {
-            let given = self.given.lock().unwrap_or_else(PoisonError::into_inner).take();
-            Arc::new(given.expect("taken here only, and this runs once"))
+            let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner).take();
+            Arc::new(sources.expect("taken here only, and this runs once"))
         })
     }
 }
 
 impl<C: SessionConnection, M> Database<C, M> {
-    /// The application of that id.
+    /// The application with this id.
     ///
     /// # Errors
     /// [`Error::UnknownApp`].
@@ -381,51 +391,54 @@ impl<C: SessionConnection, M> Database<C, M> {
         self.registry.get(id, Location::caller())
     }
 
-    /// The application whose context this thread is in. The handle may go to another thread and be entered there.
+    /// The application whose context this thread is in. The handle can be moved to another thread and be entered
+    /// there.
     ///
     /// # Errors
-    /// [`Error::NoContext`]; [`Error::UnknownApp`] where the context is that of an application which this database object does
-    /// not know.
+    /// [`Error::NoContext`]; [`Error::UnknownApp`] if this database object does not know the application of the
+    /// context.
     #[track_caller]
     pub fn current_app(&self) -> Result<App<C>> {
         let at = Location::caller();
-        self.find(context::current(self.number(), at)?, at)
+        self.resolve(context::current(self.number(), at)?, at)
     }
 
-    /// The session of the context this thread is in: the same one each time, until the context ends.
+    /// The session of the context that this thread is in. Every call returns the same session, until the context
+    /// ends.
     ///
     /// # Errors
-    /// [`Error::NoContext`]; [`Error::UnknownApp`]; [`Error::Disposed`] where the application was removed.
+    /// [`Error::NoContext`]; [`Error::UnknownApp`]; [`Error::Disposed`] if the application was removed.
     #[track_caller]
     pub fn session(&self) -> Result<Session<C>> {
         let at = Location::caller();
-        context::session(self.number(), at, |current| self.find(current, at))
+        context::session(self.number(), at, |current| self.resolve(current, at))
     }
 
-    /// [`App::create_all`] of the current application.
+    /// Calls [`App::create_all`] of the current application.
     ///
     /// # Errors
     /// [`Error::NoContext`], and those of [`App::create_all`].
     #[track_caller]
     pub fn create_all(&self) -> Result<Vec<String>> {
         let at: Place = Location::caller();
-        self.find(context::current(self.number(), at)?, at)?.create_all_at(at)
+        self.resolve(context::current(self.number(), at)?, at)?.create_all_at(at)
     }
 
-    /// [`App::drop_all`] of the current application.
+    /// Calls [`App::drop_all`] of the current application.
     ///
     /// # Errors
     /// [`Error::NoContext`], and those of [`App::drop_all`].
     #[track_caller]
     pub fn drop_all(&self) -> Result<Vec<String>> {
         let at: Place = Location::caller();
-        self.find(context::current(self.number(), at)?, at)?.drop_all_at(at)
+        self.resolve(context::current(self.number(), at)?, at)?.drop_all_at(at)
     }
 
-    /// Disposes of an application and unregisters it; its handles answer [`Error::Disposed`] from then on, and its id is free.
+    /// Disposes of an application and unregisters it. Its handles answer [`Error::Disposed`] from then on, and its id
+    /// is free.
     ///
     /// # Errors
-    /// [`Error::UnknownApp`]; [`Error::StillInUse`], and then it is unregistered all the same.
+    /// [`Error::UnknownApp`]; [`Error::StillInUse`], although the application is unregistered.
     #[track_caller]
     pub fn remove_app(&self, id: &str) -> Result<DisposeReport> {
         let app = self.registry.remove(id, Location::caller())?;
@@ -433,20 +446,21 @@ impl<C: SessionConnection, M> Database<C, M> {
         app.dispose()
     }
 
-    /// Disposes of every application; all stay registered.
+    /// Disposes of every application. All applications stay registered.
     ///
     /// # Errors
-    /// [`Error::StillInUse`] with one report for all, where connections did not come back in time.
+    /// [`Error::StillInUse`] with one report for all applications, if connections were not checked in in time.
     pub fn dispose_all(&self) -> Result<DisposeReport> {
         dispose_each(self.registry.all())
     }
 
-    /// Every application's pool at this moment, in the order of their ids.
+    /// The pools of all applications at this moment, in the order of the ids.
     pub fn status(&self) -> Vec<AppStatus> {
         self.registry.all().iter().map(App::status).collect()
     }
 
-    fn find(&self, current: Current<C>, at: Place) -> Result<App<C>> {
+    /// The application of the current context in this database object.
+    fn resolve(&self, current: Current<C>, at: Place) -> Result<App<C>> {
         match current {
             Current::Entered(app) => Ok(app),
             Current::SameId(id) => self.registry.get(&id, at),
@@ -454,27 +468,27 @@ impl<C: SessionConnection, M> Database<C, M> {
     }
 }
 
-/// A database object, whatever the type of its migrations: what the test kit needs of it.
+/// A database object with any type of migrations, as the test kit uses it.
 pub(crate) trait Registrar<C: SessionConnection>: Sync {
-    /// Tells it from others.
+    /// The number of the database object.
     fn number(&self) -> u64;
 
-    /// A test's application, which is not registered.
+    /// Makes the application of a test, which is not registered.
     fn make(&self, id: String, config: Config, pinned: Option<Arc<PinnedConnection<C>>>) -> Result<App<C>>;
 
-    /// Which functions of the program's own run on a new connection or change what a flush sends: equal numbers in one build of a
-    /// program are the same functions.
+    /// The functions of the program that run on a new connection or change what a flush sends, as numbers. In one
+    /// build of a program, equal numbers stand for the same functions.
     fn functions(&self) -> Vec<usize>;
 
-    /// Whether connections are made by a function of the program's own.
+    /// Whether a function of the program makes the connections.
     fn has_connect_with(&self) -> bool;
 
-    /// The same without the hooks and limits of the database object.
+    /// Makes an application without the hooks and limits of the database object, which is not registered.
     fn make_bare(&self, id: String, config: Config) -> Result<App<C>>;
 
     fn register(&self, app: App<C>) -> Result<App<C>>;
 
-    /// Frees the application's id; its handles answer `Disposed` from then on.
+    /// Frees the application's id. Its handles answer `Disposed` from then on.
     fn unregister(&self, app: &App<C>);
 }
 
@@ -485,21 +499,22 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
 
     fn make(&self, id: String, config: Config, pinned: Option<Arc<PinnedConnection<C>>>) -> Result<App<C>> {
         let options = self.options(id, config, pinned)?;
-        Ok(self.app_of(PoolOptions { is_of_test: true, ..options }, self.hooks))
+        Ok(self.new_app(PoolOptions { is_of_test: true, ..options }, self.row_hooks))
     }
 
     fn functions(&self) -> Vec<usize> {
-        // Where a program is loaded differs from run to run.
-        let from_here = |function: usize| function.wrapping_sub(functions_begin as fn() as usize);
-        let RowHooks { before_flush, after_flush, before_commit, .. } = self.hooks;
-        let prepare = [self.on_connect, self.on_checkout].map(|function| function.map(|function| function as usize));
+        // The address at which a program is loaded differs from run to run.
+        let relative_address = |function: usize| function.wrapping_sub(base_of_functions as fn() as usize);
+        let RowHooks { before_flush, after_flush, before_commit, .. } = self.row_hooks;
+        let on_connection =
+            [self.on_connect, self.on_checkout].map(|function| function.map(|function| function as usize));
         let connect = [self.connect_with.map(|function| function as usize)];
-        let hooks = [before_flush, after_flush, before_commit].map(|hook| hook.map(|hook| hook as usize));
-        let all = prepare.into_iter().chain(connect).chain(hooks);
+        let row_hooks = [before_flush, after_flush, before_commit].map(|hook| hook.map(|hook| hook as usize));
+        let all = on_connection.into_iter().chain(connect).chain(row_hooks);
         if all.clone().all(|function| function.is_none()) {
             return Vec::new();
         }
-        all.map(|function| function.map_or(0, from_here)).collect()
+        all.map(|function| function.map_or(0, relative_address)).collect()
     }
 
     fn has_connect_with(&self) -> bool {
@@ -510,7 +525,7 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
         let options = self.options(id, config, None)?;
         let (on_connect, on_checkout, on_checkin, on_close) = (None, None, None, None);
         let bare = PoolOptions { connection_limit: None, on_connect, on_checkout, on_checkin, on_close, ..options };
-        Ok(self.app_of(bare, RowHooks::NONE))
+        Ok(self.new_app(bare, RowHooks::NONE))
     }
 
     fn register(&self, app: App<C>) -> Result<App<C>> {
@@ -523,5 +538,5 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
     }
 }
 
-/// From here the places of functions are counted.
-fn functions_begin() {}
+/// The address from which the functions of the program are counted.
+fn base_of_functions() {}

@@ -85,7 +85,7 @@ impl<C: SessionConnection> App<C> {
         }
         report.closed = disposed.iter().map(|pool| pool.closings()).sum::<usize>() - before;
         report.waited = started.elapsed();
-        self.core().forget(&gone);
+        self.core().remove_drained(&gone);
         let drained = disposed.iter().filter(|pool| gone.contains(&Arc::as_ptr(pool))).map(Arc::downgrade);
         let drained: Vec<_> = drained.collect();
         drop(disposed);

@@ -1,4 +1,4 @@
-//! What a thread sends to its databases while a closure runs.
+//! Records the statements that a thread sends while a closure runs.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use crate::error::Place;
 
-/// The longest text that is kept of one statement, and of its values, in characters.
-const LONGEST: usize = 10_000;
+/// The maximum number of characters that are kept of a statement's text, and of its values.
+const MAX_CHARS: usize = 10_000;
 
-/// Records the statements that this thread sends through the connections of this crate while a closure runs: those of sessions, of flushes,
-/// and of code that a connection was handed out to, in all contexts and applications that are entered meanwhile. It costs next to nothing
-/// where nobody records.
+/// Records the statements that this thread sends through the connections of this crate while a closure runs: the
+/// statements of sessions, of flushes and of code that has a connection, in all contexts and applications that are
+/// entered meanwhile. If nothing is being recorded, the cost is negligible.
 ///
-/// A query in a loop over the rows of another is found like this:
+/// This is how to find a query in a loop over the rows of another query:
 ///
 /// ```
 /// # use diesel::prelude::*;
@@ -30,7 +30,8 @@ const LONGEST: usize = 10_000;
 /// # let app = DB.init_app("recorder", Config::new(":memory:"))?;
 /// # app.context(|| {
 /// let session = DB.session()?;
-/// # session.with(|conn| conn.batch_execute("CREATE TABLE users (id INTEGER PRIMARY KEY); CREATE TABLE posts (id INTEGER PRIMARY KEY, user_id INTEGER);
+/// # session.with(|conn| conn.batch_execute("CREATE TABLE users (id INTEGER PRIMARY KEY);
+/// #     CREATE TABLE posts (id INTEGER PRIMARY KEY, user_id INTEGER);
 /// #     INSERT INTO users VALUES (1), (2), (3)"))?;
 /// let (posts, recording) = Recorder::new().run(|| {
 ///     let users: Vec<i32> = session.load(users::table.select(users::id))?;
@@ -47,9 +48,10 @@ const LONGEST: usize = 10_000;
 /// # Ok::<(), diesel_session::Error>(())
 /// ```
 ///
-/// In a web application it goes around a request: `Recorder::new().warn_repeats(10).run(|| app.scope().run(handler))`. In tests
-/// [`assert_queries!`](crate::assert_queries) says how many statements something takes. Recordings may be nested; the outer one has what the
-/// inner one has. Statements of other threads are not in it, nor those that the pool sends when nobody has the connection.
+/// In a web application it wraps a request: `Recorder::new().warn_repeats(10).run(|| app.scope().run(handler))`. In
+/// tests [`assert_queries!`](crate::assert_queries) checks the number of statements. Recordings may be nested; the
+/// outer one includes the statements of the inner one. A recording does not include statements of other threads, or
+/// statements that the pool sends while the connection is checked in.
 #[derive(Debug, Clone)]
 #[must_use = "a recorder does nothing until `run` is called"]
 pub struct Recorder {
@@ -58,12 +60,12 @@ pub struct Recorder {
     warn_repeats: Option<usize>,
 }
 
-/// What was sent while a [`Recorder`] ran.
+/// The statements that were sent while a [`Recorder`] ran.
 #[derive(Debug, Default)]
 pub struct Recording {
     statements: Vec<Recorded>,
     total: usize,
-    /// Of each text how often it was sent, and the first of its statements.
+    /// By text: the number of times that it was sent, and its first statement.
     texts: HashMap<Rc<str>, (usize, Recorded)>,
 }
 
@@ -90,8 +92,8 @@ impl Recorder {
         Self { limit: 1000, binds: false, warn_repeats: None }
     }
 
-    /// Most statements that are kept, and most different texts that are counted. What comes after them is in
-    /// [`total`](Recording::total) only.
+    /// The maximum number of statements that are kept, and of different texts that are counted. Further statements
+    /// count only in [`total`](Recording::total).
     pub fn limit(mut self, statements: usize) -> Self {
         self.limit = statements;
         self
@@ -103,36 +105,39 @@ impl Recorder {
         self
     }
 
-    /// Logs a warning, once for each text, when a statement is sent more than `times` times: with the text and the place. The target is
-    /// `diesel_session::recorder`.
+    /// Logs a warning, once for each text, if a statement is sent more than `times` times. The warning has the text
+    /// and the call that sent it. The target is `diesel_session::recorder`.
     pub fn warn_repeats(mut self, times: usize) -> Self {
         self.warn_repeats = Some(times);
         self
     }
 
-    /// Runs `body` and records. A panic goes on, and its recording is lost.
+    /// Runs `body` and records. If `body` panics, the panic continues and the recording is lost.
     pub fn run<R>(self, body: impl FnOnce() -> R) -> (R, Recording) {
-        let log = Rc::new(RefCell::new(Log { how: self, recording: Recording::default(), open: None }));
-        let running = Running::begin(Rc::clone(&log));
+        let state =
+            Rc::new(RefCell::new(RecordingState { options: self, recording: Recording::default(), open: None }));
+        let running = ActiveRecording::begin(Rc::clone(&state));
         let out = body();
         drop(running);
-        let recording = std::mem::take(&mut log.borrow_mut().recording);
+        let recording = std::mem::take(&mut state.borrow_mut().recording);
         (out, recording)
     }
 }
 
 impl Recording {
-    /// The statements, in the order in which they were sent, with those by which transactions were begun and ended.
+    /// The statements in the order in which they were sent, including those that begin and end transactions.
     pub fn statements(&self) -> &[Recorded] {
         &self.statements
     }
 
-    /// How many the program has sent, kept or not: without those by which transactions were begun and ended.
+    /// The number of statements that the program has sent, kept or not, without those that begin and end
+    /// transactions.
     pub fn total(&self) -> usize {
         self.total
     }
 
-    /// Texts that were sent more than `times` times, each as the first of its statements and how often.
+    /// The texts that were sent more than `times` times. Each item has the first statement with the text, and the
+    /// number of times.
     pub fn repeated(&self, times: usize) -> impl Iterator<Item = (&Recorded, usize)> {
         let mut found: Vec<_> = self.texts.values().filter(|(count, _)| *count > times).collect();
         found.sort_by_key(|(count, first)| (std::cmp::Reverse(*count), Rc::clone(&first.sql)));
@@ -146,28 +151,29 @@ impl Recorded {
         &self.sql
     }
 
-    /// The values, where they were asked for, up to 10,000 characters of them.
+    /// The values, up to 10,000 characters of them, if the recorder keeps values.
     pub fn binds(&self) -> Option<&str> {
         self.binds.as_deref()
     }
 
-    /// The call that sent it: of a session's method, of the flush, or the one that lent the connection. `None` for what the
-    /// library sends by itself.
+    /// The call that sent the statement: a method of a session, the flush, or the call that gave the connection to
+    /// the program. `None` for what the library sends by itself.
     pub fn at(&self) -> Option<&'static Location<'static>> {
         self.at
     }
 
-    /// How long it took, its rows included; zero where its rows were not read to the end.
+    /// How long the statement took, including its rows; zero if the rows were not read to the end.
     pub fn duration(&self) -> Duration {
         self.duration
     }
 
-    /// Whether the database refused it.
+    /// Whether the database refused the statement.
     pub fn failed(&self) -> bool {
         self.failed
     }
 
-    /// Whether it begins or ends a transaction or savepoint, or is a setting of the library's: nothing that the program has sent.
+    /// Whether the statement begins or ends a transaction or savepoint, or is a setting of the library. The program
+    /// has not sent it.
     pub fn is_control(&self) -> bool {
         self.is_control
     }
@@ -205,15 +211,17 @@ impl fmt::Display for Recorded {
     }
 }
 
-/// Runs the closure and asserts that it sends so many statements, on this thread; gives back what it returns. Beginnings and ends of
-/// transactions do not count. Where the number is another it panics with the list of what was sent, each with its place.
+/// Runs the closure, asserts that it sends this number of statements on this thread, and returns its result.
+/// Statements that begin or end transactions do not count. If the number differs, the macro panics with the list of
+/// the statements and their calls.
 ///
 /// ```
 /// # use diesel::prelude::*;
 /// # use diesel_session::{Config, Database, assert_queries};
 /// # static DB: Database<SqliteConnection> = Database::without_migrations();
 /// # let app = DB.init_app("asserted", Config::new(":memory:"))?;
-/// let one = assert_queries!(1, || app.context(|| DB.session()?.get_result::<i32>(diesel::select(1.into_sql::<diesel::sql_types::Integer>()))))?;
+/// let query = diesel::select(1.into_sql::<diesel::sql_types::Integer>());
+/// let one = assert_queries!(1, || app.context(|| DB.session()?.get_result::<i32>(query)))?;
 /// assert_eq!(one, 1);
 /// # app.dispose()?;
 /// # Ok::<(), diesel_session::Error>(())
@@ -237,86 +245,86 @@ pub fn __assert_queries<R>(wanted: usize, body: impl FnOnce() -> R) -> R {
     out
 }
 
-/// A recording under way.
-struct Log {
-    how: Recorder,
+/// A recording in progress.
+struct RecordingState {
+    options: Recorder,
     recording: Recording,
-    /// The statement that has not ended: when it began, and its number where it is kept.
+    /// The statement that has not ended: its start, and its index if it is kept.
     open: Option<(Instant, Option<usize>)>,
 }
 
 thread_local! {
-    /// The recordings of this thread; looked at for every statement.
-    static ON: Cell<usize> = const { Cell::new(0) };
-    static LOGS: RefCell<Vec<Rc<RefCell<Log>>>> = const { RefCell::new(Vec::new()) };
-    /// The call for which something is sent.
-    static PLACE: Cell<Option<Place>> = const { Cell::new(None) };
-    /// What comes next begins or ends a transaction.
-    static CONTROL: Cell<bool> = const { Cell::new(false) };
+    /// The number of recordings of this thread. It is read for every statement.
+    static RECORDINGS: Cell<usize> = const { Cell::new(0) };
+    static STATES: RefCell<Vec<Rc<RefCell<RecordingState>>>> = const { RefCell::new(Vec::new()) };
+    /// The call for which statements are sent.
+    static CALL_SITE: Cell<Option<Place>> = const { Cell::new(None) };
+    /// Whether the next statement begins or ends a transaction.
+    static NEXT_IS_CONTROL: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Takes its recording off the thread.
-struct Running(Rc<RefCell<Log>>);
+/// Ends its recording when it is dropped.
+struct ActiveRecording(Rc<RefCell<RecordingState>>);
 
-impl Running {
-    fn begin(log: Rc<RefCell<Log>>) -> Self {
-        ON.set(ON.get() + 1);
-        LOGS.with_borrow_mut(|logs| logs.push(Rc::clone(&log)));
-        Self(log)
+impl ActiveRecording {
+    fn begin(state: Rc<RefCell<RecordingState>>) -> Self {
+        RECORDINGS.set(RECORDINGS.get() + 1);
+        STATES.with_borrow_mut(|states| states.push(Rc::clone(&state)));
+        Self(state)
     }
 }
 
-impl Drop for Running {
+impl Drop for ActiveRecording {
     fn drop(&mut self) {
-        ON.set(ON.get() - 1);
-        LOGS.with_borrow_mut(|logs| logs.retain(|log| !Rc::ptr_eq(log, &self.0)));
+        RECORDINGS.set(RECORDINGS.get() - 1);
+        STATES.with_borrow_mut(|states| states.retain(|state| !Rc::ptr_eq(state, &self.0)));
     }
 }
 
-/// Whether somebody records on this thread. One that ends records nothing.
+/// Whether this thread records. A thread that is ending does not.
 #[inline]
 pub(crate) fn is_on() -> bool {
-    ON.try_with(|on| on.get() > 0).unwrap_or(false)
+    RECORDINGS.try_with(|on| on.get() > 0).unwrap_or(false)
 }
 
-/// As long as it lives, what is sent is sent for a call at that place.
+/// Statements are recorded with a call while this value lives. It holds the call of the outer scope.
 #[derive(Debug)]
-pub(crate) struct For(Option<Place>);
+pub(crate) struct CallSite(Option<Place>);
 
-impl For {
+impl CallSite {
     #[inline]
-    pub(crate) fn call_at(at: Place) -> Option<Self> {
-        is_on().then(|| Self(PLACE.replace(Some(at))))
+    pub(crate) fn enter(at: Place) -> Option<Self> {
+        is_on().then(|| Self(CALL_SITE.replace(Some(at))))
     }
 }
 
-impl Drop for For {
+impl Drop for CallSite {
     fn drop(&mut self) {
-        let _ = PLACE.try_with(|place| place.set(self.0));
+        let _ = CALL_SITE.try_with(|call_site| call_site.set(self.0));
     }
 }
 
 /// Diesel is about to begin or end a transaction.
 pub(crate) fn control_follows() {
-    CONTROL.set(true);
+    NEXT_IS_CONTROL.set(true);
 }
 
 pub(crate) fn started(query: &dyn fmt::Display) {
-    let at = PLACE.get();
-    let is_control = CONTROL.replace(false) || at.is_none();
-    let logs = LOGS.with_borrow(Vec::clone);
-    let wants_binds = logs.iter().any(|log| log.borrow().how.binds);
-    let (sql, binds) = text(query, wants_binds);
+    let at = CALL_SITE.get();
+    let is_control = NEXT_IS_CONTROL.replace(false) || at.is_none();
+    let states = STATES.with_borrow(Vec::clone);
+    let wants_binds = states.iter().any(|state| state.borrow().options.binds);
+    let (sql, binds) = text_and_binds(query, wants_binds);
     let recorded = Recorded { sql: sql.into(), binds, at, duration: Duration::ZERO, failed: false, is_control };
-    for log in logs {
-        let repeats = log.borrow_mut().add(&recorded);
-        // The program's log may be anything: nothing is borrowed.
+    for state in states {
+        let repeats = state.borrow_mut().add(&recorded);
+        // Nothing is borrowed here: the program's logger may run any code.
         if let Some(times) = repeats {
-            let place = at.map(|at| format!(" at {at}")).unwrap_or_default();
+            let call = at.map(|at| format!(" at {at}")).unwrap_or_default();
             crate::wording::log_line!(
                 warn,
                 "diesel_session::recorder",
-                "the same statement was sent more than {times} times{place}: {}; most often that is a query in a loop",
+                "the same statement was sent more than {times} times{call}: {}; most often that is a query in a loop",
                 crate::wording::phrase(&recorded.sql)
             );
         }
@@ -324,23 +332,23 @@ pub(crate) fn started(query: &dyn fmt::Display) {
 }
 
 pub(crate) fn finished(failed: bool) {
-    for log in LOGS.with_borrow(Vec::clone) {
-        let mut log = log.borrow_mut();
-        let Some((began, number)) = log.open.take() else { continue };
-        if let Some(statement) = number.and_then(|number| log.recording.statements.get_mut(number)) {
+    for state in STATES.with_borrow(Vec::clone) {
+        let mut state = state.borrow_mut();
+        let Some((began, index)) = state.open.take() else { continue };
+        if let Some(statement) = index.and_then(|index| state.recording.statements.get_mut(index)) {
             statement.duration = began.elapsed();
             statement.failed = failed;
         }
     }
 }
 
-impl Log {
-    /// The number of times that is to be warned of, if that was exceeded now.
+impl RecordingState {
+    /// Adds a statement. If this exceeds the number of repeats to warn of, returns that number.
     fn add(&mut self, recorded: &Recorded) -> Option<usize> {
-        let Self { how, recording, open } = self;
+        let Self { options, recording, open } = self;
         let mut recorded = recorded.clone();
-        recorded.binds = recorded.binds.filter(|_| how.binds);
-        let kept = recording.statements.len() < how.limit;
+        recorded.binds = recorded.binds.filter(|_| options.binds);
+        let kept = recording.statements.len() < options.limit;
         *open = Some((Instant::now(), kept.then_some(recording.statements.len())));
         if kept {
             recording.statements.push(recorded.clone());
@@ -355,18 +363,19 @@ impl Log {
                 *count += 1;
                 *count
             }
-            None if known < how.limit => {
+            None if known < options.limit => {
                 recording.texts.insert(Rc::clone(&recorded.sql), (1, recorded));
                 1
             }
             None => return None,
         };
-        how.warn_repeats.filter(|times| count == times + 1)
+        options.warn_repeats.filter(|times| count == times + 1)
     }
 }
 
-/// The statement, and its values where they are wanted. Diesel writes the statement first and by itself, then the values.
-fn text(query: &dyn fmt::Display, wants_binds: bool) -> (String, Option<Rc<str>>) {
+/// The text of the statement, and its values if they are wanted. Diesel writes the text first, in one piece, and then
+/// the values.
+fn text_and_binds(query: &dyn fmt::Display, wants_binds: bool) -> (String, Option<Rc<str>>) {
     struct Pieces {
         sql: String,
         binds: Option<String>,
@@ -376,12 +385,12 @@ fn text(query: &dyn fmt::Display, wants_binds: bool) -> (String, Option<Rc<str>>
     impl Write for Pieces {
         fn write_str(&mut self, piece: &str) -> fmt::Result {
             if !std::mem::replace(&mut self.began, true) {
-                self.sql.extend(piece.chars().take(LONGEST));
+                self.sql.extend(piece.chars().take(MAX_CHARS));
                 return Ok(());
             }
             match &mut self.binds {
-                Some(binds) if binds.len() < LONGEST => binds.extend(piece.chars().take(LONGEST - binds.len())),
-                // The rest is not wanted.
+                Some(binds) if binds.len() < MAX_CHARS => binds.extend(piece.chars().take(MAX_CHARS - binds.len())),
+                // Further text is not needed.
                 _ => return Err(fmt::Error),
             }
             Ok(())

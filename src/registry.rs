@@ -1,4 +1,4 @@
-//! Which applications a database object has.
+//! The applications of a database object.
 
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -7,10 +7,10 @@ use crate::app::App;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 
-/// Application id → application.
+/// The applications by their ids.
 pub(crate) struct Registry<C: SessionConnection> {
     apps: RwLock<BTreeMap<String, App<C>>>,
-    /// Where the database object is made.
+    /// The place in the program that makes the database object.
     made_at: Place,
 }
 
@@ -41,10 +41,10 @@ impl<C: SessionConnection> Registry<C> {
         }
     }
 
-    /// Removes this application, and no other of its id.
+    /// Removes this application, but no other one with the same id.
     pub(crate) fn remove_this(&self, app: &App<C>) {
         let mut apps = self.write();
-        if apps.get(app.id()).is_some_and(|other| other.is(app)) {
+        if apps.get(app.id()).is_some_and(|other| other.is_same_app(app)) {
             let removed = apps.remove(app.id());
             drop(apps);
             drop(removed);
@@ -64,7 +64,7 @@ impl<C: SessionConnection> Registry<C> {
     }
 
     fn unknown(&self, id: &str, apps: &BTreeMap<String, App<C>>, at: Place) -> Error {
-        // Enough to see a misspelling; a program may have thousands.
+        // Ten ids are enough to see a misspelling; a program may have thousands.
         let mut known: Vec<String> = apps.keys().take(10).cloned().collect();
         if apps.len() > known.len() {
             known.push(format!("and {} more", apps.len() - known.len()));

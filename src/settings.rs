@@ -1,9 +1,9 @@
-//! What a scope says about the sessions in it.
+//! The settings of a scope for its sessions.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A transaction isolation level. SQLite has only `Serializable`, which promises the most, and uses it for all.
+/// A transaction isolation level. SQLite has only `Serializable`, the strictest one, and uses it for all levels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_enums, reason = "the SQL standard has four")]
 pub enum Isolation {
@@ -17,7 +17,7 @@ pub enum Isolation {
     Serializable,
 }
 
-/// What the sessions of a scope do at their first statement.
+/// How the sessions of a scope handle transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     Default,
@@ -31,17 +31,17 @@ pub(crate) struct Deadline {
     pub(crate) limit: Duration,
 }
 
-/// What a scope says about the sessions in it.
+/// The settings of a scope for its sessions.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) mode: Mode,
     pub(crate) isolation: Option<Isolation>,
     pub(crate) deadline: Option<Deadline>,
-    /// The server is asked for the transaction's number before it is committed.
+    /// Whether a commit asks the server for the number of the transaction first.
     pub(crate) resolvable: bool,
-    /// The scope commits if its closure returns `Ok`.
+    /// Whether the scope commits if its closure returns `Ok`.
     pub(crate) commits: bool,
-    /// The schemas in which PostgreSQL looks names up, as SQL.
+    /// The schemas in which PostgreSQL looks up names, as SQL.
     pub(crate) search_path: Option<Arc<str>>,
 }
 

@@ -1,11 +1,11 @@
-//! The commit, and how to learn what became of one whose answer was lost.
+//! The commit, and how the program learns the outcome of a commit whose answer was lost.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::transaction_state::{Access, Phase, TransactionState};
+use super::transaction_state::{Access, TransactionState};
 use crate::app_core::AppCore;
 use crate::connection::SessionConnection;
 use crate::dialect;
@@ -14,12 +14,12 @@ use crate::error::{Error, Place, Result};
 use crate::kind::DatabaseKind;
 use crate::pool::PinnedConnection;
 
-/// How long to wait before a transaction in progress is asked for again, at first and at most.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+/// The first and the longest pause before the server is asked again about a transaction in progress.
+const POLL_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
 impl<C: SessionConnection> TransactionState<C> {
-    /// Commits the transaction, if there is one, and gives the connection back. A panic (of the program's instrumentation) goes on when the
-    /// session is at rest; the server may have committed then.
+    /// Commits the transaction, if there is one, and checks the connection in. A panic of the program's
+    /// instrumentation is resumed once the session is idle; the server may have committed by then.
     pub(crate) fn commit(&mut self, at: Place) -> Result<()> {
         catch_unwind(AssertUnwindSafe(|| self.commit_now(at))).unwrap_or_else(|panic| {
             self.doom();
@@ -29,29 +29,29 @@ impl<C: SessionConnection> TransactionState<C> {
     }
 
     fn commit_now(&mut self, at: Place) -> Result<()> {
-        self.notice_panic(at);
-        self.check_invalidated()?;
-        if let Err(error) = self.not_inherited(at) {
+        self.invalidate_after_panic(at);
+        self.check_valid()?;
+        if let Err(error) = self.check_not_forked(at) {
             self.rollback();
             return Err(error);
         }
-        if !matches!(self.phase, Phase::Begun(_)) {
+        if !self.has_begun() {
             self.release();
             return Ok(());
         }
-        if self.levels != 0 || self.depth() != Some(1) {
+        if self.savepoints != 0 || self.depth() != Some(1) {
             self.invalidate("a savepoint in it was not closed".into(), at, true);
-            self.check_invalidated()?;
+            self.check_valid()?;
         }
-        self.limit_waits(at)?;
+        self.renew_busy_timeout(at)?;
         let resolver = match self.resolver() {
             Ok(resolver) => resolver,
             Err(error) => {
-                // What the code that had the connection kept to itself is the cause that tells more.
-                let is_known = self.swallowed.is_some() && !dialect::is_connection_lost(&error);
-                self.settle(Access::Read, at, Some(&error));
-                if is_known {
-                    self.check_invalidated()?;
+                // The error that the code with the connection did not return is the better cause.
+                let is_cause_known = self.swallowed.is_some() && !dialect::is_connection_lost(&error);
+                self.reconcile(Access::Read, at, Some(&error));
+                if is_cause_known {
+                    self.check_valid()?;
                 }
                 let error = self.explain(error, at);
                 self.rollback();
@@ -59,10 +59,10 @@ impl<C: SessionConnection> TransactionState<C> {
             }
         };
         let (kind, had_orphans) = (self.kind(), self.pinned().map(PinnedConnection::had_orphans));
-        // Of typed statements every error is known.
-        let guarded = self.had_raw_access.then(|| kind.guarded_commit()).flatten();
+        // The session knows every error of a typed statement.
+        let guarded_commit = self.had_raw_access.then(|| kind.guarded_commit()).flatten();
         let refused = Cell::new(false);
-        let outcome = self.send(|conn| match (had_orphans, guarded) {
+        let outcome = self.send(|conn| match (had_orphans, guarded_commit) {
             (Some(had_orphans), None) => kind.commit_inside(conn, had_orphans),
             (Some(had_orphans), Some(_)) => {
                 kind.probe_inside(conn).inspect_err(|_| refused.set(true))?;
@@ -80,7 +80,7 @@ impl<C: SessionConnection> TransactionState<C> {
                 self.release();
                 Ok(())
             }
-            Err(error) if refused.get() && !dialect::is_connection_lost(&error) => self.refuse_to_commit(at),
+            Err(error) if refused.get() && !dialect::is_connection_lost(&error) => self.reject_commit(at),
             Err(error) => {
                 let error = if dialect::is_connection_lost(&error) {
                     self.doom();
@@ -96,18 +96,19 @@ impl<C: SessionConnection> TransactionState<C> {
         }
     }
 
-    /// The server refused what was sent before the commit: the transaction is aborted (PostgreSQL) or is not the one that was begun.
-    fn refuse_to_commit(&mut self, at: Place) -> Result<()> {
-        let is_over = self.kind() != DatabaseKind::Postgres;
-        if is_over {
+    /// Handles a failed check before the commit: the transaction is aborted (PostgreSQL) or is not the one that the
+    /// session began.
+    fn reject_commit(&mut self, at: Place) -> Result<()> {
+        let ended = self.kind() != DatabaseKind::Postgres;
+        if ended {
             self.doom();
             self.poison_pinned("a statement ended the transaction of the test".into(), at);
         }
-        self.invalidate_silently(at, is_over);
-        self.check_invalidated()
+        self.invalidate_for_swallowed_error(at, ended);
+        self.check_valid()
     }
 
-    /// How to learn what will become of the commit that is about to be sent.
+    /// How the program can learn the outcome of the commit that is about to be sent.
     fn resolver(&mut self) -> diesel::QueryResult<Resolver> {
         let kind = self.kind();
         if self.pinned().is_some() {
@@ -131,29 +132,29 @@ impl<C: SessionConnection> TransactionState<C> {
         Ok(match number.parse() {
             Ok(number) => {
                 let app = self.app.clone();
-                Resolver::Ask(Arc::new(move |at| ask(&app, number, at)))
+                Resolver::Ask(Arc::new(move |at| ask_for_outcome(&app, number, at)))
             }
             Err(_) => Resolver::Silent("the server's number of the transaction could not be read"),
         })
     }
 }
 
-/// Asks the server what became of its transaction of that number.
-fn ask<C: SessionConnection>(app: &Arc<AppCore<C>>, number: u64, at: Place) -> Result<CommitOutcome> {
+/// Asks the server for the outcome of its transaction with this number.
+fn ask_for_outcome<C: SessionConnection>(app: &Arc<AppCore<C>>, number: u64, at: Place) -> Result<CommitOutcome> {
     let Some(question) = app.options().target.kind.transaction_status(number) else {
         return Ok(unknown("this database does not tell what became of a transaction"));
     };
-    let patience = app.options().config.acquire_timeout;
-    let end = Instant::now() + patience;
-    let mut pause = PAUSES.0;
+    let timeout = app.options().config.acquire_timeout;
+    let end = Instant::now() + timeout;
+    let mut pause = POLL_PAUSES.0;
     loop {
-        // For each question anew: between two of them others have the connection.
-        let mut pooled = app.pool()?.acquire(at, false, Some(end))?;
-        let answer = pooled.conn().texts(&question);
+        // Each question has a checkout of its own, so that others can use the connection during a pause.
+        let mut connection = app.pool()?.acquire(at, false, Some(end))?;
+        let answer = connection.conn().texts(&question);
         if answer.is_err() {
-            pooled.doom();
+            connection.doom();
         }
-        drop(pooled);
+        drop(connection);
         let status = match answer {
             Ok(rows) => rows.into_iter().next().flatten(),
             Err(error) if dialect::is_connection_lost(&error) && Instant::now() < end => continue,
@@ -163,13 +164,13 @@ fn ask<C: SessionConnection>(app: &Arc<AppCore<C>>, number: u64, at: Place) -> R
             Some("committed") => return Ok(CommitOutcome::Committed),
             Some("aborted") => return Ok(CommitOutcome::RolledBack),
             Some("in progress") if Instant::now() + pause >= end => {
-                return Ok(unknown(format!("the transaction was still in progress after {patience:?}; ask again")));
+                return Ok(unknown(format!("the transaction was still in progress after {timeout:?}; ask again")));
             }
             Some("in progress") => std::thread::sleep(pause),
             Some(other) => return Ok(unknown(format!("the server says `{other}`"))),
             None => return Ok(unknown("the server has forgotten the transaction, which is too old")),
         }
-        pause = (pause * 2).min(PAUSES.1);
+        pause = (pause * 2).min(POLL_PAUSES.1);
     }
 }
 

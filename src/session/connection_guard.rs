@@ -10,40 +10,41 @@ use super::transaction_state::Access;
 use crate::connection::SessionConnection;
 use crate::error::{Place, Result};
 use crate::pool::CheckedOut;
-use crate::recorder::For;
+use crate::recorder::CallSite;
 
-/// A session's connection, taken out of it by [`Session::connection`](crate::Session::connection) and put back by drop.
+/// The connection of a session. [`Session::connection`](crate::Session::connection) moves it out of the session, and
+/// the drop of the guard moves it back.
 ///
 /// It derefs to the connection: `query.load(&mut *conn)`.
 pub struct ConnectionGuard<C: SessionConnection> {
     session: Rc<SessionInner<C>>,
-    pooled: Option<CheckedOut<C>>,
+    connection: Option<CheckedOut<C>>,
     at: Place,
-    sent_for: Option<For>,
+    call_site: Option<CallSite>,
 }
 
 impl<C: SessionConnection> ConnectionGuard<C> {
     pub(super) fn take(session: &Rc<SessionInner<C>>, at: Place) -> Result<Self> {
         session.autoflush_before(Statement::RAW, at)?;
-        let mut core = session.enter(at)?;
-        if let Err(error) = core.prepare(Access::Raw, at) {
-            drop(core);
+        let mut transaction = session.borrow_transaction(at)?;
+        if let Err(error) = transaction.prepare(Access::Raw, at) {
+            drop(transaction);
             return Err(session.with_undo(error));
         }
-        let pooled = core.take_connection();
-        drop(core);
+        let connection = transaction.take_connection();
+        drop(transaction);
         // The code that has the connection may write to handles after it has changed their rows.
         session.expire_rows();
         if let Some(unit) = session.unit.get() {
             unit.note_changing();
         }
-        session.guarded.set(true);
+        session.has_guard.set(true);
         session.used_at.set(Some(at));
-        Ok(Self { session: Rc::clone(session), pooled: Some(pooled), at, sent_for: For::call_at(at) })
+        Ok(Self { session: Rc::clone(session), connection: Some(connection), at, call_site: CallSite::enter(at) })
     }
 
-    fn pooled(&self) -> &CheckedOut<C> {
-        self.pooled.as_ref().expect("only drop takes it")
+    fn connection(&self) -> &CheckedOut<C> {
+        self.connection.as_ref().expect("only drop takes it")
     }
 }
 
@@ -51,13 +52,13 @@ impl<C: SessionConnection> Deref for ConnectionGuard<C> {
     type Target = C;
 
     fn deref(&self) -> &C {
-        self.pooled().conn_ref()
+        self.connection().conn_ref()
     }
 }
 
 impl<C: SessionConnection> DerefMut for ConnectionGuard<C> {
     fn deref_mut(&mut self) -> &mut C {
-        self.pooled.as_mut().expect("only drop takes it").conn()
+        self.connection.as_mut().expect("only drop takes it").conn()
     }
 }
 
@@ -69,20 +70,20 @@ impl<C: SessionConnection> fmt::Debug for ConnectionGuard<C> {
 
 impl<C: SessionConnection> Drop for ConnectionGuard<C> {
     fn drop(&mut self) {
-        let Some(mut pooled) = self.pooled.take() else { return };
+        let Some(mut connection) = self.connection.take() else { return };
         if std::thread::panicking() {
-            pooled.doom();
+            connection.doom();
         }
-        // What comes now is the library's own.
-        self.sent_for = None;
-        self.session.guarded.set(false);
+        // The library sends what follows.
+        self.call_site = None;
+        self.session.has_guard.set(false);
         self.session.used_at.set(None);
-        let mut core = self.session.core.borrow_mut();
-        core.put_back_connection(pooled, self.at);
+        let mut transaction = self.session.transaction.borrow_mut();
+        transaction.return_connection(connection, self.at);
         if self.session.ended.get() {
-            core.rollback();
+            transaction.rollback();
         }
-        drop(core);
+        drop(transaction);
         self.session.expire_rows();
     }
 }

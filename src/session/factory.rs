@@ -1,4 +1,4 @@
-//! What all sessions of an application have in common.
+//! What all sessions of an application share.
 
 use std::sync::Arc;
 
@@ -7,16 +7,16 @@ use super::row_hooks::RowHooks;
 use crate::app_core::AppCore;
 use crate::connection::SessionConnection;
 
-/// What a session of an application is made from.
+/// Makes the sessions of an application.
 pub(crate) struct SessionFactory<C: SessionConnection> {
-    pub(crate) core: Arc<AppCore<C>>,
+    pub(crate) app_core: Arc<AppCore<C>>,
     pub(crate) row_hooks: RowHooks<C>,
-    /// The list of open sessions, if the application is that of a test.
+    /// The list of open sessions, if the application belongs to a test.
     pub(crate) open_sessions: Option<Arc<OpenSessions>>,
 }
 
 impl<C: SessionConnection> std::fmt::Debug for SessionFactory<C> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SessionFactory").field("app", &self.core.id()).finish_non_exhaustive()
+        f.debug_struct("SessionFactory").field("app", &self.app_core.id()).finish_non_exhaustive()
     }
 }

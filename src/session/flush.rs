@@ -1,4 +1,4 @@
-//! When a session's unit of work is flushed, and who is told.
+//! When a session's unit of work is flushed, and which hooks run around the flush.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
@@ -19,7 +19,7 @@ use crate::kind::DatabaseKind;
 use crate::panic::panic_message;
 use crate::unit_of_work::{ChangeKind, Changes, Connected, Executor, StatementKind, Unit};
 
-/// A hook of every flush of a session.
+/// A hook that runs at every flush of a session.
 pub(super) type FlushHook<C> = Rc<dyn Fn(&Session<C>, &Changes) -> Result<()>>;
 
 pub(crate) struct FlushHooks<C: SessionConnection> {
@@ -39,25 +39,25 @@ impl<C: SessionConnection> std::fmt::Debug for FlushHooks<C> {
     }
 }
 
-/// In the order in which they are sent.
-const ALL: [ChangeKind; 3] = [ChangeKind::Insert, ChangeKind::Update, ChangeKind::Delete];
+/// The kinds of changes, in the order in which a flush sends them.
+const SEND_ORDER: [ChangeKind; 3] = [ChangeKind::Insert, ChangeKind::Update, ChangeKind::Delete];
 
 impl<C: SessionConnection> SessionInner<C> {
     pub(super) fn unit(&self) -> &Unit<C> {
         self.unit.get_or_init(|| {
             let unit = Unit::new(self.weak());
-            unit.set_level(self.levels.get());
-            if self.has_begun() {
-                // The transaction may have sent what the unit has not seen.
+            unit.set_level(self.savepoints.get());
+            if self.is_active() {
+                // The transaction may have sent statements before the unit of work existed.
                 unit.expire_all();
             }
-            // The transaction may have changed rows before the session kept any.
+            // The transaction may have changed rows before the session tracked any.
             unit.note_changing();
             unit
         })
     }
 
-    /// Whether there is something to flush.
+    /// Whether there are changes to flush.
     pub(crate) fn has_unflushed(&self) -> bool {
         self.unit.get().is_some_and(|unit| unit.unflushed_since().is_some())
     }
@@ -66,7 +66,7 @@ impl<C: SessionConnection> SessionInner<C> {
         self.unit.get()?.unflushed_since()
     }
 
-    /// The flush before a query.
+    /// Flushes before a query, unless autoflush is off or nothing has changed.
     #[inline]
     pub(super) fn autoflush(&self, at: Place) -> Result<()> {
         match self.unit.get() {
@@ -75,12 +75,12 @@ impl<C: SessionConnection> SessionInner<C> {
         }
     }
 
-    /// The flush before a statement. A statement that may change rows is refused while a write guard lives: a later flush would compare the
-    /// guard's value with the row from before the statement.
+    /// Flushes before a statement. A statement that may change rows is refused while a write guard lives, because a
+    /// later flush would compare the guard's value with the row as it was before the statement.
     pub(super) fn autoflush_before(&self, statement: Statement, at: Place) -> Result<()> {
         self.autoflush(at)?;
         match self.unit.get() {
-            Some(unit) if statement.outdates || statement.access == Access::Raw => unit.check_writers(at),
+            Some(unit) if statement.expires_rows || statement.access == Access::Raw => unit.check_writers(at),
             _ => Ok(()),
         }
     }
@@ -88,19 +88,19 @@ impl<C: SessionConnection> SessionInner<C> {
     #[cold]
     fn flush_before_query(&self, at: Place) -> Result<()> {
         self.flush(at).map_err(|error| match error {
-            // These are what the query itself would have got.
+            // The query itself would have failed with the same error.
             Error::RollbackRequired { .. } | Error::SessionBusy { .. } | Error::SessionEnded { .. } => error,
             error => self.with_undo(Error::Autoflush { source: Box::new(error), at, undo: Undo::default() }),
         })
     }
 
-    /// Sends what has changed. After a failure that came with something sent, the transaction has to be rolled back.
+    /// Sends all changes. If it fails after it has sent something, the transaction must be rolled back.
     pub(super) fn flush(&self, at: Place) -> Result<()> {
         self.flush_now(at).map_err(|error| self.with_undo(error))
     }
 
     fn flush_now(&self, at: Place) -> Result<()> {
-        self.not_ended(at)?;
+        self.check_not_ended(at)?;
         let Some(unit) = self.unit.get() else { return Ok(()) };
         if unit.unflushed_since().is_none() {
             return Ok(());
@@ -108,129 +108,140 @@ impl<C: SessionConnection> SessionInner<C> {
         if unit.is_flushing() {
             return Err(Error::AlreadyFlushing { at });
         }
-        // What is guarded or in use cannot be sent through.
-        let mut core = self.enter(at)?;
-        core.check(at)?;
-        let by_itself = core.commits_by_itself();
-        drop(core);
+        // A flush needs the connection: a guard must not own it, and no statement may be running.
+        let mut transaction = self.borrow_transaction(at)?;
+        transaction.check_usable(at)?;
+        let autocommits = transaction.is_autocommitting();
+        drop(transaction);
         let _flushing = unit.begin_flush();
-        let hooks = *self.row_hooks();
-        if self.is_told_of_flushes(hooks.before_flush, |own| !own.before.is_empty()) {
-            let own = |own: &FlushHooks<C>| own.before.clone();
-            self.tell_watched("before_flush", &unit.unflushed(&ALL), hooks.before_flush, own, at)?;
+        let row_hooks = *self.row_hooks();
+        if self.has_flush_hooks(row_hooks.before_flush, |hooks| !hooks.before.is_empty()) {
+            let session_hooks = |hooks: &FlushHooks<C>| hooks.before.clone();
+            self.run_checked_hooks(
+                "before_flush",
+                &unit.unflushed(&SEND_ORDER),
+                row_hooks.before_flush,
+                session_hooks,
+                at,
+            )?;
         }
         unit.check(at)?;
         if !unit.is_dirty() {
             unit.nothing_differs();
             return Ok(());
         }
-        let mut core = self.enter(at)?;
-        if by_itself && !core.commits_by_itself() {
-            core.invalidate(LEFT_OPEN.into(), at, true);
-            let message = LEFT_OPEN.into();
+        let mut transaction = self.borrow_transaction(at)?;
+        if autocommits && !transaction.is_autocommitting() {
+            transaction.invalidate(HOOK_LEFT_TRANSACTION_OPEN.into(), at, true);
+            let message = HOOK_LEFT_TRANSACTION_OPEN.into();
             return Err(Error::HookFailed { hook: "before_flush", committed: false, message });
         }
-        if core.is_reading() {
-            // What was read before the transaction may have changed since.
+        if transaction.is_reading() {
+            // Rows that were read before the transaction may have changed since.
             unit.expire_all();
         }
-        core.begin(at)?;
-        let before = Pending { begun: true, rollbacks: core.rollbacks(), losses: unit.losses() };
-        drop(core);
-        let told = self.is_told_of_flushes(hooks.after_flush, |own| !own.after.is_empty());
-        let changes = if told { unit.unflushed(&ALL) } else { Changes::default() };
-        // Until all is sent and noted, whatever ends this flush makes a rollback necessary. A panic comes from code of the rows' own types:
-        // nobody knows by then which of what was sent has been noted.
-        let unfinished = Unfinished { session: self, by_itself, at };
-        let mut sent = catch_unwind(AssertUnwindSafe(|| unit.send(&Route { session: self, at })));
+        transaction.begin(at)?;
+        let before = LossCounts { begun: true, rollbacks: transaction.rollbacks(), losses: unit.losses() };
+        drop(transaction);
+        let has_after_flush = self.has_flush_hooks(row_hooks.after_flush, |hooks| !hooks.after.is_empty());
+        let changes = if has_after_flush { unit.unflushed(&SEND_ORDER) } else { Changes::default() };
+        // Until all changes are sent and noted, any other end of this flush forces a rollback. A panic comes from
+        // code of the rows' types and leaves open which of the sent changes have been noted.
+        let unfinished = UnfinishedFlush { session: self, autocommits, at };
+        let mut sent = catch_unwind(AssertUnwindSafe(|| unit.send(&SessionExecutor { session: self, at })));
         if let Ok(Err(error)) = &mut sent {
-            // It becomes the cause of others, which say what has to be done.
+            // The error becomes the cause of other errors, and those say how to undo the transaction.
             error.set_undo(&|_| Undo::Unsaid);
         }
-        let taken = self.has_lost(before);
-        let failed = match &sent {
-            Ok(Ok(())) if taken => Some(ROLLED_BACK_MEANWHILE.into()),
+        let lost = self.has_lost_since(before);
+        let failure = match &sent {
+            Ok(Ok(())) if lost => Some(ROLLED_BACK_DURING_FLUSH.into()),
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(text_of(error)),
             Err(panic) => Some(panic_message(&**panic)),
         };
-        let Some(cause) = failed else {
+        let Some(cause) = failure else {
             std::mem::forget(unfinished);
-            let own = |own: &FlushHooks<C>| own.after.clone();
-            let told = self.tell_watched("after_flush", &changes, hooks.after_flush, own, at);
-            return if by_itself { self.end_of_its_own(told, at) } else { told };
+            let session_hooks = |hooks: &FlushHooks<C>| hooks.after.clone();
+            let outcome = self.run_checked_hooks("after_flush", &changes, row_hooks.after_flush, session_hooks, at);
+            return if autocommits { self.end_own_transaction(outcome, at) } else { outcome };
         };
         std::mem::forget(unfinished);
-        self.flush_failed(by_itself, cause, at);
+        self.flush_failed(autocommits, cause, at);
         match sent {
-            Ok(Ok(())) => Err(Error::RollbackRequired { cause: ROLLED_BACK_MEANWHILE.into(), at }),
+            Ok(Ok(())) => Err(Error::RollbackRequired { cause: ROLLED_BACK_DURING_FLUSH.into(), at }),
             Ok(Err(error)) => Err(error),
             Err(panic) => resume_unwind(panic),
         }
     }
 
-    /// What was sent cannot be kept.
-    fn flush_failed(&self, by_itself: bool, cause: String, at: Place) {
-        let Ok(mut core) = self.enter_at_end(at) else { return };
-        if by_itself {
-            core.rollback();
-            drop(core);
+    /// Gives up what a failed flush has sent: rolls back, or invalidates the transaction.
+    fn flush_failed(&self, autocommits: bool, cause: String, at: Place) {
+        let Ok(mut transaction) = self.borrow_transaction_at_end(at) else { return };
+        if autocommits {
+            transaction.rollback();
+            drop(transaction);
             self.unit_rolled_back();
         } else {
-            core.invalidate(cause, at, false);
+            transaction.invalidate(cause, at, false);
         }
     }
 
-    /// What a hook could take away.
-    pub(super) fn pending(&self, at: Place) -> Result<Pending> {
-        let core = self.enter(at)?;
+    /// The counts by which [`has_lost_since`](Self::has_lost_since) recognises a loss.
+    pub(super) fn loss_counts(&self, at: Place) -> Result<LossCounts> {
+        let transaction = self.borrow_transaction(at)?;
         let losses = self.unit.get().map_or(0, Unit::losses);
-        Ok(Pending { begun: core.begun_at().is_some(), rollbacks: core.rollbacks(), losses })
+        Ok(LossCounts { begun: transaction.has_begun(), rollbacks: transaction.rollbacks(), losses })
     }
 
-    /// Whether something of it is gone: a transaction was rolled back, or unflushed changes were dropped.
-    fn has_lost(&self, before: Pending) -> bool {
-        let rollbacks = self.core.try_borrow().map_or(before.rollbacks, |core| core.rollbacks());
+    /// Whether a begun transaction was rolled back or unflushed changes were dropped since `before`.
+    fn has_lost_since(&self, before: LossCounts) -> bool {
+        let rollbacks = self.transaction.try_borrow().map_or(before.rollbacks, |transaction| transaction.rollbacks());
         let losses = self.unit.get().map_or(0, Unit::losses);
         before.begun && rollbacks != before.rollbacks || losses != before.losses
     }
 
-    /// Runs a hook that comes before a commit. It fails where it took away what was to be flushed or committed.
-    pub(super) fn watched(&self, hook: &'static str, at: Place, run: impl FnOnce() -> Result<()>) -> Result<()> {
-        let before = self.pending(at)?;
-        let outer = self.hook.replace(Some((hook, self.blocks.borrow().len())));
+    /// Runs a hook before a flush or a commit. The hook fails if it has dropped what was to be flushed or committed.
+    pub(super) fn run_checked_hook(
+        &self,
+        hook: &'static str,
+        at: Place,
+        run: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let before = self.loss_counts(at)?;
+        let outer = self.running_hook.replace(Some((hook, self.open_scopes.borrow().len())));
         let outcome = run();
-        self.hook.set(outer);
-        if !self.has_lost(before) {
+        self.running_hook.set(outer);
+        if !self.has_lost_since(before) {
             return outcome;
         }
-        let message = TOOK_AWAY.to_owned();
-        // What is left is not what the program wanted to commit. After a rollback nothing is left.
-        if let Ok(mut core) = self.core.try_borrow_mut()
-            && (core.is_active() || core.rollbacks() == before.rollbacks)
-            && !core.commits_by_itself()
+        let message = HOOK_LOST_CHANGES.to_owned();
+        // The rest is not what the program wanted to commit. After a rollback nothing is left.
+        if let Ok(mut transaction) = self.transaction.try_borrow_mut()
+            && (transaction.is_active() || transaction.rollbacks() == before.rollbacks)
+            && !transaction.is_autocommitting()
         {
-            core.invalidate(format!("the `{hook}` hook failed: {message}"), at, true);
+            transaction.invalidate(format!("the `{hook}` hook failed: {message}"), at, true);
         }
         outcome.and(Err(Error::HookFailed { hook, committed: false, message }))
     }
 
-    /// The end of a flush that is a transaction of its own.
-    fn end_of_its_own(&self, outcome: Result<()>, at: Place) -> Result<()> {
-        let mut core = self.enter_at_end(at)?;
-        let outcome = match outcome.map(|()| self.commit_core(&mut core, at)) {
+    /// Commits or rolls back after a flush that is a transaction of its own.
+    fn end_own_transaction(&self, outcome: Result<()>, at: Place) -> Result<()> {
+        let mut transaction = self.borrow_transaction_at_end(at)?;
+        let outcome = match outcome.map(|()| self.commit_transaction(&mut transaction, at)) {
             Ok(Ok(committed)) => committed,
             Ok(Err(panic)) => {
-                drop(core);
+                drop(transaction);
                 self.unit_undecided(&Arc::default());
                 resume_unwind(panic)
             }
             Err(error) => Err(error),
         };
         if outcome.is_err() {
-            core.rollback();
+            transaction.rollback();
         }
-        drop(core);
+        drop(transaction);
         match &outcome {
             Ok(()) => self.unit_committed(),
             Err(Error::CommitUnknown(unknown)) => self.unit_undecided(&unknown.verdict),
@@ -239,52 +250,54 @@ impl<C: SessionConnection> SessionInner<C> {
         outcome
     }
 
-    fn is_told_of_flushes(&self, database: Option<RowHook<C>>, own: impl FnOnce(&FlushHooks<C>) -> bool) -> bool {
-        database.is_some() || own(&self.flush_hooks.borrow())
+    fn has_flush_hooks(&self, database_hook: Option<RowHook<C>>, is_any: impl FnOnce(&FlushHooks<C>) -> bool) -> bool {
+        database_hook.is_some() || is_any(&self.flush_hooks.borrow())
     }
 
-    /// Runs the hook of the database object, after the end of a transaction.
-    fn tell(&self, name: &'static str, changes: &Changes, database: Option<RowHook<C>>) -> Result<()> {
-        match (self.handle(), database) {
-            (Some(session), Some(hook)) if !changes.is_empty() => contained(name, || hook(&session, changes)),
+    /// Runs the hook of the database object after the end of a transaction.
+    fn run_row_hook(&self, name: &'static str, changes: &Changes, database_hook: Option<RowHook<C>>) -> Result<()> {
+        match (self.handle(), database_hook) {
+            (Some(session), Some(hook)) if !changes.is_empty() => run_contained(name, || hook(&session, changes)),
             _ => Ok(()),
         }
     }
 
-    /// Runs the hook of the database object, then those of the session, before the end of a transaction.
-    fn tell_watched(
+    /// Runs the hook of the database object and then those of the session, before the end of a transaction.
+    fn run_checked_hooks(
         &self,
         name: &'static str,
         changes: &Changes,
-        database: Option<RowHook<C>>,
-        own: impl FnOnce(&FlushHooks<C>) -> Vec<FlushHook<C>>,
+        database_hook: Option<RowHook<C>>,
+        session_hooks: impl FnOnce(&FlushHooks<C>) -> Vec<FlushHook<C>>,
         at: Place,
     ) -> Result<()> {
         let Some(session) = self.handle() else { return Ok(()) };
         if changes.is_empty() {
             return Ok(());
         }
-        if let Some(hook) = database {
-            self.watched(name, at, || contained(name, || hook(&session, changes)))?;
+        if let Some(hook) = database_hook {
+            self.run_checked_hook(name, at, || run_contained(name, || hook(&session, changes)))?;
         }
-        let own = own(&self.flush_hooks.borrow());
-        own.iter().try_for_each(|hook| self.watched(name, at, || contained(name, || hook(&session, changes))))
+        let session_hooks = session_hooks(&self.flush_hooks.borrow());
+        session_hooks
+            .iter()
+            .try_for_each(|hook| self.run_checked_hook(name, at, || run_contained(name, || hook(&session, changes))))
     }
 
-    /// What the hooks of the database object are to be told at the end of the transaction.
-    pub(super) fn changes_to_tell(&self) -> Option<Changes> {
+    /// The changes for the hooks of the database object around a commit; `None` without hooks or changes.
+    pub(super) fn changes_for_commit_hooks(&self) -> Option<Changes> {
         let hooks = self.row_hooks();
-        let wanted = hooks.before_commit.is_some() || hooks.after_commit.is_some();
-        wanted.then(|| self.unit.get()).flatten().map(Unit::flushed).filter(|changes| !changes.is_empty())
+        let has_hooks = hooks.before_commit.is_some() || hooks.after_commit.is_some();
+        has_hooks.then(|| self.unit.get()).flatten().map(Unit::flushed).filter(|changes| !changes.is_empty())
     }
 
-    pub(super) fn tell_before_commit(&self, changes: &Changes, at: Place) -> Result<()> {
-        self.tell_watched("before_commit", changes, self.row_hooks().before_commit, |_| Vec::new(), at)
+    pub(super) fn run_before_commit_row_hook(&self, changes: &Changes, at: Place) -> Result<()> {
+        self.run_checked_hooks("before_commit", changes, self.row_hooks().before_commit, |_| Vec::new(), at)
     }
 
-    pub(super) fn tell_after_commit(&self, changes: &Changes) -> Result<()> {
-        let told = self.tell("after_commit", changes, self.row_hooks().after_commit);
-        told.map_err(|error| match error {
+    pub(super) fn run_after_commit_row_hook(&self, changes: &Changes) -> Result<()> {
+        let outcome = self.run_row_hook("after_commit", changes, self.row_hooks().after_commit);
+        outcome.map_err(|error| match error {
             Error::HookFailed { hook, message, .. } => Error::HookFailed { hook, committed: true, message },
             error => Error::HookFailed { hook: "after_commit", committed: true, message: text_of(&error) },
         })
@@ -302,35 +315,35 @@ impl<C: SessionConnection> SessionInner<C> {
         let changes = hook.map(|_| unit.flushed_now());
         unit.rolled_back(!self.hooks.borrow().is_empty());
         if let Some(changes) = changes
-            && let Err(error) = self.tell("after_rollback", &changes, hook)
+            && let Err(error) = self.run_row_hook("after_rollback", &changes, hook)
         {
             crate::wording::log_line!(warn, "diesel_session::session", "after a rollback: {}", text_of(&error));
         }
     }
 
-    /// After a commit whose answer was lost. Nobody is told of a rollback.
+    /// Handles a commit whose answer was lost. No `after_rollback` hook runs.
     pub(super) fn unit_undecided(&self, verdict: &Arc<Verdict>) {
         if let Some(unit) = self.unit.get() {
             unit.undecided(verdict);
         }
     }
 
-    pub(super) fn unit_level_opened(&self) {
-        self.levels.set(self.levels.get() + 1);
+    pub(super) fn unit_savepoint_opened(&self) {
+        self.savepoints.set(self.savepoints.get() + 1);
         if let Some(unit) = self.unit.get() {
             unit.open_level();
         }
     }
 
-    pub(super) fn unit_level_kept(&self) {
-        self.levels.set(self.levels.get() - 1);
+    pub(super) fn unit_savepoint_released(&self) {
+        self.savepoints.set(self.savepoints.get() - 1);
         if let Some(unit) = self.unit.get() {
             unit.keep_level();
         }
     }
 
-    pub(super) fn unit_level_undone(&self) {
-        self.levels.set(self.levels.get() - 1);
+    pub(super) fn unit_savepoint_rolled_back(&self) {
+        self.savepoints.set(self.savepoints.get() - 1);
         if let Some(unit) = self.unit.get() {
             unit.undo_level();
         }
@@ -355,37 +368,38 @@ impl<C: SessionConnection> SessionInner<C> {
     }
 }
 
-fn contained(hook: &'static str, run: impl FnOnce() -> Result<()>) -> Result<()> {
+fn run_contained(hook: &'static str, run: impl FnOnce() -> Result<()>) -> Result<()> {
     catch_unwind(AssertUnwindSafe(run))
         .unwrap_or_else(|panic| Err(Error::HookFailed { hook, committed: false, message: message_of(panic) }))
 }
 
-const TOOK_AWAY: &str = "it took away what was to be written or committed, by `rollback`, `remove`, `expunge_all` or `expire_all`. \
-    To refuse, return `Err` from the hook";
+const HOOK_LOST_CHANGES: &str = "it took away what was to be written or committed, \
+     by `rollback`, `remove`, `expunge_all` or `expire_all`. To refuse, return `Err` from the hook";
 
-const LEFT_OPEN: &str = "it began a transaction in an autocommit scope and left it open. Use `session.transaction(..)`, or begin before the flush";
+const HOOK_LEFT_TRANSACTION_OPEN: &str = "it began a transaction in an autocommit scope and left it open. \
+     Use `session.transaction(..)`, or begin before the flush";
 
-const ROLLED_BACK_MEANWHILE: &str =
+const ROLLED_BACK_DURING_FLUSH: &str =
     "code of a row's type rolled back the session's transaction while a flush was under way";
 
-/// What a hook could take away.
+/// How much was lost until now: see [`SessionInner::has_lost_since`].
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pending {
+pub(super) struct LossCounts {
     begun: bool,
     rollbacks: u64,
     losses: u64,
 }
 
-/// A flush of which not everything is sent and noted. Dropped, it makes a rollback necessary.
-struct Unfinished<'s, C: SessionConnection> {
+/// A flush whose changes are not all sent and noted. Its drop forces a rollback.
+struct UnfinishedFlush<'s, C: SessionConnection> {
     session: &'s SessionInner<C>,
-    by_itself: bool,
+    autocommits: bool,
     at: Place,
 }
 
-impl<C: SessionConnection> Drop for Unfinished<'_, C> {
+impl<C: SessionConnection> Drop for UnfinishedFlush<'_, C> {
     fn drop(&mut self) {
-        self.session.flush_failed(self.by_itself, "code of the program panicked in a flush".into(), self.at);
+        self.session.flush_failed(self.autocommits, "code of the program panicked in a flush".into(), self.at);
     }
 }
 
@@ -395,19 +409,19 @@ impl<C: SessionConnection> Connected<C> for SessionInner<C> {
     }
 
     fn read(&self, what: StatementKind, at: Place, run: &mut dyn FnMut(&mut C) -> QueryResult<()>) -> Result<()> {
-        self.run_now(Statement::of_entity(what), at, run)
+        self.run_without_flush(Statement::of_entity(what), at, run)
     }
 }
 
-/// The session as what a flush sends through.
-pub(super) struct Route<'s, C: SessionConnection> {
+/// Sends the statements of a flush through the session.
+pub(super) struct SessionExecutor<'s, C: SessionConnection> {
     pub(super) session: &'s SessionInner<C>,
     pub(super) at: Place,
 }
 
-impl<C: SessionConnection> Executor<C> for Route<'_, C> {
+impl<C: SessionConnection> Executor<C> for SessionExecutor<'_, C> {
     fn send(&self, what: StatementKind, run: &mut dyn FnMut(&mut C) -> QueryResult<()>) -> Result<()> {
-        self.session.run_now(Statement::of_entity(what), self.at, run)
+        self.session.run_without_flush(Statement::of_entity(what), self.at, run)
     }
 
     fn returning(&self) -> bool {

@@ -1,25 +1,26 @@
-//! A session that was in use when its process was forked: the connection is the parent's.
+//! A session whose process was forked while it held a connection: the connection belongs to the parent process.
 
-use super::transaction_state::{Phase, TransactionState};
+use super::transaction_state::{TransactionPhase, TransactionState};
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 
 impl<C: SessionConnection> TransactionState<C> {
-    /// An error where this process was forked from the one that took the connection. The connection is let go of, untouched, and
-    /// so is the turn to write; a transaction that had begun has to be rolled back, which sends nothing.
+    /// Returns an error if the connection was checked out before a fork of the process. The session then gives
+    /// up the connection and the write permit without touching them. A transaction that had begun is invalidated; its
+    /// rollback sends nothing.
     ///
-    /// It is asked once before anything is sent, and once after the program's own code has had the connection.
-    pub(super) fn not_inherited(&mut self, at: Place) -> Result<()> {
-        if !self.pooled.as_ref().is_some_and(|pooled| pooled.is_inherited()) {
+    /// This is checked before anything is sent, and again after code of the program has had the connection.
+    pub(super) fn check_not_forked(&mut self, at: Place) -> Result<()> {
+        if !self.connection.as_ref().is_some_and(|connection| connection.is_inherited()) {
             return Ok(());
         }
-        self.pooled = None;
-        std::mem::forget(self.turn_to_write.take());
+        self.connection = None;
+        std::mem::forget(self.write_permit.take());
         match self.phase {
-            Phase::Begun(_) => {
+            TransactionPhase::Begun(_) => {
                 self.invalidate("the process was forked, and the transaction is its parent's".into(), at, true)
             }
-            Phase::Idle | Phase::Reading(_) => self.release(),
+            TransactionPhase::Idle | TransactionPhase::Reading(_) => self.release(),
         }
         Err(Error::Forked { app: self.app.id().into() })
     }

@@ -1,4 +1,4 @@
-//! What the program wants to be told of.
+//! The hooks that a session runs around commit and rollback.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -24,7 +24,7 @@ impl HookOutcome for Result<()> {
     }
 }
 
-/// A hook that can only panic, `|| panic!(..)`, returns the type that has no name yet.
+/// For a hook that can only panic: the closure `|| panic!(..)` returns the type `!`, which stable Rust cannot name.
 impl HookOutcome for never::Never {
     fn outcome(self) -> Result<()> {
         self
@@ -45,15 +45,15 @@ mod never {
     pub type Never = <fn() -> ! as Returns>::Output;
 }
 
-type Before = Box<dyn FnOnce() -> Result<()>>;
-type After = Box<dyn FnOnce()>;
+type BeforeCommitHook = Box<dyn FnOnce() -> Result<()>>;
+type AfterHook = Box<dyn FnOnce()>;
 
-/// The hooks of one session, in the order in which they were registered.
+/// The hooks of one session, in the order of their registration.
 #[derive(Default)]
 pub(crate) struct Hooks {
-    before_commit: Vec<Before>,
-    after_commit: Vec<After>,
-    after_rollback: Vec<After>,
+    before_commit: Vec<BeforeCommitHook>,
+    after_commit: Vec<AfterHook>,
+    after_rollback: Vec<AfterHook>,
 }
 
 impl std::fmt::Debug for Hooks {
@@ -62,9 +62,9 @@ impl std::fmt::Debug for Hooks {
     }
 }
 
-/// How many hooks there were when a savepoint was opened.
+/// The numbers of registered hooks at some moment, such as the start of a savepoint.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Mark(usize, usize, usize);
+pub(crate) struct HookMark(usize, usize, usize);
 
 impl Hooks {
     pub(crate) fn before_commit<R: HookOutcome>(&mut self, hook: impl FnOnce() -> R + 'static) {
@@ -88,31 +88,31 @@ impl Hooks {
         !self.before_commit.is_empty()
     }
 
-    pub(crate) fn mark(&self) -> Mark {
-        Mark(self.before_commit.len(), self.after_commit.len(), self.after_rollback.len())
+    pub(crate) fn mark(&self) -> HookMark {
+        HookMark(self.before_commit.len(), self.after_commit.len(), self.after_rollback.len())
     }
 
-    /// Takes away what was registered since `mark`, for the caller to drop once nothing is borrowed: a hook may own a
-    /// session.
+    /// Removes the hooks that were registered since `mark`. The caller drops them when nothing is borrowed, because a
+    /// hook may own a session.
     #[must_use]
-    pub(crate) fn since(&mut self, mark: Mark) -> Self {
+    pub(crate) fn split_off(&mut self, mark: HookMark) -> Self {
         Self {
-            before_commit: split(&mut self.before_commit, mark.0),
-            after_commit: split(&mut self.after_commit, mark.1),
-            after_rollback: split(&mut self.after_rollback, mark.2),
+            before_commit: split_off_at(&mut self.before_commit, mark.0),
+            after_commit: split_off_at(&mut self.after_commit, mark.1),
+            after_rollback: split_off_at(&mut self.after_rollback, mark.2),
         }
     }
 
-    pub(crate) fn take_before_commit(&mut self) -> Vec<Before> {
+    pub(crate) fn take_before_commit(&mut self) -> Vec<BeforeCommitHook> {
         std::mem::take(&mut self.before_commit)
     }
 
-    /// Puts back those that were taken and have not run, before those registered since.
-    pub(crate) fn put_back(&mut self, hooks: impl Iterator<Item = Before>) {
+    /// Puts hooks back that were taken and have not run, before those that were registered since.
+    pub(crate) fn put_back(&mut self, hooks: impl Iterator<Item = BeforeCommitHook>) {
         self.before_commit.splice(..0, hooks);
     }
 
-    /// Drops hooks that do not run. What they own may panic in its drop; that is nobody's business any more.
+    /// Drops hooks that do not run. A panic of a value that a hook owns is contained.
     pub(crate) fn discard(self) {
         if self.is_empty() {
             return;
@@ -123,7 +123,7 @@ impl Hooks {
         drop_each(after_rollback);
     }
 
-    /// Runs what is to run after a commit; every hook runs, the first failure is returned.
+    /// Runs the `after_commit` hooks and drops the other hooks. Every hook runs; the first failure is returned.
     pub(crate) fn run_after_commit(mut self) -> Result<()> {
         if self.is_empty() {
             return Ok(());
@@ -133,6 +133,7 @@ impl Hooks {
         run_all("after_commit", true, hooks)
     }
 
+    /// Runs the `after_rollback` hooks and drops the other hooks. Every hook runs; the first failure is returned.
     pub(crate) fn run_after_rollback(mut self) -> Result<()> {
         if self.is_empty() {
             return Ok(());
@@ -143,28 +144,27 @@ impl Hooks {
     }
 }
 
-/// Runs one `before_commit` hook.
-pub(crate) fn run_before_commit(hook: Before) -> Result<()> {
+pub(crate) fn run_before_commit(hook: BeforeCommitHook) -> Result<()> {
     match catch_unwind(AssertUnwindSafe(hook)) {
         Ok(outcome) => outcome,
         Err(panic) => Err(Error::HookFailed { hook: "before_commit", committed: false, message: message_of(panic) }),
     }
 }
 
-fn run_all(hook: &'static str, committed: bool, hooks: Vec<After>) -> Result<()> {
-    let mut first = Ok(());
+fn run_all(hook: &'static str, committed: bool, hooks: Vec<AfterHook>) -> Result<()> {
+    let mut outcome = Ok(());
     for run in hooks {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
             let message = message_of(panic);
             crate::wording::log_line!(warn, "diesel_session::session", "a {hook} hook panicked: {}", phrase(&message));
-            if first.is_ok() {
-                first = Err(Error::HookFailed { hook, committed, message });
+            if outcome.is_ok() {
+                outcome = Err(Error::HookFailed { hook, committed, message });
             }
         }
     }
-    first
+    outcome
 }
 
-fn split<T>(hooks: &mut Vec<T>, at: usize) -> Vec<T> {
+fn split_off_at<T>(hooks: &mut Vec<T>, at: usize) -> Vec<T> {
     hooks.split_off(at.min(hooks.len()))
 }

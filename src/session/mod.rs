@@ -1,4 +1,4 @@
-//! The session: what a program sends its statements through.
+//! The session, through which a program sends its statements.
 
 mod commit;
 mod connection_guard;
@@ -17,7 +17,7 @@ mod statement;
 mod subselect;
 mod transaction_scope;
 mod transaction_state;
-mod transient;
+mod transient_failure;
 mod unit;
 
 use std::panic::Location;
@@ -44,12 +44,12 @@ use crate::error::{Error, Place, Result};
 use statement::Statement;
 use transaction_scope::TransactionScope;
 
-/// A handle to a session: statements, one transaction at a time, and what happens around it.
+/// A handle to a session: it sends statements, and has one transaction at a time, with hooks around it.
 ///
-/// The session of a context comes from [`Database::session`](crate::Database::session) and ends with the context; the one of
-/// [`App::open_session`](crate::App::open_session) ends when its last handle is dropped. It begins by itself at the first
-/// statement, holds a connection from there to [`commit`](Self::commit) or [`rollback`](Self::rollback), and costs the
-/// server nothing in between. What is not committed is rolled back.
+/// The session of a context comes from [`Database::session`](crate::Database::session) and ends with the context. The
+/// session of [`App::open_session`](crate::App::open_session) ends when its last handle is dropped. A session begins
+/// at its first statement, holds a connection from there to [`commit`](Self::commit) or
+/// [`rollback`](Self::rollback), and costs the server nothing in between. Uncommitted work is rolled back.
 ///
 /// A handle belongs to its thread:
 ///
@@ -59,11 +59,11 @@ use transaction_scope::TransactionScope;
 /// ```
 ///
 /// # Errors of every method that sends something
-/// [`Error::Query`] with Diesel's error, [`Error::NotFound`], [`Error::ConnectionLost`], [`Error::RollbackRequired`] after the database has aborted or
-/// ended the transaction, [`Error::SessionEnded`], [`Error::SessionBusy`], [`Error::DeadlineExceeded`]; for the first
-/// statement also what can go wrong with getting a connection: [`Error::AcquireTimeout`], [`Error::Connect`],
-/// [`Error::ConnectTimeout`], [`Error::BudgetExhausted`], [`Error::Disposed`], [`Error::WouldDeadlock`], [`Error::Forked`], on
-/// SQLite [`Error::LockTimeout`], and [`Error::HookFailed`] of
+/// [`Error::Query`] with Diesel's error, [`Error::NotFound`], [`Error::ConnectionLost`], [`Error::RollbackRequired`]
+/// after the database has aborted or ended the transaction, [`Error::SessionEnded`], [`Error::SessionBusy`],
+/// [`Error::DeadlineExceeded`]. The first statement also returns the errors of a checkout: [`Error::AcquireTimeout`],
+/// [`Error::Connect`], [`Error::ConnectTimeout`], [`Error::BudgetExhausted`], [`Error::Disposed`],
+/// [`Error::WouldDeadlock`], [`Error::Forked`], on SQLite [`Error::LockTimeout`], and [`Error::HookFailed`] of
 /// [`Database::on_checkout`](crate::Database::on_checkout).
 pub struct Session<C: SessionConnection>(pub(crate) Rc<SessionInner<C>>);
 
@@ -94,12 +94,12 @@ impl<C: SessionConnection> Session<C> {
         self.0.run(Statement::of_query(&query), at, |conn| query.internal_load(conn)?.collect())
     }
 
-    /// Runs a query and returns its first row, asking for no more than one. For a row by its key
-    /// [`get_result`](Self::get_result) does the same and costs less: SQLite prepares a statement with a bound `LIMIT` anew
-    /// each time.
+    /// Runs a query with `LIMIT 1` and returns its first row. To read a row by its key,
+    /// [`get_result`](Self::get_result) does the same and costs less, because SQLite prepares a statement with a
+    /// bound `LIMIT` anew each time.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where there is none; see [`Session`].
+    /// [`Error::NotFound`] if there is no row; see [`Session`].
     #[track_caller]
     pub fn first<'q, U, Q>(&self, query: Q) -> Result<U>
     where
@@ -110,10 +110,10 @@ impl<C: SessionConnection> Session<C> {
         self.0.run(Statement::of_query(&query), at, |conn| query.get_result(conn))
     }
 
-    /// Runs a query whose one row is wanted and returns it.
+    /// Runs a query that must give exactly one row, and returns the row.
     ///
-    /// At most two rows are asked for, whatever limit the query has of its own. A SELECT is sent as `SELECT * FROM (query) LIMIT 2`; an
-    /// `INSERT .. RETURNING` and raw SQL are sent as they are.
+    /// The database is asked for at most two rows, whatever limit the query has of its own. A SELECT is sent as
+    /// `SELECT * FROM (query) LIMIT 2`; an `INSERT .. RETURNING` and raw SQL are sent as they are.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no row, [`Error::TooManyRows`] if there are several; see [`Session`].
@@ -128,7 +128,7 @@ impl<C: SessionConnection> Session<C> {
         self.at_most_one(query, at)?.ok_or(Error::NotFound { row: None, at })
     }
 
-    /// The same if there may be no row.
+    /// Runs a query that must give at most one row, and returns the row or `None`; otherwise like [`one`](Self::one).
     ///
     /// # Errors
     /// [`Error::TooManyRows`] if there are several rows; see [`Session`].
@@ -158,18 +158,18 @@ impl<C: SessionConnection> Session<C> {
         }
     }
 
-    /// Runs a query that gives one row, such as a count or an `INSERT .. RETURNING`. Of several rows it takes the first without a word;
-    /// [`one`](Self::one) makes sure that there is only one.
+    /// Runs a query that gives one row, such as a count or an `INSERT .. RETURNING`. If there are several rows, it
+    /// returns the first one and ignores the others; [`one`](Self::one) checks that there is only one.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where there is none; see [`Session`].
+    /// [`Error::NotFound`] if there is no row; see [`Session`].
     #[track_caller]
     pub fn get_result<'q, U>(&self, query: impl LoadQuery<'q, C, U> + AsQuery) -> Result<U> {
         let at = Location::caller();
         self.0.run(Statement::of_query(&query), at, |conn| query.get_result(conn))
     }
 
-    /// Runs a statement and returns the number of rows it changed.
+    /// Runs a statement and returns the number of rows that it changed.
     ///
     /// # Errors
     /// See [`Session`].
@@ -179,7 +179,7 @@ impl<C: SessionConnection> Session<C> {
         self.0.run(Statement::of_command::<Q>(), at, |conn| RunQueryDsl::execute(statement, conn))
     }
 
-    /// Whether a query has any row.
+    /// Whether a query gives at least one row.
     ///
     /// # Errors
     /// See [`Session`].
@@ -195,11 +195,11 @@ impl<C: SessionConnection> Session<C> {
         self.0.run(Statement::of_query(&query), at, |conn| query.get_result(conn))
     }
 
-    /// How many rows [`load`](Self::load) of a query would give: its limit, offset, `DISTINCT`, `GROUP BY` and unions count. It is sent as
-    /// `SELECT COUNT(*) FROM (query)`.
+    /// The number of rows that [`load`](Self::load) of the query would give; its limit, offset, `DISTINCT`, `GROUP
+    /// BY` and unions apply. It is sent as `SELECT COUNT(*) FROM (query)`.
     ///
-    /// MySQL and MariaDB refuse that for a query with two columns of one name, as that of a join may be. There such a query is run as it is, and its
-    /// rows are counted as they arrive; `query.select(table::id)` avoids that.
+    /// MySQL and MariaDB refuse that if the query has two columns of the same name, as a join may have. In this case
+    /// the query runs as it is, and its rows are counted as they arrive; `query.select(table::id)` avoids that.
     ///
     /// # Errors
     /// See [`Session`].
@@ -215,20 +215,20 @@ impl<C: SessionConnection> Session<C> {
         self.0.run(statement, Location::caller(), |conn| subselect::count(conn, query.as_query(), kind))
     }
 
-    /// Runs any Diesel code on the session's connection, inside its transaction. This is the way to use code that takes a
+    /// Runs any Diesel code on the session's connection, inside its transaction. Use it for code that takes a
     /// connection.
     ///
-    /// The closure may use the connection's own `transaction`, which is a savepoint here. It must not end the session's
-    /// transaction, replace the connection or its instrumentation (that is [`Error::RollbackRequired`] afterwards), and it must
-    /// not use this session: that is [`Error::SessionBusy`].
+    /// Inside the closure, the connection's own `transaction` is a savepoint. The closure must not end the session's
+    /// transaction, and it must not replace the connection or its instrumentation: both lead to
+    /// [`Error::RollbackRequired`]. It must not use this session: that is [`Error::SessionBusy`].
     ///
-    /// An error that the closure keeps to itself may have aborted the transaction (PostgreSQL) or ended it. The session notices that at
-    /// once or at the next commit, which is [`Error::RollbackRequired`] then and never `Ok`.
+    /// An error that the closure does not return may have aborted (PostgreSQL) or ended the transaction. The session
+    /// notices that at once or at the next commit, and returns [`Error::RollbackRequired`], never `Ok`.
     ///
-    /// What it sets on the connection for longer than the transaction (`SET`, `PRAGMA`, advisory locks, temporary tables) stays
-    /// until the connection goes back, at commit and rollback, and does not reach the next who gets it: on PostgreSQL that costs
-    /// one more round trip, elsewhere the connection is closed where something may have been set. [`Reset`](crate::Reset) says
-    /// how, and what is not covered.
+    /// A setting that outlives the transaction (`SET`, `PRAGMA`, an advisory lock, a temporary table) stays on the
+    /// connection until commit or rollback, when the connection is checked in. The next holder never sees the
+    /// setting: on PostgreSQL the checkin then costs one more round trip; on the other databases the connection is
+    /// closed if something may have been set. [`Reset`](crate::Reset) describes how, and what is not covered.
     ///
     /// # Errors
     /// See [`Session`].
@@ -237,11 +237,11 @@ impl<C: SessionConnection> Session<C> {
         self.0.run(Statement::RAW, Location::caller(), run)
     }
 
-    /// The session's connection as an owned guard, for code that [`with`](Self::with) does not fit. While it lives, the
-    /// session itself answers [`Error::SessionBusy`].
+    /// The session's connection as an owned guard, for code that [`with`](Self::with) does not fit. While the guard
+    /// lives, the session itself answers [`Error::SessionBusy`].
     ///
-    /// On MySQL and MariaDB a statement whose text is empty panics before it is sent, as MariaDB's client library would crash;
-    /// in [`with`](Self::with) it is an error.
+    /// On MySQL and MariaDB a statement with an empty text panics before it is sent, because MariaDB's client library
+    /// would crash. In [`with`](Self::with) an empty text is an error.
     ///
     /// # Errors
     /// See [`Session`].
@@ -253,36 +253,37 @@ impl<C: SessionConnection> Session<C> {
 
 /// The transaction.
 impl<C: SessionConnection> Session<C> {
-    /// Begins the transaction now instead of at the first statement; in an autocommit scope it begins one at all. Tracked rows that
-    /// were read before it are read again.
+    /// Begins the transaction now instead of at the first statement. In an autocommit scope, a transaction begins
+    /// only in this way or with a closure. Tracked rows that were read before the transaction are read again.
     ///
     /// # Errors
     /// [`Error::AlreadyBegun`]; see [`Session`].
     #[track_caller]
     pub fn begin(&self) -> Result<()> {
         let at = Location::caller();
-        let begun_at = self.0.enter(at)?.begun_at();
+        let begun_at = self.0.borrow_transaction(at)?.begun_at();
         match begun_at {
             Some(begun_at) => Err(Error::AlreadyBegun { begun_at, at }),
             None => self.0.begin(at),
         }
     }
 
-    /// Commits what was done since the session began, and gives the connection back. Without anything to commit it only runs
-    /// the hooks.
+    /// Commits everything since the session began, and checks the connection in. If there is nothing to commit, only
+    /// the hooks run.
     ///
     /// # Errors
-    /// What the database says, where it refuses: then everything is rolled back. [`Error::RollbackRequired`] where the
-    /// transaction was aborted before: then nothing is sent. [`Error::CommitUnknown`] where the connection was lost.
+    /// The database's error if it refuses the commit; everything is then rolled back. [`Error::RollbackRequired`] if
+    /// the transaction was aborted before; nothing is then sent. [`Error::CommitUnknown`] if the connection was lost.
     /// [`Error::HookFailed`]. [`Error::InsideTransaction`] in a closure of [`transaction`](Self::transaction).
     #[track_caller]
     pub fn commit(&self) -> Result<()> {
         let at = Location::caller();
-        self.0.outside_blocks("commit", at)?;
+        self.0.check_outside_scopes("commit", at)?;
         self.0.commit(at)
     }
 
-    /// Rolls back what was done since the session began, and gives the connection back. The session goes on as new.
+    /// Rolls back everything since the session began, and checks the connection in. The session can be used again as
+    /// new.
     ///
     /// # Errors
     /// [`Error::InsideTransaction`] in a closure of [`transaction`](Self::transaction); [`Error::SessionBusy`];
@@ -290,27 +291,27 @@ impl<C: SessionConnection> Session<C> {
     #[track_caller]
     pub fn rollback(&self) -> Result<()> {
         let at = Location::caller();
-        self.0.outside_blocks("rollback", at)?;
+        self.0.check_outside_scopes("rollback", at)?;
         self.0.rollback(at)
     }
 
-    /// Runs `body` and commits when it returns `Ok`; `Err` and a panic roll back. The outermost one joins what the session
-    /// has already begun and ends all of it; inside another one it is a [`savepoint`](Self::savepoint). Tracked rows that were read
-    /// outside of it are read again.
+    /// Runs `body` and commits if it returns `Ok`; `Err` and a panic roll back. The outermost call joins the
+    /// transaction that the session has begun, if there is one, and ends all of it. Inside another call it is a
+    /// [`savepoint`](Self::savepoint). Tracked rows that were read before the transaction are read again.
     ///
     /// # Errors
     /// Those of `body`, and those of [`begin`](Self::begin) and [`commit`](Self::commit) turned into `E`.
     #[track_caller]
     pub fn transaction<T, E: From<Error>>(&self, body: impl FnOnce(&Self) -> Result<T, E>) -> Result<T, E> {
         let at = Location::caller();
-        if self.0.is_in_block() {
+        if self.0.is_in_scope() {
             return self.savepoint_at("transaction", at, body);
         }
         self.transaction_at("transaction", at, body)
     }
 
-    /// Runs `body` in a savepoint: `Err` and a panic undo what it did, and nothing else. This is the portable way to go on
-    /// after a statement that may fail. In an autocommit scope, where there is no transaction around it, it is a
+    /// Runs `body` in a savepoint: `Err` and a panic undo only what `body` did. This is the portable way to continue
+    /// after a statement that may fail. In an autocommit scope without a transaction it is a
     /// [`transaction`](Self::transaction).
     ///
     /// ```
@@ -321,7 +322,8 @@ impl<C: SessionConnection> Session<C> {
     /// # let app = DB.init_app("savepoint", Config::new(":memory:"))?;
     /// # app.context(|| {
     /// let session = DB.session()?;
-    /// # session.with(|conn| diesel::connection::SimpleConnection::batch_execute(conn, "CREATE TABLE users (id INTEGER PRIMARY KEY)"))?;
+    /// # use diesel::connection::SimpleConnection;
+    /// # session.with(|conn| conn.batch_execute("CREATE TABLE users (id INTEGER PRIMARY KEY)"))?;
     /// session.execute(diesel::insert_into(users::table).values(users::id.eq(1)))?;
     /// let twice = session.savepoint(|s| s.execute(diesel::insert_into(users::table).values(users::id.eq(1))));
     /// assert!(twice.is_err());
@@ -333,12 +335,12 @@ impl<C: SessionConnection> Session<C> {
     /// ```
     ///
     /// # Errors
-    /// Those of `body`, and those of [`begin`](Self::begin) turned into `E`. Where `body` returned `Ok` after an error that
-    /// aborted the savepoint, [`Error::RollbackRequired`]; the session goes on all the same.
+    /// Those of `body`, and those of [`begin`](Self::begin) turned into `E`. [`Error::RollbackRequired`] if `body`
+    /// returned `Ok` after an error that aborted the savepoint; the session can be used all the same.
     #[track_caller]
     pub fn savepoint<T, E: From<Error>>(&self, body: impl FnOnce(&Self) -> Result<T, E>) -> Result<T, E> {
         let at = Location::caller();
-        if self.0.enter(at)?.commits_by_itself() {
+        if self.0.borrow_transaction(at)?.is_autocommitting() {
             return self.transaction_at("savepoint", at, body);
         }
         self.savepoint_at("savepoint", at, body)
@@ -346,11 +348,11 @@ impl<C: SessionConnection> Session<C> {
 
     /// Whether a transaction has begun and not ended.
     pub fn in_transaction(&self) -> bool {
-        self.0.has_begun()
+        self.0.is_active()
     }
 
-    /// Ends the session: rolls back, gives the connection back and drops its hooks. The handle can be used again, as new,
-    /// until its context ends. Calling it twice is the same as once.
+    /// Ends the session: rolls back, checks the connection in and drops the hooks. The handle can be used again, as
+    /// new, until its context ends. A second call does nothing more.
     ///
     /// # Errors
     /// [`Error::InsideTransaction`], [`Error::SessionBusy`].
@@ -360,8 +362,8 @@ impl<C: SessionConnection> Session<C> {
         if self.0.ended.get() {
             return Ok(());
         }
-        self.0.outside_blocks("remove", at)?;
-        drop(self.0.enter(at)?);
+        self.0.check_outside_scopes("remove", at)?;
+        drop(self.0.borrow_transaction(at)?);
         self.0.clear(at);
         Ok(())
     }
@@ -373,20 +375,20 @@ impl<C: SessionConnection> Session<C> {
         body: impl FnOnce(&Self) -> Result<T, E>,
     ) -> Result<T, E> {
         self.0.begin(at)?;
-        let block = TransactionScope::open(&self.0, name, at, false);
+        let scope = TransactionScope::open(&self.0, name, at, false);
         let outcome = body(self);
-        block.close();
+        scope.close();
         match outcome {
             Ok(value) => match self.0.commit(at) {
                 Ok(()) => Ok(value),
                 Err(error) => {
-                    self.0.roll_back_for(&error, at);
+                    self.0.roll_back_after(&error, at);
                     Err(self.0.with_undo(error).into())
                 }
             },
             Err(error) => {
-                // Its hooks have been told; the caller gets the error that matters more.
-                self.0.undo(at);
+                // Errors of the rollback are dropped: the error of `body` matters more to the caller.
+                self.0.roll_back_scope(at);
                 Err(error)
             }
         }
@@ -398,86 +400,88 @@ impl<C: SessionConnection> Session<C> {
         at: Place,
         body: impl FnOnce(&Self) -> Result<T, E>,
     ) -> Result<T, E> {
-        // What it undoes is what was done inside.
+        // The savepoint must not undo changes from before it.
         self.0.flush(at)?;
-        let mut core = self.0.enter(at)?;
-        let was_reading = core.is_reading();
-        let opened = core.open_level(at);
-        drop(core);
+        let mut transaction = self.0.borrow_transaction(at)?;
+        let was_reading = transaction.is_reading();
+        let opened = transaction.open_savepoint(at);
+        drop(transaction);
         opened.map_err(|error| self.0.with_undo(error))?;
         if was_reading {
             self.0.expire_rows();
         }
-        self.0.unit_level_opened();
-        let block = TransactionScope::open(&self.0, name, at, true);
-        let mark = block.mark;
-        let outcome = body(self).map_err(Failed::Body);
-        let outcome = outcome.and_then(|value| self.0.flush(at).map(|()| value).map_err(Failed::End));
-        block.close();
-        let kept = match (outcome, self.0.enter_at_end(at)) {
-            (Ok(value), Ok(mut core)) => core.keep_level(at).map(|()| value).map_err(Failed::End),
-            (Err(error), Ok(mut core)) => {
-                core.undo_level(at);
+        self.0.unit_savepoint_opened();
+        let scope = TransactionScope::open(&self.0, name, at, true);
+        let mark = scope.mark;
+        let outcome = body(self).map_err(SavepointFailure::Body);
+        let outcome = outcome.and_then(|value| self.0.flush(at).map(|()| value).map_err(SavepointFailure::End));
+        scope.close();
+        let result = match (outcome, self.0.borrow_transaction_at_end(at)) {
+            (Ok(value), Ok(mut transaction)) => {
+                transaction.release_savepoint(at).map(|()| value).map_err(SavepointFailure::End)
+            }
+            (Err(error), Ok(mut transaction)) => {
+                transaction.roll_back_savepoint(at);
                 Err(error)
             }
-            (outcome, Err(busy)) => outcome.and(Err(Failed::End(busy))),
+            (outcome, Err(busy)) => outcome.and(Err(SavepointFailure::End(busy))),
         };
-        match &kept {
-            Ok(_) => self.0.unit_level_kept(),
+        match &result {
+            Ok(_) => self.0.unit_savepoint_released(),
             Err(_) => {
-                self.0.unit_level_undone();
-                self.0.forget_hooks(mark);
+                self.0.unit_savepoint_rolled_back();
+                self.0.discard_hooks_since(mark);
             }
         }
-        kept.map_err(|failed| match failed {
-            Failed::Body(error) => error,
-            Failed::End(error) => self.0.after_savepoint(error).into(),
+        result.map_err(|failed| match failed {
+            SavepointFailure::Body(error) => error,
+            SavepointFailure::End(error) => self.0.with_undo_after_savepoint(error).into(),
         })
     }
 }
 
 /// What failed in a savepoint.
-enum Failed<E> {
+enum SavepointFailure<E> {
     /// The program's closure.
     Body(E),
-    /// What came after it.
+    /// The flush or the release after the closure.
     End(Error),
 }
 
-/// Hooks. Each runs once, in the order of registration; those registered inside a savepoint that was rolled back, and those
-/// left when the session is removed, are dropped.
+/// Hooks. Each hook runs once, in the order of registration. Hooks that were registered inside a savepoint are
+/// dropped if the savepoint is rolled back, and the remaining hooks are dropped when the session is removed.
 impl<C: SessionConnection> Session<C> {
-    /// Runs `hook` before the next commit; it may use the session, and its `Err` or panic prevents the commit.
+    /// Runs `hook` before the next commit. The hook may use the session, and its `Err` or panic prevents the commit.
     ///
     /// # Errors
     /// [`Error::SessionEnded`].
     #[track_caller]
     pub fn before_commit<R: HookOutcome>(&self, hook: impl FnOnce() -> R + 'static) -> Result<()> {
-        self.0.not_ended(Location::caller())?;
+        self.0.check_not_ended(Location::caller())?;
         self.0.hooks.borrow_mut().before_commit(hook);
         Ok(())
     }
 
-    /// Runs `hook` after the next commit, when the connection has gone back. A panic becomes [`Error::HookFailed`] of the
-    /// commit, which happened all the same; later hooks still run.
+    /// Runs `hook` after the next commit, when the connection has been checked in. A panic becomes
+    /// [`Error::HookFailed`] of the commit, although the transaction is committed. Later hooks still run.
     ///
     /// # Errors
     /// [`Error::SessionEnded`].
     #[track_caller]
     pub fn after_commit(&self, hook: impl FnOnce() + 'static) -> Result<()> {
-        self.0.not_ended(Location::caller())?;
+        self.0.check_not_ended(Location::caller())?;
         self.0.hooks.borrow_mut().after_commit(hook);
         Ok(())
     }
 
-    /// Runs `hook` after the next rollback of the whole transaction, when the connection has gone back; also at the end of a
-    /// context that did not commit.
+    /// Runs `hook` after the next rollback of the whole transaction, when the connection has been checked in; also at
+    /// the end of a context that did not commit.
     ///
     /// # Errors
     /// [`Error::SessionEnded`].
     #[track_caller]
     pub fn after_rollback(&self, hook: impl FnOnce() + 'static) -> Result<()> {
-        self.0.not_ended(Location::caller())?;
+        self.0.check_not_ended(Location::caller())?;
         self.0.hooks.borrow_mut().after_rollback(hook);
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! A session in a test that is rolled back: its transaction is a savepoint on a connection that all sessions share.
+//! A session on the pinned connection of a test: its transaction is a savepoint in the transaction of the test, which
+//! is rolled back in the end.
 
 use diesel::QueryResult;
 
@@ -8,37 +9,40 @@ use crate::pool::PinnedConnection;
 use crate::settings::Mode;
 
 impl<C: SessionConnection> TransactionState<C> {
-    /// Where the application is that of a test that is rolled back: its one connection.
+    /// The one connection of the test, if the application has a pinned connection.
     #[inline]
     pub(super) fn pinned(&self) -> Option<&PinnedConnection<C>> {
         self.app.options().pinned.as_deref()
     }
 
-    /// Whether a statement has a savepoint of its own, after which the connection is given back. One that is committed by itself has:
-    /// otherwise what fails would abort the test. A typed SELECT of a session that has not begun has too: elsewhere it would keep a connection
-    /// that nobody else needs, and here all others would wait for that.
-    pub(super) fn is_wrapped(&self, access: Access) -> bool {
+    /// Whether the statement runs in a savepoint of its own, after which the connection is checked in. An
+    /// autocommitted statement needs one, because otherwise its failure would abort the transaction of the test. A
+    /// typed SELECT before the transaction of the session needs one, because otherwise the session would keep the
+    /// only connection and all other sessions would wait for it.
+    pub(super) fn needs_statement_savepoint(&self, access: Access) -> bool {
         self.pinned().is_some()
-            && (self.settings.mode == Mode::Autocommit || access == Access::Read && self.reads_outside())
+            && (self.settings.mode == Mode::Autocommit || access == Access::Read && self.may_read_outside())
     }
 
-    /// Keeps what one statement has done, unless it failed in a way that aborts a transaction.
-    pub(super) fn unwrap_statement(&mut self, access: Access) {
+    /// Releases the savepoint of one statement. If the statement aborted its transaction, the savepoint is rolled
+    /// back.
+    pub(super) fn end_statement_savepoint(&mut self, access: Access) {
         let kind = self.kind();
-        if self.invalidated.is_some() && self.settings.mode != Mode::Autocommit {
-            // As it is where reading begins a transaction: it has to be rolled back.
+        if self.invalidation.is_some() && self.settings.mode != Mode::Autocommit {
+            // The session stays invalidated until its rollback, as on an ordinary connection, where the statement would
+            // have begun the transaction.
             return;
         }
-        let sound = self.invalidated.is_none() && !self.is_doomed() && self.depth() == Some(1);
+        let is_intact = self.invalidation.is_none() && !self.is_doomed() && self.depth() == Some(1);
         let had_orphans = self.pinned().is_some_and(PinnedConnection::had_orphans);
-        let kept = sound
+        let is_released = is_intact
             && self
                 .send(|conn| match access {
                     Access::Read => kind.release_inside(conn),
                     Access::Write | Access::Raw => kind.commit_inside(conn, had_orphans),
                 })
                 .is_ok();
-        if kept {
+        if is_released {
             self.restore();
             self.release();
         } else {
@@ -46,7 +50,7 @@ impl<C: SessionConnection> TransactionState<C> {
         }
     }
 
-    pub(super) fn roll_level_back(&mut self, depth: u32) -> QueryResult<()> {
+    pub(super) fn roll_back_level(&mut self, depth: u32) -> QueryResult<()> {
         let kind = self.kind();
         match depth == 1 && self.pinned().is_some() {
             true => self.send(|conn| kind.rollback_inside(conn)),
@@ -54,13 +58,13 @@ impl<C: SessionConnection> TransactionState<C> {
         }
     }
 
-    /// Code that panicked has most likely left the one connection of a test where a rollback puts all in order.
-    pub(super) fn recover(&mut self) {
+    /// Makes the pinned connection usable again after a panic, because the rollback that follows restores its state.
+    pub(super) fn revive_pinned(&mut self) {
         if self.pinned().is_none_or(|pinned| pinned.poisoned().is_some()) {
             return;
         }
-        let Some(pooled) = &mut self.pooled else { return };
-        let managed = pooled.managed();
+        let Some(connection) = &mut self.connection else { return };
+        let managed = connection.managed();
         if managed.doomed && !managed.lost {
             managed.doomed = false;
         }

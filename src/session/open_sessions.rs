@@ -1,4 +1,4 @@
-//! The sessions of a test's application that there are, with where each was opened.
+//! The open sessions of a test's application, with the calls that opened them.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use std::thread::Thread;
 use crate::error::Place;
 use crate::wording::name;
 
-/// The list.
+/// The list of the open sessions.
 #[derive(Debug, Default)]
 pub(crate) struct OpenSessions(Mutex<Vec<OpenSession>>);
 
@@ -15,23 +15,23 @@ pub(crate) struct OpenSessions(Mutex<Vec<OpenSession>>);
 #[derive(Debug, Clone)]
 pub(crate) struct OpenSession {
     number: u64,
-    place: Place,
+    opened_at: Place,
     thread: Thread,
 }
 
-/// An entry of the list, as long as it lives.
+/// Keeps its session in the list until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Listed {
-    roll: Arc<OpenSessions>,
+pub(crate) struct Registration {
+    open_sessions: Arc<OpenSessions>,
     number: u64,
 }
 
 impl OpenSessions {
-    pub(crate) fn enter(self: &Arc<Self>, place: Place) -> Listed {
+    pub(crate) fn register(self: &Arc<Self>, opened_at: Place) -> Registration {
         let mut sessions = self.lock();
         let number = sessions.last().map_or(0, |last| last.number + 1);
-        sessions.push(OpenSession { number, place, thread: std::thread::current() });
-        Listed { roll: Arc::clone(self), number }
+        sessions.push(OpenSession { number, opened_at, thread: std::thread::current() });
+        Registration { open_sessions: Arc::clone(self), number }
     }
 
     pub(crate) fn sessions(&self) -> Vec<OpenSession> {
@@ -43,15 +43,15 @@ impl OpenSessions {
     }
 }
 
-impl Drop for Listed {
+impl Drop for Registration {
     fn drop(&mut self) {
-        self.roll.lock().retain(|session| session.number != self.number);
+        self.open_sessions.lock().retain(|session| session.number != self.number);
     }
 }
 
 impl fmt::Display for OpenSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let thread = name(self.thread.name().unwrap_or("unnamed"));
-        write!(f, "a session opened at {} on thread {thread} ({:?})", self.place, self.thread.id())
+        write!(f, "a session opened at {} on thread {thread} ({:?})", self.opened_at, self.thread.id())
     }
 }

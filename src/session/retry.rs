@@ -1,23 +1,23 @@
-//! A transaction that is run again when the database asks for it.
+//! A transaction that is run again if the database asks for it.
 
 use std::hash::{BuildHasher, RandomState};
 use std::panic::Location;
 use std::time::{Duration, Instant};
 
 use super::Session;
-use super::hooks::Mark;
+use super::hooks::HookMark;
 use super::session_inner::SessionInner;
 use super::transaction_scope::TransactionScope;
 use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 
-/// The longest pause before the second attempt; it doubles with each further one.
+/// The longest pause before the second attempt. It doubles with each further attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
-/// The longest pause of all.
+/// The longest pause before any attempt.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// How often [`Session::retry`] runs its closure; a number is the usual way to say it.
+/// How often [`Session::retry`] runs its closure. Usually the program passes a number.
 ///
 /// ```
 /// use diesel_session::Retry;
@@ -34,13 +34,14 @@ pub struct Retry {
 }
 
 impl Retry {
-    /// At most so many attempts, the first one included. The closure always runs once, so 0 is the same as 1.
+    /// At most this number of attempts, the first one included. The closure always runs once, so 0 means the same as
+    /// 1.
     pub fn attempts(attempts: u32) -> Self {
         Self { attempts, even_if_commit_unknown: false }
     }
 
-    /// Runs the transaction again also after [`Error::CommitUnknown`], although it may have been committed: for what may be done
-    /// twice, such as a transaction that first looks whether it has been done.
+    /// Runs the transaction again also after [`Error::CommitUnknown`], although it may have been committed. The
+    /// transaction must be idempotent, for example because it first checks whether its work has been done.
     pub fn even_if_commit_unknown(mut self) -> Self {
         self.even_if_commit_unknown = true;
         self
@@ -54,11 +55,12 @@ impl From<u32> for Retry {
 }
 
 impl<C: SessionConnection> Session<C> {
-    /// Runs a whole transaction, and runs it again when the database asks for that: after a serialization failure, a deadlock, a
-    /// lock that was not to be had in time (MySQL, MariaDB) or `SQLITE_BUSY`, at `BEGIN`, in `body` or at `COMMIT`. It does so too
-    /// after an error that comes of the connection: another program has changed the schema, or the server takes no writes any more, most
-    /// often after a failover. The next attempt gets another connection. Everything else is returned at once. Each attempt is a [`transaction`](Self::transaction) of its own: it begins, `body` runs, and `Ok`
-    /// is committed. The last attempt's error is returned as it is.
+    /// Runs a whole transaction, and runs it again if the database asks for that: after a serialization failure, a
+    /// deadlock, a lock timeout (MySQL, MariaDB) or `SQLITE_BUSY`, at `BEGIN`, in `body` or at `COMMIT`. It also runs
+    /// the transaction again after an error that is due to the connection: another program has changed the schema, or
+    /// the server does not accept writes any more, most often after a failover. The next attempt then gets another
+    /// connection. Every other error is returned at once. Each attempt is a [`transaction`](Self::transaction) of its
+    /// own: it begins, `body` runs, and `Ok` is committed. The error of the last attempt is returned as it is.
     ///
     /// ```
     /// # use diesel_session::{Config, Database, Error};
@@ -82,33 +84,37 @@ impl<C: SessionConnection> Session<C> {
     /// # Ok::<(), Error>(())
     /// ```
     ///
-    /// **What is known** of tracked rows is forgotten before each attempt. Inside of one, `find`, `get` and `track` read, and so do
-    /// [`read`](crate::Tracked::read), [`write`](crate::Tracked::write) and `delete` of a handle from before, once for each row. If such
-    /// a row cannot be read at that moment, the value that was known is given out, and the transaction is committed only if the row still
-    /// has that value; otherwise the error is [`Error::Stale`].
+    /// **Tracked rows** expire before each attempt. Inside an attempt, `find`, `get` and `track` read from the
+    /// database, and so do [`read`](crate::Tracked::read), [`write`](crate::Tracked::write) and `delete` of an older
+    /// handle, once for each row. If such a row cannot be read at that moment, the handle gives the last known value,
+    /// and the transaction is committed only if the row still has that value; otherwise the error is
+    /// [`Error::Stale`].
     ///
-    /// **What is repeated.** `body` sees a fresh session each time; what it has done outside of the session is for it to undo or to do
-    /// again. The failure may be inside whatever error type `body` makes of it, as the session itself remembers that a statement of
-    /// this transaction failed so, also one of code that it guarded the connection to. A failure that a savepoint has undone, and after
-    /// which `body` has sent something else, has been dealt with and is no reason to begin anew. A panic is not repeated.
+    /// **What is repeated.** `body` sees a fresh session in each attempt. `body` itself must undo or repeat what it
+    /// has done outside of the session. `body` may turn the failure into any error type: the session remembers that a
+    /// statement of this transaction failed, even if the statement came from code that had the connection. A failure
+    /// has been handled, and is no reason for another attempt, if a savepoint has undone it and `body` has sent
+    /// another statement since. A panic is not repeated.
     ///
-    /// **Between two attempts** the session holds no connection. It pauses for 5 to 10 ms before the second one, for twice as long
-    /// before the next, and so on up to 0.5 to 1 s; how long exactly is left to chance, so that two that were in each other's way do not
-    /// meet again. Where the pause would end after the scope's deadline, there is no other attempt.
+    /// **Between two attempts** the session holds no connection. It pauses for 5 to 10 ms before the second attempt,
+    /// for twice as long before the next one, and so on up to 0.5 to 1 s. The exact pause is random, so that two
+    /// transactions that were in conflict do not meet again. If the pause would end after the scope's deadline, there
+    /// is no further attempt.
     ///
-    /// **Not repeated** is [`Error::CommitUnknown`], because what may have been done would be done twice
-    /// ([`Retry::even_if_commit_unknown`] allows it; [`Error::resolve`] may know), and [`Error::ConnectionLost`]: for that the program
-    /// calls `retry` again where it may. Nor is an `Err` of `body`'s own making, whatever [`Error::is_transient`] says of it: the database
-    /// has not asked.
+    /// **Not repeated** is [`Error::CommitUnknown`], because the work may have been committed and would be done
+    /// twice. [`Retry::even_if_commit_unknown`] allows it, and [`Error::resolve`] may tell the outcome.
+    /// [`Error::ConnectionLost`] is not repeated either: the program may call `retry` again. An `Err` that `body`
+    /// makes itself is not repeated, whatever [`Error::is_transient`] says about it, because the database has not
+    /// asked for it.
     ///
-    /// **Hooks** of an attempt that is rolled back go with it: its `after_rollback` hooks run, the others are dropped. Those registered
-    /// before `retry` belong to the last attempt. A `before_commit` hook among them can run only once, so with one an
-    /// attempt whose commit fails is the last.
+    /// **Hooks** of an attempt that is rolled back end with the attempt: its `after_rollback` hooks run, the others
+    /// are dropped. Hooks that were registered before `retry` belong to the last attempt. If a `before_commit` hook
+    /// is among them, an attempt whose commit fails is the last one, because such a hook can run only once.
     ///
     /// # Errors
     /// Those of `body`, and those of [`begin`](Self::begin) and [`commit`](Self::commit) turned into `E`.
-    /// [`Error::NotRepeatable`] inside a closure of `transaction`, `savepoint` or another `retry`, and where the session has begun:
-    /// what came before could not be repeated.
+    /// [`Error::NotRepeatable`] inside a closure of `transaction`, `savepoint` or another `retry`, and if the session
+    /// has begun or has unflushed changes, because the earlier work could not be repeated.
     #[track_caller]
     pub fn retry<T, E: From<Error>>(
         &self,
@@ -116,41 +122,41 @@ impl<C: SessionConnection> Session<C> {
         mut body: impl FnMut(&Self) -> Result<T, E>,
     ) -> Result<T, E> {
         let at = Location::caller();
-        let retrying = Retrying::start(&self.0, attempts.into(), at)?;
+        let retry_loop = RetryLoop::start(&self.0, attempts.into(), at)?;
         let mut attempt = 0;
         loop {
             attempt += 1;
             let pause = pause_after(attempt);
             if let Err(error) = self.0.begin(at) {
-                if !(retrying.is_possible(attempt, pause) && retrying.is_asked_for_by(&error)) {
+                if !(retry_loop.may_repeat(attempt, pause) && retry_loop.is_retryable(&error)) {
                     if attempt > 1 {
-                        self.0.tell_rollback();
+                        self.0.run_after_rollback_hooks();
                     }
                     return Err(error.into());
                 }
             } else {
-                let block = TransactionScope::open(&self.0, "retry", at, false);
+                let scope = TransactionScope::open(&self.0, "retry", at, false);
                 self.0.unit_begin_attempt();
                 let outcome = body(self);
-                block.close();
-                let possible = retrying.is_possible(attempt, pause);
+                scope.close();
+                let may_repeat = retry_loop.may_repeat(attempt, pause);
                 match outcome {
-                    Ok(value) => match retrying.commit(possible) {
+                    Ok(value) => match retry_loop.commit(may_repeat) {
                         Ok(()) => return Ok(value),
                         Err((error, true)) => drop(error),
                         Err((error, false)) => {
-                            self.0.roll_back_for(&error, at);
+                            self.0.roll_back_after(&error, at);
                             return Err(self.0.with_undo(error).into());
                         }
                     },
                     Err(error) => {
-                        if !(possible && self.0.failed_transiently()) {
-                            self.0.undo(at);
+                        if !(may_repeat && self.0.has_transient_failure()) {
+                            self.0.roll_back_scope(at);
                             return Err(error);
                         }
                     }
                 }
-                self.0.undo_since(retrying.mark, at);
+                self.0.roll_back_attempt(retry_loop.mark, at);
             }
             let app = self.0.app().id();
             crate::wording::log_line!(
@@ -163,26 +169,26 @@ impl<C: SessionConnection> Session<C> {
     }
 }
 
-/// A call of `retry`.
-struct Retrying<'s, C: SessionConnection> {
+/// The state of one call of `retry`.
+struct RetryLoop<'s, C: SessionConnection> {
     session: &'s SessionInner<C>,
     retry: Retry,
     at: Place,
-    /// Hooks from before.
-    mark: Mark,
-    /// There is a `before_commit` hook from before.
+    /// The hooks that were registered before the call.
+    mark: HookMark,
+    /// There is a `before_commit` hook among them.
     commits_once: bool,
 }
 
-impl<'s, C: SessionConnection> Retrying<'s, C> {
+impl<'s, C: SessionConnection> RetryLoop<'s, C> {
     fn start(session: &'s SessionInner<C>, retry: Retry, at: Place) -> Result<Self> {
-        if let Some(&(outer, since)) = session.blocks.borrow().last() {
+        if let Some(&(outer, since)) = session.open_scopes.borrow().last() {
             return Err(Error::NotRepeatable { inside: Some(outer), since, at });
         }
-        if let Some(since) = session.enter(at)?.active_since() {
+        if let Some(since) = session.borrow_transaction(at)?.active_since() {
             return Err(Error::NotRepeatable { inside: None, since, at });
         }
-        // A second attempt would not find what the first has flushed.
+        // A second attempt would not find the changes that the first one has flushed.
         if let Some(since) = session.unflushed_since() {
             return Err(Error::NotRepeatable { inside: None, since, at });
         }
@@ -190,26 +196,26 @@ impl<'s, C: SessionConnection> Retrying<'s, C> {
         Ok(Self { session, retry, at, mark: hooks.mark(), commits_once: hooks.has_before_commit() })
     }
 
-    /// Whether there may be another attempt, after such a pause.
-    fn is_possible(&self, attempt: u32, pause: Duration) -> bool {
+    /// Whether another attempt may follow after this pause.
+    fn may_repeat(&self, attempt: u32, pause: Duration) -> bool {
         attempt < self.retry.attempts && self.session.deadline().is_none_or(|end| Instant::now() + pause < end)
     }
 
     /// Whether the database asks for another attempt.
-    fn is_asked_for_by(&self, error: &Error) -> bool {
+    fn is_retryable(&self, error: &Error) -> bool {
         match error {
             Error::Query { source, .. } => self.session.app().options().target.kind.is_transient(source),
-            // The queue of this process's writers.
+            // The wait for other writers of this process.
             Error::LockTimeout { .. } => true,
-            Error::RollbackRequired { .. } => self.session.failed_transiently(),
+            Error::RollbackRequired { .. } => self.session.has_transient_failure(),
             Error::CommitUnknown(_) => self.retry.even_if_commit_unknown,
             _ => false,
         }
     }
 
-    /// The error of a commit that failed comes with whether there is to be another attempt.
-    fn commit(&self, possible: bool) -> Result<(), (Error, bool)> {
-        let again = |error: &Error| possible && !self.commits_once && self.is_asked_for_by(error);
+    /// Commits. The error comes with the answer whether another attempt follows.
+    fn commit(&self, may_repeat: bool) -> Result<(), (Error, bool)> {
+        let again = |error: &Error| may_repeat && !self.commits_once && self.is_retryable(error);
         self.session.commit_with(self.at, |error| again(error).then_some(self.mark)).map_err(|error| {
             let again = again(&error);
             (error, again)
@@ -219,8 +225,8 @@ impl<'s, C: SessionConnection> Retrying<'s, C> {
 
 fn pause_after(attempt: u32) -> Duration {
     let longest = 2_u32.checked_pow(attempt - 1).map_or(LONGEST_PAUSE, |factor| FIRST_PAUSE.saturating_mul(factor));
-    let chance = RandomState::new().hash_one(attempt) % 1000;
-    longest.min(LONGEST_PAUSE).mul_f64(0.5 + 0.5 * chance as f64 / 1000.0)
+    let random = RandomState::new().hash_one(attempt) % 1000;
+    longest.min(LONGEST_PAUSE).mul_f64(0.5 + 0.5 * random as f64 / 1000.0)
 }
 
 #[cfg(test)]
@@ -228,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_a_second_and_are_left_to_chance() {
+    fn retry_pause_is_random_and_grows_to_a_second() {
         for (attempt, longest) in [(1, 10), (2, 20), (5, 160), (7, 640), (8, 1000), (40, 1000), (u32::MAX, 1000)] {
             let pauses: Vec<_> = (0..50).map(|_| pause_after(attempt)).collect();
             let longest = Duration::from_millis(longest);

@@ -1,4 +1,4 @@
-//! The hooks of a database object about tracked rows.
+//! The hooks of a database object that concern tracked rows.
 
 use super::Session;
 use crate::connection::SessionConnection;
@@ -7,7 +7,7 @@ use crate::unit_of_work::Changes;
 
 pub(crate) type RowHook<C> = fn(&Session<C>, &Changes) -> Result<()>;
 
-/// The functions that a database object has for the rows of its sessions.
+/// The functions of a database object that run for the tracked rows of its sessions.
 pub(crate) struct RowHooks<C: SessionConnection> {
     pub(crate) before_flush: Option<RowHook<C>>,
     pub(crate) after_flush: Option<RowHook<C>>,

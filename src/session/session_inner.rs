@@ -1,4 +1,5 @@
-//! What the handles of one session share: the transaction, the hooks, and who is using it.
+//! The part of a session that all its handles share: the transaction, the hooks, the open scopes and the unit of
+//! work.
 
 use std::cell::{Cell, OnceCell, RefCell, RefMut};
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
@@ -11,8 +12,8 @@ use diesel::result::QueryResult;
 use super::Session;
 use super::factory::SessionFactory;
 use super::flush::FlushHooks;
-use super::hooks::{self, Hooks, Mark};
-use super::open_sessions::Listed;
+use super::hooks::{self, HookMark, Hooks};
+use super::open_sessions::Registration;
 use super::row_hooks::RowHooks;
 use super::statement::Statement;
 use super::transaction_state::{Access, TransactionState};
@@ -24,106 +25,107 @@ use crate::kind::DatabaseKind;
 use crate::settings::Settings;
 use crate::unit_of_work::{Connected, Newest, Unit};
 
-/// What the handles of one session share.
+/// The part of a session that all its handles share.
 #[derive(Debug)]
 pub(crate) struct SessionInner<C: SessionConnection> {
     factory: Arc<SessionFactory<C>>,
-    pub(super) core: RefCell<TransactionState<C>>,
-    /// Who has `core`, or has been guarded the connection.
+    pub(super) transaction: RefCell<TransactionState<C>>,
+    /// The call that is using the transaction, or that moved the connection into a guard.
     pub(super) used_at: Cell<Option<Place>>,
-    pub(super) guarded: Cell<bool>,
+    pub(super) has_guard: Cell<bool>,
     pub(super) ended: Cell<bool>,
-    pub(super) blocks: RefCell<Vec<(&'static str, Place)>>,
-    /// The hook before a flush or a commit that runs, and how many closures were open when it began.
-    pub(super) hook: Cell<Option<(&'static str, usize)>>,
+    pub(super) open_scopes: RefCell<Vec<(&'static str, Place)>>,
+    /// The running hook of a flush or a commit, and the number of scopes that were open at its start.
+    pub(super) running_hook: Cell<Option<(&'static str, usize)>>,
     pub(super) hooks: RefCell<Hooks>,
-    /// Open savepoints.
-    pub(super) levels: Cell<u32>,
-    /// What the program keeps rows in, once it does.
+    /// The number of open savepoints.
+    pub(super) savepoints: Cell<u32>,
+    /// The tracked rows, once the program has used the unit of work.
     pub(super) unit: OnceCell<Unit<C>>,
     pub(super) flush_hooks: RefCell<FlushHooks<C>>,
-    /// For handles that hooks get.
-    me: Weak<Self>,
-    /// Where a test's sessions are listed.
-    listed: RefCell<Option<Listed>>,
+    /// For the session handles that hooks receive.
+    weak_self: Weak<Self>,
+    /// The entry in the list of a test's open sessions.
+    registration: RefCell<Option<Registration>>,
 }
 
-/// A `before_commit` hook may register another; that goes on for so long.
+/// The number of rounds in which `before_commit` hooks may register further hooks.
 const HOOK_ROUNDS: usize = 100;
 
 impl<C: SessionConnection> SessionInner<C> {
     pub(crate) fn new(factory: Arc<SessionFactory<C>>, settings: Settings, at: Place) -> Rc<Self> {
-        Rc::new_cyclic(|me| Self {
-            listed: RefCell::new(factory.open_sessions.as_ref().map(|sessions| sessions.enter(at))),
-            core: RefCell::new(TransactionState::new(Arc::clone(&factory.core), settings)),
+        Rc::new_cyclic(|weak_self| Self {
+            registration: RefCell::new(factory.open_sessions.as_ref().map(|sessions| sessions.register(at))),
+            transaction: RefCell::new(TransactionState::new(Arc::clone(&factory.app_core), settings)),
             factory,
             used_at: Cell::new(None),
-            guarded: Cell::new(false),
+            has_guard: Cell::new(false),
             ended: Cell::new(false),
-            blocks: RefCell::default(),
-            hook: Cell::new(None),
+            open_scopes: RefCell::default(),
+            running_hook: Cell::new(None),
             hooks: RefCell::default(),
-            levels: Cell::new(0),
+            savepoints: Cell::new(0),
             unit: OnceCell::new(),
             flush_hooks: RefCell::default(),
-            me: Weak::clone(me),
+            weak_self: Weak::clone(weak_self),
         })
     }
 
     pub(crate) fn app(&self) -> &Arc<AppCore<C>> {
-        &self.factory.core
+        &self.factory.app_core
     }
 
     pub(super) fn row_hooks(&self) -> &RowHooks<C> {
         &self.factory.row_hooks
     }
 
-    /// A handle to it; none while it is being dropped.
+    /// A new handle; `None` while the session is being dropped.
     pub(super) fn handle(&self) -> Option<Session<C>> {
-        self.me.upgrade().map(Session)
+        self.weak_self.upgrade().map(Session)
     }
 
     pub(super) fn kind(&self) -> DatabaseKind {
         self.app().options().target.kind
     }
 
-    /// For the handles of its rows.
+    /// For the handles of the session's rows.
     pub(super) fn weak(&self) -> Weak<dyn Connected<C>> {
-        let me: Weak<Self> = Weak::clone(&self.me);
-        me
+        let weak_self: Weak<Self> = Weak::clone(&self.weak_self);
+        weak_self
     }
 
-    /// An error, with what the program has to do now so that the transaction is undone.
+    /// Adds to the error what the program has to do to undo the transaction.
     pub(super) fn with_undo(&self, mut error: Error) -> Error {
         error.set_undo(&|whole| self.needed_undo(whole));
         error
     }
 
-    /// What undoes the transaction, or all that can be undone by itself, from where the program is. `whole` is whether the transaction has
-    /// to end.
+    /// What the program has to do, at its current point, to undo the transaction or the part of it that can be undone
+    /// alone. `whole` says that the transaction has to end.
     fn needed_undo(&self, whole: bool) -> Undo {
-        let Ok(core) = self.core.try_borrow() else { return Undo::NotNeeded };
-        let whole = match (core.invalidated_as_a_whole(), core.is_active()) {
+        let Ok(transaction) = self.transaction.try_borrow() else { return Undo::NotNeeded };
+        let has_ended = transaction.invalidation.as_ref().map(|invalidation| invalidation.ended);
+        let whole = match (has_ended, transaction.is_active()) {
             (None, false) => return Undo::RolledBack,
             (None, true) if !whole => return Undo::NotNeeded,
-            (ended, _) => whole || ended == Some(true),
+            (has_ended, _) => whole || has_ended == Some(true),
         };
-        let (blocks, levels) = (self.blocks.borrow(), self.levels.get() as usize);
-        let hook = self.hook.get();
-        let begun_in_hook = hook.map_or(0, |(_, blocks)| blocks);
-        let closure = if whole { blocks.first() } else { blocks.last() };
+        let (open_scopes, savepoints) = (self.open_scopes.borrow(), self.savepoints.get() as usize);
+        let hook = self.running_hook.get();
+        let open_before_hook = hook.map_or(0, |(_, open)| open);
+        let closure = if whole { open_scopes.first() } else { open_scopes.last() };
         match (hook, closure) {
-            (Some((name, _)), _) if whole || blocks.len() <= begun_in_hook => Undo::Hook { name },
-            (_, None) if core.settings.commits => Undo::Scope,
+            (Some((name, _)), _) if whole || open_scopes.len() <= open_before_hook => Undo::Hook { name },
+            (_, None) if transaction.settings.commits => Undo::Scope,
             (_, None) => Undo::Rollback,
-            // The outermost closure ends the transaction, unless it is a savepoint too.
-            (_, Some(&(name, at))) if !whole || blocks.len() > levels => Undo::Closure { name, at },
+            // The outermost closure ends the transaction, unless that closure is a savepoint too.
+            (_, Some(&(name, at))) if !whole || open_scopes.len() > savepoints => Undo::Closure { name, at },
             (_, Some(&(name, at))) => Undo::ClosureThenRollback { name, at },
         }
     }
 
-    /// The error of the end of a savepoint, which has been rolled back.
-    pub(super) fn after_savepoint(&self, mut error: Error) -> Error {
+    /// Completes the error of a savepoint's end. The savepoint has been rolled back.
+    pub(super) fn with_undo_after_savepoint(&self, mut error: Error) -> Error {
         error.set_undo(&|whole| match self.needed_undo(whole) {
             Undo::NotNeeded => Undo::SavepointRolledBack,
             undo => undo,
@@ -131,45 +133,47 @@ impl<C: SessionConnection> SessionInner<C> {
         error
     }
 
-    /// Begins the transaction because the program says so: what was read outside of it is read anew inside.
+    /// Begins the transaction at the program's request. Rows that were read outside of it are read again inside.
     pub(super) fn begin(&self, at: Place) -> Result<()> {
-        let mut core = self.enter(at)?;
-        let outside = core.has_read_outside();
-        let begun = core.begin(at);
-        drop(core);
-        begun.map_err(|error| self.with_undo(error))?;
-        if outside {
+        let mut transaction = self.borrow_transaction(at)?;
+        let may_have_read_outside = transaction.may_have_read_outside();
+        let outcome = transaction.begin(at);
+        drop(transaction);
+        outcome.map_err(|error| self.with_undo(error))?;
+        if may_have_read_outside {
             self.expire_rows();
         }
         Ok(())
     }
 
-    pub(crate) fn has_begun(&self) -> bool {
-        self.core.try_borrow().map_or(true, |core| core.is_active())
+    /// Whether the session holds a connection for its transaction. A transaction in use counts as active.
+    pub(crate) fn is_active(&self) -> bool {
+        self.transaction.try_borrow().map_or(true, |transaction| transaction.is_active())
     }
 
-    /// Commits, hooks included.
+    /// Runs the `before_commit` hooks, flushes, commits and runs the `after_commit` hooks.
     pub(crate) fn commit(&self, at: Place) -> Result<()> {
         self.commit_with(at, |_| None)
     }
 
-    /// Commits, hooks included. Of a failure that ended the transaction `keep` says how many of the hooks stay for another one.
-    pub(super) fn commit_with(&self, at: Place, keep: impl FnOnce(&Error) -> Option<Mark>) -> Result<()> {
+    /// Commits like [`commit`](Self::commit). If a failure has ended the transaction, `keep` may return a mark: the
+    /// hooks before the mark stay for another attempt.
+    pub(super) fn commit_with(&self, at: Place, keep: impl FnOnce(&Error) -> Option<HookMark>) -> Result<()> {
         self.commit_with_hooks(at, keep).map_err(|error| self.with_undo(error))
     }
 
-    fn commit_with_hooks(&self, at: Place, keep: impl FnOnce(&Error) -> Option<Mark>) -> Result<()> {
-        drop(self.enter(at)?);
+    fn commit_with_hooks(&self, at: Place, keep: impl FnOnce(&Error) -> Option<HookMark>) -> Result<()> {
+        drop(self.borrow_transaction(at)?);
         if self.unit.get().is_some_and(Unit::is_flushing) {
             return Err(Error::AlreadyFlushing { at });
         }
-        let mut told = false;
+        let mut has_run_row_hook = false;
         for round in 0.. {
             let hooks = self.hooks.borrow_mut().take_before_commit();
             if hooks.is_empty() && !self.has_unflushed() {
-                // It may change rows, but is not asked again for those.
-                match self.changes_to_tell().filter(|_| !std::mem::replace(&mut told, true)) {
-                    Some(changes) => self.tell_before_commit(&changes, at)?,
+                // The hook may change rows. It does not run again for those.
+                match self.changes_for_commit_hooks().filter(|_| !std::mem::replace(&mut has_run_row_hook, true)) {
+                    Some(changes) => self.run_before_commit_row_hook(&changes, at)?,
                     None => break,
                 }
             }
@@ -185,18 +189,18 @@ impl<C: SessionConnection> SessionInner<C> {
             }
             let mut hooks = hooks.into_iter();
             while let Some(hook) = hooks.next() {
-                if let Err(error) = self.watched("before_commit", at, || hooks::run_before_commit(hook)) {
+                if let Err(error) = self.run_checked_hook("before_commit", at, || hooks::run_before_commit(hook)) {
                     self.hooks.borrow_mut().put_back(hooks);
                     return Err(error);
                 }
             }
             self.flush(at)?;
         }
-        let changes = self.changes_to_tell();
-        let mut core = self.enter(at)?;
-        let outcome = self.commit_core(&mut core, at);
-        let over = !core.is_active();
-        drop(core);
+        let changes = self.changes_for_commit_hooks();
+        let mut transaction = self.borrow_transaction(at)?;
+        let outcome = self.commit_transaction(&mut transaction, at);
+        let has_ended = !transaction.is_active();
+        drop(transaction);
         let outcome = outcome.unwrap_or_else(|panic| {
             self.unit_undecided(&Arc::default());
             self.take_hooks().discard();
@@ -205,23 +209,23 @@ impl<C: SessionConnection> SessionInner<C> {
         match outcome {
             Ok(()) => {
                 self.unit_committed();
-                let told = changes.map_or(Ok(()), |changes| self.tell_after_commit(&changes));
-                self.take_hooks().run_after_commit().and(told)
+                let row_hook_outcome = changes.map_or(Ok(()), |changes| self.run_after_commit_row_hook(&changes));
+                self.take_hooks().run_after_commit().and(row_hook_outcome)
             }
             Err(error) => {
-                let unknown = error.is_commit_unknown();
+                let is_unknown = error.is_commit_unknown();
                 if let Error::CommitUnknown(unknown) = &error {
                     self.unit_undecided(&unknown.verdict);
-                } else if over {
+                } else if has_ended {
                     self.unit_rolled_back();
                 }
-                if unknown || over {
+                if is_unknown || has_ended {
                     let hooks = match keep(&error) {
-                        Some(mark) => self.hooks.borrow_mut().since(mark),
+                        Some(mark) => self.hooks.borrow_mut().split_off(mark),
                         None => self.take_hooks(),
                     };
-                    if unknown {
-                        // Neither is known to have happened.
+                    if is_unknown {
+                        // Neither the commit nor the rollback is certain.
                         hooks.discard();
                     } else {
                         let _ = hooks.run_after_rollback();
@@ -232,59 +236,68 @@ impl<C: SessionConnection> SessionInner<C> {
         }
     }
 
-    /// A panic comes from the program's instrumentation. Nobody knows by then whether the server has committed.
-    pub(super) fn commit_core(&self, core: &mut TransactionState<C>, at: Place) -> std::thread::Result<Result<()>> {
-        catch_unwind(AssertUnwindSafe(|| core.commit(at)))
+    /// Commits without hooks. The outer `Err` is a panic of the program's instrumentation, after which the outcome of
+    /// the commit is unknown.
+    pub(super) fn commit_transaction(
+        &self,
+        transaction: &mut TransactionState<C>,
+        at: Place,
+    ) -> std::thread::Result<Result<()>> {
+        catch_unwind(AssertUnwindSafe(|| transaction.commit(at)))
     }
 
     pub(crate) fn rollback(&self, at: Place) -> Result<()> {
-        let mut core = self.enter(at)?;
-        let active = core.is_active();
-        core.rollback();
-        drop(core);
+        let mut transaction = self.borrow_transaction(at)?;
+        let was_active = transaction.is_active();
+        transaction.rollback();
+        drop(transaction);
         self.unit_rolled_back();
         let hooks = self.take_hooks();
-        if active { hooks.run_after_rollback() } else { Ok(()) }
+        if was_active { hooks.run_after_rollback() } else { Ok(()) }
     }
 
-    /// Rolls back and drops all hooks; what the hooks do cannot prevent it.
+    /// Rolls back and drops all hooks. A failure of a hook does not prevent it.
     pub(super) fn clear(&self, at: Place) {
         let _ = self.rollback(at);
         self.take_hooks().discard();
         self.unit_cleared();
-        self.forget_flush_hooks();
+        self.drop_flush_hooks();
     }
 
-    /// The end: afterwards every use is an error. A connection that is still guarded goes back when its guard is dropped.
+    /// Ends the session: every later use is an error. If a guard owns the connection, the drop of the guard rolls
+    /// back and checks the connection in.
     pub(crate) fn end(&self) {
         if self.ended.get() {
             return;
         }
-        drop(self.listed.take());
-        let at_rest = self.is_at_rest();
-        if !at_rest && !self.guarded.get() {
+        drop(self.registration.take());
+        let is_idle = self.is_idle();
+        if !is_idle && !self.has_guard.get() {
             self.used_at.set(None);
             // Hooks of the rollback may still use the session.
             let _ = self.rollback(Location::caller());
         }
-        // Before the program's own values are dropped, as their `Drop` may panic, and may use the session.
+        // Set before the program's own values are dropped: their `Drop` may panic and may use the session.
         self.ended.set(true);
         self.unit_cleared();
-        self.forget_flush_hooks();
-        if at_rest {
+        self.drop_flush_hooks();
+        if is_idle {
             return;
         }
         self.take_hooks().discard();
-        // A hook of the rollback may have used the session once more. What is guarded is rolled back when it is back.
-        if let (false, Ok(mut core)) = (self.guarded.get(), self.core.try_borrow_mut()) {
-            core.rollback();
+        // A hook of the rollback may have used the session again. If a guard owns the connection, its drop rolls
+        // back.
+        if let (false, Ok(mut transaction)) = (self.has_guard.get(), self.transaction.try_borrow_mut()) {
+            transaction.rollback();
         }
     }
 
-    /// There is nothing to roll back, nothing to give back and nobody to tell.
-    fn is_at_rest(&self) -> bool {
-        let core = self.core.try_borrow();
-        !self.guarded.get() && self.hooks.borrow().is_empty() && core.is_ok_and(|core| core.is_at_rest())
+    /// Whether the session has nothing to roll back, no connection to check in and no hook to run or drop.
+    fn is_idle(&self) -> bool {
+        let transaction = self.transaction.try_borrow();
+        !self.has_guard.get()
+            && self.hooks.borrow().is_empty()
+            && transaction.is_ok_and(|transaction| transaction.is_idle())
     }
 
     pub(super) fn run<T>(
@@ -298,123 +311,126 @@ impl<C: SessionConnection> SessionInner<C> {
             // Code that has the connection may write to handles after it has changed their rows.
             self.expire_rows();
         }
-        let outcome = self.run_now(statement, at, send);
-        // A lock is taken for what is read afterwards.
-        if statement.outdates || statement.newest == Newest::Locked {
+        let outcome = self.run_without_flush(statement, at, send);
+        // A program that locks rows expects later reads to give the newest values.
+        if statement.expires_rows || statement.newest == Newest::Locked {
             self.expire_rows();
         }
         outcome
     }
 
-    /// The same without a flush before it, and without a thought of what it may have changed.
-    pub(super) fn run_now<T>(
+    /// Runs the statement without a flush before it and without expiring the rows that it may change.
+    pub(super) fn run_without_flush<T>(
         &self,
         statement: Statement,
         at: Place,
         send: impl FnOnce(&mut C) -> QueryResult<T>,
     ) -> Result<T> {
-        let mut core = self.enter(at)?;
+        let mut transaction = self.borrow_transaction(at)?;
         if let Some(unit) = self.unit.get() {
-            unit.set_fleeting(core.commits_by_itself());
-            let outside = core.reads_before_transaction(statement.access);
+            unit.set_fleeting(transaction.is_autocommitting());
+            let outside = transaction.reads_before_transaction(statement.access);
             unit.set_outside(outside);
-            if core.is_reading() && !outside {
-                // This statement begins the transaction: what was read before it may have changed since.
+            if transaction.is_reading() && !outside {
+                // This statement begins the transaction: rows that were read before may have changed since.
                 unit.expire_all();
             }
             if statement.access != Access::Read {
                 unit.note_changing();
             }
         }
-        let using = Using::new(&self.used_at, at);
-        let outcome = core.run(statement, at, send);
-        drop((core, using));
+        let in_use = InUse::new(&self.used_at, at);
+        let outcome = transaction.run(statement, at, send);
+        drop((transaction, in_use));
         outcome.map_err(|error| self.with_undo(error))
     }
 
-    pub(super) fn enter(&self, at: Place) -> Result<RefMut<'_, TransactionState<C>>> {
-        self.not_ended(at)?;
+    pub(super) fn borrow_transaction(&self, at: Place) -> Result<RefMut<'_, TransactionState<C>>> {
+        self.check_not_ended(at)?;
         let held_at = self.used_at.get().unwrap_or(at);
-        if self.guarded.get() {
+        if self.has_guard.get() {
             return Err(Error::SessionBusy { held_at, at });
         }
-        self.core.try_borrow_mut().map_err(|_| Error::SessionBusy { held_at, at })
+        self.transaction.try_borrow_mut().map_err(|_| Error::SessionBusy { held_at, at })
     }
 
-    pub(super) fn not_ended(&self, at: Place) -> Result<()> {
+    pub(super) fn check_not_ended(&self, at: Place) -> Result<()> {
         if self.ended.get() { Err(Error::SessionEnded { app: self.app().id().into(), at }) } else { Ok(()) }
     }
 
-    pub(super) fn outside_blocks(&self, operation: &'static str, at: Place) -> Result<()> {
-        match self.blocks.borrow().last() {
+    pub(super) fn check_outside_scopes(&self, operation: &'static str, at: Place) -> Result<()> {
+        match self.open_scopes.borrow().last() {
             Some(&(outer, outer_at)) => Err(Error::InsideTransaction { operation, outer, outer_at, at }),
             None => Ok(()),
         }
     }
 
-    pub(super) fn is_in_block(&self) -> bool {
-        !self.blocks.borrow().is_empty()
+    pub(super) fn is_in_scope(&self) -> bool {
+        !self.open_scopes.borrow().is_empty()
     }
 
-    /// After a commit that failed and left the transaction open.
-    pub(super) fn roll_back_for(&self, error: &Error, at: Place) {
+    /// Rolls back after an error of a commit, unless the commit has succeeded and only a hook has failed.
+    pub(super) fn roll_back_after(&self, error: &Error, at: Place) {
         if !matches!(error, Error::HookFailed { committed: true, .. }) {
-            self.undo(at);
+            self.roll_back_scope(at);
         }
     }
 
-    /// Rolls back what a closure of `transaction` did.
-    pub(super) fn undo(&self, at: Place) {
-        if self.enter_at_end(at).is_ok() {
+    /// Rolls back the closure of a `transaction` or `retry`.
+    pub(super) fn roll_back_scope(&self, at: Place) {
+        if self.borrow_transaction_at_end(at).is_ok() {
             let _ = self.rollback(at);
         }
     }
 
-    /// Rolls back what an attempt of `retry` did, with the hooks since `mark`. The next one finds the session at rest.
-    pub(super) fn undo_since(&self, mark: Mark, at: Place) {
-        if let Ok(mut core) = self.enter_at_end(at) {
-            core.rollback();
-            drop(core);
+    /// Rolls back an attempt of `retry`, with the hooks since `mark`, and leaves the session idle for the next
+    /// attempt.
+    pub(super) fn roll_back_attempt(&self, mark: HookMark, at: Place) {
+        if let Ok(mut transaction) = self.borrow_transaction_at_end(at) {
+            transaction.rollback();
+            drop(transaction);
             self.unit_rolled_back();
-            let hooks = self.hooks.borrow_mut().since(mark);
+            let hooks = self.hooks.borrow_mut().split_off(mark);
             let _ = hooks.run_after_rollback();
             // A hook may have used the session.
-            if let Ok(mut core) = self.enter(at) {
-                core.rollback();
-                drop(core);
+            if let Ok(mut transaction) = self.borrow_transaction(at) {
+                transaction.rollback();
+                drop(transaction);
                 self.unit_rolled_back();
             }
         }
     }
 
-    /// Tells all that are left that the transaction was rolled back.
-    pub(super) fn tell_rollback(&self) {
+    /// Runs the remaining `after_rollback` hooks and drops the other hooks.
+    pub(super) fn run_after_rollback_hooks(&self) {
         let _ = self.take_hooks().run_after_rollback();
     }
 
-    /// Whether something failed in the present transaction that may succeed in another.
-    pub(super) fn failed_transiently(&self) -> bool {
-        !self.guarded.get() && self.core.try_borrow().is_ok_and(|core| core.transient.matters())
+    /// Whether a statement of this transaction failed in a way that may succeed in another transaction.
+    pub(super) fn has_transient_failure(&self) -> bool {
+        !self.has_guard.get()
+            && self.transaction.try_borrow().is_ok_and(|transaction| transaction.transient.is_relevant())
     }
 
-    /// The end of the scope's time.
+    /// The deadline of the scope.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.core.try_borrow().ok()?.limit()
+        self.transaction.try_borrow().ok()?.deadline_end()
     }
 
-    /// Enters at the end of a closure of `transaction` or `savepoint`. Where that cannot be, because the closure has left the
-    /// connection guarded, its work can be neither kept nor undone by itself: the whole transaction has to be rolled back.
-    pub(super) fn enter_at_end(&self, at: Place) -> Result<RefMut<'_, TransactionState<C>>> {
-        let entered = self.enter(at);
-        if entered.is_err()
-            && let Ok(mut core) = self.core.try_borrow_mut()
+    /// Borrows the transaction at the end of a closure of `transaction`, `savepoint` or `retry`. If that is
+    /// impossible because the closure has kept the connection guard, the work of the closure can be neither committed
+    /// nor undone alone, so the whole transaction is invalidated.
+    pub(super) fn borrow_transaction_at_end(&self, at: Place) -> Result<RefMut<'_, TransactionState<C>>> {
+        let borrowed = self.borrow_transaction(at);
+        if borrowed.is_err()
+            && let Ok(mut transaction) = self.transaction.try_borrow_mut()
         {
-            core.invalidate("its closure ended while the connection was guarded".into(), at, true);
+            transaction.invalidate("its closure ended while the connection was guarded".into(), at, true);
         }
-        entered
+        borrowed
     }
 
-    fn forget_flush_hooks(&self) {
+    fn drop_flush_hooks(&self) {
         let FlushHooks { before, after } = self.flush_hooks.take();
         drop_each(before);
         drop_each(after);
@@ -424,9 +440,9 @@ impl<C: SessionConnection> SessionInner<C> {
         std::mem::take(&mut *self.hooks.borrow_mut())
     }
 
-    pub(super) fn forget_hooks(&self, mark: Mark) {
-        let forgotten = self.hooks.borrow_mut().since(mark);
-        forgotten.discard();
+    pub(super) fn discard_hooks_since(&self, mark: HookMark) {
+        let hooks = self.hooks.borrow_mut().split_off(mark);
+        hooks.discard();
     }
 }
 
@@ -436,17 +452,17 @@ impl<C: SessionConnection> Drop for SessionInner<C> {
     }
 }
 
-/// Says who uses the session, for as long as that lasts.
-struct Using<'s>(&'s Cell<Option<Place>>);
+/// Notes the call that uses the session. Its drop deletes the note.
+struct InUse<'s>(&'s Cell<Option<Place>>);
 
-impl<'s> Using<'s> {
+impl<'s> InUse<'s> {
     fn new(cell: &'s Cell<Option<Place>>, at: Place) -> Self {
         cell.set(Some(at));
         Self(cell)
     }
 }
 
-impl Drop for Using<'_> {
+impl Drop for InUse<'_> {
     fn drop(&mut self) {
         self.0.set(None);
     }

@@ -1,7 +1,8 @@
-//! What a statement may do and may leave behind, by its type.
+//! What a statement may do and may leave on its connection, judged by its type.
 //!
-//! A type's name tells which parts of Diesel a query is made of, and which are not Diesel's. It is read once a thread and then
-//! found by its address; so is, where only the text tells, what it told.
+//! The name of a statement's type tells which parts of the statement are Diesel's and which are the program's. Each
+//! thread reads a name once and then finds the result by the name's address. If only the text shows it, the thread
+//! remembers the result of reading the text in the same way.
 
 use std::any::type_name;
 use std::cell::Cell;
@@ -12,77 +13,77 @@ use super::transaction_state::Access;
 use crate::kind::DatabaseKind;
 use crate::unit_of_work::{Newest, StatementKind};
 
-/// What is known of a statement before it is sent.
+/// What the session knows about a statement before the statement is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Statement {
     pub(crate) access: Access,
-    pub(crate) traces: Traces,
-    /// Whether the rows that it gives may be newer than those that are known. A query with a locking clause cannot be boxed, and a boxed
-    /// one gets none.
+    pub(crate) leftovers: Leftovers,
+    /// Whether the returned rows may be newer than the tracked values. Diesel cannot box a query with a locking
+    /// clause, and a boxed query cannot get one.
     pub(super) newest: Newest,
-    /// Whether rows that it does not give may be newer afterwards than those that are known: it writes, it calls a function of the
-    /// program's own that may do so or wait for a lock, or it locks rows of several tables.
-    pub(super) outdates: bool,
-    /// A bit for each kind of database for which the text of a `Selected` has told that it leaves nothing.
-    cleared: u8,
+    /// Whether tracked rows that the statement does not return may be outdated afterwards: the statement writes, or
+    /// it calls a function of the program that may write or wait for a lock, or it locks rows of several tables.
+    pub(super) expires_rows: bool,
+    /// One bit for each kind of database on which the text of a `Selected` statement was found to leave nothing.
+    clean_on: u8,
     name: &'static str,
 }
 
-/// What a statement may leave on the connection that outlives its transaction.
+/// What a statement may leave on the connection beyond its transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Traces {
-    /// Nothing: it is made of Diesel's own parts, of columns and of values.
+pub(crate) enum Leftovers {
+    /// Nothing: the statement consists of Diesel's own parts, columns and values.
     None,
-    /// Its type does not tell, its text does, which is the same each time: columns or expressions of a struct.
+    /// Only the text shows it. The text is always the same: columns or expressions of a struct.
     Selected,
-    /// Its type does not tell, its text does.
+    /// Only the text shows it. The text may differ each time.
     Unknown,
-    /// Something: there is SQL of the program's own in it.
-    Some,
+    /// Something: the statement contains SQL of the program.
+    Possible,
 }
 
 impl Statement {
-    /// Whatever code the connection is guarded to sends.
+    /// Whatever code sends that has the connection itself.
     pub(crate) const RAW: Self = Self {
         access: Access::Raw,
-        traces: Traces::Some,
+        leftovers: Leftovers::Possible,
         newest: Newest::Perhaps,
-        outdates: true,
-        cleared: 0,
+        expires_rows: true,
+        clean_on: 0,
         name: "",
     };
 
-    /// Whether the connection is afterwards as it was.
+    /// Whether the statement leaves nothing on the connection.
     #[inline]
     pub(crate) fn leaves_nothing(&self, kind: impl FnOnce() -> DatabaseKind) -> bool {
-        self.traces == Traces::None || self.traces < Traces::Some && self.was_cleared(kind())
+        self.leftovers == Leftovers::None || self.leftovers < Leftovers::Possible && self.is_known_clean(kind())
     }
 
-    /// Its text, which is the same each time, has told that it leaves nothing on this kind of database.
-    pub(crate) fn clear(mut self, kind: DatabaseKind) {
-        if self.traces == Traces::Selected {
-            self.cleared |= bit(kind);
-            // A thread that ends remembers nothing.
-            let _ = MEMORY.try_with(|memory| memory[place(self.name)].set(self));
+    /// Remembers that the text of the statement leaves nothing on this kind of database. The text is always the same.
+    pub(crate) fn remember_clean(mut self, kind: DatabaseKind) {
+        if self.leftovers == Leftovers::Selected {
+            self.clean_on |= kind_bit(kind);
+            // The cache is gone if the thread is ending.
+            let _ = CACHE.try_with(|cache| cache[cache_index(self.name)].set(self));
         }
     }
 
-    /// On SQLite there is nothing that a function could leave.
-    fn was_cleared(&self, kind: DatabaseKind) -> bool {
-        kind == DatabaseKind::Sqlite || self.cleared & bit(kind) != 0
+    /// Whether the text is known to leave nothing. On SQLite a function has nothing to leave.
+    fn is_known_clean(&self, kind: DatabaseKind) -> bool {
+        kind == DatabaseKind::Sqlite || self.clean_on & kind_bit(kind) != 0
     }
 
-    /// What a flush or a look-up by key sends.
+    /// A statement that a flush or a look-up by key sends.
     pub(super) fn of_entity(what: StatementKind) -> Self {
         match what {
             StatementKind::Select(name) => columns_of(name, Access::Read),
             StatementKind::Insert(name) => columns_of(name, Access::Write),
             StatementKind::Change => Self {
                 access: Access::Write,
-                traces: Traces::None,
+                leftovers: Leftovers::None,
                 newest: Newest::No,
-                outdates: true,
-                cleared: 0,
+                expires_rows: true,
+                clean_on: 0,
                 name: "",
             },
         }
@@ -91,66 +92,69 @@ impl Statement {
     /// A query: a typed SELECT only reads, raw SQL may do anything.
     #[inline]
     pub(super) fn of_query<Q: AsQuery>(_: &Q) -> Self {
-        known(type_name::<Q::Query>())
+        classify_cached(type_name::<Q::Query>())
     }
 
-    /// A statement that is no SELECT.
+    /// A statement other than a SELECT.
     #[inline]
     pub(super) fn of_command<Q>() -> Self {
-        let known = known(type_name::<Q>());
+        let known = classify_cached(type_name::<Q>());
         let access = if known.access == Access::Raw { Access::Raw } else { Access::Write };
-        Self { access, outdates: true, ..known }
+        Self { access, expires_rows: true, ..known }
     }
 }
 
-/// As many types as a thread remembers; a power of two.
-const REMEMBERED: usize = 128;
+/// The number of types that a thread remembers; a power of two.
+const CACHE_SIZE: usize = 128;
 
 thread_local! {
-    static MEMORY: [Cell<Statement>; REMEMBERED] = const { [const { Cell::new(Statement::RAW) }; REMEMBERED] };
+    static CACHE: [Cell<Statement>; CACHE_SIZE] = const { [const { Cell::new(Statement::RAW) }; CACHE_SIZE] };
 }
 
-fn place(name: &str) -> usize {
+fn cache_index(name: &str) -> usize {
     let address = name.as_ptr() as usize;
-    (address ^ (address >> 7)).wrapping_add(name.len()) % REMEMBERED
+    (address ^ (address >> 7)).wrapping_add(name.len()) % CACHE_SIZE
 }
 
 #[inline]
-fn known(name: &'static str) -> Statement {
-    let look_up = |memory: &[Cell<Statement>; REMEMBERED]| {
-        let place = &memory[place(name)];
-        let remembered = place.get();
-        // Names are not moved while the program runs, but one may begin where another does.
+fn classify_cached(name: &'static str) -> Statement {
+    let look_up = |cache: &[Cell<Statement>; CACHE_SIZE]| {
+        let slot = &cache[cache_index(name)];
+        let remembered = slot.get();
+        // A name does not move while the program runs, but two names may begin at the same address.
         if remembered.name.as_ptr() == name.as_ptr() && remembered.name.len() == name.len() {
             return remembered;
         }
-        let statement = read(name);
-        place.set(statement);
+        let statement = classify(name);
+        slot.set(statement);
         statement
     };
-    MEMORY.try_with(look_up).unwrap_or_else(|_| read(name))
+    CACHE.try_with(look_up).unwrap_or_else(|_| classify(name))
 }
 
-/// The columns of an entity, or whatever expressions it has been given for them.
+/// A statement that returns the columns of an entity, or the expressions that the entity has in their place.
 fn columns_of(name: &'static str, access: Access) -> Statement {
     let statement = Statement {
         access,
-        traces: Traces::Selected,
+        leftovers: Leftovers::Selected,
         newest: Newest::No,
-        outdates: access != Access::Read,
-        cleared: 0,
+        expires_rows: access != Access::Read,
+        clean_on: 0,
         name,
     };
-    let known = MEMORY.try_with(|memory| memory[place(name)].get());
-    known.ok().filter(|known| std::ptr::eq(known.name, name) && known.traces == Traces::Selected).unwrap_or(statement)
+    let known = CACHE.try_with(|cache| cache[cache_index(name)].get());
+    known
+        .ok()
+        .filter(|known| std::ptr::eq(known.name, name) && known.leftovers == Leftovers::Selected)
+        .unwrap_or(statement)
 }
 
-fn bit(kind: DatabaseKind) -> u8 {
+fn kind_bit(kind: DatabaseKind) -> u8 {
     1 << kind as u8
 }
 
 #[cold]
-fn read(name: &'static str) -> Statement {
+fn classify(name: &'static str) -> Statement {
     let typed = name.starts_with("diesel::query_builder::") && !name.starts_with("diesel::query_builder::sql_query::");
     let access = match typed {
         true if name.starts_with("diesel::query_builder::select_statement::") => Access::Read,
@@ -158,61 +162,63 @@ fn read(name: &'static str) -> Statement {
         false => Access::Raw,
     };
     let newest = match typed {
-        true if name.contains(LOCKING) || GIVE_WHAT_THEY_WROTE.iter().any(|start| name.starts_with(start)) => {
+        true if name.contains(LOCKING) || RETURN_WRITTEN_ROWS.iter().any(|start| name.starts_with(start)) => {
             Newest::Locked
         }
         true if !name.contains(LITERAL) => Newest::No,
         _ => Newest::Perhaps,
     };
-    let traces = if typed { traces(name) } else { Traces::Some };
-    let outdates = access != Access::Read
-        || traces == Traces::Some && name.starts_with(WITHOUT_TABLE)
+    let leftovers = if typed { leftovers_in(name) } else { Leftovers::Possible };
+    let expires_rows = access != Access::Read
+        || leftovers == Leftovers::Possible && name.starts_with(WITHOUT_TABLE)
         || newest == Newest::Locked && name.contains("::joins::");
-    Statement { access, traces, newest, outdates, cleared: 0, name }
+    Statement { access, leftovers, newest, expires_rows, clean_on: 0, name }
 }
 
-/// `FOR UPDATE` and its like, of the query or of one in it. A name has no parameters that are those of the type's definition.
+/// `FOR UPDATE` and similar clauses, of the query or of a subquery. The name of a type omits parameters that equal
+/// the defaults of the type's definition.
 const LOCKING: &str = "::locking_clause::LockingClause";
 
-/// A SELECT of expressions alone. One that calls a function of the program's own does so for what the function does.
+/// A SELECT without a table. If it calls a function of the program, it does so for the effects of the function.
 const WITHOUT_TABLE: &str =
     "diesel::query_builder::select_statement::SelectStatement<diesel::query_builder::from_clause::NoFromClause";
 
-/// SQL of the program's own, which may end in a locking clause.
+/// SQL of the program, which may end in a locking clause.
 const LITERAL: &str = "::sql_literal::";
 
-/// Statements whose `RETURNING` gives the rows as they are afterwards.
-const GIVE_WHAT_THEY_WROTE: [&str; 2] =
+/// Statements whose `RETURNING` returns the rows as the statement leaves them.
+const RETURN_WRITTEN_ROWS: [&str; 2] =
     ["diesel::query_builder::insert_statement::", "diesel::query_builder::update_statement::"];
 
-/// The path of a type is one word here, `{` of closures included.
-fn is_path(c: char) -> bool {
+/// Whether `c` belongs to the path of a type, `{` of closures included.
+fn is_path_char(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '_' | ':' | '{' | '}' | '#')
 }
 
-/// Functions and operators that a program defines are types of its own, as are its tables and columns, which have names that
-/// tell. Everything else that is not Diesel's counts as SQL, except inside of types that hold no SQL.
-fn traces(name: &str) -> Traces {
-    let mut worst = Traces::None;
+/// Reads the name of a statement's type. The functions and operators, tables and columns of a program are types of
+/// the program. The names of tables and columns show what they are. Every other type that is not Diesel's counts as
+/// SQL, unless it is inside a type that holds no SQL.
+fn leftovers_in(name: &str) -> Leftovers {
+    let mut worst = Leftovers::None;
     let mut rest = name;
-    while let Some(start) = rest.find(is_path) {
+    while let Some(start) = rest.find(is_path_char) {
         rest = &rest[start..];
         let path;
-        (path, rest) = rest.split_at(rest.find(|c| !is_path(c)).unwrap_or(rest.len()));
+        (path, rest) = rest.split_at(rest.find(|c| !is_path_char(c)).unwrap_or(rest.len()));
         if HOLD_NO_SQL.contains(&path) {
             rest = after_arguments(rest);
         } else if path == SELECTABLE {
-            // The columns of a struct, or whatever expression it has been given for one.
-            worst = worst.max(Traces::Selected);
+            // The columns of a struct, or the expressions that the struct has in their place.
+            worst = worst.max(Leftovers::Selected);
             rest = after_arguments(rest);
         } else {
-            worst = worst.max(traces_of(path, name));
+            worst = worst.max(leftovers_of(path, name));
         }
     }
     worst
 }
 
-/// Values and their types, and names of aliases.
+/// Types that hold no SQL: values with their types, and names of aliases.
 const HOLD_NO_SQL: [&str; 4] = [
     "diesel::expression::array_comparison::Many",
     "diesel::expression::bound::Bound",
@@ -222,31 +228,33 @@ const HOLD_NO_SQL: [&str; 4] = [
 
 const SELECTABLE: &str = "diesel::expression::select_by::SelectBy";
 
-/// What a type may leave that is part of the statement `name`.
-fn traces_of(path: &str, name: &str) -> Traces {
+/// What a type may leave that is a part of the statement `name`.
+fn leftovers_of(path: &str, name: &str) -> Leftovers {
     match path.split_once("::") {
-        Some(("diesel", _)) if path.contains("::sql_literal::") || path.contains("::sql_query::") => Traces::Some,
-        Some(("diesel", _)) if path.contains("Boxed") => Traces::Unknown,
-        None if path == "dyn" => Traces::Unknown,
-        Some(("diesel" | "core" | "alloc" | "std", _)) | None => Traces::None,
-        Some(_) if path.ends_with("::table") => Traces::None,
-        Some(_) if is_column(path, name) => Traces::None,
-        Some(_) => Traces::Some,
+        Some(("diesel", _)) if path.contains("::sql_literal::") || path.contains("::sql_query::") => {
+            Leftovers::Possible
+        }
+        Some(("diesel", _)) if path.contains("Boxed") => Leftovers::Unknown,
+        None if path == "dyn" => Leftovers::Unknown,
+        Some(("diesel" | "core" | "alloc" | "std", _)) | None => Leftovers::None,
+        Some(_) if path.ends_with("::table") => Leftovers::None,
+        Some(_) if is_column(path, name) => Leftovers::None,
+        Some(_) => Leftovers::Possible,
     }
 }
 
-/// Whether a type is a column of a table that the statement names too. The module alone proves nothing: a program may keep its own
-/// expressions in a module named `columns`.
+/// Whether a type is a column of a table that the statement names too. The name of the module is no proof: a program
+/// may keep its own expressions in a module named `columns`.
 fn is_column(path: &str, name: &str) -> bool {
     let table = path.rsplit_once("::").and_then(|(module, _)| module.strip_suffix("columns"));
     table.is_some_and(|table| {
         let table = format!("{table}table");
         name.match_indices(&*table)
-            .any(|(at, _)| !name[..at].ends_with(is_path) && !name[at + table.len()..].starts_with(is_path))
+            .any(|(at, _)| !name[..at].ends_with(is_path_char) && !name[at + table.len()..].starts_with(is_path_char))
     })
 }
 
-/// What follows the `<..>` that `text` starts with.
+/// The rest of `text` after the `<..>` at its start.
 fn after_arguments(text: &str) -> &str {
     if !text.starts_with('<') {
         return text;
@@ -256,7 +264,7 @@ fn after_arguments(text: &str) -> &str {
     for (at, c) in text.char_indices() {
         match c {
             '<' => depth += 1,
-            // Not of the arrow in the type of a function.
+            // The arrow in the type of a function closes nothing.
             '>' if before != '-' => depth -= 1,
             _ => {}
         }
@@ -270,7 +278,7 @@ fn after_arguments(text: &str) -> &str {
 
 #[cfg(all(test, feature = "sqlite"))]
 mod tests {
-    // Of the macros' makings not everything is used.
+    // The macros define more than the tests use.
     #![allow(unreachable_pub, dead_code)]
 
     use diesel::dsl::{count_star, exists, not, now, sql};
@@ -315,7 +323,7 @@ mod tests {
     diesel::define_sql_function!(fn defined(number: Integer) -> Integer);
     diesel::infix_operator!(Matches, " @@ ", backend: Sqlite);
 
-    /// A program's own expressions, in a module that is named as that of a table's columns.
+    /// Expressions of the program in a module that is named like the module of a table's columns.
     mod columns {
         use diesel::sql_types::{Integer, Text};
 
@@ -328,54 +336,54 @@ mod tests {
     }
 
     #[track_caller]
-    fn query<Q: AsQuery>(query: Q, access: Access, traces: Traces) {
+    fn query<Q: AsQuery>(query: Q, access: Access, leftovers: Leftovers) {
         for _ in 0..2 {
             let known = Statement::of_query(&query);
-            assert_eq!((known.access, known.traces), (access, traces), "{}", type_name::<Q::Query>());
+            assert_eq!((known.access, known.leftovers), (access, leftovers), "{}", type_name::<Q::Query>());
         }
     }
 
     #[track_caller]
-    fn command<Q>(_: Q, access: Access, traces: Traces) {
+    fn command<Q>(_: Q, access: Access, leftovers: Leftovers) {
         let known = Statement::of_command::<Q>();
-        assert_eq!((known.access, known.traces), (access, traces), "{}", type_name::<Q>());
+        assert_eq!((known.access, known.leftovers), (access, leftovers), "{}", type_name::<Q>());
     }
 
     #[test]
-    fn typed_statements_leave_nothing() {
+    fn typed_statement_leaves_nothing() {
         let read = Access::Read;
-        query(users::table, read, Traces::None);
-        query(users::table.find(1).select((users::id, users::name)).limit(3), read, Traces::None);
-        query(users::table.filter(users::id.eq_any([1, 2])).order(users::name.desc()), read, Traces::None);
-        query(users::table.filter(users::id.eq(UserId(7))), read, Traces::None);
-        query(users::table.filter(users::id.eq_any(vec![UserId(7), UserId(8)])), read, Traces::None);
-        query(users::table.filter(users::age.is_null().and(not(users::name.like("A%")))), read, Traces::None);
-        query(posts::table.inner_join(users::table).select((posts::title, users::name)), read, Traces::None);
-        query(posts::table.left_join(users::table).select(users::name.nullable()), read, Traces::None);
-        query(diesel::select(exists(users::table.filter(users::id.eq(1)))), read, Traces::None);
-        query(users::table.select(count_star()), read, Traces::None);
+        query(users::table, read, Leftovers::None);
+        query(users::table.find(1).select((users::id, users::name)).limit(3), read, Leftovers::None);
+        query(users::table.filter(users::id.eq_any([1, 2])).order(users::name.desc()), read, Leftovers::None);
+        query(users::table.filter(users::id.eq(UserId(7))), read, Leftovers::None);
+        query(users::table.filter(users::id.eq_any(vec![UserId(7), UserId(8)])), read, Leftovers::None);
+        query(users::table.filter(users::age.is_null().and(not(users::name.like("A%")))), read, Leftovers::None);
+        query(posts::table.inner_join(users::table).select((posts::title, users::name)), read, Leftovers::None);
+        query(posts::table.left_join(users::table).select(users::name.nullable()), read, Leftovers::None);
+        query(diesel::select(exists(users::table.filter(users::id.eq(1)))), read, Leftovers::None);
+        query(users::table.select(count_star()), read, Leftovers::None);
         query(
             users::table.group_by(users::name).select((users::name, diesel::dsl::max(users::age))),
             read,
-            Traces::None,
+            Leftovers::None,
         );
-        query(diesel::select(now), read, Traces::None);
+        query(diesel::select(now), read, Leftovers::None);
         let other = diesel::alias!(users as other);
-        query(other.filter(other.field(users::id).eq(1)).select(other.field(users::name)), read, Traces::None);
+        query(other.filter(other.field(users::id).eq(1)).select(other.field(users::name)), read, Leftovers::None);
         let write = Access::Write;
         let user = User { id: 1, name: "Ada".into() };
-        command(diesel::insert_into(users::table).values(&user), write, Traces::None);
-        command(diesel::insert_into(users::table).values(vec![users::name.eq("Ada")]), write, Traces::None);
+        command(diesel::insert_into(users::table).values(&user), write, Leftovers::None);
+        command(diesel::insert_into(users::table).values(vec![users::name.eq("Ada")]), write, Leftovers::None);
         command(
             diesel::insert_into(users::table).values((users::id.eq(UserId(1)), users::name.eq("a"))),
             write,
-            Traces::None,
+            Leftovers::None,
         );
-        command(diesel::update(users::table.find(1)).set(&user), write, Traces::None);
-        command(diesel::update(&user).set(users::age.eq(users::age + 1)), write, Traces::None);
-        command(diesel::delete(users::table.filter(users::id.gt(1))), write, Traces::None);
-        query(diesel::insert_into(users::table).values(&user).returning(users::id), write, Traces::None);
-        command(diesel::insert_or_ignore_into(users::table).values(&user), write, Traces::None);
+        command(diesel::update(users::table.find(1)).set(&user), write, Leftovers::None);
+        command(diesel::update(&user).set(users::age.eq(users::age + 1)), write, Leftovers::None);
+        command(diesel::delete(users::table.filter(users::id.gt(1))), write, Leftovers::None);
+        query(diesel::insert_into(users::table).values(&user).returning(users::id), write, Leftovers::None);
+        command(diesel::insert_or_ignore_into(users::table).values(&user), write, Leftovers::None);
         command(
             diesel::insert_into(users::table)
                 .values(&user)
@@ -383,12 +391,12 @@ mod tests {
                 .do_update()
                 .set(users::name.eq("Bob")),
             write,
-            Traces::None,
+            Leftovers::None,
         );
     }
 
     #[test]
-    fn newest_rows_come_from_locking_reads_and_writes_and_perhaps_from_sql_of_the_programs_own() {
+    fn statement_returns_newest_rows_if_it_locks_or_writes() {
         fn newest<Q: AsQuery>(query: &Q) -> Newest {
             Statement::of_query(query).newest
         }
@@ -409,64 +417,66 @@ mod tests {
     }
 
     #[test]
-    fn statements_that_may_change_rows_or_lock_others_outdate_what_is_known() {
-        fn outdates<Q: AsQuery>(query: &Q) -> bool {
-            Statement::of_query(query).outdates
+    fn statement_expires_rows_if_it_may_change_or_lock_others() {
+        fn expires_rows<Q: AsQuery>(query: &Q) -> bool {
+            Statement::of_query(query).expires_rows
         }
-        assert!(!outdates(&users::table.find(1)) && !outdates(&users::table.select(defined(users::id))));
-        assert!(!outdates(&users::table.for_update()) && !outdates(&diesel::select(exists(users::table.find(1)))));
-        assert!(outdates(&posts::table.inner_join(users::table).select(users::id).for_update()));
-        assert!(outdates(&diesel::select(defined(1))) && outdates(&diesel::sql_query("SELECT 1")));
-        assert!(outdates(&diesel::insert_into(users::table).default_values().returning(users::id)));
+        assert!(!expires_rows(&users::table.find(1)) && !expires_rows(&users::table.select(defined(users::id))));
+        assert!(
+            !expires_rows(&users::table.for_update()) && !expires_rows(&diesel::select(exists(users::table.find(1))))
+        );
+        assert!(expires_rows(&posts::table.inner_join(users::table).select(users::id).for_update()));
+        assert!(expires_rows(&diesel::select(defined(1))) && expires_rows(&diesel::sql_query("SELECT 1")));
+        assert!(expires_rows(&diesel::insert_into(users::table).default_values().returning(users::id)));
     }
 
     #[test]
-    fn sql_of_the_programs_own_may_leave_something() {
+    fn statement_with_sql_of_the_program_may_leave_something() {
         let read = Access::Read;
-        query(diesel::select(sql::<Integer>("1")), read, Traces::Some);
-        query(users::table.filter(sql::<Bool>("1 = ").bind::<Integer, _>(1)), read, Traces::Some);
-        query(users::table.select(declared(users::id)), read, Traces::Some);
-        query(diesel::select(defined(1)), read, Traces::Some);
-        query(diesel::select(without_arguments()), read, Traces::Some);
-        query(users::table.filter(users::id.eq(defined(users::id))), read, Traces::Some);
-        query(users::table.filter(Matches::new(users::name, users::name)).select(users::id), read, Traces::Some);
-        query(users::table.order(defined(users::id)), read, Traces::Some);
-        query(users::table.select(columns::defined(users::id)), read, Traces::Some);
-        query(users::table.select(columns::declared(users::name)), read, Traces::Some);
-        query(users::table.filter(columns::Matches::new(users::name, users::name)), read, Traces::Some);
-        command(diesel::update(users::table).set(users::id.eq(defined(users::id))), Access::Write, Traces::Some);
+        query(diesel::select(sql::<Integer>("1")), read, Leftovers::Possible);
+        query(users::table.filter(sql::<Bool>("1 = ").bind::<Integer, _>(1)), read, Leftovers::Possible);
+        query(users::table.select(declared(users::id)), read, Leftovers::Possible);
+        query(diesel::select(defined(1)), read, Leftovers::Possible);
+        query(diesel::select(without_arguments()), read, Leftovers::Possible);
+        query(users::table.filter(users::id.eq(defined(users::id))), read, Leftovers::Possible);
+        query(users::table.filter(Matches::new(users::name, users::name)).select(users::id), read, Leftovers::Possible);
+        query(users::table.order(defined(users::id)), read, Leftovers::Possible);
+        query(users::table.select(columns::defined(users::id)), read, Leftovers::Possible);
+        query(users::table.select(columns::declared(users::name)), read, Leftovers::Possible);
+        query(users::table.filter(columns::Matches::new(users::name, users::name)), read, Leftovers::Possible);
+        command(diesel::update(users::table).set(users::id.eq(defined(users::id))), Access::Write, Leftovers::Possible);
         command(
             diesel::insert_into(users::table).values(users::id.eq(sql::<Integer>("1"))),
             Access::Write,
-            Traces::Some,
+            Leftovers::Possible,
         );
-        command(diesel::delete(users::table.filter(users::id.eq(defined(1)))), Access::Write, Traces::Some);
-        query(diesel::sql_query("SELECT 1"), Access::Raw, Traces::Some);
-        command(diesel::sql_query("SELECT 1").bind::<Text, _>("a"), Access::Raw, Traces::Some);
+        command(diesel::delete(users::table.filter(users::id.eq(defined(1)))), Access::Write, Leftovers::Possible);
+        query(diesel::sql_query("SELECT 1"), Access::Raw, Leftovers::Possible);
+        command(diesel::sql_query("SELECT 1").bind::<Text, _>("a"), Access::Raw, Leftovers::Possible);
     }
 
     #[test]
-    fn where_the_type_does_not_tell_the_text_is_read() {
+    fn boxed_or_selected_statement_is_judged_by_its_text() {
         let read = Access::Read;
-        query(users::table.into_boxed::<Sqlite>(), read, Traces::Unknown);
-        query(users::table.select(<User as SelectableHelper<Sqlite>>::as_select()), read, Traces::Selected);
+        query(users::table.into_boxed::<Sqlite>(), read, Leftovers::Unknown);
+        query(users::table.select(<User as SelectableHelper<Sqlite>>::as_select()), read, Leftovers::Selected);
         let condition: Box<dyn BoxableExpression<users::table, Sqlite, SqlType = Bool>> = Box::new(users::id.eq(1));
-        query(users::table.filter(condition), read, Traces::Unknown);
+        query(users::table.filter(condition), read, Leftovers::Unknown);
         query(
             users::table.select(<User as SelectableHelper<Sqlite>>::as_select()).filter(users::id.eq(defined(1))),
             read,
-            Traces::Some,
+            Leftovers::Possible,
         );
-        command(diesel::delete(users::table).into_boxed::<Sqlite>(), Access::Write, Traces::Unknown);
+        command(diesel::delete(users::table).into_boxed::<Sqlite>(), Access::Write, Leftovers::Unknown);
         command(
             diesel::update(users::table).set(users::id.eq(1)).into_boxed::<Sqlite>(),
             Access::Write,
-            Traces::Unknown,
+            Leftovers::Unknown,
         );
     }
 
     #[test]
-    fn what_the_text_has_told_once_is_remembered_for_that_kind() {
+    fn clean_text_is_remembered_for_each_kind_of_database() {
         let query = users::table.select(<User as SelectableHelper<Sqlite>>::as_select());
         let leaves_nothing = |kind| Statement::of_query(&query).leaves_nothing(|| kind);
         assert!(
@@ -474,10 +484,10 @@ mod tests {
                 && !leaves_nothing(DatabaseKind::Mysql)
                 && leaves_nothing(DatabaseKind::Sqlite)
         );
-        Statement::of_query(&query).clear(DatabaseKind::Postgres);
+        Statement::of_query(&query).remember_clean(DatabaseKind::Postgres);
         assert!(leaves_nothing(DatabaseKind::Postgres) && !leaves_nothing(DatabaseKind::Mysql));
         let boxed = users::table.into_boxed::<Sqlite>();
-        Statement::of_query(&boxed).clear(DatabaseKind::Postgres);
+        Statement::of_query(&boxed).remember_clean(DatabaseKind::Postgres);
         assert!(!Statement::of_query(&boxed).leaves_nothing(|| DatabaseKind::Postgres));
     }
 }

@@ -1,4 +1,4 @@
-//! Queries around a query of the program: how many rows it has, and no more than two of them.
+//! Queries that wrap a query of the program: the number of its rows, and at most two of its rows.
 
 use std::rc::Rc;
 
@@ -25,13 +25,13 @@ pub struct Counted<Q>(Rc<Q>);
 #[derive(Debug)]
 pub struct AtMostTwo<Q>(Rc<Q>);
 
-/// The query itself.
+/// The query without a wrapper.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Same<Q>(Rc<Q>);
 
-macro_rules! around {
-    ($name:ident, $sql_type:ty, $before:literal, $behind:literal) => {
+macro_rules! wrapper {
+    ($name:ident, $sql_type:ty, $before:literal, $after:literal) => {
         impl<Q: Query> Query for $name<Q> {
             type SqlType = $sql_type;
         }
@@ -45,7 +45,7 @@ macro_rules! around {
             fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
                 out.push_sql($before);
                 self.0.walk_ast(out.reborrow())?;
-                out.push_sql($behind);
+                out.push_sql($after);
                 Ok(())
             }
         }
@@ -54,18 +54,20 @@ macro_rules! around {
     };
 }
 
-around!(Counted, BigInt, "SELECT COUNT(*) FROM (", ") AS diesel_session_rows");
-around!(AtMostTwo, Q::SqlType, "SELECT * FROM (", ") AS diesel_session_rows LIMIT 2");
-around!(Same, Q::SqlType, "", "");
+wrapper!(Counted, BigInt, "SELECT COUNT(*) FROM (", ") AS diesel_session_rows");
+wrapper!(AtMostTwo, Q::SqlType, "SELECT * FROM (", ") AS diesel_session_rows LIMIT 2");
+wrapper!(Same, Q::SqlType, "", "");
 
-/// MySQL and MariaDB refuse a subselect with two columns of one name, as that of a join may be. The query by itself is none.
-fn is_refused_subselect(kind: DatabaseKind, error: &Error) -> bool {
+/// Whether MySQL or MariaDB may have refused a subselect with two columns of the same name, as a join has them. The
+/// query alone is not a subselect.
+fn may_be_refused_subselect(kind: DatabaseKind, error: &Error) -> bool {
     kind == DatabaseKind::Mysql
         && matches!(error, Error::DatabaseError(..))
         && !kind.is_transient(error)
         && !dialect::is_connection_lost(error)
 }
 
+/// The number of rows of the query. If the database refuses the subselect, the rows are loaded and counted.
 pub(super) fn count<'q, C, Q>(conn: &mut C, query: Q, kind: DatabaseKind) -> QueryResult<i64>
 where
     C: LoadConnection<Backend: QueryMetadata<Q::SqlType>>,
@@ -76,7 +78,7 @@ where
     let counted =
         Counted(Rc::clone(&query)).internal_load(conn).and_then(|mut rows| rows.next().ok_or(Error::NotFound)?);
     match counted {
-        Err(error) if is_refused_subselect(kind, &error) => {
+        Err(error) if may_be_refused_subselect(kind, &error) => {
             let mut rows = 0;
             for row in conn.load(Same(query))? {
                 row?;
@@ -88,7 +90,7 @@ where
     }
 }
 
-/// No more rows than two of a SELECT. Of what is none, or may be none, all rows.
+/// At most two rows of a SELECT; all rows of a statement that is not, or may not be, a SELECT.
 pub(super) fn at_most_two<'q, C, U, Q>(
     conn: &mut C,
     query: Q,
@@ -102,7 +104,7 @@ where
     let query = Rc::new(query);
     if access == Access::Read {
         let rows = AtMostTwo(Rc::clone(&query)).internal_load(conn).and_then(Iterator::collect);
-        if !matches!(&rows, Err(error) if is_refused_subselect(kind, error)) {
+        if !matches!(&rows, Err(error) if may_be_refused_subselect(kind, error)) {
             return rows;
         }
     }

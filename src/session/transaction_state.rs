@@ -1,43 +1,47 @@
-//! The session's transaction: when it begins, what became of it, how it ends.
+//! The state of a session's transaction, from its beginning to its commit or rollback.
 //!
-//! Invariants: there is a pooled in `Reading` and `Begun`, and none in `Idle` between calls. While `invalidated` is set nothing
-//! is sent but a rollback. A pooled whose statement did not return (a panic) is doomed.
+//! Invariants: a connection is checked out in the phases `Reading` and `Begun`; in the phase `Idle` none is checked
+//! out between two calls. While `invalidation` is set, only a rollback is sent. A connection is doomed if the code
+//! that used it panicked.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel::QueryResult;
 
-use super::invalidation::Invalidated;
-use super::statement::{Statement, Traces};
-use super::transient::Transient;
+use super::invalidation::Invalidation;
+use super::statement::{Leftovers, Statement};
+use super::transient_failure::TransientFailure;
 use crate::app_core::AppCore;
 use crate::connection::SessionConnection;
 use crate::dialect::{self, Beginning, Poison};
 use crate::error::{Error, Place, Result};
 use crate::kind::DatabaseKind;
 use crate::pool::{CheckedOut, GRACE, Watched, WritePermit, refuse_empty_statements};
-use crate::recorder::For;
+use crate::recorder::CallSite;
 use crate::settings::{Isolation, Mode, Settings};
 
-/// By how much the limit that the server was told may exceed the time that is left: at least and at most.
+/// The minimum and the maximum by which the statement limit of the server may exceed the remaining time.
 const LIMIT_SLACK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 
-/// What a statement may do.
+/// Why a session that sends something has a connection.
+pub(super) const PREPARED: &str = "`prepare` or `begin` has checked out a connection";
+
+/// What a statement may do to the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// A typed SELECT.
+    /// A typed SELECT: it only reads.
     Read,
-    /// A typed statement.
+    /// Any other typed statement.
     Write,
-    /// Anything: raw SQL, or whatever code the connection is guarded to sends.
+    /// Raw SQL, or code that has the connection itself: it may do anything.
     Raw,
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Phase {
+pub(super) enum TransactionPhase {
     Idle,
-    /// SQLite: since then statements have been read outside of a transaction, as a default scope does there until it writes.
+    /// SQLite only: a default scope has read outside of a transaction. Its first write begins the transaction.
     Reading(Place),
     Begun(Place),
 }
@@ -46,34 +50,36 @@ pub(super) enum Phase {
 pub(crate) struct TransactionState<C: SessionConnection> {
     pub(super) app: Arc<AppCore<C>>,
     pub(super) settings: Settings,
-    pub(super) pooled: Option<CheckedOut<C>>,
-    pub(super) turn_to_write: Option<WritePermit>,
-    pub(super) phase: Phase,
-    /// Savepoints inside the transaction.
-    pub(super) levels: u32,
-    pub(super) invalidated: Option<Invalidated>,
-    /// The statement limit the server was told last.
-    limit_sent: Option<Duration>,
-    /// The time that SQLite was last told to wait for other writers at most.
-    waits_limited: Option<Duration>,
-    /// What lets the connection write again, where a read-only session had to forbid it.
-    unguard: Option<&'static str>,
-    /// Where the last statement was sent from.
+    pub(super) connection: Option<CheckedOut<C>>,
+    pub(super) write_permit: Option<WritePermit>,
+    pub(super) phase: TransactionPhase,
+    /// The number of open savepoints.
+    pub(super) savepoints: u32,
+    pub(super) invalidation: Option<Invalidation>,
+    /// The statement limit that was last sent to the server.
+    statement_limit_sent: Option<Duration>,
+    /// The busy timeout that was last sent to SQLite.
+    busy_timeout_sent: Option<Duration>,
+    /// The SQL that lets the connection write again, if a read-only session has forbidden it.
+    allow_writes: Option<&'static str>,
+    /// The call that sent the last statement.
     pub(super) sent_at: Option<Place>,
-    /// Transactions rolled back so far.
+    /// The number of transactions that this session has rolled back.
     rollbacks: u64,
-    /// What failed in the last transaction and may succeed in another.
-    pub(super) transient: Transient,
-    /// Code that may do anything has had the connection in this transaction: what it did with errors is not known.
+    /// Whether this transaction had a failure after which another run may succeed.
+    pub(super) transient: TransientFailure,
+    /// Raw SQL or code of the program has used the connection in this transaction, so the session may not know all
+    /// errors.
     pub(super) had_raw_access: bool,
-    /// It has set savepoints of its own.
+    /// That code has set savepoints of its own.
     pub(super) has_raw_savepoint: bool,
-    /// The first error that such code kept to itself, and where it had the connection. It may have dealt with it.
+    /// The first error that such code did not return, and the call that gave it the connection. The code may have
+    /// handled the error.
     pub(super) swallowed: Option<(String, Place)>,
-    /// The transaction that has begun is that of one statement, in a test that is rolled back.
-    pub(super) wrap: Option<Access>,
-    /// The connection is out of the session, and is cut at the deadline.
-    pub(super) guarded: Option<Watched>,
+    /// On a pinned connection: the transaction is the savepoint of one statement, which has this access.
+    pub(super) statement_savepoint: Option<Access>,
+    /// The watch over the deadline while a `ConnectionGuard` owns the connection.
+    pub(super) guard_watchdog: Option<Watched>,
 }
 
 impl<C: SessionConnection> TransactionState<C> {
@@ -81,22 +87,22 @@ impl<C: SessionConnection> TransactionState<C> {
         Self {
             app,
             settings,
-            pooled: None,
-            turn_to_write: None,
-            phase: Phase::Idle,
-            levels: 0,
-            invalidated: None,
-            limit_sent: None,
-            waits_limited: None,
-            unguard: None,
+            connection: None,
+            write_permit: None,
+            phase: TransactionPhase::Idle,
+            savepoints: 0,
+            invalidation: None,
+            statement_limit_sent: None,
+            busy_timeout_sent: None,
+            allow_writes: None,
             sent_at: None,
             rollbacks: 0,
-            transient: Transient::default(),
+            transient: TransientFailure::default(),
             had_raw_access: false,
             has_raw_savepoint: false,
             swallowed: None,
-            wrap: None,
-            guarded: None,
+            statement_savepoint: None,
+            guard_watchdog: None,
         }
     }
 
@@ -104,60 +110,65 @@ impl<C: SessionConnection> TransactionState<C> {
         self.rollbacks
     }
 
-    pub(crate) fn begun_at(&self) -> Option<Place> {
+    pub(super) fn begun_at(&self) -> Option<Place> {
         match self.phase {
-            Phase::Begun(at) => Some(at),
-            Phase::Idle | Phase::Reading(_) => None,
+            TransactionPhase::Begun(at) => Some(at),
+            TransactionPhase::Idle | TransactionPhase::Reading(_) => None,
         }
     }
 
-    /// Where the session began to hold a connection.
+    pub(super) fn has_begun(&self) -> bool {
+        matches!(self.phase, TransactionPhase::Begun(_))
+    }
+
+    /// The call since which the session has held a connection.
     pub(super) fn active_since(&self) -> Option<Place> {
         match self.phase {
-            Phase::Begun(at) | Phase::Reading(at) => Some(at),
-            Phase::Idle => None,
+            TransactionPhase::Begun(at) | TransactionPhase::Reading(at) => Some(at),
+            TransactionPhase::Idle => None,
         }
     }
 
-    /// Whether a statement sent now would be committed by itself.
-    pub(crate) fn commits_by_itself(&self) -> bool {
-        self.settings.mode == Mode::Autocommit && (self.wrap.is_some() || !matches!(self.phase, Phase::Begun(_)))
+    /// Whether the next statement is committed by itself.
+    pub(crate) fn is_autocommitting(&self) -> bool {
+        self.settings.mode == Mode::Autocommit && (self.statement_savepoint.is_some() || !self.has_begun())
     }
 
-    /// Whether rows may have been read outside of the transaction that begins now. In a test that is rolled back, what a default scope
-    /// reads on a server is read outside too, where elsewhere the transaction would have begun.
-    pub(crate) fn has_read_outside(&self) -> bool {
+    /// Whether rows may have been read outside of the transaction that begins next. On a pinned connection to a
+    /// server, the reads of a default scope have savepoints of their own. On an ordinary connection they would have
+    /// begun the transaction.
+    pub(crate) fn may_have_read_outside(&self) -> bool {
         match self.phase {
-            Phase::Begun(_) => false,
-            Phase::Idle | Phase::Reading(_) => {
+            TransactionPhase::Begun(_) => false,
+            TransactionPhase::Idle | TransactionPhase::Reading(_) => {
                 self.pinned().is_none() || self.settings.mode != Mode::Default || self.kind() == DatabaseKind::Sqlite
             }
         }
     }
 
-    /// SQLite has read for a default scope, whose transaction has not begun.
+    /// Whether a default scope on SQLite has read and its transaction has not begun.
     pub(crate) fn is_reading(&self) -> bool {
-        matches!(self.phase, Phase::Reading(_))
+        matches!(self.phase, TransactionPhase::Reading(_))
     }
 
-    /// Whether a statement of that kind is sent outside of the transaction that the first write of the scope begins.
+    /// Whether a statement with this access is sent outside of the transaction that the first write of the scope
+    /// begins.
     pub(crate) fn reads_before_transaction(&self, access: Access) -> bool {
         access == Access::Read
             && self.kind() == DatabaseKind::Sqlite
             && self.settings.mode == Mode::Default
-            && !matches!(self.phase, Phase::Begun(_))
-            && self.reads_outside()
+            && !self.has_begun()
+            && self.may_read_outside()
     }
 
     pub(crate) fn is_active(&self) -> bool {
-        !matches!(self.phase, Phase::Idle)
+        !matches!(self.phase, TransactionPhase::Idle)
     }
 
-    pub(crate) fn is_at_rest(&self) -> bool {
-        !self.is_active() && self.pooled.is_none() && self.invalidated.is_none() && self.turn_to_write.is_none()
+    pub(crate) fn is_idle(&self) -> bool {
+        !self.is_active() && self.connection.is_none() && self.invalidation.is_none() && self.write_permit.is_none()
     }
 
-    /// Sends one statement.
     pub(crate) fn run<T>(
         &mut self,
         statement: Statement,
@@ -167,143 +178,145 @@ impl<C: SessionConnection> TransactionState<C> {
         let access = statement.access;
         self.prepare(access, at)?;
         self.sent_at = Some(at);
-        self.had_raw_access |= access == Access::Raw || statement.traces == Traces::Some;
-        let sent_for = For::call_at(at);
+        self.had_raw_access |= access == Access::Raw || statement.leftovers == Leftovers::Possible;
+        let call_site = CallSite::enter(at);
         let outcome = match statement.leaves_nothing(|| self.kind()) {
             true => self.send(send),
-            false => self.send_read(statement, |conn| refuse_empty_statements(|| send(conn))),
+            false => self.send_observed(statement, |conn| refuse_empty_statements(|| send(conn))),
         };
-        drop(sent_for);
+        drop(call_site);
         if access == Access::Raw {
-            self.not_inherited(at)?;
+            self.check_not_forked(at)?;
         }
-        self.settle(access, at, outcome.as_ref().err());
+        self.reconcile(access, at, outcome.as_ref().err());
         let outcome = outcome.map_err(|error| self.explain(error, at));
-        self.rest();
+        self.release_if_idle();
         outcome
     }
 
-    /// Makes the connection ready for `access`: taken, begun where that is due, and sound.
+    /// Prepares the connection for a statement: checks it out, begins the transaction if the statement needs one, and
+    /// applies the limits of the scope.
     pub(crate) fn prepare(&mut self, access: Access, at: Place) -> Result<()> {
-        self.check(at)?;
-        self.applies_search_path(self.settings.mode != Mode::Autocommit || matches!(self.phase, Phase::Begun(_)))?;
-        self.transient.go_on();
+        self.check_usable(at)?;
+        self.check_search_path(self.settings.mode != Mode::Autocommit || self.has_begun())?;
+        self.transient.statement_follows();
         let begins = match self.phase {
-            Phase::Begun(_) => {
-                self.not_inherited(at)?;
-                self.renew_limit(at)?;
-                self.limit_waits(at)?;
-                return self.guard(access, at);
+            TransactionPhase::Begun(_) => {
+                self.check_not_forked(at)?;
+                self.renew_statement_limit(at)?;
+                self.renew_busy_timeout(at)?;
+                return self.forbid_writes(access, at);
             }
-            _ if self.is_wrapped(access) => {
-                self.wrap = Some(access);
+            _ if self.needs_statement_savepoint(access) => {
+                self.statement_savepoint = Some(access);
                 true
             }
             _ if self.settings.mode == Mode::Autocommit => false,
-            _ => !(access == Access::Read && self.kind() == DatabaseKind::Sqlite && self.reads_outside()),
+            _ => !(access == Access::Read && self.kind() == DatabaseKind::Sqlite && self.may_read_outside()),
         };
         if begins {
             let begun = self.begin(at);
             if begun.is_err() {
-                self.wrap = None;
+                self.statement_savepoint = None;
             }
             begun?;
-            return self.guard(access, at);
+            return self.forbid_writes(access, at);
         }
-        if self.pooled.is_none() {
-            self.pooled = Some(self.take(at, false)?);
+        if self.connection.is_none() {
+            self.connection = Some(self.check_out(at, false)?);
         }
         if self.settings.mode == Mode::Autocommit {
-            if access != Access::Read && self.turn_to_write.is_none() {
-                let turn = match &self.pooled {
-                    Some(pooled) => pooled.pool().turn_to_write(at, self.limit()),
+            if access != Access::Read && self.write_permit.is_none() {
+                let permit = match &self.connection {
+                    Some(connection) => connection.pool().turn_to_write(at, self.deadline_end()),
                     None => Ok(None),
                 };
-                match turn {
-                    Ok(turn) => self.turn_to_write = turn,
+                match permit {
+                    Ok(permit) => self.write_permit = permit,
                     Err(error) => {
-                        self.rest();
+                        self.release_if_idle();
                         return Err(error);
                     }
                 }
             }
-            let limited = self.limit_session(at).and_then(|()| self.limit_waits(at));
+            let limited = self.limit_session_statements(at).and_then(|()| self.renew_busy_timeout(at));
             if limited.is_err() {
-                self.rest();
+                self.release_if_idle();
             }
             limited
         } else {
             if !self.is_active() {
-                self.phase = Phase::Reading(at);
+                self.phase = TransactionPhase::Reading(at);
             }
-            self.limit_waits(at)
+            self.renew_busy_timeout(at)
         }
     }
 
-    /// Whether SQLite's reads need no transaction: each then sees what is committed, which is all that was promised.
-    pub(super) fn reads_outside(&self) -> bool {
+    /// Whether a SELECT may be sent outside of a transaction. There it sees the committed rows, and the isolation level
+    /// promises no more.
+    pub(super) fn may_read_outside(&self) -> bool {
         self.settings.mode == Mode::Default
             && !matches!(self.settings.isolation, Some(Isolation::RepeatableRead | Isolation::Serializable))
     }
 
-    /// Begins the transaction unless it has begun.
     pub(crate) fn begin(&mut self, at: Place) -> Result<()> {
-        self.check(at)?;
-        self.not_inherited(at)?;
-        if matches!(self.phase, Phase::Begun(_)) {
-            return self.renew_limit(at);
+        self.check_usable(at)?;
+        self.check_not_forked(at)?;
+        if self.has_begun() {
+            return self.renew_statement_limit(at);
         }
-        self.applies_search_path(true)?;
-        // A connection that was lost while it was idle shows it here, when nothing has been done yet: another is tried.
-        let mut tries = 0;
+        self.check_search_path(true)?;
+        // The first statement shows whether an idle connection was lost. Nothing has been done yet, so another one is
+        // tried.
+        let mut attempts = 0;
         loop {
-            let pooled = match self.pooled.take() {
-                Some(pooled) => pooled,
-                None => self.take(at, true)?,
+            let connection = match self.connection.take() {
+                Some(connection) => connection,
+                None => self.check_out(at, true)?,
             };
-            let turn = match self.settings.mode {
+            let permit = match self.settings.mode {
                 Mode::ReadOnly => Ok(None),
-                Mode::Default | Mode::Autocommit => pooled.pool().turn_to_write(at, self.limit()),
+                Mode::Default | Mode::Autocommit => connection.pool().turn_to_write(at, self.deadline_end()),
             };
-            self.pooled = Some(pooled);
-            match turn {
-                Ok(turn) => self.turn_to_write = turn,
+            self.connection = Some(connection);
+            match permit {
+                Ok(permit) => self.write_permit = permit,
                 Err(error) => {
-                    self.rest();
+                    self.release_if_idle();
                     return Err(error);
                 }
             }
-            if let Err(error) = self.limit_waits(at) {
-                self.rest();
+            if let Err(error) = self.renew_busy_timeout(at) {
+                self.release_if_idle();
                 return Err(error);
             }
-            let how = self.beginning();
+            let beginning = self.beginning();
             let kind = self.kind();
-            let inside = self.pinned().is_some();
+            let is_pinned = self.pinned().is_some();
             let schemas = self.settings.search_path.clone();
             let schemas = schemas.as_deref();
-            let begin = |conn: &mut C| match inside {
-                true => kind.begin_inside(conn, how, schemas),
-                false => kind.begin(conn, how, schemas),
+            let begin = |conn: &mut C| match is_pinned {
+                true => kind.begin_inside(conn, beginning, schemas),
+                false => kind.begin(conn, beginning, schemas),
             };
             match self.send(begin) {
                 Ok(()) => {
-                    self.phase = Phase::Begun(at);
+                    self.phase = TransactionPhase::Begun(at);
                     (self.had_raw_access, self.has_raw_savepoint, self.swallowed) = (false, false, None);
-                    self.transient = Transient::default();
-                    self.limit_sent = how.remaining;
+                    self.transient = TransientFailure::default();
+                    self.statement_limit_sent = beginning.remaining;
                     return Ok(());
                 }
                 Err(error) => {
-                    let late = self.deadline_passed(at);
+                    let deadline_error = self.deadline_error(at);
                     self.doom();
                     self.release();
-                    tries += 1;
+                    attempts += 1;
                     let lost = dialect::is_connection_lost(&error);
-                    if let Some(late) = late.filter(|_| lost) {
-                        return Err(late);
+                    if let Some(deadline_error) = deadline_error.filter(|_| lost) {
+                        return Err(deadline_error);
                     }
-                    if lost && tries > self.app.options().config.max_size {
+                    if lost && attempts > self.app.options().config.max_size {
                         return Err(Error::lost(self.app.id(), error, true, at));
                     } else if !lost {
                         return Err(self.explain(error, at));
@@ -313,8 +326,8 @@ impl<C: SessionConnection> TransactionState<C> {
         }
     }
 
-    /// An error if the scope wants a `search_path` that cannot be had here.
-    fn applies_search_path(&self, in_transaction: bool) -> Result<()> {
+    /// Checks that the scope's `search_path`, if it has one, can be applied to the next statement.
+    fn check_search_path(&self, in_transaction: bool) -> Result<()> {
         let is_wanted = self.settings.search_path.is_some();
         let reason = match self.kind() {
             DatabaseKind::Postgres if in_transaction => return Ok(()),
@@ -330,18 +343,19 @@ impl<C: SessionConnection> TransactionState<C> {
         Err(Error::InvalidConfig { app: self.app.id().into(), reason: reason.into() })
     }
 
-    /// Ends the transaction without committing; afterwards the session is as new. A connection on which that fails is
-    /// closed, which rolls back too.
+    /// Ends the transaction without a commit. Afterwards the session is as new. If the rollback fails, the connection
+    /// is closed, which rolls back too.
     pub(crate) fn rollback(&mut self) {
-        self.rollbacks += u64::from(matches!(self.phase, Phase::Begun(_)));
-        self.recover();
-        let _ = self.not_inherited(self.sent_at.unwrap_or(std::panic::Location::caller()));
-        if matches!(self.phase, Phase::Begun(_)) && self.pooled.is_some() && !self.is_doomed() {
-            // One more than there are levels: a failed rollback of a level leaves the next to try.
-            for _ in 0..=self.levels + 1 {
+        self.rollbacks += u64::from(self.has_begun());
+        self.revive_pinned();
+        let _ = self.check_not_forked(self.sent_at.unwrap_or(std::panic::Location::caller()));
+        if self.has_begun() && self.connection.is_some() && !self.is_doomed() {
+            // One attempt more than there are levels (the savepoints and the transaction), so that one rollback may
+            // fail.
+            for _ in 0..=self.savepoints + 1 {
                 match self.depth() {
                     Some(0) => break,
-                    Some(depth) => drop(self.roll_level_back(depth)),
+                    Some(depth) => drop(self.roll_back_level(depth)),
                     None => break,
                 }
             }
@@ -350,132 +364,133 @@ impl<C: SessionConnection> TransactionState<C> {
             }
             self.restore();
         }
-        self.invalidated = None;
-        // A statement that panicked has left it.
-        self.wrap = None;
+        self.invalidation = None;
+        // It is still set if a statement panicked.
+        self.statement_savepoint = None;
         self.release();
     }
 
-    /// Opens a savepoint.
-    pub(crate) fn open_level(&mut self, at: Place) -> Result<()> {
+    pub(crate) fn open_savepoint(&mut self, at: Place) -> Result<()> {
         self.begin(at)?;
-        self.transient.go_on();
+        self.transient.statement_follows();
         match self.send(C::begin_level) {
             Ok(()) => {
-                self.levels += 1;
+                self.savepoints += 1;
                 Ok(())
             }
             Err(error) => {
-                self.settle(Access::Write, at, Some(&error));
+                self.reconcile(Access::Write, at, Some(&error));
                 Err(self.explain(error, at))
             }
         }
     }
 
-    /// Keeps what was done since the savepoint. Where that cannot be, it is rolled back and the error says why.
-    pub(crate) fn keep_level(&mut self, at: Place) -> Result<()> {
-        if let Err(error) = self.check_invalidated().and_then(|()| self.not_inherited(at)) {
-            self.undo_level(at);
+    /// Releases the innermost savepoint. If that is impossible, the savepoint is rolled back and the error says why.
+    pub(crate) fn release_savepoint(&mut self, at: Place) -> Result<()> {
+        if let Err(error) = self.check_valid().and_then(|()| self.check_not_forked(at)) {
+            self.roll_back_savepoint(at);
             return Err(error);
         }
         match self.send(C::commit_level) {
             Ok(()) => {
-                self.levels -= 1;
-                self.transient.keep_level(self.levels);
+                self.savepoints -= 1;
+                self.transient.release_savepoint(self.savepoints);
                 Ok(())
             }
-            // A savepoint of an aborted transaction cannot be released.
+            // PostgreSQL refuses to release a savepoint of an aborted transaction.
             Err(error)
                 if self.had_raw_access
                     && self.kind() == DatabaseKind::Postgres
                     && !dialect::is_connection_lost(&error) =>
             {
-                self.invalidate_silently(at, false);
-                let required = self.check_invalidated();
-                self.undo_level(at);
+                self.invalidate_for_swallowed_error(at, false);
+                let required = self.check_valid();
+                self.roll_back_savepoint(at);
                 required
             }
             Err(error) => {
-                self.settle(Access::Write, at, Some(&error));
+                self.reconcile(Access::Write, at, Some(&error));
                 let error = self.explain(error, at);
-                self.undo_level(at);
+                self.roll_back_savepoint(at);
                 Err(error)
             }
         }
     }
 
-    /// Undoes what was done since the savepoint.
-    pub(crate) fn undo_level(&mut self, at: Place) {
-        if self.levels == 0 {
+    /// Rolls back to the innermost savepoint and closes it.
+    pub(crate) fn roll_back_savepoint(&mut self, at: Place) {
+        if self.savepoints == 0 {
             return;
         }
-        self.notice_panic(at);
-        let _ = self.not_inherited(at);
-        if !self.invalidated.as_ref().is_some_and(|invalidated| invalidated.ended) && !self.is_doomed() {
+        self.invalidate_after_panic(at);
+        let _ = self.check_not_forked(at);
+        if !self.invalidation.as_ref().is_some_and(|invalidation| invalidation.ended) && !self.is_doomed() {
             match self.send(C::rollback_level) {
                 Ok(()) => {
-                    self.invalidated = None;
-                    self.transient.undo_level(self.levels - 1);
-                    self.forget_effects();
+                    self.invalidation = None;
+                    self.transient.roll_back_savepoint(self.savepoints - 1);
+                    self.discard_effects();
                 }
                 Err(error) => self.invalidate(format!("a savepoint could not be rolled back: {error}"), at, true),
             }
         }
-        self.levels -= 1;
+        self.savepoints -= 1;
     }
 
     pub(super) fn send<T>(&mut self, send: impl FnOnce(&mut C) -> QueryResult<T>) -> QueryResult<T> {
-        let watched = self.watch_call();
-        let managed = self.pooled.as_mut().expect("prepared: there is a pooled").managed();
-        // Until it returns: code that panics leaves a connection in a state nobody knows.
+        let watchdog = self.start_watchdog();
+        let managed = self.connection.as_mut().expect(PREPARED).managed();
+        // The connection counts as doomed until `send` returns: a panic leaves it in an unknown state.
         let doomed = std::mem::replace(&mut managed.doomed, true);
         let outcome = send(managed.conn_mut());
         managed.doomed = doomed;
-        self.call_returned(watched);
+        self.stop_watchdog(watchdog);
         outcome
     }
 
-    /// Cuts the connection if the driver call that follows goes on beyond the scope's deadline, and beyond the limit that the
-    /// server was told.
-    pub(super) fn watch_call(&mut self) -> Option<Watched> {
+    /// Has the connection cut if the driver call that follows exceeds both the scope's deadline and the statement
+    /// limit of the server by [`GRACE`].
+    pub(super) fn start_watchdog(&mut self) -> Option<Watched> {
         let deadline = self.settings.deadline?;
-        let socket = self.pooled.as_mut()?.managed().socket?;
+        let socket = self.connection.as_mut()?.managed().socket?;
         let now = Instant::now();
-        let by_server = self.limit_sent.and_then(|limit| now.checked_add(limit)).unwrap_or(now);
+        let by_server = self.statement_limit_sent.and_then(|limit| now.checked_add(limit)).unwrap_or(now);
         let end = deadline.end.max(now).max(by_server.min(deadline.end.checked_add(LIMIT_SLACK.1)?));
         Some(Watched::begin(socket, end.checked_add(GRACE)?))
     }
 
-    /// [`settle_now`](Self::settle_now), which may ask the database.
-    pub(super) fn settle(&mut self, access: Access, at: Place, failure: Option<&diesel::result::Error>) {
-        let watched = self.watch_call();
-        self.settle_now(access, at, failure);
-        self.call_returned(watched);
+    /// [`reconcile_now`](Self::reconcile_now) under the watchdog, because it may ask the database.
+    pub(super) fn reconcile(&mut self, access: Access, at: Place, failure: Option<&diesel::result::Error>) {
+        let watchdog = self.start_watchdog();
+        self.reconcile_now(access, at, failure);
+        self.stop_watchdog(watchdog);
     }
 
-    /// After the driver call that [`watch_call`](Self::watch_call) watches.
-    pub(super) fn call_returned(&mut self, watched: Option<Watched>) {
-        if !watched.is_some_and(|watched| watched.was_cut()) {
+    /// Ends what [`start_watchdog`](Self::start_watchdog) began, after the driver call. If the connection was cut,
+    /// the transaction is lost.
+    pub(super) fn stop_watchdog(&mut self, watchdog: Option<Watched>) {
+        if !watchdog.is_some_and(|watchdog| watchdog.was_cut()) {
             return;
         }
-        let Some(pooled) = self.pooled.as_mut() else { return };
-        let managed = pooled.managed();
+        let Some(connection) = self.connection.as_mut() else { return };
+        let managed = connection.managed();
         (managed.cut, managed.lost, managed.doomed) = (true, true, true);
         let at = self.sent_at.unwrap_or(std::panic::Location::caller());
-        if matches!(self.phase, Phase::Begun(_)) {
+        if self.has_begun() {
             self.invalidate("its connection was closed at the scope's deadline".into(), at, true);
         }
     }
 
-    /// Between two statements of an autocommit session it holds nothing.
-    pub(super) fn rest(&mut self) {
-        if let Some(access) = self.wrap.take() {
-            return self.unwrap_statement(access);
+    /// Checks the connection in if no transaction is open, so that an autocommit session holds none between two
+    /// statements.
+    pub(super) fn release_if_idle(&mut self) {
+        if let Some(access) = self.statement_savepoint.take() {
+            return self.end_statement_savepoint(access);
         }
-        if !matches!(self.phase, Phase::Idle) {
+        if self.is_active() {
             return;
         }
-        if self.limit_sent.is_some() && self.pooled.is_some() && !self.is_doomed() {
+        if self.statement_limit_sent.is_some() && self.connection.is_some() && !self.is_doomed() {
             let limit = self.app.options().config.statement_timeout;
             let sql = self.kind().limit_session(limit).unwrap_or_default();
             if self.send(|conn| conn.batch_execute(&sql)).is_err() {
@@ -485,50 +500,51 @@ impl<C: SessionConnection> TransactionState<C> {
         self.release();
     }
 
-    fn take(&self, at: Place, in_transaction: bool) -> Result<CheckedOut<C>> {
+    fn check_out(&self, at: Place, in_transaction: bool) -> Result<CheckedOut<C>> {
         let now = Instant::now();
-        let mut pooled = self.app.pool_at(now, at)?.acquire_since(now, at, in_transaction, self.limit())?;
-        if let Some(limit) = self.limit() {
-            pooled.returns_by(limit);
+        let mut connection = self.app.pool_at(now, at)?.acquire_since(now, at, in_transaction, self.deadline_end())?;
+        if let Some(limit) = self.deadline_end() {
+            connection.returns_by(limit);
         }
-        Ok(pooled)
+        Ok(connection)
     }
 
-    /// After [`not_inherited`](Self::not_inherited).
+    /// Checks the connection in, if there is one. The caller has called [`check_not_forked`](Self::check_not_forked)
+    /// before.
     pub(super) fn release(&mut self) {
-        if self.waits_limited.take().is_some()
-            && self.pooled.is_some()
+        if self.busy_timeout_sent.take().is_some()
+            && self.connection.is_some()
             && let Some(sql) = self.kind().limit_waits(None, &self.app.options().config)
         {
             self.send_restoring(&sql);
         }
-        self.forget_effects();
-        if let Some(pooled) = self.pooled.take() {
-            pooled.check_in();
+        self.discard_effects();
+        if let Some(connection) = self.connection.take() {
+            connection.check_in();
         }
-        // After the connection is back: the next writer finds the lock free.
-        self.turn_to_write = None;
-        self.phase = Phase::Idle;
-        self.levels = 0;
-        self.limit_sent = None;
-        self.unguard = None;
+        // After the checkin, so that the next writer finds the file unlocked.
+        self.write_permit = None;
+        self.phase = TransactionPhase::Idle;
+        self.savepoints = 0;
+        self.statement_limit_sent = None;
+        self.allow_writes = None;
     }
 
-    /// Undoes the settings that outlive the transaction.
+    /// Undoes the settings of the session that outlive its transaction.
     pub(super) fn restore(&mut self) {
-        let how = self.beginning();
+        let beginning = self.beginning();
         let config = &self.app.options().config;
-        let limit = match self.pinned().is_some() && self.limit_sent.is_some() {
+        let limit = match self.pinned().is_some() && self.statement_limit_sent.is_some() {
             true => self.kind().limit_after_inside(config),
             false => None,
         };
         let has_schemas = self.pinned().is_some() && self.settings.search_path.is_some();
         let schemas = has_schemas.then(|| self.kind().search_path_after_inside());
-        let settings = limit.into_iter().chain(schemas).chain(self.kind().after_transaction(how, config));
+        let settings = limit.into_iter().chain(schemas).chain(self.kind().after_transaction(beginning, config));
         for sql in settings.collect::<Vec<_>>() {
             self.send_restoring(&sql);
         }
-        if let Some(sql) = self.unguard.take() {
+        if let Some(sql) = self.allow_writes.take() {
             self.send_restoring(sql);
         }
     }
@@ -539,75 +555,79 @@ impl<C: SessionConnection> TransactionState<C> {
         }
     }
 
-    /// Forbids a read-only session to write where its transaction does not. A typed SELECT needs no guard.
-    fn guard(&mut self, access: Access, at: Place) -> Result<()> {
-        if access == Access::Read || self.settings.mode != Mode::ReadOnly || self.unguard.is_some() {
+    /// Forbids a read-only session to write, if its transaction does not. A typed SELECT needs no protection.
+    fn forbid_writes(&mut self, access: Access, at: Place) -> Result<()> {
+        if access == Access::Read || self.settings.mode != Mode::ReadOnly || self.allow_writes.is_some() {
             return Ok(());
         }
-        let Some((guard, unguard)) = self.kind().read_only_guard() else { return Ok(()) };
-        self.unguard = Some(unguard);
+        let Some((guard, allow_writes)) = self.kind().read_only_guard() else { return Ok(()) };
+        self.allow_writes = Some(allow_writes);
         self.send_setting(guard, at)
     }
 
-    pub(super) fn check(&mut self, at: Place) -> Result<()> {
-        self.notice_panic(at);
-        self.check_invalidated()?;
-        self.deadline_passed(at).map_or(Ok(()), Err)
+    pub(super) fn check_usable(&mut self, at: Place) -> Result<()> {
+        self.invalidate_after_panic(at);
+        self.check_valid()?;
+        self.deadline_error(at).map_or(Ok(()), Err)
     }
 
-    /// The error if the scope's time is over.
-    fn deadline_passed(&self, at: Place) -> Option<Error> {
+    /// The error, if the scope's deadline has passed.
+    fn deadline_error(&self, at: Place) -> Option<Error> {
         let deadline = self.settings.deadline.filter(|deadline| Instant::now() >= deadline.end)?;
         Some(Error::DeadlineExceeded { limit: deadline.limit, at })
     }
 
-    /// Tells the server anew how much time is left, once that has become much less than it was told.
-    fn renew_limit(&mut self, at: Place) -> Result<()> {
-        let (Some(sent), Some(remaining)) = (self.limit_sent, self.remaining()) else { return Ok(()) };
+    /// Sends the remaining time to the server as the new statement limit, if it has become much shorter than the last
+    /// one.
+    fn renew_statement_limit(&mut self, at: Place) -> Result<()> {
+        let (Some(sent), Some(remaining)) = (self.statement_limit_sent, self.remaining()) else { return Ok(()) };
         if sent.saturating_sub(remaining) <= (remaining / 10).clamp(LIMIT_SLACK.0, LIMIT_SLACK.1) {
             return Ok(());
         }
         let Some(sql) = self.kind().limit_statements(remaining) else { return Ok(()) };
-        self.limit_sent = Some(remaining);
+        self.statement_limit_sent = Some(remaining);
         self.send_setting(&sql, at)
     }
 
-    /// Tells SQLite how long it may wait for other writers, once much less time is left than it was told.
-    pub(super) fn limit_waits(&mut self, at: Place) -> Result<()> {
+    /// Sends the remaining time to SQLite as the new busy timeout, if it has become much shorter than the last one.
+    pub(super) fn renew_busy_timeout(&mut self, at: Place) -> Result<()> {
         let Some(deadline) = self.settings.deadline else { return Ok(()) };
         let left = deadline.end.saturating_duration_since(Instant::now());
         let slack = (left / 10).clamp(LIMIT_SLACK.0, LIMIT_SLACK.1);
-        if self.waits_limited.is_some_and(|told| told.saturating_sub(left) <= slack) {
+        if self.busy_timeout_sent.is_some_and(|sent| sent.saturating_sub(left) <= slack) {
             return Ok(());
         }
         let Some(sql) = self.kind().limit_waits(Some(left), &self.app.options().config) else { return Ok(()) };
-        self.waits_limited = Some(left);
+        self.busy_timeout_sent = Some(left);
         self.send_setting(&sql, at)
     }
 
-    fn limit_session(&mut self, at: Place) -> Result<()> {
+    fn limit_session_statements(&mut self, at: Place) -> Result<()> {
         let Some(remaining) = self.remaining() else { return Ok(()) };
         let Some(sql) = self.kind().limit_session(Some(remaining)) else { return Ok(()) };
-        self.limit_sent = Some(remaining);
+        self.statement_limit_sent = Some(remaining);
         self.send_setting(&sql, at)
     }
 
     fn send_setting(&mut self, sql: &str, at: Place) -> Result<()> {
         let outcome = self.send(|conn| conn.batch_execute(sql));
-        self.settle(Access::Write, at, outcome.as_ref().err());
+        self.reconcile(Access::Write, at, outcome.as_ref().err());
         outcome.map_err(|error| self.explain(error, at))
     }
 
-    /// The driver's error, or what is behind it: the connection was lost, or the deadline ended the statement. After
-    /// [`settle`](Self::settle), which knows of the connection whether it is lost.
+    /// Turns a driver's error into an error of this crate, which distinguishes a lost connection, a passed deadline and
+    /// a refused statement. The caller calls [`reconcile`](Self::reconcile) before, which finds out whether the
+    /// connection is lost.
     pub(super) fn explain(&mut self, error: diesel::result::Error, at: Place) -> Error {
-        let (lost, cut) =
-            self.pooled.as_mut().map_or((false, false), |pooled| (pooled.managed().lost, pooled.managed().cut));
+        let (lost, cut) = self
+            .connection
+            .as_mut()
+            .map_or((false, false), |connection| (connection.managed().lost, connection.managed().cut));
         if let Some(deadline) = self.settings.deadline.filter(|_| cut) {
             return Error::DeadlineExceeded { limit: deadline.limit, at };
         }
         if lost && dialect::is_connection_lost(&error) {
-            return Error::lost(self.app.id(), error, matches!(self.phase, Phase::Begun(_)), at);
+            return Error::lost(self.app.id(), error, self.has_begun(), at);
         }
         match self.settings.deadline {
             Some(deadline)
@@ -619,11 +639,11 @@ impl<C: SessionConnection> TransactionState<C> {
         }
     }
 
-    /// The error, with what can be done if it is one after which the connection is closed.
+    /// The error, with advice if the connection is closed because of it.
     fn advised(&self, error: diesel::result::Error) -> diesel::result::Error {
         let kind = self.kind();
         match kind.poison(&error) {
-            // The one connection of a test is kept.
+            // A pinned connection stays open.
             _ if self.pinned().is_some() => error,
             Some(Poison::ReadOnly) if self.settings.mode == Mode::ReadOnly || !kind.may_write_elsewhere() => error,
             Some(poison) => dialect::advised(error, poison),
@@ -635,13 +655,13 @@ impl<C: SessionConnection> TransactionState<C> {
         Beginning { mode: self.settings.mode, isolation: self.settings.isolation, remaining: self.remaining() }
     }
 
-    /// What is left of the deadline, and no more than the application gives any statement.
+    /// The time until the deadline, at most the application's `statement_timeout`.
     fn remaining(&self) -> Option<Duration> {
         let left = self.settings.deadline?.end.saturating_duration_since(Instant::now());
         Some(self.app.options().config.statement_timeout.map_or(left, |most| most.min(left)))
     }
 
-    pub(super) fn limit(&self) -> Option<Instant> {
+    pub(super) fn deadline_end(&self) -> Option<Instant> {
         self.settings.deadline.map(|deadline| deadline.end)
     }
 
@@ -650,22 +670,22 @@ impl<C: SessionConnection> TransactionState<C> {
     }
 
     pub(super) fn depth(&mut self) -> Option<u32> {
-        self.pooled.as_mut().and_then(|pooled| pooled.conn().depth())
+        self.connection.as_mut().and_then(|connection| connection.conn().depth())
     }
 
     pub(super) fn is_doomed(&mut self) -> bool {
-        self.pooled.as_mut().is_some_and(|pooled| pooled.managed().doomed)
+        self.connection.as_mut().is_some_and(|connection| connection.managed().doomed)
     }
 
     pub(super) fn doom(&mut self) {
-        if let Some(pooled) = &mut self.pooled {
-            pooled.doom();
+        if let Some(connection) = &mut self.connection {
+            connection.doom();
         }
     }
 
     pub(super) fn with_observer(&mut self, with: impl FnOnce(&crate::pool::StatementObserver)) {
-        if let Some(pooled) = &mut self.pooled {
-            with(&pooled.managed().observer);
+        if let Some(connection) = &mut self.connection {
+            with(&connection.managed().observer);
         }
     }
 }
