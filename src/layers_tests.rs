@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// The modules of the crate, lowest layer first. A module uses its own layer and the layers above it in this list.
 const LAYERS: [&[&str]; 11] = [
-    &["contain", "kind", "panic", "percent", "process", "redact", "settings", "sync", "wording"],
+    &["kind", "panic", "percent", "process", "redact", "settings", "sync", "wording"],
     &["error"],
     &["config", "url"],
     &["connection", "dialect", "recorder"],

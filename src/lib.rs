@@ -5,7 +5,6 @@ mod app;
 mod app_core;
 mod config;
 mod connection;
-mod contain;
 mod context;
 mod database;
 mod dialect;

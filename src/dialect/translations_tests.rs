@@ -127,13 +127,13 @@ fn postgres_is_understood_in_every_language_that_is_installed() {
         for (message, kind) in POSTGRES_CONNECT {
             let Some(text) = said(message) else { continue };
             let text = format!("connection to server at \"127.0.0.1\", port 5432 failed: FATAL:  {text}");
-            let found = DatabaseKind::Postgres.classify(&phrase(&text));
+            let found = DatabaseKind::Postgres.classify_connect_error(&phrase(&text));
             if found != *kind {
                 missing.push(format!("{name}: {text}: {found:?}"));
             }
             // Of a server with a locale of English letters only.
             let masked = super::mask(&text);
-            let found = DatabaseKind::Postgres.classify(&phrase(&masked));
+            let found = DatabaseKind::Postgres.classify_connect_error(&phrase(&masked));
             let must = ["password authentication", "role \"%s\" does", "database \"%s\" does"];
             let may_be_other = !must.iter().any(|start| message.starts_with(start));
             if found != *kind && (found != ConnectErrorKind::Other || !may_be_other) {
@@ -198,7 +198,7 @@ fn mariadb_is_understood_at_a_connect_in_every_language_that_is_installed() {
         for (message, kind) in MARIADB_CONNECT {
             let place = english.len() - english.iter().position(|text| text == message).expect(message);
             let text = phrase(rendered(&texts[texts.len() - place]));
-            let found = DatabaseKind::Mysql.classify(&text);
+            let found = DatabaseKind::Mysql.classify_connect_error(&text);
             if found != *kind {
                 missing.push(format!("{}: {text}: {found:?}", path.display()));
             }

@@ -223,7 +223,7 @@ impl<C: SessionConnection> Storage for Connections<C> {
     }
 
     fn keep_in_bounds(&self, pool: u64) {
-        if self.server.limit().taken() >= self.kind().keeps_open(self.server.capacity())
+        if self.server.limit().taken() >= self.kind().eviction_threshold(self.server.capacity())
             && let Some((_, other)) = self.server.limit().least_recently_used(pool)
         {
             self.run_closing(move || {

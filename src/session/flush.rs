@@ -12,11 +12,10 @@ use super::session_inner::SessionInner;
 use super::statement::Statement;
 use super::transaction_state::Access;
 use crate::connection::SessionConnection;
-use crate::contain::{message_of, text_of};
 use crate::error::Verdict;
 use crate::error::{Error, Place, Result, Undo};
 use crate::kind::DatabaseKind;
-use crate::panic::panic_message;
+use crate::panic::{display_catching_panic, into_panic_message, panic_message};
 use crate::unit_of_work::{ChangeKind, Changes, Connected, Executor, StatementKind, Unit};
 
 /// A hook of every flush of a session.
@@ -151,7 +150,7 @@ impl<C: SessionConnection> SessionInner<C> {
         let failed = match &sent {
             Ok(Ok(())) if taken => Some(ROLLED_BACK_MEANWHILE.into()),
             Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(text_of(error)),
+            Ok(Err(error)) => Some(display_catching_panic(error)),
             Err(panic) => Some(panic_message(&**panic)),
         };
         let Some(cause) = failed else {
@@ -246,7 +245,7 @@ impl<C: SessionConnection> SessionInner<C> {
     /// Runs the hook of the database object, after the end of a transaction.
     fn tell(&self, name: &'static str, changes: &Changes, database: Option<RowHook<C>>) -> Result<()> {
         match (self.handle(), database) {
-            (Some(session), Some(hook)) if !changes.is_empty() => contained(name, || hook(&session, changes)),
+            (Some(session), Some(hook)) if !changes.is_empty() => catch_panic(name, || hook(&session, changes)),
             _ => Ok(()),
         }
     }
@@ -265,10 +264,10 @@ impl<C: SessionConnection> SessionInner<C> {
             return Ok(());
         }
         if let Some(hook) = database {
-            self.watched(name, at, || contained(name, || hook(&session, changes)))?;
+            self.watched(name, at, || catch_panic(name, || hook(&session, changes)))?;
         }
         let own = own(&self.flush_hooks.borrow());
-        own.iter().try_for_each(|hook| self.watched(name, at, || contained(name, || hook(&session, changes))))
+        own.iter().try_for_each(|hook| self.watched(name, at, || catch_panic(name, || hook(&session, changes))))
     }
 
     /// What the hooks of the database object are to be told at the end of the transaction.
@@ -286,7 +285,9 @@ impl<C: SessionConnection> SessionInner<C> {
         let told = self.tell("after_commit", changes, self.row_hooks().after_commit);
         told.map_err(|error| match error {
             Error::HookFailed { hook, message, .. } => Error::HookFailed { hook, committed: true, message },
-            error => Error::HookFailed { hook: "after_commit", committed: true, message: text_of(&error) },
+            error => {
+                Error::HookFailed { hook: "after_commit", committed: true, message: display_catching_panic(&error) }
+            }
         })
     }
 
@@ -304,7 +305,12 @@ impl<C: SessionConnection> SessionInner<C> {
         if let Some(changes) = changes
             && let Err(error) = self.tell("after_rollback", &changes, hook)
         {
-            crate::wording::log_line!(warn, "diesel_session::session", "after a rollback: {}", text_of(&error));
+            crate::wording::log_line!(
+                warn,
+                "diesel_session::session",
+                "after a rollback: {}",
+                display_catching_panic(&error)
+            );
         }
     }
 
@@ -355,9 +361,9 @@ impl<C: SessionConnection> SessionInner<C> {
     }
 }
 
-fn contained(hook: &'static str, run: impl FnOnce() -> Result<()>) -> Result<()> {
+fn catch_panic(hook: &'static str, run: impl FnOnce() -> Result<()>) -> Result<()> {
     catch_unwind(AssertUnwindSafe(run))
-        .unwrap_or_else(|panic| Err(Error::HookFailed { hook, committed: false, message: message_of(panic) }))
+        .unwrap_or_else(|panic| Err(Error::HookFailed { hook, committed: false, message: into_panic_message(panic) }))
 }
 
 const TOOK_AWAY: &str = "it took away what was to be written or committed, by `rollback`, `remove`, `expunge_all` or `expire_all`. \
