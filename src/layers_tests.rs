@@ -7,7 +7,7 @@ use std::path::Path;
 const LAYERS: [&[&str]; 11] = [
     &["kind", "panic", "percent", "process", "redact", "settings", "sync", "wording"],
     &["error"],
-    &["config", "url"],
+    &["config", "sqlite_uri", "url"],
     &["connection", "dialect", "recorder"],
     &["unit_of_work"],
     &["pool"],

@@ -23,6 +23,7 @@ mod redact;
 mod registry;
 mod session;
 mod settings;
+mod sqlite_uri;
 mod sync;
 pub mod testing;
 pub mod unit_of_work;

@@ -178,11 +178,11 @@ const KEEPALIVES: &[(&str, &str)] = &[
 /// The caller's deadline limits a connect. libpq's timeout, which is at least 2 s and in whole seconds, frees the pool's thread.
 pub(super) fn driver_url(target: &Target, config: &Config, app: &str) -> String {
     let mut parameters = Vec::new();
-    if !target.sets("connect_timeout") {
+    if !target.has_parameter("connect_timeout") {
         let seconds = config.connect_timeout.as_secs_f64().ceil().max(2.0);
         parameters.push(("connect_timeout", format!("{seconds:.0}")));
     }
-    let keepalives = KEEPALIVES.iter().filter(|(name, _)| !target.sets(name));
+    let keepalives = KEEPALIVES.iter().filter(|(name, _)| !target.has_parameter(name));
     parameters.extend(keepalives.map(|(name, value)| (*name, (*value).to_owned())));
     match &config.application_name {
         Some(name) => parameters.push(("application_name", name.clone())),

@@ -268,7 +268,7 @@ impl<C: SessionConnection> Manager<C> {
             );
         }
         if kind == ConnectErrorKind::Unreachable
-            && let Some(cause) = self.options.target.why_no_file()
+            && let Some(cause) = self.options.target.missing_file_reason()
         {
             message = format!("{message}: {cause}");
         }
