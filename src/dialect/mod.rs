@@ -299,7 +299,7 @@ impl DatabaseKind {
             Self::Postgres => !check.may_be_replaced || postgres::has_standard_strings(conn),
             Self::Mysql if check.may_be_replaced && check.marker_is_newest => mysql::renew_marker(conn),
             Self::Mysql => mysql::is_in_transaction(conn, check.serialization_failure),
-            Self::Sqlite => sqlite::is_in_transaction(conn),
+            Self::Sqlite => sqlite::probe_transaction(conn),
         }
     }
 

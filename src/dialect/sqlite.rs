@@ -64,7 +64,7 @@ pub(super) fn begin(options: BeginOptions) -> Option<String> {
 pub(super) const READ_ONLY: (&str, &str) = ("PRAGMA query_only = 1", "PRAGMA query_only = 0");
 
 /// SQLite refuses a second `BEGIN` inside a transaction. Outside, the function ends the transaction that the `BEGIN` has begun.
-pub(super) fn is_in_transaction<C: SessionConnection>(conn: &mut C) -> bool {
+pub(super) fn probe_transaction<C: SessionConnection>(conn: &mut C) -> bool {
     match conn.batch_execute("BEGIN") {
         Err(error) => error.to_string().contains("within a transaction"),
         Ok(()) => {

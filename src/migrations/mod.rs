@@ -4,6 +4,7 @@
 //! operation polls for the lock and never waits inside the server, because PostgreSQL's `CREATE INDEX CONCURRENTLY` would wait for the
 //! waiting statement.
 
+mod drop_all;
 mod migration_connection;
 mod recording_connection;
 mod schema_lock;
@@ -59,7 +60,7 @@ pub(crate) struct KnownMigration<C: SessionConnection> {
     pub(crate) in_transaction: bool,
 }
 
-/// One set of migrations per kind of database, for [`Database::per_backend`].
+/// One set of migrations per kind of database, for [`Database::per_backend`](crate::Database::per_backend).
 #[derive(Debug, Default)]
 #[allow(clippy::exhaustive_structs, reason = "made by naming its fields")]
 pub struct PerBackend<M = EmbeddedMigrations> {

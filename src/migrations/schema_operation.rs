@@ -8,12 +8,12 @@ use diesel::migration::CREATE_MIGRATIONS_TABLE;
 use diesel::result::Error as DieselError;
 
 use super::migration_connection::MigrationConnection;
-use super::recording_connection::{EMPTY_FILE, ends_its_transaction, is_irreversible};
+use super::recording_connection::{EMPTY_FILE, ends_its_transaction};
 use super::step_failure::{StepFailure, catch_failure, difference, list};
 use super::{KnownMigration, applied_versions};
 use crate::app::App;
 use crate::connection::SessionConnection;
-use crate::dialect::{BeginOptions, ConnectionSnapshot, is_connection_lost, needs_too_many_locks};
+use crate::dialect::{BeginOptions, ConnectionSnapshot, is_connection_lost};
 use crate::error::{Error, Place, Result};
 use crate::kind::DatabaseKind;
 use crate::pool::{CheckedOut, Reading, WritePermit};
@@ -26,7 +26,7 @@ const DEFAULT_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) type Inventory = Vec<Option<String>>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Direction {
+pub(super) enum Direction {
     Up,
     Down,
 }
@@ -50,16 +50,16 @@ pub(super) struct SchemaOperation<'a, C: SessionConnection> {
     pub(super) lock_timeout: Duration,
     pub(super) started: Instant,
     /// The versions that were applied or reverted.
-    done: Vec<String>,
+    pub(super) done: Vec<String>,
     /// The open transaction may have changed the schema.
-    changed: bool,
+    pub(super) changed: bool,
     pub(super) has_lock: bool,
     /// The state of the connection at its checkout, if the operation has set its limits for the session.
     pub(super) original: Option<ConnectionSnapshot>,
     /// The state of the connection that every migration finds.
-    baseline: ConnectionSnapshot,
+    pub(super) baseline: ConnectionSnapshot,
     /// The value of `search_path` for reverting a migration.
-    revert_search_path: Option<String>,
+    pub(super) revert_search_path: Option<String>,
     /// The inventory before the current migration sent SQL that ends its transaction.
     pub(super) inventory_before_end: Option<Inventory>,
     /// The SQL of the current migration names the bookkeeping table.
@@ -145,11 +145,11 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
     }
 
     /// Diesel's transaction depth between two migrations.
-    fn base_depth(&self) -> u32 {
+    pub(super) fn base_depth(&self) -> u32 {
         u32::from(self.is_nested() || self.is_chained())
     }
 
-    fn depth(&mut self) -> Option<u32> {
+    pub(super) fn depth(&mut self) -> Option<u32> {
         self.conn().depth()
     }
 
@@ -161,7 +161,7 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
         })
     }
 
-    fn send(&mut self, sql: &str) -> Result<()> {
+    pub(super) fn send(&mut self, sql: &str) -> Result<()> {
         let result = self.conn().batch_execute(sql);
         self.check(result)
     }
@@ -184,7 +184,7 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
 
     /// Refuses the operation inside the outer transaction of a test, because MySQL commits before every change of the schema. A
     /// `create_all` without pending migrations is allowed.
-    fn refuse_nested(&mut self) -> Result<()> {
+    pub(super) fn refuse_nested(&mut self) -> Result<()> {
         let baseline = self.baseline.clone();
         let applied = self.applied_versions(&baseline)?;
         if self.operation == "create_all" && self.migrations.iter().all(|known| applied.contains(&known.version)) {
@@ -252,7 +252,7 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
     }
 
     /// Begins the transaction of a migration, or leaves the current one if the migration must not run in a transaction.
-    fn begin_migration(&mut self, index: usize) -> Result<(), StepFailure> {
+    pub(super) fn begin_migration(&mut self, index: usize) -> Result<(), StepFailure> {
         let in_transaction = self.migrations[index].in_transaction;
         let result = match (self.is_chained(), in_transaction) {
             (true, true) => Ok(()),
@@ -270,14 +270,14 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
         limits.iter().try_for_each(|limit| self.conn().batch_execute(limit))
     }
 
-    fn begin_level(&mut self) -> QueryResult<()> {
+    pub(super) fn begin_level(&mut self) -> QueryResult<()> {
         match self.kind {
             DatabaseKind::Sqlite if !self.is_nested() => self.conn().begin_with("BEGIN IMMEDIATE"),
             _ => self.conn().begin_level(),
         }
     }
 
-    fn run_migration(&mut self, index: usize, direction: Direction) -> Result<(), StepFailure> {
+    pub(super) fn run_migration(&mut self, index: usize, direction: Direction) -> Result<(), StepFailure> {
         let kind = self.kind;
         if let Some(path) = self.revert_search_path.as_ref().filter(|_| direction == Direction::Down) {
             let local = if self.migrations[index].in_transaction { "LOCAL " } else { "" };
@@ -369,7 +369,7 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
     }
 
     /// Restores the connection's settings and records the migration as applied or reverted.
-    fn record(&mut self, index: usize, direction: Direction, commit: bool) -> Result<(), StepFailure> {
+    pub(super) fn record(&mut self, index: usize, direction: Direction, commit: bool) -> Result<(), StepFailure> {
         self.try_record(index, direction, commit).map_err(|error| StepFailure::of_query(&error))
     }
 
@@ -431,213 +431,9 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
         }
     }
 
-    pub(super) fn drop_all(&mut self) -> Result<()> {
-        if self.kind == DatabaseKind::Mysql && self.is_nested() {
-            return self.refuse_nested();
-        }
-        if let Some(missing) = self.baseline.missing_schema().filter(|_| self.kind == DatabaseKind::Postgres) {
-            let reason = format!(
-                "drop_all reverts nothing, as `{}`, the first schema of search_path, does not exist or may not be used; {}",
-                phrase(missing),
-                match self.baseline.schema() {
-                    Some(schema) => format!(
-                        "the names of the migrations would mean the tables of `{}`. Correct search_path, or create the schema",
-                        phrase(schema)
-                    ),
-                    None => "correct search_path, or create it".into(),
-                }
-            );
-            return Err(Error::InvalidConfig { app: self.app.id().into(), reason });
-        }
-        let is_sqlite = self.kind == DatabaseKind::Sqlite;
-        if is_sqlite {
-            self.begin_write()?;
-        }
-        let baseline = self.baseline.clone();
-        let Some(schema) = baseline.schema().map(str::to_owned) else { return Ok(()) };
-        let exists = self.texts(&self.kind.bookkeeping_table_query(&schema))?;
-        if exists.is_empty() {
-            return if is_sqlite { self.commit() } else { Ok(()) };
-        }
-        let applied = self.applied_versions(&baseline)?;
-        let order = self.revert_order(&applied)?;
-        self.log_warning(order.len());
-        self.restrict_search_path(&schema)?;
-        let in_transactions = order.iter().all(|&index| self.migrations[index].in_transaction);
-        let atomic = match self.kind {
-            DatabaseKind::Mysql => false,
-            DatabaseKind::Sqlite => in_transactions,
-            DatabaseKind::Postgres => in_transactions && (self.is_nested() || !self.may_exhaust_locks(&schema)?),
-        };
-        match (self.kind, atomic) {
-            (DatabaseKind::Mysql, _) => self.detect_blockers()?,
-            (DatabaseKind::Sqlite, false) => self.commit()?,
-            (DatabaseKind::Postgres, true) if self.is_nested() => {
-                let result = self.conn().begin_level();
-                self.check(result)?;
-            }
-            _ => {}
-        }
-        if atomic {
-            match self.revert_all(&order, true)? {
-                Reverted::All => return Ok(()),
-                // The transaction was rolled back. Separate transactions need fewer locks.
-                Reverted::OutOfLocks => {}
-            }
-        }
-        self.revert_all(&order, false).map(drop)
-    }
-
-    fn revert_all(&mut self, order: &[usize], atomic: bool) -> Result<Reverted> {
-        for &index in order {
-            if let Reverted::OutOfLocks = self.revert(index, atomic)? {
-                return Ok(Reverted::OutOfLocks);
-            }
-        }
-        let drop_table = format!("DROP TABLE {}", self.kind.bookkeeping_table(self.baseline.schema()));
-        self.announce_change();
-        let dropped = self.conn().batch_execute(&drop_table);
-        self.announce_change();
-        let ended = dropped.and_then(|()| match (self.is_chained(), atomic) {
-            (true, _) => {
-                let begin = self.kind.begin_with_limits(self.lock_timeout);
-                self.conn().batch_execute(&format!("COMMIT; {begin}"))
-            }
-            (false, true) => self.conn().commit_level(),
-            (false, false) => Ok(()),
-        });
-        self.announce_change();
-        match ended {
-            Ok(()) => Ok(Reverted::All),
-            Err(error) => {
-                let failure = StepFailure::of_query(&error);
-                if atomic && failure.out_of_locks && !failure.connection_lost {
-                    return self.abandon_single_transaction(failure);
-                }
-                if atomic {
-                    self.done.clear();
-                }
-                Err(self.failure(None, REMOVAL, failure, &[]))
-            }
-        }
-    }
-
-    /// Rolls back the single transaction that was to revert all migrations.
-    fn abandon_single_transaction(&mut self, failure: StepFailure) -> Result<Reverted> {
-        self.done.clear();
-        match self.roll_back() {
-            Ok(()) => Ok(Reverted::OutOfLocks),
-            Err(_) => Err(self.failure(None, "the rollback", failure, &[])),
-        }
-    }
-
-    /// Logs a warning with the caller and the database before the operation reverts anything.
-    fn log_warning(&self, migrations: usize) {
-        let options = self.app.options();
-        if migrations == 0 || options.is_of_test || options.target.in_memory {
-            return;
-        }
-        crate::wording::log_line!(
-            warn,
-            "diesel_session::schema",
-            "app `{}`: drop_all, called at {}, reverts {migrations} migrations and removes their tables from {}",
-            self.app.id(),
-            self.at,
-            options.target.shown
-        );
-    }
-
-    /// Restricts `search_path` while migrations are reverted: an unqualified name means an object of the current schema or of an extension.
-    fn restrict_search_path(&mut self, schema: &str) -> Result<()> {
-        let Some(query) = self.kind.extension_schemas() else { return Ok(()) };
-        let mut path = vec![self.kind.quote(schema)];
-        path.extend(self.texts(query)?.into_iter().flatten().map(|name| self.kind.quote(&name)));
-        path.push("pg_temp".into());
-        self.revert_search_path = Some(path.join(", "));
-        Ok(())
-    }
-
-    /// Whether the removal of the whole schema may need more locks than the server has.
-    fn may_exhaust_locks(&mut self, schema: &str) -> Result<bool> {
-        let Some(query) = self.kind.locks_of_schema(schema) else { return Ok(false) };
-        let answer = self.texts(&query)?;
-        Ok(answer.into_iter().flatten().any(|answer| needs_too_many_locks(&answer)))
-    }
-
-    /// The indices of the applied migrations, the newest first. The result is an error if one of them cannot be reverted.
-    fn revert_order(&self, applied: &[String]) -> Result<Vec<usize>> {
-        let (mut order, mut unknown, mut irreversible) = (Vec::new(), Vec::new(), Vec::new());
-        for applied in applied {
-            match self.migrations.iter().position(|known| known.version == *applied) {
-                None => unknown.push(applied.clone()),
-                Some(index) if is_irreversible(&*self.migrations[index].migration, self.kind) => {
-                    irreversible.push(self.migrations[index].name.clone())
-                }
-                Some(index) => order.push(index),
-            }
-        }
-        if unknown.is_empty() && irreversible.is_empty() {
-            Ok(order)
-        } else {
-            Err(Error::NotReversible { app: self.app.id().into(), unknown, irreversible })
-        }
-    }
-
-    /// Locks and unlocks all tables, to detect blocking sessions before the first change: MySQL commits each statement of data definition.
-    /// For an account that may not lock tables, the first statement that waits detects them.
-    fn detect_blockers(&mut self) -> Result<()> {
-        let kind = self.kind;
-        let tables = self.texts(kind.tables())?;
-        let list: Vec<String> = tables.iter().flatten().map(|table| format!("{} WRITE", kind.quote(table))).collect();
-        if list.is_empty() {
-            return Ok(());
-        }
-        let Err(error) = self.conn().batch_execute(&format!("LOCK TABLES {}", list.join(", "))) else {
-            return self.send("UNLOCK TABLES");
-        };
-        if is_connection_lost(&error) || kind.is_lock_timeout(&error.to_string()) {
-            return Err(self.failure(None, "locking all tables", StepFailure::of_query(&error), &[]));
-        }
-        let app = self.app.id();
-        crate::wording::log_line!(
-            debug,
-            "diesel_session::schema",
-            "app `{app}`: the tables could not be locked first: {}",
-            phrase(error)
-        );
-        Ok(())
-    }
-
-    fn revert(&mut self, index: usize, atomic: bool) -> Result<Reverted> {
-        self.inventory_before_end = None;
-        let before = self.inventory(index);
-        self.announce_change();
-        let outcome = if atomic { Ok(()) } else { self.begin_migration(index) };
-        let outcome = outcome.and_then(|()| self.run_migration(index, Direction::Down));
-        self.announce_change();
-        let outcome = outcome.and_then(|()| self.record(index, Direction::Down, !atomic));
-        self.announce_change();
-        match outcome {
-            Ok(()) => {
-                self.done.push(self.migrations[index].version.clone());
-                Ok(Reverted::All)
-            }
-            Err(failure) if atomic && failure.out_of_locks && !failure.connection_lost && !self.is_nested() => {
-                self.abandon_single_transaction(failure)
-            }
-            Err(failure) => {
-                if atomic {
-                    // The transaction around all of them is rolled back.
-                    self.done.clear();
-                }
-                Err(self.failure(Some(index), "", failure, &before))
-            }
-        }
-    }
-
     /// Marks all connections of the pool as outdated. The operation calls this before a change, so that no outdated connection is checked out
     /// while the change takes effect, and after it, for the connections that were opened in between.
-    fn announce_change(&mut self) {
+    pub(super) fn announce_change(&mut self) {
         self.changed = true;
         if let Some(pooled) = &mut self.pooled {
             pooled.schema_changes();
@@ -669,12 +465,12 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
         if self.is_nested() { Vec::new() } else { self.done.clone() }
     }
 
-    fn begin_write(&mut self) -> Result<()> {
+    pub(super) fn begin_write(&mut self) -> Result<()> {
         let result = self.begin_level();
         result.map_err(|error| self.failure(None, "the beginning of a transaction", StepFailure::of_query(&error), &[]))
     }
 
-    fn commit(&mut self) -> Result<()> {
+    pub(super) fn commit(&mut self) -> Result<()> {
         let result = self.conn().commit_level();
         // The change takes effect only now.
         if self.changed {
@@ -767,14 +563,4 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
         let limits = self.kind.restore_limits(&original);
         limits.iter().all(|limit| self.conn().batch_execute(limit).is_ok())
     }
-}
-
-/// The last step of `drop_all`. After a lost connection its outcome decides whether everything is removed.
-pub(super) const REMOVAL: &str = "the removal of the bookkeeping table";
-
-/// The result of reverting migrations.
-enum Reverted {
-    All,
-    /// Nothing was reverted: a single transaction needs more locks than the server has.
-    OutOfLocks,
 }

@@ -9,9 +9,10 @@ use diesel::migration;
 use diesel::result::Error as DieselError;
 
 use super::applied_versions;
+use super::drop_all::REMOVAL;
 use super::migration_connection::ErrorDetails;
 use super::schema_lock::wait_for_lock;
-use super::schema_operation::{Inventory, REMOVAL, SchemaOperation};
+use super::schema_operation::{Inventory, SchemaOperation};
 use crate::connection::SessionConnection;
 use crate::dialect::{ConnectionSnapshot, is_connection_lost};
 use crate::error::{Error, MigrationFailure, MigrationOutcome};
