@@ -1,4 +1,4 @@
-//! How an application reaches its database.
+//! The configuration of an application's database and pool.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,22 +7,22 @@ use crate::error::{Error, NO_APP, Result};
 use crate::url;
 use crate::wording::{is_unprintable, name};
 
-/// The URL of an application's database, and its options.
+/// The URL of an application's database, and the options of its connections.
 ///
 /// | option | default | meaning |
 /// |---|---|---|
-/// | [`max_size`](Self::max_size) | 8 | most connections at one time |
-/// | [`acquire_timeout`](Self::acquire_timeout) | 5 s | longest wait for a connection, connecting included |
-/// | [`connect_timeout`](Self::connect_timeout) | 3 s | longest wait for one connect, or for the answer to a ping or a reset |
-/// | [`idle_timeout`](Self::idle_timeout) | 60 s | an idle connection is closed after that |
-/// | [`max_lifetime`](Self::max_lifetime) | 30 min | maximum age of a connection, also of an idle one, with up to 10 % jitter |
-/// | [`statement_timeout`](Self::statement_timeout) | none | the server ends a longer statement |
-/// | [`lock_timeout`](Self::lock_timeout) | none; 5 s for SQLite and for `create_all`, `drop_all` | longest wait for another session's lock |
-/// | [`leak_threshold`](Self::leak_threshold) | 30 s | a connection that is held longer is logged |
-/// | [`application_name`](Self::application_name) | `diesel-session/` and the application's id | what PostgreSQL shows in `pg_stat_activity` |
+/// | [`max_size`](Self::max_size) | 8 | maximum number of connections at one time |
+/// | [`acquire_timeout`](Self::acquire_timeout) | 5 s | maximum wait for a connection, including the time to connect |
+/// | [`connect_timeout`](Self::connect_timeout) | 3 s | maximum duration of one connect, one ping or one reset |
+/// | [`idle_timeout`](Self::idle_timeout) | 60 s | idle time after which a connection is closed |
+/// | [`max_lifetime`](Self::max_lifetime) | 30 min | maximum age of a connection, idle or in use, with up to 10 % jitter |
+/// | [`statement_timeout`](Self::statement_timeout) | none | maximum duration of a statement |
+/// | [`lock_timeout`](Self::lock_timeout) | none; 5 s for SQLite and for `create_all`, `drop_all` | maximum wait for another session's lock |
+/// | [`leak_threshold`](Self::leak_threshold) | 30 s | time after which a held connection is logged |
+/// | [`application_name`](Self::application_name) | `diesel-session/` and the application's id | name in PostgreSQL's `pg_stat_activity` |
 /// | [`reset`](Self::reset) | [`Reset::WhenLent`] | which connections are reset before their next checkout |
 /// | [`wal`](Self::wal) | on | SQLite files use write-ahead logging |
-/// | [`protect_schema`](Self::protect_schema) | off | `drop_all` is refused |
+/// | [`protect_schema`](Self::protect_schema) | off | `drop_all` returns an error |
 ///
 /// ```
 /// use std::time::Duration;
@@ -49,64 +49,71 @@ pub struct Config {
     pub(crate) on_connect: Vec<String>,
     pub(crate) reset: Reset,
     pub(crate) wal: bool,
-    /// The server ends a session that is idle in a transaction for longer, unless something sets another limit; for the test kit.
+    /// The server ends a session that is idle in a transaction for longer, unless another limit is set. For the test kit.
     pub(crate) idle_in_transaction_timeout: Option<Duration>,
     pub(crate) protect_schema: bool,
 }
 
-/// Which connections are cleaned when they come back, so that what a holder left on them does not reach the next; for
-/// [`Config::reset`].
+/// The connections that the pool resets after their checkin, so that the state that a holder has left on a connection does not reach the
+/// next holder. For [`Config::reset`].
 ///
-/// *Cleaned* means, on PostgreSQL, one message with a batch of its own: settings (`SET`, `search_path`, `SET ROLE`,
-/// `SET SESSION AUTHORIZATION`), advisory locks, temporary tables, `LISTEN`, cursors and what sequences remember are as on a new
-/// connection, prepared statements of Diesel stay, and `on_connect` has run again. MySQL, MariaDB and SQLite have no such
-/// statement: there the connection is closed, and the next holder gets a new one.
+/// On PostgreSQL a reset is one message of several statements. It restores the initial state of settings (`SET`, `search_path`,
+/// `SET ROLE`, `SET SESSION AUTHORIZATION`), advisory locks, temporary tables, `LISTEN`, cursors and the cached values of sequences, and
+/// it runs `on_connect` again. Diesel's prepared statements stay. MySQL, MariaDB and SQLite have no such statements: there the pool closes
+/// the connection, and the next holder gets a new one.
 ///
-/// A connection goes back at commit and rollback; in an autocommit scope after each statement or lending.
+/// A session checks its connection in at a commit or rollback, and in an autocommit scope after each statement and after each use of the
+/// raw connection.
 ///
-/// An open transaction is not among it: a connection that comes back with one is closed, whatever is chosen here.
+/// A reset does not end an open transaction. The pool closes a connection that is checked in with an open transaction, whatever is chosen
+/// here.
 ///
-/// Not seen, and not cleaned: on PostgreSQL statements of SQL's `PREPARE`, loaded libraries, and the numbers of types that
-/// Diesel remembers by name; what functions, triggers and procedures that a typed statement calls without naming them leave behind, on MySQL
-/// and MariaDB also those that are named; and what is set by calls of the driver and not by SQL, such as SQLite's functions and
-/// collations. Set such things in `on_connect`, for all connections alike.
+/// The pool does not detect, and a reset does not remove:
+///
+/// * on PostgreSQL, the statements of SQL's `PREPARE`, loaded libraries, and the OIDs of types that Diesel caches by name;
+/// * the state that functions, triggers and procedures leave, if a typed statement calls them without naming them, and on MySQL and MariaDB
+///   also if a typed statement names them;
+/// * the state that calls of the driver set without SQL, such as SQLite's functions and collations.
+///
+/// Set such state in `on_connect`, for all connections alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Reset {
-    /// Those on which code ran that may have left something: raw SQL, [`Session::with`](crate::Session::with) and
-    /// [`Session::connection`](crate::Session::connection), and typed statements with raw fragments or functions of the program's
-    /// own. `create_all` and `drop_all` count too where they changed anything.
+    /// The connections on which code ran that may have left state: raw SQL, [`Session::with`](crate::Session::with) and
+    /// [`Session::connection`](crate::Session::connection), typed statements with raw fragments or functions of the program, and
+    /// `create_all` and `drop_all` if they changed anything.
     ///
-    /// MySQL, MariaDB and SQLite keep the connection where all that was sent was SELECT, INSERT, UPDATE, DELETE and savepoints,
-    /// without what is known to leave something (`GET_LOCK`, user variables, `load_extension`).
+    /// On MySQL, MariaDB and SQLite the pool keeps a connection on which only SELECT, INSERT, UPDATE, DELETE and savepoints ran, without
+    /// functions and variables that are known to leave state (`GET_LOCK`, user variables, `load_extension`).
     #[default]
     WhenLent,
-    /// All, after typed statements too. On MySQL, MariaDB and SQLite every connection then serves once.
+    /// All connections, also after typed statements. On MySQL, MariaDB and SQLite each connection is then checked out only once.
     Always,
-    /// None: the program cleans up itself.
+    /// No connections: the program removes the state itself.
     Never,
 }
 
 impl Config {
-    /// The size of a pool where nothing was said.
+    /// The default of [`max_size`](Self::max_size).
     pub(crate) const MAX_SIZE: u32 = 8;
 
-    /// A database URL with the default options.
+    /// A configuration with a database URL and the default options.
     ///
-    /// * PostgreSQL: `postgres://user:password@host:port/database`, or libpq's `host=.. dbname=..`;
-    /// * MySQL and MariaDB: `mysql://user:password@host:port/database`;
-    /// * SQLite: a path, `sqlite://path`, or `:memory:`, which is one database for all connections of the application
-    ///   and lives until it is disposed of. It has no write-ahead log: a reader and a writer that has not committed wait for each
-    ///   other, so where contexts overlap a temporary file is better.
+    /// * PostgreSQL: `postgres://user:password@host:port/database`, or libpq's `host=.. dbname=..`.
+    /// * MySQL and MariaDB: `mysql://user:password@host:port/database`.
+    /// * SQLite: a path, `sqlite://path`, or `:memory:`. `:memory:` is one database for all connections of the application, and lives
+    ///   until the application is disposed of. It has no write-ahead log, so readers and uncommitted writers wait for each other. If
+    ///   contexts overlap, use a temporary file instead.
     ///
-    /// A path is relative to the working directory unless it starts with `/`: `sqlite://shop.sqlite` is a file beside the program,
-    /// `sqlite:///shop.sqlite` one in the root folder. For an enum of connections a path ends in `.sqlite`, `.sqlite3` or `.db`.
+    /// A path is relative to the working directory unless it starts with `/`: `sqlite://shop.sqlite` is a file in the working directory,
+    /// and `sqlite:///shop.sqlite` is a file in the root folder. For an enum of connections, a path must end in `.sqlite`, `.sqlite3` or
+    /// `.db`.
     ///
-    /// Special characters of user and password are percent-encoded in URLs.
+    /// In a URL, percent-encode special characters of the user and the password.
     ///
-    /// To a PostgreSQL URL over TCP the library adds `keepalives_idle=10`, `keepalives_interval=3`, `keepalives_count=3` and
-    /// `tcp_user_timeout=20000`, each unless the URL sets it itself: a statement on a network that is gone fails after some
-    /// 20 s, where the operating system's defaults take hours. MySQL's client has no such parameters.
+    /// The library adds `keepalives_idle=10`, `keepalives_interval=3`, `keepalives_count=3` and `tcp_user_timeout=20000` to a PostgreSQL
+    /// URL, except for those that the URL sets itself. They apply to TCP. With them a statement on a dead network fails after about
+    /// 20 s, instead of hours with the defaults of the operating system. MySQL's client has no such parameters.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -127,10 +134,10 @@ impl Config {
         }
     }
 
-    /// The URL in an environment variable, often `DATABASE_URL`.
+    /// A configuration with the URL in an environment variable, often `DATABASE_URL`.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] where the variable is not set, is empty or is not UTF-8.
+    /// [`Error::InvalidConfig`] if the variable is not set, is empty or is not UTF-8.
     pub fn from_env(variable: &str) -> Result<Self> {
         let reason = match std::env::var(variable) {
             Ok(url) if !url.is_empty() => return Ok(Self::new(url)),
@@ -144,20 +151,20 @@ impl Config {
         })
     }
 
-    /// Most connections at one time, 1 to 10,000.
+    /// The maximum number of connections at one time, from 1 to 10,000.
     pub fn max_size(mut self, connections: u32) -> Self {
         self.max_size = connections;
         self
     }
 
-    /// Longest wait for a connection, connecting included.
+    /// The maximum wait for a connection, including the time to connect.
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
         self.acquire_timeout = timeout;
         self
     }
 
-    /// Longest wait for one connect, and for the answer to the ping or the reset of a connection: without an answer the connection is
-    /// closed, and another one is tried.
+    /// The maximum duration of one connect, and of the ping or the reset of a connection. If the server does not answer in time, the pool
+    /// closes the connection and tries another one.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
@@ -169,69 +176,69 @@ impl Config {
         self
     }
 
-    /// Maximum age of a connection, in use or idle, less up to a tenth so that not all are closed at once; `None` keeps it. A connection that is
-    /// checked out is closed when it is checked in.
+    /// The maximum age of a connection, idle or in use. Up to 10 % of jitter is subtracted, so that the connections do not expire at the
+    /// same time. `None` sets no limit. The pool closes a connection that expires while it is checked out at its checkin.
     pub fn max_lifetime(mut self, lifetime: impl Into<Option<Duration>>) -> Self {
         self.max_lifetime = lifetime.into();
         self
     }
 
-    /// The server ends a statement that takes longer (PostgreSQL, MariaDB; MySQL for SELECT). SQLite has no such limit
-    /// and ignores it.
+    /// The maximum duration of a statement. The server ends a statement that takes longer (PostgreSQL, MariaDB; MySQL for SELECT only).
+    /// SQLite has no such limit and ignores the option.
     pub fn statement_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.statement_timeout = timeout.into();
         self
     }
 
-    /// A statement fails when it waits longer for another session's lock. MySQL and MariaDB count in whole seconds,
-    /// rounded up.
+    /// The maximum wait of a statement for another session's lock, after which the statement fails. MySQL and MariaDB count in whole
+    /// seconds, rounded up.
     pub fn lock_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.lock_timeout = timeout.into();
         self
     }
 
-    /// A connection that is held for longer is logged, once, as a warning: the application, the first statement that took it
-    /// (`file:line`), the thread, for how long, and whether it was taken for a transaction. When it comes back, that is logged
-    /// too, for information. Both lines have the target `diesel_session::leak`. `None` logs nothing.
+    /// The time after which a held connection is logged, once, as a warning. The log line has the application, the source location of the
+    /// statement that checked the connection out (`file:line`), the thread, the time, and whether the connection is used for a
+    /// transaction. The later checkin of the connection is logged too, at the level `info`. Both lines have the target
+    /// `diesel_session::leak`. `None` logs nothing.
     pub fn leak_threshold(mut self, threshold: impl Into<Option<Duration>>) -> Self {
         self.leak_threshold = threshold.into();
         self
     }
 
-    /// The name in PostgreSQL's `pg_stat_activity`; other databases have none.
+    /// The name in PostgreSQL's `pg_stat_activity`. Other databases ignore it.
     pub fn application_name(mut self, name: impl Into<String>) -> Self {
         self.application_name = Some(name.into());
         self
     }
 
-    /// SQL to run on every new connection, after the library's own settings. May be called several times. On PostgreSQL it runs
-    /// again after each [`reset`](Self::reset) of the connection, so it must be idempotent. SQL without a statement is refused by
-    /// `init_app`.
+    /// SQL to run on every new connection, after the library's own settings. The method may be called several times. On PostgreSQL the SQL
+    /// runs again after each [`reset`](Self::reset) of the connection, so it must be idempotent. `init_app` refuses SQL without a statement.
     pub fn on_connect(mut self, sql: impl Into<String>) -> Self {
         self.on_connect.push(sql.into());
         self
     }
 
-    /// Which connections are cleaned when they come back.
+    /// The connections that the pool resets after their checkin.
     pub fn reset(mut self, reset: Reset) -> Self {
         self.reset = reset;
         self
     }
 
-    /// Whether SQLite files are switched to write-ahead logging.
+    /// Whether the library switches SQLite files to write-ahead logging.
     pub fn wal(mut self, on: bool) -> Self {
         self.wal = on;
         self
     }
 
-    /// Whether [`drop_all`](crate::App::drop_all) is refused with [`Error::SchemaProtected`]. It is meant for every configuration of a
-    /// database whose rows are wanted, such as that of production: `drop_all` asks for no confirmation.
+    /// Whether [`drop_all`](crate::App::drop_all) returns [`Error::SchemaProtected`]. Switch it on for every database whose rows must not be
+    /// lost, such as that of production, because `drop_all` does not ask for confirmation.
     pub fn protect_schema(mut self, on: bool) -> Self {
         self.protect_schema = on;
         self
     }
 
-    /// What is wrong with the options, if anything.
+    /// The first invalid option, as a text, if there is one.
     pub(crate) fn problem(&self) -> Option<String> {
         let positive =
             [("acquire_timeout", Some(self.acquire_timeout)), ("connect_timeout", Some(self.connect_timeout))];

@@ -1,4 +1,4 @@
-//! The one trait bound of the crate, and the few things it has to ask any connection.
+//! The trait bound of the crate's connections, and the operations that the crate needs beyond Diesel's traits.
 
 use diesel::backend::Backend;
 use diesel::connection::{
@@ -15,7 +15,7 @@ use diesel_migrations::MigrationHarness;
 /// A Diesel connection that a [`Database`](crate::Database) can hold: `PgConnection`, `MysqlConnection`,
 /// `SqliteConnection`, or an enum of them with `#[derive(diesel::MultiConnection)]`.
 ///
-/// It is implemented for every type that has what it asks for; there is nothing to implement.
+/// The trait is implemented for every type that satisfies its supertraits. Programs do not implement it.
 pub trait SessionConnection:
     R2D2Connection + LoadConnection + MigrationHarness<<Self as Connection>::Backend> + Send + 'static + Inspect
 {
@@ -26,7 +26,7 @@ impl<C> SessionConnection for C where
 {
 }
 
-/// One text column, whatever the query.
+/// A row of a query with one text column, `value`.
 #[derive(QueryableByName)]
 #[allow(missing_debug_implementations, unreachable_pub)]
 pub struct TextRow {
@@ -34,7 +34,7 @@ pub struct TextRow {
     value: Option<String>,
 }
 
-/// A query for one text that the server may keep prepared: sent again on the same connection it is one round trip.
+/// A query for one text that Diesel keeps prepared: every further execution on the same connection is one round trip.
 #[derive(Debug, Clone, Copy)]
 #[allow(unreachable_pub)]
 pub struct FixedText(&'static str);
@@ -43,7 +43,7 @@ impl Query for FixedText {
     type SqlType = Nullable<Text>;
 }
 
-/// Told apart by its text.
+/// Diesel identifies the query by its text.
 impl QueryId for FixedText {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;
@@ -58,28 +58,29 @@ impl<DB: Backend> QueryFragment<DB> for FixedText {
 
 impl<C> RunQueryDsl<C> for FixedText {}
 
-/// What the library asks of a connection beyond Diesel's public traits. Sealed by being unreachable.
+/// The operations on a connection that the library needs beyond Diesel's public traits. Programs cannot name the trait, so it is sealed.
 #[allow(unreachable_pub)]
 pub trait Inspect {
-    /// The column `value` (text, may be NULL) of every row.
+    /// The column `value` of every row, a text that may be NULL.
     fn texts(&mut self, sql: &str) -> QueryResult<Vec<Option<String>>>;
 
-    /// The one column of the one row of a fixed query, which the connection keeps prepared.
+    /// The only column of the only row of a constant query, which stays prepared on the connection.
     fn fixed_text(&mut self, sql: &'static str) -> QueryResult<Option<String>>;
 
-    /// Diesel's own count of open transaction levels; `None` when its manager gave up.
+    /// Diesel's transaction depth. `None` if Diesel's transaction manager is in its error state.
     fn depth(&mut self) -> Option<u32>;
 
-    /// Sends `sql`, which begins a transaction, and tells Diesel so.
+    /// Sends `sql`, which begins a transaction, and increases Diesel's depth.
     fn begin_with(&mut self, sql: &str) -> QueryResult<()>;
 
-    /// Sends `sql`, which ends the innermost level, and tells Diesel so.
+    /// Sends `sql`, which ends the innermost level, and decreases Diesel's depth.
     fn end_with(&mut self, sql: &str) -> QueryResult<()>;
 
-    /// Commits with `sql`, which sends something before the `COMMIT` that may be refused: then the transaction stays open.
+    /// Commits with `sql`, a guard statement and a `COMMIT`. If the database refuses the guard statement, which `was_refused` determines, the
+    /// transaction stays open.
     fn commit_with(&mut self, sql: &str, was_refused: impl Fn(&Error, Option<u32>) -> bool) -> QueryResult<()>;
 
-    /// Sends `sql`, which ends the transaction, and tells Diesel so unless its driver has seen it.
+    /// Sends `sql`, which ends the transaction, and sets Diesel's depth to 0.
     fn leave_with(&mut self, sql: &str) -> QueryResult<()>;
 
     /// Begins one more level.
@@ -124,7 +125,7 @@ where
 
     fn commit_with(&mut self, sql: &str, was_refused: impl Fn(&Error, Option<u32>) -> bool) -> QueryResult<()> {
         let Err(commit_error) = self.batch_execute(sql) else {
-            // The driver may have noticed the end by itself.
+            // The driver may have detected the end of the transaction itself.
             return match self.depth() {
                 Some(0) => Ok(()),
                 _ => change_depth(self, TransactionDepthChange::DecreaseDepth),
@@ -134,7 +135,7 @@ where
         if depth.is_none_or(|depth| depth == 0) || was_refused(&commit_error, depth) {
             return Err(commit_error);
         }
-        // As Diesel's own commit does.
+        // Diesel's own commit rolls back in the same way.
         match self.rollback_level() {
             Ok(()) => Err(commit_error),
             Err(rollback_error) => Err(Error::RollbackErrorOnCommit {

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use crate::app::App;
 use crate::connection::SessionConnection;
-use crate::contain::{contained, drop_contained};
 use crate::error::{Error, Place, Result, Undo};
 use crate::kind::DatabaseKind;
+use crate::panic::{catch_panic, drop_catching_panic};
 use crate::session::{Session, SessionInner};
 use crate::settings::{Deadline, Isolation, Mode, Settings};
 
@@ -182,8 +182,8 @@ impl ContextFrame {
                 return;
             }
             for ContextSession { session, .. } in sessions {
-                contained("the end of a session", || session.end());
-                drop_contained(session);
+                catch_panic("the end of a session", || session.end());
+                drop_catching_panic(session);
             }
         }
         crate::wording::log_line!(

@@ -1,6 +1,6 @@
-//! The kinds of databases.
+//! The kinds of databases that the crate supports.
 
-/// A kind of database.
+/// MySQL and MariaDB are one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DatabaseKind {
     Postgres,

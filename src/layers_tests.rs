@@ -5,9 +5,9 @@ use std::path::Path;
 
 /// The modules of the crate, lowest layer first. A module uses its own layer and the layers above it in this list.
 const LAYERS: [&[&str]; 11] = [
-    &["contain", "kind", "panic", "percent", "process", "redact", "settings", "sync", "wording"],
+    &["kind", "panic", "percent", "process", "redact", "settings", "sync", "wording"],
     &["error"],
-    &["config", "url"],
+    &["config", "sqlite_uri", "url"],
     &["connection", "dialect", "recorder"],
     &["unit_of_work"],
     &["pool"],

@@ -1,6 +1,6 @@
-//! Percent-encoding, as URLs have it.
+//! Percent-encoding of URLs.
 
-/// `None` where it is not well-formed, not UTF-8, or holds a NUL.
+/// Decodes `text`. `None` if `text` is malformed, decodes to invalid UTF-8, or contains an encoded NUL.
 pub(crate) fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -22,6 +22,7 @@ pub(crate) fn decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+/// Encodes every character of `text` except letters, digits and `-_.~/`.
 pub(crate) fn encode(text: &str) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {

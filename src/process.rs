@@ -1,40 +1,40 @@
-//! What every process has for itself. Memory is inherited by a fork; connections are not to be used by both sides, and
-//! threads and the holders of locks do not exist in the new process.
+//! Values that belong to one process. A forked process inherits the memory of its parent, but both processes must not use the same
+//! connections, and the new process has neither the other threads nor the holders of locks.
 
 use std::cell::Cell;
 use std::process;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// No fork is over so soon: before it returns in the new process all the tables of the memory have been copied.
-const BRIEF: Duration = Duration::from_micros(10);
+/// Every fork takes longer: it copies the page tables before it returns in the new process.
+const SHORTEST_FORK: Duration = Duration::from_micros(10);
 
-/// The number of this process. `now` is this moment.
+/// The id of this process. `now` is the current time.
 ///
-/// Asking the system costs more than a whole loan of a connection. A fork is called by the thread that finds itself in the new
-/// process, so what this thread was told a moment ago is still true.
+/// The system call costs more than a whole checkout and checkin of a connection. Only the thread that calls `fork` exists in the new
+/// process, and a fork takes longer than [`SHORTEST_FORK`], so an id that this thread has read more recently is still correct.
 #[inline]
 pub(crate) fn id_at(now: Instant) -> u32 {
     thread_local! {
-        static TOLD: Cell<Option<(Instant, u32)>> = const { Cell::new(None) };
+        static CACHED: Cell<Option<(Instant, u32)>> = const { Cell::new(None) };
     }
-    match TOLD.get() {
-        Some((at, id)) if now.saturating_duration_since(at) < BRIEF => id,
+    match CACHED.get() {
+        Some((read_at, id)) if now.saturating_duration_since(read_at) < SHORTEST_FORK => id,
         _ => {
             let id = process::id();
-            TOLD.set(Some((now, id)));
+            CACHED.set(Some((now, id)));
             id
         }
     }
 }
 
-/// A value of each process: after a fork the new process makes its own and leaves its parent's as it found it. That one is never
-/// dropped there.
+/// One value for each process. After a fork the new process creates its own value. It never drops the value of its parent.
 #[derive(Debug)]
-pub(crate) struct PerProcess<T>(OnceLock<Box<Generation<T>>>);
+pub(crate) struct PerProcess<T>(OnceLock<Box<ProcessValue<T>>>);
 
+/// The value of one process, and the values of the processes that were forked later.
 #[derive(Debug)]
-struct Generation<T> {
+struct ProcessValue<T> {
     process: u32,
     value: T,
     next: PerProcess<T>,
@@ -45,52 +45,52 @@ impl<T> PerProcess<T> {
         Self(OnceLock::new())
     }
 
-    /// This process's own, if it has one.
+    /// The value of this process, if the process has created one.
     pub(crate) fn get(&self) -> Option<&T> {
-        self.of(process::id())
+        self.value_of(process::id())
     }
 
-    /// The same at a moment that the caller has just read from the clock.
+    /// Like [`get`](Self::get), for a caller that has just read the clock.
     #[inline]
     pub(crate) fn get_at(&self, now: Instant) -> Option<&T> {
-        self.of(id_at(now))
+        self.value_of(id_at(now))
     }
 
     #[inline]
-    fn of(&self, me: u32) -> Option<&T> {
-        let mut generation = self.0.get()?;
-        while generation.process != me {
-            generation = generation.next.0.get()?;
+    fn value_of(&self, process: u32) -> Option<&T> {
+        let mut entry = self.0.get()?;
+        while entry.process != process {
+            entry = entry.next.0.get()?;
         }
-        Some(&generation.value)
+        Some(&entry.value)
     }
 
-    /// This process's own, made now if it has none.
-    pub(crate) fn get_or_init(&self, make: impl Fn() -> T) -> &T {
-        let me = process::id();
-        let mut place = self;
+    /// The value of this process. `create` makes the value if the process has none.
+    pub(crate) fn get_or_init(&self, create: impl Fn() -> T) -> &T {
+        let current = process::id();
+        let mut list = self;
         loop {
-            let new = || Box::new(Generation { process: me, value: make(), next: PerProcess::new() });
-            let generation = place.0.get_or_init(new);
-            if generation.process == me {
-                return &generation.value;
+            let new = || Box::new(ProcessValue { process: current, value: create(), next: PerProcess::new() });
+            let entry = list.0.get_or_init(new);
+            if entry.process == current {
+                return &entry.value;
             }
-            place = &generation.next;
+            list = &entry.next;
         }
     }
 
-    /// Those of the processes that this one was forked from. Their locks may be held by threads that do not exist here.
+    /// The values of the processes from which this process was forked. Threads that do not exist in this process may hold their locks.
     pub(crate) fn inherited(&self) -> impl Iterator<Item = &T> {
-        let me = process::id();
-        let each = std::iter::successors(self.0.get(), |generation| generation.next.0.get());
-        each.filter(move |generation| generation.process != me).map(|generation| &generation.value)
+        let current = process::id();
+        let entries = std::iter::successors(self.0.get(), |entry| entry.next.0.get());
+        entries.filter(move |entry| entry.process != current).map(|entry| &entry.value)
     }
 }
 
 impl<T> Drop for PerProcess<T> {
     fn drop(&mut self) {
-        let Some(generation) = self.0.take() else { return };
-        let Generation { process, value, next } = *generation;
+        let Some(entry) = self.0.take() else { return };
+        let ProcessValue { process, value, next } = *entry;
         if process != process::id() {
             std::mem::forget(value);
         }
@@ -104,28 +104,28 @@ mod tests {
 
     use super::*;
 
-    /// As after a fork: `value` is another process's.
+    /// A `PerProcess` as a forked process finds it: `value` belongs to another process.
     fn inherited<T>(value: T) -> PerProcess<T> {
-        let each = PerProcess::new();
-        let generation = Generation { process: process::id() ^ 1, value, next: PerProcess::new() };
-        assert!(each.0.set(Box::new(generation)).is_ok());
-        each
+        let values = PerProcess::new();
+        let entry = ProcessValue { process: process::id() ^ 1, value, next: PerProcess::new() };
+        assert!(values.0.set(Box::new(entry)).is_ok());
+        values
     }
 
     #[test]
-    fn a_process_makes_its_own_once() {
-        let each = inherited(1);
-        assert_eq!((each.get(), each.inherited().collect::<Vec<_>>()), (None, vec![&1]));
-        assert_eq!((each.get_or_init(|| 2), each.get_or_init(|| 3), each.get()), (&2, &2, Some(&2)));
-        assert_eq!(each.inherited().collect::<Vec<_>>(), [&1]);
+    fn get_or_init_creates_one_value_for_a_forked_process() {
+        let values = inherited(1);
+        assert_eq!((values.get(), values.inherited().collect::<Vec<_>>()), (None, vec![&1]));
+        assert_eq!((values.get_or_init(|| 2), values.get_or_init(|| 3), values.get()), (&2, &2, Some(&2)));
+        assert_eq!(values.inherited().collect::<Vec<_>>(), [&1]);
     }
 
     #[test]
-    fn what_is_inherited_is_not_dropped() {
+    fn per_process_does_not_drop_an_inherited_value() {
         let (parents, own) = (Rc::new(()), Rc::new(()));
-        let each = inherited(Rc::clone(&parents));
-        each.get_or_init(|| Rc::clone(&own));
-        drop(each);
+        let values = inherited(Rc::clone(&parents));
+        values.get_or_init(|| Rc::clone(&own));
+        drop(values);
         assert_eq!((Rc::strong_count(&parents), Rc::strong_count(&own)), (2, 1));
     }
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-/// Stands for a redacted password.
+/// The replacement for a password.
 pub(crate) const MASK: &str = "***";
 
-/// The passwords of a URL, and the names in it, which stay readable.
+/// Redacts the passwords of a URL. The names in the URL stay readable.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Redactor {
     passwords: Vec<String>,
@@ -18,14 +18,14 @@ impl Redactor {
         Self { passwords: passwords.collect(), names: names.into_iter().collect() }
     }
 
-    /// `text` with [`MASK`] for each password that stands in the position of a password (`user:password@host`,
-    /// `password='..'`), or that is a word of its own, no common word, and no part of a name of the URL.
+    /// Replaces each password in `text` by [`MASK`]. A password is replaced if it is in the position of a password
+    /// (`user:password@host`, `password='..'`), or if it is a whole word that is neither a common word nor part of a name in the URL.
     pub(crate) fn redact(&self, text: &str) -> String {
         let passwords: Vec<Password> = self.passwords.iter().map(|password| Password::new(password)).collect();
         self.redact_words(&passwords, &self.redact_lists(&passwords, text))
     }
 
-    /// `Debug` shows bytes as a list of numbers. A list that contains a password becomes text.
+    /// Replaces lists of numbers, as which `Debug` shows bytes, by redacted text if they contain a password.
     fn redact_lists(&self, passwords: &[Password], text: &str) -> String {
         let redacted = |part: &str| {
             let (before, list) = part.rsplit_once('[')?;
@@ -40,23 +40,23 @@ impl Redactor {
 
     fn redact_words(&self, passwords: &[Password], text: &str) -> String {
         let mut redacted = String::with_capacity(text.len());
-        let mut at = 0;
-        while let Some(c) = text[at..].chars().next() {
-            if let Some(end) = self.longest_match(passwords, text, at) {
+        let mut position = 0;
+        while let Some(c) = text[position..].chars().next() {
+            if let Some(end) = self.longest_match(passwords, text, position) {
                 redacted.push_str(MASK);
-                at = end;
+                position = end;
             } else {
                 redacted.push(c);
-                at += c.len_utf8();
+                position += c.len_utf8();
             }
         }
         redacted
     }
 
-    /// The end of the longest password that begins at `start` and has to be redacted.
+    /// The end of the longest password that begins at `start` and must be redacted.
     fn longest_match(&self, passwords: &[Password], text: &str, start: usize) -> Option<usize> {
         let (before, rest) = text.split_at(start);
-        let must_go = |password: &Password, length: usize| {
+        let must_redact = |password: &Password, length: usize| {
             let (found, after) = rest.split_at(length);
             is_password_position(before, found, after)
                 || !password.is_common
@@ -65,25 +65,25 @@ impl Redactor {
                     && !self.is_in_name(text, start, start + length)
         };
         let matches = passwords.iter().flat_map(|password| {
-            password.lengths_in(rest).into_iter().filter(move |&length| must_go(password, length))
+            password.lengths_in(rest).into_iter().filter(move |&length| must_redact(password, length))
         });
-        // A quote after the password is the end of the quotation, not a part of an escape.
+        // A quote after the password ends the quotation. It does not belong to an escape sequence of the password.
         let quote = before.chars().next_back().filter(|c| ['\'', '"', '`'].contains(c));
-        let leaves_quote = |length: usize| quote.is_some_and(|quote| rest[length..].starts_with(quote));
-        matches.max_by_key(|&length| (leaves_quote(length), length)).map(|length| start + length)
+        let keeps_quote = |length: usize| quote.is_some_and(|quote| rest[length..].starts_with(quote));
+        matches.max_by_key(|&length| (keeps_quote(length), length)).map(|length| start + length)
     }
 
     fn is_in_name(&self, text: &str, start: usize, end: usize) -> bool {
         let mut names = self.names.iter().flat_map(|name| text.match_indices(name.as_str()));
-        names.any(|(at, name)| at <= start && end <= at + name.len())
+        names.any(|(index, name)| index <= start && end <= index + name.len())
     }
 }
 
-/// Made for one text: the spellings take much more memory than the password.
+/// A password with its spellings. It exists only during one redaction, because the spellings take much more memory than the password.
 struct Password {
-    /// Every spelling of each character.
+    /// All spellings of each character.
     spellings: Vec<Vec<String>>,
-    /// It is so short or so usual that texts without it contain it.
+    /// The password is so short or so common that it occurs in texts by chance.
     is_common: bool,
 }
 
@@ -92,12 +92,12 @@ impl Password {
         Self { spellings: password.chars().map(spellings).collect(), is_common: is_common(password) }
     }
 
-    /// The lengths of the spellings with which `text` begins.
+    /// The lengths of all spellings of the password at the beginning of `text`.
     fn lengths_in(&self, text: &str) -> BTreeSet<usize> {
         self.spellings.iter().fold(BTreeSet::from([0]), |lengths, spellings| {
             let next = |length: usize| {
-                let begun = spellings.iter().filter(move |spelling| starts_with(&text[length..], spelling));
-                begun.map(move |spelling| length + spelling.len())
+                let matching = spellings.iter().filter(move |spelling| starts_with(&text[length..], spelling));
+                matching.map(move |spelling| length + spelling.len())
             };
             lengths.into_iter().flat_map(next).collect()
         })
@@ -112,7 +112,7 @@ fn is_common(password: &str) -> bool {
     password.chars().count() <= SHORT || WORDS.split(' ').any(|word| password.eq_ignore_ascii_case(word))
 }
 
-/// How URLs, libpq's keyword form, SQL and `Debug` write a character. `Debug` doubles the backslashes of the others.
+/// The spellings of a character in URLs, libpq's keyword form, SQL and `Debug`. `Debug` doubles the backslashes of the other spellings.
 fn spellings(c: char) -> Vec<String> {
     let in_hex = |prefix: &str| c.to_string().bytes().map(|byte| format!("{prefix}{byte:02x}")).collect::<String>();
     let escaped = (0..4).map(|backslashes| "\\".repeat(backslashes) + &c.to_string());
@@ -140,13 +140,13 @@ fn is_password_position(before: &str, found: &str, after: &str) -> bool {
 
 /// Whether `left` ends in the middle of a word that goes on in `right`.
 fn splits_word(left: &str, right: &str) -> bool {
-    let is_of_word = |c: char| c.is_alphanumeric() || c == '_';
-    let tail = |length: usize| left.len().checked_sub(length).and_then(|at| left.get(at..)).unwrap_or_default();
+    let is_word_char = |c: char| c.is_alphanumeric() || c == '_';
+    let tail = |length: usize| left.len().checked_sub(length).and_then(|start| left.get(start..)).unwrap_or_default();
     let is_escape = tail(3).starts_with('%') || tail(4).starts_with("\\x") || tail(2).starts_with('\\');
-    left.ends_with(is_of_word) && !is_escape && right.starts_with(is_of_word)
+    left.ends_with(is_word_char) && !is_escape && right.starts_with(is_word_char)
 }
 
-/// Whether the parameter is known to hold no password. An unknown one may be a misspelt `password`.
+/// Whether the value of the parameter is known not to be a password. An unknown parameter may be a misspelt `password`.
 pub(crate) fn is_harmless(name: &str) -> bool {
     const BEGINNINGS: &[&str] = &[
         "keepalives",
@@ -214,7 +214,7 @@ mod tests {
         let cases = [
             ("hunter2", "hunter2x xhunter2 hunter2_x hunter22 hunt", "hunter2x xhunter2 hunter2_x hunter22 hunt"),
             ("hunter2", "(hunter2) hunter2/hunter2, %3Ahunter2%40 \\nhunter2\\n", "(***) ***/***, %3A***%40 \\n***\\n"),
-            // Where a password begins or ends with punctuation there is always a boundary.
+            // Punctuation at the beginning or the end of a password is always a word boundary.
             ("!hunter#", "x!hunter#x %21hunter%23x !!hunter##", "x***x ***x !***#"),
             ("----", "a-----b", "a***-b"),
             ("hunter2", "/srv/hunter2/shop hunter2/shop", "/srv/hunter2/shop ***/shop"),

@@ -1,5 +1,5 @@
-//! What the core of the pool is synchronised with. The model of the pool replaces this file, so that a scheduler tries
-//! many orders of events.
+//! The synchronisation primitives of the pool. The model of the pool (`tests/model`) replaces this file, so that a scheduler can try many
+//! orders of events.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ pub(crate) use std::time::Instant;
 
 pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
 
-/// How long a caller waits before it looks whether its wait can end. Most waits are over by then.
+/// The wait of a caller before it looks for a deadlock. Most waits end earlier.
 pub(crate) const BEFORE_DEADLOCK_CHECK: Duration = Duration::from_millis(10);
 
-/// How often a caller yields before it sleeps. Most connections come back soon, and to be woken takes longer.
+/// The number of times that a caller yields before it sleeps. Most connections are checked in soon, and waking a thread takes longer.
 pub(crate) const YIELDS: u32 = 10;

@@ -1,38 +1,39 @@
-//! Database URLs: what they name, the form the driver gets, and the form that may be shown.
+//! Database URLs: the server and the database that a URL names, the form for the driver, and the form for messages.
 //!
-//! A URL is checked here before a driver sees it, because libpq quotes what it cannot parse, password included.
+//! The library checks a URL before a driver sees it, because libpq quotes the parts that it cannot parse, such as a password.
 
 use std::path::{Path, PathBuf};
 
 use crate::kind::DatabaseKind;
 use crate::percent::{decode as percent_decode, encode as percent_encode};
 use crate::redact::{MASK, Redactor, is_harmless};
+use crate::sqlite_uri::SqliteUri;
 use crate::wording::{phrase, visible};
 
-/// Parameters whose values say where the database is.
-const NAMES: &[&str] = &["host", "hostaddr", "port", "user", "dbname", "unix_socket"];
+/// The parameters whose values name the server, the user or the database.
+const NAME_PARAMETERS: &[&str] = &["host", "hostaddr", "port", "user", "dbname", "unix_socket"];
 
-/// Whether a parameter may be a misspelt `password`, or a piece of one.
+/// Whether a parameter may be a misspelt `password`, or a part of a password.
 fn is_unknown(name: &str) -> bool {
     !is_harmless(name) && !name.contains("password")
 }
 
-/// A URL that was understood.
+/// A parsed URL.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) kind: DatabaseKind,
-    /// Which server: everything in the URL that determines where the driver connects.
+    /// The identity of the server: all parts of the URL that determine where the driver connects.
     pub(crate) server: String,
-    /// The server and database for messages, without credentials.
+    /// The server, the user and the database for messages, without a password.
     pub(crate) shown: String,
-    /// The database's own name; for SQLite its path.
+    /// The name of the database, or the path of the SQLite file.
     pub(crate) database: String,
-    /// What the driver gets, before options are added.
+    /// The URL for the driver, before the library adds parameters.
     pub(crate) url: String,
     redactor: Redactor,
-    /// SQLite in memory.
+    /// The database is an in-memory database of SQLite.
     pub(crate) in_memory: bool,
-    /// A SQLite file that the URL opens for reading only.
+    /// The URL opens a SQLite file for reading only.
     pub(crate) read_only: bool,
 }
 
@@ -43,9 +44,9 @@ impl std::fmt::Debug for Target {
 }
 
 impl Target {
-    /// Reads `url`. `kind` is the database of the connection type, where that says it.
+    /// Parses `url`. `kind` is the database kind of the connection type, if the type determines it.
     ///
-    /// The error is a reason that quotes nothing of the URL but its scheme.
+    /// The error is a reason that quotes nothing of the URL except its scheme.
     pub(crate) fn parse(url: &str, kind: Option<DatabaseKind>) -> Result<Self, String> {
         if url.is_empty() {
             return Err("the database URL is empty".into());
@@ -79,26 +80,26 @@ impl Target {
         };
         match kind {
             DatabaseKind::Postgres if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
-                Self::server(url, kind)
+                Self::parse_server_url(url, kind)
             }
-            DatabaseKind::Postgres => Self::keywords(url),
-            DatabaseKind::Mysql => Self::server(url, kind),
-            DatabaseKind::Sqlite => Self::file(url),
+            DatabaseKind::Postgres => Self::parse_keywords(url),
+            DatabaseKind::Mysql => Self::parse_server_url(url, kind),
+            DatabaseKind::Sqlite => Self::parse_sqlite(url),
         }
     }
 
     /// `text` on one line, with the passwords redacted.
     pub(crate) fn redact(&self, text: &str) -> String {
-        // First, as a password may contain white space.
+        // Redaction comes first, because a password may contain white space.
         phrase(self.redactor.redact(text))
     }
 
-    /// `url` with parameters added, in its own syntax.
+    /// The URL with additional parameters, in the syntax of the URL.
     pub(crate) fn with_parameters(&self, parameters: &[(&str, String)]) -> String {
         let mut url = self.url.clone();
-        let as_url = is_url(&url);
+        let is_url = is_url(&url);
         for (name, value) in parameters {
-            if as_url {
+            if is_url {
                 match url.contains('?') {
                     true if url.ends_with(['?', '&']) => {}
                     true => url.push('&'),
@@ -112,12 +113,12 @@ impl Target {
         url
     }
 
-    /// Whether the URL itself sets a parameter.
-    pub(crate) fn sets(&self, parameter: &str) -> bool {
-        self.address().1.iter().any(|(name, _)| name == parameter)
+    /// Whether the URL sets a parameter.
+    pub(crate) fn has_parameter(&self, parameter: &str) -> bool {
+        self.hosts_and_parameters().1.iter().any(|(name, _)| name == parameter)
     }
 
-    fn server(url: &str, kind: DatabaseKind) -> Result<Self, String> {
+    fn parse_server_url(url: &str, kind: DatabaseKind) -> Result<Self, String> {
         let (scheme, rest) = url.split_once("://").ok_or_else(|| malformed(kind, "it has no `://`"))?;
         if kind == DatabaseKind::Mysql && scheme != "mysql" {
             return Err(malformed(kind, "it does not start with `mysql://`"));
@@ -138,7 +139,7 @@ impl Target {
             return Err(malformed(kind, "it contains a `#`: write `%23`"));
         }
         let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
-        // Without a path libpq takes an `@` in the parameters for the end of the credentials.
+        // If the URL has no path, libpq treats an `@` in the parameters as the end of the credentials.
         if path.contains('@') || path.is_empty() && !authority.contains('@') && query.contains('@') {
             return Err(malformed(
                 kind,
@@ -158,10 +159,10 @@ impl Target {
                 Some(both) => both,
                 None => (host, ""),
             };
-            let usual = |c: char| c.is_alphanumeric() || "-._%~".contains(c);
+            let is_name_char = |c: char| c.is_alphanumeric() || "-._%~".contains(c);
             let is_address = name.starts_with('[') && name.find(']') == Some(name.len() - 1);
-            let is_name = is_address || name.chars().all(usual) && percent_decode(name).is_some();
-            if !is_name || !port.is_empty() && port.parse::<u16>().is_err() {
+            let is_host = is_address || name.chars().all(is_name_char) && percent_decode(name).is_some();
+            if !is_host || !port.is_empty() && port.parse::<u16>().is_err() {
                 return Err(malformed(
                     kind,
                     "the host is no name or address, or the port is not a number from 0 to 65535 (a `:` or `@` of the \
@@ -183,65 +184,66 @@ impl Target {
         if kind == DatabaseKind::Mysql && database.contains('/') {
             return Err(malformed(kind, "the database name contains a `/`"));
         }
-        let place =
+        let host =
             match query.split('&').find_map(|pair| pair.strip_prefix("host=").or(pair.strip_prefix("unix_socket="))) {
                 Some(socket) => percent_decode(socket).unwrap_or_default(),
                 None => percent_decode(hosts).unwrap_or_default(),
             };
-        // Whatever else determines where libpq connects.
-        let place = ["hostaddr", "service"].iter().fold(place, |place, name| {
+        // These parameters also determine where libpq connects.
+        let host = ["hostaddr", "service"].iter().fold(host, |host, name| {
             let value = |pair: &str| pair.strip_prefix(name)?.strip_prefix('=').and_then(percent_decode);
             match query.split('&').find_map(value) {
                 Some(value) if kind == DatabaseKind::Postgres && !value.is_empty() => {
-                    format!("{place} {name} {value}").trim_start().to_owned()
+                    format!("{host} {name} {value}").trim_start().to_owned()
                 }
-                _ => place,
+                _ => host,
             }
         });
-        // Two servers of one machine differ in it.
-        let place = match query.split('&').find_map(|pair| pair.strip_prefix("port=")) {
-            Some(port) if kind == DatabaseKind::Postgres && !port.is_empty() => format!("{place}:{port}"),
-            _ => place,
+        // Two servers of one machine differ in the port.
+        let host = match query.split('&').find_map(|pair| pair.strip_prefix("port=")) {
+            Some(port) if kind == DatabaseKind::Postgres && !port.is_empty() => format!("{host}:{port}"),
+            _ => host,
         };
-        Self::of_server(kind, &place, [user, password, database], url)
+        Self::of_server(kind, &host, [user, password, database], url)
     }
 
     fn of_server(
         kind: DatabaseKind,
-        place: &str,
+        host: &str,
         [user, password, database]: [String; 3],
         url: &str,
     ) -> Result<Self, String> {
-        let place = if place.is_empty() { "the default host" } else { place };
+        let host = if host.is_empty() { "the default host" } else { host };
         let mut target = Self {
             kind,
-            server: format!("{}://{place}", kind.name()),
-            shown: visible(&format!("{} {user}@{place}/{database}", kind.name())),
+            server: format!("{}://{host}", kind.name()),
+            shown: visible(&format!("{} {user}@{host}/{database}", kind.name())),
             database,
             url: url.to_owned(),
             redactor: Redactor::default(),
             in_memory: false,
             read_only: false,
         };
-        let (hosts, parameters) = target.address();
-        // It may be the rest of a password, and libpq would quote it.
+        let (hosts, parameters) = target.hosts_and_parameters();
+        // An unknown parameter behind a password may be the rest of the password, and libpq would quote it.
         if parameters.iter().skip_while(|(name, _)| !name.contains("password")).any(|(name, _)| is_unknown(name)) {
             return Err(malformed(kind, "an unknown parameter follows a password: encode or quote its `&` and spaces"));
         }
-        let (harmless, secret): (Pairs, Pairs) = parameters.into_iter().partition(|(name, _)| is_harmless(name));
-        let is_name = |(name, value): &(String, String)| NAMES.contains(&name.as_str()) || value.contains('/');
+        let (harmless, secrets): (Pairs, Pairs) = parameters.into_iter().partition(|(name, _)| is_harmless(name));
+        let is_name =
+            |(name, value): &(String, String)| NAME_PARAMETERS.contains(&name.as_str()) || value.contains('/');
         let names = values(harmless.into_iter().filter(is_name));
         let names = names.chain(hosts.into_iter().flat_map(|(host, port)| [host, port]));
         let names = names.flat_map(|name| name.split(',').map(str::to_owned).collect::<Vec<_>>());
-        let of_target = [user, target.database.clone(), target.shown.clone()];
-        target.redactor = Redactor::new(values(secret).chain([password]), names.chain(of_target));
+        let more_names = [user, target.database.clone(), target.shown.clone()];
+        target.redactor = Redactor::new(values(secrets).chain([password]), names.chain(more_names));
         Ok(target)
     }
 
-    /// libpq's `keyword = value` form.
-    fn keywords(url: &str) -> Result<Self, String> {
+    /// Parses libpq's `keyword = value` form.
+    fn parse_keywords(url: &str) -> Result<Self, String> {
         let kind = DatabaseKind::Postgres;
-        let wrong = || {
+        let error = || {
             malformed(
                 kind,
                 "it is neither `postgres://..` nor a list of `keyword=value` (values with spaces stand in single quotes)",
@@ -250,15 +252,15 @@ impl Target {
         let [mut host, mut port, mut user, mut database, mut service] = [const { String::new() }; 5];
         let mut rest = url.trim();
         while !rest.is_empty() {
-            let (name, after) = rest.split_once('=').ok_or_else(wrong)?;
+            let (name, after) = rest.split_once('=').ok_or_else(error)?;
             let name = name.trim();
             if name.is_empty() || !name.chars().all(|c| c.is_ascii_lowercase() || c == '_') {
-                return Err(wrong());
+                return Err(error());
             }
-            let (value, remaining) = keyword_value(after.trim_start()).ok_or_else(wrong)?;
+            let (value, remaining) = keyword_value(after.trim_start()).ok_or_else(error)?;
             let looks_like_url =
                 value.contains('=') || value.contains("://") || value.contains('@') && value.contains(':');
-            if NAMES.contains(&name) && looks_like_url || is_harmless(name) && value.contains("password=") {
+            if NAME_PARAMETERS.contains(&name) && looks_like_url || is_harmless(name) && value.contains("password=") {
                 return Err(malformed(kind, "a value holds a URL or another keyword: spaces separate the keywords"));
             }
             match name {
@@ -274,26 +276,25 @@ impl Target {
         if !port.is_empty() && port.split(',').any(|port| port.parse::<u16>().is_err()) {
             return Err(malformed(kind, "the port is not a number from 0 to 65535"));
         }
-        let place = if port.is_empty() { host } else { format!("{host}:{port}") };
-        let place =
-            if service.is_empty() { place } else { format!("{place} service {service}").trim_start().to_owned() };
-        Self::of_server(kind, &place, [user, String::new(), database], url)
+        let host = if port.is_empty() { host } else { format!("{host}:{port}") };
+        let host = if service.is_empty() { host } else { format!("{host} service {service}").trim_start().to_owned() };
+        Self::of_server(kind, &host, [user, String::new(), database], url)
     }
 
-    fn file(url: &str) -> Result<Self, String> {
+    fn parse_sqlite(url: &str) -> Result<Self, String> {
         let path = url.strip_prefix("sqlite://").or(url.strip_prefix("sqlite:")).unwrap_or(url);
-        // Diesel turns `sqlite://` into `file:`, which SQLite reads as a URI.
+        // Diesel replaces `sqlite://` by `file:`, and SQLite reads the result as a URI.
         let uri = path.strip_prefix("file:").or(url.strip_prefix("sqlite://"));
-        let uri = uri.map(FileUri::parse).transpose()?;
+        let uri = uri.map(SqliteUri::parse).transpose();
+        let uri = uri.map_err(|reason| malformed(DatabaseKind::Sqlite, reason))?;
         let is_memory = match &uri {
             Some(uri) => uri.is_memory() || uri.path == "/:memory:" && url.starts_with("sqlite://"),
             None => path.is_empty() || path == ":memory:",
         };
         if is_memory {
             let name = ":memory:".to_owned();
-            // A name that begins with a slash is one database for the whole process.
-            let named = uri.as_ref().filter(|uri| uri.is_shared_memory());
-            let url = named.map_or_else(|| name.clone(), |uri| format!("file:{}", uri.text));
+            let shared = uri.as_ref().filter(|uri| uri.is_shared_memory());
+            let url = shared.map_or_else(|| name.clone(), |uri| format!("file:{}", uri.text));
             return Ok(Self {
                 kind: DatabaseKind::Sqlite,
                 server: "sqlite".into(),
@@ -301,19 +302,19 @@ impl Target {
                 database: name,
                 url,
                 redactor: Redactor::new(
-                    named.into_iter().flat_map(FileUri::secrets),
-                    named.map(|uri| uri.path.clone()),
+                    shared.into_iter().flat_map(SqliteUri::secrets),
+                    shared.map(|uri| uri.path.clone()),
                 ),
                 in_memory: true,
                 read_only: false,
             });
         }
-        // SQLite would make a file of that name, password included.
-        let name = uri.as_ref().map_or(path, |uri| uri.written);
+        // SQLite would create a file whose name contains the password.
+        let name = uri.as_ref().map_or(path, |uri| uri.encoded_path);
         let schemes = ["postgres", "mysql", "mariadb", "http"];
         let has_at = path.split('?').next().is_some_and(|path| path.contains('@'));
-        let of_a_server = has_at || schemes.iter().any(|scheme| name.starts_with(scheme));
-        if name.contains("://") || name.contains("password=") || of_a_server && name.contains([':', '=']) {
+        let may_name_server = has_at || schemes.iter().any(|scheme| name.starts_with(scheme));
+        if name.contains("://") || name.contains("password=") || may_name_server && name.contains([':', '=']) {
             return Err(malformed(DatabaseKind::Sqlite, "it looks like the URL of a server"));
         }
         if uri.is_none() && name.contains('?') {
@@ -331,14 +332,14 @@ impl Target {
             shown: format!("SQLite {}", visible(file)),
             database,
             url: uri.as_ref().map_or_else(|| path.to_owned(), |uri| format!("file:{}", uri.text)),
-            redactor: Redactor::new(uri.iter().flat_map(FileUri::secrets), names),
+            redactor: Redactor::new(uri.iter().flat_map(SqliteUri::secrets), names),
             in_memory: false,
             read_only: uri.is_some_and(|uri| uri.is_read_only()),
         })
     }
 
-    /// Why a SQLite file cannot be opened, as far as that can be seen.
-    pub(crate) fn why_no_file(&self) -> Option<String> {
+    /// The reason why a SQLite file cannot be opened, if the file system shows it.
+    pub(crate) fn missing_file_reason(&self) -> Option<String> {
         if self.kind != DatabaseKind::Sqlite || self.in_memory {
             return None;
         }
@@ -357,107 +358,15 @@ impl Target {
         (!path.exists()).then(|| format!("there is no such file in the folder {shown}, and none was made"))
     }
 
-    /// The database in memory that the URL names for the whole process; `None` if the application has one of its own.
+    /// The URL of the in-memory database that the whole process shares. `None` if the application has its own database.
     pub(crate) fn shared_memory(&self) -> Option<&str> {
         (self.in_memory && self.url != ":memory:").then_some(&self.url)
     }
 }
 
-/// What follows `file:`, read as SQLite does.
-struct FileUri<'u> {
-    /// Without the fragment.
-    text: &'u str,
-    /// The path as it is written.
-    written: &'u str,
-    path: String,
-    query: &'u str,
-}
-
-impl<'u> FileUri<'u> {
-    fn parse(text: &'u str) -> Result<Self, String> {
-        let text = text.split('#').next().unwrap_or_default();
-        let (name, query) = text.split_once('?').unwrap_or((text, ""));
-        let written = match name.strip_prefix("//") {
-            Some(rest) => {
-                let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-                if !authority.is_empty() && authority != "localhost" {
-                    let reason = "SQLite takes no host in `file://host/path` but `localhost`; a file is file:/path or file:///path";
-                    return Err(malformed(DatabaseKind::Sqlite, reason));
-                }
-                path
-            }
-            None => name,
-        };
-        Ok(Self { text, written, path: uri_decode(written), query })
-    }
-
-    /// The value of a parameter; of several the last counts.
-    fn parameter(&self, name: &str) -> Option<String> {
-        self.pairs().rev().find(|(found, _)| uri_decode(found) == name).map(|(_, value)| uri_decode(value))
-    }
-
-    fn pairs(&self) -> impl DoubleEndedIterator<Item = (&'u str, &'u str)> {
-        self.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-    }
-
-    /// The values of the parameters that may hold a password or a key.
-    fn secrets(&self) -> impl Iterator<Item = String> {
-        let secret = self.pairs().filter(|(name, _)| !is_harmless(&uri_decode(name)));
-        // It may decode to bytes that are no text.
-        secret.flat_map(|(_, value)| [value.to_owned(), uri_decode(value)])
-    }
-
-    /// Whether nothing of it is ever in a file that stays.
-    fn is_memory(&self) -> bool {
-        self.path.is_empty()
-            || self.path == ":memory:"
-            || self.parameter("mode").is_some_and(|mode| mode == "memory")
-            || self.is_memdb()
-    }
-
-    fn is_memdb(&self) -> bool {
-        self.parameter("vfs").is_some_and(|vfs| vfs == "memdb")
-    }
-
-    fn is_shared_memory(&self) -> bool {
-        self.is_memdb() && self.path.starts_with('/')
-    }
-
-    fn is_read_only(&self) -> bool {
-        let immutable = self.parameter("immutable").map(|value| value.to_ascii_lowercase());
-        self.parameter("mode").is_some_and(|mode| mode == "ro")
-            || immutable.is_some_and(|value| {
-                ["yes", "true", "on"].contains(&value.as_str()) || value.parse::<i64>().is_ok_and(|number| number != 0)
-            })
-    }
-}
-
-/// Whether it is a URL and no list of `keyword=value`, of which a value may have anything in it.
+/// Whether the text is a URL and not a list of `keyword=value`, whose values may contain `://`.
 pub(crate) fn is_url(url: &str) -> bool {
     url.split_once("://").is_some_and(|(scheme, _)| scheme.chars().all(|c| c.is_ascii_alphanumeric()))
-}
-
-/// As SQLite does: what is no code stays as it is, and the code of NUL ends the path, name or value in which it stands.
-fn uri_decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let code =
-            text.get(at + 1..at + 3).filter(|code| bytes[at] == b'%' && code.bytes().all(|c| c.is_ascii_hexdigit()));
-        match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
-            Some(0) => break,
-            Some(byte) => {
-                decoded.push(byte);
-                at += 3;
-            }
-            None => {
-                decoded.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
 }
 
 type Pairs = Vec<(String, String)>;
@@ -466,12 +375,12 @@ fn values(pairs: impl IntoIterator<Item = (String, String)>) -> impl Iterator<It
     pairs.into_iter().map(|(_, value)| value)
 }
 
-/// What is at the other end of a connection's socket, as far as the URL tells.
+/// The remote end of a connection's socket, as far as the URL determines it.
 #[cfg(target_os = "linux")]
 #[derive(Debug)]
 pub(crate) struct Peer {
     kind: DatabaseKind,
-    /// Empty if the URL leaves the port to something that is not read here.
+    /// The possible ports. The list is empty if the URL does not determine the port.
     ports: Vec<u16>,
 }
 
@@ -497,36 +406,41 @@ impl Peer {
 #[cfg(target_os = "linux")]
 impl Target {
     pub(crate) fn peer(&self) -> Peer {
-        let (hosts, parameters) = self.address();
-        let of = |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
-        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let written: Vec<_> = hosts.iter().filter_map(|(_, port)| port.parse().ok()).collect();
-        let ports = match (of("port"), self.kind) {
+        let (hosts, parameters) = self.hosts_and_parameters();
+        let parameter =
+            |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let explicit: Vec<_> = hosts.iter().filter_map(|(_, port)| port.parse().ok()).collect();
+        let ports = match (parameter("port"), self.kind) {
             (Some(ports), _) => ports.split(',').filter_map(|port| port.parse().ok()).collect(),
-            (None, DatabaseKind::Postgres) if !written.is_empty() && hosts.len() == written.len() => written,
-            (None, DatabaseKind::Postgres) if of("service").is_some() || set("PGSERVICE").is_some() => Vec::new(),
-            (None, DatabaseKind::Postgres) => {
-                let default = set("PGPORT").map_or(Some(5432), |port| port.parse().ok());
-                written.into_iter().chain(default).collect()
+            (None, DatabaseKind::Postgres) if !explicit.is_empty() && hosts.len() == explicit.len() => explicit,
+            (None, DatabaseKind::Postgres) if parameter("service").is_some() || variable("PGSERVICE").is_some() => {
+                Vec::new()
             }
-            (None, DatabaseKind::Mysql) if written.is_empty() => Vec::new(),
-            (None, _) => written,
+            (None, DatabaseKind::Postgres) => {
+                let default = variable("PGPORT").map_or(Some(5432), |port| port.parse().ok());
+                explicit.into_iter().chain(default).collect()
+            }
+            (None, DatabaseKind::Mysql) if explicit.is_empty() => Vec::new(),
+            (None, _) => explicit,
         };
         Peer { kind: self.kind, ports }
     }
 
-    /// Whether the URL leads to a socket of this machine that is no network.
+    /// Whether the URL leads to a local socket and not to a network.
     pub(crate) fn is_local(&self) -> bool {
-        let (hosts, parameters) = self.address();
-        let of = |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
+        let (hosts, parameters) = self.hosts_and_parameters();
+        let parameter =
+            |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
         match self.kind {
-            DatabaseKind::Postgres if of("hostaddr").is_some() => false,
-            DatabaseKind::Postgres => match of("host") {
+            DatabaseKind::Postgres if parameter("hostaddr").is_some() => false,
+            DatabaseKind::Postgres => match parameter("host") {
                 Some(host) => host.split(',').all(|host| host.is_empty() || host.starts_with(['/', '@'])),
                 None => hosts.iter().all(|(host, _)| host.is_empty() || host.starts_with(['/', '@'])),
             },
             DatabaseKind::Mysql => {
-                of("unix_socket").is_some() || hosts.iter().all(|(host, _)| host.is_empty() || host == "localhost")
+                parameter("unix_socket").is_some()
+                    || hosts.iter().all(|(host, _)| host.is_empty() || host == "localhost")
             }
             DatabaseKind::Sqlite => false,
         }
@@ -534,8 +448,8 @@ impl Target {
 }
 
 impl Target {
-    /// Hosts and ports of the URL's authority, and all parameters; values are decoded.
-    fn address(&self) -> (Pairs, Pairs) {
+    /// The hosts and ports of the URL, and its parameters, with decoded values.
+    fn hosts_and_parameters(&self) -> (Pairs, Pairs) {
         let decoded = |text: &str| percent_decode(text).unwrap_or_else(|| text.to_owned());
         let Some((_, rest)) = self.url.split_once("://").filter(|_| is_url(&self.url)) else {
             let mut parameters = Vec::new();
@@ -560,7 +474,7 @@ impl Target {
     }
 }
 
-/// The server and the database of a valid URL; nothing of any other text.
+/// The server and the database of a valid URL, and only a mask for any other text.
 pub(crate) fn redacted(url: &str) -> String {
     Target::parse(url, None).map_or_else(|_| MASK.into(), |target| target.shown)
 }
@@ -569,7 +483,7 @@ fn malformed(kind: DatabaseKind, reason: &str) -> String {
     format!("the {} database URL is malformed: {reason}. Expected {}", kind.name(), kind.url_form())
 }
 
-/// One value of libpq's keyword form, and what follows it.
+/// One value of libpq's keyword form, and the text behind it.
 fn keyword_value(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let quoted = text.starts_with('\'');
@@ -585,7 +499,7 @@ fn keyword_value(text: &str) -> Option<(String, &str)> {
     (!quoted).then_some((value, ""))
 }
 
-/// An absolute path whose folder has no links, whether or not the file is there yet.
+/// The absolute path without symbolic links in its folder. The file need not exist.
 fn absolute(path: &Path) -> PathBuf {
     let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     if let Ok(real) = whole.canonicalize() {
@@ -606,8 +520,8 @@ mod tests {
 
     const PASSWORD: &str = "hunter2secret";
 
-    /// What people write when they get a URL wrong.
-    const SLIPS: &[&str] = &[
+    /// Common mistakes in URLs.
+    const MISTAKES: &[&str] = &[
         "postgres:/app:hunter2secret@h/db",
         "postgresql//app:hunter2secret@h/db",
         "postgres//app:hunter2secret@h/db",
@@ -650,7 +564,7 @@ mod tests {
         "postgres://app:hunter2secret\0@h/db",
     ];
 
-    /// For SQLite any text is a path, so that only what still looks like a server's URL is held back there.
+    /// All texts that the crate makes of a URL.
     fn all_texts(url: &str, kinds: &[Option<DatabaseKind>]) -> String {
         let mut texts = redacted(url);
         for &kind in kinds {
@@ -663,18 +577,18 @@ mod tests {
     }
 
     #[test]
-    fn no_slip_shows_the_password() {
-        for slip in SLIPS {
+    fn target_of_a_mistaken_url_does_not_show_the_password() {
+        for mistake in MISTAKES {
             let texts = all_texts(
-                slip,
+                mistake,
                 &[None, Some(DatabaseKind::Postgres), Some(DatabaseKind::Mysql), Some(DatabaseKind::Sqlite)],
             );
-            assert!(!texts.contains("hunter2") && !texts.contains("secret"), "{slip}: {texts}");
+            assert!(!texts.contains("hunter2") && !texts.contains("secret"), "{mistake}: {texts}");
         }
     }
 
     #[test]
-    fn what_was_understood_is_shown_without_the_password() {
+    fn shown_has_no_password() {
         let shown = |url| Target::parse(url, None).expect(url).shown;
         assert_eq!(shown("postgres://app:hunter2secret@db:5433/shop?sslmode=require"), "PostgreSQL app@db:5433/shop");
         assert_eq!(shown("host=db user=app password='hunter2 secret' dbname=shop"), "PostgreSQL app@db/shop");
@@ -684,7 +598,7 @@ mod tests {
     }
 
     #[test]
-    fn error_of_an_unencoded_password_names_the_character() {
+    fn parse_error_for_an_unencoded_password_names_the_encoding() {
         for (password, encoded) in [
             ("a@b", "%40"),
             ("a/b", "%2F"),
@@ -704,7 +618,7 @@ mod tests {
     }
 
     #[test]
-    fn driver_texts_stay_readable() {
+    fn redact_keeps_texts_of_drivers_readable() {
         let socket = "connection to server on socket \"/var/run/postgresql/.s.PGSQL.5432\" failed: FATAL: password \
                       authentication failed for user \"postgres\"";
         let host = "connection to server at \"localhost\" (127.0.0.1), port 5432 failed: FATAL: database \"app\" does \
@@ -729,7 +643,7 @@ mod tests {
     }
 
     #[test]
-    fn every_password_of_a_url_is_redacted() {
+    fn redact_replaces_every_password_of_a_url() {
         let cases = [
             ("postgres://app:hun%74er2@h/db", "no hunter2, no hun%74er2\n", "no ***, no ***"),
             ("host=h password='hun  ter2'", "no hun  ter2:\n\tneither  here", "no ***: neither here"),
@@ -768,30 +682,34 @@ mod tests {
     }
 
     #[test]
-    fn mariadb_is_told_its_scheme() {
+    fn parse_error_for_a_mariadb_scheme_names_the_mysql_scheme() {
         for kind in [None, Some(DatabaseKind::Mysql)] {
-            let refused = Target::parse("mariadb://h/shop.db", kind).expect_err("no scheme of ours");
+            let refused = Target::parse("mariadb://h/shop.db", kind).expect_err("the scheme is unknown");
             assert!(refused.contains("mysql://user:password@host:port/database"), "{refused}");
         }
     }
 
     #[test]
-    fn parameters_are_added_in_the_urls_own_syntax() {
+    fn with_parameters_uses_the_syntax_of_the_url() {
         let with = |url| Target::parse(url, None).expect(url).with_parameters(&[("a", "b c'".into())]);
         assert_eq!(with("postgres://h/db"), "postgres://h/db?a=b%20c%27");
         assert_eq!(with("postgres://h/db?x=y"), "postgres://h/db?x=y&a=b%20c%27");
         assert_eq!(with("host=h"), "host=h a='b c\\''");
-        assert!(Target::parse("host=h connect_timeout = 4", None).expect("valid").sets("connect_timeout"));
-        assert!(!Target::parse("host=connect_timeout", None).expect("valid").sets("connect_timeout"));
-        // A value may have anything in it.
+        assert!(Target::parse("host=h connect_timeout = 4", None).expect("valid").has_parameter("connect_timeout"));
+        assert!(!Target::parse("host=connect_timeout", None).expect("valid").has_parameter("connect_timeout"));
+        // A value may contain any text.
         let odd = "host=h application_name='a://b?c connect_timeout=4'";
-        assert!(!Target::parse(odd, None).expect("valid").sets("connect_timeout"));
+        assert!(!Target::parse(odd, None).expect("valid").has_parameter("connect_timeout"));
         assert_eq!(with(odd), format!("{odd} a='b c\\''"));
-        assert!(!Target::parse("postgres://u:a&connect_timeout=4@h/db", None).expect("valid").sets("connect_timeout"));
+        assert!(
+            !Target::parse("postgres://u:a&connect_timeout=4@h/db", None)
+                .expect("valid")
+                .has_parameter("connect_timeout")
+        );
     }
 
     #[test]
-    fn a_file_has_one_name_however_it_is_written() {
+    fn database_of_a_file_does_not_depend_on_the_form_of_the_url() {
         let name = |url| Target::parse(url, Some(DatabaseKind::Sqlite)).expect(url).database;
         assert_eq!(name("shop.sqlite"), name("./shop.sqlite"));
         assert_eq!(name("shop.sqlite"), name("sqlite://shop.sqlite"));
@@ -800,9 +718,9 @@ mod tests {
     }
 
     #[test]
-    fn sqlite_url_is_read_as_sqlite_reads_it() {
+    fn parse_follows_the_rules_of_sqlite() {
         let memory = Some(":memory:");
-        // What is opened (the path, `:memory:`, or a shared name in memory), and whether for reading only.
+        // The URL, the database, the URL for the driver, and whether it is read-only.
         let cases: &[(&str, Option<&str>, &str, bool)] = &[
             (":memory:", memory, ":memory:", false),
             ("sqlite::memory:", memory, ":memory:", false),
@@ -861,14 +779,14 @@ mod tests {
         }
     }
 
-    /// Passwords that are names in [`URLS`] or words of drivers.
+    /// Passwords that are names in [`URLS`] or words in texts of drivers.
     const COMMON: &[&str] = &["app", "shop", "db.example", "5433", "password", "localhost", "Postgres"];
 
-    /// Texts of libpq and MySQL, without a password.
+    /// A text of libpq and MySQL without a password.
     const TEXT: &str = "connection to server at \"db.example\" (10.0.0.1), port 5433 failed: FATAL: password authentication \
                         failed for user \"app\", database \"shop\": Access denied for 'app'@'db.example' (using password: YES)";
 
-    /// `PW` is the password in a URL, `QUOTED` in libpq's quotes.
+    /// `PW` stands for the percent-encoded password, `QUOTED` for the password in libpq's quotes.
     const URLS: &[&str] = &[
         "postgres://app:PW@db.example:5433/shop",
         "postgresql://app@db.example:5433/shop?sslmode=require&password=PW",
@@ -901,7 +819,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
 
         #[test]
-        fn redaction_removes_the_password_and_nothing_else(
+        fn redact_replaces_the_password_only(
             password in prop_oneof![
                 4 => "[ -~\t\näß€]{0,8}[a-z0-9][ -~\t\näß€]{0,8}",
                 1 => proptest::sample::select(COMMON).prop_map(String::from),
@@ -934,9 +852,9 @@ mod tests {
             }
         }
 
-        /// A driver that reads a URL in another way than the crate could quote a piece of the password as a host or a parameter.
+        /// A driver that splits a URL in another way than the crate could quote a part of the password as a host or a parameter.
         #[test]
-        fn url_with_an_unencoded_password_is_rejected_or_read_as_a_whole(
+        fn parse_rejects_an_unencoded_password_or_keeps_it_whole(
             password in "[ZXWJ07:/?#@%&= '\\\\\\[\\],.]{1,8}",
             url in proptest::sample::select(URLS),
         ) {
@@ -957,18 +875,24 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
 
         #[test]
-        fn no_mutation_shows_the_password(slip in 0..SLIPS.len(), at in 0..40_usize, insert in ".{0,3}", cut in 0..3_usize) {
-            // Elsewhere one character less makes it a name.
-            let in_its_place =
-                |slip: &&str| slip.contains(":hunter2secret") && !slip.starts_with("host=") || slip.contains("password=");
-            let slips: Vec<&str> = SLIPS.iter().copied().filter(in_its_place).collect();
-            let slip = slips[slip % slips.len()];
-            // Only outside of the password, which is looked for as it is.
-            let start = slip.find(PASSWORD).unwrap_or(slip.len());
-            let at = if at + cut <= start { at } else { (at + PASSWORD.len() + cut).min(slip.len()) };
-            let mut chars: Vec<char> = slip.chars().collect();
-            let end = (at + cut).min(chars.len());
-            chars.splice(at..end, insert.chars());
+        fn target_of_a_mutated_url_does_not_show_the_password(
+            mistake in 0..MISTAKES.len(),
+            position in 0..40_usize,
+            insert in ".{0,3}",
+            cut in 0..3_usize,
+        ) {
+            // At other positions one missing character turns the password into a name.
+            let has_password_position =
+                |url: &&str| url.contains(":hunter2secret") && !url.starts_with("host=") || url.contains("password=");
+            let mistakes: Vec<&str> = MISTAKES.iter().copied().filter(has_password_position).collect();
+            let mistake = mistakes[mistake % mistakes.len()];
+            // The mutation leaves the password itself unchanged, because the test searches for it.
+            let start = mistake.find(PASSWORD).unwrap_or(mistake.len());
+            let in_front = position + cut <= start;
+            let position = if in_front { position } else { (position + PASSWORD.len() + cut).min(mistake.len()) };
+            let mut chars: Vec<char> = mistake.chars().collect();
+            let end = (position + cut).min(chars.len());
+            chars.splice(position..end, insert.chars());
             let url: String = chars.into_iter().collect();
             let texts = all_texts(&url, &[None, Some(DatabaseKind::Postgres), Some(DatabaseKind::Mysql)]);
             prop_assert!(!texts.contains(PASSWORD), "{url}: {texts}");

@@ -1,16 +1,16 @@
-//! What a driver, a server or a hook said, worded as a part of a text of ours.
+//! Texts of drivers, servers and programs, prepared for the crate's own messages.
 
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// On one line, without the full stop: more follows. What would change how a terminal or a log shows it is written out.
-pub(crate) fn phrase(said: impl Display) -> String {
-    let said = said.to_string();
-    let line = said.split_whitespace().collect::<Vec<_>>().join(" ");
+/// `text` on one line, without a full stop at its end, so that it can be part of a sentence. Unprintable characters are escaped.
+pub(crate) fn phrase(text: impl Display) -> String {
+    let text = text.to_string();
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     visible(line.trim_end_matches('.'))
 }
 
-/// Writes one line to the log, whatever its parts hold: text of a migration, a panic or a server may have line breaks.
+/// Writes one line to the log, even if its parts, such as texts of a migration, a panic or a server, have line breaks.
 macro_rules! log_line {
     ($level:ident, $target:literal, $($text:tt)+) => {
         $crate::wording::log_safely(|| {
@@ -28,7 +28,7 @@ pub(crate) fn log_safely(log: impl FnOnce()) {
     }
 }
 
-/// A name on one line, cut where it is longer than a name.
+/// `name` on one line, truncated if it is long.
 pub(crate) fn name(name: &str) -> String {
     const LONGEST: usize = 100;
     match name.char_indices().nth(LONGEST) {
@@ -37,13 +37,13 @@ pub(crate) fn name(name: &str) -> String {
     }
 }
 
-/// Whether a character ends a line, moves a cursor, or hides or turns round what is beside it.
+/// Whether a character ends a line, moves the cursor, or hides or reverses its neighbours.
 pub(crate) fn is_unprintable(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// `text` with escapes for characters that end a line, move a cursor, or hide or reverse their neighbours.
+/// `text` with escapes for the characters of [`is_unprintable`].
 pub(crate) fn visible(text: &str) -> String {
     if !text.contains(is_unprintable) {
         return text.to_owned();
@@ -57,9 +57,9 @@ pub(crate) fn visible(text: &str) -> String {
     })
 }
 
-/// On one line, as a sentence of its own.
-pub(crate) fn sentence(said: impl Display) -> String {
-    let mut line = phrase(said);
+/// `text` on one line, as a complete sentence.
+pub(crate) fn sentence(text: impl Display) -> String {
+    let mut line = phrase(text);
     if !line.ends_with(['?', '!']) {
         line.push('.');
     }
@@ -71,20 +71,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_become_one() {
+    fn phrase_joins_lines() {
         assert_eq!(phrase("refused\n\tIs it running?\n"), "refused Is it running?");
         assert_eq!(phrase(" lost\r\n\r\n at once.\n"), "lost at once");
     }
 
     #[test]
-    fn nothing_forges_a_line() {
+    fn phrase_and_name_escape_unprintable_characters() {
         assert_eq!(phrase("a\n[ERROR] b\u{1b}[31m c\u{2028}d\u{202e}e"), "a [ERROR] b\\u{1b}[31m c d\\u{202e}e");
         assert_eq!(name("a\nb"), "a\\nb");
         assert_eq!(name(&"x".repeat(10_000)), "x".repeat(100) + "..");
     }
 
     #[test]
-    fn a_sentence_ends_once() {
+    fn sentence_ends_with_one_punctuation_mark() {
         assert_eq!(sentence("refused"), "refused.");
         assert_eq!(sentence("refused.\n"), "refused.");
         assert_eq!(sentence("is it\n running?\n"), "is it running?");

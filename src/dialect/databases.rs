@@ -1,17 +1,17 @@
-//! Databases and schemas as a whole: made, copied, removed, and who has them.
+//! SQL that creates, copies and drops whole databases and schemas, and that finds their owners.
 
 use crate::kind::DatabaseKind;
 
-/// PostgreSQL's advisory locks of owners: this number and the owner's.
+/// The first key of PostgreSQL's advisory locks of owners. The second key is the number of the owner.
 const OWNERS: i32 = 7_236_272;
 
-/// Stands for the name of a database in statements that are made for one whose name is not known yet.
-pub(crate) const HERE: &str = "\u{1}";
+/// A placeholder in statements for the name of a database that is not known yet.
+pub(crate) const NAME_PLACEHOLDER: &str = "\u{1}";
 
-/// Those of the pinned connections that tests run in.
-const LANES: i32 = 7_236_273;
+/// The first key of PostgreSQL's advisory locks of the pinned connections in which tests run.
+const PINNED_CONNECTIONS: i32 = 7_236_273;
 
-/// FNV-1a with 64 bits: every program has to come to the same number.
+/// FNV-1a with 64 bits. The hash has to be the same in every program.
 pub(crate) fn fnv1a<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
     parts
         .into_iter()
@@ -20,8 +20,8 @@ pub(crate) fn fnv1a<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
 }
 
 impl DatabaseKind {
-    /// Why a database or schema cannot have that name, if so. Servers cut what is too long, or take part of a name for the whole.
-    pub(crate) fn refuses_name(self, name: &str) -> Option<String> {
+    /// The reason why a database or schema cannot have this name, if there is one. Servers truncate long names.
+    pub(crate) fn name_problem(self, name: &str) -> Option<String> {
         let (longest, unit, length) = match self {
             Self::Postgres => (63, "bytes", name.len()),
             Self::Mysql => (64, "characters", name.chars().count()),
@@ -42,7 +42,7 @@ impl DatabaseKind {
         }
     }
 
-    /// `options` stands behind the name: [`options_of_database`](Self::options_of_database) tells some.
+    /// `options` is appended to the name; see [`options_of_database`](Self::options_of_database).
     pub(crate) fn create_database(self, name: &str, template: Option<&str>, options: &str) -> String {
         let mut sql = format!("CREATE DATABASE {}", self.quote(name));
         if let Some(template) = template {
@@ -52,14 +52,14 @@ impl DatabaseKind {
         sql
     }
 
-    /// Has a session look for tables, functions and operators in the server's own schema only, whatever its `search_path` was.
-    pub(crate) fn look_at_home(self) -> Option<&'static str> {
+    /// SQL that restricts the `search_path` of the session to the server's own schema.
+    pub(crate) fn catalog_search_path(self) -> Option<&'static str> {
         (self == Self::Postgres).then_some("SET search_path TO pg_catalog, pg_temp")
     }
 
-    /// A query for all that an application's session on its own database tells about what migrations would make there: the role, the
-    /// settings, and the properties of the database. Equal answers mean equal results.
-    pub(crate) fn surroundings(self) -> Option<&'static str> {
+    /// A query for everything that can change the result of migrations: the role, the settings, and the properties of the database. It
+    /// runs in a session of the application on its own database. Equal results mean that migrations create equal schemas.
+    pub(crate) fn schema_environment_query(self) -> Option<&'static str> {
         match self {
             Self::Postgres => Some(
                 "SELECT pg_catalog.concat_ws(pg_catalog.chr(31), current_user::pg_catalog.text, \
@@ -86,7 +86,7 @@ impl DatabaseKind {
         }
     }
 
-    /// A query for the options by which another database becomes like the one that an application's session is in.
+    /// A query for the `CREATE DATABASE` options that give another database the properties of the current one.
     pub(crate) fn options_of_database(self) -> &'static str {
         match self {
             Self::Postgres => {
@@ -103,7 +103,7 @@ impl DatabaseKind {
         }
     }
 
-    /// A query for further options, if the encoding or the locale is not that of `template1`. They take `template0`.
+    /// A query for further options, if the encoding or the locale differs from that of `template1`. These options need `template0`.
     pub(crate) fn locale_of_database(self) -> Option<&'static str> {
         (self == Self::Postgres).then_some(
             "SELECT pg_catalog.concat(' ENCODING ', pg_catalog.quote_literal(pg_catalog.pg_encoding_to_char(d.encoding)), \
@@ -121,15 +121,15 @@ impl DatabaseKind {
         )
     }
 
-    /// A query for the statements that give a database what no copy of `database` has: its settings and its rights. In them
-    /// [`HERE`] stands for the name of the copy.
+    /// A query for the statements that give a copy of `database` the settings and privileges, which `CREATE DATABASE` does not copy. In
+    /// the statements [`NAME_PLACEHOLDER`] stands for the name of the copy.
     pub(crate) fn settings_of_database(self, database: &str) -> Option<String> {
         let name = self.literal(database);
         (self == Self::Postgres).then(|| {
             format!(
-                "SELECT value FROM (SELECT 1 AS rank, pg_catalog.concat(CASE WHEN s.setrole = 0 THEN 'ALTER DATABASE {HERE} SET ' \
+                "SELECT value FROM (SELECT 1 AS rank, pg_catalog.concat(CASE WHEN s.setrole = 0 THEN 'ALTER DATABASE {NAME_PLACEHOLDER} SET ' \
                  ELSE pg_catalog.concat('ALTER ROLE ', pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(s.setrole)), \
-                 ' IN DATABASE {HERE} SET ') END, s.name, ' TO ', CASE WHEN s.name IN ('search_path', 'temp_tablespaces', \
+                 ' IN DATABASE {NAME_PLACEHOLDER} SET ') END, s.name, ' TO ', CASE WHEN s.name IN ('search_path', 'temp_tablespaces', \
                  'session_preload_libraries', 'local_preload_libraries') \
                  THEN coalesce(nullif(pg_catalog.replace(s.setting, '\"\"', ''''''), ''), '''''') \
                  ELSE pg_catalog.quote_literal(s.setting) END) AS value \
@@ -137,9 +137,9 @@ impl DatabaseKind {
                  pg_catalog.substr(c, pg_catalog.strpos(c, '=') + 1) AS setting \
                  FROM pg_catalog.pg_db_role_setting r JOIN pg_catalog.pg_database d ON d.oid = r.setdatabase, \
                  pg_catalog.unnest(r.setconfig) AS c WHERE d.datname = {name}) AS s \
-                 UNION ALL SELECT 2, 'REVOKE ALL ON DATABASE {HERE} FROM PUBLIC' FROM pg_catalog.pg_database \
+                 UNION ALL SELECT 2, 'REVOKE ALL ON DATABASE {NAME_PLACEHOLDER} FROM PUBLIC' FROM pg_catalog.pg_database \
                  WHERE datname = {name} AND datacl IS NOT NULL \
-                 UNION ALL SELECT 3, pg_catalog.concat('GRANT ', a.privilege_type, ' ON DATABASE {HERE} TO ', \
+                 UNION ALL SELECT 3, pg_catalog.concat('GRANT ', a.privilege_type, ' ON DATABASE {NAME_PLACEHOLDER} TO ', \
                  CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END, \
                  CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' END) FROM pg_catalog.pg_database d, \
                  pg_catalog.aclexplode(d.datacl) AS a WHERE d.datname = {name} AND a.grantee <> d.datdba) AS found ORDER BY rank, value"
@@ -147,8 +147,8 @@ impl DatabaseKind {
         })
     }
 
-    /// A query that answers `1` if this session may make databases like `name`, as far as that can be told.
-    pub(crate) fn may_create_database(self, name: &str) -> String {
+    /// A query that returns `1` if this session may create databases with names like `name`, as far as the server shows its privileges.
+    pub(crate) fn may_create_database_query(self, name: &str) -> String {
         match self {
             Self::Mysql => format!(
                 "SELECT CAST(COUNT(*) > 0 AS CHAR) AS value FROM (SELECT 1 FROM information_schema.user_privileges \
@@ -164,13 +164,13 @@ impl DatabaseKind {
         }
     }
 
-    /// A query that answers `1` if this session may make schemas in its database, on PostgreSQL.
-    pub(crate) fn may_create_schema(self) -> &'static str {
+    /// A query that returns `1` if this session may create schemas in its database, on PostgreSQL.
+    pub(crate) fn may_create_schema_query(self) -> &'static str {
         "SELECT CASE WHEN pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE') THEN '1' ELSE '0' END AS value"
     }
 
-    /// A query that answers `0` if `template1`, which this session is in, is what `template0` is.
-    pub(crate) fn count_of_additions(self) -> &'static str {
+    /// A query for the number of additions to `template1`, in which this session is. The result is `0` if `template1` equals `template0`.
+    pub(crate) fn template_additions_query(self) -> &'static str {
         "SELECT ((SELECT pg_catalog.count(*) FROM pg_catalog.pg_class WHERE oid >= 16384) \
          + (SELECT pg_catalog.count(*) FROM pg_catalog.pg_proc WHERE oid >= 16384) \
          + (SELECT pg_catalog.count(*) FROM pg_catalog.pg_type WHERE oid >= 16384) \
@@ -182,14 +182,14 @@ impl DatabaseKind {
          WHERE n.nspacl IS DISTINCT FROM i.initprivs))::pg_catalog.text AS value"
     }
 
-    /// A query for those of the extensions that are there for this server and that this role may not install.
+    /// A query for the available extensions that this role may not install.
     pub(crate) fn forbidden_extensions(self) -> &'static str {
         "SELECT DISTINCT v.name::pg_catalog.text AS value FROM pg_catalog.pg_available_extension_versions v, \
          pg_catalog.pg_roles r WHERE r.rolname = current_user AND v.superuser AND NOT r.rolsuper \
          AND NOT coalesce((pg_catalog.to_jsonb(v) ->> 'trusted')::pg_catalog.bool, false)"
     }
 
-    /// A query for the tables, views and sequences of a schema, each as a statement that removes it.
+    /// A query for statements that drop the tables, views and sequences of a schema.
     pub(crate) fn removals_in_schema(self, schema: &str) -> String {
         format!(
             "SELECT pg_catalog.concat('DROP ', CASE c.relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' \
@@ -205,18 +205,18 @@ impl DatabaseKind {
         format!("DROP DATABASE IF EXISTS {}", self.quote(name))
     }
 
-    /// Gives a finished database its last name; nobody is in it.
+    /// Gives a finished database its final name. No session may be in the database.
     pub(crate) fn rename_database(self, name: &str, new: &str) -> String {
         format!("ALTER DATABASE {} RENAME TO {}", self.quote(name), self.quote(new))
     }
 
-    /// Keeps everybody out, so that it can be copied at any time.
+    /// Refuses new sessions in the database, so that it can be copied at any time.
     pub(crate) fn close_database(self, name: &str) -> String {
         format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", self.quote(name))
     }
 
-    /// A query for the databases whose names start with `prefix`, a plain word. It has no pattern: whether a backslash in one means
-    /// itself is a setting of the server.
+    /// A query for the databases whose names start with `prefix`, a plain word. The query has no `LIKE` pattern, because a setting of the
+    /// server decides the meaning of a backslash in a pattern.
     pub(crate) fn databases(self, prefix: &str) -> String {
         let length = prefix.len();
         match self {
@@ -239,7 +239,7 @@ impl DatabaseKind {
         )
     }
 
-    /// A query for the numbers of the sessions in a database.
+    /// A query for the ids of the sessions in a database.
     pub(crate) fn sessions_in(self, database: &str) -> String {
         let name = self.literal(database);
         match self {
@@ -252,15 +252,15 @@ impl DatabaseKind {
         }
     }
 
-    /// Ends the session of that number, which is one of the account's own.
-    pub(crate) fn end_session(self, number: &str) -> String {
+    /// Ends the session with this id. The session must belong to the same account.
+    pub(crate) fn end_session(self, id: &str) -> String {
         match self {
-            Self::Mysql => format!("KILL {number}"),
-            Self::Postgres | Self::Sqlite => format!("SELECT pg_catalog.pg_terminate_backend({number})"),
+            Self::Mysql => format!("KILL {id}"),
+            Self::Postgres | Self::Sqlite => format!("SELECT pg_catalog.pg_terminate_backend({id})"),
         }
     }
 
-    /// What an account that may not make databases needs.
+    /// Advice for an account that may not create databases.
     pub(crate) fn right_to_create(self) -> &'static str {
         match self {
             Self::Mysql => "give the account ``GRANT ALL ON `diesel\\_session\\_%`.* TO ..``",
@@ -268,7 +268,7 @@ impl DatabaseKind {
         }
     }
 
-    /// Claims the number of an owner of databases for this session, and answers `1` where nobody has it.
+    /// A query that claims the number of an owner of databases for this session, and returns `1` if no other session has it.
     pub(crate) fn claim_owner(self, owner: u32) -> String {
         match self {
             Self::Mysql => format!("SELECT CAST(GET_LOCK('{}', 0) AS CHAR) AS value", owner_lock(owner)),
@@ -279,8 +279,8 @@ impl DatabaseKind {
         }
     }
 
-    /// A query that answers `1` where a session of the server has that owner's number.
-    pub(crate) fn owner_lives(self, owner: u32) -> String {
+    /// A query that returns `1` if a session of the server has claimed the number of this owner.
+    pub(crate) fn owner_is_alive_query(self, owner: u32) -> String {
         match self {
             Self::Mysql => format!("SELECT IF(IS_USED_LOCK('{}') IS NULL, '0', '1') AS value", owner_lock(owner)),
             Self::Postgres | Self::Sqlite => format!(
@@ -290,19 +290,20 @@ impl DatabaseKind {
         }
     }
 
-    /// Claims a pinned connection for as long as the transaction around its test lasts, in which it is sent; on MySQL and MariaDB for the session.
-    pub(crate) fn claim_lane(self, database: &str) -> Option<String> {
+    /// A query that claims a pinned connection, and returns `1` if no other session has it. The claim lasts until the end of the outer
+    /// transaction, in which the query has to run, and on MySQL and MariaDB until the end of the session.
+    pub(crate) fn claim_pinned_connection(self, database: &str) -> Option<String> {
         match self {
             Self::Mysql => Some(format!("SELECT CAST(GET_LOCK({}, 0) AS CHAR) AS value", self.literal(database))),
-            // A lock of the session would be gone with the first cleaning of the connection.
+            // A reset of the connection would release a lock of the session.
             Self::Postgres => Some(format!(
-                "SELECT CASE WHEN pg_catalog.pg_try_advisory_xact_lock({LANES}, 0) THEN '1' ELSE '0' END AS value"
+                "SELECT CASE WHEN pg_catalog.pg_try_advisory_xact_lock({PINNED_CONNECTIONS}, 0) THEN '1' ELSE '0' END AS value"
             )),
             Self::Sqlite => None,
         }
     }
 
-    /// A text as SQL.
+    /// A text as an SQL string literal.
     pub(crate) fn literal(self, text: &str) -> String {
         match self {
             Self::Postgres | Self::Sqlite => format!("'{}'", text.replace('\'', "''")),
@@ -320,15 +321,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_a_server_would_cut_is_refused() {
+    fn name_problem_refuses_a_name_that_a_server_would_truncate() {
         let long = "ü".repeat(35);
-        assert!(DatabaseKind::Postgres.refuses_name(&long).is_some_and(|reason| reason.contains("70 bytes")));
-        assert_eq!(DatabaseKind::Mysql.refuses_name(&long), None);
-        assert!(DatabaseKind::Mysql.refuses_name(&"x".repeat(65)).is_some());
+        assert!(DatabaseKind::Postgres.name_problem(&long).is_some_and(|reason| reason.contains("70 bytes")));
+        assert_eq!(DatabaseKind::Mysql.name_problem(&long), None);
+        assert!(DatabaseKind::Mysql.name_problem(&"x".repeat(65)).is_some());
         for kind in [DatabaseKind::Postgres, DatabaseKind::Mysql] {
-            assert!(kind.refuses_name("a\0b").is_some());
-            assert!(kind.refuses_name("").is_some());
-            assert_eq!(kind.refuses_name("it's \"odd\"; `x`"), None);
+            assert!(kind.name_problem("a\0b").is_some());
+            assert!(kind.name_problem("").is_some());
+            assert_eq!(kind.name_problem("it's \"odd\"; `x`"), None);
         }
     }
 }

@@ -1,42 +1,42 @@
-//! What a raw statement does to the transaction in which it is sent, as far as its text tells.
+//! The effect of a raw statement on the transaction in which it runs, as far as its text shows the effect.
 
-use super::sql_parts::{Dialect, Part, Parts};
+use super::lexer::{Lexer, LexerSettings, Token};
 use crate::kind::DatabaseKind;
 
-/// What the text of a statement says about transactions.
+/// The effect of a text of one or more statements on the open transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Effect {
     /// The first word of a statement that ends the transaction.
     pub(crate) ends: Option<String>,
-    /// The first word of a statement after which the server has to be asked whether the transaction still exists.
+    /// The first word of a statement after which the session has to ask the server whether the transaction still exists.
     pub(crate) may_end: Option<String>,
-    /// Something in it begins a transaction, or sets a savepoint.
+    /// A statement begins a transaction or sets a savepoint.
     pub(crate) begins: bool,
-    /// Something in it begins a transaction.
+    /// A statement begins a transaction.
     pub(crate) begins_transaction: bool,
-    /// It sets a savepoint that is not one of Diesel's own.
+    /// A statement sets a savepoint that is not one of Diesel's.
     pub(crate) sets_savepoint: bool,
-    /// It names the setting by which PostgreSQL reads strings.
+    /// The text names `standard_conforming_strings`, which decides how PostgreSQL reads strings.
     pub(crate) names_string_setting: bool,
 }
 
 impl Effect {
-    /// Where a server may read the text in more than one way it is told what any of these does.
+    /// If a server may read the text in several ways, the result combines the effects of all readings.
     pub(super) fn of(sql: &str, kind: DatabaseKind) -> Self {
         let mut effect =
             Self { names_string_setting: contains_word(sql, "standard_conforming_strings"), ..Self::default() };
-        for dialect in Dialect::possible(sql, kind) {
-            let mut read = Self::default();
-            read.read(sql, kind, dialect);
-            // That other setting of strings is rare: then the server is asked for it.
-            if kind == DatabaseKind::Postgres && dialect.has_unusual_backslash(kind) {
-                read.may_end = read.ends.take();
+        for settings in LexerSettings::possible(sql, kind) {
+            let mut reading = Self::default();
+            reading.read(sql, kind, settings);
+            // This setting is rare, so the session asks the server for its value.
+            if kind == DatabaseKind::Postgres && settings.has_unusual_backslash(kind) {
+                reading.may_end = reading.ends.take();
             }
-            effect.ends = effect.ends.or(read.ends);
-            effect.may_end = effect.may_end.or(read.may_end);
-            effect.begins |= read.begins || read.begins_transaction;
-            effect.begins_transaction |= read.begins_transaction;
-            effect.sets_savepoint |= read.sets_savepoint;
+            effect.ends = effect.ends.or(reading.ends);
+            effect.may_end = effect.may_end.or(reading.may_end);
+            effect.begins |= reading.begins || reading.begins_transaction;
+            effect.begins_transaction |= reading.begins_transaction;
+            effect.sets_savepoint |= reading.sets_savepoint;
         }
         if kind == DatabaseKind::Mysql && (sql.contains("/*!") || sql.contains("/*M!")) {
             effect.may_end.get_or_insert_with(|| "/*!".into());
@@ -44,17 +44,17 @@ impl Effect {
         effect
     }
 
-    fn read(&mut self, sql: &str, kind: DatabaseKind, dialect: Dialect) {
-        // Inside of the body of a trigger or function, whose `END` ends no transaction.
+    fn read(&mut self, sql: &str, kind: DatabaseKind, settings: LexerSettings) {
+        // Whether the statement is inside the body of a trigger or function, whose `END` does not end a transaction.
         let mut in_body = false;
-        let parts: Vec<_> = Parts::read(sql, kind, dialect).map(|(part, ..)| part).collect();
-        for statement in parts.split(|part| *part == Part::Sign(';')) {
-            let word = |at: usize| match statement.get(at) {
-                Some(Part::Word(word)) => word.to_ascii_uppercase(),
+        let tokens: Vec<_> = Lexer::with_settings(sql, kind, settings).map(|(token, ..)| token).collect();
+        for statement in tokens.split(|token| *token == Token::Symbol(';')) {
+            let word = |index: usize| match statement.get(index) {
+                Some(Token::Word(word)) => word.to_ascii_uppercase(),
                 _ => String::new(),
             };
             let first = word(0);
-            if first.is_empty() && (statement.is_empty() || statement[0] == Part::Sign('(')) {
+            if first.is_empty() && (statement.is_empty() || statement[0] == Token::Symbol('(')) {
                 continue;
             }
             if in_body {
@@ -72,8 +72,8 @@ impl Effect {
             }
             let is_back_to_savepoint = first == "ROLLBACK" && (word(1) == "TO" || word(2) == "TO");
             if kind == DatabaseKind::Mysql {
-                let is_plain = PLAIN.contains(&&*first) || first == "SET" && sets_own_variables(statement);
-                if !is_plain && !is_back_to_savepoint {
+                let is_harmless = HARMLESS.contains(&&*first) || first == "SET" && sets_own_variables(statement);
+                if !is_harmless && !is_back_to_savepoint {
                     self.may_end.get_or_insert(first);
                 }
                 continue;
@@ -98,9 +98,9 @@ impl Effect {
     }
 }
 
-/// What does not end a transaction of MySQL or MariaDB, whatever it names. Everything else may: data definition, maintenance,
-/// procedures, prepared texts, compound statements, and what the next version brings.
-const PLAIN: [&str; 18] = [
+/// The statements that never end a transaction of MySQL or MariaDB. All other statements may: data definition, maintenance, procedures,
+/// prepared statements, compound statements, and the statements of future versions.
+const HARMLESS: [&str; 18] = [
     "SELECT",
     "INSERT",
     "UPDATE",
@@ -121,33 +121,33 @@ const PLAIN: [&str; 18] = [
     "DEALLOCATE",
 ];
 
-/// Whether a `SET` of MySQL or MariaDB sets variables of the program's own and no other.
-fn sets_own_variables(statement: &[Part<'_>]) -> bool {
-    let is_setting = |two: &[Part<'_>]| two == [Part::Sign('@'), Part::Sign('@')];
-    // One that follows a comma and has no sign is a setting too. `autocommit` alone ends a transaction.
-    let names_autocommit = |part: &Part<'_>| matches!(part, Part::Word(name) | Part::Name(name) if name.eq_ignore_ascii_case("autocommit"));
-    statement.get(1) == Some(&Part::Sign('@'))
+/// Whether a `SET` of MySQL or MariaDB sets user variables only.
+fn sets_own_variables(statement: &[Token<'_>]) -> bool {
+    let is_setting = |two: &[Token<'_>]| two == [Token::Symbol('@'), Token::Symbol('@')];
+    // A name that follows a comma and has no `@` is a setting too. Of these settings, only `autocommit` ends a transaction.
+    let names_autocommit = |token: &Token<'_>| matches!(token, Token::Word(name) | Token::QuotedName(name) if name.eq_ignore_ascii_case("autocommit"));
+    statement.get(1) == Some(&Token::Symbol('@'))
         && !statement.windows(2).any(is_setting)
         && !statement.iter().any(names_autocommit)
 }
 
-/// Whether `COMMIT AND CHAIN` or the like begins the next transaction at once.
-fn chains(statement: &[Part<'_>]) -> bool {
-    let is = |part: &Part<'_>, wanted: &str| matches!(part, Part::Word(word) if word.eq_ignore_ascii_case(wanted));
-    let chain = statement.iter().position(|part| is(part, "CHAIN"));
-    chain.is_some_and(|at| !is(&statement[at - 1], "NO"))
+/// Whether the statement, such as `COMMIT AND CHAIN`, also begins the next transaction.
+fn chains(statement: &[Token<'_>]) -> bool {
+    let is = |token: &Token<'_>, wanted: &str| matches!(token, Token::Word(word) if word.eq_ignore_ascii_case(wanted));
+    let chain = statement.iter().position(|token| is(token, "CHAIN"));
+    chain.is_some_and(|index| !is(&statement[index - 1], "NO"))
 }
 
-/// Whether a function of PostgreSQL has a body that goes on behind the next `;`. What is in parentheses is no body.
-fn opens_atomic_body(statement: &[Part<'_>]) -> bool {
-    let is = |part: Option<&Part<'_>>, wanted: &str| matches!(part, Some(Part::Word(word)) if word.eq_ignore_ascii_case(wanted));
+/// Whether the statement begins a function of PostgreSQL whose body continues behind the next `;`. Text in parentheses is not a body.
+fn opens_atomic_body(statement: &[Token<'_>]) -> bool {
+    let is = |token: Option<&Token<'_>>, wanted: &str| matches!(token, Some(Token::Word(word)) if word.eq_ignore_ascii_case(wanted));
     let mut depth = 0_usize;
-    for (at, part) in statement.iter().enumerate() {
-        match part {
-            Part::Sign('(') => depth += 1,
-            Part::Sign(')') => depth = depth.saturating_sub(1),
-            _ if depth == 0 && is(Some(part), "BEGIN") && is(statement.get(at + 1), "ATOMIC") => {
-                return !is(statement.get(at + 2), "END");
+    for (index, token) in statement.iter().enumerate() {
+        match token {
+            Token::Symbol('(') => depth += 1,
+            Token::Symbol(')') => depth = depth.saturating_sub(1),
+            _ if depth == 0 && is(Some(token), "BEGIN") && is(statement.get(index + 1), "ATOMIC") => {
+                return !is(statement.get(index + 2), "END");
             }
             _ => {}
         }
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn statements_that_end_nothing_are_read_as_such() {
+    fn effect_of_a_statement_without_an_ending_is_empty() {
         for sql in [
             "",
             " ; -- nothing",
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn endings_are_found_wherever_they_are() {
+    fn effect_finds_every_end_of_a_transaction() {
         for sql in [
             "COMMIT",
             " commit;",
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_that_depend_on_a_setting_are_told_apart() {
+    fn effect_may_end_if_the_ending_depends_on_the_string_setting() {
         let sql = "SELECT 'C:\\', '; COMMIT; BEGIN; SELECT '";
         let Effect { ends, may_end, .. } = effect(sql, DatabaseKind::Postgres);
         assert_eq!((ends, may_end.as_deref()), (None, Some("COMMIT")));
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn beginnings_are_found() {
+    fn effect_finds_the_beginning_of_a_transaction_or_savepoint() {
         for sql in ["BEGIN", "x; START TRANSACTION", "/* */ SAVEPOINT a", "COMMIT AND CHAIN"] {
             assert!(effect(sql, DatabaseKind::Postgres).begins, "{sql}");
         }

@@ -1,6 +1,6 @@
 //! What an error of a database means for the program.
 
-use super::{is_transient, says, says_masked, translations};
+use super::{contains_any, contains_any_masked, is_transient, translations};
 use crate::error::{ConnectErrorKind, Error};
 
 impl Error {
@@ -60,5 +60,6 @@ fn is_limit_of_account(message: &str, is_postgres: bool) -> bool {
     let english = if is_postgres { "too many connections for" } else { "max_user_con" };
     // Only these texts name something.
     let named = || translations::SERVER_FULL.iter().copied().filter(|text| text.contains('%')).collect::<Vec<_>>();
-    message.contains(english) || is_postgres && (says(message, &named()) || says_masked(message, &named()))
+    message.contains(english)
+        || is_postgres && (contains_any(message, &named()) || contains_any_masked(message, &named()))
 }

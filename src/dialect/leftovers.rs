@@ -1,88 +1,89 @@
-//! Just enough reading of SQL to see what may leave something on the connection that outlives its transaction.
+//! Detects statements that may leave state on the connection after their transaction.
 //!
-//! What is not known may: a statement too many costs a connection or a round trip, one too few shows the next holder what
-//! the last one has set.
+//! An unknown statement counts as one that leaves state. A false alarm costs a connection or a round trip. A missed statement would
+//! show the next holder the state of the previous holder.
 
-use super::sql_parts::{Dialect, Part, Parts};
+use super::lexer::{Lexer, LexerSettings, Token};
 use crate::kind::DatabaseKind;
 
-/// Whether `sql` is anything but plain reading and writing of rows and savepoints, or calls what is known to leave something.
+/// Whether `sql` has a statement other than those of [`HARMLESS`], or calls a function that is known to leave state.
 ///
-/// `mysql` is for MySQL and MariaDB, otherwise it is SQLite's.
-pub(super) fn leaves_something(sql: &str, mysql: bool) -> bool {
+/// `mysql` is true for MySQL and MariaDB, and false for SQLite.
+pub(super) fn leaves_state(sql: &str, mysql: bool) -> bool {
     let kind = if mysql { DatabaseKind::Mysql } else { DatabaseKind::Sqlite };
     mysql && (sql.contains("/*!") || sql.contains("/*M!"))
-        || Dialect::possible(sql, kind).any(|dialect| leaves_something_as(sql, kind, dialect))
+        || LexerSettings::possible(sql, kind).any(|settings| leaves_state_with(settings, sql, kind))
 }
 
-fn leaves_something_as(sql: &str, kind: DatabaseKind, dialect: Dialect) -> bool {
+fn leaves_state_with(settings: LexerSettings, sql: &str, kind: DatabaseKind) -> bool {
     let mysql = kind == DatabaseKind::Mysql;
-    let mut tokens = Parts::read(sql, kind, dialect).map(|(part, ..)| part).peekable();
+    let mut tokens = Lexer::with_settings(sql, kind, settings).map(|(token, ..)| token).peekable();
     let mut is_first = true;
     while let Some(token) = tokens.next() {
         match token {
-            Part::Sign(';') => is_first = true,
-            Part::Sign('(') if is_first => {}
-            Part::Word(verb) if is_first => {
+            Token::Symbol(';') => is_first = true,
+            Token::Symbol('(') if is_first => {}
+            Token::Word(verb) if is_first => {
                 is_first = false;
-                if !PLAIN.iter().any(|plain| verb.eq_ignore_ascii_case(plain))
+                if !HARMLESS.iter().any(|harmless| verb.eq_ignore_ascii_case(harmless))
                     && !is_back_to_savepoint(verb, &mut tokens)
                 {
                     return true;
                 }
             }
             _ if is_first => return true,
-            // Of the server's own variables, `@@name`, a plain statement only reads.
-            Part::Sign('@') if mysql && tokens.next_if_eq(&Part::Sign('@')).is_none() => return true,
-            // The name of a function may be quoted.
-            Part::Word(word) | Part::Name(word) if mysql => {
+            // A harmless statement only reads variables of the server (`@@name`), but it can set user variables (`@name`).
+            Token::Symbol('@') if mysql && tokens.next_if_eq(&Token::Symbol('@')).is_none() => return true,
+            // A quoted name may be the name of a function too.
+            Token::Word(word) | Token::QuotedName(word) if mysql => {
                 let is = |name| word.eq_ignore_ascii_case(name);
                 let sets_last_id = is("LAST_INSERT_ID")
-                    && tokens.next_if_eq(&Part::Sign('(')).is_some()
-                    && tokens.peek() != Some(&Part::Sign(')'));
+                    && tokens.next_if_eq(&Token::Symbol('(')).is_some()
+                    && tokens.peek() != Some(&Token::Symbol(')'));
                 if sets_last_id || is("GET_LOCK") || is("NEXTVAL") || is("NEXT") {
                     return true;
                 }
             }
-            Part::Word(word) | Part::Name(word) if word.eq_ignore_ascii_case("LOAD_EXTENSION") => return true,
+            Token::Word(word) | Token::QuotedName(word) if word.eq_ignore_ascii_case("LOAD_EXTENSION") => return true,
             _ => {}
         }
     }
     false
 }
 
-/// Whether a typed statement of PostgreSQL calls a function that is not known to leave nothing.
+/// Whether a typed statement of PostgreSQL calls a function that is not in [`KNOWN`].
 pub(super) fn calls_unknown_function(sql: &str) -> bool {
-    let mut before = [Part::Sign(';'); 2];
-    // In the name of a table that is written to: what stands after it in parentheses are its columns.
+    let mut before = [Token::Symbol(';'); 2];
+    // Whether the token belongs to the name of the table of an INSERT. The parentheses behind this name contain columns.
     let mut in_target = false;
-    for (token, ..) in Parts::of(sql, DatabaseKind::Postgres) {
-        if token == Part::Sign('(') {
+    for (token, ..) in Lexer::new(sql, DatabaseKind::Postgres) {
+        if token == Token::Symbol('(') {
             let is_known = match before {
-                [qualifier, Part::Word(word)] => {
-                    qualifier != Part::Sign('.') && KNOWN.iter().any(|known| word.eq_ignore_ascii_case(known))
+                [qualifier, Token::Word(word)] => {
+                    qualifier != Token::Symbol('.') && KNOWN.iter().any(|known| word.eq_ignore_ascii_case(known))
                 }
-                [_, Part::Name(_)] => in_target,
-                [_, Part::Text(_) | Part::Body(_) | Part::Sign(_)] => true,
+                [_, Token::QuotedName(_)] => in_target,
+                [_, Token::StringLiteral(_) | Token::DollarQuoted(_) | Token::Symbol(_)] => true,
             };
             if !is_known {
                 return true;
             }
         }
         in_target = match token {
-            Part::Word(word) => word.eq_ignore_ascii_case("INTO"),
-            Part::Name(_) | Part::Sign('.') => in_target,
-            Part::Text(_) | Part::Body(_) | Part::Sign(_) => false,
+            Token::Word(word) => word.eq_ignore_ascii_case("INTO"),
+            Token::QuotedName(_) | Token::Symbol('.') => in_target,
+            Token::StringLiteral(_) | Token::DollarQuoted(_) | Token::Symbol(_) => false,
         };
         before = [before[1], token];
     }
     false
 }
 
-/// Statements that leave nothing.
-const PLAIN: [&str; 9] = ["SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE", "WITH", "VALUES", "SAVEPOINT", "RELEASE"];
+/// The first words of the statements that leave no state.
+const HARMLESS: [&str; 9] =
+    ["SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE", "WITH", "VALUES", "SAVEPOINT", "RELEASE"];
 
-/// What stands before a parenthesis and is either no function, or one that leaves nothing.
+/// The words before a parenthesis that are keywords, or functions that leave no state.
 const KNOWN: [&str; 58] = [
     "ALL",
     "AND",
@@ -145,18 +146,18 @@ const KNOWN: [&str; 58] = [
     "UPPER",
 ];
 
-fn is_back_to_savepoint<'s>(verb: &str, tokens: &mut impl Iterator<Item = Part<'s>>) -> bool {
-    let is_to = |token: Option<Part<'_>>| matches!(token, Some(Part::Word(word)) if word.eq_ignore_ascii_case("TO"));
+fn is_back_to_savepoint<'s>(verb: &str, tokens: &mut impl Iterator<Item = Token<'s>>) -> bool {
+    let is_to = |token: Option<Token<'_>>| matches!(token, Some(Token::Word(word)) if word.eq_ignore_ascii_case("TO"));
     // `ROLLBACK TO ..`, or `ROLLBACK TRANSACTION TO ..` and `ROLLBACK WORK TO ..`.
     verb.eq_ignore_ascii_case("ROLLBACK") && (is_to(tokens.next()) || is_to(tokens.next()))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{calls_unknown_function, leaves_something};
+    use super::{calls_unknown_function, leaves_state};
 
     #[test]
-    fn rows_and_savepoints_leave_nothing() {
+    fn leaves_state_is_false_for_rows_and_savepoints() {
         for sql in [
             "",
             "-- nothing\n ;",
@@ -172,8 +173,8 @@ mod tests {
             "ROLLBACK TO SAVEPOINT diesel_savepoint_1; ROLLBACK WORK TO a",
             "/* SET */ SELECT 1 -- PRAGMA\n",
         ] {
-            assert!(!leaves_something(sql, true), "{sql}");
-            assert!(!leaves_something(sql, false), "{sql}");
+            assert!(!leaves_state(sql, true), "{sql}");
+            assert!(!leaves_state(sql, false), "{sql}");
         }
         for sql in [
             "SELECT 'it\\\\s @a := 1', \"@b\", `@c`",
@@ -182,12 +183,12 @@ mod tests {
             "SELECT LAST_INSERT_ID",
             "SELECT 1 # @a := GET_LOCK('a', 0)",
         ] {
-            assert!(!leaves_something(sql, true), "{sql}");
+            assert!(!leaves_state(sql, true), "{sql}");
         }
     }
 
     #[test]
-    fn what_leaves_something_is_found_wherever_it_stands() {
+    fn leaves_state_finds_a_statement_at_any_position() {
         for sql in [
             "SET a = 1",
             "CREATE TEMPORARY TABLE t (a INT)",
@@ -199,8 +200,8 @@ mod tests {
             "EXPLAIN SELECT 1",
             "'?'",
         ] {
-            assert!(leaves_something(sql, true), "{sql}");
-            assert!(leaves_something(sql, false), "{sql}");
+            assert!(leaves_state(sql, true), "{sql}");
+            assert!(leaves_state(sql, false), "{sql}");
         }
         for sql in [
             "SELECT GET_LOCK('a', 0)",
@@ -219,15 +220,15 @@ mod tests {
             "SELECT `get_lock`('a', 0)",
             "SELECT '\\', @a := '1",
         ] {
-            assert!(leaves_something(sql, true), "{sql}");
+            assert!(leaves_state(sql, true), "{sql}");
         }
-        assert!(leaves_something("SELECT Load_Extension('x')", false));
-        assert!(leaves_something("SELECT [load_extension]('x')", false));
-        assert!(leaves_something("SELECT '\\'; SET a = 1; SELECT ''", false));
+        assert!(leaves_state("SELECT Load_Extension('x')", false));
+        assert!(leaves_state("SELECT [load_extension]('x')", false));
+        assert!(leaves_state("SELECT '\\'; SET a = 1; SELECT ''", false));
     }
 
     #[test]
-    fn functions_that_are_not_known_are_found() {
+    fn calls_unknown_function_accepts_known_functions_only() {
         for sql in [
             r#"SELECT "users"."id" FROM "users" WHERE (("users"."id" = $1) AND "users"."name" IN ($2, $3))"#,
             r#"SELECT COUNT(*), lower("users"."name") FROM ("users" INNER JOIN "posts" ON ("a"."b" = "c"."d"))"#,

@@ -1,26 +1,26 @@
 //! SQL of `create_all` and `drop_all`.
 //!
-//! On PostgreSQL every function, type and operator is qualified: the program's `search_path` may put another schema before
+//! On PostgreSQL every function, type and operator is qualified, because the program's `search_path` may have another schema before
 //! `pg_catalog`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::BETWEEN;
-use super::sql_parts::{Part, Parts};
+use super::SEPARATOR;
+use super::lexer::{Lexer, Token};
 use crate::kind::DatabaseKind;
 
-/// Diesel's own table of the applied migrations.
-const TABLE: &str = "__diesel_schema_migrations";
+/// Diesel's table of the applied migrations.
+const BOOKKEEPING_TABLE: &str = "__diesel_schema_migrations";
 
-/// Limits that a schema operation has of its own; they are put back separately.
+/// The limits that a schema operation sets itself. [`restore_limits`](DatabaseKind::restore_limits) restores them.
 const LIMITS: [&str; 3] = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"];
 
-/// Settings of one transaction.
-const OF_THE_TRANSACTION: [&str; 3] = ["transaction_isolation", "transaction_read_only", "transaction_deferrable"];
+/// The settings of a single transaction.
+const TRANSACTION_SETTINGS: [&str; 3] = ["transaction_isolation", "transaction_read_only", "transaction_deferrable"];
 
-/// What a migration may change on the connection and the next one must not find changed.
-const POSTGRES_STATE: &str = "SELECT pg_catalog.concat('pid', pg_catalog.chr(31), pg_catalog.pg_backend_pid()) AS value \
+/// The state of the connection that a migration may change, and that must not be different for the next migration.
+const POSTGRES_SNAPSHOT: &str = "SELECT pg_catalog.concat('pid', pg_catalog.chr(31), pg_catalog.pg_backend_pid()) AS value \
      UNION ALL SELECT pg_catalog.concat('schema', pg_catalog.chr(31), pg_catalog.current_schema()) \
      UNION ALL SELECT pg_catalog.concat('user', pg_catalog.chr(31), CURRENT_USER) \
      UNION ALL SELECT pg_catalog.concat('search_path', pg_catalog.chr(31), pg_catalog.current_setting('search_path')) \
@@ -33,17 +33,17 @@ const POSTGRES_STATE: &str = "SELECT pg_catalog.concat('pid', pg_catalog.chr(31)
      UNION ALL SELECT pg_catalog.concat('set.', name, pg_catalog.chr(31), setting) FROM pg_catalog.pg_settings \
      WHERE source OPERATOR(pg_catalog.=) 'session'";
 
-/// Begins a transaction in which each statement sees what was committed before it, whatever the default is. In lower case, so that
-/// a search of the log or of the network for `COMMIT` finds commits.
+/// Begins a transaction in which each statement sees all earlier commits, whatever the default isolation level is. `committed` is in lower
+/// case, so that a search of logs or network traffic for `COMMIT` finds commits only.
 pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL read committed";
 
-/// A query for PostgreSQL's lock of all schema operations, for the transaction in which it is sent.
+/// A query that takes PostgreSQL's lock of all schema operations until the end of the transaction.
 pub(crate) const TRY_LOCK_IN_TRANSACTION: &str =
     "SELECT CASE WHEN pg_catalog.pg_try_advisory_xact_lock(7236271, 5331310) THEN '1' ELSE '0' END AS value";
 
 const NO_LIMITS: &str = "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0";
 
-/// MariaDB and MySQL name the limit of a statement differently, and each reads only the comment meant for it.
+/// MariaDB and MySQL have different names for the statement limit, and each server executes only its own comment.
 const SAVE_LIMITS: &str = "SET @diesel_session_lock = @@SESSION.lock_wait_timeout, \
      @diesel_session_row_lock = @@SESSION.innodb_lock_wait_timeout, \
      /*M!100100 @diesel_session_statement = @@SESSION.max_statement_time, */ \
@@ -58,7 +58,7 @@ const RESTORE_LIMITS: &str = "SET SESSION lock_wait_timeout = @diesel_session_lo
      /*!50708 SESSION max_execution_time = @diesel_session_statement, */ \
      @diesel_session_lock = NULL, @diesel_session_row_lock = NULL, @diesel_session_statement = NULL";
 
-const MYSQL_STATE: &str = "SELECT CONCAT('schema', CHAR(31), IFNULL(DATABASE(), '')) AS value \
+const MYSQL_SNAPSHOT: &str = "SELECT CONCAT('schema', CHAR(31), IFNULL(DATABASE(), '')) AS value \
      UNION ALL SELECT CONCAT('set.foreign_key_checks', CHAR(31), @@foreign_key_checks) \
      UNION ALL SELECT CONCAT('set.unique_checks', CHAR(31), @@unique_checks) \
      UNION ALL SELECT CONCAT('set.autocommit', CHAR(31), @@autocommit) \
@@ -78,7 +78,7 @@ const MYSQL_STATE: &str = "SELECT CONCAT('schema', CHAR(31), IFNULL(DATABASE(), 
      /*M!100000 UNION ALL SELECT CONCAT('set.tx_read_only', CHAR(31), @@tx_read_only) */ \
      /*M!100000 UNION ALL SELECT CONCAT('role', CHAR(31), IFNULL(CURRENT_ROLE(), '')) */";
 
-const SQLITE_STATE: &str = "SELECT 'schema' || char(31) || 'main' AS value \
+const SQLITE_SNAPSHOT: &str = "SELECT 'schema' || char(31) || 'main' AS value \
      UNION ALL SELECT 'set.busy_timeout' || char(31) || timeout FROM pragma_busy_timeout \
      UNION ALL SELECT 'set.foreign_keys' || char(31) || foreign_keys FROM pragma_foreign_keys \
      UNION ALL SELECT 'set.recursive_triggers' || char(31) || recursive_triggers FROM pragma_recursive_triggers \
@@ -87,26 +87,26 @@ const SQLITE_STATE: &str = "SELECT 'schema' || char(31) || 'main' AS value \
      UNION ALL SELECT 'set.query_only' || char(31) || query_only FROM pragma_query_only \
      UNION ALL SELECT 'set.writable_schema' || char(31) || writable_schema FROM pragma_writable_schema";
 
-/// The state of a connection, as far as migrations matter: its server process, its own schema, its settings.
+/// The state of a connection that matters to migrations: its server process, its current schema, its role and its settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct State(BTreeMap<String, String>);
+pub(crate) struct ConnectionSnapshot(BTreeMap<String, String>);
 
-impl State {
-    pub(crate) fn read(rows: Vec<Option<String>>) -> Self {
+impl ConnectionSnapshot {
+    pub(crate) fn from_rows(rows: Vec<Option<String>>) -> Self {
         let pairs = rows.into_iter().flatten();
         Self(
             pairs
-                .filter_map(|row| row.split_once(BETWEEN).map(|(name, value)| (name.to_owned(), value.to_owned())))
+                .filter_map(|row| row.split_once(SEPARATOR).map(|(name, value)| (name.to_owned(), value.to_owned())))
                 .collect(),
         )
     }
 
-    /// The schema (PostgreSQL) or database (MySQL) in which unqualified names are created, if there is one.
+    /// The schema (PostgreSQL) or database (MySQL) in which the server creates unqualified names, if there is one.
     pub(crate) fn schema(&self) -> Option<&str> {
         self.get("schema").filter(|schema| !schema.is_empty())
     }
 
-    /// The server's process of the connection. Behind a pooler it can be another one in the next transaction.
+    /// The id of the server process. Behind a pooler the next transaction may have another process.
     pub(crate) fn process(&self) -> Option<&str> {
         self.get("pid")
     }
@@ -115,12 +115,12 @@ impl State {
         self.0.get(name).map(String::as_str)
     }
 
-    /// The first schema that `search_path` names if that is not the own one: it does not exist, or the role may not use it.
+    /// The first schema of `search_path`, if it is not the current schema: it does not exist, or the role may not use it.
     pub(crate) fn missing_schema(&self) -> Option<String> {
         let user = self.get("user").unwrap_or_default();
         for name in names_in(self.get("search_path")?) {
             match name.as_str() {
-                // It counts only if there is such a schema.
+                // PostgreSQL ignores `$user` if there is no schema with the name of the user.
                 "$user" if self.schema() != Some(user) => {}
                 "$user" => return None,
                 "pg_catalog" | "pg_temp" => {}
@@ -133,31 +133,31 @@ impl State {
 
 /// The names in a list such as `tenant, "My schema"`.
 fn names_in(list: &str) -> Vec<String> {
-    let parts = Parts::of(list, DatabaseKind::Postgres).filter_map(|(part, ..)| match part {
-        Part::Word(word) => Some(word.to_lowercase()),
-        Part::Name(name) => Some(name.replace("\"\"", "\"")),
+    let names = Lexer::new(list, DatabaseKind::Postgres).filter_map(|(token, ..)| match token {
+        Token::Word(word) => Some(word.to_lowercase()),
+        Token::QuotedName(name) => Some(name.replace("\"\"", "\"")),
         _ => None,
     });
-    parts.collect()
+    names.collect()
 }
 
 impl DatabaseKind {
-    /// Whether `sql` has no statement: nothing but white space, comments and semicolons.
+    /// Whether `sql` has no statement, only white space, comments and semicolons.
     pub(crate) fn is_blank(self, sql: &str) -> bool {
-        Parts::of(sql, self).all(|(part, ..)| part == Part::Sign(';'))
+        Lexer::new(sql, self).all(|(token, ..)| token == Token::Symbol(';'))
     }
 
-    /// A query for the [`State`] of the connection.
-    pub(crate) fn state(self) -> &'static str {
+    /// A query whose rows are the input of [`ConnectionSnapshot::from_rows`].
+    pub(crate) fn snapshot_query(self) -> &'static str {
         match self {
-            Self::Postgres => POSTGRES_STATE,
-            Self::Mysql => MYSQL_STATE,
-            Self::Sqlite => SQLITE_STATE,
+            Self::Postgres => POSTGRES_SNAPSHOT,
+            Self::Mysql => MYSQL_SNAPSHOT,
+            Self::Sqlite => SQLITE_SNAPSHOT,
         }
     }
 
-    /// Statements that make the connection's state `before` again.
-    pub(crate) fn restore(self, before: &State, now: &State) -> Vec<String> {
+    /// Statements that restore the state `before`. `now` is the current state.
+    pub(crate) fn restore(self, before: &ConnectionSnapshot, now: &ConnectionSnapshot) -> Vec<String> {
         match self {
             Self::Postgres => restore_postgres(before, now),
             Self::Mysql => {
@@ -182,18 +182,17 @@ impl DatabaseKind {
         }
     }
 
-    /// Statements that give the connection a schema operation's own limits: locks are waited for up to `limit`, and a statement
-    /// takes as long as it takes.
-    pub(crate) fn begin_limits(self, limit: Duration) -> Vec<String> {
+    /// Statements that set the limits of a schema operation for the session: a lock timeout, and no statement timeout.
+    pub(crate) fn set_limits(self, lock_timeout: Duration) -> Vec<String> {
         match self {
-            Self::Postgres => vec![format!("{}; {NO_LIMITS}", self.lock_limit(limit))],
-            Self::Mysql => vec![SAVE_LIMITS.into(), self.lock_limit(limit), NO_STATEMENT_LIMIT.into()],
-            Self::Sqlite => vec![self.lock_limit(limit)],
+            Self::Postgres => vec![format!("{}; {NO_LIMITS}", self.lock_limit(lock_timeout))],
+            Self::Mysql => vec![SAVE_LIMITS.into(), self.lock_limit(lock_timeout), NO_STATEMENT_LIMIT.into()],
+            Self::Sqlite => vec![self.lock_limit(lock_timeout)],
         }
     }
 
-    /// Statements that put the limits back which the connection had at `original`.
-    pub(crate) fn end_limits(self, original: &State) -> Vec<String> {
+    /// Statements that restore the session's limits of `original`.
+    pub(crate) fn restore_limits(self, original: &ConnectionSnapshot) -> Vec<String> {
         match self {
             Self::Postgres => LIMITS
                 .iter()
@@ -208,62 +207,62 @@ impl DatabaseKind {
         }
     }
 
-    /// The same limits for the transaction in which they are sent, on PostgreSQL.
-    pub(crate) fn local_limits(self, limit: Duration) -> String {
-        format!("{}; {NO_LIMITS}", self.lock_limit(limit)).replace("SET ", "SET LOCAL ")
+    /// SQL that sets the limits of a schema operation for one transaction, on PostgreSQL.
+    pub(crate) fn set_local_limits(self, lock_timeout: Duration) -> String {
+        format!("{}; {NO_LIMITS}", self.lock_limit(lock_timeout)).replace("SET ", "SET LOCAL ")
     }
 
-    /// What begins one of PostgreSQL's transactions with those limits.
-    pub(crate) fn begin_limited(self, limit: Duration) -> String {
-        format!("{BEGIN}; {}", self.local_limits(limit))
+    /// SQL that begins a transaction of PostgreSQL with the limits of a schema operation.
+    pub(crate) fn begin_with_limits(self, lock_timeout: Duration) -> String {
+        format!("{BEGIN}; {}", self.set_local_limits(lock_timeout))
     }
 
-    /// Diesel's own table in the schema `schema`.
-    pub(crate) fn bookkeeping(self, schema: Option<&str>) -> String {
+    /// The qualified name of Diesel's bookkeeping table in `schema`.
+    pub(crate) fn bookkeeping_table(self, schema: Option<&str>) -> String {
         match schema {
-            Some(schema) => format!("{}.{}", self.quote(schema), self.quote(TABLE)),
-            None => self.quote(TABLE),
+            Some(schema) => format!("{}.{}", self.quote(schema), self.quote(BOOKKEEPING_TABLE)),
+            None => self.quote(BOOKKEEPING_TABLE),
         }
     }
 
-    /// A query with one row if that table exists in the schema `schema`.
-    pub(crate) fn has_bookkeeping(self, schema: &str) -> String {
+    /// A query that returns one row if the bookkeeping table exists in `schema`.
+    pub(crate) fn bookkeeping_table_query(self, schema: &str) -> String {
         let name = self.literal(schema);
         match self {
             Self::Postgres => format!(
                 "SELECT 'yes' AS value FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n \
                  ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
-                 WHERE n.nspname OPERATOR(pg_catalog.=) {name} AND c.relname OPERATOR(pg_catalog.=) '{TABLE}'"
+                 WHERE n.nspname OPERATOR(pg_catalog.=) {name} AND c.relname OPERATOR(pg_catalog.=) '{BOOKKEEPING_TABLE}'"
             ),
             Self::Mysql => format!(
                 "SELECT 'yes' AS value FROM information_schema.tables \
-                 WHERE table_schema = {name} AND table_name = '{TABLE}'"
+                 WHERE table_schema = {name} AND table_name = '{BOOKKEEPING_TABLE}'"
             ),
             Self::Sqlite => format!(
-                "SELECT 'yes' AS value FROM {}.sqlite_master WHERE type = 'table' AND name = '{TABLE}'",
+                "SELECT 'yes' AS value FROM {}.sqlite_master WHERE type = 'table' AND name = '{BOOKKEEPING_TABLE}'",
                 self.quote(schema)
             ),
         }
     }
 
-    /// A query for the schemas after the own one in `search_path` that hold nothing but extensions.
+    /// A query for the schemas behind the current one in `search_path` in which every object belongs to an extension.
     pub(crate) fn extension_schemas(self) -> Option<&'static str> {
         (self == Self::Postgres).then_some(EXTENSION_SCHEMAS)
     }
 
-    /// A query for two numbers: how many locks the removal of everything in the schema needs, about, and how many the server has.
+    /// A query for the numbers of objects in the schema and the settings that limit the server's locks, for [`needs_too_many_locks`].
     pub(crate) fn locks_of_schema(self, schema: &str) -> Option<String> {
-        let own = format!(
+        let schema_oid = format!(
             "(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname OPERATOR(pg_catalog.=) {})",
             self.literal(schema)
         );
         (self == Self::Postgres).then(|| {
             let counts = [
-                format!("SELECT pg_catalog.count(*) FROM pg_catalog.pg_class WHERE relnamespace OPERATOR(pg_catalog.=) {own}"),
+                format!("SELECT pg_catalog.count(*) FROM pg_catalog.pg_class WHERE relnamespace OPERATOR(pg_catalog.=) {schema_oid}"),
                 format!("SELECT pg_catalog.count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_class t \
-                     ON t.oid OPERATOR(pg_catalog.=) c.reltoastrelid WHERE c.relnamespace OPERATOR(pg_catalog.=) {own}"),
-                format!("SELECT pg_catalog.count(*) FROM pg_catalog.pg_type WHERE typnamespace OPERATOR(pg_catalog.=) {own}"),
-                format!("SELECT pg_catalog.count(*) FROM pg_catalog.pg_constraint WHERE connamespace OPERATOR(pg_catalog.=) {own}"),
+                     ON t.oid OPERATOR(pg_catalog.=) c.reltoastrelid WHERE c.relnamespace OPERATOR(pg_catalog.=) {schema_oid}"),
+                format!("SELECT pg_catalog.count(*) FROM pg_catalog.pg_type WHERE typnamespace OPERATOR(pg_catalog.=) {schema_oid}"),
+                format!("SELECT pg_catalog.count(*) FROM pg_catalog.pg_constraint WHERE connamespace OPERATOR(pg_catalog.=) {schema_oid}"),
             ];
             let counts = counts.map(|count| format!("({count})")).join(", ");
             format!(
@@ -274,7 +273,7 @@ impl DatabaseKind {
         })
     }
 
-    /// A query for the constraints of the schema that are deferred unless somebody says otherwise.
+    /// A query for the constraints of the schema that are initially deferred.
     pub(crate) fn deferred_constraints(self, schema: &str) -> String {
         format!(
             "SELECT DISTINCT pg_catalog.concat(pg_catalog.quote_ident(n.nspname), '.', pg_catalog.quote_ident(c.conname)) AS value \
@@ -284,12 +283,12 @@ impl DatabaseKind {
         )
     }
 
-    /// A query for the databases of a SQLite connection beside the main one.
+    /// A query for the temporary and attached databases of a SQLite connection.
     pub(crate) fn other_databases(self) -> Option<&'static str> {
         (self == Self::Sqlite).then_some("SELECT name AS value FROM pragma_database_list WHERE name <> 'main'")
     }
 
-    /// A query for what such a database consists of.
+    /// A query for the objects of an attached database, with their SQL.
     pub(crate) fn objects_of(self, database: &str) -> String {
         format!(
             "SELECT type || ' ' || name || ' ' || coalesce(sql, '') AS value FROM {}.sqlite_master",
@@ -298,7 +297,8 @@ impl DatabaseKind {
     }
 }
 
-/// Of a lookup for the number of locks: whether the schema may need more of them than the server has to give.
+/// Whether the removal of a schema may need more locks than the server has. `answer` is the result of
+/// [`locks_of_schema`](DatabaseKind::locks_of_schema).
 pub(crate) fn needs_too_many_locks(answer: &str) -> bool {
     let numbers: Vec<u64> = answer.split(' ').filter_map(|number| number.parse().ok()).collect();
     let [relations, toasted, types, constraints, per_transaction, connections, prepared] = numbers[..] else {
@@ -328,15 +328,18 @@ const EXTENSION_SCHEMAS: &str = "SELECT n.nspname::pg_catalog.text AS value \
      AND d.objid OPERATOR(pg_catalog.=) t.oid AND d.deptype OPERATOR(pg_catalog.=) 'e')) \
      ORDER BY s.place";
 
-/// The settings whose value is not what it was, with what it was.
-fn changed<'s>(before: &'s State, now: &'s State) -> impl Iterator<Item = (&'s str, &'s str)> {
+/// The settings whose values have changed, with their previous values.
+fn changed<'s>(
+    before: &'s ConnectionSnapshot,
+    now: &'s ConnectionSnapshot,
+) -> impl Iterator<Item = (&'s str, &'s str)> {
     before.0.iter().filter_map(|(name, value)| {
         let setting = name.strip_prefix("set.")?;
         (now.get(name) != Some(value.as_str())).then_some((setting, value.as_str()))
     })
 }
 
-fn restore_postgres(before: &State, now: &State) -> Vec<String> {
+fn restore_postgres(before: &ConnectionSnapshot, now: &ConnectionSnapshot) -> Vec<String> {
     let kind = DatabaseKind::Postgres;
     let mut statements = Vec::new();
     let differs = |name| before.get(name) != now.get(name);
@@ -352,13 +355,13 @@ fn restore_postgres(before: &State, now: &State) -> Vec<String> {
             Some(role) => format!("SET ROLE {}", kind.quote(role)),
         });
     }
-    let is_ours = |setting: &str| LIMITS.contains(&setting) || OF_THE_TRANSACTION.contains(&setting);
-    for (setting, value) in changed(before, now).filter(|(setting, _)| !is_ours(setting)) {
+    let is_excluded = |setting: &str| LIMITS.contains(&setting) || TRANSACTION_SETTINGS.contains(&setting);
+    for (setting, value) in changed(before, now).filter(|(setting, _)| !is_excluded(setting)) {
         let (setting, value) = (kind.literal(setting), kind.literal(value));
         statements.push(format!("SELECT pg_catalog.set_config({setting}, {value}, false)"));
     }
     let new = now.0.keys().filter(|name| !before.0.contains_key(*name));
-    for setting in new.filter_map(|name| name.strip_prefix("set.")).filter(|setting| !is_ours(setting)) {
+    for setting in new.filter_map(|name| name.strip_prefix("set.")).filter(|setting| !is_excluded(setting)) {
         let quoted: Vec<String> = setting.split('.').map(|part| kind.quote(part)).collect();
         statements.push(format!("RESET {}", quoted.join(".")));
     }
@@ -369,12 +372,12 @@ fn restore_postgres(before: &State, now: &State) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn state(pairs: &[(&str, &str)]) -> State {
-        State(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+    fn snapshot(pairs: &[(&str, &str)]) -> ConnectionSnapshot {
+        ConnectionSnapshot(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
     }
 
     #[test]
-    fn blank_sql_has_no_statement() {
+    fn is_blank_accepts_comments_and_semicolons_only() {
         for kind in [DatabaseKind::Postgres, DatabaseKind::Mysql, DatabaseKind::Sqlite] {
             for sql in ["", " \n\t", ";", " ; ;\n", "-- nothing", "/* nothing */ ;", "\u{feff}-- bom\n"] {
                 assert!(kind.is_blank(sql), "{kind:?}: {sql:?}");
@@ -392,9 +395,9 @@ mod tests {
     }
 
     #[test]
-    fn missing_schema_is_the_first_one_that_search_path_names() {
+    fn missing_schema_is_the_first_unusable_schema_of_search_path() {
         let of = |path, schema| {
-            state(&[("search_path", path), ("schema", schema), ("user", "app")]).missing_schema().unwrap_or_default()
+            snapshot(&[("search_path", path), ("schema", schema), ("user", "app")]).missing_schema().unwrap_or_default()
         };
         assert_eq!(of("\"$user\", public", "public"), "");
         assert_eq!(of("\"$user\", public", "app"), "");
@@ -406,11 +409,11 @@ mod tests {
     }
 
     #[test]
-    fn restore_names_what_was_changed_only() {
+    fn restore_resets_changed_settings_only() {
         let before =
-            state(&[("role", "none"), ("authorization", "app"), ("set.datestyle", "ISO, MDY"), ("set.a.b", "1")]);
+            snapshot(&[("role", "none"), ("authorization", "app"), ("set.datestyle", "ISO, MDY"), ("set.a.b", "1")]);
         assert!(DatabaseKind::Postgres.restore(&before, &before).is_empty());
-        let now = state(&[
+        let now = snapshot(&[
             ("role", "owner"),
             ("authorization", "app"),
             ("set.datestyle", "German"),
@@ -422,12 +425,13 @@ mod tests {
             DatabaseKind::Postgres.restore(&before, &now),
             ["SET ROLE NONE", "SELECT pg_catalog.set_config('datestyle', 'ISO, MDY', false)", "RESET \"search_path\"",]
         );
-        let (before, now) = (state(&[("schema", "shop"), ("set.sql_mode", "ANSI")]), state(&[("schema", "other")]));
+        let (before, now) =
+            (snapshot(&[("schema", "shop"), ("set.sql_mode", "ANSI")]), snapshot(&[("schema", "other")]));
         assert_eq!(DatabaseKind::Mysql.restore(&before, &now), ["USE `shop`", "SET SESSION sql_mode = 'ANSI'"]);
     }
 
     #[test]
-    fn locks_are_compared_with_what_the_server_has() {
+    fn needs_too_many_locks_compares_with_the_capacity_of_the_server() {
         assert!(!needs_too_many_locks("100 30 200 40 64 100 0"));
         assert!(needs_too_many_locks("4200 1400 2800 1400 64 100 0"));
         assert!(!needs_too_many_locks(""));

@@ -1,17 +1,17 @@
-//! What is true of one kind of database only, behind one set of questions.
+//! Everything that is specific to one kind of database.
 //!
-//! Everything here is SQL text and texts of errors, so it needs no driver: which drivers are built in changes nothing.
+//! The module consists of SQL texts and error texts, so it compiles the same whichever drivers are enabled.
 
 mod databases;
 mod effect;
 mod error_texts;
 mod leftovers;
+pub(crate) mod lexer;
 mod migrations;
 mod mysql;
 mod nested;
 mod poison;
 mod postgres;
-pub(crate) mod sql_parts;
 mod sqlite;
 mod translations;
 #[cfg(test)]
@@ -29,43 +29,44 @@ use crate::kind::DatabaseKind;
 use crate::settings::{Isolation, Mode};
 use crate::url::Target;
 
-pub(crate) use databases::{HERE, fnv1a};
+pub(crate) use databases::{NAME_PLACEHOLDER, fnv1a};
 pub(crate) use effect::Effect;
-pub(crate) use migrations::{BEGIN, State, TRY_LOCK_IN_TRANSACTION, needs_too_many_locks};
-pub(crate) use poison::{Poison, advised};
-pub(crate) use sqlite::{BUSY, memory_url};
+pub(crate) use migrations::{BEGIN, ConnectionSnapshot, TRY_LOCK_IN_TRANSACTION, needs_too_many_locks};
+pub(crate) use poison::{Poison, with_poison_advice};
+pub(crate) use sqlite::{DEFAULT_BUSY_TIMEOUT, memory_url};
 
-/// Stands between the parts of an answer: no text that is meant to be read has it.
-pub(crate) const BETWEEN: char = '\u{1f}';
+/// Separates the fields of a query result. It is a control character that does not occur in printable text.
+pub(crate) const SEPARATOR: char = '\u{1f}';
 
-/// How a transaction is begun.
+/// The options with which a transaction begins.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Beginning {
+pub(crate) struct BeginOptions {
     pub(crate) mode: Mode,
     pub(crate) isolation: Option<Isolation>,
+    /// The time until the deadline.
     pub(crate) remaining: Option<Duration>,
 }
 
-impl Beginning {
-    /// With nothing said about it.
+impl BeginOptions {
+    /// The options of Diesel's own `BEGIN`.
     pub(crate) fn plain() -> Self {
         Self { mode: Mode::Default, isolation: None, remaining: None }
     }
 }
 
-/// What has to be known before it is asked whether a transaction still exists.
+/// The circumstances of a check whether a transaction still exists.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Question {
-    /// One of the errors was a serialization failure or deadlock.
+pub(crate) struct TransactionCheck {
+    /// One of the errors was a serialization failure or a deadlock.
     pub(crate) serialization_failure: bool,
-    /// The transaction that exists may be another one.
-    pub(crate) may_be_another: bool,
-    /// There is no savepoint younger than the one that was set when the transaction was begun.
-    pub(crate) marker_is_last: bool,
+    /// The existing transaction may be another transaction than the one that the session began.
+    pub(crate) may_be_replaced: bool,
+    /// No savepoint is newer than the marker savepoint, which the session sets when it begins the transaction.
+    pub(crate) marker_is_newest: bool,
 }
 
 impl DatabaseKind {
-    /// The kind of a connection type, where the type alone says it.
+    /// The database kind of a connection type, if the type determines it.
     pub(crate) fn of_type<C: 'static>() -> Option<Self> {
         let connection = TypeId::of::<C>();
         #[cfg(feature = "postgres")]
@@ -84,7 +85,7 @@ impl DatabaseKind {
         None
     }
 
-    /// The kind a URL names by its scheme or form.
+    /// The database kind that a URL names by its scheme or its form.
     pub(crate) fn of_url(url: &str) -> Option<Self> {
         let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| url.starts_with(prefix));
         let ends = |suffixes: &[&str]| suffixes.iter().any(|suffix| url.ends_with(suffix));
@@ -118,7 +119,7 @@ impl DatabaseKind {
         }
     }
 
-    /// The URL for the driver, with what the library adds to it.
+    /// The URL for the driver, with the parameters that the library adds.
     pub(crate) fn driver_url(self, target: &Target, config: &Config, app: &str) -> String {
         match self {
             Self::Postgres => postgres::driver_url(target, config, app),
@@ -126,45 +127,48 @@ impl DatabaseKind {
         }
     }
 
-    /// Statements for a new connection, each sent by itself. `no_log`: it is a SQLite database that can have no write-ahead log.
-    pub(crate) fn setup(self, config: &Config, no_log: bool) -> Vec<String> {
+    /// The statements for a new connection, each of which is sent separately. `no_wal` is true for a SQLite database that cannot have a
+    /// write-ahead log.
+    pub(crate) fn setup(self, config: &Config, no_wal: bool) -> Vec<String> {
         match self {
             Self::Postgres => postgres::setup(config),
             Self::Mysql => mysql::setup(config),
-            Self::Sqlite => sqlite::setup(config, no_log),
+            Self::Sqlite => sqlite::setup(config, no_wal),
         }
     }
 
-    /// What must be so after the program's own statements on a new connection.
-    pub(crate) fn required(self) -> Option<&'static str> {
+    /// The statement that sets the settings on which the library relies. It runs again after the program's own statements on a new
+    /// connection.
+    pub(crate) fn required_settings(self) -> Option<&'static str> {
         match self {
-            Self::Postgres => Some(postgres::REQUIRED),
-            Self::Mysql => Some(mysql::REQUIRED),
+            Self::Postgres => Some(postgres::REQUIRED_SETTINGS),
+            Self::Mysql => Some(mysql::REQUIRED_SETTINGS),
             Self::Sqlite => None,
         }
     }
 
-    /// Whether a connection is used although a statement of its setup was refused.
-    pub(crate) fn goes_without(self, sql: &str, message: &str) -> bool {
-        self == Self::Sqlite && sqlite::goes_without(sql, message)
+    /// Whether the pool accepts a connection although the database refused the setup statement `sql` with `message`.
+    pub(crate) fn tolerates_refusal(self, sql: &str, message: &str) -> bool {
+        self == Self::Sqlite && sqlite::tolerates_refusal(sql, message)
     }
 
-    /// What a failed connect means. In the message all white space is single blanks.
-    pub(crate) fn classify(self, message: &str) -> ConnectErrorKind {
+    /// The kind of a connect error. White space in `message` must consist of single blanks.
+    pub(crate) fn classify_connect_error(self, message: &str) -> ConnectErrorKind {
         let (known, translated): (_, &[(&[&str], _)]) = match self {
             Self::Postgres => (postgres::CONNECT_ERRORS, postgres::TRANSLATED_CONNECT_ERRORS),
             Self::Mysql => (mysql::CONNECT_ERRORS, mysql::TRANSLATED_CONNECT_ERRORS),
             Self::Sqlite => (sqlite::CONNECT_ERRORS, &[]),
         };
         let english = known.iter().find(|(text, _)| message.contains(text)).map(|(_, kind)| *kind);
-        let other = || translated.iter().find(|(texts, _)| says(message, texts)).map(|(_, kind)| *kind);
-        let masked = || translated.iter().find(|(texts, _)| says_masked(message, texts)).map(|(_, kind)| *kind);
+        let other = || translated.iter().find(|(texts, _)| contains_any(message, texts)).map(|(_, kind)| *kind);
+        let masked = || translated.iter().find(|(texts, _)| contains_any_masked(message, texts)).map(|(_, kind)| *kind);
         english.or_else(other).or_else(masked).unwrap_or(ConnectErrorKind::Other)
     }
 
-    /// How many connections this process keeps open while some of them are idle, on a server that allows `capacity`: a quarter is
-    /// left to others. For SQLite it is what keeps forgotten applications from using up the process's open files.
-    pub(crate) fn keeps_open(self, capacity: usize) -> usize {
+    /// The number of connections from which on this process closes idle connections, for a server with `capacity` connections. It
+    /// leaves a quarter of the connections to other processes. For SQLite the limit prevents unused applications from exhausting the
+    /// open files of the process.
+    pub(crate) fn eviction_threshold(self, capacity: usize) -> usize {
         match self {
             Self::Sqlite => 64,
             Self::Postgres | Self::Mysql if capacity == 0 => usize::MAX,
@@ -172,19 +176,19 @@ impl DatabaseKind {
         }
     }
 
-    /// A query for the server's number of this session, how many connections an ordinary role may have, what tells this server
-    /// from others by whatever address it was reached, `set` where it has told the server to look for its client, and the name of
-    /// the database; with blanks between.
-    pub(crate) fn introduction(self) -> Option<&'static str> {
+    /// A query for five fields, separated by blanks: the server's id of this session; the number of connections of ordinary roles; an
+    /// identity of the server that does not depend on the address; `set` if the query has switched on the check of the client; and the
+    /// name of the database.
+    pub(crate) fn server_info_query(self) -> Option<&'static str> {
         match self {
-            Self::Postgres => Some(postgres::INTRODUCTION),
-            Self::Mysql => Some(mysql::INTRODUCTION),
+            Self::Postgres => Some(postgres::SERVER_INFO),
+            Self::Mysql => Some(mysql::SERVER_INFO),
             Self::Sqlite => None,
         }
     }
 
-    /// A query for the client's port of this session as the server sees it; NULL or no number for a local socket.
-    pub(crate) fn client_port(self) -> Option<&'static str> {
+    /// A query for the client's port of this session as the server sees it. The result is NULL or no number for a local socket.
+    pub(crate) fn client_port_query(self) -> Option<&'static str> {
         match self {
             Self::Postgres => Some(postgres::CLIENT_PORT),
             Self::Mysql => Some(mysql::CLIENT_PORT),
@@ -192,20 +196,20 @@ impl DatabaseKind {
         }
     }
 
-    /// A query for who has the server, each with how many connections.
+    /// A query for the clients of the server, each with its number of sessions.
     pub(crate) fn session_counts_query(self) -> Option<&'static str> {
         match self {
-            Self::Postgres => Some(postgres::CENSUS),
-            Self::Mysql => Some(mysql::CENSUS),
+            Self::Postgres => Some(postgres::SESSION_COUNTS),
+            Self::Mysql => Some(mysql::SESSION_COUNTS),
             Self::Sqlite => None,
         }
     }
 
-    /// A query that answers `1` where an ordinary role gets no connection any more.
-    pub(crate) fn is_full(self) -> Option<&'static str> {
+    /// A query that returns `1` if an ordinary role cannot get another connection.
+    pub(crate) fn full_server_query(self) -> Option<&'static str> {
         match self {
-            Self::Postgres => Some(postgres::IS_FULL),
-            Self::Mysql => Some(mysql::IS_FULL),
+            Self::Postgres => Some(postgres::FULL_SERVER),
+            Self::Mysql => Some(mysql::FULL_SERVER),
             Self::Sqlite => None,
         }
     }
@@ -220,27 +224,27 @@ impl DatabaseKind {
         self == Self::Sqlite
     }
 
-    /// The names of schemas as SQL.
+    /// The value of PostgreSQL's `search_path` for these schemas.
     pub(crate) fn search_path<S: AsRef<str>>(schemas: impl IntoIterator<Item = S>) -> String {
         let names: Vec<_> = schemas.into_iter().map(|schema| Self::Postgres.quote(schema.as_ref())).collect();
         if names.is_empty() { "''".into() } else { names.join(", ") }
     }
 
-    /// Begins a transaction. PostgreSQL's looks names up in the schemas of `search_path`.
+    /// Begins a transaction. On PostgreSQL the transaction uses `search_path`, if given.
     pub(crate) fn begin<C: SessionConnection>(
         self,
         conn: &mut C,
-        how: Beginning,
+        options: BeginOptions,
         search_path: Option<&str>,
     ) -> diesel::QueryResult<()> {
         if let Some(search_path) = search_path {
-            let sql = postgres::begin(how).unwrap_or_else(|| "BEGIN".into());
+            let sql = postgres::begin(options).unwrap_or_else(|| "BEGIN".into());
             return conn.begin_with(&format!("{sql}; {}", postgres::search_path(search_path)));
         }
         let sql = match self {
-            Self::Postgres => postgres::begin(how),
-            Self::Mysql => Some(mysql::begin(how)),
-            Self::Sqlite => sqlite::begin(how),
+            Self::Postgres => postgres::begin(options),
+            Self::Mysql => Some(mysql::begin(options)),
+            Self::Sqlite => sqlite::begin(options),
         };
         match sql {
             Some(sql) => conn.begin_with(&sql),
@@ -248,7 +252,7 @@ impl DatabaseKind {
         }
     }
 
-    /// Limits the statements that follow in this transaction to what is left of a deadline.
+    /// SQL that limits the following statements of this transaction to the time until a deadline.
     pub(crate) fn limit_statements(self, remaining: Duration) -> Option<String> {
         match self {
             Self::Postgres => Some(postgres::limit_in_transaction(remaining)),
@@ -257,7 +261,7 @@ impl DatabaseKind {
         }
     }
 
-    /// Limits the statements of an autocommit session to what is left of a deadline.
+    /// SQL that limits the statements of an autocommit session to the time until a deadline.
     pub(crate) fn limit_session(self, limit: Option<Duration>) -> Option<String> {
         match self {
             Self::Postgres => Some(postgres::limit_in_session(limit)),
@@ -266,39 +270,41 @@ impl DatabaseKind {
         }
     }
 
-    /// Limits the waits for other writers to what is left of a deadline, where the database has no limit for statements;
-    /// `None` for `remaining` goes back to what the configuration says.
+    /// SQL that limits the waits for other writers to the time until a deadline, for a database without a statement limit. `None` for
+    /// `remaining` restores the limit of the configuration.
     pub(crate) fn limit_waits(self, remaining: Option<Duration>, config: &Config) -> Option<String> {
-        let most = config.lock_timeout.unwrap_or(BUSY);
-        (self == Self::Sqlite).then(|| sqlite::busy_timeout(remaining.map_or(most, |remaining| remaining.min(most))))
+        let longest = config.lock_timeout.unwrap_or(DEFAULT_BUSY_TIMEOUT);
+        let limit = remaining.map_or(longest, |remaining| remaining.min(longest));
+        (self == Self::Sqlite).then(|| sqlite::busy_timeout(limit))
     }
 
-    /// What has to be sent after a transaction so that the connection is as it was before.
-    pub(crate) fn after_transaction(self, how: Beginning, config: &Config) -> Option<String> {
+    /// SQL that restores the settings of the connection after a transaction.
+    pub(crate) fn after_transaction(self, options: BeginOptions, config: &Config) -> Option<String> {
         match self {
-            Self::Mysql => how.remaining.map(|_| mysql::limit(config.statement_timeout)),
+            Self::Mysql => options.remaining.map(|_| mysql::limit(config.statement_timeout)),
             Self::Postgres | Self::Sqlite => None,
         }
     }
 
-    /// What makes this database refuse writes where a read-only transaction does not, and what ends that.
+    /// SQL that makes the database refuse writes, and SQL that ends this, for a database without read-only transactions.
     pub(crate) fn read_only_guard(self) -> Option<(&'static str, &'static str)> {
         (self == Self::Sqlite).then_some(sqlite::READ_ONLY)
     }
 
-    /// Whether the transaction still exists, after an error or after a statement that may have ended it.
-    pub(crate) fn still_exists<C: SessionConnection>(self, conn: &mut C, question: Question) -> bool {
+    /// Asks the database whether the transaction still exists, after an error or after a statement that may have ended it.
+    pub(crate) fn transaction_exists<C: SessionConnection>(self, conn: &mut C, check: TransactionCheck) -> bool {
         match self {
-            // libpq has told Diesel. What it has not told is whether the text was read as the server has read it.
-            Self::Postgres => !question.may_be_another || postgres::reads_strings_as_usual(conn),
-            Self::Mysql if question.may_be_another && question.marker_is_last => mysql::has_marker(conn),
-            Self::Mysql => mysql::is_in_transaction(conn, question.serialization_failure),
-            Self::Sqlite => sqlite::is_in_transaction(conn),
+            // Diesel knows from libpq whether there is a transaction. Only the lexer may have read the text differently than the server,
+            // if the server reads strings in an unusual way.
+            Self::Postgres => !check.may_be_replaced || postgres::has_standard_strings(conn),
+            Self::Mysql if check.may_be_replaced && check.marker_is_newest => mysql::renew_marker(conn),
+            Self::Mysql => mysql::is_in_transaction(conn, check.serialization_failure),
+            Self::Sqlite => sqlite::probe_transaction(conn),
         }
     }
 
-    /// How a transaction in which raw statements were sent is committed: in one message with something that is refused where the
-    /// transaction is not the one that was begun, or is aborted. `None` where a plain `COMMIT` is refused then.
+    /// SQL that commits a transaction in which raw statements ran. The message begins with a statement that the server refuses if the
+    /// transaction is aborted, or is not the one that the session began. `None` if the database refuses a plain `COMMIT` in these cases.
     pub(crate) fn guarded_commit(self) -> Option<&'static str> {
         match self {
             Self::Postgres => Some(postgres::GUARDED_COMMIT),
@@ -307,13 +313,13 @@ impl DatabaseKind {
         }
     }
 
-    /// Whether what [`guarded_commit`](Self::guarded_commit) sends before the commit was refused, by the error and by the levels that
-    /// Diesel counts after it.
+    /// Whether the database refused the first statement of [`guarded_commit`](Self::guarded_commit). `error` is the error of the message,
+    /// and `depth` is Diesel's transaction depth after the error.
     pub(crate) fn was_refused(self, error: &DieselError, depth: Option<u32>) -> bool {
         match self {
-            // A failed COMMIT ends the transaction, and libpq tells Diesel.
+            // A failed COMMIT ends the transaction, and Diesel learns this from libpq.
             Self::Postgres => depth.is_some_and(|depth| depth > 0),
-            // The name of the savepoint is in the error, in whatever language.
+            // The error contains the name of the savepoint in every language.
             Self::Mysql => {
                 matches!(error, DieselError::DatabaseError(_, information) if information.message().contains(mysql::MARKER))
             }
@@ -321,17 +327,17 @@ impl DatabaseKind {
         }
     }
 
-    /// What a raw statement does to the transaction in which it is sent.
+    /// The effect of a raw statement on the open transaction.
     pub(crate) fn effect(self, sql: &str) -> Effect {
         Effect::of(sql, self)
     }
 
-    /// Whether [`reset`](Self::reset) makes a connection what it was when it was new; otherwise only closing it does.
+    /// Whether [`reset`](Self::reset) restores the initial state of a connection. Otherwise the pool has to close the connection.
     pub(crate) fn can_reset(self) -> bool {
         self == Self::Postgres
     }
 
-    /// Removes what a holder has left on a connection, as one message to be sent outside of any transaction.
+    /// SQL that removes the state that a holder has left on a connection: one message, to be sent outside a transaction.
     pub(crate) fn reset(self, config: &Config, checks_client: bool) -> String {
         match self {
             Self::Postgres => postgres::reset(config, checks_client),
@@ -339,32 +345,33 @@ impl DatabaseKind {
         }
     }
 
-    /// Whether a statement may leave something on the connection that outlives its transaction. Where a reset removes it, a raw
-    /// statement is not looked at, and a typed one only for calls of functions that are not known.
-    pub(crate) fn leaves_something(self, sql: &str, raw: bool) -> bool {
+    /// Whether a statement may leave state on the connection after its transaction. On PostgreSQL, where a reset is cheap, every raw
+    /// statement counts, and a typed statement counts if it calls an unknown function.
+    pub(crate) fn leaves_state(self, sql: &str, raw: bool) -> bool {
         match self {
             Self::Postgres => raw || leftovers::calls_unknown_function(sql),
-            Self::Mysql => leftovers::leaves_something(sql, true),
-            Self::Sqlite => leftovers::leaves_something(sql, false),
+            Self::Mysql => leftovers::leaves_state(sql, true),
+            Self::Sqlite => leftovers::leaves_state(sql, false),
         }
     }
 
-    /// Whether an error says that a lock was not to be had in time.
+    /// Whether an error message reports a lock timeout.
     pub(crate) fn is_lock_timeout(self, message: &str) -> bool {
         match self {
-            Self::Postgres => message.contains("lock timeout") || says(message, translations::LOCK_TIMEOUT),
+            Self::Postgres => message.contains("lock timeout") || contains_any(message, translations::LOCK_TIMEOUT),
             Self::Mysql => {
-                message.contains("Lock wait timeout exceeded") || says(message, translations::MARIADB_LOCK_TIMEOUT)
+                message.contains("Lock wait timeout exceeded")
+                    || contains_any(message, translations::MARIADB_LOCK_TIMEOUT)
             }
             Self::Sqlite => message.contains("is locked"),
         }
     }
 
-    /// Whether an error is a serialization failure, a deadlock or a lock that was not to be had: running the whole transaction
-    /// again may succeed. Diesel has a name for some of them only.
+    /// Whether another attempt of the whole transaction may succeed: after a serialization failure, a deadlock or a lock timeout. Diesel
+    /// has error kinds for some of them only.
     ///
-    /// So may it after an error that comes of what a connection remembers, or of the server that it is connected to: the next attempt
-    /// gets another connection.
+    /// Another attempt may also succeed after an error that a cached state of the connection or a read-only server has caused, because
+    /// the next attempt gets another connection.
     pub(crate) fn is_transient(self, error: &DieselError) -> bool {
         if matches!(self.poison(error), Some(Poison::Outdated | Poison::OtherType | Poison::Forgotten))
             || crate::error::advice::is_refused_write(error)
@@ -385,19 +392,22 @@ impl DatabaseKind {
                     Self::Sqlite => &[],
                 };
                 let message = information.message();
-                known.iter().any(|known| message.contains(known)) || translated.iter().any(|texts| says(message, texts))
+                known.iter().any(|known| message.contains(known))
+                    || translated.iter().any(|texts| contains_any(message, texts))
             }
             DieselError::RollbackErrorOnCommit { commit_error, .. } => self.is_transient(commit_error),
             _ => false,
         }
     }
 
-    /// A query for the number of the open transaction, by which it can be asked for later. NULL where it has written nothing.
+    /// A query for the id of the open transaction, for [`transaction_status`](Self::transaction_status). The result is NULL if the
+    /// transaction has written nothing.
     pub(crate) fn transaction_number(self) -> Option<&'static str> {
         (self == Self::Postgres).then_some(postgres::TRANSACTION_NUMBER)
     }
 
-    /// A query for what became of the transaction of that number; `committed`, `aborted`, `in progress`, or NULL where it has been forgotten.
+    /// A query for the status of the transaction with this id: `committed`, `aborted`, `in progress`, or NULL if the server has discarded
+    /// the status.
     pub(crate) fn transaction_status(self, number: u64) -> Option<String> {
         (self == Self::Postgres).then(|| postgres::transaction_status(number))
     }
@@ -411,8 +421,7 @@ impl DatabaseKind {
         }
     }
 
-    /// A query that answers `1` once it has the lock of all schema operations on `database`. SQLite has none but that of
-    /// writing.
+    /// A query that takes the lock of all schema operations on `database`, and returns `1` if it succeeds. SQLite has only its write lock.
     pub(crate) fn try_lock_schema(self, database: &str) -> Option<String> {
         match self {
             Self::Postgres => Some(postgres::TRY_LOCK_SCHEMA.into()),
@@ -429,9 +438,9 @@ impl DatabaseKind {
         }
     }
 
-    /// Queries for the sessions that have had what this one waited for in vain; the first that is permitted is the one to ask. An
-    /// answer is the session's number, its name, its state, for how many seconds it has had that, and its last statement, with
-    /// [`BETWEEN`] between them.
+    /// Queries for the sessions that hold the locks for which this session waited until its timeout. The caller uses the first query that
+    /// the server permits. A row has the id of a session, its name, its state, the seconds since it entered this state, and its last
+    /// statement, separated by [`SEPARATOR`].
     pub(crate) fn blockers(self, waited: Duration) -> Vec<String> {
         match self {
             Self::Postgres => vec![postgres::blockers(waited)],
@@ -440,7 +449,7 @@ impl DatabaseKind {
         }
     }
 
-    /// The same for the session that has the lock of all schema operations on `database`.
+    /// Like [`blockers`](Self::blockers), for the session that holds the lock of all schema operations on `database`.
     pub(crate) fn schema_lock_holders(self, database: &str) -> Vec<String> {
         match self {
             Self::Postgres => vec![postgres::schema_lock_holder()],
@@ -458,7 +467,7 @@ impl DatabaseKind {
         }
     }
 
-    /// An identifier as SQL: the one place that quotes names.
+    /// An identifier as SQL. No other function quotes identifiers.
     pub(crate) fn quote(self, identifier: &str) -> String {
         match self {
             Self::Postgres | Self::Sqlite => format!("\"{}\"", identifier.replace('"', "\"\"")),
@@ -466,7 +475,7 @@ impl DatabaseKind {
         }
     }
 
-    /// A query for the names of what the schema consists of: columns and indexes, each after its table.
+    /// A query for the names of the columns and indexes of the schema, each prefixed with the name of its table.
     pub(crate) fn inventory(self) -> &'static str {
         match self {
             Self::Postgres => postgres::INVENTORY,
@@ -476,26 +485,27 @@ impl DatabaseKind {
     }
 }
 
-/// Whether the server has ended an idle connection, as far as can be told without asking it.
-pub(crate) fn has_hung_up<C: SessionConnection>(conn: &mut C) -> bool {
+/// Whether the server has closed an idle connection, as far as the client can detect this without a round trip. It discards
+/// notifications of PostgreSQL that have arrived.
+pub(crate) fn detect_hang_up<C: SessionConnection>(conn: &mut C) -> bool {
     #[cfg(feature = "postgres")]
     if let Some(conn) = (conn as &mut dyn std::any::Any).downcast_mut::<diesel::pg::PgConnection>() {
-        // libpq reads what has come: first what the server had to say, then that it has gone.
+        // The first read consumes a message of the server, the second read finds the end of the stream.
         return (0..2).any(|_| conn.notifications_iter().any(|notification| notification.is_err()));
     }
     let _ = conn;
     false
 }
 
-/// Whether a message is one of these texts, in which `%` stands for any text that the server inserts.
-fn says(message: &str, texts: &[&str]) -> bool {
+/// Whether `message` contains one of `texts`. A `%` stands for any text that the server inserts.
+fn contains_any(message: &str, texts: &[&str]) -> bool {
     // Some translations have line breaks.
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     texts.iter().any(|text| {
         let mut rest = message.as_str();
         text.split('%').all(|part| match rest.find(part) {
-            Some(at) => {
-                rest = &rest[at + part.len()..];
+            Some(index) => {
+                rest = &rest[index + part.len()..];
                 true
             }
             None => false,
@@ -503,33 +513,33 @@ fn says(message: &str, texts: &[&str]) -> bool {
     })
 }
 
-/// The same for a server whose locale has no letters but English ones, as in a cluster that was made with `--locale=C`: before a
-/// connection is there it sends a question mark for each of the others. A text of which nothing but question marks is left is
-/// not recognised.
-fn says_masked(message: &str, texts: &[&str]) -> bool {
+/// Like [`contains_any`], for a server whose locale has ASCII letters only, as in a cluster that was created with `--locale=C`. Before
+/// the connection is established, such a server sends a question mark for each other letter. The function does not recognise a text of
+/// which only question marks are left.
+fn contains_any_masked(message: &str, texts: &[&str]) -> bool {
     let message = mask(message);
-    // Every text stands at the end, behind the word for `FATAL`.
-    let starts = message.match_indices(": ").map(|(at, colon)| at + colon.len()).chain([0]);
+    // Every text is at the end of the message, behind the word for `FATAL`.
+    let starts = message.match_indices(": ").map(|(index, colon)| index + colon.len()).chain([0]);
     let starts: Vec<_> = starts.collect();
-    let is_telling = |text: &str| text.contains('%') || text.bytes().filter(u8::is_ascii_alphabetic).count() > 3;
-    texts.iter().map(|text| mask(text)).filter(|text| is_telling(text)).any(|text| {
+    let is_distinctive = |text: &str| text.contains('%') || text.bytes().filter(u8::is_ascii_alphabetic).count() > 3;
+    texts.iter().map(|text| mask(text)).filter(|text| is_distinctive(text)).any(|text| {
         starts.iter().any(|start| {
             let (first, parts) = text.split_once('%').unwrap_or((&text, ""));
             let Some(mut rest) = message[*start..].strip_prefix(first) else { return false };
-            let inserts = text.contains('%');
+            let has_insertion = text.contains('%');
             let (inner, last) = parts.rsplit_once('%').unwrap_or(("", parts));
             for part in inner.split('%') {
                 match rest.find(part) {
-                    Some(at) => rest = &rest[at + part.len()..],
+                    Some(index) => rest = &rest[index + part.len()..],
                     None => return false,
                 }
             }
-            if inserts { rest.ends_with(last) } else { rest.is_empty() }
+            if has_insertion { rest.ends_with(last) } else { rest.is_empty() }
         })
     })
 }
 
-/// A text as a locale without other letters shows it: glibc has replacements for punctuation.
+/// A text as a locale with ASCII letters only shows it. glibc has replacements for some punctuation.
 fn mask(text: &str) -> String {
     let mut masked = String::with_capacity(text.len());
     for c in text.chars() {
@@ -567,9 +577,9 @@ pub(crate) fn is_connection_lost(error: &DieselError) -> bool {
             ]
             .iter()
             .any(|known| text.contains(known))
-                || says(text, translations::TERMINATED)
+                || contains_any(text, translations::TERMINATED)
         }
-        // An error nobody can name, after which not even a rollback is answered, may be the loss itself.
+        // An unclassified commit error may itself be the loss of the connection, if the rollback after it fails with a lost connection.
         DieselError::RollbackErrorOnCommit { commit_error, rollback_error } => {
             is_connection_lost(commit_error)
                 || matches!(**commit_error, DieselError::DatabaseError(DatabaseErrorKind::Unknown, _))
@@ -579,30 +589,30 @@ pub(crate) fn is_connection_lost(error: &DieselError) -> bool {
     }
 }
 
-/// Whether it is only that there was no statement in the text. To PostgreSQL itself that is no error, and it aborts nothing.
+/// Whether the error only reports a text without a statement. PostgreSQL itself does not treat this as an error and aborts nothing.
 pub(crate) fn is_empty_query(error: &DieselError) -> bool {
     matches!(error, DieselError::DatabaseError(DatabaseErrorKind::Unknown, information)
         if information.message() == "Received an empty query")
 }
 
-/// Whether an error is one of those that MySQL ends a transaction with; Diesel knows it of prepared statements only.
+/// Whether an error is a deadlock, with which MySQL ends a transaction. Diesel recognises it for prepared statements only.
 pub(crate) fn is_deadlock(error: &DieselError) -> bool {
     match error {
         DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => true,
         DieselError::DatabaseError(_, information) => {
             let message = information.message();
-            message.contains("Deadlock found") || says(message, translations::MARIADB_DEADLOCK)
+            message.contains("Deadlock found") || contains_any(message, translations::MARIADB_DEADLOCK)
         }
         _ => false,
     }
 }
 
-/// Whether running the whole transaction again may succeed, whatever the kind of database.
+/// Whether another attempt of the whole transaction may succeed, on any kind of database.
 pub(crate) fn is_transient(error: &DieselError) -> bool {
     [DatabaseKind::Postgres, DatabaseKind::Mysql, DatabaseKind::Sqlite].into_iter().any(|kind| kind.is_transient(error))
 }
 
-/// Milliseconds, rounded up so that a positive time never becomes "no limit".
+/// Milliseconds, rounded up. A positive time must not become 0, which means "no limit".
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1)
 }

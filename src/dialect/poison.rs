@@ -1,26 +1,26 @@
-//! Errors after which a connection is of no more use, although it answers.
+//! Errors that poison a connection: it still answers, but it must not be used again.
 
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 
-use super::sql_parts::{Part, Parts};
+use super::lexer::{Lexer, Token};
 use super::translations::{NO_OPERATOR, OTHER_TYPE};
 use crate::error::advice;
 use crate::kind::DatabaseKind;
 
-/// Why no later statement on a connection may succeed.
+/// Why later statements on a connection may fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Poison {
-    /// What the driver keeps with the connection, plans and numbers of types, is of an older schema.
+    /// The driver has cached plans or type OIDs of an older schema.
     Outdated,
-    /// A type of the program's has another number than the driver remembers, unless the statement itself is wrong.
+    /// A type of the program has another OID than the one that the driver has cached, unless the statement itself is wrong.
     OtherType,
-    /// The server has forgotten the statements that the driver has prepared on this connection, or has others of their names.
+    /// The server has lost the statements that the driver has prepared on this connection, or has other statements with their names.
     Forgotten,
-    /// The server, or the file, takes no writes from it: most often the server has become a replica.
+    /// The server or the file refuses writes of this connection. Most often the server has become a replica.
     ReadOnly,
 }
 
-/// PostgreSQL's texts; `cache lookup failed` is never translated. `%` is a number.
+/// PostgreSQL's texts in all languages. PostgreSQL never translates `cache lookup failed`. `%` is a number.
 const POSTGRES_OUTDATED: &[&str] = &[
     "cache lookup failed for type",
     "cached plan must not change result type",
@@ -49,10 +49,10 @@ const POSTGRES_OUTDATED: &[&str] = &[
     "OID 为 % 的类型不存在",
 ];
 
-/// How Diesel names the statements that it prepares; only its own are named so.
+/// The prefix of the statements that Diesel prepares.
 const PREPARED: &str = "__diesel_stmt_";
 
-/// Types whose number never changes: an error that names one of them has another cause.
+/// Types whose OID never changes. An error that names one of them has another cause.
 const BUILT_IN: [&str; 22] = [
     "integer",
     "bigint",
@@ -78,65 +78,65 @@ const BUILT_IN: [&str; 22] = [
     "xml",
 ];
 
-/// 1615, and what the client library says of a result that has become another.
+/// Error 1615, and the client library's text for a result that has changed.
 const MYSQL_OUTDATED: &[&str] = &["Prepared statement needs to be re-prepared", "You must reset the statement"];
 
-/// 1290 and 1836.
+/// Errors 1290 and 1836.
 const MYSQL_READ_ONLY: &[&str] = &["--read-only", "--super-read-only", "--read_only", "Running in read-only mode"];
 
 const SQLITE_READ_ONLY: &[&str] = &["attempt to write a readonly database"];
 
 impl DatabaseKind {
-    /// Whether an error says that the connection is of no more use.
+    /// How an error poisons the connection, if it does.
     pub(crate) fn poison(self, error: &DieselError) -> Option<Poison> {
         let DieselError::DatabaseError(kind, information) = error else { return None };
         let message = information.message();
-        let says = |texts: &[&str]| texts.iter().any(|text| contains(message, text));
+        let contains_any = |texts: &[&str]| texts.iter().any(|text| contains(message, text));
         match (self, kind) {
             (Self::Postgres | Self::Mysql, DatabaseErrorKind::ReadOnlyTransaction) => Some(Poison::ReadOnly),
-            (Self::Postgres, DatabaseErrorKind::Unknown) if says(POSTGRES_OUTDATED) => Some(Poison::Outdated),
+            (Self::Postgres, DatabaseErrorKind::Unknown) if contains_any(POSTGRES_OUTDATED) => Some(Poison::Outdated),
             (Self::Postgres, DatabaseErrorKind::Unknown) if is_other_type(message) => Some(Poison::OtherType),
             (Self::Postgres, DatabaseErrorKind::Unknown) if message.contains(PREPARED) => Some(Poison::Forgotten),
-            (Self::Mysql, DatabaseErrorKind::Unknown) if says(MYSQL_OUTDATED) => Some(Poison::Outdated),
-            (Self::Mysql, DatabaseErrorKind::Unknown) if says(MYSQL_READ_ONLY) => Some(Poison::ReadOnly),
-            (Self::Sqlite, _) if says(SQLITE_READ_ONLY) => Some(Poison::ReadOnly),
+            (Self::Mysql, DatabaseErrorKind::Unknown) if contains_any(MYSQL_OUTDATED) => Some(Poison::Outdated),
+            (Self::Mysql, DatabaseErrorKind::Unknown) if contains_any(MYSQL_READ_ONLY) => Some(Poison::ReadOnly),
+            (Self::Sqlite, _) if contains_any(SQLITE_READ_ONLY) => Some(Poison::ReadOnly),
             _ => None,
         }
     }
 
-    /// Whether a raw statement makes the server forget the statements that the driver has prepared.
+    /// Whether a raw statement removes the statements that the driver has prepared on the server.
     pub(crate) fn forgets_prepared(self, sql: &str) -> bool {
         if self != Self::Postgres {
             return false;
         }
-        let parts: Vec<_> = Parts::of(sql, self).map(|(part, ..)| part).collect();
-        let is = |part: Option<&Part<'_>>, wanted: &str| matches!(part, Some(Part::Word(word)) if word.eq_ignore_ascii_case(wanted));
-        parts.split(|part| *part == Part::Sign(';')).any(|statement| {
-            let all_at = 1 + usize::from(is(statement.get(1), "PREPARE"));
+        let tokens: Vec<_> = Lexer::new(sql, self).map(|(token, ..)| token).collect();
+        let is = |token: Option<&Token<'_>>, wanted: &str| matches!(token, Some(Token::Word(word)) if word.eq_ignore_ascii_case(wanted));
+        tokens.split(|token| *token == Token::Symbol(';')).any(|statement| {
+            let all_index = 1 + usize::from(is(statement.get(1), "PREPARE"));
             is(statement.first(), "DISCARD") && is(statement.get(1), "ALL")
-                || is(statement.first(), "DEALLOCATE") && is(statement.get(all_at), "ALL")
+                || is(statement.first(), "DEALLOCATE") && is(statement.get(all_index), "ALL")
         })
     }
 
-    /// Whether a new connection may reach a server that takes writes.
+    /// Whether a new connection may reach a server that accepts writes.
     pub(crate) fn may_write_elsewhere(self) -> bool {
         self != Self::Sqlite
     }
 }
 
-/// Whether a value was refused because its type has another number than the driver remembers: the type was made anew, renamed or
-/// moved. The driver knows such a type by its name alone.
+/// Whether the server refused a value because its type has another OID than the one that the driver has cached. The type was recreated,
+/// renamed or moved to another schema. The driver caches the OIDs of such types by name.
 fn is_other_type(message: &str) -> bool {
     let column = message.starts_with("column \"") && message.contains(" but expression is of type ");
-    let is_one = column
+    let is_mismatch = column
         || message.starts_with("operator does not exist: ")
-        || super::says(message, OTHER_TYPE)
-        || super::says(message, NO_OPERATOR);
+        || super::contains_any(message, OTHER_TYPE)
+        || super::contains_any(message, NO_OPERATOR);
     let is_separator = |c: char| !c.is_alphanumeric() && c != '_';
-    is_one && !message.split(is_separator).any(|word| BUILT_IN.contains(&word))
+    is_mismatch && !message.split(is_separator).any(|word| BUILT_IN.contains(&word))
 }
 
-/// Whether a message has a text in it, of which `%` is any number.
+/// Whether `message` contains `text`. A `%` in `text` stands for any number.
 fn contains(message: &str, text: &str) -> bool {
     let Some((before, after)) = text.split_once('%') else { return message.contains(text) };
     let Some((_, rest)) = message.split_once(before) else { return false };
@@ -144,8 +144,8 @@ fn contains(message: &str, text: &str) -> bool {
     rest_after_number.len() < rest.len() && rest_after_number.starts_with(after)
 }
 
-/// The error after which a connection is closed. Its hint says what can be done.
-pub(crate) fn advised(error: DieselError, poison: Poison) -> DieselError {
+/// Adds advice for the user, as a hint, to an error that poisons its connection.
+pub(crate) fn with_poison_advice(error: DieselError, poison: Poison) -> DieselError {
     let advice = match poison {
         Poison::ReadOnly => advice::READ_ONLY,
         Poison::Outdated => advice::SCHEMA_CHANGED,
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_that_poison_a_connection_are_known() {
+    fn poison_recognises_the_error_texts_of_each_database() {
         let unknown = |message| error(DatabaseErrorKind::Unknown, message);
         for (kind, message, poison) in [
             (DatabaseKind::Postgres, "cached plan must not change result type", Some(Poison::Outdated)),
@@ -198,12 +198,12 @@ mod tests {
         let refused = error(DatabaseErrorKind::ReadOnlyTransaction, "in whatever language");
         assert_eq!(DatabaseKind::Postgres.poison(&refused), Some(Poison::ReadOnly));
         assert!(!advice::is_refused_write(&refused));
-        let advised = advised(refused, Poison::ReadOnly);
+        let advised = with_poison_advice(refused, Poison::ReadOnly);
         assert!(advice::is_refused_write(&advised) && advised.to_string() == "in whatever language");
     }
 
     #[test]
-    fn statements_that_forget_what_was_prepared_are_known() {
+    fn forgets_prepared_finds_discard_all_and_deallocate_all() {
         for sql in ["DISCARD ALL", "select 1; deallocate all", "DEALLOCATE PREPARE ALL", "/* a */ Discard /* b */ ALL"]
         {
             assert!(DatabaseKind::Postgres.forgets_prepared(sql), "{sql}");

@@ -5,14 +5,14 @@ use std::time::Duration;
 use super::translations::{
     AUTHENTICATION, DEADLOCK, SERIALIZATION_FAILURE, SERVER_FULL, STARTING, UNKNOWN_DATABASE, UNREACHABLE,
 };
-use super::{Beginning, millis};
+use super::{BeginOptions, millis};
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
 use crate::settings::{Isolation, Mode};
 use crate::url::Target;
 
-/// Keywords that libpq's `keyword=value` form usually starts with.
+/// The usual first keywords of libpq's `keyword=value` form.
 pub(super) const KEYWORDS: &[&str] = &["host", "hostaddr", "port", "dbname", "user", "password", "service", "sslmode"];
 
 pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
@@ -36,7 +36,7 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
     ("No route to host", ConnectErrorKind::Unreachable),
 ];
 
-/// The same where the server, or the client library, speaks another language.
+/// Connect errors of servers and client libraries in other languages.
 pub(super) const TRANSLATED_CONNECT_ERRORS: &[(&[&str], ConnectErrorKind)] = &[
     (STARTING, ConnectErrorKind::Starting),
     (SERVER_FULL, ConnectErrorKind::ServerFull),
@@ -47,11 +47,12 @@ pub(super) const TRANSLATED_CONNECT_ERRORS: &[(&[&str], ConnectErrorKind)] = &[
 
 pub(super) const TRANSLATED_TRANSIENT_ERRORS: &[&[&str]] = &[DEADLOCK, SERIALIZATION_FAILURE];
 
-/// 40001 and 40P01. Diesel knows the first by its number, and of the second only the text.
+/// SQLSTATE 40001 and 40P01. Diesel recognises the first by its code, and has only the text of the second.
 pub(super) const TRANSIENT_ERRORS: &[&str] = &["could not serialize access", "deadlock detected"];
 
-// Functions, operators and types are named with their schema: a schema that precedes `pg_catalog` in the `search_path` may have others of
-// these names. `IN`, `NULLIF`, `LIKE`, `BETWEEN` and `JOIN .. USING` look their operators up in the `search_path` and cannot be used.
+// Functions, operators and types are qualified with their schema, because a schema before `pg_catalog` in the `search_path` may have others
+// with the same names. `IN`, `NULLIF`, `LIKE`, `BETWEEN` and `JOIN .. USING` find their operators through the `search_path`, so this SQL
+// cannot use them.
 pub(super) const TRANSACTION_NUMBER: &str =
     "SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text AS value";
 
@@ -59,7 +60,7 @@ pub(super) fn transaction_status(number: u64) -> String {
     format!("SELECT pg_catalog.pg_xact_status('{number}'::pg_catalog.xid8) AS value")
 }
 
-/// The connections that an ordinary role may have.
+/// The number of connections that are available to ordinary roles.
 macro_rules! capacity {
     () => {
         "pg_catalog.current_setting('max_connections')::pg_catalog.int4 \
@@ -68,9 +69,10 @@ macro_rules! capacity {
     };
 }
 
-/// The fourth part says whether this has told the server to notice while it runs a statement that its client is gone. It does so where
-/// it can, and where neither role, database nor URL says anything about it.
-pub(super) const INTRODUCTION: &str = concat!(
+/// The fourth field tells whether the query has switched on `client_connection_check_interval`, with which the server detects during a
+/// statement that the client is gone. The query switches it on if the server supports it and the role, the database and the URL do not
+/// set it.
+pub(super) const SERVER_INFO: &str = concat!(
     "SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_backend_pid(), ",
     capacity!(),
     ", extract(epoch FROM pg_catalog.pg_postmaster_start_time()), \
@@ -84,7 +86,7 @@ pub(super) const CLIENT_PORT: &str = "SELECT pg_catalog.inet_client_port()::pg_c
 
 pub(super) const CLIENT_CHECK: &str = "SET client_connection_check_interval = 10000";
 
-/// Sessions of clients. Of other roles' sessions an ordinary role is not told the kind.
+/// The sessions of clients. The server hides the `backend_type` of other roles' sessions from an ordinary role.
 macro_rules! clients {
     () => {
         "FROM pg_catalog.pg_stat_activity WHERE usesysid IS NOT NULL AND datid IS NOT NULL \
@@ -92,14 +94,14 @@ macro_rules! clients {
     };
 }
 
-pub(super) const CENSUS: &str = concat!(
+pub(super) const SESSION_COUNTS: &str = concat!(
     "SELECT pg_catalog.concat(CASE WHEN coalesce(application_name, '') OPERATOR(pg_catalog.=) '' THEN 'unnamed' \
      ELSE application_name END, ' ', pg_catalog.count(*)) AS value ",
     clients!(),
     " GROUP BY application_name ORDER BY pg_catalog.count(*) DESC, 1 LIMIT 20"
 );
 
-pub(super) const IS_FULL: &str = concat!(
+pub(super) const FULL_SERVER: &str = concat!(
     "SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.>=) (",
     capacity!(),
     ") THEN '1' ELSE '0' END AS value ",
@@ -114,13 +116,13 @@ pub(super) const INVENTORY: &str = "SELECT pg_catalog.concat(table_name, '.', co
 pub(super) const TABLES: &str = "SELECT tablename::pg_catalog.text AS value FROM pg_catalog.pg_tables \
      WHERE schemaname OPERATOR(pg_catalog.=) pg_catalog.current_schema()";
 
-// PostgreSQL's advisory locks are per database. The number is this crate's own, made of its name.
+// PostgreSQL's advisory locks belong to one database. The key is derived from the name of this crate.
 pub(super) const TRY_LOCK_SCHEMA: &str =
     "SELECT CASE WHEN pg_catalog.pg_try_advisory_lock(7236271, 5331310) THEN '1' ELSE '0' END AS value";
 pub(super) const UNLOCK_SCHEMA: &str =
     "SELECT pg_catalog.pg_advisory_unlock(7236271, 5331310)::pg_catalog.text AS value";
 
-/// One row a session. Of others' sessions an ordinary role sees neither state nor statement.
+/// The columns of one session. An ordinary role cannot see the states and statements of other roles' sessions.
 const SESSION: &str = "pg_catalog.concat_ws(pg_catalog.chr(31), a.pid, \
      coalesce(CASE WHEN a.application_name OPERATOR(pg_catalog.<>) '' THEN a.application_name END, \
      CASE WHEN a.usename IS NOT NULL THEN pg_catalog.concat(a.usename, '@', coalesce(pg_catalog.host(a.client_addr), 'local')) END, \
@@ -128,12 +130,13 @@ const SESSION: &str = "pg_catalog.concat_ws(pg_catalog.chr(31), a.pid, \
      coalesce(extract(epoch FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) a.state_change)::pg_catalog.text, ''), \
      coalesce(pg_catalog.left(a.query, 1000), '')) AS value";
 
-/// Whether a row of `pg_locks` is of this database.
-const HERE: &str = "l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
+/// Whether a row of `pg_locks` belongs to this database.
+const IN_THIS_DATABASE: &str = "l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
      WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())";
 
-/// Whoever has any lock on a table is in the way of its removal. Who came after this session had begun to wait had to wait too,
-/// and has the lock only since this one gave up. Those are named where nobody else is found, and other schemas' after them.
+/// Every session that has a lock on a table blocks the removal of this table. A session whose transaction began after this session began
+/// to wait had to wait too, and got its lock only when this session gave up: it has rank 1. Sessions with locks in other schemas have
+/// rank 2. The query returns the sessions with the lowest rank.
 pub(super) fn blockers(waited: Duration) -> String {
     format!(
         "SELECT {SESSION} FROM pg_catalog.pg_stat_activity a JOIN ( \
@@ -146,7 +149,7 @@ pub(super) fn blockers(waited: Duration) -> String {
          JOIN pg_catalog.pg_stat_activity s ON s.pid OPERATOR(pg_catalog.=) l.pid \
          WHERE l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.granted \
          AND l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() \
-         AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND {HERE} \
+         AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND {IN_THIS_DATABASE} \
          GROUP BY l.pid) AS found) AS ranked ON ranked.pid OPERATOR(pg_catalog.=) a.pid \
          WHERE ranked.rank OPERATOR(pg_catalog.=) ranked.least ORDER BY a.xact_start, a.pid LIMIT 20",
         setting(waited)
@@ -159,28 +162,28 @@ pub(super) fn schema_lock_holder() -> String {
          JOIN pg_catalog.pg_locks l ON l.pid OPERATOR(pg_catalog.=) a.pid \
          WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.granted \
          AND l.classid OPERATOR(pg_catalog.=) 7236271::pg_catalog.oid AND l.objid OPERATOR(pg_catalog.=) 5331310::pg_catalog.oid \
-         AND l.objsubid OPERATOR(pg_catalog.=) 2 AND {HERE}"
+         AND l.objsubid OPERATOR(pg_catalog.=) 2 AND {IN_THIS_DATABASE}"
     )
 }
 
-/// So that no wait for a network that is gone lasts for ever: an idle peer is asked after 10 s, and what it has not acknowledged for
-/// 20 s ends the connection. A statement may take as long as it likes, as the server's kernel answers meanwhile.
-const DEAD_NETWORK: &[(&str, &str)] = &[
+/// Limits the wait for a dead network. The client probes an idle peer after 10 s, and data that is not acknowledged for 20 s ends the
+/// connection. The duration of a statement is not limited, because the kernel of the server answers during the statement.
+const KEEPALIVES: &[(&str, &str)] = &[
     ("keepalives_idle", "10"),
     ("keepalives_interval", "3"),
     ("keepalives_count", "3"),
     ("tcp_user_timeout", "20000"),
 ];
 
-/// The caller's own deadline rules; libpq's is the backstop that frees the pool's thread, in whole seconds from 2.
+/// The caller's deadline limits a connect. libpq's timeout, which is at least 2 s and in whole seconds, frees the pool's thread.
 pub(super) fn driver_url(target: &Target, config: &Config, app: &str) -> String {
     let mut parameters = Vec::new();
-    if !target.sets("connect_timeout") {
+    if !target.has_parameter("connect_timeout") {
         let seconds = config.connect_timeout.as_secs_f64().ceil().max(2.0);
         parameters.push(("connect_timeout", format!("{seconds:.0}")));
     }
-    let dead_network = DEAD_NETWORK.iter().filter(|(name, _)| !target.sets(name));
-    parameters.extend(dead_network.map(|(name, value)| (*name, (*value).to_owned())));
+    let keepalives = KEEPALIVES.iter().filter(|(name, _)| !target.has_parameter(name));
+    parameters.extend(keepalives.map(|(name, value)| (*name, (*value).to_owned())));
     match &config.application_name {
         Some(name) => parameters.push(("application_name", name.clone())),
         None => parameters.push(("fallback_application_name", format!("diesel-session/{app}"))),
@@ -188,11 +191,12 @@ pub(super) fn driver_url(target: &Target, config: &Config, app: &str) -> String 
     target.with_parameters(&parameters)
 }
 
-/// What this library relies on, whatever role, database and server say: its own SQL has names as strings.
-pub(super) const REQUIRED: &str = "SET standard_conforming_strings = on";
+/// The setting on which the library's SQL relies: names appear in it as string literals. Role, database and server may have another
+/// default.
+pub(super) const REQUIRED_SETTINGS: &str = "SET standard_conforming_strings = on";
 
 pub(super) fn setup(config: &Config) -> Vec<String> {
-    let mut settings = vec![REQUIRED.to_owned()];
+    let mut settings = vec![REQUIRED_SETTINGS.to_owned()];
     settings.extend(config.statement_timeout.map(|limit| limit_in_session(Some(limit))));
     settings.extend(config.lock_timeout.map(lock_limit));
     settings.extend(config.idle_in_transaction_timeout.map(|limit| {
@@ -205,13 +209,13 @@ pub(super) fn setup(config: &Config) -> Vec<String> {
     vec![settings.join("; ")]
 }
 
-/// Role and user come first, so that the rest is allowed. Time zone and encoding are what Diesel sets on every connection.
-/// `DISCARD ALL` would take Diesel's prepared statements too.
+/// User and role come first, so that the other statements are permitted. Diesel sets this time zone and this encoding on every connection.
+/// `DISCARD ALL` would also remove Diesel's prepared statements.
 const RESET: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; \
      SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP; \
      SET TIME ZONE 'UTC'; SET CLIENT_ENCODING TO 'UTF8'";
 
-/// `checks_client` says that [`INTRODUCTION`] has set that.
+/// `checks_client`: [`SERVER_INFO`] has switched on the check of the client.
 pub(super) fn reset(config: &Config, checks_client: bool) -> String {
     let mut statements = vec![RESET.to_owned()];
     statements.extend(setup(config));
@@ -219,13 +223,13 @@ pub(super) fn reset(config: &Config, checks_client: bool) -> String {
     statements.join("; ")
 }
 
-/// `None` is Diesel's own `BEGIN`.
-pub(super) fn begin(how: Beginning) -> Option<String> {
-    if how.isolation.is_none() && how.mode != Mode::ReadOnly && how.remaining.is_none() {
+/// `None` stands for Diesel's own `BEGIN`.
+pub(super) fn begin(options: BeginOptions) -> Option<String> {
+    if options.isolation.is_none() && options.mode != Mode::ReadOnly && options.remaining.is_none() {
         return None;
     }
     let mut sql = String::from("BEGIN");
-    if let Some(isolation) = how.isolation {
+    if let Some(isolation) = options.isolation {
         sql.push_str(match isolation {
             Isolation::ReadUncommitted => " ISOLATION LEVEL READ UNCOMMITTED",
             Isolation::ReadCommitted => " ISOLATION LEVEL READ COMMITTED",
@@ -233,10 +237,10 @@ pub(super) fn begin(how: Beginning) -> Option<String> {
             Isolation::Serializable => " ISOLATION LEVEL SERIALIZABLE",
         });
     }
-    if how.mode == Mode::ReadOnly {
+    if options.mode == Mode::ReadOnly {
         sql.push_str(" READ ONLY");
     }
-    if let Some(remaining) = how.remaining {
+    if let Some(remaining) = options.remaining {
         sql.push_str("; ");
         sql.push_str(&limit_in_transaction(remaining));
     }
@@ -247,11 +251,12 @@ pub(super) fn search_path(schemas: &str) -> String {
     format!("SET LOCAL search_path = {schemas}")
 }
 
-/// Inside of the transaction around a test a local setting outlives a savepoint, so the value before is kept in another one.
-pub(super) const KEEP_SEARCH_PATH: &str = "SELECT pg_catalog.set_config('diesel_session.search_path', \
+/// Inside the outer transaction of a test, a local setting outlives the release of a savepoint. So a second setting keeps the previous
+/// value.
+pub(super) const SAVE_SEARCH_PATH: &str = "SELECT pg_catalog.set_config('diesel_session.search_path', \
      pg_catalog.concat('=', pg_catalog.current_setting('search_path')), true)";
 
-/// A rollback has done it.
+/// After a rollback there is nothing to restore, because the rollback has restored both settings.
 pub(super) const RESTORE_SEARCH_PATH: &str = "SELECT pg_catalog.set_config('search_path', \
      pg_catalog.substr(pg_catalog.current_setting('diesel_session.search_path', true), 2), true) \
      WHERE pg_catalog.strpos(pg_catalog.current_setting('diesel_session.search_path', true), '=') OPERATOR(pg_catalog.=) 1; \
@@ -272,17 +277,17 @@ pub(super) fn lock_limit(limit: Duration) -> String {
     format!("SET lock_timeout = {}", setting(limit))
 }
 
-/// An aborted transaction refuses the first of the two, and then the server does not look at the second. A plain `COMMIT` would be
-/// answered with success and roll back.
+/// In an aborted transaction the server refuses the first statement and ignores the second. A plain `COMMIT` would roll back and report
+/// success.
 pub(super) const GUARDED_COMMIT: &str = "SELECT 1; COMMIT";
 
-/// Whether a backslash in a string means nothing.
-pub(super) fn reads_strings_as_usual<C: SessionConnection>(conn: &mut C) -> bool {
+/// Whether a backslash in a plain string is an ordinary character.
+pub(super) fn has_standard_strings<C: SessionConnection>(conn: &mut C) -> bool {
     let answer = conn.texts("SELECT pg_catalog.current_setting('standard_conforming_strings') AS value");
     answer.is_ok_and(|rows| rows.first().and_then(Option::as_deref) == Some("on"))
 }
 
-/// Milliseconds, as many as the server can count.
+/// The value of a setting in milliseconds, at most the largest value that the server accepts.
 fn setting(limit: Duration) -> u64 {
     millis(limit).min(i32::MAX as u64)
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Beginning, millis};
+use super::{BeginOptions, millis};
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
@@ -15,7 +15,7 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
     ("is locked", ConnectErrorKind::Starting),
 ];
 
-/// `SQLITE_BUSY` and `SQLITE_LOCKED`, of a database, a table or the schema.
+/// The texts of `SQLITE_BUSY` and `SQLITE_LOCKED`.
 pub(super) const TRANSIENT_ERRORS: &[&str] =
     &["database is locked", "database table is locked", "database schema is locked"];
 
@@ -24,30 +24,29 @@ pub(super) const INVENTORY: &str = "SELECT m.name || '.' || c.name AS value FROM
 
 pub(super) const TABLES: &str = "SELECT name AS value FROM sqlite_master WHERE type = 'table'";
 
-/// How long a statement waits for another writer where the configuration does not say.
-pub(crate) const BUSY: Duration = Duration::from_secs(5);
+/// The longest wait of a statement for another writer, unless the configuration sets a limit.
+pub(crate) const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The same while a connection is being set up.
-const BUSY_AT_FIRST: Duration = Duration::from_millis(100);
+/// The longest wait during the setup of a connection.
+const SETUP_BUSY_TIMEOUT: Duration = Duration::from_millis(100);
 
-pub(super) fn setup(config: &Config, no_log: bool) -> Vec<String> {
-    // A busy timeout comes first, because the others may have to wait; each by itself, because a batch stops at the first
-    // statement that is refused. A new connection does not wait long for a locked file: it is the caller who tries again,
-    // and the helper thread is free for other files meanwhile.
-    let mut statements = vec![busy_timeout(BUSY_AT_FIRST), "PRAGMA foreign_keys = 1".into()];
-    if config.wal && !no_log {
+pub(super) fn setup(config: &Config, no_wal: bool) -> Vec<String> {
+    // The busy timeout comes first, because the other statements may have to wait. A new connection does not wait long for a locked
+    // file: the caller tries again, and the worker thread can meanwhile serve other files.
+    let mut statements = vec![busy_timeout(SETUP_BUSY_TIMEOUT), "PRAGMA foreign_keys = 1".into()];
+    if config.wal && !no_wal {
         statements.push(WAL.into());
         statements.push("PRAGMA synchronous = NORMAL".into());
     }
-    statements.push(busy_timeout(config.lock_timeout.unwrap_or(BUSY)));
+    statements.push(busy_timeout(config.lock_timeout.unwrap_or(DEFAULT_BUSY_TIMEOUT)));
     statements
 }
 
 const WAL: &str = "PRAGMA journal_mode = WAL";
 
-/// Whether a connection is used without a statement of its setup that was refused with that message: of a file that cannot be
-/// written the journal stays what it is.
-pub(super) fn goes_without(sql: &str, message: &str) -> bool {
+/// Whether the pool accepts a connection although the database refused a setup statement with this message. A read-only file keeps its
+/// journal mode.
+pub(super) fn tolerates_refusal(sql: &str, message: &str) -> bool {
     sql == WAL && message.contains("attempt to write a readonly database")
 }
 
@@ -55,17 +54,17 @@ pub(super) fn busy_timeout(limit: Duration) -> String {
     format!("PRAGMA busy_timeout = {}", millis(limit).min(i32::MAX as u64))
 }
 
-/// A transaction that may write takes the write lock at once: one that asks for it later is refused without waiting
-/// when another has written in between.
-pub(super) fn begin(how: Beginning) -> Option<String> {
-    (how.mode != Mode::ReadOnly).then(|| "BEGIN IMMEDIATE".into())
+/// A transaction that may write takes the write lock at its beginning. SQLite refuses a later request for the lock without waiting, if
+/// another connection has written in between.
+pub(super) fn begin(options: BeginOptions) -> Option<String> {
+    (options.mode != Mode::ReadOnly).then(|| "BEGIN IMMEDIATE".into())
 }
 
-/// Nothing in a transaction itself keeps it from writing. Changing this makes SQLite prepare every statement anew.
+/// SQLite has no read-only transactions. A change of this setting makes SQLite prepare every statement again.
 pub(super) const READ_ONLY: (&str, &str) = ("PRAGMA query_only = 1", "PRAGMA query_only = 0");
 
-/// A second `BEGIN` is refused while there is a transaction, and harmless.
-pub(super) fn is_in_transaction<C: SessionConnection>(conn: &mut C) -> bool {
+/// SQLite refuses a second `BEGIN` inside a transaction. Outside, the function ends the transaction that the `BEGIN` has begun.
+pub(super) fn probe_transaction<C: SessionConnection>(conn: &mut C) -> bool {
     match conn.batch_execute("BEGIN") {
         Err(error) => error.to_string().contains("within a transaction"),
         Ok(()) => {
@@ -75,7 +74,7 @@ pub(super) fn is_in_transaction<C: SessionConnection>(conn: &mut C) -> bool {
     }
 }
 
-/// A name for a database in memory that no other application has.
+/// A unique URL for the in-memory database of one application.
 pub(crate) fn memory_url() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     format!("file:/diesel-session-{}?vfs=memdb", NEXT.fetch_add(1, Ordering::Relaxed))

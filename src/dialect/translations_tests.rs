@@ -1,5 +1,5 @@
-//! The translations in the library against the message catalogs of the servers that are installed: `scripts/translations` makes
-//! the table anew if one is missing.
+//! Compares the translations in the library with the message catalogs of the installed servers. `scripts/translations` generates the table
+//! again if a translation is missing.
 
 use std::collections::HashMap;
 use std::fs;
@@ -66,7 +66,7 @@ const MARIADB_CONNECT: &[(&str, ConnectErrorKind)] = &[
     ("Server shutdown in progress", Starting),
 ];
 
-/// What the server would send.
+/// The message of a server for this format, with `shop` for each argument.
 fn rendered(text: &str) -> String {
     let mut parts = text.split('%');
     let mut rendered = parts.next().unwrap_or_default().to_owned();
@@ -82,7 +82,7 @@ fn is_expected(kind: &str) -> bool {
     !std::env::var("DIESEL_SESSION_TEST_WITHOUT").unwrap_or_default().split(',').any(|without| without == kind)
 }
 
-/// The files of that name in the folders of `root`.
+/// The files with a matching name in `below` of the folders of `root`.
 fn files(root: &str, name: impl Fn(&str) -> bool, below: &str) -> Vec<PathBuf> {
     let folders = fs::read_dir(root).into_iter().flatten().flatten();
     let files = folders.flat_map(|folder| fs::read_dir(folder.path().join(below)).into_iter().flatten().flatten());
@@ -92,7 +92,7 @@ fn files(root: &str, name: impl Fn(&str) -> bool, below: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// GNU gettext's format.
+/// Reads a message catalog of GNU gettext.
 fn catalog(path: &PathBuf) -> HashMap<String, String> {
     let bytes = fs::read(path).expect("readable");
     let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize;
@@ -110,7 +110,7 @@ fn error(message: String) -> Error {
 }
 
 #[test]
-fn postgres_is_understood_in_every_language_that_is_installed() {
+fn dialect_recognises_errors_of_postgres_in_every_installed_language() {
     let catalogs = files(
         "/usr/share/locale",
         |name| (name.starts_with("postgres-") || name.starts_with("libpq5-")) && name.ends_with(".mo"),
@@ -123,17 +123,18 @@ fn postgres_is_understood_in_every_language_that_is_installed() {
     let translated = catalogs.iter().map(|path| (path.display().to_string(), catalog(path)));
     let mut missing = Vec::new();
     for (name, catalog) in translated.chain([("English".to_owned(), english)]) {
-        let said = |message: &str| catalog.get(message).filter(|text| !text.is_empty()).map(|text| rendered(text));
+        let translation =
+            |message: &str| catalog.get(message).filter(|text| !text.is_empty()).map(|text| rendered(text));
         for (message, kind) in POSTGRES_CONNECT {
-            let Some(text) = said(message) else { continue };
+            let Some(text) = translation(message) else { continue };
             let text = format!("connection to server at \"127.0.0.1\", port 5432 failed: FATAL:  {text}");
-            let found = DatabaseKind::Postgres.classify(&phrase(&text));
+            let found = DatabaseKind::Postgres.classify_connect_error(&phrase(&text));
             if found != *kind {
                 missing.push(format!("{name}: {text}: {found:?}"));
             }
-            // Of a server with a locale of English letters only.
+            // The message of a server whose locale has ASCII letters only.
             let masked = super::mask(&text);
-            let found = DatabaseKind::Postgres.classify(&phrase(&masked));
+            let found = DatabaseKind::Postgres.classify_connect_error(&phrase(&masked));
             let must = ["password authentication", "role \"%s\" does", "database \"%s\" does"];
             let may_be_other = !must.iter().any(|start| message.starts_with(start));
             if found != *kind && (found != ConnectErrorKind::Other || !may_be_other) {
@@ -141,25 +142,25 @@ fn postgres_is_understood_in_every_language_that_is_installed() {
             }
         }
         for message in POSTGRES_TRANSIENT {
-            let found = said(message).is_none_or(|text| DatabaseKind::Postgres.is_transient(&error(text)));
+            let found = translation(message).is_none_or(|text| DatabaseKind::Postgres.is_transient(&error(text)));
             if !found {
                 missing.push(format!("{name}: {message}"));
             }
         }
         for message in POSTGRES_LOST {
-            if said(message).is_some_and(|text| !is_connection_lost(&error(text))) {
+            if translation(message).is_some_and(|text| !is_connection_lost(&error(text))) {
                 missing.push(format!("{name}: {message}"));
             }
         }
-        let lock = said("canceling statement due to lock timeout");
+        let lock = translation("canceling statement due to lock timeout");
         if lock.is_some_and(|text| !DatabaseKind::Postgres.is_lock_timeout(&text)) {
             missing.push(format!("{name}: lock timeout"));
         }
-        // What another statement may say is none of these.
+        // The errors of other statements are not transient.
         for other in
             ["canceling statement due to statement timeout", "relation \"%s\" does not exist", "division by zero"]
         {
-            let Some(text) = said(other) else { continue };
+            let Some(text) = translation(other) else { continue };
             let taken = DatabaseKind::Postgres.is_transient(&error(text.clone()))
                 || DatabaseKind::Postgres.is_lock_timeout(&text)
                 || is_connection_lost(&error(text.clone()));
@@ -170,7 +171,7 @@ fn postgres_is_understood_in_every_language_that_is_installed() {
 }
 
 #[test]
-fn mariadb_is_understood_at_a_connect_in_every_language_that_is_installed() {
+fn dialect_recognises_errors_of_mariadb_in_every_installed_language() {
     let mut files = files("/usr/share/mysql", |name| name == "errmsg.sys", "");
     files.sort();
     assert!(files.len() > 10 || !is_expected("mysql"), "no messages of MariaDB are installed");
@@ -186,8 +187,8 @@ fn mariadb_is_understood_at_a_connect_in_every_language_that_is_installed() {
     for path in &files {
         let texts = texts(path);
         for (number, message) in MARIADB_TRANSIENT.iter().enumerate() {
-            let place = english.len() - english.iter().position(|text| text == message).expect(message);
-            let text = rendered(&texts[texts.len() - place]);
+            let from_end = english.len() - english.iter().position(|text| text == message).expect(message);
+            let text = rendered(&texts[texts.len() - from_end]);
             let found = DatabaseKind::Mysql.is_transient(&error(text.clone()))
                 && (number != 0 || super::is_deadlock(&error(text.clone())))
                 && (number != 1 || DatabaseKind::Mysql.is_lock_timeout(&text));
@@ -196,9 +197,9 @@ fn mariadb_is_understood_at_a_connect_in_every_language_that_is_installed() {
             }
         }
         for (message, kind) in MARIADB_CONNECT {
-            let place = english.len() - english.iter().position(|text| text == message).expect(message);
-            let text = phrase(rendered(&texts[texts.len() - place]));
-            let found = DatabaseKind::Mysql.classify(&text);
+            let from_end = english.len() - english.iter().position(|text| text == message).expect(message);
+            let text = phrase(rendered(&texts[texts.len() - from_end]));
+            let found = DatabaseKind::Mysql.classify_connect_error(&text);
             if found != *kind {
                 missing.push(format!("{}: {text}: {found:?}", path.display()));
             }

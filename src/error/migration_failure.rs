@@ -1,52 +1,52 @@
-//! A migration that failed, and what is left of it.
+//! The failure of a migration.
 
 use std::fmt;
 
 use crate::wording::{name, phrase, sentence};
 
-/// What became of a migration that failed.
+/// The outcome of a migration that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MigrationOutcome {
-    /// It is not noted as done. What it had changed was rolled back, except for [`MigrationFailure::left_behind`].
+    /// The migration is not recorded as done. Its changes were rolled back, except for [`MigrationFailure::left_behind`].
     NotDone,
-    /// The connection was lost, and the server, asked on another one, says that it is done.
+    /// The connection was lost, but the server has reported on another connection that the migration is done.
     Done,
-    /// The connection was lost, and the server could not be asked.
+    /// The connection was lost, and the library could not ask the server.
     Unknown,
 }
 
-/// A migration that failed.
+/// The failure of a migration, or of another step of `create_all` or `drop_all`.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct MigrationFailure {
-    /// The application.
+    /// The id of the application.
     pub app: String,
     /// `create_all` or `drop_all`.
     pub operation: &'static str,
-    /// The migration's name, or the step of the operation that is none.
+    /// The name of the migration, or of another step of the operation.
     pub migration: String,
-    /// What the database said.
+    /// The message of the database.
     pub message: String,
-    /// The versions that were applied or reverted before, and stay so.
+    /// The versions that were applied or reverted before the failure and stay so.
     pub done: Vec<String>,
-    /// Columns and indexes, each after its table, that the failed migration made (`+`) or removed (`-`) and that stay so: MySQL
-    /// and MariaDB commit every such change by itself, and so does every database outside of a transaction.
+    /// The columns and indexes, each prefixed with its table, that the failed migration has created (`+`) or removed (`-`) and that were not
+    /// rolled back. MySQL and MariaDB commit every such change, and so does every database outside a transaction.
     pub left_behind: Vec<String>,
-    /// What became of it.
+    /// The outcome of the migration.
     pub outcome: MigrationOutcome,
     /// Whether the connection was lost.
     pub connection_lost: bool,
-    /// Whether it is a migration and not another step of the operation.
+    /// Whether the failed step is a migration.
     pub(crate) is_migration: bool,
-    /// It was to fill a database that the test kit makes, and removes again after a failure.
+    /// The operation was to fill a database of the test kit, which the test kit removes after a failure.
     pub(crate) of_test_database: bool,
-    /// What can be done about it, if that is neither to correct the migration nor to try again.
+    /// Advice for the user, if it is neither to correct the migration nor to try again.
     pub(crate) advice: Option<String>,
 }
 
 impl MigrationFailure {
-    /// One of every form.
+    /// An example with these fields.
     #[cfg(test)]
     pub(crate) fn example(
         app: &str,
@@ -72,24 +72,20 @@ impl MigrationFailure {
         }
     }
 
-    /// The failure of filling a test's database: nothing of that stays.
+    /// The failure to fill a database of the test kit, of which nothing stays.
     pub(crate) fn in_test_database(mut self) -> Self {
         self.of_test_database = true;
         self.done.clear();
         self.left_behind.clear();
         self
     }
-}
 
-impl MigrationFailure {
-    /// Whether calling the operation again may succeed, and does nothing twice.
+    /// Whether another call of the operation may succeed and does nothing twice.
     pub(crate) fn is_transient(&self) -> bool {
         self.connection_lost && self.outcome != MigrationOutcome::Unknown && self.left_behind.is_empty()
     }
-}
 
-impl MigrationFailure {
-    /// SQLite's, the operating system's, and MariaDB's words for it.
+    /// Recognises the texts of SQLite, the operating system and MariaDB.
     fn is_disk_full(&self) -> bool {
         ["disk is full", "No space left on device", "Disk full"].iter().any(|text| self.message.contains(text))
     }

@@ -1,29 +1,30 @@
-//! The state of a row.
+//! The state of a row in a session.
 
-/// What is known of a handle's row.
+/// The state of the row of a handle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RowState {
-    /// Added, and not inserted yet: there is no row to read.
+    /// The row was added and is not inserted yet, so its value cannot be read.
     Pending,
-    /// In the database, and read or written in the present transaction.
+    /// The row is in the database, and was read or written in the current transaction.
     Persistent,
-    /// In the database, but what was read may be outdated: after a commit, a rollback, a statement that may have changed the row,
-    /// [`expire`](crate::Session::expire), or a read outside of a transaction in an autocommit scope. It can be read as it was known.
-    /// The next `get`, `track` or `refresh` reads it again, and so does `write`, before it gives the value.
+    /// The row is in the database, but the value in memory may be outdated: after a commit, a rollback, a statement that may have changed the
+    /// row, [`expire`](crate::Session::expire), or a read outside a transaction in an autocommit scope. The value in memory can still be
+    /// read. The next `get`, `track` or `refresh` reads the row again, and so does `write` before it returns the value.
     Expired,
-    /// What is in memory was flushed and rolled back: it cannot be read until `get`, `refresh` or an attempt of
-    /// [`retry`](crate::Session::retry) has read it again.
+    /// The value in memory was flushed and then rolled back. It cannot be read until `get`, `refresh` or an attempt of
+    /// [`retry`](crate::Session::retry) has read the row again.
     RolledBack,
-    /// Deleted, by this session or, as was seen when it was read again, by somebody else. It can still be read.
+    /// The row was deleted, by this session or by another one; a session detects the latter when it reads the row again. The value in
+    /// memory can still be read.
     Deleted,
-    /// Added, and rolled back or taken out before it was kept: there is no such row.
+    /// The row was added, and then rolled back or removed from the session before a commit. It does not exist.
     Discarded,
-    /// No longer the session's: after [`expunge`](crate::Session::expunge) or the session's end. It can still be read, unless the session
-    /// ended with the rollback of a change of it that was flushed: then its value is not known.
+    /// The row does not belong to a session any more: after [`expunge`](crate::Session::expunge) or the end of the session. The value in
+    /// memory can still be read, unless the session ended with the rollback of a flushed change of the row. Then its value is unknown.
     Detached,
-    /// Changed by a transaction whose commit was not answered ([`Error::CommitUnknown`](crate::Error::CommitUnknown)). It can be read, and
-    /// its key can be used. [`resolve`](crate::Error::resolve) of that error decides what it is; if the session goes on, so does a `get`,
-    /// `track` or `refresh` that reads the row.
+    /// The row was changed by a transaction whose commit was not answered ([`Error::CommitUnknown`](crate::Error::CommitUnknown)). Its value
+    /// can be read and its key can be used. [`resolve`](crate::Error::resolve) of this error determines the state. If the session continues,
+    /// a `get`, `track` or `refresh` that reads the row determines it too.
     Undecided,
 }

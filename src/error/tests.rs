@@ -203,7 +203,7 @@ fn all() -> Vec<Error> {
             all.push(Error::PartialCommit { committed, failed: "audit".into(), source: Box::new(source) });
         }
     }
-    let poisoned = crate::dialect::advised(refused(), crate::dialect::Poison::Outdated);
+    let poisoned = crate::dialect::with_poison_advice(refused(), crate::dialect::Poison::Outdated);
     all.extend([
         query(),
         Error::Query { source: poisoned, at },

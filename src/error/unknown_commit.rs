@@ -1,4 +1,4 @@
-//! A commit whose answer was lost, and what became of it.
+//! A commit with an unknown outcome, because its answer was lost.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -8,23 +8,23 @@ use super::migration_failure::MigrationOutcome;
 use super::{Error, Place, Result};
 use crate::wording::sentence;
 
-/// What became of a commit.
+/// The outcome of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CommitOutcome {
-    /// It happened.
+    /// The transaction was committed.
     Committed,
-    /// It did not happen, and never will; running the transaction again does nothing twice. A transaction that had written
-    /// nothing is this too, as there was nothing to commit but perhaps a `NOTIFY`.
+    /// The transaction was not committed and never will be, so running it again does nothing twice. A transaction that had written nothing
+    /// has this outcome too, because it had nothing to commit except perhaps a `NOTIFY`.
     RolledBack,
-    /// Nobody can say.
+    /// The outcome cannot be determined.
     Unknown {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
 
-/// A commit whose answer was lost: the content of [`Error::CommitUnknown`].
+/// The content of [`Error::CommitUnknown`]: a commit whose answer was lost.
 #[derive(thiserror::Error)]
 #[error(
     "DS303 app `{app}`: the connection was lost at COMMIT ({at}), so whether it was committed is not known: {} {}",
@@ -39,21 +39,21 @@ pub enum CommitOutcome {
 )]
 #[non_exhaustive]
 pub struct UnknownCommit {
-    /// The application.
+    /// The id of the application.
     pub app: String,
-    /// Where the commit was asked for.
+    /// The source location of the commit.
     pub at: Place,
-    /// What the driver said.
+    /// The error of the driver.
     pub source: diesel::result::Error,
     pub(crate) resolver: Resolver,
     pub(crate) verdict: Arc<Verdict>,
 }
 
-/// The answer of `resolve`, once there is one: the error and the rows of the transaction share it.
+/// The definite result of `resolve`, once there is one. The error and the rows of the transaction share it.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict(AtomicU8);
 
-/// What became of a transaction.
+/// The definite outcome of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Decision {
     Committed = 1,
@@ -69,7 +69,7 @@ impl Verdict {
         }
     }
 
-    fn note(&self, outcome: &CommitOutcome) {
+    fn record(&self, outcome: &CommitOutcome) {
         let decision = match outcome {
             CommitOutcome::Committed => Decision::Committed,
             CommitOutcome::RolledBack => Decision::RolledBack,
@@ -79,34 +79,33 @@ impl Verdict {
     }
 }
 
-/// How to learn what became of it.
+/// The way to determine the outcome of a commit.
 #[derive(Clone)]
 pub(crate) enum Resolver {
-    /// Somebody answers, to a call from that place.
+    /// The function asks the server. Its argument is the source location of the caller.
     Ask(Arc<dyn Fn(Place) -> Result<CommitOutcome> + Send + Sync>),
-    /// Nobody has to.
+    /// The transaction has written nothing, so the outcome is `RolledBack`.
     NothingWritten,
-    /// Nobody answers, for that reason.
+    /// The server cannot be asked, for this reason.
     Silent(&'static str),
 }
 
 impl UnknownCommit {
-    /// Asks the server, over another connection of the application, what became of the commit.
+    /// Asks the server for the outcome of the commit, on another connection of the application.
     ///
-    /// This needs PostgreSQL and a scope that was [`resolvable`](crate::Scope::resolvable); otherwise the answer is
-    /// [`CommitOutcome::Unknown`] at once, with the reason. While the server has not noticed yet that its client has gone, the
-    /// transaction is still in progress there: then it is asked again, for up to the application's
-    /// [`acquire_timeout`](crate::Config::acquire_timeout), after which the answer is `Unknown`. So it is where the server has
-    /// forgotten: it remembers some hundred million transactions.
+    /// This needs PostgreSQL and a [`resolvable`](crate::Scope::resolvable) scope. Otherwise the result is [`CommitOutcome::Unknown`]
+    /// with the reason. Until the server detects that its client is gone, the transaction is still in progress. Then the method asks again
+    /// for up to the application's [`acquire_timeout`](crate::Config::acquire_timeout), after which the result is `Unknown`. The result is
+    /// also `Unknown` if the server no longer has the status of the transaction: it keeps the status of some hundred million transactions.
     ///
-    /// Whoever answers at the application's URL is asked. Where that has become another server, such as a replica that was promoted
-    /// without the last transactions, the answer is about that server's transaction of the same number.
+    /// The method asks the server at the application's URL. If that is another server by now, such as a replica that was promoted without
+    /// the last transactions, the result concerns that server's transaction with the same id.
     ///
-    /// Handles to rows that the transaction changed are [`RowState::Undecided`](crate::RowState::Undecided) until this has answered
-    /// `Committed` or `RolledBack`. Then they report what is true.
+    /// Handles to rows that the transaction changed are [`RowState::Undecided`](crate::RowState::Undecided) until the method has returned
+    /// `Committed` or `RolledBack`. Then the handles report the resulting state.
     ///
     /// # Errors
-    /// What can go wrong with getting a connection; see [`Session`](crate::Session). It can be called again.
+    /// The errors of a checkout; see [`Session`](crate::Session). The method can be called again.
     #[track_caller]
     pub fn resolve(&self) -> Result<CommitOutcome> {
         let outcome = match &self.resolver {
@@ -114,26 +113,27 @@ impl UnknownCommit {
             Resolver::NothingWritten => CommitOutcome::RolledBack,
             Resolver::Silent(reason) => CommitOutcome::Unknown { reason: (*reason).into() },
         };
-        self.verdict.note(&outcome);
+        self.verdict.record(&outcome);
         Ok(outcome)
     }
 }
 
 impl Error {
-    /// What became of the commit that this error is about; see [`UnknownCommit::resolve`]. For [`Error::PartialCommit`] it is
-    /// the commit that failed. Of other errors a hook's that failed after the commit says what became of it, and a connection that was
-    /// lost inside a transaction, before its commit; the rest are
-    /// [`CommitOutcome::Unknown`], as there was no commit that could be asked for.
+    /// The outcome of the commit that this error concerns; see [`UnknownCommit::resolve`].
+    ///
+    /// For [`Error::PartialCommit`] it is the outcome of the commit that failed. A hook that failed after the commit means `Committed`. A
+    /// connection that was lost inside a transaction, before its commit, means `RolledBack`. A migration whose connection was lost, but which
+    /// is done, means `Committed`. For all other errors the result is [`CommitOutcome::Unknown`], because there was no commit.
     ///
     /// ```
     /// use diesel_session::{CommitOutcome, Error};
     ///
-    /// /// Whether the order has to be placed again.
+    /// /// Whether the program has to place the order again.
     /// fn is_to_be_repeated(error: &Error) -> diesel_session::Result<bool> {
     ///     match error.resolve()? {
     ///         CommitOutcome::Committed => Ok(false),
     ///         CommitOutcome::RolledBack => Ok(true),
-    ///         _ => Ok(false),                             // somebody has to look
+    ///         _ => Ok(false),                             // a person has to check
     ///     }
     /// }
     /// # let error = Error::from(diesel::result::Error::NotFound);
@@ -142,7 +142,7 @@ impl Error {
     /// ```
     ///
     /// # Errors
-    /// What can go wrong with getting a connection. It can be called again.
+    /// The errors of a checkout. The method can be called again.
     #[track_caller]
     pub fn resolve(&self) -> Result<CommitOutcome> {
         match self {

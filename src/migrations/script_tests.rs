@@ -7,11 +7,11 @@ fn step(version: &str, sql: Option<&str>, in_transaction: bool) -> Step {
 }
 
 fn script(steps: Vec<Step>) -> Script {
-    Script { steps, known: true }
+    Script { steps, has_source: true }
 }
 
 #[test]
-fn each_migration_is_a_transaction_whatever_it_ends_with() {
+fn messages_wrap_each_migration_in_a_transaction() {
     let script = script(vec![
         step("1", Some("CREATE TABLE a (b INT) -- no semicolon"), true),
         step("2", Some("CREATE TABLE c (d INT); -- 'x"), true),
@@ -35,7 +35,7 @@ fn each_migration_is_a_transaction_whatever_it_ends_with() {
 }
 
 #[test]
-fn a_migration_without_a_transaction_has_none() {
+fn messages_have_no_transaction_for_a_migration_that_must_not_run_in_one() {
     let script = script(vec![step("1", Some("A"), true), step("2", Some("B"), false)]);
     for kind in [DatabaseKind::Sqlite, DatabaseKind::Mysql] {
         let messages = script.messages(kind).expect("it is all text");
@@ -46,20 +46,20 @@ fn a_migration_without_a_transaction_has_none() {
 }
 
 #[test]
-fn nothing_is_said_of_what_is_not_known() {
+fn script_without_text_has_no_messages_and_no_digest() {
     let opaque = script(vec![step("1", Some("A"), true), step("2", None, true)]);
     assert_eq!((opaque.messages(DatabaseKind::Sqlite), opaque.digest()), (None, None));
     assert_eq!(opaque.versions().collect::<Vec<_>>(), ["1", "2"]);
     let open = script(vec![step("1", Some("SELECT 1 /* no end"), true)]);
     assert_eq!(open.messages(DatabaseKind::Sqlite), None);
-    let none = Script { steps: Vec::new(), known: false };
+    let none = Script { steps: Vec::new(), has_source: false };
     assert_eq!(none.messages(DatabaseKind::Mysql), Some(Vec::new()));
     assert_ne!(none.digest(), script(Vec::new()).digest());
 }
 
 #[test]
-fn digests_are_of_the_whole_and_never_change() {
-    let mut fnv = Fnv::new();
+fn digest_depends_on_every_field_and_is_stable() {
+    let mut fnv = Fnv128::new();
     fnv.bytes(b"foobar");
     assert_eq!(fnv.0, 0x343e_1662_793c_64bf_6f0d_3597_ba44_6f18, "the published value");
     let digest = |steps| script(steps).digest().expect("it is all text");
@@ -78,7 +78,7 @@ fn digests_are_of_the_whole_and_never_change() {
 }
 
 #[test]
-fn what_leaves_its_schema_is_found() {
+fn outside_reference_finds_words_that_leave_the_schema() {
     for (sql, words) in [
         ("CREATE TABLE public.a (b INT)", "public.a"),
         ("SELECT 1; SELECT * FROM \"Public\" . \"a\"", "\"Public\".\"a\""),
@@ -95,18 +95,18 @@ fn what_leaves_its_schema_is_found() {
         ("CREATE TABLE a (b INT DEFAULT nextval('public.c'::regclass))", "'public.c'"),
         ("SELECT setval('public.c', 1)", "'public.c'"),
     ] {
-        assert_eq!(leaves_schema(sql).as_deref(), Some(words), "{sql}");
+        assert_eq!(outside_reference(sql).as_deref(), Some(words), "{sql}");
     }
     let script = script(vec![
         step("1", Some("SELECT 1"), true),
         step("2", None, true),
         step("3", Some("SELECT public.a()"), true),
     ]);
-    assert_eq!(script.leaves_its_schema(), Some(("3_name".into(), "public.a".into())));
+    assert_eq!(script.first_outside_reference(), Some(("3_name".into(), "public.a".into())));
 }
 
 #[test]
-fn what_stays_in_its_schema_is_let_be() {
+fn outside_reference_ignores_words_that_stay_in_the_schema() {
     for sql in [
         "",
         "CREATE TABLE a (public BOOLEAN, schema TEXT, \"publication\" INT)",
@@ -117,13 +117,14 @@ fn what_stays_in_its_schema_is_let_be() {
         "SELECT nextval('a'::regclass), republic.a FROM republic",
         "CREATE TABLE schema (a INT); CREATE TABLE events (a INT)",
     ] {
-        assert_eq!(leaves_schema(sql), None, "{sql}");
+        assert_eq!(outside_reference(sql), None, "{sql}");
     }
 }
 
 #[cfg(feature = "sqlite")]
 mod sqlite {
     use diesel::SqliteConnection;
+    use diesel::connection::{BoxableConnection, SimpleConnection};
     use diesel::migration::{self, MigrationMetadata, MigrationName, MigrationSource, MigrationVersion};
     use diesel::sqlite::Sqlite;
 
@@ -131,46 +132,45 @@ mod sqlite {
     use crate::connection::Inspect;
     use crate::{Config, Database};
 
-    /// What a migration does.
     #[derive(Clone, Copy)]
-    enum Act {
+    enum Action {
         Send(&'static [&'static str]),
-        LookInto,
+        Inspect,
         Fail,
         Panic,
     }
 
     #[derive(Clone, Copy)]
-    struct Own(&'static str, Act, bool);
+    struct TestMigration(&'static str, Action, bool);
 
-    impl std::fmt::Display for Own {
+    impl std::fmt::Display for TestMigration {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.write_str(self.0)
         }
     }
 
-    impl MigrationName for Own {
+    impl MigrationName for TestMigration {
         fn version(&self) -> MigrationVersion<'_> {
             self.0.into()
         }
     }
 
-    impl MigrationMetadata for Own {
+    impl MigrationMetadata for TestMigration {
         fn run_in_transaction(&self) -> bool {
             self.2
         }
     }
 
-    impl Migration<Sqlite> for Own {
+    impl Migration<Sqlite> for TestMigration {
         fn run(&self, conn: &mut dyn BoxableConnection<Sqlite>) -> migration::Result<()> {
             match self.1 {
-                Act::Send(texts) => texts.iter().try_for_each(|sql| conn.batch_execute(sql))?,
-                Act::LookInto => {
+                Action::Send(texts) => texts.iter().try_for_each(|sql| conn.batch_execute(sql))?,
+                Action::Inspect => {
                     conn.batch_execute("SELECT 1")?;
                     let _ = conn.as_any_mut().downcast_mut::<SqliteConnection>();
                 }
-                Act::Fail => return Err("no".into()),
-                Act::Panic => panic!("no"),
+                Action::Fail => return Err("no".into()),
+                Action::Panic => panic!("no"),
             }
             Ok(())
         }
@@ -188,29 +188,31 @@ mod sqlite {
         }
     }
 
-    struct Source(Vec<Own>);
+    struct Source(Vec<TestMigration>);
 
     impl MigrationSource<Sqlite> for Source {
         fn migrations(&self) -> migration::Result<Vec<Box<dyn Migration<Sqlite>>>> {
-            Ok(self.0.iter().map(|own| Box::new(*own) as Box<dyn Migration<Sqlite>>).collect())
+            Ok(self.0.iter().map(|migration| Box::new(*migration) as Box<dyn Migration<Sqlite>>).collect())
         }
     }
 
-    fn app(migrations: Vec<Own>) -> App<SqliteConnection> {
+    fn app(migrations: Vec<TestMigration>) -> App<SqliteConnection> {
         let db = Database::new(Source(migrations));
         db.init_app("app", Config::new(":memory:").max_size(1)).expect("sound")
     }
 
     #[test]
-    fn code_of_the_programs_own_is_opaque() {
-        for act in [Act::LookInto, Act::Fail, Act::Panic, Act::Send(&[])] {
-            let script = app(vec![Own("1", act, true)]).script().expect("it can be read");
+    fn script_treats_code_of_the_program_as_opaque() {
+        for act in [Action::Inspect, Action::Fail, Action::Panic, Action::Send(&[])] {
+            let script = app(vec![TestMigration("1", act, true)]).script().expect("it can be read");
             assert!(script.steps[0].sql.is_none());
         }
-        let script = app(vec![Own("1", Act::Send(&[" ", "-- x"]), true)]).script().expect("it can be read");
-        assert_eq!(script.steps[0].sql.as_deref(), Some(""), "there is nothing to send");
         let script =
-            app(vec![Own("1", Act::Send(&["SELECT 1 -- x", "SELECT 2;"]), true)]).script().expect("it can be read");
+            app(vec![TestMigration("1", Action::Send(&[" ", "-- x"]), true)]).script().expect("it can be read");
+        assert_eq!(script.steps[0].sql.as_deref(), Some(""), "there is nothing to send");
+        let script = app(vec![TestMigration("1", Action::Send(&["SELECT 1 -- x", "SELECT 2;"]), true)])
+            .script()
+            .expect("it can be read");
         assert_eq!(script.steps[0].sql.as_deref(), Some("SELECT 1 -- x\n;\nSELECT 2;"));
         let none = Database::<SqliteConnection>::without_migrations();
         let none = none.init_app("app", Config::new(":memory:")).expect("sound");
@@ -218,17 +220,25 @@ mod sqlite {
     }
 
     #[test]
-    fn a_replay_makes_what_create_all_makes() {
+    fn messages_create_the_same_schema_as_create_all() {
         let migrations = || {
             vec![
-                Own("2", Act::Send(&["CREATE INDEX i ON a (b); INSERT INTO a VALUES (1, ';') -- x"]), true),
-                Own("3", Act::Send(&["PRAGMA foreign_keys = OFF;", "CREATE TABLE [c;] (d INT)"]), false),
-                Own("1", Act::Send(&["CREATE TABLE a (b INTEGER PRIMARY KEY, c TEXT)"]), true),
-                Own("4", Act::Send(&["CREATE TRIGGER t AFTER INSERT ON a BEGIN DELETE FROM [c;]; END"]), true),
+                TestMigration(
+                    "2",
+                    Action::Send(&["CREATE INDEX i ON a (b); INSERT INTO a VALUES (1, ';') -- x"]),
+                    true,
+                ),
+                TestMigration("3", Action::Send(&["PRAGMA foreign_keys = OFF;", "CREATE TABLE [c;] (d INT)"]), false),
+                TestMigration("1", Action::Send(&["CREATE TABLE a (b INTEGER PRIMARY KEY, c TEXT)"]), true),
+                TestMigration(
+                    "4",
+                    Action::Send(&["CREATE TRIGGER t AFTER INSERT ON a BEGIN DELETE FROM [c;]; END"]),
+                    true,
+                ),
             ]
         };
-        let (made, replayed) = (app(migrations()), app(migrations()));
-        made.create_all().expect("they are sound");
+        let (created, replayed) = (app(migrations()), app(migrations()));
+        created.create_all().expect("they are sound");
         let messages =
             replayed.script().expect("it can be read").messages(DatabaseKind::Sqlite).expect("it is all text");
         let pool = replayed.pool().expect("a pool");
@@ -246,10 +256,10 @@ mod sqlite {
             "SELECT version AS value FROM __diesel_schema_migrations ORDER BY 1",
             "SELECT c AS value FROM a",
         ] {
-            assert_eq!(of(&made, sql), of(&replayed, sql), "{sql}");
-            assert!(!of(&made, sql).is_empty(), "{sql}");
+            assert_eq!(of(&created, sql), of(&replayed, sql), "{sql}");
+            assert!(!of(&created, sql).is_empty(), "{sql}");
         }
-        assert_eq!(made.migrations().expect("it answers"), replayed.migrations().expect("it answers"));
+        assert_eq!(created.migrations().expect("it answers"), replayed.migrations().expect("it answers"));
         assert!(replayed.migrations().expect("it answers").iter().all(|one| one.applied));
         assert_eq!(replayed.create_all().expect("nothing to do"), Vec::<String>::new());
     }

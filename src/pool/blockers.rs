@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{AppPool, CheckedOut};
 use crate::connection::SessionConnection;
-use crate::dialect::BETWEEN;
+use crate::dialect::SEPARATOR;
 use crate::error::{Blocker, Blockers, Holder};
 use crate::url::Target;
 use crate::wording::phrase;
@@ -39,7 +39,7 @@ impl<C: SessionConnection> AppPool<C> {
 }
 
 fn read(row: &str, target: &Target) -> Option<Blocker> {
-    let mut parts = row.splitn(5, BETWEEN);
+    let mut parts = row.splitn(5, SEPARATOR);
     let mut part = || parts.next();
     let (session, name, state, seconds, query) = (part()?, part()?, part()?, part()?, part()?);
     let query = shortened(&target.redact(query));

@@ -127,7 +127,7 @@ impl<C: SessionConnection> AppPool<C> {
         if idle < JUST_NOW && is_trusted {
             return true;
         }
-        if dialect::has_hung_up(managed.conn_mut()) {
+        if dialect::detect_hang_up(managed.conn_mut()) {
             return false;
         }
         if idle < FRESH && is_trusted {

@@ -19,9 +19,9 @@ use super::writers::{self, Writers};
 use super::{AppPool, PoolOwner};
 use crate::config::Reset;
 use crate::connection::SessionConnection;
-use crate::contain::contained;
 use crate::error::ConnectErrorKind;
 use crate::kind::DatabaseKind;
+use crate::panic::catch_panic;
 
 /// The pause before another attempt after a failed connect. It doubles with each failure, up to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(150));
@@ -230,7 +230,7 @@ impl<C: SessionConnection> Storage for Connections<C> {
     }
 
     fn keep_in_bounds(&self, pool: u64) {
-        if self.server.limit().taken() >= self.kind().keeps_open(self.server.capacity())
+        if self.server.limit().taken() >= self.kind().eviction_threshold(self.server.capacity())
             && let Some((_, other)) = self.server.limit().least_recently_used(pool)
         {
             self.run_closing(move || {
@@ -299,7 +299,7 @@ impl<C: SessionConnection> Storage for Connections<C> {
             Reset::Never => false,
         };
         let is_ready = || self.make_ready(managed, due, until);
-        !due && self.options.on_checkin.is_none() || contained("the reset of a connection", is_ready).unwrap_or(false)
+        !due && self.options.on_checkin.is_none() || catch_panic("the reset of a connection", is_ready).unwrap_or(false)
     }
 
     fn close(&self, mut conn: Self::Conn, until: Option<Instant>, is_awaited: bool) -> Closing {
@@ -310,7 +310,7 @@ impl<C: SessionConnection> Storage for Connections<C> {
         let is_awaited = is_awaited || permits.iter().any(LimitPermit::is_wanted);
         let ending = socket.filter(|_| is_awaited).and_then(|socket| socket.ending());
         let watched = socket.map(|socket| Watched::begin(socket, end));
-        contained("the end of a connection", || drop(conn));
+        catch_panic("the end of a connection", || drop(conn));
         drop(watched);
         self.closings.fetch_add(1, Ordering::AcqRel);
         crate::wording::log_line!(debug, "diesel_session::pool", "app `{}` has closed a connection", self.options.app);

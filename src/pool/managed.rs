@@ -226,11 +226,11 @@ impl<C> Managed<C> {
                 pinned.schema_changes();
             }
         }
-        let (Some((hook, run_inside)), Some(conn)) = (self.on_close.take(), &mut self.conn) else { return };
+        let (Some((hook, run_nested)), Some(conn)) = (self.on_close.take(), &mut self.conn) else { return };
         let pinned = self.pinned.as_ref().filter(|pinned| pinned.has_begun());
         let outcome = catch_unwind(AssertUnwindSafe(|| match pinned {
             None => hook(conn),
-            Some(_) if run_inside(self.observer.kind(), conn, hook) => {}
+            Some(_) if run_nested(self.observer.kind(), conn, hook) => {}
             Some(pinned) => pinned.poison("hook `on_close` ended its transaction", None),
         }));
         if let Err(panic) = outcome {

@@ -24,10 +24,10 @@ use super::statement_observer::{ObserverInstrumentation, Reading, StatementObser
 use super::thread::begin_connect;
 use super::watchdog::Watched;
 use crate::connection::SessionConnection;
-use crate::contain::message_of;
 use crate::error::ConnectErrorKind;
 use crate::error::LOST;
 use crate::kind::DatabaseKind;
+use crate::panic::into_panic_message;
 use crate::wording::phrase;
 
 /// What r2d2 stores: a connection, or why there is none. Both are boxed because they are moved often.
@@ -80,7 +80,7 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
     fn connect(&self) -> Result<Made<C>, Infallible> {
         let made = catch_unwind(AssertUnwindSafe(|| self.make()));
         Ok(made.unwrap_or_else(|panic| {
-            Err(Box::new(self.failure(&format!("connecting panicked: {}", message_of(panic)))))
+            Err(Box::new(self.failure(&format!("connecting panicked: {}", into_panic_message(panic)))))
         }))
     }
 
@@ -100,7 +100,7 @@ impl<C: SessionConnection> Manager<C> {
             return Err(Box::new(self.failure("the program is ending")));
         };
         let made = catch_unwind(AssertUnwindSafe(|| self.open()))
-            .unwrap_or_else(|panic| Err(self.failure(&format!("connecting panicked: {}", message_of(panic)))));
+            .unwrap_or_else(|panic| Err(self.failure(&format!("connecting panicked: {}", into_panic_message(panic)))));
         let app = &self.options.app;
         match made {
             Ok(mut managed) => {
@@ -176,7 +176,7 @@ impl<C: SessionConnection> Manager<C> {
         let conn = managed.conn_mut();
         for sql in options.target.kind.setup(&options.config, no_log).into_iter().filter(|_| !is_set_up) {
             conn.batch_execute(&sql)
-                .or_else(|error| match options.target.kind.goes_without(&sql, &error.to_string()) {
+                .or_else(|error| match options.target.kind.tolerates_refusal(&sql, &error.to_string()) {
                     true => Ok(()),
                     false => Err(error),
                 })
@@ -208,7 +208,7 @@ impl<C: SessionConnection> Manager<C> {
             prepare(conn).map_err(|error| self.failure(&format!("`Database::on_connect` failed: {error}")))?;
         }
         let is_changed = !options.config.on_connect.is_empty() || options.on_connect.is_some();
-        if let Some(sql) = options.target.kind.required().filter(|_| is_changed && !is_set_up) {
+        if let Some(sql) = options.target.kind.required_settings().filter(|_| is_changed && !is_set_up) {
             conn.batch_execute(sql)
                 .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
         }
@@ -224,7 +224,7 @@ impl<C: SessionConnection> Manager<C> {
         }
         conn.set_instrumentation(ObserverInstrumentation::new(observer));
         let now = Instant::now();
-        managed.on_close = options.on_close.map(|hook| (hook, DatabaseKind::run_inside as _));
+        managed.on_close = options.on_close.map(|hook| (hook, DatabaseKind::run_nested as _));
         managed.last_used = now;
         managed.expires = options.config.max_lifetime.map(|lifetime| now + with_jitter(lifetime));
         managed.schema = schema;
@@ -240,7 +240,7 @@ impl<C: SessionConnection> Manager<C> {
     /// A connection, and the socket under it if that can be told.
     fn establish_and_find(&self) -> ConnectionResult<(C, Option<Socket>)> {
         let (target, kind) = (&self.options.target, self.options.target.kind);
-        let Some(question) = kind.client_port() else { return Ok((self.establish()?, None)) };
+        let Some(question) = kind.client_port_query() else { return Ok((self.establish()?, None)) };
         let search = Search::begin(target);
         let mut conn = self.establish()?;
         let socket = search.end(target, || {
@@ -276,7 +276,7 @@ impl<C: SessionConnection> Manager<C> {
     /// too late to ask. Whatever stands between this process and the server and does not know may stay silent.
     fn introduce(&self, conn: &mut C) -> Option<Introduced> {
         let kind = self.options.target.kind;
-        let answer = conn.texts(kind.introduction()?).ok()?.into_iter().next().flatten()?;
+        let answer = conn.texts(kind.server_info_query()?).ok()?.into_iter().next().flatten()?;
         let mut parts = answer.splitn(5, ' ');
         let (session, capacity, instance) = (parts.next()?, parts.next()?, parts.next()?);
         let (checks_client, database) = (parts.next()? == "set", parts.next()?);
@@ -293,7 +293,7 @@ impl<C: SessionConnection> Manager<C> {
 
     fn failure(&self, message: &str) -> ConnectFailure {
         // The message is classified before it is redacted: a password may be a word of it.
-        let kind = self.options.target.kind.classify(&phrase(message));
+        let kind = self.options.target.kind.classify_connect_error(&phrase(message));
         let mut message = self.options.target.redact(message);
         if self.options.connect_with.is_none() && message.contains("url for multiconnection") {
             message.push_str(
@@ -301,7 +301,7 @@ impl<C: SessionConnection> Manager<C> {
             );
         }
         if kind == ConnectErrorKind::Unreachable
-            && let Some(cause) = self.options.target.why_no_file()
+            && let Some(cause) = self.options.target.missing_file_reason()
         {
             message = format!("{message}: {cause}");
         }
@@ -312,7 +312,7 @@ impl<C: SessionConnection> Manager<C> {
     fn understood(&self, mut failure: ConnectFailure) -> ConnectFailure {
         let target = &self.options.target;
         if failure.kind == ConnectErrorKind::Other
-            && let Some(question) = target.kind.is_full()
+            && let Some(question) = target.kind.full_server_query()
             && self.server.ask(question).is_some_and(|answer| answer.first().is_some_and(|full| full == "1"))
         {
             failure.kind = ConnectErrorKind::ServerFull;

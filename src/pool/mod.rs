@@ -125,7 +125,7 @@ impl<C: SessionConnection> AppPool<C> {
         let Some(writers) = &self.storage.writers else { return Ok(None) };
         let options = &self.storage.options;
         let started = Instant::now();
-        let deadline = started + options.config.lock_timeout.unwrap_or(crate::dialect::BUSY);
+        let deadline = started + options.config.lock_timeout.unwrap_or(crate::dialect::DEFAULT_BUSY_TIMEOUT);
         let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
         let holder = Holder::new(Arc::clone(&options.app), place, started, true);
         let app = || options.app.to_string();

@@ -12,7 +12,7 @@ use super::options::PoolOptions;
 use super::statement_observer::{ObserverInstrumentation, Reading};
 use super::{AppPool, CheckedOut};
 use crate::connection::SessionConnection;
-use crate::dialect::{self, Beginning, Question};
+use crate::dialect::{self, BeginOptions, TransactionCheck};
 use crate::error::{Error, Result};
 use crate::kind::DatabaseKind;
 
@@ -111,7 +111,7 @@ impl<C: SessionConnection> Managed<C> {
             prepared.map_err(|failure| ("`Database::on_connect`, after the reset,", failure))?;
         }
         let is_changed = !options.config.on_connect.is_empty() || options.on_connect.is_some();
-        if let Some(sql) = options.target.kind.required().filter(|_| is_changed) {
+        if let Some(sql) = options.target.kind.required_settings().filter(|_| is_changed) {
             self.conn_mut().batch_execute(sql).map_err(|error| ("the reset", error.into()))?;
         }
         self.observer.take();
@@ -126,10 +126,10 @@ impl<C: SessionConnection> Managed<C> {
         let Some(pinned) = self.pinned().filter(|pinned| pinned.has_begun()).map(Arc::clone) else {
             return self.run_hook_at(0, hook, kind);
         };
-        kind.begin_inside(self.conn_mut(), Beginning::plain(), None)?;
+        kind.begin_nested(self.conn_mut(), BeginOptions::plain(), None)?;
         let outcome = self.run_hook_at(1, hook, kind);
-        let outcome = outcome.and_then(|()| Ok(kind.release_inside(self.conn_mut())?));
-        if outcome.is_err() && !kind.undo_inside(self.conn_mut()) {
+        let outcome = outcome.and_then(|()| Ok(kind.release_nested(self.conn_mut())?));
+        if outcome.is_err() && !kind.undo_nested(self.conn_mut()) {
             pinned.poison("a hook of the pool ended its transaction", None);
         }
         self.observer.take();
@@ -165,7 +165,9 @@ impl<C: SessionConnection> Managed<C> {
             && notes.began
             && match kind {
                 DatabaseKind::Postgres => notes.ended_by.is_none(),
-                DatabaseKind::Mysql | DatabaseKind::Sqlite => kind.still_exists(self.conn_mut(), Question::default()),
+                DatabaseKind::Mysql | DatabaseKind::Sqlite => {
+                    kind.transaction_exists(self.conn_mut(), TransactionCheck::default())
+                }
             };
         if began || self.conn_mut().depth() != Some(depth) {
             return Err(failure("it left a transaction open"));

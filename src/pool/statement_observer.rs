@@ -204,7 +204,7 @@ impl StatementObserver {
         let raw = reading == Reading::Raw as u8;
         let text = if reading > 0 { statement(query) } else { String::new() };
         // An error too: of several statements in one text it may be the last one's.
-        if reading > 0 && self.kind.leaves_something(&text, raw) {
+        if reading > 0 && self.kind.leaves_state(&text, raw) {
             self.left_something.store(true, Ordering::Release);
         }
         if self.looks_for_changes && raw && self.kind.may_change_schema(&text) {

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 
-use crate::contain::message_of;
+use crate::panic::into_panic_message;
 use crate::process::PerProcess;
 
 /// Threads that are kept for the next pools.
@@ -118,7 +118,7 @@ fn start() -> Result<FreeThread, String> {
             .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled)
             .build()
     };
-    let thread = catch_unwind(build).map_err(|panic| message_of(panic))?;
+    let thread = catch_unwind(build).map_err(|panic| into_panic_message(panic))?;
     THREADS.get_or_init(Threads::default).running.fetch_add(1, Ordering::AcqRel);
     let is_abandoned = Arc::new(AtomicBool::new(false));
     let mark = EndMark { is_abandoned: Arc::clone(&is_abandoned) };

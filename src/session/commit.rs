@@ -63,10 +63,10 @@ impl<C: SessionConnection> TransactionState<C> {
         let guarded_commit = self.had_raw_access.then(|| kind.guarded_commit()).flatten();
         let refused = Cell::new(false);
         let outcome = self.send(|conn| match (had_orphans, guarded_commit) {
-            (Some(had_orphans), None) => kind.commit_inside(conn, had_orphans),
+            (Some(had_orphans), None) => kind.commit_nested(conn, had_orphans),
             (Some(had_orphans), Some(_)) => {
-                kind.probe_inside(conn).inspect_err(|_| refused.set(true))?;
-                kind.commit_inside(conn, had_orphans)
+                kind.probe_nested(conn).inspect_err(|_| refused.set(true))?;
+                kind.commit_nested(conn, had_orphans)
             }
             (None, None) => conn.commit_level(),
             (None, Some(sql)) => conn.commit_with(sql, |error, depth| {

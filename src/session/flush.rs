@@ -12,11 +12,10 @@ use super::session_inner::SessionInner;
 use super::statement::Statement;
 use super::transaction_state::Access;
 use crate::connection::SessionConnection;
-use crate::contain::{message_of, text_of};
 use crate::error::Verdict;
 use crate::error::{Error, Place, Result, Undo};
 use crate::kind::DatabaseKind;
-use crate::panic::panic_message;
+use crate::panic::{display_catching_panic, into_panic_message, panic_message};
 use crate::unit_of_work::{ChangeKind, Changes, Connected, Executor, StatementKind, Unit};
 
 /// A hook that runs at every flush of a session.
@@ -157,7 +156,7 @@ impl<C: SessionConnection> SessionInner<C> {
         let failure = match &sent {
             Ok(Ok(())) if lost => Some(ROLLED_BACK_DURING_FLUSH.into()),
             Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(text_of(error)),
+            Ok(Err(error)) => Some(display_catching_panic(error)),
             Err(panic) => Some(panic_message(&**panic)),
         };
         let Some(cause) = failure else {
@@ -299,7 +298,9 @@ impl<C: SessionConnection> SessionInner<C> {
         let outcome = self.run_row_hook("after_commit", changes, self.row_hooks().after_commit);
         outcome.map_err(|error| match error {
             Error::HookFailed { hook, message, .. } => Error::HookFailed { hook, committed: true, message },
-            error => Error::HookFailed { hook: "after_commit", committed: true, message: text_of(&error) },
+            error => {
+                Error::HookFailed { hook: "after_commit", committed: true, message: display_catching_panic(&error) }
+            }
         })
     }
 
@@ -317,7 +318,12 @@ impl<C: SessionConnection> SessionInner<C> {
         if let Some(changes) = changes
             && let Err(error) = self.run_row_hook("after_rollback", &changes, hook)
         {
-            crate::wording::log_line!(warn, "diesel_session::session", "after a rollback: {}", text_of(&error));
+            crate::wording::log_line!(
+                warn,
+                "diesel_session::session",
+                "after a rollback: {}",
+                display_catching_panic(&error)
+            );
         }
     }
 
@@ -370,7 +376,7 @@ impl<C: SessionConnection> SessionInner<C> {
 
 fn run_contained(hook: &'static str, run: impl FnOnce() -> Result<()>) -> Result<()> {
     catch_unwind(AssertUnwindSafe(run))
-        .unwrap_or_else(|panic| Err(Error::HookFailed { hook, committed: false, message: message_of(panic) }))
+        .unwrap_or_else(|panic| Err(Error::HookFailed { hook, committed: false, message: into_panic_message(panic) }))
 }
 
 const HOOK_LOST_CHANGES: &str = "it took away what was to be written or committed, \

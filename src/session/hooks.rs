@@ -2,8 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::contain::{drop_each, message_of};
 use crate::error::{Error, Result};
+use crate::panic::{drop_each_catching_panics, into_panic_message};
 use crate::wording::phrase;
 
 /// What a `before_commit` hook may return: nothing, or a [`Result`] whose `Err` prevents the commit.
@@ -118,9 +118,9 @@ impl Hooks {
             return;
         }
         let Self { before_commit, after_commit, after_rollback } = self;
-        drop_each(before_commit);
-        drop_each(after_commit);
-        drop_each(after_rollback);
+        drop_each_catching_panics(before_commit);
+        drop_each_catching_panics(after_commit);
+        drop_each_catching_panics(after_rollback);
     }
 
     /// Runs the `after_commit` hooks and drops the other hooks. Every hook runs; the first failure is returned.
@@ -147,7 +147,9 @@ impl Hooks {
 pub(crate) fn run_before_commit(hook: BeforeCommitHook) -> Result<()> {
     match catch_unwind(AssertUnwindSafe(hook)) {
         Ok(outcome) => outcome,
-        Err(panic) => Err(Error::HookFailed { hook: "before_commit", committed: false, message: message_of(panic) }),
+        Err(panic) => {
+            Err(Error::HookFailed { hook: "before_commit", committed: false, message: into_panic_message(panic) })
+        }
     }
 }
 
@@ -155,7 +157,7 @@ fn run_all(hook: &'static str, committed: bool, hooks: Vec<AfterHook>) -> Result
     let mut outcome = Ok(());
     for run in hooks {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
-            let message = message_of(panic);
+            let message = into_panic_message(panic);
             crate::wording::log_line!(warn, "diesel_session::session", "a {hook} hook panicked: {}", phrase(&message));
             if outcome.is_ok() {
                 outcome = Err(Error::HookFailed { hook, committed, message });

@@ -2,7 +2,7 @@
 
 use super::transaction_state::{Access, TransactionState};
 use crate::connection::SessionConnection;
-use crate::dialect::{self, Poison, Question};
+use crate::dialect::{self, Poison, TransactionCheck};
 use crate::error::LOST;
 use crate::error::{Error, Place, Result};
 use crate::kind::DatabaseKind;
@@ -111,15 +111,15 @@ impl<C: SessionConnection> TransactionState<C> {
             || first_error.is_some() && kind != DatabaseKind::Postgres
             || raw && kind == DatabaseKind::Sqlite
         {
-            let question = Question {
+            let check = TransactionCheck {
                 serialization_failure,
-                may_be_another: raw,
-                marker_is_last: self.savepoints == 0 && !self.has_raw_savepoint,
+                may_be_replaced: raw,
+                marker_is_newest: self.savepoints == 0 && !self.has_raw_savepoint,
             };
             let Some(connection) = self.connection.as_mut() else { return };
             let managed = connection.managed();
             managed.observer.suppress(true);
-            let exists = kind.still_exists(managed.conn_mut(), question);
+            let exists = kind.transaction_exists(managed.conn_mut(), check);
             managed.observer.suppress(false);
             if !exists {
                 managed.doomed |= raw;

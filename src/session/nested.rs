@@ -38,8 +38,8 @@ impl<C: SessionConnection> TransactionState<C> {
         let is_released = is_intact
             && self
                 .send(|conn| match access {
-                    Access::Read => kind.release_inside(conn),
-                    Access::Write | Access::Raw => kind.commit_inside(conn, had_orphans),
+                    Access::Read => kind.release_nested(conn),
+                    Access::Write | Access::Raw => kind.commit_nested(conn, had_orphans),
                 })
                 .is_ok();
         if is_released {
@@ -53,7 +53,7 @@ impl<C: SessionConnection> TransactionState<C> {
     pub(super) fn roll_back_level(&mut self, depth: u32) -> QueryResult<()> {
         let kind = self.kind();
         match depth == 1 && self.pinned().is_some() {
-            true => self.send(|conn| kind.rollback_inside(conn)),
+            true => self.send(|conn| kind.rollback_nested(conn)),
             false => self.send(C::rollback_level),
         }
     }

@@ -19,9 +19,9 @@ use super::statement::Statement;
 use super::transaction_state::{Access, TransactionState};
 use crate::app_core::AppCore;
 use crate::connection::SessionConnection;
-use crate::contain::drop_each;
 use crate::error::{Error, Place, Result, Undo};
 use crate::kind::DatabaseKind;
+use crate::panic::drop_each_catching_panics;
 use crate::settings::Settings;
 use crate::unit_of_work::{Connected, Newest, Unit};
 
@@ -432,8 +432,8 @@ impl<C: SessionConnection> SessionInner<C> {
 
     fn drop_flush_hooks(&self) {
         let FlushHooks { before, after } = self.flush_hooks.take();
-        drop_each(before);
-        drop_each(after);
+        drop_each_catching_panics(before);
+        drop_each_catching_panics(after);
     }
 
     fn take_hooks(&self) -> Hooks {

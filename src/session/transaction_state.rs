@@ -14,7 +14,7 @@ use super::statement::{Leftovers, Statement};
 use super::transient_failure::TransientFailure;
 use crate::app_core::AppCore;
 use crate::connection::SessionConnection;
-use crate::dialect::{self, Beginning, Poison};
+use crate::dialect::{self, BeginOptions, Poison};
 use crate::error::{Error, Place, Result};
 use crate::kind::DatabaseKind;
 use crate::pool::{CheckedOut, GRACE, Watched, WritePermit, refuse_empty_statements};
@@ -296,7 +296,7 @@ impl<C: SessionConnection> TransactionState<C> {
             let schemas = self.settings.search_path.clone();
             let schemas = schemas.as_deref();
             let begin = |conn: &mut C| match is_pinned {
-                true => kind.begin_inside(conn, beginning, schemas),
+                true => kind.begin_nested(conn, beginning, schemas),
                 false => kind.begin(conn, beginning, schemas),
             };
             match self.send(begin) {
@@ -535,11 +535,11 @@ impl<C: SessionConnection> TransactionState<C> {
         let beginning = self.beginning();
         let config = &self.app.options().config;
         let limit = match self.pinned().is_some() && self.statement_limit_sent.is_some() {
-            true => self.kind().limit_after_inside(config),
+            true => self.kind().limit_after_nested(config),
             false => None,
         };
         let has_schemas = self.pinned().is_some() && self.settings.search_path.is_some();
-        let schemas = has_schemas.then(|| self.kind().search_path_after_inside());
+        let schemas = has_schemas.then(|| self.kind().search_path_after_nested());
         let settings = limit.into_iter().chain(schemas).chain(self.kind().after_transaction(beginning, config));
         for sql in settings.collect::<Vec<_>>() {
             self.send_restoring(&sql);
@@ -646,13 +646,13 @@ impl<C: SessionConnection> TransactionState<C> {
             // A pinned connection stays open.
             _ if self.pinned().is_some() => error,
             Some(Poison::ReadOnly) if self.settings.mode == Mode::ReadOnly || !kind.may_write_elsewhere() => error,
-            Some(poison) => dialect::advised(error, poison),
+            Some(poison) => dialect::with_poison_advice(error, poison),
             None => error,
         }
     }
 
-    fn beginning(&self) -> Beginning {
-        Beginning { mode: self.settings.mode, isolation: self.settings.isolation, remaining: self.remaining() }
+    fn beginning(&self) -> BeginOptions {
+        BeginOptions { mode: self.settings.mode, isolation: self.settings.isolation, remaining: self.remaining() }
     }
 
     /// The time until the deadline, at most the application's `statement_timeout`.

@@ -15,7 +15,7 @@ pub(super) fn with_database(target: &Target, database: &str) -> Result<String, S
         // Of a keyword that comes twice libpq takes the last.
         return Ok(target.with_parameters(&[("dbname", database.to_owned())]));
     }
-    if target.kind == DatabaseKind::Postgres && target.sets("dbname") {
+    if target.kind == DatabaseKind::Postgres && target.has_parameter("dbname") {
         return Err("the URL names its database by the parameter `dbname`; write it as the URL's path".into());
     }
     let (before, query) = match url.split_once('?') {
@@ -32,7 +32,7 @@ pub(super) fn with_database(target: &Target, database: &str) -> Result<String, S
 /// # Errors
 /// A reason, where the URL has parameters of that kind.
 pub(super) fn with_schema(target: &Target, schema: &str) -> Result<String, String> {
-    if target.sets("options") {
+    if target.has_parameter("options") {
         return Err("the URL has a parameter `options`, which a schema of its own needs for itself; \
              use `Config::on_connect` for the settings"
             .into());

@@ -12,10 +12,10 @@ use crate::app::App;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::context::{self, Current};
-use crate::dialect::{State, fnv1a};
+use crate::dialect::{ConnectionSnapshot, fnv1a};
 use crate::error::{Error, Result};
 use crate::kind::DatabaseKind;
-use crate::migrations::{Script, extensions, leaves_schema, transaction};
+use crate::migrations::{Script, in_one_transaction, installed_extensions, outside_reference};
 use crate::url::Target;
 
 /// The migrations of a database object, read once.
@@ -82,12 +82,12 @@ impl<'t, C: SessionConnection> Content<'t, C> {
     }
 
     /// The first thing in it that would not stay in a schema of its own.
-    pub(super) fn leaves_its_schema(&self) -> Option<String> {
-        if let Some((migration, words)) = self.schema.script.leaves_its_schema() {
+    pub(super) fn first_outside_reference(&self) -> Option<String> {
+        if let Some((migration, words)) = self.schema.script.first_outside_reference() {
             return Some(format!("migration {migration} has `{words}`"));
         }
         self.setup.fixtures.iter().find_map(|fixture| match &fixture.rows {
-            Rows::Sql(text) => leaves_schema(text).map(|words| format!("fixture {} has `{words}`", fixture.name)),
+            Rows::Sql(text) => outside_reference(text).map(|words| format!("fixture {} has `{words}`", fixture.name)),
             Rows::Function(_) => None,
         })
     }
@@ -129,7 +129,7 @@ impl<'t, C: SessionConnection> Content<'t, C> {
 
     /// The names of the PostgreSQL extensions that migrations install.
     pub(super) fn extensions(&self) -> HashSet<String> {
-        self.schema.script.texts().flat_map(extensions).collect()
+        self.schema.script.texts().flat_map(installed_extensions).collect()
     }
 
     fn test(&self) -> String {
@@ -170,7 +170,7 @@ impl<'t, C: SessionConnection> Content<'t, C> {
             }
             Ok(sent)
         };
-        let sent = match transaction(text, self.kind).filter(|_| self.kind != DatabaseKind::Postgres) {
+        let sent = match in_one_transaction(text, self.kind).filter(|_| self.kind != DatabaseKind::Postgres) {
             // PostgreSQL takes a message as one transaction.
             None => send(text)?,
             Some(whole) => match send(&whole)? {
@@ -214,16 +214,16 @@ fn send_alone<C: SessionConnection>(
     conn: &mut C,
     kind: DatabaseKind,
     message: &str,
-    before: &mut Option<State>,
+    before: &mut Option<ConnectionSnapshot>,
 ) -> diesel::QueryResult<()> {
     let text = message.to_lowercase();
     let may_set = ["set", "pragma", "use"].iter().any(|word| text.contains(word));
     if may_set && before.is_none() {
-        *before = Some(State::read(conn.texts(kind.state())?));
+        *before = Some(ConnectionSnapshot::from_rows(conn.texts(kind.snapshot_query())?));
     }
     conn.batch_execute(message)?;
     let Some(before) = before.as_ref().filter(|_| may_set) else { return Ok(()) };
-    let now = State::read(conn.texts(kind.state())?);
+    let now = ConnectionSnapshot::from_rows(conn.texts(kind.snapshot_query())?);
     kind.restore(before, &now).iter().try_for_each(|sql| conn.batch_execute(sql))
 }
 

@@ -119,7 +119,7 @@ fn invalid(reason: impl Into<String>) -> Error {
 /// What the URL names, if a database can be called so.
 fn understood<C: SessionConnection>(config: &Config) -> Result<Target> {
     let target = Target::parse(&config.url, DatabaseKind::of_type::<C>()).map_err(invalid)?;
-    let refusal = target.kind.refuses_name(&target.database).or_else(|| {
+    let refusal = target.kind.name_problem(&target.database).or_else(|| {
         let is_plain = target.kind != DatabaseKind::Mysql || encode(&target.database) == target.database;
         (!is_plain).then(|| {
             "Diesel's MySQL driver does not decode it, so that it can be reached only without special characters".into()

@@ -119,7 +119,7 @@ impl<C: SessionConnection> AdminConnection<C> {
         if let Some(lives) = lives.get(&owner) {
             return Ok(!lives);
         }
-        let alive = self.is_true(&self.kind().owner_lives(owner))?;
+        let alive = self.is_true(&self.kind().owner_is_alive_query(owner))?;
         lives.insert(owner, alive);
         Ok(!alive)
     }

@@ -167,7 +167,7 @@ impl<C: SessionConnection> Owner<C> {
             slots.set_capacity(capacity);
         }
         let mut admin = AdminConnection { pooled, kind: self.kind, number: 0, made: 0, _slot: slot };
-        if let Some(sql) = self.kind.look_at_home() {
+        if let Some(sql) = self.kind.catalog_search_path() {
             admin.send(sql)?;
         }
         for _ in 0..MOST_NUMBERS {

@@ -103,7 +103,7 @@ impl<C: SessionConnection> Provisioner<'_, C> {
             let name = Name::Rollback { content, number: number + 1000 * taken };
             let database = name.to_string();
             let url = with_database(&self.environment.target, &database).map_err(|reason| self.failed(AT, reason))?;
-            let pinned = Arc::new(PinnedConnection::new(self.kind().claim_lane(&database)));
+            let pinned = Arc::new(PinnedConnection::new(self.kind().claim_pinned_connection(&database)));
             let settings = self.settings();
             let pinned =
                 FreePinnedConnection { pinned, content, settings, database: Some(database.clone()), url, taken: None };
@@ -233,8 +233,8 @@ impl<C: SessionConnection> Provisioner<'_, C> {
             return Ok(Some(format!("has the table {UNFINISHED}: whoever fills it has not come to the end")));
         }
         let known = self.content.schema.script.versions().count();
-        let has_bookkeeping = tables.iter().any(|table| table == "__diesel_schema_migrations");
-        if known > 0 && !has_bookkeeping {
+        let bookkeeping_table_query = tables.iter().any(|table| table == "__diesel_schema_migrations");
+        if known > 0 && !bookkeeping_table_query {
             return Ok(Some(format!("has none of {known} migrations")));
         }
         Ok(None)
@@ -253,7 +253,7 @@ impl<C: SessionConnection> Provisioner<'_, C> {
     /// It has its last name from the beginning; who makes it has claimed it.
     fn make_mysql_lane(&self, admission: &mut Admission<C>, database: &str, is_there: bool) -> Result<()> {
         let kind = self.kind();
-        let claim = kind.claim_lane(database).unwrap_or_default();
+        let claim = kind.claim_pinned_connection(database).unwrap_or_default();
         let content = self.hash()?;
         let claimed = self.work(admission, 1, |admin| {
             let claimed = admin.is_true(&claim)?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::environment::TestEnvironment;
 use crate::config::Config;
 use crate::connection::SessionConnection;
-use crate::dialect::HERE;
+use crate::dialect::NAME_PLACEHOLDER;
 use crate::error::{ConnectErrorKind, Error, Result};
 use crate::kind::DatabaseKind;
 
@@ -32,14 +32,14 @@ impl Surroundings {
     /// Looks by a connection of its own, which is closed again: it takes one of the connections that the test has reserved.
     pub(super) fn of<C: SessionConnection>(environment: &TestEnvironment<C>, config: &Config) -> Result<Self> {
         let target = &environment.target;
-        let Some(facts) = target.kind.surroundings() else { return Ok(Self::default()) };
+        let Some(facts) = target.kind.schema_environment_query() else { return Ok(Self::default()) };
         let config = Config { max_size: 1, ..config.clone() };
         let app = environment.registrar.make("tests".into(), config, None)?;
         let found = (|| {
             let mut pooled = app.pool()?.acquire(Location::caller(), false, Some(Instant::now() + PATIENCE))?;
             let facts = texts_of(pooled.conn(), facts)?.concat();
             let options = texts_of(pooled.conn(), target.kind.options_of_database())?.concat();
-            if let Some(sql) = target.kind.look_at_home() {
+            if let Some(sql) = target.kind.catalog_search_path() {
                 pooled.conn().batch_execute(sql).map_err(|error| Error::from_query(error, Location::caller()))?;
             }
             let mut texts = |sql: &str| texts_of(pooled.conn(), sql);
@@ -90,5 +90,5 @@ const OTHER_ROLE: &str = "SELECT pg_catalog.quote_ident(current_user) AS value W
 
 /// Statements for a database of that name, which is quoted.
 pub(super) fn for_database(settings: &[String], quoted: &str) -> Vec<String> {
-    settings.iter().map(|sql| sql.replace(HERE, quoted)).collect()
+    settings.iter().map(|sql| sql.replace(NAME_PLACEHOLDER, quoted)).collect()
 }

@@ -220,7 +220,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
     }
 
     fn start_in_schema(&self) -> Result<Started<C>> {
-        if let Some(found) = self.content.leaves_its_schema() {
+        if let Some(found) = self.content.first_outside_reference() {
             let reason = format!("{found}, which is outside of it; use `TestIsolation::Database`");
             return Err(self.failed("making a schema", reason));
         }
@@ -232,7 +232,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
             let name = admin.new_name().to_string();
             let made = admin.send(&format!("CREATE SCHEMA {}{role}", kind.quote(&name)));
             match made {
-                Err(error) if !admin.is_true(kind.may_create_schema()).unwrap_or(true) => {
+                Err(error) if !admin.is_true(kind.may_create_schema_query()).unwrap_or(true) => {
                     let advice = "The role needs the right CREATE in the database of the URL";
                     Err(self.failed("making a schema", format!("{}. {advice}", phrase(error))))
                 }
@@ -441,7 +441,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         if admin.is_lost() {
             return Err(error);
         }
-        if !admin.is_true(&kind.may_create_database(name)).unwrap_or(true) {
+        if !admin.is_true(&kind.may_create_database_query(name)).unwrap_or(true) {
             return Err(self.failed(AT, format!("{}; {}", phrase(error), kind.right_to_create())));
         }
         if kind != DatabaseKind::Postgres {
@@ -475,8 +475,8 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         let answer = app.pool().and_then(|pool| {
             let mut pooled = pool.acquire(Location::caller(), false, None)?;
             let conn = pooled.conn();
-            let at_home = self.kind().look_at_home().map_or(Ok(()), |sql| conn.batch_execute(sql));
-            let answer = at_home.and_then(|()| conn.texts(self.kind().count_of_additions()));
+            let at_home = self.kind().catalog_search_path().map_or(Ok(()), |sql| conn.batch_execute(sql));
+            let answer = at_home.and_then(|()| conn.texts(self.kind().template_additions_query()));
             answer.map_err(|error| Error::from_query(error, Location::caller()))
         });
         drop(app.dispose());
@@ -493,7 +493,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
             let forbidden = (|| {
                 let mut pooled = app.pool().ok()?.acquire(Location::caller(), false, None).ok()?;
                 pooled.managed().marked = true;
-                self.kind().look_at_home().map_or(Ok(()), |sql| pooled.conn().batch_execute(sql)).ok()?;
+                self.kind().catalog_search_path().map_or(Ok(()), |sql| pooled.conn().batch_execute(sql)).ok()?;
                 pooled.conn().texts(self.kind().forbidden_extensions()).ok()
             })();
             let forbidden = forbidden.unwrap_or_default();

@@ -23,9 +23,9 @@ use super::savepoint_log::SavepointLog;
 use super::tracked_row::{Home, Listed, Newest, Phase, TrackedRow};
 use super::unit_state::UnitState;
 use super::writes::{Deletes, Depends, not_unique};
-use crate::contain::{contained, drop_contained, drop_each};
 use crate::error::Verdict;
 use crate::error::{Error, Place, Result, Undo};
+use crate::panic::{catch_panic, drop_catching_panic, drop_each_catching_panics};
 
 pub(crate) struct IdentityMap<C, T: Entity> {
     pub(super) home: Rc<Home<T>>,
@@ -67,8 +67,8 @@ const BESIDE_KEY: usize = 16;
 /// Drops what was in the map. A key and a row may have a `Drop` of the program each.
 fn forget_each<T: Entity>(forgotten: impl IntoIterator<Item = (T::Id, Rc<TrackedRow<T>>)>) {
     for (id, entry) in forgotten {
-        drop_contained(id);
-        drop_contained(entry);
+        drop_catching_panic(id);
+        drop_catching_panic(entry);
     }
 }
 
@@ -335,10 +335,10 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
                 // A plain SELECT may have found an older row than the query before it, which locked the row or may have done so.
                 let outdated = self.has_snapshot && newest == Newest::No && entry.may_be_locked();
                 if newest == Newest::No && (entry.is_fresh() || outdated && entry.is_touched()) {
-                    drop_contained(row);
+                    drop_catching_panic(row);
                 } else if outdated && entry.is_locked() && entry.phase() == Phase::Kept {
                     self.doubtful.borrow_mut().push(Rc::clone(&entry));
-                    drop_contained(row);
+                    drop_catching_panic(row);
                 } else {
                     entry.take_in(row);
                     if outdated {
@@ -349,7 +349,7 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
             }
             None => {
                 let entry = Rc::new(TrackedRow::kept(&self.home, row));
-                drop_contained(self.remember(id, &entry));
+                drop_catching_panic(self.remember(id, &entry));
                 entry
             }
         };
@@ -381,7 +381,7 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
                 self.untouch(entry);
                 entry.renew(row);
                 if self.known(&id).is_none_or(|known| !known.phase().may_be_there()) {
-                    drop_contained(self.remember(id, entry));
+                    drop_catching_panic(self.remember(id, entry));
                 }
                 Ok(())
             }
@@ -437,7 +437,7 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
                 self.untouch(entry);
                 if entry.is_doomed() {
                     let doomed = self.doomed.borrow_mut().remove(&entry.listed_as());
-                    drop_contained(doomed);
+                    drop_catching_panic(doomed);
                 }
                 entry.set_phase(Phase::Detached);
                 self.forget_row(entry);
@@ -501,7 +501,7 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
             let is_known = self.rows.borrow().get(&id).is_some_and(|known| Rc::ptr_eq(known, entry));
             Some(if is_known { self.rows.borrow_mut().remove_entry(&id) } else { None })
         };
-        match contained("`Clone`, `Hash` or `Eq` of a key", by_key).flatten() {
+        match catch_panic("`Clone`, `Hash` or `Eq` of a key", by_key).flatten() {
             Some(forgotten) => forget_each(forgotten),
             None => self.forget_rows(|known| Rc::ptr_eq(known, entry)),
         }
@@ -521,12 +521,12 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
             match self.known(&id) {
                 Some(known) if known.phase().may_be_there() => Some(Rc::ptr_eq(&known, entry)),
                 _ => {
-                    drop_contained(self.remember(id, entry));
+                    drop_catching_panic(self.remember(id, entry));
                     Some(true)
                 }
             }
         };
-        match contained("`Clone`, `Hash` or `Eq` of a key", restore).flatten() {
+        match catch_panic("`Clone`, `Hash` or `Eq` of a key", restore).flatten() {
             Some(true) => Phase::Kept,
             _ => Phase::Detached,
         }
@@ -551,8 +551,8 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
             }
         }
         self.savepoint_log.note(ChangeKind::Insert, entry);
-        drop_contained(self.remember(id, entry));
-        drop_contained(known);
+        drop_catching_panic(self.remember(id, entry));
+        drop_catching_panic(known);
         entry.inserted(row);
     }
 
@@ -642,13 +642,13 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
         for queue in queues {
             let entries = queue.clear();
             entries.iter().for_each(|entry| entry.discard());
-            drop_each(entries);
+            drop_each_catching_panics(entries);
         }
     }
 
     pub(super) fn forget_doomed(&self, entry: &Rc<TrackedRow<T>>) {
         let doomed = self.doomed.borrow_mut().remove(&entry.listed_as());
-        drop_contained(doomed);
+        drop_catching_panic(doomed);
     }
 
     /// Forgets which rows were to be deleted, of those that were.
@@ -656,7 +656,7 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
         let (doomed, deleted): (Listed<T>, Listed<T>) =
             self.doomed.take().into_iter().partition(|(_, entry)| entry.phase() == Phase::Kept);
         self.doomed.borrow_mut().extend(doomed);
-        drop_each(deleted.into_values());
+        drop_each_catching_panics(deleted.into_values());
         let touched = self.home.touched();
         touched.iter().filter(|entry| entry.phase() != Phase::Kept).for_each(|entry| self.untouch(entry));
     }
@@ -664,7 +664,7 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
     pub(super) fn forget_deletes(&self) {
         let doomed = self.doomed.take();
         doomed.values().for_each(|entry| entry.set_doomed(false));
-        drop_each(doomed.into_values());
+        drop_each_catching_panics(doomed.into_values());
     }
 
     /// Rows that nobody holds and that would be read again anyway.
@@ -676,7 +676,7 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
             let rows = self.rows.borrow();
             let forgotten: Vec<_> = self.aliases.borrow_mut().extract_if(|_, id| !rows.contains_key(id)).collect();
             drop(rows);
-            drop_each(forgotten);
+            drop_each_catching_panics(forgotten);
         }
     }
 }
@@ -714,13 +714,13 @@ impl<C: 'static, T: Persist<C>> AnyIdentityMap<C> for IdentityMap<C, T> {
         self.waiting_keys.take();
         let doomed = self.doomed();
         let deletes = if doomed.is_empty() { Deletes::default() } else { Deletes::of(&doomed, at)? };
-        drop_contained(self.deletes.replace(deletes));
+        drop_catching_panic(self.deletes.replace(deletes));
         Ok(())
     }
 
     fn end_flush(&self) {
         self.waiting_keys.take();
-        drop_contained(self.deletes.take());
+        drop_catching_panic(self.deletes.take());
     }
 
     fn check_writers(&self, at: Place) -> Result<()> {
@@ -948,7 +948,7 @@ impl<C: 'static, T: Persist<C>> AnyIdentityMap<C> for IdentityMap<C, T> {
                 _ => {}
             }
         }
-        drop_each(undone);
+        drop_each_catching_panics(undone);
         if level == 0 {
             self.sweep();
         }
@@ -976,7 +976,7 @@ impl<C: 'static, T: Persist<C>> AnyIdentityMap<C> for IdentityMap<C, T> {
                 entry.doubt(verdict, if is_known { phase } else { Phase::Detached });
             }
         }
-        drop_each(notes);
+        drop_each_catching_panics(notes);
         self.sweep();
     }
 
@@ -991,8 +991,8 @@ impl<C: 'static, T: Persist<C>> AnyIdentityMap<C> for IdentityMap<C, T> {
         self.savepoint_log.forget();
         // What a row owns may have a drop of the program's own.
         forget_each(self.rows.take());
-        drop_each(self.queues.take());
-        drop_each(self.aliases.take());
-        drop_each(self.doubtful.take());
+        drop_each_catching_panics(self.queues.take());
+        drop_each_catching_panics(self.aliases.take());
+        drop_each_catching_panics(self.doubtful.take());
     }
 }

@@ -12,8 +12,8 @@ use super::relation::{Reference, alike};
 use super::returned_rows::pair;
 use super::tracked_row::TrackedRow;
 use super::writes::Depends;
-use crate::contain::{drop_contained, drop_each};
 use crate::error::{Error, Result, Undo};
+use crate::panic::{drop_catching_panic, drop_each_catching_panics};
 
 pub(super) struct Queue<N: NewEntity> {
     /// By the number under which the entry is listed.
@@ -97,7 +97,7 @@ impl<N: NewEntity> Drop for Taken<'_, N> {
             self.queue.rows.borrow_mut().extend(back);
         }
         // Those that got there. What a new row owns may have a drop of the program's own.
-        drop_each(std::mem::take(&mut self.rows));
+        drop_each_catching_panics(std::mem::take(&mut self.rows));
     }
 }
 
@@ -245,13 +245,13 @@ where
 
     fn remove(&self, entry: &Rc<TrackedRow<N::Entity>>) {
         let removed = self.rows.borrow_mut().remove(&entry.listed_as());
-        drop_contained(removed.map(|(new, _)| new));
+        drop_catching_panic(removed.map(|(new, _)| new));
     }
 
     fn clear(&self) -> Vec<Rc<TrackedRow<N::Entity>>> {
         let (new, entries): (Vec<N>, Vec<_>) = self.rows.take().into_values().unzip();
         // What a new row owns may have a drop of the program's own.
-        drop_each(new);
+        drop_each_catching_panics(new);
         entries
     }
 

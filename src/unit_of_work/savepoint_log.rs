@@ -8,7 +8,7 @@ use super::changes::{Change, ChangeKind};
 use super::entity::Entity;
 use super::tracked_row::TrackedRow;
 use super::unit_state::UnitState;
-use crate::contain::drop_each;
+use crate::panic::drop_each_catching_panics;
 
 pub(super) struct SavepointLog<T: Entity> {
     unit_state: Rc<UnitState>,
@@ -79,6 +79,6 @@ impl<T: Entity> SavepointLog<T> {
     }
 
     pub(super) fn forget(&self) {
-        drop_each(self.notes.take().into_iter().map(|note| note.entry));
+        drop_each_catching_panics(self.notes.take().into_iter().map(|note| note.entry));
     }
 }

@@ -19,8 +19,8 @@ use std::sync::Arc;
 use super::entity::{Columns, Entity};
 use super::key::{Fk, KeyCell};
 use super::unit_state::{NEVER, UnitState};
-use crate::contain::{contained, drop_contained};
 use crate::error::{Decision, Error, Place, Result, RowState, Undo, Verdict};
+use crate::panic::{catch_panic, drop_catching_panic};
 use crate::wording::phrase;
 
 /// What becomes of an entry, but for what its session as a whole says.
@@ -104,7 +104,7 @@ impl<T: Entity> Home<T> {
     /// Takes an entry that has no base any more from the touched ones.
     pub(crate) fn untouch(&self, entry: &TrackedRow<T>) {
         let untouched = self.touched.borrow_mut().remove(&entry.touched_as.get());
-        drop_contained(untouched);
+        drop_catching_panic(untouched);
     }
 }
 
@@ -333,7 +333,7 @@ impl<T: Entity> TrackedRow<T> {
 
     /// For error texts.
     pub(crate) fn shown_key(&self) -> Option<String> {
-        contained("the `Clone` or `Debug` of a key", || self.id().map(|id| format!("{id:?}"))).flatten()
+        catch_panic("the `Clone` or `Debug` of a key", || self.id().map(|id| format!("{id:?}"))).flatten()
     }
 
     /// The key in the database, whatever is in memory.
@@ -492,14 +492,14 @@ impl<T: Entity> TrackedRow<T> {
                 Err(_) => return false,
             };
             let old_base = self.base.replace(Some(newest));
-            drop_contained(old_value);
-            drop_contained(old_base);
-            drop_contained(row);
+            drop_catching_panic(old_value);
+            drop_catching_panic(old_base);
+            drop_catching_panic(row);
         }
         self.verified.set(self.home.unit_state.now());
         self.seen.set(self.home.unit_state.read_now());
-        drop_contained(base);
-        drop_contained(value);
+        drop_catching_panic(base);
+        drop_catching_panic(value);
         true
     }
 
@@ -533,7 +533,7 @@ impl<T: Entity> TrackedRow<T> {
         if bump {
             self.bump();
         }
-        drop_contained(self.base.take());
+        drop_catching_panic(self.base.take());
     }
 
     fn bump(&self) {
@@ -548,7 +548,7 @@ impl<T: Entity> TrackedRow<T> {
         bumped.bump_version();
         drop(shared);
         let old = self.value.try_borrow_mut().ok().and_then(|mut value| value.replace(Rc::new(bumped)));
-        drop_contained(old);
+        drop_catching_panic(old);
     }
 
     /// The value is what was in the database: whatever was written is forgotten.
@@ -564,20 +564,20 @@ impl<T: Entity> TrackedRow<T> {
                 Some(base)
             }
         };
-        drop_contained(written);
+        drop_catching_panic(written);
     }
 
     /// The row as it was read just now.
     pub(crate) fn renew(&self, row: T) {
         let Ok(mut value) = self.value.try_borrow_mut() else {
             self.set_phase_of_row(Phase::RolledBack);
-            return drop_contained(row);
+            return drop_catching_panic(row);
         };
         let old = value.replace(Rc::new(row));
         drop(value);
         self.set_phase_of_row(Phase::Kept);
         self.seen.set(self.home.unit_state.read_now());
-        drop_contained(old);
+        drop_catching_panic(old);
     }
 
     fn set_phase_of_row(&self, phase: Phase) {
@@ -603,7 +603,7 @@ impl<T: Entity> TrackedRow<T> {
         if let Some(cell) = self.awaited.get() {
             cell.void();
         }
-        drop_contained(self.base.take());
+        drop_catching_panic(self.base.take());
     }
 
     pub(crate) fn set_phase(&self, phase: Phase) {

@@ -13,9 +13,9 @@ use super::handle::Tracked;
 use super::identity_map::{AnyIdentityMap, IdentityMap};
 use super::tracked_row::{Home, Newest, TrackedRow};
 use super::unit_state::UnitState;
-use crate::contain::{contained, drop_contained, drop_each};
 use crate::error::Verdict;
 use crate::error::{Place, Result};
+use crate::panic::{catch_panic, drop_catching_panic, drop_each_catching_panics};
 
 pub(crate) struct Unit<C> {
     unit_state: RefCell<Rc<UnitState>>,
@@ -226,7 +226,7 @@ impl<C: 'static> Unit<C> {
     }
 
     pub(crate) fn send(&self, sender: &dyn Executor<C>) -> Result<()> {
-        drop_contained(self.ended.take());
+        drop_catching_panic(self.ended.take());
         let stores = self.stores.borrow().clone();
         stores.iter().try_for_each(|(_, store)| store.verify(sender))?;
         // What code of the program changes while this is sent waits for the next flush.
@@ -285,7 +285,7 @@ impl<C: 'static> Unit<C> {
     /// After a commit. `told` is whether somebody may ask what was sent.
     pub(crate) fn committed(&self, told: bool) {
         if told {
-            drop_contained(self.ended.replace(Some(self.flushed_now())));
+            drop_catching_panic(self.ended.replace(Some(self.flushed_now())));
         }
         self.each(|store| store.committed());
         self.unit_state.borrow().end_transaction();
@@ -294,7 +294,7 @@ impl<C: 'static> Unit<C> {
     /// After a rollback of the transaction, or where there was none and what is not flushed is not wanted.
     pub(crate) fn rolled_back(&self, told: bool) {
         if told {
-            drop_contained(self.ended.replace(Some(self.flushed_now())));
+            drop_catching_panic(self.ended.replace(Some(self.flushed_now())));
         }
         self.count_loss(self.is_dirty_whatever_panics());
         // Before rows are dropped: what a `Drop` adds is not rolled back.
@@ -320,7 +320,7 @@ impl<C: 'static> Unit<C> {
 
     /// A comparison of rows is code of the program; where it panics they count as different.
     fn is_dirty_whatever_panics(&self) -> bool {
-        contained("a comparison of rows", || self.is_dirty()).unwrap_or(true)
+        catch_panic("a comparison of rows", || self.is_dirty()).unwrap_or(true)
     }
 
     /// Lets go of every row; handles are of a session that is no more.
@@ -329,10 +329,10 @@ impl<C: 'static> Unit<C> {
         let (unit_state, stores) = (self.unit_state.take(), self.stores.take());
         self.set_level(unit_state.level());
         unit_state.end();
-        drop_contained(self.ended.take());
+        drop_catching_panic(self.ended.take());
         // An entry and its home hold each other while it is touched.
         stores.iter().for_each(|(_, store)| store.clear());
-        drop_each(stores);
+        drop_each_catching_panics(stores);
     }
 }
 

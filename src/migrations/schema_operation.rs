@@ -1,0 +1,566 @@
+//! One running `create_all` or `drop_all`.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use diesel::QueryResult;
+use diesel::migration::CREATE_MIGRATIONS_TABLE;
+use diesel::result::Error as DieselError;
+
+use super::migration_connection::MigrationConnection;
+use super::recording_connection::{EMPTY_FILE, ends_its_transaction};
+use super::step_failure::{StepFailure, catch_failure, difference, list};
+use super::{KnownMigration, applied_versions};
+use crate::app::App;
+use crate::connection::SessionConnection;
+use crate::dialect::{BeginOptions, ConnectionSnapshot, is_connection_lost};
+use crate::error::{Error, Place, Result};
+use crate::kind::DatabaseKind;
+use crate::pool::{CheckedOut, Reading, WritePermit};
+use crate::wording::phrase;
+
+/// The longest wait of a schema operation for another session's locks, unless the configuration sets a limit.
+const DEFAULT_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The names of the columns and indexes of a schema. The difference of two inventories shows the remains of a failed migration.
+pub(super) type Inventory = Vec<Option<String>>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    Up,
+    Down,
+}
+
+/// A `create_all` or `drop_all`, with its connection, its lock and its progress.
+///
+/// On PostgreSQL the connection is in a transaction from the lock to the unlock, because a commit and the next `BEGIN` are one message.
+/// So a pooler in transaction mode never gives the server's session, which holds the lock, to another client. Only a migration that must
+/// not run in a transaction needs a connection without a pooler.
+pub(super) struct SchemaOperation<'a, C: SessionConnection> {
+    pub(super) app: &'a App<C>,
+    pub(super) operation: &'static str,
+    pub(super) at: Place,
+    pub(super) kind: DatabaseKind,
+    /// The program's migrations, in the order of their versions.
+    pub(super) migrations: Vec<KnownMigration<C>>,
+    /// `None` after the connection was lost.
+    pub(super) pooled: Option<CheckedOut<C>>,
+    /// The permit of SQLite's writers in this process.
+    _write_permit: Option<WritePermit>,
+    pub(super) lock_timeout: Duration,
+    pub(super) started: Instant,
+    /// The versions that were applied or reverted.
+    pub(super) done: Vec<String>,
+    /// The open transaction may have changed the schema.
+    pub(super) changed: bool,
+    pub(super) has_lock: bool,
+    /// The state of the connection at its checkout, if the operation has set its limits for the session.
+    pub(super) original: Option<ConnectionSnapshot>,
+    /// The state of the connection that every migration finds.
+    pub(super) baseline: ConnectionSnapshot,
+    /// The value of `search_path` for reverting a migration.
+    pub(super) revert_search_path: Option<String>,
+    /// The inventory before the current migration sent SQL that ends its transaction.
+    pub(super) inventory_before_end: Option<Inventory>,
+    /// The SQL of the current migration names the bookkeeping table.
+    names_bookkeeping_table: bool,
+}
+
+impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
+    pub(super) fn start(app: &'a App<C>, operation: &'static str, at: Place) -> Result<Self> {
+        let mut migrations = app.known_migrations()?;
+        let pool = app.pool()?;
+        let holders = pool.holders().on_this_thread();
+        if !holders.is_empty() {
+            return Err(Error::TransactionOpen { app: app.id().into(), operation, holders });
+        }
+        let pooled = pool.acquire(at, false, None)?;
+        let write_permit = pooled.pool().turn_to_write(at, None)?;
+        let options = app.options();
+        let kind = options.target.kind;
+        if operation == "drop_all" && kind != DatabaseKind::Mysql && options.pinned.is_none() {
+            // The `COMMIT` or `ROLLBACK` of such a migration also ends the settings of the transaction, such as `search_path`.
+            for known in migrations.iter_mut().filter(|known| known.in_transaction) {
+                known.in_transaction = !ends_its_transaction(&*known.migration, kind);
+            }
+        }
+        let mut this = Self {
+            app,
+            operation,
+            at,
+            kind,
+            migrations,
+            pooled: Some(pooled),
+            _write_permit: write_permit,
+            lock_timeout: options.config.lock_timeout.unwrap_or(DEFAULT_LOCK_TIMEOUT),
+            started: Instant::now(),
+            done: Vec::new(),
+            changed: false,
+            has_lock: false,
+            original: None,
+            baseline: ConnectionSnapshot::default(),
+            revert_search_path: None,
+            inventory_before_end: None,
+            names_bookkeeping_table: false,
+        };
+        // Unless the operation ends regularly, the pool closes the connection, which releases all its locks.
+        this.pooled().doom();
+        if this.is_chained() {
+            this.refuse_pooler()?;
+            this.lock()?;
+            let limits = this.kind.set_local_limits(this.lock_timeout);
+            this.send(&limits)?;
+            this.baseline = this.snapshot()?;
+            return Ok(this);
+        }
+        this.original = Some(this.snapshot()?);
+        this.lock()?;
+        for limit in this.kind.set_limits(this.lock_timeout) {
+            this.send(&limit)?;
+        }
+        if this.is_nested() {
+            let result = this.kind.begin_nested(this.conn(), BeginOptions::plain(), None);
+            this.check(result)?;
+        }
+        this.baseline = this.snapshot()?;
+        Ok(this)
+    }
+
+    /// Whether the operation runs inside the outer transaction of a test, which is never committed.
+    pub(super) fn is_nested(&self) -> bool {
+        self.app.options().pinned.is_some()
+    }
+
+    /// Whether the connection stays in a transaction between two migrations.
+    pub(super) fn is_chained(&self) -> bool {
+        self.kind == DatabaseKind::Postgres && !self.is_nested()
+    }
+
+    pub(super) fn pooled(&mut self) -> &mut CheckedOut<C> {
+        self.pooled.as_mut().expect("nothing is sent after the connection was lost")
+    }
+
+    pub(super) fn conn(&mut self) -> &mut C {
+        self.pooled().conn()
+    }
+
+    /// Diesel's transaction depth between two migrations.
+    pub(super) fn base_depth(&self) -> u32 {
+        u32::from(self.is_nested() || self.is_chained())
+    }
+
+    pub(super) fn depth(&mut self) -> Option<u32> {
+        self.conn().depth()
+    }
+
+    /// Converts the result of a statement that belongs to no migration.
+    pub(super) fn check<T>(&mut self, result: QueryResult<T>) -> Result<T> {
+        result.map_err(|error| match is_connection_lost(&error) {
+            true => self.connection_loss(None, "a statement of its own", StepFailure::of_query(&error), &[]),
+            false => Error::from_query(error, self.at),
+        })
+    }
+
+    pub(super) fn send(&mut self, sql: &str) -> Result<()> {
+        let result = self.conn().batch_execute(sql);
+        self.check(result)
+    }
+
+    pub(super) fn texts(&mut self, sql: &str) -> Result<Inventory> {
+        let result = self.conn().texts(sql);
+        self.check(result)
+    }
+
+    pub(super) fn snapshot(&mut self) -> Result<ConnectionSnapshot> {
+        let query = self.kind.snapshot_query();
+        self.texts(query).map(ConnectionSnapshot::from_rows)
+    }
+
+    pub(super) fn applied_versions(&mut self, snapshot: &ConnectionSnapshot) -> Result<Vec<String>> {
+        let kind = self.kind;
+        let result = applied_versions(self.conn(), kind, snapshot);
+        self.check(result)
+    }
+
+    /// Refuses the operation inside the outer transaction of a test, because MySQL commits before every change of the schema. A
+    /// `create_all` without pending migrations is allowed.
+    pub(super) fn refuse_nested(&mut self) -> Result<()> {
+        let baseline = self.baseline.clone();
+        let applied = self.applied_versions(&baseline)?;
+        if self.operation == "create_all" && self.migrations.iter().all(|known| applied.contains(&known.version)) {
+            return Ok(());
+        }
+        let app = self.app.id().into();
+        let cause = format!(
+            "{} would be committed, as {} commits every change of the schema",
+            self.operation,
+            self.kind.name()
+        );
+        if let Some(pinned) = &self.app.options().pinned {
+            pinned.poison(&cause, Some(self.at));
+        }
+        Err(Error::TestSpoiled { app, cause, at: Some(self.at) })
+    }
+
+    pub(super) fn create_all(&mut self) -> Result<()> {
+        if self.kind == DatabaseKind::Mysql && self.is_nested() {
+            return self.refuse_nested();
+        }
+        if self.kind == DatabaseKind::Sqlite {
+            return self.create_one_by_one();
+        }
+        let applied = self.applied_after_setup()?;
+        for index in 0..self.migrations.len() {
+            if !applied.contains(&self.migrations[index].version) {
+                self.apply(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// SQLite has only its write lock, so each transaction finds the next pending migration and applies it.
+    fn create_one_by_one(&mut self) -> Result<()> {
+        loop {
+            self.begin_write()?;
+            let applied = self.applied_after_setup()?;
+            let next = (0..self.migrations.len()).find(|&index| !applied.contains(&self.migrations[index].version));
+            let Some(index) = next else {
+                return self.commit();
+            };
+            if !self.migrations[index].in_transaction {
+                self.commit()?;
+            }
+            self.apply(index)?;
+        }
+    }
+
+    fn apply(&mut self, index: usize) -> Result<()> {
+        self.inventory_before_end = None;
+        let before = self.inventory(index);
+        self.announce_change();
+        let outcome = self.begin_migration(index).and_then(|()| self.run_migration(index, Direction::Up));
+        self.announce_change();
+        let outcome = outcome.and_then(|()| self.record(index, Direction::Up, true));
+        self.announce_change();
+        match outcome {
+            Ok(()) => {
+                self.done.push(self.migrations[index].version.clone());
+                Ok(())
+            }
+            Err(failure) => Err(self.failure(Some(index), "", failure, &before)),
+        }
+    }
+
+    /// Begins the transaction of a migration, or leaves the current one if the migration must not run in a transaction.
+    pub(super) fn begin_migration(&mut self, index: usize) -> Result<(), StepFailure> {
+        let in_transaction = self.migrations[index].in_transaction;
+        let result = match (self.is_chained(), in_transaction) {
+            (true, true) => Ok(()),
+            (true, false) => self.leave_chain(),
+            (false, true) if self.depth() == Some(self.base_depth()) => self.begin_level(),
+            (false, _) => Ok(()),
+        };
+        result.map_err(|error| StepFailure::of_query(&error))
+    }
+
+    /// Leaves the transaction, and sets the limits for the session until the operation ends.
+    fn leave_chain(&mut self) -> QueryResult<()> {
+        self.conn().leave_with("COMMIT")?;
+        let limits = self.kind.set_limits(self.lock_timeout);
+        limits.iter().try_for_each(|limit| self.conn().batch_execute(limit))
+    }
+
+    pub(super) fn begin_level(&mut self) -> QueryResult<()> {
+        match self.kind {
+            DatabaseKind::Sqlite if !self.is_nested() => self.conn().begin_with("BEGIN IMMEDIATE"),
+            _ => self.conn().begin_level(),
+        }
+    }
+
+    pub(super) fn run_migration(&mut self, index: usize, direction: Direction) -> Result<(), StepFailure> {
+        let kind = self.kind;
+        if let Some(path) = self.revert_search_path.as_ref().filter(|_| direction == Direction::Down) {
+            let local = if self.migrations[index].in_transaction { "LOCAL " } else { "" };
+            let set = format!("SET {local}search_path = {path}");
+            self.conn().batch_execute(&set).map_err(|error| StepFailure::of_query(&error))?;
+        }
+        let others = if direction == Direction::Down { self.objects_of_other_databases()? } else { Vec::new() };
+        let migration = &*self.migrations[index].migration;
+        let managed = self.pooled.as_mut().expect("nothing is sent after the connection was lost").managed();
+        managed.observer.read_statements(Reading::Raw);
+        let mut connection = MigrationConnection {
+            conn: managed.take_out(),
+            kind,
+            error_details: None,
+            sent: Vec::new(),
+            inventory_before_end: None,
+        };
+        let result = catch_failure(|| match direction {
+            Direction::Up => migration.run(&mut connection),
+            Direction::Down => migration.revert(&mut connection),
+        });
+        let MigrationConnection { conn, error_details, sent, inventory_before_end, .. } = connection;
+        managed.put_back(conn);
+        managed.observer.stop_reading();
+        self.inventory_before_end = inventory_before_end;
+        self.names_bookkeeping_table = sent.iter().any(|sql| sql.to_lowercase().contains("__diesel_schema_migrations"));
+        if self.inventory_before_end.is_some()
+            && kind == DatabaseKind::Sqlite
+            && self.migrations[index].in_transaction
+            && !self.is_nested()
+        {
+            // The migration has ended its transaction, so it is recorded in a new one. This fails if the migration has begun one itself.
+            let _ = self.conn().batch_execute("BEGIN IMMEDIATE");
+        }
+        match result {
+            // Diesel reports an empty file as an error.
+            Err(failure) if direction == Direction::Up && failure.message.contains(EMPTY_FILE) => Ok(()),
+            Err(mut failure) => {
+                let details = error_details.unwrap_or_default();
+                if !failure.message.contains(&details.text) {
+                    failure.message.push_str(&details.text);
+                }
+                failure.connection_lost |= details.connection_lost;
+                failure.out_of_locks |= details.out_of_locks;
+                Err(failure)
+            }
+            Ok(()) => self.refuse_changes_of_other_databases(&others, &sent),
+        }
+    }
+
+    /// The objects of SQLite's temporary and attached databases. An unqualified name means one of these objects if the main database has no
+    /// object with this name.
+    fn objects_of_other_databases(&mut self) -> Result<Vec<(String, Inventory)>, StepFailure> {
+        let Some(query) = self.kind.other_databases() else { return Ok(Vec::new()) };
+        let kind = self.kind;
+        let conn = self.conn();
+        let result = conn.texts(query).and_then(|names| {
+            let objects = names.into_iter().flatten().map(|name| {
+                let objects = conn.texts(&kind.objects_of(&name))?;
+                Ok((name, objects))
+            });
+            objects.collect::<QueryResult<Vec<_>>>()
+        });
+        result.map_err(|error| StepFailure::of_query(&error))
+    }
+
+    /// Returns an error if a migration has changed another database that its SQL does not name.
+    fn refuse_changes_of_other_databases(
+        &mut self,
+        before: &[(String, Inventory)],
+        sent: &[String],
+    ) -> Result<(), StepFailure> {
+        if before.is_empty() {
+            return Ok(());
+        }
+        let now = self.objects_of_other_databases()?;
+        for ((database, before), (_, now)) in before.iter().zip(&now) {
+            let named = format!("{}.", database.to_lowercase());
+            let is_named = sent.iter().any(|sql| sql.to_lowercase().replace(['"', '`', '[', ']'], "").contains(&named));
+            if before != now && !is_named {
+                let message = format!(
+                    "it would change the database `{database}` of the connection, which its SQL does not name: {}",
+                    list(&difference(before, now))
+                );
+                return Err(StepFailure { message, ..StepFailure::default() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Restores the connection's settings and records the migration as applied or reverted.
+    pub(super) fn record(&mut self, index: usize, direction: Direction, commit: bool) -> Result<(), StepFailure> {
+        self.try_record(index, direction, commit).map_err(|error| StepFailure::of_query(&error))
+    }
+
+    fn try_record(&mut self, index: usize, direction: Direction, commit: bool) -> QueryResult<()> {
+        let (kind, in_transaction) = (self.kind, self.migrations[index].in_transaction);
+        let begin = kind.begin_with_limits(self.lock_timeout);
+        if self.is_chained() && in_transaction {
+            if self.depth() == Some(0) {
+                // The migration has ended its transaction, so its changes are committed.
+                self.conn().begin_with(&begin)?;
+            }
+            // Deferred constraints and triggers must still run with the migration's settings.
+            self.conn().batch_execute("SET CONSTRAINTS ALL IMMEDIATE")?;
+            if !commit {
+                self.restore_deferred_constraints()?;
+            }
+        }
+        let now = ConnectionSnapshot::from_rows(self.conn().texts(kind.snapshot_query())?);
+        for sql in kind.restore(&self.baseline, &now) {
+            self.conn().batch_execute(&sql)?;
+        }
+        let table = kind.bookkeeping_table(self.baseline.schema());
+        let version = kind.literal(&self.migrations[index].version);
+        let record = match direction {
+            Direction::Up => format!("INSERT INTO {table} (version) VALUES ({version})"),
+            Direction::Down if kind == DatabaseKind::Postgres => {
+                format!("DELETE FROM {table} WHERE version OPERATOR(pg_catalog.=) {version}")
+            }
+            Direction::Down => format!("DELETE FROM {table} WHERE version = {version}"),
+        };
+        if !self.is_chained() {
+            if kind == DatabaseKind::Mysql && self.names_bookkeeping_table {
+                // A temporary table hides the bookkeeping table, even if the name is qualified with the database.
+                self.conn().batch_execute(&format!("DROP TEMPORARY TABLE IF EXISTS {table}"))?;
+            }
+            self.conn().batch_execute(&record)?;
+            return if commit && in_transaction { self.conn().commit_level() } else { Ok(()) };
+        }
+        if in_transaction && commit {
+            return self.conn().batch_execute(&format!("{record}; COMMIT; {begin}"));
+        }
+        self.conn().batch_execute(&record)?;
+        if in_transaction {
+            return Ok(());
+        }
+        if self.depth() != Some(0) {
+            self.conn().leave_with("COMMIT")?;
+        }
+        self.conn().begin_with(&begin)
+    }
+
+    /// Restores the initial modes of constraints for the next migration that is reverted in the same transaction.
+    fn restore_deferred_constraints(&mut self) -> QueryResult<()> {
+        let query = self.kind.deferred_constraints(self.baseline.schema().unwrap_or_default());
+        let names: Vec<String> = self.conn().texts(&query)?.into_iter().flatten().collect();
+        match names.is_empty() {
+            true => Ok(()),
+            false => self.conn().batch_execute(&format!("SET CONSTRAINTS {} DEFERRED", names.join(", "))),
+        }
+    }
+
+    /// Marks all connections of the pool as outdated. The operation calls this before a change, so that no outdated connection is checked out
+    /// while the change takes effect, and after it, for the connections that were opened in between.
+    pub(super) fn announce_change(&mut self) {
+        self.changed = true;
+        if let Some(pooled) = &mut self.pooled {
+            pooled.schema_changes();
+        }
+    }
+
+    pub(super) fn texts_or_empty(&mut self, query: &str) -> Inventory {
+        self.conn().texts(query).unwrap_or_default()
+    }
+
+    /// Rolls back the open transaction. On PostgreSQL the next transaction begins.
+    pub(super) fn roll_back(&mut self) -> QueryResult<()> {
+        let (base_depth, begin) = (self.base_depth(), self.kind.begin_with_limits(self.lock_timeout));
+        if self.is_chained() {
+            return match self.depth() {
+                Some(0) => self.conn().begin_with(&begin),
+                Some(_) => self.conn().batch_execute(&format!("ROLLBACK; {begin}")),
+                None => Err(DieselError::BrokenTransactionManager),
+            };
+        }
+        while self.depth().ok_or(DieselError::BrokenTransactionManager)? > base_depth {
+            self.conn().rollback_level()?;
+        }
+        Ok(())
+    }
+
+    /// The versions that were applied or reverted and stay so. Inside the outer transaction of a test, a failed operation is rolled back.
+    pub(super) fn kept_versions(&self) -> Vec<String> {
+        if self.is_nested() { Vec::new() } else { self.done.clone() }
+    }
+
+    pub(super) fn begin_write(&mut self) -> Result<()> {
+        let result = self.begin_level();
+        result.map_err(|error| self.failure(None, "the beginning of a transaction", StepFailure::of_query(&error), &[]))
+    }
+
+    pub(super) fn commit(&mut self) -> Result<()> {
+        let result = self.conn().commit_level();
+        // The change takes effect only now.
+        if self.changed {
+            self.announce_change();
+        }
+        result.map_err(|error| self.failure(None, "the commit", StepFailure::of_query(&error), &[]))
+    }
+
+    /// The applied versions. The function creates the bookkeeping table if it does not exist.
+    fn applied_after_setup(&mut self) -> Result<HashSet<String>> {
+        let baseline = self.baseline.clone();
+        let exists = match baseline.schema() {
+            Some(schema) => !self.texts(&self.kind.bookkeeping_table_query(schema))?.is_empty(),
+            None => false,
+        };
+        if !exists {
+            let table = match self.kind {
+                // SQLite creates an unqualified table in the main database, even if a temporary table has the same name. `sqlite_master`
+                // then has the same text as with Diesel.
+                DatabaseKind::Sqlite => "__diesel_schema_migrations".to_owned(),
+                kind => kind.bookkeeping_table(baseline.schema()),
+            };
+            self.send(&CREATE_MIGRATIONS_TABLE.replacen("__diesel_schema_migrations", &table, 1))?;
+            if self.is_chained() {
+                let begin = self.kind.begin_with_limits(self.lock_timeout);
+                self.send(&format!("COMMIT; {begin}"))?;
+            }
+        }
+        Ok(self.applied_versions(&baseline)?.into_iter().collect())
+    }
+
+    /// Ends the nested transaction: with a commit after success, and with a rollback after an error.
+    fn end_nested(&mut self, outcome: Result<()>) -> Result<()> {
+        if self.pooled.is_none() {
+            return outcome;
+        }
+        let kind = self.kind;
+        let had_orphans = self.app.options().pinned.as_ref().is_some_and(|pinned| pinned.had_orphans());
+        let committed = outcome.and_then(|()| {
+            let result = kind.commit_nested(self.conn(), had_orphans);
+            result.map_err(|error| Error::from_query(error, self.at))
+        });
+        if committed.is_err() {
+            self.done.clear();
+            kind.undo_nested(self.conn());
+        }
+        committed
+    }
+
+    /// Releases the lock and checks the connection in. The pool closes the connection after an error.
+    pub(super) fn finish(mut self, outcome: Result<()>) -> Result<Vec<String>> {
+        let mut outcome = if self.is_nested() { self.end_nested(outcome) } else { outcome };
+        if self.pooled.is_some() {
+            let process = self.baseline.process().map(str::to_owned);
+            let unlocked = self.unlock();
+            if outcome.is_ok() && matches!(unlocked, Ok(false)) {
+                let detail = format!(
+                    "Its lock stays with the pooler until that closes its connection{}. Done: {}.",
+                    process.map(|process| format!(" to the server's process {process}")).unwrap_or_default(),
+                    phrase(list(&self.done))
+                );
+                let app = self.app.id().into();
+                outcome = Err(Error::PooledConnection { app, operation: self.operation, detail });
+            }
+            let restored = (outcome.is_ok() || self.is_nested())
+                && matches!(unlocked, Ok(true))
+                && self.depth() == Some(0)
+                && self.restore_limits();
+            let managed = self.pooled().managed();
+            managed.doomed = !restored;
+            managed.observer.take();
+        }
+        drop(self.pooled.take());
+        let (app, done) = (self.app.id(), phrase(list(&self.done)));
+        match &outcome {
+            Ok(()) => crate::wording::log_line!(
+                info,
+                "diesel_session::schema",
+                "app `{app}`: {} is done: {done}",
+                self.operation
+            ),
+            Err(error) => crate::wording::log_line!(warn, "diesel_session::schema", "{error}"),
+        }
+        outcome.map(|()| self.done)
+    }
+
+    /// Restores the limits of the session, if the operation has changed them.
+    fn restore_limits(&mut self) -> bool {
+        let Some(original) = self.original.take() else { return true };
+        let limits = self.kind.restore_limits(&original);
+        limits.iter().all(|limit| self.conn().batch_execute(limit).is_ok())
+    }
+}
