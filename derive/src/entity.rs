@@ -33,14 +33,14 @@ fn entity(model: &Model) -> TokenStream {
         let field = &version.name;
         quote!(self.#field += 1;)
     });
-    let differences = model.written().map(|(at, field)| {
+    let differences = model.written().map(|(index, field)| {
         let name = &field.name;
         let differs = quote_spanned!(field.ty.span()=> old.#name != new.#name);
-        quote!(if #differs { columns |= 1u128 << #at; })
+        quote!(if #differs { columns |= 1u128 << #index; })
     });
     let unwritten = model.written().map(|(_, field)| {
         let name = &field.name;
-        let equal = quote_spanned!(field.ty.span()=> base.#name == value.#name);
+        let equal = quote_spanned!(field.ty.span()=> original.#name == value.#name);
         quote!(if #equal { ::core::mem::swap(&mut value.#name, &mut newest.#name); })
     });
     let (same_version, newest_version) = match model.version() {
@@ -50,16 +50,16 @@ fn entity(model: &Model) -> TokenStream {
         }
         None => (quote!(true), quote!()),
     };
-    let parent_probes = quote! {
+    let parent_imports = quote! {
         #[allow(unused_imports)]
-        use ::diesel_session::unit_of_work::probe::{EntityParent as _, OtherParent as _, Parent};
+        use ::diesel_session::unit_of_work::derive_support::{EntityParent as _, OtherParent as _, Parent};
     };
     let foreign_keys: Vec<_> = model.foreign_keys().collect();
     let parents: Vec<_> = foreign_keys.iter().map(|(parent, _)| *parent).collect();
     // What the key of a foreign key refers to; none of it is if one of its columns is NULL.
     let reference = |parent: &syn::Path, fields: &[usize]| {
-        let part = |&at: &usize| {
-            let (name, optional) = (&model.fields[at].name, model.fields[at].is_optional());
+        let part = |&index: &usize| {
+            let (name, optional) = (&model.fields[index].name, model.fields[index].is_optional());
             let asked = optional.then(|| quote!(?));
             quote!(::core::clone::Clone::clone(&row.#name)#asked)
         };
@@ -68,9 +68,9 @@ fn entity(model: &Model) -> TokenStream {
             [one] => quote!(#one),
             several => quote!((#(#several,)*)),
         };
-        quote!((|row: &Self| -> ::core::option::Option<::diesel_session::unit_of_work::Reference> {
+        quote!((|row: &Self| -> ::core::option::Option<::diesel_session::unit_of_work::derive_support::Reference> {
             let parent = (&&Parent::<#parent>::new()).table();
-            ::core::option::Option::Some(::diesel_session::unit_of_work::Reference::new(parent, #key))
+            ::core::option::Option::Some(::diesel_session::unit_of_work::derive_support::Reference::new(parent, #key))
         }))
     };
     let references = foreign_keys.iter().map(|(parent, fields)| {
@@ -79,38 +79,39 @@ fn entity(model: &Model) -> TokenStream {
     });
     let moves = foreign_keys.iter().map(|(parent, fields)| {
         let reference = reference(parent, fields);
-        let names = fields.iter().map(|&at| &model.fields[at].name);
+        let names = fields.iter().map(|&index| &model.fields[index].name);
         quote! {
             if false #(|| old.#names != new.#names)* {
-                found.push(::diesel_session::unit_of_work::Move { from: #reference(old), to: #reference(new) });
+                found.push(::diesel_session::unit_of_work::derive_support::Move { from: #reference(old), to: #reference(new) });
             }
         }
     });
-    let is_written = |at: &usize| !model.key.contains(at) && !model.fields[*at].version;
+    let is_written = |index: &usize| !model.key.contains(index) && !model.fields[*index].version;
     let unlink = foreign_keys.iter().map(|(parent, fields)| {
-        let names = fields.iter().filter(|at| is_written(at) && model.fields[**at].is_optional());
-        let names: Vec<_> = names.map(|&at| &model.fields[at].name).collect();
+        let names = fields.iter().filter(|index| is_written(index) && model.fields[**index].is_optional());
+        let names: Vec<_> = names.map(|&index| &model.fields[index].name).collect();
         quote! {
             if parents.contains(&(&&Parent::<#parent>::new()).table()) {
                 #(self.#names = ::core::option::Option::None;)*
             }
         }
     });
-    let taken = foreign_keys.iter().flat_map(|(_, fields)| fields.iter().filter(|at| is_written(at))).map(|&at| {
-        let name = &model.fields[at].name;
-        quote!(::core::clone::Clone::clone_from(&mut self.#name, &other.#name);)
-    });
+    let taken =
+        foreign_keys.iter().flat_map(|(_, fields)| fields.iter().filter(|index| is_written(index))).map(|&index| {
+            let name = &model.fields[index].name;
+            quote!(::core::clone::Clone::clone_from(&mut self.#name, &other.#name);)
+        });
     let table = &model.table;
-    let counted = match model.counted_key() {
+    let counted = match model.auto_increment_key() {
         Some(field) => {
             let column = &field.column;
-            quote!(::diesel_session::unit_of_work::is_integer(#table::#column))
+            quote!(::diesel_session::unit_of_work::derive_support::is_integer(#table::#column))
         }
         None => quote!(false),
     };
-    let one_column =
-        (model.key.len() == 1).then(|| quote!(impl ::diesel_session::unit_of_work::OneColumnKey for #name {}));
-    let places = model.written().map(|(at, _)| at);
+    let one_column = (model.key.len() == 1)
+        .then(|| quote!(impl ::diesel_session::unit_of_work::derive_support::OneColumnKey for #name {}));
+    let indices = model.written().map(|(index, _)| index);
     let written = model.written().map(|(_, field)| &field.name);
     let row_by_row = model.row_by_row;
     quote! {
@@ -124,7 +125,7 @@ fn entity(model: &Model) -> TokenStream {
                 #id
             }
 
-            fn is_counted() -> bool {
+            fn is_auto_increment() -> bool {
                 #counted
             }
 
@@ -132,8 +133,8 @@ fn entity(model: &Model) -> TokenStream {
                 ::core::any::TypeId::of::<#table::table>()
             }
 
-            fn parents(found: &mut ::diesel_session::unit_of_work::Relations) {
-                #parent_probes
+            fn parents(found: &mut ::diesel_session::unit_of_work::derive_support::Relations) {
+                #parent_imports
                 let _ = &found;
                 #(
                     found.add(<Self as ::diesel_session::Entity>::table(), (&&Parent::<#parents>::new()).table());
@@ -156,19 +157,19 @@ fn entity(model: &Model) -> TokenStream {
             }
 
             #[allow(clippy::float_cmp)]
-            fn take_unwritten(base: &Self, value: &mut Self, newest: &mut Self) {
-                let _ = (base, &mut *value, &mut *newest);
+            fn merge_unwritten(original: &Self, value: &mut Self, newest: &mut Self) {
+                let _ = (original, &mut *value, &mut *newest);
                 #(#unwritten)*
                 #newest_version
             }
 
             fn bytes(&self, columns: u128) -> usize {
                 #[allow(unused_imports)]
-                use ::diesel_session::unit_of_work::probe::{HasBytes as _, HasSize as _, MayHaveBytes as _, Probe};
+                use ::diesel_session::unit_of_work::derive_support::{BytesField as _, SizedField as _, OptionalBytesField as _, Field};
                 let mut bytes = 0usize;
                 let _ = columns;
-                #(if (columns & (1u128 << #places)) != 0 {
-                    bytes += (&&&Probe(&self.#written)).bytes();
+                #(if (columns & (1u128 << #indices)) != 0 {
+                    bytes += (&&&Field(&self.#written)).bytes();
                 })*
                 bytes += 0;
                 bytes
@@ -178,8 +179,8 @@ fn entity(model: &Model) -> TokenStream {
                 #bump
             }
 
-            fn references(&self) -> ::std::vec::Vec<::diesel_session::unit_of_work::Reference> {
-                #parent_probes
+            fn references(&self) -> ::std::vec::Vec<::diesel_session::unit_of_work::derive_support::Reference> {
+                #parent_imports
                 #[allow(unused_mut)]
                 let mut found = ::std::vec::Vec::new();
                 #(#references)*
@@ -187,8 +188,8 @@ fn entity(model: &Model) -> TokenStream {
             }
 
             #[allow(clippy::float_cmp)]
-            fn moves(old: &Self, new: &Self) -> ::std::vec::Vec<::diesel_session::unit_of_work::Move> {
-                #parent_probes
+            fn moves(old: &Self, new: &Self) -> ::std::vec::Vec<::diesel_session::unit_of_work::derive_support::Move> {
+                #parent_imports
                 #[allow(unused_mut)]
                 let mut found = ::std::vec::Vec::new();
                 let _ = (old, new);
@@ -197,7 +198,7 @@ fn entity(model: &Model) -> TokenStream {
             }
 
             fn unlink(&mut self, parents: &[::core::any::TypeId]) {
-                #parent_probes
+                #parent_imports
                 let _ = parents;
                 #(#unlink)*
             }
@@ -227,9 +228,9 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
     let parts: Vec<_> = match single {
         true => vec![quote!(id)],
         false => (0..columns.len())
-            .map(|at| {
-                let at = syn::Index::from(at);
-                quote!(&id.#at)
+            .map(|index| {
+                let index = syn::Index::from(index);
+                quote!(&id.#index)
             })
             .collect(),
     };
@@ -238,24 +239,26 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
     let is = |field: &crate::model::Field, value: TokenStream| {
         let column = &field.column;
         match field.is_text() {
-            true => quote!(::diesel_session::unit_of_work::text_key(#table::#column, #value, #qualified)),
+            true => {
+                quote!(::diesel_session::unit_of_work::derive_support::text_key(#table::#column, #value, #qualified))
+            }
             false => quote!(#table::#column.eq(#value)),
         }
     };
     let are = |value: &dyn Fn(usize) -> TokenStream| -> Vec<TokenStream> {
-        model.keys().enumerate().map(|(at, field)| is(field, value(at))).collect()
+        model.keys().enumerate().map(|(index, field)| is(field, value(index))).collect()
     };
-    let by_id = are(&|at| parts[at].clone());
+    let by_id = are(&|index| parts[index].clone());
     let by_row = |row: &TokenStream| -> Vec<TokenStream> {
-        are(&|at| {
-            let name = names[at];
+        are(&|index| {
+            let name = names[index];
             quote!(&#row.#name)
         })
     };
     let texts: Vec<_> = model.keys().enumerate().filter(|(_, field)| field.is_text()).collect();
     let has_blanks = |value: &dyn Fn(usize) -> TokenStream| {
-        let ends = texts.iter().map(|(at, _)| value(*at));
-        quote!(false #(|| ::diesel_session::unit_of_work::ends_in_blanks(#ends))*)
+        let ends = texts.iter().map(|(index, _)| value(*index));
+        quote!(false #(|| ::diesel_session::unit_of_work::derive_support::ends_in_blanks(#ends))*)
     };
     let is_postgres = matches!(backend, Backend::Postgres | Backend::Any) && !texts.is_empty();
     let (finds, find_many) = match single {
@@ -302,7 +305,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
         })
     };
     let update = {
-        let places = model.written().map(|(at, _)| at);
+        let indices = model.written().map(|(index, _)| index);
         let set_columns: Vec<_> = model.written().map(|(_, field)| &field.column).collect();
         let set_names = model.written().map(|(_, field)| &field.name);
         let version = model.version().map(|version| {
@@ -320,7 +323,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
                 let columns = <Self as ::diesel_session::Entity>::differences(old, new);
                 ::diesel::update(#table::table #(.filter(#by_key))* #by_version)
                     .set((
-                        #((columns & (1u128 << #places) != 0).then(|| #table::#set_columns.eq(&new.#set_names)),)*
+                        #((columns & (1u128 << #indices) != 0).then(|| #table::#set_columns.eq(&new.#set_names)),)*
                         #version
                     ))
                     .execute(conn)
@@ -372,7 +375,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
     let find_newest = match backend {
         Backend::Mysql => Some(quote!(#table::table #(.filter(#by_id))* .select(#selection).for_update().load(conn))),
         Backend::Any => Some(
-            quote!(::diesel_session::unit_of_work::ForUpdate::new(#table::table #(.filter(#by_id))* .select(#selection)).load(conn)),
+            quote!(::diesel_session::unit_of_work::derive_support::ForUpdate::new(#table::table #(.filter(#by_id))* .select(#selection)).load(conn)),
         ),
         Backend::Postgres | Backend::Sqlite => None,
     };
@@ -385,13 +388,13 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
         }
     });
     let read_back = matches!(backend, Backend::Mysql | Backend::Any).then(|| {
-        let counted = model.counted_key().map(|field| {
+        let counted = model.auto_increment_key().map(|field| {
             let column = &field.column;
             quote! {
-                fn find_counted(conn: &mut #connection, numbers: &[u64]) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
+                fn find_auto_increment(conn: &mut #connection, numbers: &[u64]) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
                     #traits
                     #table::table
-                        .filter(::diesel_session::unit_of_work::numbered(#table::#column, numbers))
+                        .filter(::diesel_session::unit_of_work::derive_support::auto_increment_keys(#table::#column, numbers))
                         .order(#table::#column)
                         .select(#selection)
                         .load(conn)
@@ -401,12 +404,12 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
         quote! {
             #counted
 
-            fn forget_counted(conn: &mut #connection) -> ::diesel::QueryResult<()> {
-                ::diesel_session::unit_of_work::forget_counted(conn)
+            fn reset_last_insert_id(conn: &mut #connection) -> ::diesel::QueryResult<()> {
+                ::diesel_session::unit_of_work::derive_support::reset_last_insert_id(conn)
             }
 
-            fn most_bytes(conn: &mut #connection) -> ::diesel::QueryResult<::core::option::Option<usize>> {
-                ::diesel_session::unit_of_work::most_bytes(conn)
+            fn max_statement_bytes(conn: &mut #connection) -> ::diesel::QueryResult<::core::option::Option<usize>> {
+                ::diesel_session::unit_of_work::derive_support::max_statement_bytes(conn)
             }
 
             fn find_rounded(
@@ -415,19 +418,19 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
                 digits: u8,
             ) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
                 #traits
-                if !(false #(|| ::diesel_session::unit_of_work::is_rounded(#table::#columns))*) {
+                if !(false #(|| ::diesel_session::unit_of_work::derive_support::has_time_of_day(#table::#columns))*) {
                     return ::core::result::Result::Ok(::std::vec::Vec::new());
                 }
                 #table::table
-                    #(.filter(::diesel_session::unit_of_work::rounded_key(#table::#columns, #parts, digits)))*
+                    #(.filter(::diesel_session::unit_of_work::derive_support::rounded_key(#table::#columns, #parts, digits)))*
                     .select(#selection)
                     .load(conn)
             }
         }
     });
     let goes_alone = is_postgres.then(|| {
-        let blanks = has_blanks(&|at| {
-            let name = names[at];
+        let blanks = has_blanks(&|index| {
+            let name = names[index];
             quote!(&self.#name)
         });
         quote! {
@@ -438,8 +441,8 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
     });
     quote! {
         impl ::diesel_session::unit_of_work::Persist<#connection> for #name {
-            const FINDS: usize = #finds;
-            const DELETES: usize = #deletes;
+            const MAX_FIND_KEYS: usize = #finds;
+            const MAX_DELETE_ROWS: usize = #deletes;
 
             fn find(conn: &mut #connection, id: &Self::Id) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
                 #traits

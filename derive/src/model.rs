@@ -86,7 +86,7 @@ impl Model {
             field.parent.get_or_insert_with(|| parent.clone());
         }
         let names = diesel.primary_key.unwrap_or_else(|| vec![Ident::new("id", input.ident.span())]);
-        let place = |name: &Ident| {
+        let index = |name: &Ident| {
             fields.iter().position(|field| field.name == *name || field.column == *name).ok_or_else(|| {
                 words::missing(
                     name.span(),
@@ -96,7 +96,7 @@ impl Model {
                 )
             })
         };
-        let key = names.iter().map(place).collect::<Result<Vec<_>>>()?;
+        let key = names.iter().map(index).collect::<Result<Vec<_>>>()?;
         let references = references
             .into_iter()
             .map(|(parent, names): (Path, Vec<Ident>)| {
@@ -104,15 +104,15 @@ impl Model {
                 Ok((parent, fields))
             })
             .collect::<Result<Vec<_>>>()?;
-        let versions: Vec<usize> = (0..fields.len()).filter(|&at| fields[at].version).collect();
+        let versions: Vec<usize> = (0..fields.len()).filter(|&index| fields[index].version).collect();
         if let Some(second) = versions.get(1) {
-            return Err(Error::new(fields[*second].name.span(), "an entity has one version at most"));
+            return Err(Error::new(fields[*second].name.span(), "an entity has one version index most"));
         }
-        if let Some(both) = versions.iter().find(|at| key.contains(at)) {
+        if let Some(both) = versions.iter().find(|index| key.contains(index)) {
             return Err(Error::new(fields[*both].name.span(), "a key is no version"));
         }
         if fields.len() > 128 {
-            return Err(Error::new(input.ident.span(), "an entity has 128 columns at most"));
+            return Err(Error::new(input.ident.span(), "an entity has 128 columns index most"));
         }
         Ok(Self {
             name: input.ident.clone(),
@@ -130,7 +130,8 @@ impl Model {
 
     /// All foreign keys: the parent and the places of the fields, in the order of the parent's key.
     pub(crate) fn foreign_keys(&self) -> impl Iterator<Item = (&Path, Vec<usize>)> {
-        let of_one = self.fields.iter().enumerate().filter_map(|(at, field)| Some((field.parent.as_ref()?, vec![at])));
+        let of_one =
+            self.fields.iter().enumerate().filter_map(|(index, field)| Some((field.parent.as_ref()?, vec![index])));
         of_one.chain(self.references.iter().map(|(parent, fields)| (parent, fields.clone())))
     }
 
@@ -139,16 +140,16 @@ impl Model {
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = &Field> {
-        self.key.iter().map(|&at| &self.fields[at])
+        self.key.iter().map(|&index| &self.fields[index])
     }
 
     /// The columns that an UPDATE may set, with their places.
     pub(crate) fn written(&self) -> impl Iterator<Item = (usize, &Field)> {
-        self.fields.iter().enumerate().filter(|(at, field)| !field.version && !self.key.contains(at))
+        self.fields.iter().enumerate().filter(|(index, field)| !field.version && !self.key.contains(index))
     }
 
     /// The field of the key that databases may count: the only one, or the only one of several that the database makes.
-    pub(crate) fn counted_key(&self) -> Option<&Field> {
+    pub(crate) fn auto_increment_key(&self) -> Option<&Field> {
         if let [key] = self.key[..] {
             return Some(&self.fields[key]);
         }

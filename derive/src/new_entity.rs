@@ -74,7 +74,7 @@ pub(crate) fn generated(model: &Model) -> TokenStream {
     });
     quote! {
         const _: fn() = || {
-            fn is_one_column<P: ::diesel_session::unit_of_work::OneColumnKey>() {}
+            fn is_one_column<P: ::diesel_session::unit_of_work::derive_support::OneColumnKey>() {}
             #(is_one_column::<#parents>();)*
         };
 
@@ -92,15 +92,15 @@ pub(crate) fn generated(model: &Model) -> TokenStream {
 
 /// What foreign keys of several columns refer to, if the program makes all of them.
 fn composite(model: &Model) -> Vec<TokenStream> {
-    let is_made = |at: &usize| {
-        let field = &model.fields[*at];
+    let is_made = |index: &usize| {
+        let field = &model.fields[*index];
         !field.generated && !field.version && field.parent.is_none()
     };
     let several = model.references.iter().filter(|(_, fields)| fields.iter().all(is_made));
     several
         .map(|(parent, fields)| {
-            let parts = fields.iter().map(|&at| {
-                let (name, optional) = (&model.fields[at].name, model.fields[at].is_optional());
+            let parts = fields.iter().map(|&index| {
+                let (name, optional) = (&model.fields[index].name, model.fields[index].is_optional());
                 let asked = optional.then(|| quote!(?));
                 quote!(::core::clone::Clone::clone(&new.#name)#asked)
             });
@@ -112,11 +112,11 @@ fn composite(model: &Model) -> Vec<TokenStream> {
                 false => quote!(#parent),
             };
             quote! {
-                found.extend((|new: &Self| -> ::core::option::Option<::diesel_session::unit_of_work::Reference> {
+                found.extend((|new: &Self| -> ::core::option::Option<::diesel_session::unit_of_work::derive_support::Reference> {
                     #[allow(unused_imports)]
-                    use ::diesel_session::unit_of_work::probe::{EntityParent as _, OtherParent as _, Parent};
+                    use ::diesel_session::unit_of_work::derive_support::{EntityParent as _, OtherParent as _, Parent};
                     let parent = (&&Parent::<#parent>::new()).table();
-                    ::core::option::Option::Some(::diesel_session::unit_of_work::Reference::new(parent, (#(#parts,)*)))
+                    ::core::option::Option::Some(::diesel_session::unit_of_work::derive_support::Reference::new(parent, (#(#parts,)*)))
                 })(self));
             }
         })
@@ -198,24 +198,24 @@ fn implementations(row: &NewRow) -> TokenStream {
     let NewRow { name, entity, columns, all, row_by_row, composite, .. } = row;
     let counted = match &row.key {
         Some(_) => quote!(true),
-        None => quote!(<#entity as ::diesel_session::Entity>::is_counted()),
+        None => quote!(<#entity as ::diesel_session::Entity>::is_auto_increment()),
     };
-    let probes = quote! {
+    let imports = quote! {
         #[allow(unused_imports)]
-        use ::diesel_session::unit_of_work::probe::{Compare, Comparable as _, IsKey as _, IsOtherKey as _, IsValue as _, OtherKey as _, Probe, Uncomparable as _, SameKey as _};
+        use ::diesel_session::unit_of_work::derive_support::{FieldPair, ComparablePair as _, ForeignKeyField as _, OptionalForeignKeyField as _, ValueField as _, OptionalForeignKeyPair as _, Field, IncomparablePair as _, ForeignKeyPair as _};
     };
     let key = match &row.key {
         None => quote!(::core::option::Option::None),
         Some(key) => match &key[..] {
-            [one] => quote!((&Probe(&self.#one)).part().map(::core::convert::Into::into)),
+            [one] => quote!((&Field(&self.#one)).key_part().map(::core::convert::Into::into)),
             several => {
-                quote!(::core::option::Option::Some((#(::core::convert::Into::into((&Probe(&self.#several)).part()?),)*)))
+                quote!(::core::option::Option::Some((#(::core::convert::Into::into((&Field(&self.#several)).key_part()?),)*)))
             }
         },
     };
-    let differs = row.same.iter().enumerate().map(|(at, (new, old))| {
+    let differs = row.same.iter().enumerate().map(|(index, (new, old))| {
         let differs = quote_spanned!(new.span()=> row.#old);
-        quote!(if (&&&Compare(&self.#new, &#differs)).differs() { columns |= 1u128 << #at; })
+        quote!(if (&&&FieldPair(&self.#new, &#differs)).differs() { columns |= 1u128 << #index; })
     });
     let insert = row.backends.each(|backend, connection| insert(row, backend, connection));
     quote! {
@@ -228,33 +228,33 @@ fn implementations(row: &NewRow) -> TokenStream {
             }
 
             fn key(&self) -> ::core::option::Option<<#entity as ::diesel_session::Entity>::Id> {
-                #probes
+                #imports
                 #key
             }
 
             fn bytes(&self) -> usize {
                 #[allow(unused_imports)]
-                use ::diesel_session::unit_of_work::probe::{HasBytes as _, HasSize as _, MayHaveBytes as _, Probe};
-                0usize #(+ (&&&Probe(&self.#all)).bytes())*
+                use ::diesel_session::unit_of_work::derive_support::{BytesField as _, SizedField as _, OptionalBytesField as _, Field};
+                0usize #(+ (&&&Field(&self.#all)).bytes())*
             }
 
             fn is_ready(&self) -> bool {
-                #probes
-                true #(&& (&Probe(&self.#all)).is_known())*
+                #imports
+                true #(&& (&Field(&self.#all)).is_known())*
             }
 
-            fn references(&self) -> ::std::vec::Vec<::diesel_session::unit_of_work::Reference> {
-                #probes
+            fn references(&self) -> ::std::vec::Vec<::diesel_session::unit_of_work::derive_support::Reference> {
+                #imports
                 #[allow(unused_mut)]
-                let mut found: ::std::vec::Vec<::diesel_session::unit_of_work::Reference> = ::std::vec::Vec::new();
-                #(found.extend((&Probe(&self.#all)).reference());)*
+                let mut found: ::std::vec::Vec<::diesel_session::unit_of_work::derive_support::Reference> = ::std::vec::Vec::new();
+                #(found.extend((&Field(&self.#all)).reference());)*
                 #(#composite)*
                 found
             }
 
             #[allow(clippy::needless_borrow)]
             fn disagreements(&self, row: &#entity) -> u128 {
-                #probes
+                #imports
                 let mut columns = 0u128;
                 let _ = row;
                 #(#differs)*
@@ -273,7 +273,7 @@ fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStre
     let returning = quote!(<#entity as ::diesel::SelectableHelper<#db>>::as_returning());
     let (most, body) = match backend {
         Backend::Postgres => (
-            quote!(::diesel_session::unit_of_work::rows_of(#columns, 65_535)),
+            quote!(::diesel_session::unit_of_work::derive_support::max_insert_rows(#columns, 65_535)),
             quote! {
                 ::diesel::insert_into(#table::table).values(rows.to_vec()).returning(#returning).get_results(conn)
             },
@@ -291,16 +291,16 @@ fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStre
             },
         ),
         Backend::Sqlite => (
-            quote!(::diesel_session::unit_of_work::rows_of(#columns, 32_766)),
+            quote!(::diesel_session::unit_of_work::derive_support::max_insert_rows(#columns, 32_766)),
             quote! {
                 ::diesel::insert_into(#table::table).values(rows.to_vec()).returning(#returning).get_results(conn)
             },
         ),
         Backend::Mysql => (
-            quote!(::diesel_session::unit_of_work::rows_of(#columns, 65_535)),
+            quote!(::diesel_session::unit_of_work::derive_support::max_insert_rows(#columns, 65_535)),
             quote! {
                 ::diesel::insert_into(#table::table).values(rows.to_vec()).execute(conn)?;
-                ::diesel_session::unit_of_work::read_back(conn, rows)
+                ::diesel_session::unit_of_work::derive_support::read_back(conn, rows)
             },
         ),
         Backend::Any => (
@@ -312,11 +312,11 @@ fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStre
                     if returning {
                         let selection = <#entity as ::diesel::SelectableHelper<#db>>::as_select();
                         let returned: ::std::vec::Vec<#entity> =
-                            ::diesel_session::unit_of_work::Returning::new(insert, selection).get_results(conn)?;
+                            ::diesel_session::unit_of_work::derive_support::Returning::new(insert, selection).get_results(conn)?;
                         inserted.extend(returned);
                     } else {
                         insert.execute(conn)?;
-                        inserted.extend(::diesel_session::unit_of_work::read_back(conn, &[*row])?);
+                        inserted.extend(::diesel_session::unit_of_work::derive_support::read_back(conn, &[*row])?);
                     }
                 }
                 ::core::result::Result::Ok(inserted)
@@ -325,7 +325,7 @@ fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStre
     };
     quote! {
         impl ::diesel_session::unit_of_work::Insert<#connection> for #name {
-            const ROWS: usize = #most;
+            const MAX_INSERT_ROWS: usize = #most;
 
             fn insert(conn: &mut #connection, rows: &[&Self], returning: bool) -> ::diesel::QueryResult<::std::vec::Vec<#entity>> {
                 #[allow(unused_imports)]

@@ -25,23 +25,23 @@ pub(crate) fn many(model: &Model, backend: Backend, connection: &TokenStream) ->
         let (column, field) = (&version.column, &version.name);
         quote!(update.version(#table::#column, rows.iter().map(|(old, _)| &old.#field));)
     });
-    let sets = model.written().map(|(at, written)| {
+    let sets = model.written().map(|(index, written)| {
         let (column, field) = (&written.column, &written.name);
         quote! {
-            if (columns & (1u128 << #at)) != 0 {
+            if (columns & (1u128 << #index)) != 0 {
                 update.set(#table::#column, rows.iter().map(|(_, new)| &new.#field));
             }
         }
     });
     let update_many = model.written().next().is_some().then(|| quote! {
-        const UPDATES: usize = ::diesel_session::unit_of_work::updates_of(#values, #BINDS);
+        const MAX_UPDATE_ROWS: usize = ::diesel_session::unit_of_work::derive_support::max_update_rows(#values, #BINDS);
 
         fn update_many(
             conn: &mut #connection,
             rows: &[(&Self, &Self)],
             columns: u128,
         ) -> ::diesel::QueryResult<::std::vec::Vec<usize>> {
-            let mut update = ::diesel_session::unit_of_work::UpdateMany::new(#table::table, rows.len());
+            let mut update = ::diesel_session::unit_of_work::derive_support::UpdateMany::new(#table::table, rows.len());
             #(#keys)*
             #version
             #(#sets)*
@@ -59,15 +59,15 @@ pub(crate) fn many(model: &Model, backend: Backend, connection: &TokenStream) ->
     quote! {
         #update_many
 
-        const LOCKS: usize = #locks;
+        const MAX_LOCK_ROWS: usize = #locks;
 
         fn may_lock(conn: &mut #connection) -> ::diesel::QueryResult<bool> {
-            let mut may: ::std::vec::Vec<bool> = ::diesel::RunQueryDsl::load(::diesel_session::unit_of_work::MayLock(#table::table), conn)?;
+            let mut may: ::std::vec::Vec<bool> = ::diesel::RunQueryDsl::load(::diesel_session::unit_of_work::derive_support::MayLock(#table::table), conn)?;
             ::core::result::Result::Ok(may.pop().unwrap_or(true))
         }
 
         fn lock(conn: &mut #connection, rows: &[&Self], for_delete: bool) -> ::diesel::QueryResult<()> {
-            let mut lock = ::diesel_session::unit_of_work::LockRows::new(#table::table, rows.len(), for_delete);
+            let mut lock = ::diesel_session::unit_of_work::derive_support::LockRows::new(#table::table, rows.len(), for_delete);
             #(#lock_keys)*
             ::diesel::RunQueryDsl::execute(lock, conn).map(::core::mem::drop)
         }

@@ -17,7 +17,7 @@ use crate::error::Verdict;
 use crate::error::{Error, Place, Result, Undo};
 use crate::kind::DatabaseKind;
 use crate::panic::panic_message;
-use crate::unit_of_work::{ChangeKind, Changes, Connected, Executor, StatementKind, Unit};
+use crate::unit_of_work::{ChangeKind, Changes, Executor, SessionReader, StatementKind, Unit};
 
 /// A hook of every flush of a session.
 pub(super) type FlushHook<C> = Rc<dyn Fn(&Session<C>, &Changes) -> Result<()>>;
@@ -121,7 +121,7 @@ impl<C: SessionConnection> SessionInner<C> {
         }
         unit.check(at)?;
         if !unit.is_dirty() {
-            unit.nothing_differs();
+            unit.forget_unchanged_writes();
             return Ok(());
         }
         let mut core = self.enter(at)?;
@@ -135,7 +135,7 @@ impl<C: SessionConnection> SessionInner<C> {
             unit.expire_all();
         }
         core.begin(at)?;
-        let before = Pending { begun: true, rollbacks: core.rollbacks(), losses: unit.losses() };
+        let before = Pending { begun: true, rollbacks: core.rollbacks(), losses: unit.lost_changes() };
         drop(core);
         let told = self.is_told_of_flushes(hooks.after_flush, |own| !own.after.is_empty());
         let changes = if told { unit.unflushed(&ALL) } else { Changes::default() };
@@ -184,14 +184,14 @@ impl<C: SessionConnection> SessionInner<C> {
     /// What a hook could take away.
     pub(super) fn pending(&self, at: Place) -> Result<Pending> {
         let core = self.enter(at)?;
-        let losses = self.unit.get().map_or(0, Unit::losses);
+        let losses = self.unit.get().map_or(0, Unit::lost_changes);
         Ok(Pending { begun: core.begun_at().is_some(), rollbacks: core.rollbacks(), losses })
     }
 
     /// Whether something of it is gone: a transaction was rolled back, or unflushed changes were dropped.
     fn has_lost(&self, before: Pending) -> bool {
         let rollbacks = self.core.try_borrow().map_or(before.rollbacks, |core| core.rollbacks());
-        let losses = self.unit.get().map_or(0, Unit::losses);
+        let losses = self.unit.get().map_or(0, Unit::lost_changes);
         before.begun && rollbacks != before.rollbacks || losses != before.losses
     }
 
@@ -318,21 +318,21 @@ impl<C: SessionConnection> SessionInner<C> {
     pub(super) fn unit_level_opened(&self) {
         self.levels.set(self.levels.get() + 1);
         if let Some(unit) = self.unit.get() {
-            unit.open_level();
+            unit.open_savepoint();
         }
     }
 
     pub(super) fn unit_level_kept(&self) {
         self.levels.set(self.levels.get() - 1);
         if let Some(unit) = self.unit.get() {
-            unit.keep_level();
+            unit.release_savepoint();
         }
     }
 
     pub(super) fn unit_level_undone(&self) {
         self.levels.set(self.levels.get() - 1);
         if let Some(unit) = self.unit.get() {
-            unit.undo_level();
+            unit.roll_back_savepoint();
         }
     }
 
@@ -389,7 +389,7 @@ impl<C: SessionConnection> Drop for Unfinished<'_, C> {
     }
 }
 
-impl<C: SessionConnection> Connected<C> for SessionInner<C> {
+impl<C: SessionConnection> SessionReader<C> for SessionInner<C> {
     fn has_snapshot(&self) -> bool {
         self.kind() == DatabaseKind::Mysql
     }
@@ -410,7 +410,7 @@ impl<C: SessionConnection> Executor<C> for Route<'_, C> {
         self.session.run_now(Statement::of_entity(what), self.at, run)
     }
 
-    fn returning(&self) -> bool {
+    fn has_returning(&self) -> bool {
         self.session.kind() != DatabaseKind::Mysql
     }
 

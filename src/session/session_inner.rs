@@ -22,7 +22,7 @@ use crate::contain::drop_each;
 use crate::error::{Error, Place, Result, Undo};
 use crate::kind::DatabaseKind;
 use crate::settings::Settings;
-use crate::unit_of_work::{Connected, Newest, Unit};
+use crate::unit_of_work::{Newest, SessionReader, Unit};
 
 /// What the handles of one session share.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ impl<C: SessionConnection> SessionInner<C> {
     }
 
     /// For the handles of its rows.
-    pub(super) fn weak(&self) -> Weak<dyn Connected<C>> {
+    pub(super) fn weak(&self) -> Weak<dyn SessionReader<C>> {
         let me: Weak<Self> = Weak::clone(&self.me);
         me
     }
@@ -315,9 +315,9 @@ impl<C: SessionConnection> SessionInner<C> {
     ) -> Result<T> {
         let mut core = self.enter(at)?;
         if let Some(unit) = self.unit.get() {
-            unit.set_fleeting(core.commits_by_itself());
+            unit.set_autocommit_reads(core.commits_by_itself());
             let outside = core.reads_before_transaction(statement.access);
-            unit.set_outside(outside);
+            unit.set_reads_before_transaction(outside);
             if core.is_reading() && !outside {
                 // This statement begins the transaction: what was read before it may have changed since.
                 unit.expire_all();

@@ -120,7 +120,7 @@ impl<C: SessionConnection> Session<C> {
         let at = Location::caller();
         self.0.not_ended(at)?;
         let statement = Statement::of_query(&query);
-        let tracker = Tracker { unit: self.0.unit(), newest: statement.newest, absorbs: Cell::new(false) };
+        let tracker = Tracker { unit: self.0.unit(), newest: statement.newest, has_entities: Cell::new(false) };
         self.0.autoflush_before(statement, at)?;
         if statement.outdates {
             // All but the rows that come back, where those are what the statement has made of them.
@@ -131,7 +131,7 @@ impl<C: SessionConnection> Session<C> {
         });
         let expires = match statement.newest {
             // Locked for what is read afterwards.
-            Newest::Locked => rows.as_ref().is_ok_and(|rows| !rows.is_empty()) && !tracker.absorbs.get(),
+            Newest::Locked => rows.as_ref().is_ok_and(|rows| !rows.is_empty()) && !tracker.has_entities.get(),
             // Of a statement that is not known the rows may be from before it. On MySQL and MariaDB they are kept: they may be locked,
             // and a SELECT might find older ones.
             Newest::No | Newest::Perhaps => statement.access != Access::Read && self.0.kind() != DatabaseKind::Mysql,
@@ -234,7 +234,7 @@ impl<C: SessionConnection> Session<C> {
 
     /// Runs `body` without a flush before its queries.
     pub fn no_autoflush<R>(&self, body: impl FnOnce(&Self) -> R) -> R {
-        let _quiet = self.0.unit().quiet();
+        let _quiet = self.0.unit().disable_autoflush();
         body(self)
     }
 

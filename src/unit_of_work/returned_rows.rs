@@ -16,7 +16,7 @@ const COMPARED_IN_ALL: usize = 64;
 
 /// The returned rows in the order of what was sent. The number of both is the same. None if the values say that the order is
 /// another and do not tell which.
-pub(super) fn pair<N: NewEntity>(sent: &[&N], rows: Vec<N::Entity>) -> Option<Vec<N::Entity>> {
+pub(super) fn match_rows<N: NewEntity>(sent: &[&N], rows: Vec<N::Entity>) -> Option<Vec<N::Entity>> {
     debug_assert_eq!(sent.len(), rows.len());
     // One row needs no pairing, whatever the database has made of its values.
     if sent.len() <= 1 {
@@ -28,22 +28,22 @@ pub(super) fn pair<N: NewEntity>(sent: &[&N], rows: Vec<N::Entity>) -> Option<Ve
     if elsewhere.is_empty() {
         return Some(rows);
     }
-    if let Some(places) = by_key(sent, &rows) {
-        return Some(arranged(rows, &places));
+    if let Some(indices) = by_key(sent, &rows) {
+        return Some(arranged(rows, &indices));
     }
     if !is_contradicted(&elsewhere, disagree) {
         return Some(rows);
     }
-    let mut places: Vec<usize> = (0..sent.len()).collect();
+    let mut indices: Vec<usize> = (0..sent.len()).collect();
     let (mut free, mut unmatched) = (elsewhere.iter().map(|(at, _)| *at).collect::<Vec<_>>(), Vec::new());
     for &(new, _) in &elsewhere {
         match free.iter().position(|&row| disagree(new, row) == 0) {
-            Some(found) => places[new] = free.swap_remove(found),
+            Some(found) => indices[new] = free.swap_remove(found),
             None => unmatched.push(new),
         }
     }
     if unmatched.is_empty() {
-        return Some(arranged(rows, &places));
+        return Some(arranged(rows, &indices));
     }
     // The database has changed values in at least these columns.
     let changed = unmatched.iter().fold(0, |changed, &new| {
@@ -64,9 +64,9 @@ pub(super) fn pair<N: NewEntity>(sent: &[&N], rows: Vec<N::Entity>) -> Option<Ve
         if others.iter().any(|&other| N::Entity::differences(&rows[free[first]], &rows[free[other]]) != 0) {
             return None;
         }
-        places[new] = free.swap_remove(first);
+        indices[new] = free.swap_remove(first);
     }
-    Some(arranged(rows, &places))
+    Some(arranged(rows, &indices))
 }
 
 /// Whether a row agrees better with what was sent in another row's place.
@@ -88,13 +88,13 @@ fn is_contradicted(elsewhere: &[(usize, Columns)], disagree: impl Fn(usize, usiz
 /// The place of each row, if the program has made the keys and the database has kept all of them.
 fn by_key<N: NewEntity>(sent: &[&N], rows: &[N::Entity]) -> Option<Vec<usize>> {
     sent[0].key()?;
-    let mut places: HashMap<_, _> = rows.iter().enumerate().map(|(place, row)| (row.id(), place)).collect();
-    sent.iter().map(|new| places.remove(&new.key()?)).collect()
+    let mut indices: HashMap<_, _> = rows.iter().enumerate().map(|(index, row)| (row.id(), index)).collect();
+    sent.iter().map(|new| indices.remove(&new.key()?)).collect()
 }
 
-fn arranged<T>(rows: Vec<T>, places: &[usize]) -> Vec<T> {
+fn arranged<T>(rows: Vec<T>, indices: &[usize]) -> Vec<T> {
     let mut rows: Vec<Option<T>> = rows.into_iter().map(Some).collect();
-    places.iter().filter_map(|&row| rows[row].take()).collect()
+    indices.iter().filter_map(|&row| rows[row].take()).collect()
 }
 
 #[cfg(test)]
@@ -104,7 +104,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::entity::{Columns, Entity};
-    use super::super::relation::{Move, Reference, Relations};
+    use super::super::relations::{Move, Reference, Relations};
     use super::*;
 
     #[derive(Debug, Clone, PartialEq)]
@@ -124,7 +124,7 @@ mod tests {
             self.id
         }
 
-        fn is_counted() -> bool {
+        fn is_auto_increment() -> bool {
             true
         }
 
@@ -185,8 +185,8 @@ mod tests {
         sent.iter().enumerate().map(row).collect()
     }
 
-    fn paired(sent: &[New], rows: Vec<Row>) -> Option<Vec<Row>> {
-        pair(&sent.iter().collect::<Vec<_>>(), rows)
+    fn matched(sent: &[New], rows: Vec<Row>) -> Option<Vec<Row>> {
+        match_rows(&sent.iter().collect::<Vec<_>>(), rows)
     }
 
     proptest! {
@@ -199,8 +199,8 @@ mod tests {
             let mut rows = inserted(&sent);
             // Some permutation.
             rows.sort_by_key(|row| (row.id + 1).wrapping_mul(order | 1).rotate_left(17));
-            let paired = paired(&sent, rows).expect("nothing was changed");
-            for (new, row) in sent.iter().zip(&paired) {
+            let matched = matched(&sent, rows).expect("nothing was changed");
+            for (new, row) in sent.iter().zip(&matched) {
                 prop_assert_eq!(new.disagreements(row), 0);
             }
         }
@@ -211,7 +211,7 @@ mod tests {
         let sent: Vec<New> = (0..50).map(|size| New("a name".into(), size)).collect();
         let mut rows = inserted(&sent);
         rows.iter_mut().for_each(|row| row.name.make_ascii_uppercase());
-        assert_eq!(paired(&sent, rows.clone()), Some(rows));
+        assert_eq!(matched(&sent, rows.clone()), Some(rows));
     }
 
     #[test]
@@ -221,8 +221,8 @@ mod tests {
         rows.swap(0, 1);
         rows[2].size = 7;
         rows.swap(1, 2);
-        let paired = paired(&sent, rows).expect("the names tell");
-        assert_eq!(paired.iter().map(|row| row.id).collect::<Vec<_>>(), [0, 1, 2]);
+        let matched = matched(&sent, rows).expect("the names tell");
+        assert_eq!(matched.iter().map(|row| row.id).collect::<Vec<_>>(), [0, 1, 2]);
     }
 
     #[test]
@@ -232,13 +232,13 @@ mod tests {
         rows.iter_mut().for_each(|row| row.name = "x".into());
         rows[1].name = "y".into();
         rows.swap(0, 2);
-        assert_eq!(paired(&sent, rows), None);
+        assert_eq!(matched(&sent, rows), None);
     }
 
     #[test]
     fn one_row_needs_no_pairing() {
         let rows = vec![Row { id: 1, name: "another".into(), size: 9 }];
-        assert_eq!(paired(&[New("a".into(), 1)], rows.clone()), Some(rows));
+        assert_eq!(matched(&[New("a".into(), 1)], rows.clone()), Some(rows));
     }
 
     #[test]
@@ -246,6 +246,6 @@ mod tests {
         let sent: Vec<New> = (0..20).map(|size| New("a".into(), size)).collect();
         let mut rows = inserted(&sent);
         rows.iter_mut().for_each(|row| row.size += 1);
-        assert_eq!(paired(&sent, rows.clone()), Some(rows));
+        assert_eq!(matched(&sent, rows.clone()), Some(rows));
     }
 }

@@ -13,7 +13,7 @@ use diesel::sql_types::{Bool, Integer, SqlType};
 
 /// Most rows of one such UPDATE, where a row has so many values. Beyond a few hundred a longer statement gains nothing.
 #[doc(hidden)]
-pub const fn updates_of(values: usize, binds: usize) -> usize {
+pub const fn max_update_rows(values: usize, binds: usize) -> usize {
     match binds.checked_div(values) {
         Some(rows) if rows < 500 => rows,
         _ => 500,

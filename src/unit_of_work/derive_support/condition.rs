@@ -67,7 +67,7 @@ where
 }
 
 /// What a value of that SQL type can be rounded to.
-fn moment<ST>() -> Option<&'static str> {
+fn rounded_type<ST>() -> Option<&'static str> {
     let name = type_name::<ST>();
     match name.rsplit("::").next()? {
         "Timestamp" | "Datetime" if name.starts_with("diesel::") => Some("DATETIME"),
@@ -78,8 +78,8 @@ fn moment<ST>() -> Option<&'static str> {
 
 /// Whether values of a column have a time of day.
 #[doc(hidden)]
-pub fn is_rounded<C: Column>(_: C) -> bool {
-    moment::<C::SqlType>().is_some()
+pub fn has_time_of_day<C: Column>(_: C) -> bool {
+    rounded_type::<C::SqlType>().is_some()
 }
 
 /// Whether a column is an integer, which databases count.
@@ -94,14 +94,14 @@ pub fn is_integer<C: Column>(_: C) -> bool {
 
 /// `column IN (..)` for numbers that the database made.
 #[doc(hidden)]
-pub struct Numbered<'n, C> {
+pub struct AutoIncrementKeys<'n, C> {
     column: C,
     numbers: &'n [u64],
 }
 
 #[doc(hidden)]
-pub fn numbered<C: Column>(column: C, numbers: &[u64]) -> Numbered<'_, C> {
-    Numbered { column, numbers }
+pub fn auto_increment_keys<C: Column>(column: C, numbers: &[u64]) -> AutoIncrementKeys<'_, C> {
+    AutoIncrementKeys { column, numbers }
 }
 
 impl<C, V, W, DB> QueryFragment<DB> for TextKey<C, V, W>
@@ -139,20 +139,20 @@ where
     DB: Backend,
 {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
-        let moment = moment::<C::SqlType>();
+        let rounded_type = rounded_type::<C::SqlType>();
         out.push_sql("(");
         self.column.walk_ast(out.reborrow())?;
-        out.push_sql(if moment.is_some() { " = CAST(" } else { " = " });
+        out.push_sql(if rounded_type.is_some() { " = CAST(" } else { " = " });
         self.value.walk_ast(out.reborrow())?;
-        if let Some(moment) = moment {
-            out.push_sql(&format!(" AS {moment}({}))", self.digits));
+        if let Some(rounded_type) = rounded_type {
+            out.push_sql(&format!(" AS {rounded_type}({}))", self.digits));
         }
         out.push_sql(")");
         Ok(())
     }
 }
 
-impl<C, DB> QueryFragment<DB> for Numbered<'_, C>
+impl<C, DB> QueryFragment<DB> for AutoIncrementKeys<'_, C>
 where
     C: QueryFragment<DB>,
     DB: Backend,
@@ -162,8 +162,8 @@ where
         out.unsafe_to_cache_prepared();
         out.push_sql("(");
         self.column.walk_ast(out.reborrow())?;
-        for (place, number) in self.numbers.iter().enumerate() {
-            out.push_sql(if place == 0 { " IN (" } else { ", " });
+        for (index, number) in self.numbers.iter().enumerate() {
+            out.push_sql(if index == 0 { " IN (" } else { ", " });
             out.push_sql(&number.to_string());
         }
         out.push_sql("))");
@@ -199,4 +199,4 @@ macro_rules! conditions {
     )+ };
 }
 
-conditions!(TextKey<C, V, W>, RoundedKey<C, V>, Numbered<'n, C>);
+conditions!(TextKey<C, V, W>, RoundedKey<C, V>, AutoIncrementKeys<'n, C>);

@@ -5,9 +5,9 @@ use std::any::TypeId;
 use std::fmt;
 use std::marker::PhantomData;
 
-use super::entity::Entity;
-use super::key::Fk;
-use super::relation::{Reference, Relations};
+use super::super::entity::Entity;
+use super::super::fk::Fk;
+use super::super::relations::{Reference, Relations};
 
 /// The type that a foreign key refers to, which need not be an entity.
 pub struct Parent<P>(PhantomData<P>);
@@ -56,16 +56,16 @@ impl<P: 'static> OtherParent for Parent<P> {
 
 /// One field.
 #[derive(Debug)]
-pub struct Probe<'p, T>(pub &'p T);
+pub struct Field<'p, T>(pub &'p T);
 
-pub trait IsKey {
+pub trait ForeignKeyField {
     type Id;
     fn is_known(&self) -> bool;
     fn reference(&self) -> Option<Reference>;
-    fn part(&self) -> Option<Self::Id>;
+    fn key_part(&self) -> Option<Self::Id>;
 }
 
-impl<E: Entity> IsKey for Probe<'_, Fk<E>> {
+impl<E: Entity> ForeignKeyField for Field<'_, Fk<E>> {
     type Id = E::Id;
 
     fn is_known(&self) -> bool {
@@ -76,17 +76,17 @@ impl<E: Entity> IsKey for Probe<'_, Fk<E>> {
         self.0.id().map(|id| Reference::new(E::table(), id.clone()))
     }
 
-    fn part(&self) -> Option<E::Id> {
+    fn key_part(&self) -> Option<E::Id> {
         self.0.id().cloned()
     }
 }
 
-pub trait IsOtherKey {
+pub trait OptionalForeignKeyField {
     fn is_known(&self) -> bool;
     fn reference(&self) -> Option<Reference>;
 }
 
-impl<E: Entity> IsOtherKey for Probe<'_, Option<Fk<E>>> {
+impl<E: Entity> OptionalForeignKeyField for Field<'_, Option<Fk<E>>> {
     fn is_known(&self) -> bool {
         self.0.as_ref().is_none_or(|key| key.id().is_some())
     }
@@ -96,7 +96,7 @@ impl<E: Entity> IsOtherKey for Probe<'_, Option<Fk<E>>> {
     }
 }
 
-pub trait IsValue {
+pub trait ValueField {
     type Value;
 
     fn is_known(&self) -> bool {
@@ -107,90 +107,90 @@ pub trait IsValue {
         None
     }
 
-    fn part(&self) -> Option<Self::Value>;
+    fn key_part(&self) -> Option<Self::Value>;
 }
 
-impl<T: Clone> IsValue for &Probe<'_, T> {
+impl<T: Clone> ValueField for &Field<'_, T> {
     type Value = T;
 
-    fn part(&self) -> Option<T> {
+    fn key_part(&self) -> Option<T> {
         Some(self.0.clone())
     }
 }
 
-/// How many bytes a value has on its way to the database, as far as can be told. The derive calls `(&&&Probe(..)).bytes()`.
-pub trait HasBytes {
+/// How many bytes a value has on its way to the database, as far as can be told. The derive calls `(&&&Field(..)).bytes()`.
+pub trait BytesField {
     fn bytes(&self) -> usize;
 }
 
-impl<T: AsRef<[u8]>> HasBytes for &&Probe<'_, T> {
+impl<T: AsRef<[u8]>> BytesField for &&Field<'_, T> {
     fn bytes(&self) -> usize {
-        VALUE + self.0.as_ref().len()
+        BYTES_BESIDE_VALUE + self.0.as_ref().len()
     }
 }
 
-pub trait MayHaveBytes {
+pub trait OptionalBytesField {
     fn bytes(&self) -> usize;
 }
 
-impl<T: AsRef<[u8]>> MayHaveBytes for &&Probe<'_, Option<T>> {
+impl<T: AsRef<[u8]>> OptionalBytesField for &&Field<'_, Option<T>> {
     fn bytes(&self) -> usize {
-        VALUE + self.0.as_ref().map_or(0, |value| value.as_ref().len())
+        BYTES_BESIDE_VALUE + self.0.as_ref().map_or(0, |value| value.as_ref().len())
     }
 }
 
-pub trait HasSize {
+pub trait SizedField {
     fn bytes(&self) -> usize;
 }
 
-impl<T> HasSize for Probe<'_, T> {
+impl<T> SizedField for Field<'_, T> {
     fn bytes(&self) -> usize {
-        VALUE + size_of::<T>()
+        BYTES_BESIDE_VALUE + size_of::<T>()
     }
 }
 
 /// What a value has beside its bytes: its type, its length.
-const VALUE: usize = 16;
+const BYTES_BESIDE_VALUE: usize = 16;
 
-/// A field of a new row, and the same field of the row. The derive calls `(&&&Compare(..)).differs()`: method resolution begins with the
-/// traits that are implemented for `&&Compare`, so those are the most special ones, and those of `Compare` itself come last.
+/// A field of a new row, and the same field of the row. The derive calls `(&&&FieldPair(..)).differs()`: method resolution begins with the
+/// traits that are implemented for `&&FieldPair`, so those are the most special ones, and those of `FieldPair` itself come last.
 #[derive(Debug)]
-pub struct Compare<'p, A, B>(pub &'p A, pub &'p B);
+pub struct FieldPair<'p, A, B>(pub &'p A, pub &'p B);
 
-pub trait SameKey {
+pub trait ForeignKeyPair {
     fn differs(&self) -> bool;
 }
 
-impl<E: Entity<Id = K>, K: PartialEq> SameKey for &&Compare<'_, Fk<E>, K> {
+impl<E: Entity<Id = K>, K: PartialEq> ForeignKeyPair for &&FieldPair<'_, Fk<E>, K> {
     fn differs(&self) -> bool {
         self.0.id() != Some(self.1)
     }
 }
 
-pub trait OtherKey {
+pub trait OptionalForeignKeyPair {
     fn differs(&self) -> bool;
 }
 
-impl<E: Entity<Id = K>, K: PartialEq> OtherKey for &&Compare<'_, Option<Fk<E>>, Option<K>> {
+impl<E: Entity<Id = K>, K: PartialEq> OptionalForeignKeyPair for &&FieldPair<'_, Option<Fk<E>>, Option<K>> {
     fn differs(&self) -> bool {
         self.0.as_ref().and_then(Fk::id) != self.1.as_ref()
     }
 }
 
-pub trait Comparable {
+pub trait ComparablePair {
     fn differs(&self) -> bool;
 }
 
-impl<A: PartialEq<B>, B> Comparable for &Compare<'_, A, B> {
+impl<A: PartialEq<B>, B> ComparablePair for &FieldPair<'_, A, B> {
     fn differs(&self) -> bool {
         self.0 != self.1
     }
 }
 
-pub trait Uncomparable {
+pub trait IncomparablePair {
     fn differs(&self) -> bool {
         false
     }
 }
 
-impl<A, B> Uncomparable for Compare<'_, A, B> {}
+impl<A, B> IncomparablePair for FieldPair<'_, A, B> {}
