@@ -1,4 +1,4 @@
-//! An entity as its struct describes it.
+//! The model of an entity: its fields and attributes.
 
 use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Error, Fields, Ident, Path, Result, Type, Visibility};
@@ -11,13 +11,13 @@ pub(crate) struct Model {
     pub(crate) visibility: Visibility,
     pub(crate) table: Path,
     pub(crate) fields: Vec<Field>,
-    /// Places of the key's fields.
+    /// The indices of the fields of the key.
     pub(crate) key: Vec<usize>,
     pub(crate) backends: Backends,
     pub(crate) new: Option<Ident>,
     pub(crate) new_derive: Vec<Path>,
     pub(crate) row_by_row: bool,
-    /// Foreign keys of several columns: the parent and the places of the fields.
+    /// Foreign keys of several columns: the parent and the indices of the fields.
     pub(crate) references: Vec<(Path, Vec<usize>)>,
 }
 
@@ -100,19 +100,19 @@ impl Model {
         let references = references
             .into_iter()
             .map(|(parent, names): (Path, Vec<Ident>)| {
-                let fields = names.iter().map(|name| field_of(&fields, name)).collect::<Result<Vec<_>>>()?;
+                let fields = names.iter().map(|name| index_of(&fields, name)).collect::<Result<Vec<_>>>()?;
                 Ok((parent, fields))
             })
             .collect::<Result<Vec<_>>>()?;
         let versions: Vec<usize> = (0..fields.len()).filter(|&index| fields[index].version).collect();
         if let Some(second) = versions.get(1) {
-            return Err(Error::new(fields[*second].name.span(), "an entity has one version index most"));
+            return Err(Error::new(fields[*second].name.span(), "an entity has one version at most"));
         }
         if let Some(both) = versions.iter().find(|index| key.contains(index)) {
             return Err(Error::new(fields[*both].name.span(), "a key is no version"));
         }
         if fields.len() > 128 {
-            return Err(Error::new(input.ident.span(), "an entity has 128 columns index most"));
+            return Err(Error::new(input.ident.span(), "an entity has 128 columns at most"));
         }
         Ok(Self {
             name: input.ident.clone(),
@@ -128,11 +128,11 @@ impl Model {
         })
     }
 
-    /// All foreign keys: the parent and the places of the fields, in the order of the parent's key.
+    /// All foreign keys: the parent and the indices of the fields, in the order of the parent's key.
     pub(crate) fn foreign_keys(&self) -> impl Iterator<Item = (&Path, Vec<usize>)> {
-        let of_one =
+        let single_column =
             self.fields.iter().enumerate().filter_map(|(index, field)| Some((field.parent.as_ref()?, vec![index])));
-        of_one.chain(self.references.iter().map(|(parent, fields)| (parent, fields.clone())))
+        single_column.chain(self.references.iter().map(|(parent, fields)| (parent, fields.clone())))
     }
 
     pub(crate) fn version(&self) -> Option<&Field> {
@@ -143,12 +143,13 @@ impl Model {
         self.key.iter().map(|&index| &self.fields[index])
     }
 
-    /// The columns that an UPDATE may set, with their places.
-    pub(crate) fn written(&self) -> impl Iterator<Item = (usize, &Field)> {
+    /// The fields that an UPDATE may set, with their indices.
+    pub(crate) fn updatable(&self) -> impl Iterator<Item = (usize, &Field)> {
         self.fields.iter().enumerate().filter(|(index, field)| !field.version && !self.key.contains(index))
     }
 
-    /// The field of the key that databases may count: the only one, or the only one of several that the database makes.
+    /// The field of the key that can be an AUTO_INCREMENT: the only field, or the only one of several that the database
+    /// makes.
     pub(crate) fn auto_increment_key(&self) -> Option<&Field> {
         if let [key] = self.key[..] {
             return Some(&self.fields[key]);
@@ -158,7 +159,7 @@ impl Model {
     }
 }
 
-fn field_of(fields: &[Field], name: &Ident) -> Result<usize> {
+fn index_of(fields: &[Field], name: &Ident) -> Result<usize> {
     fields.iter().position(|field| field.name == *name || field.column == *name).ok_or_else(|| {
         words::missing(name.span(), format!("there is no field `{name}`; `references` names fields of this struct"))
     })

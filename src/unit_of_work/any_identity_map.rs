@@ -110,7 +110,8 @@ pub(crate) trait AnyIdentityMap<C> {
     /// Takes back the writes that are not flushed. Pending inserts and scheduled deletes stay.
     fn revert_writes(&self);
     fn release_level(&self, level: u32);
-    /// Takes back the changes since the savepoint `level`, after the database has rolled them back. Level 0 is the transaction.
+    /// Takes back the changes since the savepoint `level`, after the database has rolled them back. Level 0 is the
+    /// transaction.
     fn roll_back_to(&self, level: u32);
     /// Marks the changed rows of the transaction undecided, after a commit whose answer was lost.
     fn mark_undecided(&self, verdict: &Arc<Verdict>);
@@ -415,7 +416,8 @@ impl<C: 'static, T: Persist<C>> AnyIdentityMap<C> for IdentityMap<C, T> {
         for (_, tracked) in &records {
             let Some(phase) = rolled_back.remove(&Rc::as_ptr(tracked)) else { continue };
             if phase != tracked.phase() {
-                // A deleted row may exist after all, if the commit failed. This tracked row represents it only if the map has no other.
+                // A deleted row may exist after all, if the commit failed. This tracked row represents it only if the
+                // map has no other.
                 let represents_row = tracked.phase() != Phase::Deleted
                     || phase == Phase::Discarded
                     || self.restore(tracked) == Phase::Persistent;

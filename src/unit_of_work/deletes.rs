@@ -90,7 +90,8 @@ impl<T: Entity> Deletes<T> {
     }
 }
 
-/// Sends the foreign keys that the program has written to a row that this flush deletes, if this breaks a circle of deleted rows.
+/// Sends the foreign keys that the program has written to a row that this flush deletes, if this breaks a circle of
+/// deleted rows.
 pub(super) fn send_moves<C: 'static, T: Persist<C>>(
     map: &IdentityMap<C, T>,
     executor: &dyn Executor<C>,
@@ -119,8 +120,8 @@ pub(super) fn send_moves<C: 'static, T: Persist<C>>(
     Ok(())
 }
 
-/// Sets the foreign keys of a row that this flush deletes to NULL, as far as they refer to tables in `parents` and can be NULL.
-/// Returns whether there was such a foreign key.
+/// Sets the foreign keys of a row that this flush deletes to NULL, as far as they refer to tables in `parents` and can
+/// be NULL. Returns whether there was such a foreign key.
 pub(super) fn unlink<C: 'static, T: Persist<C>>(
     map: &IdentityMap<C, T>,
     index: usize,
@@ -188,8 +189,8 @@ pub(super) fn delete<C: 'static, T: Persist<C>>(
         indices.iter().map(row).collect()
     };
     rows.iter().for_each(|(_, tracked, _)| map.revert(tracked));
-    // A cascade may already have deleted rows of the first kind. Rows of the second kind have statements of their own, so that a missing
-    // row is an error.
+    // A cascade may already have deleted rows of the first kind. Rows of the second kind have statements of their own,
+    // so that a missing row is an error.
     let refers_to_own = map.refers_to(T::table());
     let (may_be_missing, must_exist): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(_, _, value)| {
         together || (refers_to_own || map.has_deleted_ancestors()) && !value.references().is_empty()
@@ -216,7 +217,8 @@ pub(super) fn delete<C: 'static, T: Persist<C>>(
         }
         if deleted < chunk.len() {
             let stale = |key| stale::<T>(key, "delete", executor.at());
-            // A cascade of an earlier DELETE of this transaction, or of this statement, may have deleted the missing rows.
+            // A cascade of an earlier DELETE of this transaction, or of this statement, may have deleted the missing
+            // rows.
             if !may_be_missing || !map.has_deleted_ancestors() && deleted == 0 {
                 return Err(stale(key()));
             }

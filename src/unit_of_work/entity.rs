@@ -13,8 +13,8 @@ pub type Columns = u128;
 
 /// A struct whose rows a session can track. `#[derive(Entity)]` implements it.
 ///
-/// A session identifies a row by its key: until the session's context ends, [`Session::get`](crate::Session::get) returns the same
-/// handle for the same key. The [module documentation](crate::unit_of_work) is the guide.
+/// A session identifies a row by its key: until the session's context ends, [`Session::get`](crate::Session::get)
+/// returns the same handle for the same key. The [module documentation](crate::unit_of_work) is the guide.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an entity",
     label = "not an entity",
@@ -103,8 +103,8 @@ pub trait Entity: Clone + 'static {
 #[doc(hidden)]
 pub trait OneColumnKey: Entity {}
 
-/// The SQL of an entity on connections of type `C`. `#[derive(Entity)]` implements it for each backend that this crate is built with,
-/// and for the enum of connections that `#[entity(connection = ..)]` names.
+/// The SQL of an entity on connections of type `C`. `#[derive(Entity)]` implements it for each backend that this crate
+/// is built with, and for the enum of connections that `#[entity(connection = ..)]` names.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an entity on `{C}`",
     label = "no entity on this connection",
@@ -124,7 +124,8 @@ pub trait Persist<C>: Entity {
     #[doc(hidden)]
     fn find(conn: &mut C, id: &Self::Id) -> QueryResult<Vec<Self>>;
 
-    /// The newest row, locked, even if the snapshot of the transaction is older. Called if a plain SELECT may return an older row.
+    /// The newest row, locked, even if the snapshot of the transaction is older. Called if a plain SELECT may return an
+    /// older row.
     #[doc(hidden)]
     fn find_newest(conn: &mut C, id: &Self::Id) -> QueryResult<Vec<Self>> {
         Self::find(conn, id)
@@ -137,7 +138,7 @@ pub trait Persist<C>: Entity {
     #[doc(hidden)]
     fn find_auto_increment(conn: &mut C, numbers: &[u64]) -> QueryResult<Vec<Self>> {
         let _ = (conn, numbers);
-        Err(diesel::result::Error::QueryBuilderError("this backend returns the rows of an INSERT".into()))
+        Err(diesel::result::Error::QueryBuilderError("this backend gives the rows of an INSERT back".into()))
     }
 
     /// Resets LAST_INSERT_ID, so that an INSERT that generates no AUTO_INCREMENT number is detected.
@@ -154,7 +155,8 @@ pub trait Persist<C>: Entity {
         Ok(Vec::new())
     }
 
-    /// Updates the columns that differ in the row with the key and version of `old`. Returns the number of updated rows.
+    /// Updates the columns that differ in the row with the key and version of `old`. Returns the number of updated
+    /// rows.
     #[doc(hidden)]
     fn update(conn: &mut C, old: &Self, new: &Self) -> QueryResult<usize>;
 
@@ -162,8 +164,8 @@ pub trait Persist<C>: Entity {
     #[doc(hidden)]
     const MAX_UPDATE_ROWS: usize = 1;
 
-    /// Updates rows that differ in the same `columns` by one statement, which locks the rows in the order of their keys. Returns the index
-    /// of each row that was found, once for each updated row of the table.
+    /// Updates rows that differ in the same `columns` by one statement, which locks the rows in the order of their
+    /// keys. Returns the index of each row that was found, once for each updated row of the table.
     #[doc(hidden)]
     fn update_many(conn: &mut C, rows: &[(&Self, &Self)], columns: Columns) -> QueryResult<Vec<usize>> {
         let _ = (conn, rows, columns);
@@ -220,7 +222,8 @@ pub trait NewEntity: 'static {
     #[doc(hidden)]
     const COLUMNS: usize;
 
-    /// Whether one INSERT may have several rows. Their keys must be known: the program makes them, or AUTO_INCREMENT does.
+    /// Whether one INSERT may have several rows. Their keys must be known: the program makes them, or AUTO_INCREMENT
+    /// does.
     #[doc(hidden)]
     fn in_batches() -> bool;
 
@@ -242,8 +245,8 @@ pub trait NewEntity: 'static {
     #[doc(hidden)]
     fn is_ready(&self) -> bool;
 
-    /// The columns in which a returned row differs from the sent values, one bit for each field of the new row. Columns that cannot be
-    /// compared are not included.
+    /// The columns in which a returned row differs from the sent values, one bit for each field of the new row. Columns
+    /// that cannot be compared are not included.
     #[doc(hidden)]
     fn disagreements(&self, row: &Self::Entity) -> Columns;
 }
@@ -260,8 +263,8 @@ pub trait Insert<C>: NewEntity<Entity: Persist<C>> {
     #[doc(hidden)]
     const MAX_INSERT_ROWS: usize;
 
-    /// Inserts the rows and returns them as the database has stored them, in their order if the database keeps it. `returning`: the
-    /// database behind an enum of connections supports `RETURNING`.
+    /// Inserts the rows and returns them as the database has stored them, in their order if the database keeps it.
+    /// `returning`: the database behind an enum of connections supports `RETURNING`.
     #[doc(hidden)]
     fn insert(conn: &mut C, rows: &[&Self], returning: bool) -> QueryResult<Vec<Self::Entity>>;
 }

@@ -24,8 +24,8 @@ pub(crate) struct EntityState<T: Entity> {
     dirty_rows: RefCell<NumberedRows<T>>,
 }
 
-/// Reads the row of a key through the session, without a flush. `true`: with a lock, if only a lock makes the database return the
-/// newest row.
+/// Reads the row of a key through the session, without a flush. `true`: with a lock, if only a lock makes the database
+/// return the newest row.
 pub(super) type RowReader<T> = Box<dyn Fn(&<T as Entity>::Id, bool, Place) -> Result<Option<T>>>;
 
 impl<T: Entity> EntityState<T> {

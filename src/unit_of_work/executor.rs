@@ -1,4 +1,5 @@
-//! Executes the statements of the unit of work. The session implements these traits, because the transaction is its own.
+//! Executes the statements of the unit of work. The session implements these traits, because the transaction is its
+//! own.
 
 use std::any::type_name;
 use std::marker::PhantomData;

@@ -16,8 +16,9 @@ use crate::error::{Decision, Verdict};
 
 /// A foreign key to a row of `E`: a known value, or the key of an added row, which gets its value from the INSERT.
 ///
-/// New rows have foreign keys of this type, or `Option<Fk<E>>` if the column may be NULL. [`Tracked::key`](crate::Tracked::key)
-/// makes an `Fk` from a handle, and `into()` makes one from a key. An `Fk` fits every SQL type that the key fits.
+/// New rows have foreign keys of this type, or `Option<Fk<E>>` if the column may be NULL.
+/// [`Tracked::key`](crate::Tracked::key) makes an `Fk` from a handle, and `into()` makes one from a key. An `Fk` fits
+/// every SQL type that the key fits.
 ///
 /// ```
 /// # use diesel::prelude::*;

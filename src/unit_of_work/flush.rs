@@ -1,22 +1,24 @@
 //! The order in which a flush sends the changes.
 //!
-//! 1. The early DELETEs: rows of tables that also have new or changed rows, because a new or changed row may need a unique value of a
-//!    deleted row, and rows of the child tables of these tables. If this flush moves a child of a deleted row to another parent, the DELETE
-//!    of the row and of its ancestors is deferred until the UPDATEs were sent. This is decided for each row.
-//! 2. The UPDATEs, which may also free unique values. An UPDATE depends on an INSERT only if it writes a key that the program has made
-//!    for a new row. The deferred DELETEs follow.
+//! 1. The early DELETEs: rows of tables that also have new or changed rows, because a new or changed row may need a
+//!    unique value of a deleted row, and rows of the child tables of these tables. If this flush moves a child of a
+//!    deleted row to another parent, the DELETE of the row and of its ancestors is deferred until the UPDATEs were
+//!    sent. This is decided for each row.
+//! 2. The UPDATEs, which may also free unique values. An UPDATE depends on an INSERT only if it writes a key that the
+//!    program has made for a new row. The deferred DELETEs follow.
 //! 3. The INSERTs, parents before children, in waves as keys become known.
 //! 4. The UPDATEs that depend on an INSERT.
 //! 5. The other DELETEs.
 //!
-//! Children are deleted before parents. If tables refer to each other, or a table refers to itself, their rows are deleted in waves: a wave
-//! has the rows to which no remaining row refers. The rest is a circle. A foreign key that the program has written to a row of a circle is
-//! sent before step 1. If this does not break the circle, and the database checks foreign keys at the end of a statement, one statement
-//! deletes the rows of one table. Otherwise, foreign keys that can be NULL are set to NULL first.
+//! Children are deleted before parents. If tables refer to each other, or a table refers to itself, their rows are
+//! deleted in waves: a wave has the rows to which no remaining row refers. The rest is a circle. A foreign key that the
+//! program has written to a row of a circle is sent before step 1. If this does not break the circle, and the database
+//! checks foreign keys at the end of a statement, one statement deletes the rows of one table. Otherwise, foreign keys
+//! that can be NULL are set to NULL first.
 //!
-//! The types of the entities define which table is an ancestor of which, whether or not a session has used them. An UPDATE or DELETE may not
-//! find a row because `ON DELETE CASCADE` has deleted it together with an ancestor. So the flush looks for the row, and fails only if the
-//! row exists.
+//! The types of the entities define which table is an ancestor of which, whether or not a session has used them. An
+//! UPDATE or DELETE may not find a row because `ON DELETE CASCADE` has deleted it together with an ancestor. So the
+//! flush looks for the row, and fails only if the row exists.
 
 use std::any::TypeId;
 use std::collections::HashSet;
@@ -92,8 +94,8 @@ fn of_table<C>(maps: &[TypedMap<C>], table: TypeId) -> impl Iterator<Item = &dyn
     maps.iter().map(|(_, map)| &**map).filter(move |map| map.table() == table)
 }
 
-/// Inserts all pending rows. A row follows the rows that it refers to, even if the program has made their keys. Rows that refer to each
-/// other in a circle are sent in any order, because the database may check foreign keys later.
+/// Inserts all pending rows. A row follows the rows that it refers to, even if the program has made their keys. Rows
+/// that refer to each other in a circle are sent in any order, because the database may check foreign keys later.
 fn insert<C>(groups: &[TypedMap<C>], maps: &[TypedMap<C>], executor: &dyn Executor<C>) -> Result<()> {
     let is_pending = |to: &Reference| of_table(maps, to.parent).any(|parent| parent.is_pending(&*to.key));
     let mut waits_for: IsPending<'_> = Some(&is_pending);
@@ -124,7 +126,8 @@ fn early_tables<C>(maps: &[TypedMap<C>]) -> HashSet<TypeId> {
     })
 }
 
-/// Defers the DELETEs of rows whose children this flush moves to other parents, and of all rows whose DELETE might cascade to these rows.
+/// Defers the DELETEs of rows whose children this flush moves to other parents, and of all rows whose DELETE might
+/// cascade to these rows.
 fn defer_deletes<C>(maps: &[TypedMap<C>], executor: &dyn Executor<C>) -> Result<()> {
     let mut references: Vec<Reference> = Vec::new();
     for (_, map) in maps.iter().filter(|(_, map)| map.has_dirty_rows()) {
@@ -224,8 +227,9 @@ fn delete_rows<C>(
     Ok(())
 }
 
-/// Deletes rows that may refer to each other, in waves. No remaining row refers to a row of the present wave, and no row refers to another
-/// row of its own wave. So the waves also work if the database checks foreign keys at each row, as MariaDB does.
+/// Deletes rows that may refer to each other, in waves. No remaining row refers to a row of the present wave, and no
+/// row refers to another row of its own wave. So the waves also work if the database checks foreign keys at each row,
+/// as MariaDB does.
 fn delete_in_waves<C>(
     group: &[TypedMap<C>],
     maps: &[TypedMap<C>],
@@ -320,7 +324,8 @@ fn release(parents: Vec<usize>, children: &mut [usize], free: &mut Vec<usize>) {
     }
 }
 
-/// Groups the maps, parents before children. Tables that refer to each other in a circle form one group, in the order of `maps`.
+/// Groups the maps, parents before children. Tables that refer to each other in a circle form one group, in the order
+/// of `maps`.
 fn parents_first<C>(maps: Vec<TypedMap<C>>) -> Vec<Vec<TypedMap<C>>> {
     let mut left = maps;
     let mut groups = Vec::with_capacity(left.len());

@@ -1,7 +1,8 @@
 //! The identity map of one entity: one tracked row for each key, the pending inserts and the scheduled deletes.
 //!
-//! Code of the program runs in here: `Clone`, `Hash` and `Eq` of keys, `Drop` of rows. So a borrow of the map lasts for one look-up only, a
-//! removed row is dropped after the borrow, and a flushed change is recorded in the savepoint log before anything else.
+//! Code of the program runs in here: `Clone`, `Hash` and `Eq` of keys, `Drop` of rows. So a borrow of the map lasts for
+//! one look-up only, a removed row is dropped after the borrow, and a flushed change is recorded in the savepoint log
+//! before anything else.
 
 use std::any::TypeId;
 use std::cell::{Cell, OnceCell, RefCell};
@@ -48,7 +49,8 @@ pub(crate) struct IdentityMap<C, T: Entity> {
     pub(super) may_lock: Cell<Option<bool>>,
     /// Whether a plain SELECT may return an older row than a locking SELECT.
     pub(super) has_snapshot: bool,
-    /// Expired rows that were read with a lock and then returned by a query without a lock. The query may have returned older values.
+    /// Expired rows that were read with a lock and then returned by a query without a lock. The query may have returned
+    /// older values.
     pub(super) doubtful: RefCell<Vec<Rc<TrackedRow<T>>>>,
     /// A cache of the keys of the pending inserts during a flush.
     pub(super) pending_keys: RefCell<Option<HashSet<String>>>,
@@ -154,8 +156,8 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
         }
     }
 
-    /// Reads the row of a key from the database. A row that was read with a lock is read with a lock again, because a plain SELECT may
-    /// return an older row.
+    /// Reads the row of a key from the database. A row that was read with a lock is read with a lock again, because a
+    /// plain SELECT may return an older row.
     fn read(
         &self,
         id: &T::Id,
@@ -179,8 +181,8 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
         if self.has_snapshot { T::find_newest(conn, id) } else { T::find(conn, id) }
     }
 
-    /// The rows of these keys. One query reads all rows that are not valid in memory. The database compares the keys, so a row may have
-    /// another spelling of its key.
+    /// The rows of these keys. One query reads all rows that are not valid in memory. The database compares the keys,
+    /// so a row may have another spelling of its key.
     pub(super) fn get_many(&self, ids: &[T::Id], executor: &dyn Executor<C>) -> Result<Vec<Option<Rc<TrackedRow<T>>>>> {
         let mut found: Vec<Option<Rc<TrackedRow<T>>>> = ids.iter().map(|id| self.fresh(id)).collect();
         let mut positions: HashMap<&T::Id, usize> = HashMap::with_capacity(ids.len());
@@ -231,13 +233,14 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
         self.merge(row, newest)
     }
 
-    /// Merges a row that was read just now into the map, and returns its tracked row. A tracked row keeps its value, unless the value may be
-    /// outdated or the query has returned the newest row.
+    /// Merges a row that was read just now into the map, and returns its tracked row. A tracked row keeps its value,
+    /// unless the value may be outdated or the query has returned the newest row.
     pub(super) fn merge(&self, row: T, newest: Newest) -> Rc<TrackedRow<T>> {
         let id = row.id();
         let tracked = match self.get(&id).filter(|tracked| tracked.phase().may_exist()) {
             Some(tracked) => {
-                // The row may be older than the tracked one, because an earlier query has locked the row or may have locked it.
+                // The row may be older than the tracked one, because an earlier query has locked the row or may have
+                // locked it.
                 let may_be_older = self.has_snapshot && newest == Newest::No && tracked.may_be_locked();
                 if newest == Newest::No && (tracked.is_fresh() || may_be_older && tracked.is_marked_dirty()) {
                     drop_contained(row);
@@ -421,8 +424,8 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
         drop_rows(removed);
     }
 
-    /// Puts a row that exists again after a rollback back into the map. If the key was read again meanwhile, another tracked row represents
-    /// it, and this one is detached.
+    /// Puts a row that exists again after a rollback back into the map. If the key was read again meanwhile, another
+    /// tracked row represents it, and this one is detached.
     pub(super) fn restore(&self, tracked: &Rc<TrackedRow<T>>) -> Phase {
         let restore = || {
             let id = tracked.id()?;
@@ -482,8 +485,8 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
         ancestors.contains(&ancestor)
     }
 
-    /// Whether the role may lock rows that it does not update. This needs the UPDATE privilege, which a role with the DELETE privilege may
-    /// lack.
+    /// Whether the role may lock rows that it does not update. This needs the UPDATE privilege, which a role with the
+    /// DELETE privilege may lack.
     pub(super) fn may_lock(&self, executor: &dyn Executor<C>) -> Result<bool> {
         if self.may_lock.get().is_none() {
             self.may_lock.set(Some(execute(executor, StatementKind::select::<T>(), |conn| T::may_lock(conn))?));
@@ -491,7 +494,8 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
         Ok(self.may_lock.get().unwrap_or(true))
     }
 
-    /// Maximum size of a statement in bytes, for rows of `bytes` bytes. Small statements need no question to the server.
+    /// Maximum size of a statement in bytes, for rows of `bytes` bytes. Small statements need no question to the
+    /// server.
     pub(super) fn max_statement_bytes(&self, bytes: usize, executor: &dyn Executor<C>) -> Result<usize> {
         // Only MySQL and MariaDB have a limit, and they are the databases without RETURNING.
         if bytes < SAFE_STATEMENT_BYTES || executor.has_returning() {
@@ -504,7 +508,8 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
         Ok(self.max_statement_bytes.get().unwrap_or(usize::MAX))
     }
 
-    /// Splits these keys into chunks of at most `most` keys of which each fits into one statement. Returns the lengths of the chunks.
+    /// Splits these keys into chunks of at most `most` keys of which each fits into one statement. Returns the lengths
+    /// of the chunks.
     pub(super) fn chunk_lengths(&self, ids: &[T::Id], most: usize, executor: &dyn Executor<C>) -> Result<Vec<usize>> {
         let most = most.max(1);
         let mut chunk_lengths: Vec<usize> = Vec::with_capacity(ids.len() / most + 1);
@@ -580,8 +585,8 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
         drop_each(scheduled.into_values());
     }
 
-    /// Drops the rows without a handle, if the map has at least doubled since the last sweep. The end of the transaction, which precedes a
-    /// sweep, expires them anyway.
+    /// Drops the rows without a handle, if the map has at least doubled since the last sweep. The end of the
+    /// transaction, which precedes a sweep, expires them anyway.
     pub(super) fn sweep(&self) {
         let rows = self.rows.borrow().len();
         if rows >= SWEEP_THRESHOLD.max(self.rows_after_sweep.get() * 2) {

@@ -7,8 +7,8 @@ use std::hash::Hash;
 
 use super::entity::Entity;
 
-/// The rows of these keys, in the order of the keys. A row may come back with another spelling of its key than the requested one. If so,
-/// the keys without a row are queried again in halves, until each row is assigned to its key.
+/// The rows of these keys, in the order of the keys. A row may come back with another spelling of its key than the
+/// requested one. If so, the keys without a row are queried again in halves, until each row is assigned to its key.
 pub(super) fn find_by_keys<Id, T, E>(
     ids: &[Id],
     many: &mut impl FnMut(&[Id]) -> Result<Vec<T>, E>,
@@ -53,8 +53,8 @@ pub(super) fn is_exact<Id: 'static>() -> bool {
     exact.contains(&TypeId::of::<Id>()) || type_name::<Id>() == "uuid::Uuid"
 }
 
-/// A key without letter case and blanks, which a database may ignore in comparisons. Keys that the database regards as equal have the
-/// same normalized key. Other keys may share it.
+/// A key without letter case and blanks, which a database may ignore in comparisons. Keys that the database regards as
+/// equal have the same normalized key. Other keys may share it.
 pub(super) fn normalized_key(key: &impl fmt::Debug) -> String {
     let mut text = format!("{key:?}").to_lowercase();
     text.retain(|c| c != ' ');

@@ -87,7 +87,8 @@ fn explain_unreadable(entity: &str, error: diesel::result::Error) -> diesel::res
     }
 }
 
-/// Rows that are being inserted. After an error or a panic, the rows that were not inserted return to the pending inserts.
+/// Rows that are being inserted. After an error or a panic, the rows that were not inserted return to the pending
+/// inserts.
 struct InFlight<'q, N: NewEntity> {
     pending: &'q PendingInserts<N>,
     rows: Vec<PendingInsert<N>>,
@@ -151,8 +152,8 @@ impl<N: NewEntity> PendingInserts<N> {
         ready.iter().filter_map(|number| rows.remove(number)).collect()
     }
 
-    /// The rows of `ready` that refer to no pending row outside of `ready`. The order is that of `add`, except that a row follows the rows
-    /// that it refers to.
+    /// The rows of `ready` that refer to no pending row outside of `ready`. The order is that of `add`, except that a
+    /// row follows the rows that it refers to.
     fn in_order(
         rows: &BTreeMap<u64, PendingInsert<N>>,
         ready: Vec<u64>,

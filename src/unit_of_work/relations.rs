@@ -7,8 +7,8 @@ use std::rc::Rc;
 
 use super::entity::Entity;
 
-/// The foreign keys of an entity and of all its ancestors, whether or not a session has used those types. A foreign key connects
-/// tables, and several entities may share a table.
+/// The foreign keys of an entity and of all its ancestors, whether or not a session has used those types. A foreign key
+/// connects tables, and several entities may share a table.
 #[doc(hidden)]
 #[derive(Debug, Clone, Default)]
 pub struct Relations {
@@ -41,8 +41,8 @@ impl Relations {
         self.edges.extend(&other.edges);
     }
 
-    /// The ancestor tables of `child`: its parents, their parents and so on. They include `child` if its rows refer to rows of their own
-    /// table, directly or through other tables.
+    /// The ancestor tables of `child`: its parents, their parents and so on. They include `child` if its rows refer to
+    /// rows of their own table, directly or through other tables.
     pub(super) fn ancestors(&self, child: TypeId) -> HashSet<TypeId> {
         let mut found = HashSet::new();
         let mut next = vec![child];

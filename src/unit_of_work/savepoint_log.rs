@@ -33,7 +33,8 @@ impl<T: Entity> SavepointLog<T> {
         self.push(Some(kind), tracked);
     }
 
-    /// Records a row that was deleted by another transaction or by a statement of the program. A rollback may bring the row back.
+    /// Records a row that was deleted by another transaction or by a statement of the program. A rollback may bring the
+    /// row back.
     pub(super) fn record_missing(&self, tracked: &Rc<TrackedRow<T>>) {
         self.push(None, tracked);
     }
@@ -47,7 +48,8 @@ impl<T: Entity> SavepointLog<T> {
         self.records.borrow_mut().reserve(records);
     }
 
-    /// Adds one change for each row: an insert if this transaction inserted the row, and nothing if it inserted and deleted the row.
+    /// Adds one change for each row: an insert if this transaction inserted the row, and nothing if it inserted and
+    /// deleted the row.
     pub(super) fn collect_changes(&self, changes: &mut Vec<Change>) {
         let records = self.records.borrow();
         let mut rows: HashMap<*const TrackedRow<T>, (Option<ChangeKind>, &LogRecord<T>)> =

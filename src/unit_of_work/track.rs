@@ -11,8 +11,8 @@ use super::tracked::Tracked;
 use super::tracked_row::Newest;
 use super::unit::Unit;
 
-/// A type that [`Session::track`](crate::Session::track) can convert. An entity becomes a handle, also inside `Option` and tuples. A
-/// plain value stays as it is.
+/// A type that [`Session::track`](crate::Session::track) can convert. An entity becomes a handle, also inside `Option`
+/// and tuples. A plain value stays as it is.
 #[diagnostic::on_unimplemented(
     message = "a session on `{C}` cannot track rows of `{Self}`",
     label = "neither an entity nor made of entities and plain values",
@@ -27,8 +27,9 @@ pub trait Track<C>: Sized {
     fn track(self, tracker: &Tracker<'_, C>) -> Self::Out;
 }
 
-/// A plain value in a query for [`Session::track`](crate::Session::track). `T` is any type that Diesel can read: a UUID, a NUMERIC,
-/// a time, JSON, or a type of the program. Numbers, texts, `bool`, bytes, lists and `SystemTime` need no `Plain`.
+/// A plain value in a query for [`Session::track`](crate::Session::track). `T` is any type that Diesel can read: a
+/// UUID, a NUMERIC, a time, JSON, or a type of the program. Numbers, texts, `bool`, bytes, lists and `SystemTime` need
+/// no `Plain`.
 ///
 /// ```
 /// # use diesel::prelude::*;

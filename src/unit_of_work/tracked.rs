@@ -14,8 +14,8 @@ use crate::error::{Result, RowState};
 /// A handle to a tracked row of a session. [`Session::add`](crate::Session::add), [`get`](crate::Session::get) and
 /// [`track`](crate::Session::track) return handles.
 ///
-/// All handles to one row of one session are equal (`==`). The next flush writes the columns that the program has changed through a
-/// handle. A handle belongs to its thread:
+/// All handles to one row of one session are equal (`==`). The next flush writes the columns that the program has
+/// changed through a handle. A handle belongs to its thread:
 ///
 /// ```compile_fail,E0277
 /// # use diesel::prelude::*;
@@ -28,8 +28,8 @@ use crate::error::{Result, RowState};
 /// ```
 pub struct Tracked<T: Entity>(pub(crate) Rc<TrackedRow<T>>);
 
-/// The value of a row at the moment of [`Tracked::read`]. Later writes to the row do not change the snapshot. `clone()` clones the
-/// value.
+/// The value of a row at the moment of [`Tracked::read`]. Later writes to the row do not change the snapshot. `clone()`
+/// clones the value.
 pub struct Snapshot<T>(Rc<T>);
 
 /// Write access to the value of a row. While the guard is alive, a flush fails with
@@ -53,10 +53,11 @@ impl<T: Entity> Tracked<T> {
 
     /// Write access to the row's value: `user.write().name = ..`. The next flush sends the columns that differ.
     ///
-    /// If the row is [`RowState::Expired`], `write` first reads the row with one SELECT, without a flush. If the session cannot send the
-    /// SELECT now, or the row is missing, the guard gives the value in memory. The flush then reads the row, and fails with
-    /// [`Error::Stale`](crate::Error::Stale) if the row has changed. If the row has a version and the SELECT returns another version, the
-    /// value in memory stays as well, and the flush fails with `Stale`.
+    /// If the row is [`RowState::Expired`], `write` first reads the row with one SELECT, without a flush. If the
+    /// session cannot send the SELECT now, or the row is missing, the guard gives the value in memory. The flush then
+    /// reads the row, and fails with [`Error::Stale`](crate::Error::Stale) if the row has changed. If the row has a
+    /// version and the SELECT returns another version, the value in memory stays as well, and the flush fails with
+    /// `Stale`.
     ///
     /// # Panics
     /// If [`try_write`](Self::try_write) returns an error.
@@ -80,8 +81,9 @@ impl<T: Entity> Tracked<T> {
     /// The row's value; see [`read`](Self::read).
     ///
     /// # Errors
-    /// [`Error::WrongState`](crate::Error::WrongState) if the row has no value: [`RowState::Pending`], [`RowState::RolledBack`],
-    /// [`RowState::Discarded`]. [`Error::WriteInProgress`](crate::Error::WriteInProgress) while a write guard of the row is alive.
+    /// [`Error::WrongState`](crate::Error::WrongState) if the row has no value: [`RowState::Pending`],
+    /// [`RowState::RolledBack`], [`RowState::Discarded`]. [`Error::WriteInProgress`](crate::Error::WriteInProgress)
+    /// while a write guard of the row is alive.
     #[track_caller]
     #[inline]
     pub fn try_read(&self) -> Result<Snapshot<T>> {
@@ -95,8 +97,9 @@ impl<T: Entity> Tracked<T> {
     /// Write access to the row's value; see [`write`](Self::write).
     ///
     /// # Errors
-    /// [`Error::WrongState`](crate::Error::WrongState) if a write could not be flushed: in every state except [`RowState::Persistent`] and
-    /// [`RowState::Expired`]. [`Error::WriteInProgress`](crate::Error::WriteInProgress) while a write guard of the row is alive.
+    /// [`Error::WrongState`](crate::Error::WrongState) if a write could not be flushed: in every state except
+    /// [`RowState::Persistent`] and [`RowState::Expired`]. [`Error::WriteInProgress`](crate::Error::WriteInProgress)
+    /// while a write guard of the row is alive.
     #[track_caller]
     pub fn try_write(&self) -> Result<WriteGuard<'_, T>> {
         self.0.begin_write(Location::caller())?;

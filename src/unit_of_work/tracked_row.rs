@@ -1,14 +1,17 @@
 //! A row that a session tracks.
 //!
-//! Invariants: a row has original values exactly while it is among the dirty rows of its `EntityState`. A row has a value in every phase
-//! except `Pending` and `Discarded`. A row does not change any more after its `UnitState` has ended.
+//! Invariants: a row has original values exactly while it is among the dirty rows of its `EntityState`. A row has a
+//! value in every phase except `Pending` and `Discarded`. A row does not change any more after its `UnitState` has
+//! ended.
 //!
-//! A row is marked dirty when the program requests a write guard. The flush compares the value of a dirty row with its original values.
-//! So the original values must be those that the present transaction sees: `begin_write` reads a row again that may be outdated. If it
-//! cannot read the row, the original values are unverified, and the flush reads the row before it compares.
+//! A row is marked dirty when the program requests a write guard. The flush compares the value of a dirty row with its
+//! original values. So the original values must be those that the present transaction sees: `begin_write` reads a row
+//! again that may be outdated. If it cannot read the row, the original values are unverified, and the flush reads the
+//! row before it compares.
 //!
-//! Code of the program (`Clone`, `Drop`, `PartialEq` of a row or its fields) may panic, and may use the session. So no `RefCell` is
-//! borrowed while such code runs, and a replaced value is dropped last, when the tracked row is consistent.
+//! Code of the program (`Clone`, `Drop`, `PartialEq` of a row or its fields) may panic, and may use the session. So no
+//! `RefCell` is borrowed while such code runs, and a replaced value is dropped last, when the tracked row is
+//! consistent.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::panic::Location;
@@ -67,7 +70,8 @@ pub(crate) struct TrackedRow<T: Entity> {
     entity_state: Rc<EntityState<T>>,
     /// When the original values were known to be those in the database. `NEVER`: the flush has to read the row first.
     verified_at: Cell<u64>,
-    /// When a query last returned a row that may be newer than the snapshot of the transaction, and what is known of that query.
+    /// When a query last returned a row that may be newer than the snapshot of the transaction, and what is known of
+    /// that query.
     newest: Cell<(u64, Newest)>,
     /// The source location that requested the last write guard.
     last_write_at: Cell<Option<Place>>,
@@ -168,7 +172,8 @@ impl<T: Entity> TrackedRow<T> {
         self.phase.get()
     }
 
-    /// Marks the row undecided: it is not known whether its transaction was committed. `rolled_back` is the phase after a rollback.
+    /// Marks the row undecided: it is not known whether its transaction was committed. `rolled_back` is the phase after
+    /// a rollback.
     pub(crate) fn mark_undecided(&self, verdict: &Arc<Verdict>, rolled_back: Phase) {
         self.pending_verdict.replace(Some(PendingVerdict {
             verdict: Arc::clone(verdict),
@@ -259,13 +264,14 @@ impl<T: Entity> TrackedRow<T> {
         self.read_at.get() < self.entity_state.unit_state.attempt_began()
     }
 
-    /// Whether the value may show changes that were rolled back. Since then, another transaction may have given the row the same version.
+    /// Whether the value may show changes that were rolled back. Since then, another transaction may have given the row
+    /// the same version.
     pub(crate) fn may_be_rolled_back(&self) -> bool {
         T::VERSIONED && self.entity_state.unit_state.may_be_rolled_back(self.read_at.get())
     }
 
-    /// Whether the row in the database is still the known one. The versions decide, or all columns if the known version may have been
-    /// rolled back.
+    /// Whether the row in the database is still the known one. The versions decide, or all columns if the known version
+    /// may have been rolled back.
     fn is_unchanged(&self, known: &T, row: &T) -> bool {
         known.has_version_of(row) && (!self.may_be_rolled_back() || changed_columns(known, row) == 0)
     }
@@ -371,8 +377,8 @@ impl<T: Entity> TrackedRow<T> {
         Ok(())
     }
 
-    /// Reads a row whose known value must not be used: the value was read before the present attempt of `retry`, or it may show changes
-    /// that were rolled back.
+    /// Reads a row whose known value must not be used: the value was read before the present attempt of `retry`, or it
+    /// may show changes that were rolled back.
     #[cold]
     pub(crate) fn read_before_use(self: &Rc<Self>, at: Place) {
         if !matches!(self.phase(), Phase::Persistent | Phase::RolledBack) || self.value.try_borrow_mut().is_err() {
@@ -384,8 +390,8 @@ impl<T: Entity> TrackedRow<T> {
         }
     }
 
-    /// Reads the row again, if its session can do so now. Returns whether the original values (or the value, if the row is not dirty) are
-    /// now those in the database.
+    /// Reads the row again, if its session can do so now. Returns whether the original values (or the value, if the row
+    /// is not dirty) are now those in the database.
     fn read_again(&self, at: Place) -> bool {
         let (Some(id), Some(read)) = (self.id(), &self.entity_state.row_reader) else { return false };
         let row = match read(&id, self.may_be_locked(), at) {
@@ -406,8 +412,8 @@ impl<T: Entity> TrackedRow<T> {
         if self.is_marked_dirty() {
             return self.replace_original(row);
         }
-        // With a version, a write is compared with the version that the program knew, except in an attempt of `retry`, which starts from
-        // the newest row.
+        // With a version, a write is compared with the version that the program knew, except in an attempt of `retry`,
+        // which starts from the newest row.
         let keeps_known = T::VERSIONED && self.phase() == Phase::Persistent && !self.was_read_before_attempt();
         if keeps_known
             && self
@@ -430,9 +436,10 @@ impl<T: Entity> TrackedRow<T> {
         }
     }
 
-    /// Replaces the original values of a dirty row by the row that the database has now, and merges its values into the columns that the
-    /// program has not written. If the version has changed, or if the row has changed and the original values were unverified, the
-    /// program has computed its values from an outdated row: then the original values stay unverified, and the flush fails.
+    /// Replaces the original values of a dirty row by the row that the database has now, and merges its values into the
+    /// columns that the program has not written. If the version has changed, or if the row has changed and the original
+    /// values were unverified, the program has computed its values from an outdated row: then the original values stay
+    /// unverified, and the flush fails.
     fn replace_original(&self, mut row: T) -> bool {
         let value = self.value.try_borrow().map(|value| value.clone());
         let Ok(value) = value else {
@@ -465,8 +472,8 @@ impl<T: Entity> TrackedRow<T> {
         true
     }
 
-    /// Compares unverified original values with the row that the database has now. If the row has changed, the flush fails. A missing row
-    /// is reported by its UPDATE or DELETE, or here if the flush sends neither.
+    /// Compares unverified original values with the row that the database has now. If the row has changed, the flush
+    /// fails. A missing row is reported by its UPDATE or DELETE, or here if the flush sends neither.
     pub(crate) fn verify(&self, row: Option<T>, at: Place) -> Result<()> {
         let operation = match (self.delete_scheduled.get(), self.differences() != 0) {
             (true, _) => "delete",
@@ -584,7 +591,8 @@ impl<T: Entity> TrackedRow<T> {
     }
 }
 
-/// The columns in which `row` differs from the known value. A field that is not equal to itself (NaN) counts as unchanged.
+/// The columns in which `row` differs from the known value. A field that is not equal to itself (NaN) counts as
+/// unchanged.
 fn changed_columns<T: Entity>(known: &T, row: &T) -> Columns {
     T::differences(known, row) & !T::differences(known, known)
 }

@@ -54,7 +54,8 @@ impl<C> Unit<C> {
 }
 
 impl<C: 'static> Unit<C> {
-    /// Runs `f` with the identity map of `T`. No `RefCell` is borrowed meanwhile, because `f` may run code of the program.
+    /// Runs `f` with the identity map of `T`. No `RefCell` is borrowed meanwhile, because `f` may run code of the
+    /// program.
     #[inline]
     fn with<T: Persist<C>, R>(&self, f: impl FnOnce(&IdentityMap<C, T>) -> R) -> R {
         let entity = TypeId::of::<T>();
@@ -176,7 +177,8 @@ impl<C: 'static> Unit<C> {
         self.unflushed_since().is_some() && maps.iter().any(|(_, map)| map.is_dirty())
     }
 
-    /// How often unflushed changes were lost by a rollback, by [`clear`](Self::clear) or by [`forget_writes`](Self::forget_writes).
+    /// How often unflushed changes were lost by a rollback, by [`clear`](Self::clear) or by
+    /// [`forget_writes`](Self::forget_writes).
     pub(crate) fn lost_changes(&self) -> u64 {
         self.lost_changes.get()
     }
@@ -306,7 +308,8 @@ impl<C: 'static> Unit<C> {
         self.end_transaction();
     }
 
-    /// Ends the transaction after a commit whose answer was lost. The rows that it changed are undecided until `verdict` is known.
+    /// Ends the transaction after a commit whose answer was lost. The rows that it changed are undecided until
+    /// `verdict` is known.
     pub(crate) fn undecided(&self, verdict: &Arc<Verdict>) {
         self.unit_state.borrow().clear_unflushed();
         self.unit_state.borrow().note_rollback();

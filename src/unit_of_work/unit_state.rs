@@ -118,8 +118,8 @@ impl UnitState {
         }
     }
 
-    /// Notes that the transaction or a savepoint was rolled back, or may have been. The interval only grows, so it also contains rows that
-    /// were read between two such transactions.
+    /// Notes that the transaction or a savepoint was rolled back, or may have been. The interval only grows, so it also
+    /// contains rows that were read between two such transactions.
     pub(super) fn note_rollback(&self) {
         if self.first_change.get() != NEVER {
             let (from, _) = self.rolled_back.get();
@@ -127,8 +127,8 @@ impl UnitState {
         }
     }
 
-    /// Whether a row that was read at `moment` may show changes that were rolled back. The moment is `NEVER` for a row that was expired
-    /// individually.
+    /// Whether a row that was read at `moment` may show changes that were rolled back. The moment is `NEVER` for a row
+    /// that was expired individually.
     pub(super) fn may_be_rolled_back(&self, moment: u64) -> bool {
         let (from, to) = self.rolled_back.get();
         moment < to && (moment >= from || moment == NEVER)
@@ -139,8 +139,8 @@ impl UnitState {
         moment >= self.last_transaction_end.get()
     }
 
-    /// Notes an INSERT of rows with AUTO_INCREMENT keys. Returns whether LAST_INSERT_ID is certainly not set by an earlier statement of
-    /// this transaction, so that it need not be reset.
+    /// Notes an INSERT of rows with AUTO_INCREMENT keys. Returns whether LAST_INSERT_ID is certainly not set by an
+    /// earlier statement of this transaction, so that it need not be reset.
     pub(super) fn note_auto_increment_insert(&self) -> bool {
         let is_first =
             self.last_auto_increment_insert.get() == NEVER && self.epoch.get() == self.last_transaction_end.get();

@@ -32,7 +32,8 @@ impl<T: Entity> ChangedRow<T> {
 /// Tells whether a reference is to a row that has not been inserted yet. `None`: no row waits for its INSERT.
 pub(super) type IsPending<'d> = Option<&'d dyn Fn(&Reference) -> bool>;
 
-/// Whether an UPDATE has to follow the INSERTs: it writes the key of a new row, or a new row has the key of the updated row.
+/// Whether an UPDATE has to follow the INSERTs: it writes the key of a new row, or a new row has the key of the updated
+/// row.
 fn depends_on_insert<C: 'static, T: Persist<C>>(
     map: &IdentityMap<C, T>,
     old: &T,
@@ -89,7 +90,8 @@ pub(super) fn update<C: 'static, T: Persist<C>>(
             drop((old, new));
             map.mark_deleted_by_cascade(&tracked);
         } else {
-            // The log comes first: a clone of the row may panic, and the rollback that follows has to know that the UPDATE was sent.
+            // The log comes first: a clone of the row may panic, and the rollback that follows has to know that the
+            // UPDATE was sent.
             map.savepoint_log.record(ChangeKind::Update, &tracked);
             drop((old, new));
             tracked.mark_flushed(T::VERSIONED);
@@ -157,8 +159,9 @@ fn update_many<C: 'static, T: Persist<C>>(
     Ok(())
 }
 
-/// Checks a row that an UPDATE or DELETE did not find. The row may have been deleted by a cascade, together with a row that it
-/// referred to and that this transaction has deleted. If it still exists, the statement did not match its version: the row is stale.
+/// Checks a row that an UPDATE or DELETE did not find. The row may have been deleted by a cascade, together with a row
+/// that it referred to and that this transaction has deleted. If it still exists, the statement did not match its
+/// version: the row is stale.
 pub(super) fn expect_deleted_by_cascade<C: 'static, T: Persist<C>>(
     map: &IdentityMap<C, T>,
     executor: &dyn Executor<C>,

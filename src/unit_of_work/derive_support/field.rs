@@ -1,5 +1,5 @@
-//! What can be asked of a field whose type is not known to the macro: the most special of these traits that its type has wins, because
-//! it takes the fewest references.
+//! Operations on fields whose types the macro does not know. Method resolution chooses the most specific trait that the
+//! type of the field implements, because this trait needs the fewest references (autoref specialization).
 
 use std::any::TypeId;
 use std::fmt;
@@ -9,7 +9,7 @@ use super::super::entity::Entity;
 use super::super::fk::Fk;
 use super::super::relations::{Reference, Relations};
 
-/// The type that a foreign key refers to, which need not be an entity.
+/// The type that a foreign key refers to. It need not be an entity.
 pub struct Parent<P>(PhantomData<P>);
 
 impl<P> Parent<P> {
@@ -41,7 +41,7 @@ impl<P: Entity> EntityParent for &Parent<P> {
     }
 }
 
-/// Of its table nothing is known, so its type stands for that.
+/// A parent that is not an entity. Its table is unknown, so its own type identifies the table.
 pub trait OtherParent {
     fn visit(&self, _: &mut Relations) {}
 
@@ -54,7 +54,7 @@ impl<P: 'static> OtherParent for Parent<P> {
     }
 }
 
-/// One field.
+/// One field of a row or of a new row.
 #[derive(Debug)]
 pub struct Field<'p, T>(pub &'p T);
 
@@ -118,7 +118,7 @@ impl<T: Clone> ValueField for &Field<'_, T> {
     }
 }
 
-/// How many bytes a value has on its way to the database, as far as can be told. The derive calls `(&&&Field(..)).bytes()`.
+/// The estimated size of a value in a statement, in bytes. The derive calls `(&&&Field(..)).bytes()`.
 pub trait BytesField {
     fn bytes(&self) -> usize;
 }
@@ -149,11 +149,12 @@ impl<T> SizedField for Field<'_, T> {
     }
 }
 
-/// What a value has beside its bytes: its type, its length.
+/// Estimated number of bytes that a statement needs for a value beside its content: the type and the length.
 const BYTES_BESIDE_VALUE: usize = 16;
 
-/// A field of a new row, and the same field of the row. The derive calls `(&&&FieldPair(..)).differs()`: method resolution begins with the
-/// traits that are implemented for `&&FieldPair`, so those are the most special ones, and those of `FieldPair` itself come last.
+/// A field of a new row, and the same field of the returned row. The derive calls `(&&&FieldPair(..)).differs()`.
+/// Method resolution begins with the traits that are implemented for `&&FieldPair`, so these are the most specific
+/// ones. The trait of `FieldPair` itself comes last.
 #[derive(Debug)]
 pub struct FieldPair<'p, A, B>(pub &'p A, pub &'p B);
 

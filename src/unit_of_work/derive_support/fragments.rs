@@ -1,4 +1,4 @@
-//! SQL that Diesel does not offer to an enum of connections.
+//! SQL clauses that Diesel does not offer for an enum of connections.
 
 use diesel::RunQueryDsl;
 use diesel::backend::Backend;
@@ -6,7 +6,7 @@ use diesel::expression::Expression;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::result::QueryResult;
 
-/// An INSERT with `RETURNING`, for enums of connections, whose backend knows of none.
+/// An INSERT with `RETURNING` for enums of connections. Their backend does not support `RETURNING` in Diesel.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Returning<I, S> {
@@ -39,7 +39,7 @@ impl<I: QueryFragment<DB>, S: QueryFragment<DB>, DB: Backend> QueryFragment<DB> 
 
 impl<I, S, C> RunQueryDsl<C> for Returning<I, S> {}
 
-/// A SELECT that locks its rows, for enums of connections, whose backend knows of no locking clause.
+/// A SELECT with `FOR UPDATE` for enums of connections. Their backend supports no locking clause in Diesel.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct ForUpdate<S> {

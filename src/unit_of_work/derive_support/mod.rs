@@ -1,4 +1,4 @@
-//! Support of the derive macros: every item here is named by derived code only.
+//! Support of the derive macros. Only derived code names these items.
 
 mod condition;
 mod field;
@@ -17,7 +17,7 @@ pub use fragments::{ForUpdate, Returning};
 pub use read_back::{max_statement_bytes, read_back, reset_last_insert_id};
 pub use update_many::{LockRows, MayLock, UpdateMany, max_update_rows};
 
-/// Most rows of one INSERT: beyond a thousand a longer statement gains nothing.
+/// Maximum number of rows of one INSERT. A statement of more than a thousand rows is not faster.
 #[doc(hidden)]
 pub const fn max_insert_rows(columns: usize, binds: usize) -> usize {
     match binds.checked_div(columns) {
@@ -26,9 +26,9 @@ pub const fn max_insert_rows(columns: usize, binds: usize) -> usize {
     }
 }
 
-macro_rules! gates {
+macro_rules! backend_gates {
     ($dollar:tt $($feature:literal $name:ident),+) => { $(
-        /// Its tokens, where the library is built with that backend.
+        /// Expands to its tokens, because the library is built with this backend.
         #[doc(hidden)]
         #[cfg(feature = $feature)]
         #[macro_export]
@@ -36,7 +36,7 @@ macro_rules! gates {
             ($dollar($dollar tokens:tt)*) => { $dollar($dollar tokens)* };
         }
 
-        /// Nothing, as the library is built without that backend.
+        /// Expands to nothing, because the library is built without this backend.
         #[doc(hidden)]
         #[cfg(not(feature = $feature))]
         #[macro_export]
@@ -46,4 +46,4 @@ macro_rules! gates {
     )+ };
 }
 
-gates!($ "postgres" __if_postgres, "mysql" __if_mysql, "sqlite" __if_sqlite);
+backend_gates!($ "postgres" __if_postgres, "mysql" __if_mysql, "sqlite" __if_sqlite);
