@@ -12,7 +12,7 @@ use super::executor::{Executor, StatementKind, execute};
 use super::identity_map::{IdentityMap, drop_rows};
 use super::key_comparison::normalized_key;
 use super::relations::{Reference, Relations};
-use super::tracked_row::{Phase, TrackedRow};
+use super::tracked_row::{RowPhase, TrackedRow};
 use super::updates::{self, IsPending};
 use crate::contain::{drop_contained, drop_each};
 use crate::error::{Error, Place, Result, Undo, Verdict};
@@ -303,7 +303,7 @@ impl<C: 'static, T: Persist<C>> AnyIdentityMap<C> for IdentityMap<C, T> {
         let dirty_rows = self.entity_state.dirty_rows();
         let is_compared = |tracked: &&Rc<TrackedRow<T>>| !tracked.is_delete_scheduled() || tracked.may_be_rolled_back();
         for tracked in dirty_rows.iter().filter(|tracked| tracked.is_unverified()).filter(is_compared) {
-            if tracked.phase() == Phase::Persistent
+            if tracked.phase() == RowPhase::Persistent
                 && let Some(id) = tracked.id()
             {
                 let mut rows = execute(executor, StatementKind::select::<T>(), |conn| self.find_newest(conn, &id))?;
@@ -389,8 +389,8 @@ impl<C: 'static, T: Persist<C>> AnyIdentityMap<C> for IdentityMap<C, T> {
                     tracked.discard();
                     self.remove(tracked);
                 }
-                (Some(ChangeKind::Update), Phase::Persistent) => tracked.set_phase(Phase::RolledBack),
-                (Some(ChangeKind::Delete) | None, Phase::Deleted) => tracked.set_phase(self.restore(tracked)),
+                (Some(ChangeKind::Update), RowPhase::Persistent) => tracked.set_phase(RowPhase::RolledBack),
+                (Some(ChangeKind::Delete) | None, RowPhase::Deleted) => tracked.set_phase(self.restore(tracked)),
                 _ => {}
             }
         }
@@ -403,13 +403,15 @@ impl<C: 'static, T: Persist<C>> AnyIdentityMap<C> for IdentityMap<C, T> {
     fn mark_undecided(&self, verdict: &Arc<Verdict>) {
         self.discard_unflushed();
         let records = self.savepoint_log.take(0);
-        let mut rolled_back: HashMap<*const TrackedRow<T>, Phase> = HashMap::with_capacity(records.len());
+        let mut rolled_back: HashMap<*const TrackedRow<T>, RowPhase> = HashMap::with_capacity(records.len());
         for (kind, tracked) in &records {
             let phase = rolled_back.entry(Rc::as_ptr(tracked)).or_insert_with(|| tracked.phase());
             *phase = match (kind, *phase) {
-                (Some(ChangeKind::Insert), Phase::Persistent | Phase::RolledBack | Phase::Deleted) => Phase::Discarded,
-                (Some(ChangeKind::Update), Phase::Persistent) => Phase::RolledBack,
-                (Some(ChangeKind::Delete) | None, Phase::Deleted) => Phase::Persistent,
+                (Some(ChangeKind::Insert), RowPhase::Persistent | RowPhase::RolledBack | RowPhase::Deleted) => {
+                    RowPhase::Discarded
+                }
+                (Some(ChangeKind::Update), RowPhase::Persistent) => RowPhase::RolledBack,
+                (Some(ChangeKind::Delete) | None, RowPhase::Deleted) => RowPhase::Persistent,
                 (_, phase) => phase,
             };
         }
@@ -418,10 +420,10 @@ impl<C: 'static, T: Persist<C>> AnyIdentityMap<C> for IdentityMap<C, T> {
             if phase != tracked.phase() {
                 // A deleted row may exist after all, if the commit failed. This tracked row represents it only if the
                 // map has no other.
-                let represents_row = tracked.phase() != Phase::Deleted
-                    || phase == Phase::Discarded
-                    || self.restore(tracked) == Phase::Persistent;
-                tracked.mark_undecided(verdict, if represents_row { phase } else { Phase::Detached });
+                let represents_row = tracked.phase() != RowPhase::Deleted
+                    || phase == RowPhase::Discarded
+                    || self.restore(tracked) == RowPhase::Persistent;
+                tracked.mark_undecided(verdict, if represents_row { phase } else { RowPhase::Detached });
             }
         }
         drop_each(records);

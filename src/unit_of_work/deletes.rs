@@ -10,7 +10,7 @@ use super::executor::{Executor, StatementKind, execute};
 use super::identity_map::IdentityMap;
 use super::key_comparison::normalized_key;
 use super::relations::Reference;
-use super::tracked_row::{Phase, TrackedRow};
+use super::tracked_row::{RowPhase, TrackedRow};
 use super::updates::{expect_deleted_by_cascade, not_unique, stale};
 use crate::error::{Error, Place, Result, Undo};
 
@@ -41,7 +41,7 @@ impl<T: Entity> Default for Deletes<T> {
 impl<T: Entity> Deletes<T> {
     pub(super) fn of(scheduled: &[Rc<TrackedRow<T>>], at: Place) -> Result<Self> {
         let mut deletes = Self::default();
-        for tracked in scheduled.iter().filter(|tracked| tracked.phase() == Phase::Persistent) {
+        for tracked in scheduled.iter().filter(|tracked| tracked.phase() == RowPhase::Persistent) {
             let (value, written) = match tracked.is_marked_dirty() {
                 // The DELETE names the version in the database, not one that the program has written.
                 true => tracked.original_and_value(at).map(|(original, value)| (original, Some(value)))?,

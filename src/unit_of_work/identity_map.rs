@@ -22,7 +22,7 @@ use super::key_comparison::{find_by_keys, is_exact};
 use super::pending_inserts::{AnyPendingInserts, PendingInserts};
 use super::relations::Relations;
 use super::savepoint_log::SavepointLog;
-use super::tracked_row::{Newest, Phase, TrackedRow};
+use super::tracked_row::{Newest, RowPhase, TrackedRow};
 use super::unit_state::UnitState;
 use super::updates::not_unique;
 use crate::contain::{contained, drop_contained, drop_each};
@@ -111,7 +111,7 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
                 pending_inserts.push(Rc::new(pending));
             }
         }
-        self.entity_state.unit_state.note_change(at);
+        self.entity_state.unit_state.note_unflushed(at);
         tracked
     }
 
@@ -244,7 +244,7 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
                 let may_be_older = self.has_snapshot && newest == Newest::No && tracked.may_be_locked();
                 if newest == Newest::No && (tracked.is_fresh() || may_be_older && tracked.is_marked_dirty()) {
                     drop_contained(row);
-                } else if may_be_older && tracked.is_locked() && tracked.phase() == Phase::Persistent {
+                } else if may_be_older && tracked.is_locked() && tracked.phase() == RowPhase::Persistent {
                     self.doubtful.borrow_mut().push(Rc::clone(&tracked));
                     drop_contained(row);
                 } else {
@@ -281,7 +281,7 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
         let at = executor.at();
         self.check_owner(tracked, at)?;
         let id = match tracked.phase() {
-            Phase::Persistent | Phase::RolledBack | Phase::Undecided => {
+            RowPhase::Persistent | RowPhase::RolledBack | RowPhase::Undecided => {
                 tracked.id().ok_or_else(|| tracked.write_in_progress(at))?
             }
             _ => return Err(tracked.wrong_state("refreshed", at)),
@@ -307,22 +307,25 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
     /// Schedules the DELETE of a row. A pending insert is taken back.
     pub(super) fn schedule_delete(&self, tracked: &Rc<TrackedRow<T>>, at: Place) -> Result<()> {
         self.check_owner(tracked, at)?;
-        let is_uncertain = tracked.may_be_rolled_back() && tracked.phase() == Phase::Persistent && !tracked.is_fresh();
-        if is_uncertain || tracked.was_read_before_attempt() && (T::VERSIONED || tracked.phase() == Phase::RolledBack) {
+        let is_uncertain =
+            tracked.may_be_rolled_back() && tracked.phase() == RowPhase::Persistent && !tracked.is_fresh();
+        if is_uncertain
+            || tracked.was_read_before_attempt() && (T::VERSIONED || tracked.phase() == RowPhase::RolledBack)
+        {
             tracked.read_before_use(at);
         }
         match tracked.phase() {
-            Phase::Pending => {
+            RowPhase::Pending => {
                 tracked.discard();
                 let pending_inserts = self.pending_inserts.borrow().clone();
                 pending_inserts.iter().for_each(|pending| pending.remove(tracked));
             }
-            Phase::Persistent => {
+            RowPhase::Persistent => {
                 if !tracked.is_delete_scheduled() {
                     tracked.set_delete_scheduled(true);
                     self.scheduled_deletes.borrow_mut().insert(tracked.assign_list_number(), Rc::clone(tracked));
                 }
-                self.entity_state.unit_state.note_change(at);
+                self.entity_state.unit_state.note_unflushed(at);
             }
             _ => return Err(tracked.wrong_state("deleted", at)),
         }
@@ -331,7 +334,7 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
 
     pub(super) fn expire_one(&self, tracked: &Rc<TrackedRow<T>>, at: Place) -> Result<()> {
         self.check_owner(tracked, at)?;
-        if tracked.phase() != Phase::Persistent {
+        if tracked.phase() != RowPhase::Persistent {
             return Err(tracked.wrong_state("expired", at));
         }
         self.revert(tracked);
@@ -342,13 +345,13 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
     pub(super) fn expunge(&self, tracked: &Rc<TrackedRow<T>>, at: Place) -> Result<()> {
         self.check_owner(tracked, at)?;
         match tracked.phase() {
-            Phase::Pending => self.schedule_delete(tracked, at)?,
-            Phase::Persistent | Phase::RolledBack | Phase::Undecided => {
+            RowPhase::Pending => self.schedule_delete(tracked, at)?,
+            RowPhase::Persistent | RowPhase::RolledBack | RowPhase::Undecided => {
                 self.revert(tracked);
                 if tracked.is_delete_scheduled() {
                     self.unschedule_delete(tracked);
                 }
-                tracked.set_phase(Phase::Detached);
+                tracked.set_phase(RowPhase::Detached);
                 self.remove(tracked);
             }
             _ => return Err(tracked.wrong_state("expunged", at)),
@@ -361,7 +364,7 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
             return Ok(());
         }
         match tracked.phase() {
-            Phase::Persistent | Phase::Pending | Phase::RolledBack | Phase::Undecided => {
+            RowPhase::Persistent | RowPhase::Pending | RowPhase::RolledBack | RowPhase::Undecided => {
                 Err(Error::NotMine { entity: T::NAME, key: tracked.key_text(), at })
             }
             _ => Err(tracked.wrong_state("given to this session", at)),
@@ -395,10 +398,10 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
     pub(super) fn mark_missing(&self, tracked: &Rc<TrackedRow<T>>) {
         match tracked.phase() {
             // Either the INSERT was not committed, or the row was deleted afterwards. A rollback changes neither.
-            Phase::Undecided => tracked.set_phase(Phase::Deleted),
-            Phase::Persistent | Phase::RolledBack => {
+            RowPhase::Undecided => tracked.set_phase(RowPhase::Deleted),
+            RowPhase::Persistent | RowPhase::RolledBack => {
                 self.savepoint_log.record_missing(tracked);
-                tracked.set_phase(Phase::Deleted);
+                tracked.set_phase(RowPhase::Deleted);
             }
             _ => {}
         }
@@ -426,7 +429,7 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
 
     /// Puts a row that exists again after a rollback back into the map. If the key was read again meanwhile, another
     /// tracked row represents it, and this one is detached.
-    pub(super) fn restore(&self, tracked: &Rc<TrackedRow<T>>) -> Phase {
+    pub(super) fn restore(&self, tracked: &Rc<TrackedRow<T>>) -> RowPhase {
         let restore = || {
             let id = tracked.id()?;
             match self.get(&id) {
@@ -438,8 +441,8 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
             }
         };
         match contained("`Clone`, `Hash` or `Eq` of a key", restore).flatten() {
-            Some(true) => Phase::Persistent,
-            _ => Phase::Detached,
+            Some(true) => RowPhase::Persistent,
+            _ => RowPhase::Detached,
         }
     }
 
@@ -469,7 +472,7 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
 
     pub(super) fn deleted(&self, tracked: &Rc<TrackedRow<T>>) {
         self.savepoint_log.record(ChangeKind::Delete, tracked);
-        tracked.set_phase(Phase::Deleted);
+        tracked.set_phase(RowPhase::Deleted);
         self.remove(tracked);
     }
 
@@ -569,13 +572,13 @@ impl<C: 'static, T: Persist<C>> IdentityMap<C, T> {
     /// Removes the deletes that were sent from the scheduled deletes.
     pub(super) fn remove_sent_deletes(&self) {
         let (remaining, deleted): (NumberedRows<T>, NumberedRows<T>) =
-            self.scheduled_deletes.take().into_iter().partition(|(_, tracked)| tracked.phase() == Phase::Persistent);
+            self.scheduled_deletes.take().into_iter().partition(|(_, tracked)| tracked.phase() == RowPhase::Persistent);
         self.scheduled_deletes.borrow_mut().extend(remaining);
         drop_each(deleted.into_values());
         let dirty_rows = self.entity_state.dirty_rows();
         dirty_rows
             .iter()
-            .filter(|tracked| tracked.phase() != Phase::Persistent)
+            .filter(|tracked| tracked.phase() != RowPhase::Persistent)
             .for_each(|tracked| self.revert(tracked));
     }
 

@@ -28,7 +28,7 @@ use crate::wording::phrase;
 
 /// The state of a row, without what follows from the clock and the end of its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub(crate) enum RowPhase {
     /// The row was added and is not inserted yet.
     Pending,
     /// The row is in the database.
@@ -45,7 +45,7 @@ pub(crate) enum Phase {
     Undecided,
 }
 
-impl Phase {
+impl RowPhase {
     /// Whether the row may be in the database. If so, this tracked row represents it.
     pub(crate) fn may_exist(self) -> bool {
         matches!(self, Self::Persistent | Self::RolledBack | Self::Undecided)
@@ -55,8 +55,8 @@ impl Phase {
 /// The phases between which the verdict about a transaction decides.
 struct PendingVerdict {
     verdict: Arc<Verdict>,
-    committed: Phase,
-    rolled_back: Phase,
+    committed: RowPhase,
+    rolled_back: RowPhase,
 }
 
 /// The fields that a look-up by key reads come first, beside the counts of the `Rc`, so that they share a cache line.
@@ -64,7 +64,7 @@ struct PendingVerdict {
 pub(crate) struct TrackedRow<T: Entity> {
     /// When the value was read.
     read_at: Cell<u64>,
-    phase: Cell<Phase>,
+    phase: Cell<RowPhase>,
     /// The next flush deletes the row.
     delete_scheduled: Cell<bool>,
     entity_state: Rc<EntityState<T>>,
@@ -101,19 +101,19 @@ pub(crate) enum Newest {
 
 impl<T: Entity> TrackedRow<T> {
     pub(crate) fn pending(entity_state: &Rc<EntityState<T>>) -> Self {
-        Self::new(entity_state, Phase::Pending, None)
+        Self::new(entity_state, RowPhase::Pending, None)
     }
 
     pub(crate) fn persistent(entity_state: &Rc<EntityState<T>>, row: T) -> Self {
-        Self::new(entity_state, Phase::Persistent, Some(Rc::new(row)))
+        Self::new(entity_state, RowPhase::Persistent, Some(Rc::new(row)))
     }
 
     /// A row for a session that tracks no rows any more.
     pub(crate) fn discarded(entity_state: &Rc<EntityState<T>>) -> Self {
-        Self::new(entity_state, Phase::Discarded, None)
+        Self::new(entity_state, RowPhase::Discarded, None)
     }
 
-    fn new(entity_state: &Rc<EntityState<T>>, phase: Phase, value: Option<Rc<T>>) -> Self {
+    fn new(entity_state: &Rc<EntityState<T>>, phase: RowPhase, value: Option<Rc<T>>) -> Self {
         Self {
             phase: Cell::new(phase),
             read_at: Cell::new(entity_state.unit_state.read_now()),
@@ -145,17 +145,19 @@ impl<T: Entity> TrackedRow<T> {
         Rc::ptr_eq(&self.entity_state, entity_state)
     }
 
-    pub(crate) fn phase(&self) -> Phase {
+    pub(crate) fn phase(&self) -> RowPhase {
         match self.settled_phase() {
-            Phase::Persistent | Phase::RolledBack if self.entity_state.unit_state.has_ended() => Phase::Detached,
-            Phase::Pending if self.entity_state.unit_state.has_ended() => Phase::Discarded,
+            RowPhase::Persistent | RowPhase::RolledBack if self.entity_state.unit_state.has_ended() => {
+                RowPhase::Detached
+            }
+            RowPhase::Pending if self.entity_state.unit_state.has_ended() => RowPhase::Discarded,
             phase => phase,
         }
     }
 
     /// The phase, without regard to the end of the session. Applies a verdict that has become known.
-    fn settled_phase(&self) -> Phase {
-        if self.phase.get() == Phase::Undecided {
+    fn settled_phase(&self) -> RowPhase {
+        if self.phase.get() == RowPhase::Undecided {
             let pending_verdict = self.pending_verdict.borrow();
             let decided =
                 pending_verdict.as_ref().and_then(|pending_verdict| match pending_verdict.verdict.decision()? {
@@ -164,7 +166,7 @@ impl<T: Entity> TrackedRow<T> {
                 });
             drop(pending_verdict);
             match decided {
-                Some(Phase::Discarded) => self.discard(),
+                Some(RowPhase::Discarded) => self.discard(),
                 Some(phase) => self.set_phase(phase),
                 None => {}
             }
@@ -174,15 +176,15 @@ impl<T: Entity> TrackedRow<T> {
 
     /// Marks the row undecided: it is not known whether its transaction was committed. `rolled_back` is the phase after
     /// a rollback.
-    pub(crate) fn mark_undecided(&self, verdict: &Arc<Verdict>, rolled_back: Phase) {
+    pub(crate) fn mark_undecided(&self, verdict: &Arc<Verdict>, rolled_back: RowPhase) {
         self.pending_verdict.replace(Some(PendingVerdict {
             verdict: Arc::clone(verdict),
             committed: self.phase.get(),
             rolled_back,
         }));
-        self.phase.set(Phase::Undecided);
+        self.phase.set(RowPhase::Undecided);
         self.expire();
-        if rolled_back == Phase::Discarded
+        if rolled_back == RowPhase::Discarded
             && let Some(cell) = self.key_cell.get()
         {
             cell.set_verdict(verdict);
@@ -191,24 +193,24 @@ impl<T: Entity> TrackedRow<T> {
 
     /// Whether an undecided transaction has inserted the row.
     pub(crate) fn may_be_new(&self) -> bool {
-        self.phase() == Phase::Undecided
+        self.phase() == RowPhase::Undecided
             && self
                 .pending_verdict
                 .borrow()
                 .as_ref()
-                .is_some_and(|pending_verdict| pending_verdict.rolled_back == Phase::Discarded)
+                .is_some_and(|pending_verdict| pending_verdict.rolled_back == RowPhase::Discarded)
     }
 
     pub(crate) fn state(&self) -> RowState {
         match self.phase() {
-            Phase::Pending => RowState::Pending,
-            Phase::Persistent if self.is_fresh() => RowState::Persistent,
-            Phase::Persistent => RowState::Expired,
-            Phase::RolledBack => RowState::RolledBack,
-            Phase::Deleted => RowState::Deleted,
-            Phase::Discarded => RowState::Discarded,
-            Phase::Detached => RowState::Detached,
-            Phase::Undecided => RowState::Undecided,
+            RowPhase::Pending => RowState::Pending,
+            RowPhase::Persistent if self.is_fresh() => RowState::Persistent,
+            RowPhase::Persistent => RowState::Expired,
+            RowPhase::RolledBack => RowState::RolledBack,
+            RowPhase::Deleted => RowState::Deleted,
+            RowPhase::Discarded => RowState::Discarded,
+            RowPhase::Detached => RowState::Detached,
+            RowPhase::Undecided => RowState::Undecided,
         }
     }
 
@@ -221,7 +223,7 @@ impl<T: Entity> TrackedRow<T> {
     /// The same with a known epoch of the `EntityState`.
     #[inline]
     pub(crate) fn is_fresh_at(&self, epoch: u64) -> bool {
-        self.phase.get() == Phase::Persistent && self.read_at.get() >= epoch
+        self.phase.get() == RowPhase::Persistent && self.read_at.get() >= epoch
     }
 
     pub(crate) fn is_marked_dirty(&self) -> bool {
@@ -289,9 +291,13 @@ impl<T: Entity> TrackedRow<T> {
 
     pub(crate) fn is_dirty(&self) -> bool {
         match self.phase() {
-            Phase::Pending => true,
-            Phase::Persistent => self.delete_scheduled.get() || self.differences() != 0,
-            Phase::RolledBack | Phase::Deleted | Phase::Discarded | Phase::Detached | Phase::Undecided => false,
+            RowPhase::Pending => true,
+            RowPhase::Persistent => self.delete_scheduled.get() || self.differences() != 0,
+            RowPhase::RolledBack
+            | RowPhase::Deleted
+            | RowPhase::Discarded
+            | RowPhase::Detached
+            | RowPhase::Undecided => false,
         }
     }
 
@@ -312,12 +318,17 @@ impl<T: Entity> TrackedRow<T> {
 
     pub(crate) fn fk(&self) -> Fk<T> {
         match (self.phase(), self.id()) {
-            (Phase::Persistent | Phase::RolledBack | Phase::Deleted | Phase::Detached | Phase::Undecided, Some(id)) => {
-                Fk::new(id)
-            }
+            (
+                RowPhase::Persistent
+                | RowPhase::RolledBack
+                | RowPhase::Deleted
+                | RowPhase::Detached
+                | RowPhase::Undecided,
+                Some(id),
+            ) => Fk::new(id),
             (phase, _) => {
                 let cell = self.key_cell.get_or_init(|| Rc::new(KeyCell::new()));
-                if phase == Phase::Discarded {
+                if phase == RowPhase::Discarded {
                     cell.invalidate();
                 }
                 Fk::pending(Rc::clone(cell))
@@ -327,10 +338,10 @@ impl<T: Entity> TrackedRow<T> {
 
     pub(crate) fn read(&self, at: Place) -> Result<Rc<T>> {
         match self.phase() {
-            Phase::Pending | Phase::RolledBack | Phase::Discarded => Err(self.wrong_state("read", at)),
+            RowPhase::Pending | RowPhase::RolledBack | RowPhase::Discarded => Err(self.wrong_state("read", at)),
             // The session has ended, and it had rolled back this value.
-            Phase::Detached if self.phase.get() == Phase::RolledBack => Err(self.wrong_state("read", at)),
-            Phase::Persistent | Phase::Deleted | Phase::Detached | Phase::Undecided => {
+            RowPhase::Detached if self.phase.get() == RowPhase::RolledBack => Err(self.wrong_state("read", at)),
+            RowPhase::Persistent | RowPhase::Deleted | RowPhase::Detached | RowPhase::Undecided => {
                 match self.value.try_borrow().as_deref() {
                     Ok(Some(value)) => Ok(Rc::clone(value)),
                     Ok(None) => Err(self.wrong_state("read", at)),
@@ -342,8 +353,8 @@ impl<T: Entity> TrackedRow<T> {
 
     /// Marks the row dirty before a write guard is given out. Reads a row first that may be outdated.
     pub(crate) fn begin_write(self: &Rc<Self>, at: Place) -> Result<()> {
-        let reread_heals = self.phase() == Phase::RolledBack && self.was_read_before_attempt();
-        if self.phase() != Phase::Persistent && !reread_heals {
+        let reread_heals = self.phase() == RowPhase::RolledBack && self.was_read_before_attempt();
+        if self.phase() != RowPhase::Persistent && !reread_heals {
             return Err(self.wrong_state("written", at));
         }
         if self.value.try_borrow_mut().is_err() {
@@ -355,7 +366,7 @@ impl<T: Entity> TrackedRow<T> {
             self.entity_state.unit_state.reads_before_transaction() && !self.is_marked_dirty();
         let verified_at =
             !reread_heals && !reads_before_transaction && read >= self.entity_state.epoch() || self.read_again(at);
-        if self.phase() != Phase::Persistent {
+        if self.phase() != RowPhase::Persistent {
             return Err(self.wrong_state("written", at));
         }
         self.last_write_at.set(Some(at));
@@ -373,7 +384,7 @@ impl<T: Entity> TrackedRow<T> {
         if !verified_at {
             self.verified_at.set(NEVER);
         }
-        self.entity_state.unit_state.note_change(at);
+        self.entity_state.unit_state.note_unflushed(at);
         Ok(())
     }
 
@@ -381,10 +392,11 @@ impl<T: Entity> TrackedRow<T> {
     /// may show changes that were rolled back.
     #[cold]
     pub(crate) fn read_before_use(self: &Rc<Self>, at: Place) {
-        if !matches!(self.phase(), Phase::Persistent | Phase::RolledBack) || self.value.try_borrow_mut().is_err() {
+        if !matches!(self.phase(), RowPhase::Persistent | RowPhase::RolledBack) || self.value.try_borrow_mut().is_err()
+        {
             return;
         }
-        if !self.read_again(at) && self.phase() == Phase::Persistent {
+        if !self.read_again(at) && self.phase() == RowPhase::Persistent {
             // The program gets the known value. The flush verifies that the row still has it.
             let _ = self.mark_dirty(false, at);
         }
@@ -414,7 +426,7 @@ impl<T: Entity> TrackedRow<T> {
         }
         // With a version, a write is compared with the version that the program knew, except in an attempt of `retry`,
         // which starts from the newest row.
-        let keeps_known = T::VERSIONED && self.phase() == Phase::Persistent && !self.was_read_before_attempt();
+        let keeps_known = T::VERSIONED && self.phase() == RowPhase::Persistent && !self.was_read_before_attempt();
         if keeps_known
             && self
                 .value
@@ -424,7 +436,7 @@ impl<T: Entity> TrackedRow<T> {
             return false;
         }
         self.refresh(row);
-        self.phase() == Phase::Persistent
+        self.phase() == RowPhase::Persistent
     }
 
     /// Updates the value from a row that a query has returned. Writes that are not flushed stay.
@@ -527,8 +539,8 @@ impl<T: Entity> TrackedRow<T> {
             Ok(mut value) => value.replace(original),
             // A write guard is alive, so the value in memory will differ from the database.
             Err(_) => {
-                if self.phase.get() == Phase::Persistent {
-                    self.phase.set(Phase::RolledBack);
+                if self.phase.get() == RowPhase::Persistent {
+                    self.phase.set(RowPhase::RolledBack);
                 }
                 Some(original)
             }
@@ -539,17 +551,17 @@ impl<T: Entity> TrackedRow<T> {
     /// Sets the value to a row that was read just now.
     pub(crate) fn refresh(&self, row: T) {
         let Ok(mut value) = self.value.try_borrow_mut() else {
-            self.settle_phase(Phase::RolledBack);
+            self.settle_phase(RowPhase::RolledBack);
             return drop_contained(row);
         };
         let old = value.replace(Rc::new(row));
         drop(value);
-        self.settle_phase(Phase::Persistent);
+        self.settle_phase(RowPhase::Persistent);
         self.read_at.set(self.entity_state.unit_state.read_now());
         drop_contained(old);
     }
 
-    fn settle_phase(&self, phase: Phase) {
+    fn settle_phase(&self, phase: RowPhase) {
         self.pending_verdict.take();
         self.phase.set(phase);
     }
@@ -568,14 +580,14 @@ impl<T: Entity> TrackedRow<T> {
 
     /// Marks the row as never inserted: its INSERT was rolled back or will not be sent.
     pub(crate) fn discard(&self) {
-        self.set_phase(Phase::Discarded);
+        self.set_phase(RowPhase::Discarded);
         if let Some(cell) = self.key_cell.get() {
             cell.invalidate();
         }
         drop_contained(self.original.take());
     }
 
-    pub(crate) fn set_phase(&self, phase: Phase) {
+    pub(crate) fn set_phase(&self, phase: RowPhase) {
         self.settle_phase(phase);
         self.delete_scheduled.set(false);
     }

@@ -370,7 +370,7 @@ impl FlushInProgress {
 impl Drop for FlushInProgress {
     fn drop(&mut self) {
         if let Some(since) = self.since {
-            self.unit_state.note_change(since);
+            self.unit_state.note_unflushed(since);
         }
     }
 }

@@ -158,7 +158,7 @@ impl UnitState {
         self.reads_before_transaction.get()
     }
 
-    pub(crate) fn note_change(&self, at: Place) {
+    pub(crate) fn note_unflushed(&self, at: Place) {
         if self.unflushed.get().is_none() {
             self.unflushed.set(Some(at));
         }

@@ -8,7 +8,7 @@ use super::entity::{Columns, Entity, Persist};
 use super::executor::{Executor, StatementKind, execute};
 use super::identity_map::IdentityMap;
 use super::relations::Reference;
-use super::tracked_row::{Phase, TrackedRow};
+use super::tracked_row::{RowPhase, TrackedRow};
 use crate::error::{Error, Place, Result, Undo};
 
 /// A tracked row whose value differs from its original values.
@@ -54,7 +54,7 @@ fn changed_rows<C: 'static, T: Persist<C>>(
 ) -> Result<Vec<ChangedRow<T>>> {
     let mut changed = Vec::new();
     for tracked in map.entity_state.dirty_rows() {
-        if tracked.is_delete_scheduled() || tracked.phase() != Phase::Persistent {
+        if tracked.is_delete_scheduled() || tracked.phase() != RowPhase::Persistent {
             continue;
         }
         let (old, new) = tracked.original_and_value(at)?;
@@ -101,7 +101,7 @@ pub(super) fn update<C: 'static, T: Persist<C>>(
     // A remaining dirty row is scheduled for a DELETE, depends on an INSERT, or has its original values.
     for tracked in map.entity_state.dirty_rows() {
         let is_left =
-            tracked.phase() == Phase::Persistent && (tracked.is_delete_scheduled() || tracked.differences() != 0);
+            tracked.phase() == RowPhase::Persistent && (tracked.is_delete_scheduled() || tracked.differences() != 0);
         if !is_left {
             map.revert(&tracked);
         }
