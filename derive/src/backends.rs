@@ -1,12 +1,12 @@
-//! One implementation for each kind of connection.
+//! One implementation for each type of connection.
 
 use proc_macro2::TokenStream;
 use quote::quote;
 use syn::{Ident, Path};
 
-/// For which connections there are implementations.
+/// The connections for which the traits are implemented.
 pub(crate) struct Backends {
-    /// Those of Diesel's backends that `check_for_backend` names; all where it does not.
+    /// The backends that `check_for_backend` names. None: all of Diesel's backends.
     pub(crate) named: Option<Vec<Ident>>,
     /// Enums of connections.
     pub(crate) connections: Vec<Path>,
@@ -17,12 +17,12 @@ pub(crate) enum Backend {
     Postgres,
     Mysql,
     Sqlite,
-    /// Whatever an enum of connections is connected to.
+    /// The backend of an enum of connections, known at run time only.
     Any,
 }
 
 impl Backends {
-    /// `make` for each connection, inside of what drops it where the library is built without that backend.
+    /// Calls `make` for each connection. A gate macro drops the result if the library is built without that backend.
     pub(crate) fn each(&self, make: impl Fn(Backend, &TokenStream) -> TokenStream) -> TokenStream {
         let mut all = TokenStream::new();
         for (name, backend, connection, gate) in [
@@ -38,4 +38,9 @@ impl Backends {
         all.extend(self.connections.iter().map(|connection| make(Backend::Any, &quote!(#connection))));
         all
     }
+}
+
+/// The module of items that only derived code names.
+pub(crate) fn support_path() -> TokenStream {
+    quote!(::diesel_session::unit_of_work::derive_support)
 }

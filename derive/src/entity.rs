@@ -5,7 +5,7 @@ use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{DeriveInput, Result};
 
-use crate::backends::Backend;
+use crate::backends::{Backend, support_path};
 use crate::model::Model;
 use crate::{new_entity, update};
 
@@ -18,6 +18,7 @@ pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
 }
 
 fn entity(model: &Model) -> TokenStream {
+    let support = support_path();
     let name = &model.name;
     let text = name.to_string();
     let (id_type, id) = {
@@ -33,14 +34,14 @@ fn entity(model: &Model) -> TokenStream {
         let field = &version.name;
         quote!(self.#field += 1;)
     });
-    let differences = model.written().map(|(at, field)| {
+    let differences = model.updatable().map(|(index, field)| {
         let name = &field.name;
         let differs = quote_spanned!(field.ty.span()=> old.#name != new.#name);
-        quote!(if #differs { columns |= 1u128 << #at; })
+        quote!(if #differs { columns |= 1u128 << #index; })
     });
-    let unwritten = model.written().map(|(_, field)| {
+    let unwritten = model.updatable().map(|(_, field)| {
         let name = &field.name;
-        let equal = quote_spanned!(field.ty.span()=> base.#name == value.#name);
+        let equal = quote_spanned!(field.ty.span()=> original.#name == value.#name);
         quote!(if #equal { ::core::mem::swap(&mut value.#name, &mut newest.#name); })
     });
     let (same_version, newest_version) = match model.version() {
@@ -50,27 +51,27 @@ fn entity(model: &Model) -> TokenStream {
         }
         None => (quote!(true), quote!()),
     };
-    let parent_probes = quote! {
+    let parent_imports = quote! {
         #[allow(unused_imports)]
-        use ::diesel_session::unit_of_work::probe::{EntityParent as _, OtherParent as _, Parent};
+        use #support::{EntityParent as _, OtherParent as _};
     };
     let foreign_keys: Vec<_> = model.foreign_keys().collect();
     let parents: Vec<_> = foreign_keys.iter().map(|(parent, _)| *parent).collect();
-    // What the key of a foreign key refers to; none of it is if one of its columns is NULL.
+    // The reference of a foreign key. None if one of its columns is NULL.
     let reference = |parent: &syn::Path, fields: &[usize]| {
-        let part = |&at: &usize| {
-            let (name, optional) = (&model.fields[at].name, model.fields[at].is_optional());
-            let asked = optional.then(|| quote!(?));
-            quote!(::core::clone::Clone::clone(&row.#name)#asked)
+        let part = |&index: &usize| {
+            let (name, optional) = (&model.fields[index].name, model.fields[index].is_optional());
+            let question_mark = optional.then(|| quote!(?));
+            quote!(::core::clone::Clone::clone(&row.#name)#question_mark)
         };
         let parts: Vec<_> = fields.iter().map(part).collect();
         let key = match &parts[..] {
             [one] => quote!(#one),
             several => quote!((#(#several,)*)),
         };
-        quote!((|row: &Self| -> ::core::option::Option<::diesel_session::unit_of_work::Reference> {
-            let parent = (&&Parent::<#parent>::new()).table();
-            ::core::option::Option::Some(::diesel_session::unit_of_work::Reference::new(parent, #key))
+        quote!((|row: &Self| -> ::core::option::Option<#support::Reference> {
+            let parent = (&&#support::Parent::<#parent>::new()).table();
+            ::core::option::Option::Some(#support::Reference::new(parent, #key))
         }))
     };
     let references = foreign_keys.iter().map(|(parent, fields)| {
@@ -79,39 +80,39 @@ fn entity(model: &Model) -> TokenStream {
     });
     let moves = foreign_keys.iter().map(|(parent, fields)| {
         let reference = reference(parent, fields);
-        let names = fields.iter().map(|&at| &model.fields[at].name);
+        let names = fields.iter().map(|&index| &model.fields[index].name);
         quote! {
             if false #(|| old.#names != new.#names)* {
-                found.push(::diesel_session::unit_of_work::Move { from: #reference(old), to: #reference(new) });
+                found.push(#support::Move { from: #reference(old), to: #reference(new) });
             }
         }
     });
-    let is_written = |at: &usize| !model.key.contains(at) && !model.fields[*at].version;
+    let is_updatable = |index: &usize| !model.key.contains(index) && !model.fields[*index].version;
     let unlink = foreign_keys.iter().map(|(parent, fields)| {
-        let names = fields.iter().filter(|at| is_written(at) && model.fields[**at].is_optional());
-        let names: Vec<_> = names.map(|&at| &model.fields[at].name).collect();
+        let names = fields.iter().filter(|index| is_updatable(index) && model.fields[**index].is_optional());
+        let names: Vec<_> = names.map(|&index| &model.fields[index].name).collect();
         quote! {
-            if parents.contains(&(&&Parent::<#parent>::new()).table()) {
+            if parents.contains(&(&&#support::Parent::<#parent>::new()).table()) {
                 #(self.#names = ::core::option::Option::None;)*
             }
         }
     });
-    let taken = foreign_keys.iter().flat_map(|(_, fields)| fields.iter().filter(|at| is_written(at))).map(|&at| {
-        let name = &model.fields[at].name;
-        quote!(::core::clone::Clone::clone_from(&mut self.#name, &other.#name);)
-    });
+    let copied =
+        foreign_keys.iter().flat_map(|(_, fields)| fields.iter().filter(|index| is_updatable(index))).map(|&index| {
+            let name = &model.fields[index].name;
+            quote!(::core::clone::Clone::clone_from(&mut self.#name, &other.#name);)
+        });
     let table = &model.table;
-    let counted = match model.counted_key() {
+    let counted = match model.auto_increment_key() {
         Some(field) => {
             let column = &field.column;
-            quote!(::diesel_session::unit_of_work::is_integer(#table::#column))
+            quote!(#support::is_integer(#table::#column))
         }
         None => quote!(false),
     };
-    let one_column =
-        (model.key.len() == 1).then(|| quote!(impl ::diesel_session::unit_of_work::OneColumnKey for #name {}));
-    let places = model.written().map(|(at, _)| at);
-    let written = model.written().map(|(_, field)| &field.name);
+    let one_column = (model.key.len() == 1).then(|| quote!(impl #support::OneColumnKey for #name {}));
+    let indices = model.updatable().map(|(index, _)| index);
+    let written = model.updatable().map(|(_, field)| &field.name);
     let row_by_row = model.row_by_row;
     quote! {
         impl ::diesel_session::Entity for #name {
@@ -124,7 +125,7 @@ fn entity(model: &Model) -> TokenStream {
                 #id
             }
 
-            fn is_counted() -> bool {
+            fn is_auto_increment() -> bool {
                 #counted
             }
 
@@ -132,12 +133,12 @@ fn entity(model: &Model) -> TokenStream {
                 ::core::any::TypeId::of::<#table::table>()
             }
 
-            fn parents(found: &mut ::diesel_session::unit_of_work::Relations) {
-                #parent_probes
+            fn parents(found: &mut #support::Relations) {
+                #parent_imports
                 let _ = &found;
                 #(
-                    found.add(<Self as ::diesel_session::Entity>::table(), (&&Parent::<#parents>::new()).table());
-                    (&&Parent::<#parents>::new()).visit(found);
+                    found.add(<Self as ::diesel_session::Entity>::table(), (&&#support::Parent::<#parents>::new()).table());
+                    (&&#support::Parent::<#parents>::new()).visit(found);
                 )*
             }
 
@@ -156,19 +157,19 @@ fn entity(model: &Model) -> TokenStream {
             }
 
             #[allow(clippy::float_cmp)]
-            fn take_unwritten(base: &Self, value: &mut Self, newest: &mut Self) {
-                let _ = (base, &mut *value, &mut *newest);
+            fn merge_unwritten(original: &Self, value: &mut Self, newest: &mut Self) {
+                let _ = (original, &mut *value, &mut *newest);
                 #(#unwritten)*
                 #newest_version
             }
 
             fn bytes(&self, columns: u128) -> usize {
                 #[allow(unused_imports)]
-                use ::diesel_session::unit_of_work::probe::{HasBytes as _, HasSize as _, MayHaveBytes as _, Probe};
+                use #support::{BytesField as _, SizedField as _, OptionalBytesField as _};
                 let mut bytes = 0usize;
                 let _ = columns;
-                #(if (columns & (1u128 << #places)) != 0 {
-                    bytes += (&&&Probe(&self.#written)).bytes();
+                #(if (columns & (1u128 << #indices)) != 0 {
+                    bytes += (&&&#support::Field(&self.#written)).bytes();
                 })*
                 bytes += 0;
                 bytes
@@ -178,8 +179,8 @@ fn entity(model: &Model) -> TokenStream {
                 #bump
             }
 
-            fn references(&self) -> ::std::vec::Vec<::diesel_session::unit_of_work::Reference> {
-                #parent_probes
+            fn references(&self) -> ::std::vec::Vec<#support::Reference> {
+                #parent_imports
                 #[allow(unused_mut)]
                 let mut found = ::std::vec::Vec::new();
                 #(#references)*
@@ -187,8 +188,8 @@ fn entity(model: &Model) -> TokenStream {
             }
 
             #[allow(clippy::float_cmp)]
-            fn moves(old: &Self, new: &Self) -> ::std::vec::Vec<::diesel_session::unit_of_work::Move> {
-                #parent_probes
+            fn moves(old: &Self, new: &Self) -> ::std::vec::Vec<#support::Move> {
+                #parent_imports
                 #[allow(unused_mut)]
                 let mut found = ::std::vec::Vec::new();
                 let _ = (old, new);
@@ -197,14 +198,14 @@ fn entity(model: &Model) -> TokenStream {
             }
 
             fn unlink(&mut self, parents: &[::core::any::TypeId]) {
-                #parent_probes
+                #parent_imports
                 let _ = parents;
                 #(#unlink)*
             }
 
             fn take_references(&mut self, other: &Self) {
                 let _ = other;
-                #(#taken)*
+                #(#copied)*
             }
         }
 
@@ -213,6 +214,7 @@ fn entity(model: &Model) -> TokenStream {
 }
 
 fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenStream {
+    let support = support_path();
     let name = &model.name;
     let table = &model.table;
     let db = quote!(<#connection as ::diesel::Connection>::Backend);
@@ -227,41 +229,43 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
     let parts: Vec<_> = match single {
         true => vec![quote!(id)],
         false => (0..columns.len())
-            .map(|at| {
-                let at = syn::Index::from(at);
-                quote!(&id.#at)
+            .map(|index| {
+                let index = syn::Index::from(index);
+                quote!(&id.#index)
             })
             .collect(),
     };
-    // `column = value`; a text has a condition of its own, for the sake of CHAR(n).
+    // `column = value`. A text has a condition of its own because of CHAR(n).
     let qualified = backend == Backend::Postgres;
     let is = |field: &crate::model::Field, value: TokenStream| {
         let column = &field.column;
         match field.is_text() {
-            true => quote!(::diesel_session::unit_of_work::text_key(#table::#column, #value, #qualified)),
+            true => {
+                quote!(#support::text_key(#table::#column, #value, #qualified))
+            }
             false => quote!(#table::#column.eq(#value)),
         }
     };
     let are = |value: &dyn Fn(usize) -> TokenStream| -> Vec<TokenStream> {
-        model.keys().enumerate().map(|(at, field)| is(field, value(at))).collect()
+        model.keys().enumerate().map(|(index, field)| is(field, value(index))).collect()
     };
-    let by_id = are(&|at| parts[at].clone());
+    let by_id = are(&|index| parts[index].clone());
     let by_row = |row: &TokenStream| -> Vec<TokenStream> {
-        are(&|at| {
-            let name = names[at];
+        are(&|index| {
+            let name = names[index];
             quote!(&#row.#name)
         })
     };
     let texts: Vec<_> = model.keys().enumerate().filter(|(_, field)| field.is_text()).collect();
     let has_blanks = |value: &dyn Fn(usize) -> TokenStream| {
-        let ends = texts.iter().map(|(at, _)| value(*at));
-        quote!(false #(|| ::diesel_session::unit_of_work::ends_in_blanks(#ends))*)
+        let ends = texts.iter().map(|(index, _)| value(*index));
+        quote!(false #(|| #support::ends_in_blanks(#ends))*)
     };
     let is_postgres = matches!(backend, Backend::Postgres | Backend::Any) && !texts.is_empty();
     let (finds, find_many) = match single {
         true => {
             let column = columns[0];
-            let alone = is_postgres.then(|| {
+            let one_by_one = is_postgres.then(|| {
                 let blanks = has_blanks(&|_| quote!(id));
                 quote! {
                     if ids.iter().any(|id| #blanks) {
@@ -276,7 +280,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
             (
                 1000_usize,
                 quote! {
-                    #alone
+                    #one_by_one
                     #table::table.filter(#table::#column.eq_any(ids)).select(#selection).load(conn)
                 },
             )
@@ -302,9 +306,9 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
         })
     };
     let update = {
-        let places = model.written().map(|(at, _)| at);
-        let set_columns: Vec<_> = model.written().map(|(_, field)| &field.column).collect();
-        let set_names = model.written().map(|(_, field)| &field.name);
+        let indices = model.updatable().map(|(index, _)| index);
+        let set_columns: Vec<_> = model.updatable().map(|(_, field)| &field.column).collect();
+        let set_names = model.updatable().map(|(_, field)| &field.name);
         let version = model.version().map(|version| {
             let (column, field) = (&version.column, &version.name);
             quote!(#table::#column.eq(old.#field + 1),)
@@ -320,7 +324,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
                 let columns = <Self as ::diesel_session::Entity>::differences(old, new);
                 ::diesel::update(#table::table #(.filter(#by_key))* #by_version)
                     .set((
-                        #((columns & (1u128 << #places) != 0).then(|| #table::#set_columns.eq(&new.#set_names)),)*
+                        #((columns & (1u128 << #indices) != 0).then(|| #table::#set_columns.eq(&new.#set_names)),)*
                         #version
                     ))
                     .execute(conn)
@@ -331,7 +335,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
     let (deletes, delete) = match in_batches {
         true => {
             let (column, field) = (columns[0], names[0]);
-            let alone = is_postgres.then(|| {
+            let one_by_one = is_postgres.then(|| {
                 let blanks = has_blanks(&|_| quote!(&row.#field));
                 let by_key = by_row(&quote!(row));
                 quote! {
@@ -347,7 +351,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
             (
                 1000_usize,
                 quote! {
-                    #alone
+                    #one_by_one
                     ::diesel::delete(#table::table.filter(#table::#column.eq_any(rows.iter().map(|row| &row.#field)))).execute(conn)
                 },
             )
@@ -368,12 +372,12 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
         }
     };
     let update_many = update::many(model, backend, connection);
-    // Elsewhere a SELECT finds the newest row, or a transaction that would have to see another is refused.
+    // On the other backends, a SELECT returns the newest row, or the database refuses the write of an outdated one.
     let find_newest = match backend {
         Backend::Mysql => Some(quote!(#table::table #(.filter(#by_id))* .select(#selection).for_update().load(conn))),
-        Backend::Any => Some(
-            quote!(::diesel_session::unit_of_work::ForUpdate::new(#table::table #(.filter(#by_id))* .select(#selection)).load(conn)),
-        ),
+        Backend::Any => {
+            Some(quote!(#support::ForUpdate::new(#table::table #(.filter(#by_id))* .select(#selection)).load(conn)))
+        }
         Backend::Postgres | Backend::Sqlite => None,
     };
     let find_newest = find_newest.map(|query| {
@@ -385,13 +389,13 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
         }
     });
     let read_back = matches!(backend, Backend::Mysql | Backend::Any).then(|| {
-        let counted = model.counted_key().map(|field| {
+        let counted = model.auto_increment_key().map(|field| {
             let column = &field.column;
             quote! {
-                fn find_counted(conn: &mut #connection, numbers: &[u64]) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
+                fn find_auto_increment(conn: &mut #connection, numbers: &[u64]) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
                     #traits
                     #table::table
-                        .filter(::diesel_session::unit_of_work::numbered(#table::#column, numbers))
+                        .filter(#support::auto_increment_keys(#table::#column, numbers))
                         .order(#table::#column)
                         .select(#selection)
                         .load(conn)
@@ -401,12 +405,12 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
         quote! {
             #counted
 
-            fn forget_counted(conn: &mut #connection) -> ::diesel::QueryResult<()> {
-                ::diesel_session::unit_of_work::forget_counted(conn)
+            fn reset_last_insert_id(conn: &mut #connection) -> ::diesel::QueryResult<()> {
+                #support::reset_last_insert_id(conn)
             }
 
-            fn most_bytes(conn: &mut #connection) -> ::diesel::QueryResult<::core::option::Option<usize>> {
-                ::diesel_session::unit_of_work::most_bytes(conn)
+            fn max_statement_bytes(conn: &mut #connection) -> ::diesel::QueryResult<::core::option::Option<usize>> {
+                #support::max_statement_bytes(conn)
             }
 
             fn find_rounded(
@@ -415,19 +419,19 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
                 digits: u8,
             ) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
                 #traits
-                if !(false #(|| ::diesel_session::unit_of_work::is_rounded(#table::#columns))*) {
+                if !(false #(|| #support::has_time_of_day(#table::#columns))*) {
                     return ::core::result::Result::Ok(::std::vec::Vec::new());
                 }
                 #table::table
-                    #(.filter(::diesel_session::unit_of_work::rounded_key(#table::#columns, #parts, digits)))*
+                    #(.filter(#support::rounded_key(#table::#columns, #parts, digits)))*
                     .select(#selection)
                     .load(conn)
             }
         }
     });
     let goes_alone = is_postgres.then(|| {
-        let blanks = has_blanks(&|at| {
-            let name = names[at];
+        let blanks = has_blanks(&|index| {
+            let name = names[index];
             quote!(&self.#name)
         });
         quote! {
@@ -438,8 +442,8 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
     });
     quote! {
         impl ::diesel_session::unit_of_work::Persist<#connection> for #name {
-            const FINDS: usize = #finds;
-            const DELETES: usize = #deletes;
+            const MAX_FIND_KEYS: usize = #finds;
+            const MAX_DELETE_ROWS: usize = #deletes;
 
             fn find(conn: &mut #connection, id: &Self::Id) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
                 #traits

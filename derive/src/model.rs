@@ -1,4 +1,4 @@
-//! An entity as its struct describes it.
+//! The model of an entity: its fields and attributes.
 
 use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Error, Fields, Ident, Path, Result, Type, Visibility};
@@ -11,13 +11,13 @@ pub(crate) struct Model {
     pub(crate) visibility: Visibility,
     pub(crate) table: Path,
     pub(crate) fields: Vec<Field>,
-    /// Places of the key's fields.
+    /// The indices of the fields of the key.
     pub(crate) key: Vec<usize>,
     pub(crate) backends: Backends,
     pub(crate) new: Option<Ident>,
     pub(crate) new_derive: Vec<Path>,
     pub(crate) row_by_row: bool,
-    /// Foreign keys of several columns: the parent and the places of the fields.
+    /// Foreign keys of several columns: the parent and the indices of the fields.
     pub(crate) references: Vec<(Path, Vec<usize>)>,
 }
 
@@ -86,7 +86,7 @@ impl Model {
             field.parent.get_or_insert_with(|| parent.clone());
         }
         let names = diesel.primary_key.unwrap_or_else(|| vec![Ident::new("id", input.ident.span())]);
-        let place = |name: &Ident| {
+        let index = |name: &Ident| {
             fields.iter().position(|field| field.name == *name || field.column == *name).ok_or_else(|| {
                 words::missing(
                     name.span(),
@@ -96,19 +96,19 @@ impl Model {
                 )
             })
         };
-        let key = names.iter().map(place).collect::<Result<Vec<_>>>()?;
+        let key = names.iter().map(index).collect::<Result<Vec<_>>>()?;
         let references = references
             .into_iter()
             .map(|(parent, names): (Path, Vec<Ident>)| {
-                let fields = names.iter().map(|name| field_of(&fields, name)).collect::<Result<Vec<_>>>()?;
+                let fields = names.iter().map(|name| index_of(&fields, name)).collect::<Result<Vec<_>>>()?;
                 Ok((parent, fields))
             })
             .collect::<Result<Vec<_>>>()?;
-        let versions: Vec<usize> = (0..fields.len()).filter(|&at| fields[at].version).collect();
+        let versions: Vec<usize> = (0..fields.len()).filter(|&index| fields[index].version).collect();
         if let Some(second) = versions.get(1) {
             return Err(Error::new(fields[*second].name.span(), "an entity has one version at most"));
         }
-        if let Some(both) = versions.iter().find(|at| key.contains(at)) {
+        if let Some(both) = versions.iter().find(|index| key.contains(index)) {
             return Err(Error::new(fields[*both].name.span(), "a key is no version"));
         }
         if fields.len() > 128 {
@@ -128,10 +128,11 @@ impl Model {
         })
     }
 
-    /// All foreign keys: the parent and the places of the fields, in the order of the parent's key.
+    /// All foreign keys: the parent and the indices of the fields, in the order of the parent's key.
     pub(crate) fn foreign_keys(&self) -> impl Iterator<Item = (&Path, Vec<usize>)> {
-        let of_one = self.fields.iter().enumerate().filter_map(|(at, field)| Some((field.parent.as_ref()?, vec![at])));
-        of_one.chain(self.references.iter().map(|(parent, fields)| (parent, fields.clone())))
+        let single_column =
+            self.fields.iter().enumerate().filter_map(|(index, field)| Some((field.parent.as_ref()?, vec![index])));
+        single_column.chain(self.references.iter().map(|(parent, fields)| (parent, fields.clone())))
     }
 
     pub(crate) fn version(&self) -> Option<&Field> {
@@ -139,16 +140,17 @@ impl Model {
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = &Field> {
-        self.key.iter().map(|&at| &self.fields[at])
+        self.key.iter().map(|&index| &self.fields[index])
     }
 
-    /// The columns that an UPDATE may set, with their places.
-    pub(crate) fn written(&self) -> impl Iterator<Item = (usize, &Field)> {
-        self.fields.iter().enumerate().filter(|(at, field)| !field.version && !self.key.contains(at))
+    /// The fields that an UPDATE may set, with their indices.
+    pub(crate) fn updatable(&self) -> impl Iterator<Item = (usize, &Field)> {
+        self.fields.iter().enumerate().filter(|(index, field)| !field.version && !self.key.contains(index))
     }
 
-    /// The field of the key that databases may count: the only one, or the only one of several that the database makes.
-    pub(crate) fn counted_key(&self) -> Option<&Field> {
+    /// The field of the key that can be an AUTO_INCREMENT: the only field, or the only one of several that the database
+    /// makes.
+    pub(crate) fn auto_increment_key(&self) -> Option<&Field> {
         if let [key] = self.key[..] {
             return Some(&self.fields[key]);
         }
@@ -157,7 +159,7 @@ impl Model {
     }
 }
 
-fn field_of(fields: &[Field], name: &Ident) -> Result<usize> {
+fn index_of(fields: &[Field], name: &Ident) -> Result<usize> {
     fields.iter().position(|field| field.name == *name || field.column == *name).ok_or_else(|| {
         words::missing(name.span(), format!("there is no field `{name}`; `references` names fields of this struct"))
     })

@@ -1,36 +1,37 @@
-//! New rows: the struct that `#[entity(new = ..)]` makes, and `#[derive(NewEntity)]` for one that is written by hand.
+//! New rows: the struct that `#[entity(new = ..)]` generates, and `#[derive(NewEntity)]` for a struct of the program.
 
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{DeriveInput, Error, Ident, Path, Result};
 
-use crate::backends::{Backend, Backends};
+use crate::backends::{Backend, Backends, support_path};
 use crate::model::{Field, Model, is_optional, named_fields};
 use crate::words;
 
-/// What the implementations need to know of a new row.
+/// A new row, as the implementations need it.
 struct NewRow<'m> {
     name: &'m Ident,
     entity: TokenStream,
     table: &'m Path,
     columns: usize,
-    /// Fields of both structs, the new row's and the entity's.
-    same: Vec<(&'m Ident, &'m Ident)>,
+    /// The fields that the new row and the entity have in common: the name in the new row, and the name in the entity.
+    common: Vec<(&'m Ident, &'m Ident)>,
     all: Vec<&'m Ident>,
-    /// The fields of the key, where the program makes it.
+    /// The fields of the key, if the program makes the key.
     key: Option<Vec<&'m Ident>>,
     row_by_row: bool,
-    /// SQLite has no `DEFAULT` in an INSERT of several rows.
+    /// A field may leave its column to the default. SQLite supports no `DEFAULT` in an INSERT of several rows.
     has_defaults: bool,
-    /// Statements that add what foreign keys of several columns refer to.
+    /// Statements that add the references of foreign keys of several columns.
     composite: Vec<TokenStream>,
     backends: &'m Backends,
 }
 
-/// The struct that `#[entity(new = ..)]` asks for.
+/// The struct of new rows for `#[entity(new = ..)]`.
 pub(crate) fn generated(model: &Model) -> TokenStream {
     let Some(new) = &model.new else { return TokenStream::new() };
+    let support = support_path();
     let Model { name, visibility, table, .. } = model;
     let fields: Vec<&Field> = model.fields.iter().filter(|field| !field.generated && !field.version).collect();
     let declarations = fields.iter().map(|field| {
@@ -52,29 +53,29 @@ pub(crate) fn generated(model: &Model) -> TokenStream {
     let usual = usual.map(|usual| Ident::new(usual, name.span()));
     let derives = &model.new_derive;
     let all: Vec<&Ident> = fields.iter().map(|field| &field.name).collect();
-    let app_made = model.keys().all(|key| !key.generated);
+    let program_makes_key = model.keys().all(|key| !key.generated);
     let row = NewRow {
         name: new,
         entity: quote!(#name),
         table,
         columns: fields.len(),
-        same: all.iter().map(|&name| (name, name)).collect(),
+        common: all.iter().map(|&name| (name, name)).collect(),
         all,
-        key: app_made.then(|| model.keys().map(|key| &key.name).collect()),
+        key: program_makes_key.then(|| model.keys().map(|key| &key.name).collect()),
         row_by_row: false,
         has_defaults: false,
         composite: composite(model),
         backends: &model.backends,
     };
     let implementations = implementations(&row);
-    // The compiler says of these what is wrong before it lists what Diesel misses.
+    // These checks make the compiler report the actual mistake before the missing traits of Diesel.
     let parents = fields.iter().filter_map(|field| field.parent.as_ref()).map(|parent| match parent.is_ident("Self") {
         true => quote!(#name),
         false => quote!(#parent),
     });
     quote! {
         const _: fn() = || {
-            fn is_one_column<P: ::diesel_session::unit_of_work::OneColumnKey>() {}
+            fn is_one_column<P: #support::OneColumnKey>() {}
             #(is_one_column::<#parents>();)*
         };
 
@@ -90,19 +91,20 @@ pub(crate) fn generated(model: &Model) -> TokenStream {
     }
 }
 
-/// What foreign keys of several columns refer to, if the program makes all of them.
+/// The references of foreign keys of several columns, if the program makes all columns of the key.
 fn composite(model: &Model) -> Vec<TokenStream> {
-    let is_made = |at: &usize| {
-        let field = &model.fields[*at];
+    let support = support_path();
+    let is_made = |index: &usize| {
+        let field = &model.fields[*index];
         !field.generated && !field.version && field.parent.is_none()
     };
     let several = model.references.iter().filter(|(_, fields)| fields.iter().all(is_made));
     several
         .map(|(parent, fields)| {
-            let parts = fields.iter().map(|&at| {
-                let (name, optional) = (&model.fields[at].name, model.fields[at].is_optional());
-                let asked = optional.then(|| quote!(?));
-                quote!(::core::clone::Clone::clone(&new.#name)#asked)
+            let parts = fields.iter().map(|&index| {
+                let (name, optional) = (&model.fields[index].name, model.fields[index].is_optional());
+                let question_mark = optional.then(|| quote!(?));
+                quote!(::core::clone::Clone::clone(&new.#name)#question_mark)
             });
             let parent = match parent.is_ident("Self") {
                 true => {
@@ -112,11 +114,11 @@ fn composite(model: &Model) -> Vec<TokenStream> {
                 false => quote!(#parent),
             };
             quote! {
-                found.extend((|new: &Self| -> ::core::option::Option<::diesel_session::unit_of_work::Reference> {
+                found.extend((|new: &Self| -> ::core::option::Option<#support::Reference> {
                     #[allow(unused_imports)]
-                    use ::diesel_session::unit_of_work::probe::{EntityParent as _, OtherParent as _, Parent};
-                    let parent = (&&Parent::<#parent>::new()).table();
-                    ::core::option::Option::Some(::diesel_session::unit_of_work::Reference::new(parent, (#(#parts,)*)))
+                    use #support::{EntityParent as _, OtherParent as _};
+                    let parent = (&&#support::Parent::<#parent>::new()).table();
+                    ::core::option::Option::Some(#support::Reference::new(parent, (#(#parts,)*)))
                 })(self));
             }
         })
@@ -145,7 +147,7 @@ pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
     let Some(entity) = entity else {
         return Err(Error::new(input.ident.span(), "name the entity that this is a new row of: `#[entity(User)]`"));
     };
-    let mut same = Vec::new();
+    let mut common = Vec::new();
     let mut all = Vec::new();
     let mut has_defaults = false;
     for field in fields {
@@ -160,7 +162,7 @@ pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
         })?;
         all.push(name);
         if !write_only {
-            same.push((name, name));
+            common.push((name, name));
         }
         let words = words::of_field(&field.attrs)?;
         has_defaults |= is_optional(&field.ty) && words.none_is_default.unwrap_or(diesel.none_is_default);
@@ -184,7 +186,7 @@ pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
         entity: quote!(#entity),
         table: &table,
         columns: all.len(),
-        same,
+        common,
         all,
         key,
         row_by_row,
@@ -195,27 +197,30 @@ pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
 }
 
 fn implementations(row: &NewRow) -> TokenStream {
+    let support = support_path();
     let NewRow { name, entity, columns, all, row_by_row, composite, .. } = row;
-    let counted = match &row.key {
+    let in_batches = match &row.key {
         Some(_) => quote!(true),
-        None => quote!(<#entity as ::diesel_session::Entity>::is_counted()),
+        None => quote!(<#entity as ::diesel_session::Entity>::is_auto_increment()),
     };
-    let probes = quote! {
+    let imports = quote! {
         #[allow(unused_imports)]
-        use ::diesel_session::unit_of_work::probe::{Compare, Comparable as _, IsKey as _, IsOtherKey as _, IsValue as _, OtherKey as _, Probe, Uncomparable as _, SameKey as _};
+        use #support::{ComparablePair as _, ForeignKeyField as _, OptionalForeignKeyField as _, ValueField as _, OptionalForeignKeyPair as _, IncomparablePair as _, ForeignKeyPair as _};
     };
     let key = match &row.key {
         None => quote!(::core::option::Option::None),
         Some(key) => match &key[..] {
-            [one] => quote!((&Probe(&self.#one)).part().map(::core::convert::Into::into)),
+            [one] => {
+                quote!((&#support::Field(&self.#one)).key_part().map(::core::convert::Into::into))
+            }
             several => {
-                quote!(::core::option::Option::Some((#(::core::convert::Into::into((&Probe(&self.#several)).part()?),)*)))
+                quote!(::core::option::Option::Some((#(::core::convert::Into::into((&#support::Field(&self.#several)).key_part()?),)*)))
             }
         },
     };
-    let differs = row.same.iter().enumerate().map(|(at, (new, old))| {
+    let differs = row.common.iter().enumerate().map(|(index, (new, old))| {
         let differs = quote_spanned!(new.span()=> row.#old);
-        quote!(if (&&&Compare(&self.#new, &#differs)).differs() { columns |= 1u128 << #at; })
+        quote!(if (&&&#support::FieldPair(&self.#new, &#differs)).differs() { columns |= 1u128 << #index; })
     });
     let insert = row.backends.each(|backend, connection| insert(row, backend, connection));
     quote! {
@@ -224,37 +229,37 @@ fn implementations(row: &NewRow) -> TokenStream {
             const COLUMNS: usize = #columns;
 
             fn in_batches() -> bool {
-                #counted && !#row_by_row && !<#entity as ::diesel_session::Entity>::ROW_BY_ROW
+                #in_batches && !#row_by_row && !<#entity as ::diesel_session::Entity>::ROW_BY_ROW
             }
 
             fn key(&self) -> ::core::option::Option<<#entity as ::diesel_session::Entity>::Id> {
-                #probes
+                #imports
                 #key
             }
 
             fn bytes(&self) -> usize {
                 #[allow(unused_imports)]
-                use ::diesel_session::unit_of_work::probe::{HasBytes as _, HasSize as _, MayHaveBytes as _, Probe};
-                0usize #(+ (&&&Probe(&self.#all)).bytes())*
+                use #support::{BytesField as _, SizedField as _, OptionalBytesField as _};
+                0usize #(+ (&&&#support::Field(&self.#all)).bytes())*
             }
 
             fn is_ready(&self) -> bool {
-                #probes
-                true #(&& (&Probe(&self.#all)).is_known())*
+                #imports
+                true #(&& (&#support::Field(&self.#all)).is_known())*
             }
 
-            fn references(&self) -> ::std::vec::Vec<::diesel_session::unit_of_work::Reference> {
-                #probes
+            fn references(&self) -> ::std::vec::Vec<#support::Reference> {
+                #imports
                 #[allow(unused_mut)]
-                let mut found: ::std::vec::Vec<::diesel_session::unit_of_work::Reference> = ::std::vec::Vec::new();
-                #(found.extend((&Probe(&self.#all)).reference());)*
+                let mut found: ::std::vec::Vec<#support::Reference> = ::std::vec::Vec::new();
+                #(found.extend((&#support::Field(&self.#all)).reference());)*
                 #(#composite)*
                 found
             }
 
             #[allow(clippy::needless_borrow)]
             fn disagreements(&self, row: &#entity) -> u128 {
-                #probes
+                #imports
                 let mut columns = 0u128;
                 let _ = row;
                 #(#differs)*
@@ -268,12 +273,13 @@ fn implementations(row: &NewRow) -> TokenStream {
 }
 
 fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStream {
+    let support = support_path();
     let NewRow { name, entity, table, columns, .. } = row;
     let db = quote!(<#connection as ::diesel::Connection>::Backend);
     let returning = quote!(<#entity as ::diesel::SelectableHelper<#db>>::as_returning());
-    let (most, body) = match backend {
+    let (max_rows, body) = match backend {
         Backend::Postgres => (
-            quote!(::diesel_session::unit_of_work::rows_of(#columns, 65_535)),
+            quote!(#support::max_insert_rows(#columns, 65_535)),
             quote! {
                 ::diesel::insert_into(#table::table).values(rows.to_vec()).returning(#returning).get_results(conn)
             },
@@ -291,16 +297,16 @@ fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStre
             },
         ),
         Backend::Sqlite => (
-            quote!(::diesel_session::unit_of_work::rows_of(#columns, 32_766)),
+            quote!(#support::max_insert_rows(#columns, 32_766)),
             quote! {
                 ::diesel::insert_into(#table::table).values(rows.to_vec()).returning(#returning).get_results(conn)
             },
         ),
         Backend::Mysql => (
-            quote!(::diesel_session::unit_of_work::rows_of(#columns, 65_535)),
+            quote!(#support::max_insert_rows(#columns, 65_535)),
             quote! {
                 ::diesel::insert_into(#table::table).values(rows.to_vec()).execute(conn)?;
-                ::diesel_session::unit_of_work::read_back(conn, rows)
+                #support::read_back(conn, rows)
             },
         ),
         Backend::Any => (
@@ -312,11 +318,11 @@ fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStre
                     if returning {
                         let selection = <#entity as ::diesel::SelectableHelper<#db>>::as_select();
                         let returned: ::std::vec::Vec<#entity> =
-                            ::diesel_session::unit_of_work::Returning::new(insert, selection).get_results(conn)?;
+                            #support::Returning::new(insert, selection).get_results(conn)?;
                         inserted.extend(returned);
                     } else {
                         insert.execute(conn)?;
-                        inserted.extend(::diesel_session::unit_of_work::read_back(conn, &[*row])?);
+                        inserted.extend(#support::read_back(conn, &[*row])?);
                     }
                 }
                 ::core::result::Result::Ok(inserted)
@@ -325,7 +331,7 @@ fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStre
     };
     quote! {
         impl ::diesel_session::unit_of_work::Insert<#connection> for #name {
-            const ROWS: usize = #most;
+            const MAX_INSERT_ROWS: usize = #max_rows;
 
             fn insert(conn: &mut #connection, rows: &[&Self], returning: bool) -> ::diesel::QueryResult<::std::vec::Vec<#entity>> {
                 #[allow(unused_imports)]

@@ -10,13 +10,13 @@ use syn::{Attribute, Error, Expr, FnArg, Ident, ItemFn, LitStr, Path, Result, To
 
 const WORDS: &str = "`isolation`, `max_size`, `fixtures(..)`, `fixture`, `config`, `warn_repeats`, `keep` and `template`, each with `=` but for `fixtures`";
 
-/// The isolations that a bare word names.
+/// The isolations that need no path.
 const ISOLATIONS: [&str; 3] = ["Database", "Schema", "Rollback"];
 
-/// What the attribute says.
+/// The arguments of the attribute.
 pub(crate) struct Arguments {
     database: Expr,
-    /// Calls of the builder, in the order in which they are written.
+    /// Calls of the builder, in the order of the arguments.
     calls: Vec<TokenStream>,
 }
 
@@ -52,7 +52,7 @@ impl Parse for Arguments {
 
 syn::custom_keyword!(fixtures);
 
-/// What one word and its value call.
+/// Parses the value of one argument. Returns the calls of the builder.
 fn read(word: &Ident, input: ParseStream<'_>) -> Result<Vec<TokenStream>> {
     let known = ["isolation", "max_size", "fixtures", "fixture", "config", "warn_repeats", "keep", "template"];
     if !known.iter().any(|known| word == known) {
@@ -93,14 +93,14 @@ fn read(word: &Ident, input: ParseStream<'_>) -> Result<Vec<TokenStream>> {
     Ok(vec![call])
 }
 
-/// A file of SQL, which is read where the compiler looks for what the source file includes.
+/// An SQL file. Its path is relative to the source file, as in `include_str!`.
 fn file(path: &LitStr) -> TokenStream {
     quote_spanned! {path.span()=>
         .fixture(::diesel_session::testing::Fixture::sql(#path, ::core::include_str!(#path)))
     }
 }
 
-/// A path as it was written, as far as that matters to a reader.
+/// The segments of a path, without generic arguments.
 fn text_of(path: &Path) -> String {
     let segments: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
     segments.join("::")
@@ -115,8 +115,8 @@ pub(crate) fn expand(arguments: &Arguments, function: &ItemFn) -> Result<TokenSt
         Expr::Path(_) => quote!(#database),
         _ => quote!((#database)),
     };
-    // Of its own name, as any other could hide something that the test calls.
-    // The attributes before `test`, so that a `cfg` decides first; lints reach into the body by themselves.
+    // The inner function has the name of the test, because any other name could shadow an item that the test uses. The
+    // attributes precede `test`, so that a `cfg` is evaluated first. Lint attributes also apply to the inner function.
     let body = if inputs.is_empty() { quote!(|_| #name()) } else { quote!(#name) };
     Ok(quote! {
         #(#attrs)*
@@ -166,7 +166,7 @@ fn check(function: &ItemFn) -> Result<()> {
     Ok(())
 }
 
-/// Whether an attribute makes a test of what it stands on, the standard library's or another's.
+/// Whether an attribute makes a function a test, in the standard library or in another crate.
 fn is_test(attribute: &Attribute) -> bool {
     attribute.path().segments.last().is_some_and(|last| last.ident == "test")
 }
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_given_is_called() {
+    fn expansion_calls_only_the_given_arguments() {
         let function = parse_quote! {
             /// It works.
             #[should_panic]
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn every_word_is_a_call() {
+    fn expansion_calls_the_builder_for_every_argument() {
         let function = parse_quote!(
             fn works() {}
         );
@@ -230,20 +230,20 @@ mod tests {
             .template("base"),
             |_| works(),
         };
-        let text = expanded(arguments, &function).expect("it is sound");
+        let text = expanded(arguments, &function).expect("the arguments are valid");
         assert!(text.contains(&calls.to_string()), "{text}");
         for (given, isolation) in [
             (quote!(chosen()), quote!(.isolation(chosen()))),
             (quote!(CHOSEN), quote!(.isolation(CHOSEN))),
             (quote!(my::Schema), quote!(.isolation(my::Schema))),
         ] {
-            let text = expanded(quote!(DB, isolation = #given), &function).expect("it is sound");
+            let text = expanded(quote!(DB, isolation = #given), &function).expect("the arguments are valid");
             assert!(text.contains(&isolation.to_string()), "{text}");
         }
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn expansion_reports_mistakes() {
         let plain: ItemFn = parse_quote!(
             fn works() {}
         );
@@ -257,7 +257,7 @@ mod tests {
             (quote!(DB, fixtures = "a.sql"), "in brackets"),
             (quote!(DB, fixture = [one, another]), "`fixture = one, fixture = another`"),
         ] {
-            let said = expanded(arguments, &plain).expect_err("it is a mistake");
+            let said = expanded(arguments, &plain).expect_err("the input is a mistake");
             assert!(said.contains(message), "{said}");
         }
         let functions: [(ItemFn, &str); 9] = [
@@ -319,7 +319,7 @@ mod tests {
             ),
         ];
         for (function, message) in functions {
-            let said = expanded(quote!(DB), &function).expect_err("it is a mistake");
+            let said = expanded(quote!(DB), &function).expect_err("the input is a mistake");
             assert!(said.contains(message), "{said}");
         }
     }

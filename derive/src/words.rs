@@ -1,4 +1,4 @@
-//! The attributes that are read, Diesel's and the library's own.
+//! The parser of the attributes `#[diesel(..)]` and `#[entity(..)]`.
 
 use proc_macro2::{Span, TokenStream};
 use syn::ext::IdentExt;
@@ -6,31 +6,32 @@ use syn::meta::ParseNestedMeta;
 use syn::punctuated::Punctuated;
 use syn::{Attribute, Error, Ident, Path, Result, Token, Type};
 
-/// What `#[diesel(..)]` says of a struct.
+/// The `#[diesel(..)]` attributes of a struct.
 #[derive(Default)]
-pub(crate) struct DieselWords {
+pub(crate) struct DieselAttributes {
     pub(crate) table: Option<Path>,
     pub(crate) primary_key: Option<Vec<Ident>>,
-    /// Parents and the fields of their keys.
+    /// Parents and the fields of the foreign keys.
     pub(crate) belongs_to: Vec<(Path, Option<Ident>)>,
     pub(crate) backends: Option<Vec<Ident>>,
     pub(crate) none_is_default: bool,
 }
 
-/// What `#[diesel(..)]` says of a field.
+/// The `#[diesel(..)]` attributes of a field.
 #[derive(Default)]
-pub(crate) struct DieselFieldWords {
+pub(crate) struct DieselFieldAttributes {
     pub(crate) column: Option<Ident>,
     pub(crate) none_is_default: Option<bool>,
 }
 
+/// Calls `read` for each word of the attributes called `name`.
 pub(crate) fn each(
     attributes: &[Attribute],
     name: &str,
     mut read: impl FnMut(ParseNestedMeta) -> Result<()>,
 ) -> Result<()> {
     for attribute in attributes.iter().filter(|attribute| attribute.path().is_ident(name)) {
-        // A bare attribute says nothing.
+        // A bare attribute has no words.
         if matches!(attribute.meta, syn::Meta::List(_)) {
             attribute.parse_nested_meta(&mut read)?;
         }
@@ -38,8 +39,8 @@ pub(crate) fn each(
     Ok(())
 }
 
-pub(crate) fn of_struct(attributes: &[Attribute]) -> Result<DieselWords> {
-    let mut words = DieselWords { none_is_default: true, ..DieselWords::default() };
+pub(crate) fn of_struct(attributes: &[Attribute]) -> Result<DieselAttributes> {
+    let mut words = DieselAttributes { none_is_default: true, ..DieselAttributes::default() };
     each(attributes, "diesel", |meta| {
         if meta.path.is_ident("table_name") {
             words.table = Some(path_or_text(&meta)?);
@@ -78,8 +79,8 @@ pub(crate) fn of_struct(attributes: &[Attribute]) -> Result<DieselWords> {
     Ok(words)
 }
 
-pub(crate) fn of_field(attributes: &[Attribute]) -> Result<DieselFieldWords> {
-    let mut words = DieselFieldWords::default();
+pub(crate) fn of_field(attributes: &[Attribute]) -> Result<DieselFieldAttributes> {
+    let mut words = DieselFieldAttributes::default();
     each(attributes, "diesel", |meta| {
         for unfit in ["embed", "serialize_as", "select_expression"] {
             if meta.path.is_ident(unfit) {
@@ -102,7 +103,7 @@ pub(crate) fn of_field(attributes: &[Attribute]) -> Result<DieselFieldWords> {
     Ok(words)
 }
 
-/// Words in brackets.
+/// Identifiers in parentheses.
 pub(crate) fn idents(meta: &ParseNestedMeta) -> Result<Vec<Ident>> {
     let content;
     syn::parenthesized!(content in meta.input);
@@ -116,7 +117,7 @@ pub(crate) fn paths(meta: &ParseNestedMeta) -> Result<Vec<Path>> {
     Ok(content.parse_terminated(Path::parse_mod_style, Token![,])?.into_iter().collect())
 }
 
-/// `references(Parent, columns = (one, two))`.
+/// Parses `references(Parent, columns = (one, two))`.
 pub(crate) fn references(meta: &ParseNestedMeta) -> Result<(Path, Vec<Ident>)> {
     const HOW: &str = "a foreign key of several columns is `references(Entity, columns = (one, two))`, in the order of the key of the entity; \
                        one of one column is `references = Entity` on its field";
@@ -148,13 +149,13 @@ pub(crate) fn references(meta: &ParseNestedMeta) -> Result<(Path, Vec<Ident>)> {
     Ok((parent, idents.into_iter().collect()))
 }
 
-/// A path, or the old way to write it, as a text.
+/// A path, or a string literal with a path, as in older versions of Diesel.
 fn path_or_text(meta: &ParseNestedMeta) -> Result<Path> {
     let value = meta.value()?;
     if value.peek(syn::LitStr) { value.parse::<syn::LitStr>()?.parse() } else { value.parse() }
 }
 
-/// Whatever follows a word that is Diesel's business.
+/// Skips the value of a word that only Diesel reads.
 fn skip(meta: &ParseNestedMeta) -> Result<()> {
     if meta.input.peek(Token![=]) {
         meta.value()?;
@@ -177,7 +178,7 @@ pub(crate) fn last_of_type(ty: &Type) -> Result<Ident> {
     .ok_or_else(|| Error::new_spanned(ty, "expected a path"))
 }
 
-/// The table that Diesel takes for a struct of that name.
+/// The table that Diesel derives from the name of a struct.
 pub(crate) fn table_of(name: &Ident) -> Path {
     Ident::new(&format!("{}s", snake_case(&name.to_string())), name.span()).into()
 }

@@ -787,7 +787,7 @@ pub enum Error {
     /// A handle whose state does not allow the operation.
     #[error(
         "DS315 {entity} {} cannot be {operation} at {at}: {}.",
-        key.as_deref().unwrap_or("(no key yet)"), state.told(operation)
+        key.as_deref().unwrap_or("(no key yet)"), state.refusal(operation)
     )]
     WrongState {
         /// The entity.

@@ -16,7 +16,7 @@ use crate::error::Verdict;
 use crate::error::{Error, Place, Result, Undo};
 use crate::kind::DatabaseKind;
 use crate::panic::{display_catching_panic, into_panic_message, panic_message};
-use crate::unit_of_work::{ChangeKind, Changes, Connected, Executor, StatementKind, Unit};
+use crate::unit_of_work::{ChangeKind, Changes, Executor, SessionReader, StatementKind, Unit};
 
 /// A hook that runs at every flush of a session.
 pub(super) type FlushHook<C> = Rc<dyn Fn(&Session<C>, &Changes) -> Result<()>>;
@@ -126,7 +126,7 @@ impl<C: SessionConnection> SessionInner<C> {
         }
         unit.check(at)?;
         if !unit.is_dirty() {
-            unit.nothing_differs();
+            unit.forget_unchanged_writes();
             return Ok(());
         }
         let mut transaction = self.borrow_transaction(at)?;
@@ -140,7 +140,7 @@ impl<C: SessionConnection> SessionInner<C> {
             unit.expire_all();
         }
         transaction.begin(at)?;
-        let before = LossCounts { begun: true, rollbacks: transaction.rollbacks(), losses: unit.losses() };
+        let before = LossCounts { begun: true, rollbacks: transaction.rollbacks(), losses: unit.lost_changes() };
         drop(transaction);
         let has_after_flush = self.has_flush_hooks(row_hooks.after_flush, |hooks| !hooks.after.is_empty());
         let changes = if has_after_flush { unit.unflushed(&SEND_ORDER) } else { Changes::default() };
@@ -189,14 +189,14 @@ impl<C: SessionConnection> SessionInner<C> {
     /// The counts by which [`has_lost_since`](Self::has_lost_since) recognises a loss.
     pub(super) fn loss_counts(&self, at: Place) -> Result<LossCounts> {
         let transaction = self.borrow_transaction(at)?;
-        let losses = self.unit.get().map_or(0, Unit::losses);
+        let losses = self.unit.get().map_or(0, Unit::lost_changes);
         Ok(LossCounts { begun: transaction.has_begun(), rollbacks: transaction.rollbacks(), losses })
     }
 
     /// Whether a begun transaction was rolled back or unflushed changes were dropped since `before`.
     fn has_lost_since(&self, before: LossCounts) -> bool {
         let rollbacks = self.transaction.try_borrow().map_or(before.rollbacks, |transaction| transaction.rollbacks());
-        let losses = self.unit.get().map_or(0, Unit::losses);
+        let losses = self.unit.get().map_or(0, Unit::lost_changes);
         before.begun && rollbacks != before.rollbacks || losses != before.losses
     }
 
@@ -337,21 +337,21 @@ impl<C: SessionConnection> SessionInner<C> {
     pub(super) fn unit_savepoint_opened(&self) {
         self.savepoints.set(self.savepoints.get() + 1);
         if let Some(unit) = self.unit.get() {
-            unit.open_level();
+            unit.open_savepoint();
         }
     }
 
     pub(super) fn unit_savepoint_released(&self) {
         self.savepoints.set(self.savepoints.get() - 1);
         if let Some(unit) = self.unit.get() {
-            unit.keep_level();
+            unit.release_savepoint();
         }
     }
 
     pub(super) fn unit_savepoint_rolled_back(&self) {
         self.savepoints.set(self.savepoints.get() - 1);
         if let Some(unit) = self.unit.get() {
-            unit.undo_level();
+            unit.roll_back_savepoint();
         }
     }
 
@@ -409,7 +409,7 @@ impl<C: SessionConnection> Drop for UnfinishedFlush<'_, C> {
     }
 }
 
-impl<C: SessionConnection> Connected<C> for SessionInner<C> {
+impl<C: SessionConnection> SessionReader<C> for SessionInner<C> {
     fn has_snapshot(&self) -> bool {
         self.kind() == DatabaseKind::Mysql
     }
@@ -430,7 +430,7 @@ impl<C: SessionConnection> Executor<C> for SessionExecutor<'_, C> {
         self.session.run_without_flush(Statement::of_entity(what), self.at, run)
     }
 
-    fn returning(&self) -> bool {
+    fn has_returning(&self) -> bool {
         self.session.kind() != DatabaseKind::Mysql
     }
 

@@ -23,7 +23,7 @@ use crate::error::{Error, Place, Result, Undo};
 use crate::kind::DatabaseKind;
 use crate::panic::drop_each_catching_panics;
 use crate::settings::Settings;
-use crate::unit_of_work::{Connected, Newest, Unit};
+use crate::unit_of_work::{Newest, SessionReader, Unit};
 
 /// The part of a session that all its handles share.
 #[derive(Debug)]
@@ -89,7 +89,7 @@ impl<C: SessionConnection> SessionInner<C> {
     }
 
     /// For the handles of the session's rows.
-    pub(super) fn weak(&self) -> Weak<dyn Connected<C>> {
+    pub(super) fn weak(&self) -> Weak<dyn SessionReader<C>> {
         let weak_self: Weak<Self> = Weak::clone(&self.weak_self);
         weak_self
     }
@@ -328,9 +328,9 @@ impl<C: SessionConnection> SessionInner<C> {
     ) -> Result<T> {
         let mut transaction = self.borrow_transaction(at)?;
         if let Some(unit) = self.unit.get() {
-            unit.set_fleeting(transaction.is_autocommitting());
+            unit.set_autocommit_reads(transaction.is_autocommitting());
             let outside = transaction.reads_before_transaction(statement.access);
-            unit.set_outside(outside);
+            unit.set_reads_before_transaction(outside);
             if transaction.is_reading() && !outside {
                 // This statement begins the transaction: rows that were read before may have changed since.
                 unit.expire_all();

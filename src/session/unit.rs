@@ -124,7 +124,7 @@ impl<C: SessionConnection> Session<C> {
         let at = Location::caller();
         self.0.check_not_ended(at)?;
         let statement = Statement::of_query(&query);
-        let tracker = Tracker { unit: self.0.unit(), newest: statement.newest, absorbs: Cell::new(false) };
+        let tracker = Tracker { unit: self.0.unit(), newest: statement.newest, has_entities: Cell::new(false) };
         self.0.autoflush_before(statement, at)?;
         if statement.expires_rows {
             // All tracked rows expire, except those that the statement returns as it has written them.
@@ -135,7 +135,7 @@ impl<C: SessionConnection> Session<C> {
         });
         let expires = match statement.newest {
             // The program takes a lock to read the newest rows afterwards.
-            Newest::Locked => rows.as_ref().is_ok_and(|rows| !rows.is_empty()) && !tracker.absorbs.get(),
+            Newest::Locked => rows.as_ref().is_ok_and(|rows| !rows.is_empty()) && !tracker.has_entities.get(),
             // An unknown statement may return rows as they were before it. On MySQL and MariaDB these values are
             // kept: the rows may be locked, and a SELECT might find older ones.
             Newest::No | Newest::Perhaps => statement.access != Access::Read && self.0.kind() != DatabaseKind::Mysql,
@@ -240,7 +240,7 @@ impl<C: SessionConnection> Session<C> {
 
     /// Runs `body` without a flush before each query.
     pub fn no_autoflush<R>(&self, body: impl FnOnce(&Self) -> R) -> R {
-        let _no_autoflush = self.0.unit().quiet();
+        let _no_autoflush = self.0.unit().disable_autoflush();
         body(self)
     }
 

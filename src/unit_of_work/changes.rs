@@ -1,45 +1,45 @@
-//! What a flush is about to send, and what a transaction has sent.
+//! The changes that a flush will send, and those that a transaction has flushed.
 
 use std::any::Any;
 use std::fmt;
 use std::rc::Rc;
 
 use super::entity::Entity;
-use super::handle::Tracked;
+use super::tracked::Tracked;
 use super::tracked_row::TrackedRow;
 
-/// What becomes of a row.
+/// The kind of a change to a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_enums, reason = "there is no fourth")]
 pub enum ChangeKind {
-    /// It is new.
+    /// The row is inserted.
     Insert,
-    /// Columns of it differ.
+    /// Columns of the row are updated.
     Update,
-    /// It goes.
+    /// The row is deleted.
     Delete,
 }
 
-/// One row that changes.
+/// A change to one row.
 #[derive(Clone)]
 pub struct Change {
     kind: ChangeKind,
     entity: &'static str,
-    /// `Tracked<T>`.
+    /// A `Tracked<T>`.
     handle: Rc<dyn Any>,
-    shown: fn(&dyn Any) -> String,
-    /// Later changes have greater ones.
+    debug_text: fn(&dyn Any) -> String,
+    /// Changes are ordered by this number.
     pub(crate) number: u64,
 }
 
 impl Change {
-    pub(crate) fn new<T: Entity>(kind: ChangeKind, entry: &Rc<TrackedRow<T>>, number: u64) -> Self {
-        let shown =
+    pub(crate) fn new<T: Entity>(kind: ChangeKind, tracked: &Rc<TrackedRow<T>>, number: u64) -> Self {
+        let debug_text =
             |handle: &dyn Any| handle.downcast_ref::<Tracked<T>>().map_or_else(String::new, |h| format!("{h:?}"));
-        Self { kind, entity: T::NAME, handle: Rc::new(Tracked(Rc::clone(entry))), shown, number }
+        Self { kind, entity: T::NAME, handle: Rc::new(Tracked(Rc::clone(tracked))), debug_text, number }
     }
 
-    /// What becomes of the row.
+    /// The kind of the change.
     pub fn kind(&self) -> ChangeKind {
         self.kind
     }
@@ -49,7 +49,7 @@ impl Change {
         self.entity
     }
 
-    /// The handle, where it is one of a `T`.
+    /// The handle of the row, if the row is a `T`.
     pub fn handle<T: Entity>(&self) -> Option<&Tracked<T>> {
         self.handle.downcast_ref()
     }
@@ -57,11 +57,11 @@ impl Change {
 
 impl fmt::Debug for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} {}", self.kind, (self.shown)(&*self.handle))
+        write!(f, "{:?} {}", self.kind, (self.debug_text)(&*self.handle))
     }
 }
 
-/// Rows that change, each once.
+/// Changes to rows, at most one for each row.
 ///
 /// ```
 /// # use diesel_session::{ChangeKind, Changes, Entity};
@@ -79,22 +79,22 @@ impl Changes {
         Self(changes)
     }
 
-    /// All of them.
+    /// Iterates over all changes.
     pub fn iter(&self) -> std::slice::Iter<'_, Change> {
         self.0.iter()
     }
 
-    /// Those of one entity.
+    /// Iterates over the changes to rows of one entity.
     pub fn of<T: Entity>(&self) -> impl Iterator<Item = (ChangeKind, &Tracked<T>)> {
         self.0.iter().filter_map(|change| Some((change.kind, change.handle()?)))
     }
 
-    /// How many they are.
+    /// The number of changes.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Whether there is no change.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

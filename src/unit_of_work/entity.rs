@@ -1,4 +1,4 @@
-//! What a struct has to say of itself so that a session can keep its rows. Derived; nothing here is written by hand.
+//! The traits of entities and new rows. The derive macros implement them.
 
 use std::any::TypeId;
 use std::fmt::Debug;
@@ -6,42 +6,42 @@ use std::hash::Hash;
 
 use diesel::result::QueryResult;
 
-use super::relation::{Move, Reference, Relations};
+use super::relations::{Move, Reference, Relations};
 
-/// Which columns of a row, a bit for each in the order of the struct's fields; Diesel's tables end at 128.
+/// A set of columns: one bit for each field of the struct, in their order. Diesel's tables have at most 128 columns.
 pub type Columns = u128;
 
-/// A struct whose rows a session can keep; made by `#[derive(Entity)]`.
+/// A struct whose rows a session can track. `#[derive(Entity)]` implements it.
 ///
-/// A row is known by its key: [`Session::get`](crate::Session::get) of one key is one handle for as long as the session's context
-/// lasts. The [module documentation](crate::unit_of_work) has the whole of it.
+/// A session identifies a row by its key: until the session's context ends, [`Session::get`](crate::Session::get)
+/// returns the same handle for the same key. The [module documentation](crate::unit_of_work) is the guide.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an entity",
     label = "not an entity",
     note = "add `#[derive(Entity)]` beside `#[derive(Queryable, Selectable)]` of `{Self}`"
 )]
 pub trait Entity: Clone + 'static {
-    /// The primary key; a tuple, in the order of `#[diesel(primary_key(..))]`, where it has several columns.
+    /// The primary key. If it has several columns, it is a tuple in the order of `#[diesel(primary_key(..))]`.
     type Id: Clone + Eq + Hash + Debug + 'static;
 
-    /// The struct's name, for error texts.
+    /// The name of the struct, for error texts.
     const NAME: &'static str;
 
-    /// Whether a version column counts its updates.
+    /// Whether the entity has a version column, which counts the updates of a row.
     const VERSIONED: bool;
 
-    /// Whether databases count its key: one column of the key is made by the database, and it is an integer.
+    /// Whether MySQL and MariaDB can make the key by AUTO_INCREMENT: the database makes one integer column of the key.
     #[doc(hidden)]
-    fn is_counted() -> bool;
+    fn is_auto_increment() -> bool;
 
-    /// Whether each row is inserted, and updated, by a statement of its own.
+    /// Whether each row is inserted and updated by a statement of its own.
     #[doc(hidden)]
     const ROW_BY_ROW: bool;
 
     /// The key of this row.
     fn id(&self) -> Self::Id;
 
-    /// The type of its table. Entities of one table have the same.
+    /// The type of the table. All entities of one table return the same type.
     #[doc(hidden)]
     fn table() -> TypeId {
         TypeId::of::<Self>()
@@ -51,49 +51,49 @@ pub trait Entity: Clone + 'static {
     #[doc(hidden)]
     fn parents(found: &mut Relations);
 
-    /// The columns that differ, without key and version.
+    /// The columns that differ, without the key and the version.
     #[doc(hidden)]
     fn differences(old: &Self, new: &Self) -> Columns;
 
-    /// Whether both have the same version; always, where there is none.
+    /// Whether both rows have the same version. Always true without a version column.
     #[doc(hidden)]
     fn has_version_of(&self, other: &Self) -> bool {
         let _ = other;
         true
     }
 
-    /// Gives `value` what `newest` has in the columns in which it is as `base`, and its version.
+    /// Swaps the columns of `value` that equal those of `original`, and the version, with those of `newest`.
     #[doc(hidden)]
-    fn take_unwritten(base: &Self, value: &mut Self, newest: &mut Self) {
-        let _ = (base, value, newest);
+    fn merge_unwritten(original: &Self, value: &mut Self, newest: &mut Self) {
+        let _ = (original, value, newest);
     }
 
-    /// About how many bytes these columns have on their way to the database.
+    /// The approximate size of these columns in a statement, in bytes.
     #[doc(hidden)]
     fn bytes(&self, columns: Columns) -> usize;
 
-    /// What an UPDATE does to the version.
+    /// Raises the version as an UPDATE does.
     #[doc(hidden)]
     fn bump_version(&mut self);
 
-    /// The rows that this row refers to.
+    /// The foreign keys of this row that are not NULL.
     #[doc(hidden)]
     fn references(&self) -> Vec<Reference>;
 
-    /// The foreign keys that differ.
+    /// The foreign keys that differ between two values of the row.
     #[doc(hidden)]
     fn moves(old: &Self, new: &Self) -> Vec<Move>;
 
-    /// Sets foreign keys to rows of these tables to NULL, if their columns can be NULL.
+    /// Sets the foreign keys to these tables to NULL, if their columns can be NULL.
     #[doc(hidden)]
     fn unlink(&mut self, parents: &[TypeId]);
 
-    /// Takes over the foreign keys of another value of the row.
+    /// Copies the foreign keys from another value of the row.
     #[doc(hidden)]
     fn take_references(&mut self, other: &Self);
 }
 
-/// An entity whose key is one column; derived with [`Entity`].
+/// An entity whose key has one column. The derive of [`Entity`] implements it.
 #[diagnostic::on_unimplemented(
     message = "the key of `{Self}` has several columns, so `Fk<{Self}>` cannot be a foreign key of one column",
     label = "a foreign key of several columns",
@@ -103,8 +103,8 @@ pub trait Entity: Clone + 'static {
 #[doc(hidden)]
 pub trait OneColumnKey: Entity {}
 
-/// An entity on connections of type `C`: the SQL of it. `#[derive(Entity)]` writes it for each backend that this crate is built
-/// with, and for the enum that `#[entity(connection = ..)]` names.
+/// The SQL of an entity on connections of type `C`. `#[derive(Entity)]` implements it for each backend that this crate
+/// is built with, and for the enum of connections that `#[entity(connection = ..)]` names.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an entity on `{C}`",
     label = "no entity on this connection",
@@ -112,19 +112,20 @@ pub trait OneColumnKey: Entity {}
             and for a database that `#[diesel(check_for_backend(..))]` leaves out name that one too"
 )]
 pub trait Persist<C>: Entity {
-    /// Most keys of one `find_many`.
+    /// Maximum number of keys of one `find_many`.
     #[doc(hidden)]
-    const FINDS: usize;
+    const MAX_FIND_KEYS: usize;
 
-    /// Most rows of one `delete`.
+    /// Maximum number of rows of one `delete`.
     #[doc(hidden)]
-    const DELETES: usize;
+    const MAX_DELETE_ROWS: usize;
 
-    /// The rows that the database finds for a key; more than one if the key is not unique.
+    /// The rows that the database finds for a key. There are several if the key is not unique.
     #[doc(hidden)]
     fn find(conn: &mut C, id: &Self::Id) -> QueryResult<Vec<Self>>;
 
-    /// The newest row, locked, whatever the transaction sees. It is asked for where a plain SELECT may find an older row.
+    /// The newest row, locked, even if the snapshot of the transaction is older. Called if a plain SELECT may return an
+    /// older row.
     #[doc(hidden)]
     fn find_newest(conn: &mut C, id: &Self::Id) -> QueryResult<Vec<Self>> {
         Self::find(conn, id)
@@ -133,122 +134,124 @@ pub trait Persist<C>: Entity {
     #[doc(hidden)]
     fn find_many(conn: &mut C, ids: &[Self::Id]) -> QueryResult<Vec<Self>>;
 
-    /// The rows with these numbers in the column of the key that the database counts, in the order of the numbers.
+    /// The rows with these numbers in the AUTO_INCREMENT column of the key, in the order of the numbers.
     #[doc(hidden)]
-    fn find_counted(conn: &mut C, numbers: &[u64]) -> QueryResult<Vec<Self>> {
+    fn find_auto_increment(conn: &mut C, numbers: &[u64]) -> QueryResult<Vec<Self>> {
         let _ = (conn, numbers);
         Err(diesel::result::Error::QueryBuilderError("this backend gives the rows of an INSERT back".into()))
     }
 
-    /// Makes the database forget the number that it has counted last, so that it is seen if the next INSERT is given none.
+    /// Resets LAST_INSERT_ID, so that an INSERT that generates no AUTO_INCREMENT number is detected.
     #[doc(hidden)]
-    fn forget_counted(conn: &mut C) -> QueryResult<()> {
+    fn reset_last_insert_id(conn: &mut C) -> QueryResult<()> {
         let _ = conn;
         Ok(())
     }
 
-    /// The rows whose key is what a column makes of this one that keeps `digits` digits of a second.
+    /// The rows whose key equals `id`, rounded to `digits` fractional digits of a second.
     #[doc(hidden)]
     fn find_rounded(conn: &mut C, id: &Self::Id, digits: u8) -> QueryResult<Vec<Self>> {
         let _ = (conn, id, digits);
         Ok(Vec::new())
     }
 
-    /// Sets the columns that differ, where key and version are the old ones; how many rows that were.
+    /// Updates the columns that differ in the row with the key and version of `old`. Returns the number of updated
+    /// rows.
     #[doc(hidden)]
     fn update(conn: &mut C, old: &Self, new: &Self) -> QueryResult<usize>;
 
-    /// Most rows of one `update_many`; 1 where this backend has no such statement.
+    /// Maximum number of rows of one `update_many`; 1 if this backend has no such statement.
     #[doc(hidden)]
-    const UPDATES: usize = 1;
+    const MAX_UPDATE_ROWS: usize = 1;
 
-    /// The same for rows that differ in the same `columns`, in one statement that locks the rows in the order of their keys; the
-    /// places of the rows that were there, once for each row that was changed.
+    /// Updates rows that differ in the same `columns` by one statement, which locks the rows in the order of their
+    /// keys. Returns the index of each row that was found, once for each updated row of the table.
     #[doc(hidden)]
     fn update_many(conn: &mut C, rows: &[(&Self, &Self)], columns: Columns) -> QueryResult<Vec<usize>> {
         let _ = (conn, rows, columns);
         Err(diesel::result::Error::QueryBuilderError("this backend updates row by row".into()))
     }
 
-    /// Most bytes of one statement, if the server has a limit that programs reach.
+    /// Maximum size of a statement in bytes, if the server has a limit that programs reach.
     #[doc(hidden)]
-    fn most_bytes(conn: &mut C) -> QueryResult<Option<usize>> {
+    fn max_statement_bytes(conn: &mut C) -> QueryResult<Option<usize>> {
         let _ = conn;
         Ok(None)
     }
 
-    /// Whether a row has to be updated by a statement of its own, because of how its key is spelled.
+    /// Whether the spelling of its key requires that the row is updated by a statement of its own.
     #[doc(hidden)]
     fn goes_alone(&self) -> bool {
         false
     }
 
-    /// Most rows of one `lock`; 0 if the rows of a flush are not locked beforehand.
+    /// Maximum number of rows of one `lock`; 0 if a flush locks no rows beforehand.
     #[doc(hidden)]
-    const LOCKS: usize = 0;
+    const MAX_LOCK_ROWS: usize = 0;
 
-    /// Whether the role may do that without an UPDATE.
+    /// Whether the role has the privilege to lock rows.
     #[doc(hidden)]
     fn may_lock(conn: &mut C) -> QueryResult<bool> {
         let _ = conn;
         Ok(true)
     }
 
-    /// Locks these rows in the order of their keys, as their UPDATE or DELETE will.
+    /// Locks these rows in the order of their keys, with the lock that their UPDATE or DELETE takes.
     #[doc(hidden)]
     fn lock(conn: &mut C, rows: &[&Self], for_delete: bool) -> QueryResult<()> {
         let _ = (conn, rows, for_delete);
         Ok(())
     }
 
-    /// Deletes the rows of these keys and versions; how many those were.
+    /// Deletes the rows with these keys and versions. Returns the number of deleted rows.
     #[doc(hidden)]
     fn delete(conn: &mut C, rows: &[&Self]) -> QueryResult<usize>;
 }
 
-/// A new row of an entity; made by `#[entity(new = ..)]` or `#[derive(NewEntity)]`.
+/// A new row of an entity. `#[entity(new = ..)]` and `#[derive(NewEntity)]` implement it.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a new row of an entity",
     label = "not a new row",
     note = "`#[entity(new = New..)]` beside `#[derive(Entity)]` makes such a struct, and `#[derive(Insertable, NewEntity)]` with `#[entity(..)]` makes one of `{Self}`"
 )]
 pub trait NewEntity: 'static {
-    /// What it is a row of.
+    /// The entity of the new row.
     type Entity: Entity;
 
-    /// How many columns it sets.
+    /// The number of columns that the INSERT sets.
     #[doc(hidden)]
     const COLUMNS: usize;
 
-    /// Whether several rows of one INSERT can be told apart: the program makes the key, or the database counts.
+    /// Whether one INSERT may have several rows. Their keys must be known: the program makes them, or AUTO_INCREMENT
+    /// does.
     #[doc(hidden)]
     fn in_batches() -> bool;
 
-    /// The key, where the program makes it and all of it is known.
+    /// The key, if the program makes the key and all its columns are known.
     #[doc(hidden)]
     fn key(&self) -> Option<<Self::Entity as Entity>::Id>;
 
-    /// About how many bytes it has on its way to the database.
+    /// The approximate size of the row in a statement, in bytes.
     #[doc(hidden)]
     fn bytes(&self) -> usize;
 
-    /// The rows that it refers to, as far as their keys are known.
+    /// The foreign keys of the row whose values are known.
     #[doc(hidden)]
     fn references(&self) -> Vec<Reference> {
         Vec::new()
     }
 
-    /// Whether every row that it refers to has its key.
+    /// Whether the values of all foreign keys are known.
     #[doc(hidden)]
     fn is_ready(&self) -> bool;
 
-    /// The columns in which the row has another value than was sent, a bit for each field of the new row. One that cannot be compared
-    /// is none of them.
+    /// The columns in which a returned row differs from the sent values, one bit for each field of the new row. Columns
+    /// that cannot be compared are not included.
     #[doc(hidden)]
     fn disagreements(&self, row: &Self::Entity) -> Columns;
 }
 
-/// A new row on connections of type `C`; derived with [`NewEntity`].
+/// The INSERT of a new row on connections of type `C`. The derive of [`NewEntity`] implements it.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be added to a session on `{C}`",
     label = "not a new row of an entity on this connection",
@@ -256,12 +259,12 @@ pub trait NewEntity: 'static {
             `{Self}`; an enum of connections is named by `#[entity(connection = ..)]`"
 )]
 pub trait Insert<C>: NewEntity<Entity: Persist<C>> {
-    /// Most rows of one INSERT.
+    /// Maximum number of rows of one INSERT.
     #[doc(hidden)]
-    const ROWS: usize;
+    const MAX_INSERT_ROWS: usize;
 
-    /// Inserts the rows and reads them back; in the order of the rows as far as the database keeps it. `returning` is whether the
-    /// database behind an enum of connections has `RETURNING`.
+    /// Inserts the rows and returns them as the database has stored them, in their order if the database keeps it.
+    /// `returning`: the database behind an enum of connections supports `RETURNING`.
     #[doc(hidden)]
     fn insert(conn: &mut C, rows: &[&Self], returning: bool) -> QueryResult<Vec<Self::Entity>>;
 }

@@ -1,4 +1,5 @@
-//! The way from the unit of work to the database: the session's, whose transaction it is.
+//! Executes the statements of the unit of work. The session implements these traits, because the transaction is its
+//! own.
 
 use std::any::type_name;
 use std::marker::PhantomData;
@@ -7,15 +8,15 @@ use std::rc::Weak;
 use diesel::result::QueryResult;
 
 use super::entity::Persist;
-use super::tracked_row::Reader;
+use super::entity_state::RowReader;
 use crate::error::{Place, Result};
 
-/// What is sent, as far as it matters to the connection.
+/// The kind of a statement, as far as the session has to know it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum StatementKind {
-    /// A SELECT of an entity's columns. The name tells entities apart.
+    /// A SELECT of an entity's columns. The type name identifies the entity.
     Select(&'static str),
-    /// An INSERT that gives an entity's columns back.
+    /// An INSERT that returns an entity's columns.
     Insert(&'static str),
     /// An UPDATE or DELETE.
     Change,
@@ -35,30 +36,30 @@ struct Selecting<T>(PhantomData<T>);
 struct Inserting<T>(PhantomData<T>);
 
 pub(crate) trait Executor<C> {
-    fn send(&self, what: StatementKind, run: &mut dyn FnMut(&mut C) -> QueryResult<()>) -> Result<()>;
+    fn send(&self, kind: StatementKind, run: &mut dyn FnMut(&mut C) -> QueryResult<()>) -> Result<()>;
 
     /// Whether the database has `RETURNING`.
-    fn returning(&self) -> bool;
+    fn has_returning(&self) -> bool;
 
-    /// Whether the database looks at foreign keys at the end of a statement, not at each row.
-    fn checks_at_end(&self) -> bool {
-        self.returning()
+    /// Whether the database checks foreign keys at the end of a statement, and not at each row.
+    fn checks_foreign_keys_at_end(&self) -> bool {
+        self.has_returning()
     }
 
     fn at(&self) -> Place;
 }
 
-/// The session that a unit of work belongs to, for what a handle reads by itself.
-pub(crate) trait Connected<C> {
-    /// Whether a plain SELECT may find an older row than a locking one.
+/// Reads rows through the session of a unit of work, for handles that read an expired row.
+pub(crate) trait SessionReader<C> {
+    /// Whether a plain SELECT may return an older row than a locking SELECT.
     fn has_snapshot(&self) -> bool;
 
-    /// Sends a SELECT, without a flush before it.
-    fn read(&self, what: StatementKind, at: Place, run: &mut dyn FnMut(&mut C) -> QueryResult<()>) -> Result<()>;
+    /// Sends a SELECT without a flush.
+    fn read(&self, kind: StatementKind, at: Place, run: &mut dyn FnMut(&mut C) -> QueryResult<()>) -> Result<()>;
 }
 
-/// Reads rows of `T` for their handles.
-pub(super) fn reader<C: 'static, T: Persist<C>>(session: &Weak<dyn Connected<C>>) -> Reader<T> {
+/// The reader of rows of `T` through this session.
+pub(super) fn row_reader<C: 'static, T: Persist<C>>(session: &Weak<dyn SessionReader<C>>) -> RowReader<T> {
     let session = Weak::clone(session);
     Box::new(move |id, locked, at| {
         let Some(session) = session.upgrade() else { return Ok(None) };
@@ -71,16 +72,16 @@ pub(super) fn reader<C: 'static, T: Persist<C>>(session: &Weak<dyn Connected<C>>
     })
 }
 
-/// Sends one statement and gives its answer.
-pub(crate) fn ask<C, R>(
-    sender: &dyn Executor<C>,
-    what: StatementKind,
+/// Sends one statement and returns its result.
+pub(crate) fn execute<C, R>(
+    executor: &dyn Executor<C>,
+    kind: StatementKind,
     mut run: impl FnMut(&mut C) -> QueryResult<R>,
 ) -> Result<R> {
-    let mut answer = None;
-    sender.send(what, &mut |conn| {
-        answer = Some(run(conn)?);
+    let mut result = None;
+    executor.send(kind, &mut |conn| {
+        result = Some(run(conn)?);
         Ok(())
     })?;
-    Ok(answer.expect("sent without an error"))
+    Ok(result.expect("a statement that was sent without an error has a result"))
 }

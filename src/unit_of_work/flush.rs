@@ -1,249 +1,257 @@
-//! The order in which a flush sends what has changed.
+//! The order in which a flush sends the changes.
 //!
-//! 1. DELETEs of a table that has new or changed rows as well, because those may want a unique value that the deleted rows have; and of
-//!    the rows of its child tables. A row whose child is moved to another parent by this flush waits for that UPDATE, as do the rows above
-//!    it. This is decided row by row.
-//! 2. UPDATEs, which may free unique values too. An UPDATE depends on an INSERT only if it writes a key that the program has made for
-//!    a new row. Then the DELETEs that have waited for these UPDATEs.
-//! 3. INSERTs, parents before children, and in waves as keys become known.
+//! 1. The early DELETEs: rows of tables that also have new or changed rows, because a new or changed row may need a
+//!    unique value of a deleted row, and rows of the child tables of these tables. If this flush moves a child of a
+//!    deleted row to another parent, the DELETE of the row and of its ancestors is deferred until the UPDATEs were
+//!    sent. This is decided for each row.
+//! 2. The UPDATEs, which may also free unique values. An UPDATE depends on an INSERT only if it writes a key that the
+//!    program has made for a new row. The deferred DELETEs follow.
+//! 3. The INSERTs, parents before children, in waves as keys become known.
 //! 4. The UPDATEs that depend on an INSERT.
 //! 5. The other DELETEs.
 //!
-//! Children are deleted before parents. Rows of tables that refer to each other (or of a table that refers to itself) are deleted
-//! in waves, each of rows to which no other row refers that is left. What remains is a circle. A foreign key that the program wrote
-//! to a row of a circle is sent before step 1. If that does not break the circle, rows of one table go by one statement where the
-//! database looks at foreign keys at its end; elsewhere foreign keys that can be NULL are set to NULL first.
+//! Children are deleted before parents. If tables refer to each other, or a table refers to itself, their rows are
+//! deleted in waves: a wave has the rows to which no remaining row refers. The rest is a circle. A foreign key that the
+//! program has written to a row of a circle is sent before step 1. If this does not break the circle, and the database
+//! checks foreign keys at the end of a statement, one statement deletes the rows of one table. Otherwise, foreign keys
+//! that can be NULL are set to NULL first.
 //!
-//! The types of the entities say which table is an ancestor of which, whether a session has used them or not. A row that is not found may
-//! have been deleted, by `ON DELETE CASCADE`, with an ancestor of this transaction; it is looked for, and it is an error only if it is
-//! there.
+//! The types of the entities define which table is an ancestor of which, whether or not a session has used them. An
+//! UPDATE or DELETE may not find a row because `ON DELETE CASCADE` has deleted it together with an ancestor. So the
+//! flush looks for the row, and fails only if the row exists.
 
 use std::any::TypeId;
 use std::collections::HashSet;
 use std::rc::Rc;
 
+use super::any_identity_map::{AnyIdentityMap, ReferencedRow};
 use super::executor::Executor;
-use super::identity_map::{AnyIdentityMap, Known};
-use super::relation::{Reference, Relations};
-use super::writes::Depends;
+use super::relations::{Reference, Relations};
+use super::updates::IsPending;
 use crate::error::Result;
 
-/// A store and the type of its entity.
-pub(super) type Kept<C> = (TypeId, Rc<dyn AnyIdentityMap<C>>);
+/// An identity map and the type of its entity.
+pub(super) type TypedMap<C> = (TypeId, Rc<dyn AnyIdentityMap<C>>);
 
-/// An error if the flush would not get through; nothing has been sent.
-pub(super) fn check<C>(stores: &[Kept<C>], at: crate::error::Place) -> Result<()> {
-    stores.iter().try_for_each(|(_, store)| store.check(at))
+/// Fails if a change cannot be flushed. Sends no statement.
+pub(super) fn check<C>(maps: &[TypedMap<C>], at: crate::error::Place) -> Result<()> {
+    maps.iter().try_for_each(|(_, map)| map.check(at))
 }
 
-pub(super) fn send<C>(stores: &[Kept<C>], sender: &dyn Executor<C>) -> Result<()> {
-    let changed: Vec<&Kept<C>> =
-        stores.iter().filter(|(_, store)| store.waiting() > 0 || store.has_updates() || store.has_deletes()).collect();
-    let sent = send_in_order(stores, sender);
-    // Another entity of the same table has other handles of the rows.
+pub(super) fn send<C>(maps: &[TypedMap<C>], executor: &dyn Executor<C>) -> Result<()> {
+    let changed: Vec<&TypedMap<C>> = maps
+        .iter()
+        .filter(|(_, map)| map.pending_count() > 0 || map.has_dirty_rows() || map.has_scheduled_deletes())
+        .collect();
+    let sent = send_in_order(maps, executor);
+    // Other entities of the same table have their own values of the changed rows.
     let is_outdated =
-        |(entity, store): &&Kept<C>| changed.iter().any(|(other, of)| other != entity && of.table() == store.table());
-    stores.iter().filter(is_outdated).for_each(|(_, store)| store.expire());
-    stores.iter().for_each(|(_, store)| store.end_flush());
+        |(entity, map): &&TypedMap<C>| changed.iter().any(|(other, of)| other != entity && of.table() == map.table());
+    maps.iter().filter(is_outdated).for_each(|(_, map)| map.expire());
+    maps.iter().for_each(|(_, map)| map.end_flush());
     sent
 }
 
-fn send_in_order<C>(stores: &[Kept<C>], sender: &dyn Executor<C>) -> Result<()> {
-    stores.iter().try_for_each(|(_, store)| store.begin_flush(sender.at()))?;
-    let groups = parents_first(stores.to_vec());
-    // Sessions that have used the types in another order lock them in this one as well.
+fn send_in_order<C>(maps: &[TypedMap<C>], executor: &dyn Executor<C>) -> Result<()> {
+    maps.iter().try_for_each(|(_, map)| map.begin_flush(executor.at()))?;
+    let groups = parents_first(maps.to_vec());
+    // All sessions lock tables in this order, whatever the order in which they have used the entities.
     let by_name = {
-        let mut stores = stores.to_vec();
-        stores.sort_by_key(|(_, store)| store.name());
-        parents_first(stores).concat()
+        let mut maps = maps.to_vec();
+        maps.sort_by_key(|(_, map)| map.name());
+        parents_first(maps).concat()
     };
-    let is_waiting = |to: &Reference| of_table(stores, to.parent).any(|parent| parent.is_waiting(&*to.key));
-    let waiting: Depends<'_> = match stores.iter().any(|(_, store)| store.waiting() > 0) {
-        true => Some(&is_waiting),
+    let may_be_pending = |to: &Reference| of_table(maps, to.parent).any(|parent| parent.may_be_pending(&*to.key));
+    let is_pending: IsPending<'_> = match maps.iter().any(|(_, map)| map.pending_count() > 0) {
+        true => Some(&may_be_pending),
         false => None,
     };
-    let early = early(stores);
-    by_name.iter().try_for_each(|(_, store)| store.lock(sender, waiting))?;
-    send_moves(stores, sender, &is_waiting)?;
-    let delete_early = || match early.is_empty() {
+    let early_tables = early_tables(maps);
+    by_name.iter().try_for_each(|(_, map)| map.lock(executor, is_pending))?;
+    send_moves(maps, executor, &may_be_pending)?;
+    let delete_early = || match early_tables.is_empty() {
         true => Ok(()),
         false => {
-            hold_back(stores, sender)?;
-            delete(&groups, stores, sender, |table| early.contains(&table).then_some(Some(false)))
+            defer_deletes(maps, executor)?;
+            delete(&groups, maps, executor, false, |table| early_tables.contains(&table))
         }
     };
     delete_early()?;
-    let changed: Vec<_> = by_name.iter().filter(|(_, store)| store.has_updates()).collect();
-    changed.iter().try_for_each(|(_, store)| store.update(sender, waiting))?;
-    // Those whose children have been moved away by now.
-    stores.iter().for_each(|(_, store)| store.release_held());
+    let changed: Vec<_> = by_name.iter().filter(|(_, map)| map.has_dirty_rows()).collect();
+    changed.iter().try_for_each(|(_, map)| map.update(executor, is_pending))?;
+    // The UPDATEs have moved the children of the deferred rows away.
+    maps.iter().for_each(|(_, map)| map.release_deferred_deletes());
     delete_early()?;
-    insert(&groups.concat(), stores, sender)?;
-    changed.iter().filter(|(_, store)| store.has_updates()).try_for_each(|(_, store)| store.update(sender, None))?;
-    delete(&groups, stores, sender, |_| Some(None))?;
-    stores.iter().filter(|(_, store)| store.has_deletes()).for_each(|(_, store)| store.forget_deleted());
+    insert(&groups.concat(), maps, executor)?;
+    changed.iter().filter(|(_, map)| map.has_dirty_rows()).try_for_each(|(_, map)| map.update(executor, None))?;
+    delete(&groups, maps, executor, true, |_| true)?;
+    maps.iter().filter(|(_, map)| map.has_scheduled_deletes()).for_each(|(_, map)| map.remove_sent_deletes());
     Ok(())
 }
 
-/// The stores of one table: several entities may have one.
-fn of_table<C>(stores: &[Kept<C>], table: TypeId) -> impl Iterator<Item = &dyn AnyIdentityMap<C>> {
-    stores.iter().map(|(_, store)| &**store).filter(move |store| store.table() == table)
+/// The identity maps of one table. Several entities may share a table.
+fn of_table<C>(maps: &[TypedMap<C>], table: TypeId) -> impl Iterator<Item = &dyn AnyIdentityMap<C>> {
+    maps.iter().map(|(_, map)| &**map).filter(move |map| map.table() == table)
 }
 
-/// A row waits for the rows that it refers to, also if the program has made their keys. Rows that refer to each other in a circle do not
-/// wait: the database may look at foreign keys later.
-fn insert<C>(groups: &[Kept<C>], stores: &[Kept<C>], sender: &dyn Executor<C>) -> Result<()> {
-    let is_waiting = |to: &Reference| of_table(stores, to.parent).any(|parent| parent.waits_for_insert(&*to.key));
-    let mut waiting: Depends<'_> = Some(&is_waiting);
+/// Inserts all pending rows. A row follows the rows that it refers to, even if the program has made their keys. Rows
+/// that refer to each other in a circle are sent in any order, because the database may check foreign keys later.
+fn insert<C>(groups: &[TypedMap<C>], maps: &[TypedMap<C>], executor: &dyn Executor<C>) -> Result<()> {
+    let is_pending = |to: &Reference| of_table(maps, to.parent).any(|parent| parent.is_pending(&*to.key));
+    let mut waits_for: IsPending<'_> = Some(&is_pending);
     loop {
         let mut inserted = 0;
-        for (_, store) in groups {
-            if store.waiting() > 0 {
-                inserted += store.insert_ready(waiting, sender)?;
+        for (_, map) in groups {
+            if map.pending_count() > 0 {
+                inserted += map.insert_ready(waits_for, executor)?;
             }
         }
-        match groups.iter().find(|(_, store)| store.waiting() > 0) {
+        match groups.iter().find(|(_, map)| map.pending_count() > 0) {
             None => return Ok(()),
-            Some((_, store)) if inserted == 0 && waiting.is_none() => return Err(store.unresolved(sender.at())),
-            Some(_) => waiting = if inserted == 0 { None } else { Some(&is_waiting) },
+            Some((_, map)) if inserted == 0 && waits_for.is_none() => return Err(map.unresolved_keys(executor.at())),
+            Some(_) => waits_for = if inserted == 0 { None } else { Some(&is_pending) },
         }
     }
 }
 
-/// The tables of whose rows some are deleted before everything else.
-fn early<C>(stores: &[Kept<C>]) -> HashSet<TypeId> {
-    let tables_where = |is_so: &dyn Fn(&dyn AnyIdentityMap<C>) -> bool| -> HashSet<TypeId> {
-        stores.iter().filter(|(_, store)| is_so(&**store)).map(|(_, store)| store.table()).collect()
+/// The tables whose rows are deleted in step 1.
+fn early_tables<C>(maps: &[TypedMap<C>]) -> HashSet<TypeId> {
+    let tables_where = |condition: &dyn Fn(&dyn AnyIdentityMap<C>) -> bool| -> HashSet<TypeId> {
+        maps.iter().filter(|(_, map)| condition(&**map)).map(|(_, map)| map.table()).collect()
     };
-    let changed = tables_where(&|store| store.waiting() > 0 || store.has_updates());
-    let freeing = tables_where(&|store| store.has_deletes() && changed.contains(&store.table()));
-    tables_where(&|store| {
-        store.has_deletes() && freeing.iter().any(|table| *table == store.table() || store.refers_to(*table))
+    let changed = tables_where(&|map| map.pending_count() > 0 || map.has_dirty_rows());
+    let freeing = tables_where(&|map| map.has_scheduled_deletes() && changed.contains(&map.table()));
+    tables_where(&|map| {
+        map.has_scheduled_deletes() && freeing.iter().any(|table| *table == map.table() || map.refers_to(*table))
     })
 }
 
-/// Holds back the DELETE of rows from which rows are moved away in this flush, and of all rows with which these might be deleted.
-fn hold_back<C>(stores: &[Kept<C>], sender: &dyn Executor<C>) -> Result<()> {
-    let mut left: Vec<Reference> = Vec::new();
-    for (_, store) in stores.iter().filter(|(_, store)| store.has_updates()) {
-        left.extend(store.moves_from(sender.at())?);
+/// Defers the DELETEs of rows whose children this flush moves to other parents, and of all rows whose DELETE might
+/// cascade to these rows.
+fn defer_deletes<C>(maps: &[TypedMap<C>], executor: &dyn Executor<C>) -> Result<()> {
+    let mut references: Vec<Reference> = Vec::new();
+    for (_, map) in maps.iter().filter(|(_, map)| map.has_dirty_rows()) {
+        references.extend(map.former_references(executor.at())?);
     }
-    if left.is_empty() {
+    if references.is_empty() {
         return Ok(());
     }
     let mut relations = Relations::default();
-    stores.iter().for_each(|(_, store)| relations.extend(store.relations()));
+    maps.iter().for_each(|(_, map)| relations.extend(map.relations()));
     let (mut rows, mut tables) = (HashSet::new(), HashSet::new());
-    let mut hold_back_above = |table: TypeId| {
+    let mut defer_ancestors = |table: TypeId| {
         if tables.insert(table) {
             relations
                 .ancestors(table)
                 .iter()
-                .flat_map(|ancestor| of_table(stores, *ancestor))
-                .for_each(AnyIdentityMap::hold_all_back);
+                .flat_map(|ancestor| of_table(maps, *ancestor))
+                .for_each(AnyIdentityMap::defer_all_deletes);
         }
     };
-    while let Some(Reference { parent, key }) = left.pop() {
-        let mut is_known = false;
-        for store in of_table(stores, parent) {
-            match store.hold_back(&*key) {
-                Known::Row { row, references, surely } => {
+    while let Some(Reference { parent, key }) = references.pop() {
+        let mut is_current = false;
+        for map in of_table(maps, parent) {
+            match map.defer_delete(&*key) {
+                ReferencedRow::Known { row, references: further, is_current: row_is_current } => {
                     if rows.insert(row) {
-                        left.extend(references);
+                        references.extend(further);
                     }
-                    is_known |= surely;
+                    is_current |= row_is_current;
                 }
-                Known::Nothing => {}
-                // It refers to another column than the key.
-                Known::NoKey => store.hold_all_back(),
+                ReferencedRow::Unknown => {}
+                ReferencedRow::OtherColumn => map.defer_all_deletes(),
             }
         }
-        if !is_known {
-            hold_back_above(parent);
+        if !is_current {
+            defer_ancestors(parent);
         }
     }
     Ok(())
 }
 
-/// Sends what was written to foreign keys of rows that are deleted, if it breaks a circle of rows that are deleted.
-fn send_moves<C>(stores: &[Kept<C>], sender: &dyn Executor<C>, is_waiting: &dyn Fn(&Reference) -> bool) -> Result<()> {
-    for (_, store) in stores.iter().filter(|(_, store)| store.has_deletes() && store.has_updates()) {
+/// Sends the foreign keys that the program has written to deleted rows, if this breaks a circle of deleted rows.
+fn send_moves<C>(
+    maps: &[TypedMap<C>],
+    executor: &dyn Executor<C>,
+    may_be_pending: &dyn Fn(&Reference) -> bool,
+) -> Result<()> {
+    for (_, map) in maps.iter().filter(|(_, map)| map.has_scheduled_deletes() && map.has_dirty_rows()) {
         let breaks_circle = |from: &Reference| {
-            store.refers_to(from.parent)
-                && of_table(stores, from.parent)
-                    .any(|parent| parent.refers_to(store.table()) && !parent.places_of(&*from.key).is_empty())
+            map.refers_to(from.parent)
+                && of_table(maps, from.parent)
+                    .any(|parent| parent.refers_to(map.table()) && !parent.indices_of(&*from.key).is_empty())
         };
-        store.send_moves(sender, &breaks_circle, is_waiting)?;
+        map.send_moves(executor, &breaks_circle, may_be_pending)?;
     }
     Ok(())
 }
 
-/// Deletes rows, children first. `which` says of a table whether late rows, the others or (inner `None`) all of them go.
+/// Deletes the remaining rows of the tables that `is_included` accepts, children first.
 fn delete<C>(
-    groups: &[Vec<Kept<C>>],
-    stores: &[Kept<C>],
-    sender: &dyn Executor<C>,
-    which: impl Fn(TypeId) -> Option<Option<bool>>,
+    groups: &[Vec<TypedMap<C>>],
+    maps: &[TypedMap<C>],
+    executor: &dyn Executor<C>,
+    include_deferred: bool,
+    is_included: impl Fn(TypeId) -> bool,
 ) -> Result<()> {
     for group in groups.iter().rev() {
-        let rows = |(_, store): &Kept<C>| match which(store.table()) {
-            Some(late) if store.has_deletes() => store.doomed_places(late),
-            _ => Vec::new(),
+        let rows = |(_, map): &TypedMap<C>| match map.has_scheduled_deletes() && is_included(map.table()) {
+            true => map.remaining_deletes(include_deferred),
+            false => Vec::new(),
         };
         let rows: Vec<Vec<usize>> = group.iter().map(rows).collect();
         match &group[..] {
-            [(_, store)] if !store.refers_to(store.table()) => {
-                delete_rows(&**store, stores, &rows[0], false, sender)?;
+            [(_, map)] if !map.refers_to(map.table()) => {
+                delete_rows(&**map, maps, &rows[0], false, executor)?;
             }
-            _ => delete_in_waves(group, stores, &rows, sender)?,
+            _ => delete_in_waves(group, maps, &rows, executor)?,
         }
     }
     Ok(())
 }
 
 fn delete_rows<C>(
-    store: &dyn AnyIdentityMap<C>,
-    stores: &[Kept<C>],
+    map: &dyn AnyIdentityMap<C>,
+    maps: &[TypedMap<C>],
     rows: &[usize],
     together: bool,
-    sender: &dyn Executor<C>,
+    executor: &dyn Executor<C>,
 ) -> Result<()> {
     if rows.is_empty() {
         return Ok(());
     }
-    store.delete(rows, together, sender)?;
-    // Rows may have been deleted, or have lost their parent, with these.
-    let table = store.table();
-    stores.iter().filter(|(_, store)| store.refers_to(table)).for_each(|(_, store)| store.lose_parents());
+    map.delete(rows, together, executor)?;
+    // A cascade may have deleted or changed rows of the tables below.
+    let table = map.table();
+    maps.iter().filter(|(_, map)| map.refers_to(table)).for_each(|(_, map)| map.note_ancestor_deleted());
     Ok(())
 }
 
-/// Deletes rows that may refer to each other, in waves: none refers to a row of an earlier wave or of its own, so that it does not
-/// matter whether the database looks at foreign keys row by row, as MariaDB does.
+/// Deletes rows that may refer to each other, in waves. No remaining row refers to a row of the present wave, and no
+/// row refers to another row of its own wave. So the waves also work if the database checks foreign keys at each row,
+/// as MariaDB does.
 fn delete_in_waves<C>(
-    group: &[Kept<C>],
-    stores: &[Kept<C>],
+    group: &[TypedMap<C>],
+    maps: &[TypedMap<C>],
     rows: &[Vec<usize>],
-    sender: &dyn Executor<C>,
+    executor: &dyn Executor<C>,
 ) -> Result<()> {
     let nodes: Vec<(usize, usize)> =
-        rows.iter().enumerate().flat_map(|(store, rows)| rows.iter().map(move |&row| (store, row))).collect();
+        rows.iter().enumerate().flat_map(|(map, rows)| rows.iter().map(move |&row| (map, row))).collect();
     let at: std::collections::HashMap<(usize, usize), usize> =
-        nodes.iter().enumerate().map(|(node, place)| (*place, node)).collect();
+        nodes.iter().enumerate().map(|(node, index)| (*index, node)).collect();
     let mut parents: Vec<Vec<usize>> = Vec::with_capacity(nodes.len());
-    for (node, &(store, row)) in nodes.iter().enumerate() {
+    for (node, &(map, row)) in nodes.iter().enumerate() {
         let mut found = Vec::new();
-        for reference in group[store].1.references_of(row) {
-            for (parent, (_, store)) in
-                group.iter().enumerate().filter(|(_, (_, store))| store.table() == reference.parent)
-            {
-                let places = store.places_of(&*reference.key);
-                found.extend(places.into_iter().filter_map(|row| at.get(&(parent, row))));
+        for reference in group[map].1.references_of(row) {
+            for (parent, (_, map)) in group.iter().enumerate().filter(|(_, (_, map))| map.table() == reference.parent) {
+                let indices = map.indices_of(&*reference.key);
+                found.extend(indices.into_iter().filter_map(|row| at.get(&(parent, row))));
             }
         }
-        // Where foreign keys are checked row by row, a row that refers to itself cannot be deleted either.
-        if found.contains(&node) && !sender.checks_at_end() {
-            group[store].1.unlink(row, &[group[store].1.table()], sender)?;
+        // If foreign keys are checked at each row, a row that refers to itself cannot be deleted.
+        if found.contains(&node) && !executor.checks_foreign_keys_at_end() {
+            group[map].1.unlink(row, &[group[map].1.table()], executor)?;
         }
         found.retain(|&parent| parent != node);
         parents.push(found);
@@ -259,14 +267,10 @@ fn delete_in_waves<C>(
                 is_left[node] = false;
                 release(std::mem::take(&mut parents[node]), &mut children, &mut next);
             }
-            for place in (0..group.len()).rev() {
-                let rows: Vec<usize> = wave
-                    .iter()
-                    .map(|&node| nodes[node])
-                    .filter(|(store, _)| *store == place)
-                    .map(|(_, row)| row)
-                    .collect();
-                delete_rows(&*group[place].1, stores, &rows, false, sender)?;
+            for index in (0..group.len()).rev() {
+                let rows: Vec<usize> =
+                    wave.iter().map(|&node| nodes[node]).filter(|(map, _)| *map == index).map(|(_, row)| row).collect();
+                delete_rows(&*group[index].1, maps, &rows, false, executor)?;
             }
             next.retain(|&node| is_left[node]);
             wave = next;
@@ -275,26 +279,27 @@ fn delete_in_waves<C>(
         if circle.is_empty() {
             return Ok(());
         }
-        if let [kept] = group
-            && sender.checks_at_end()
-            && kept.1.deletes_at_once(circle.len())
+        if let [persistent] = group
+            && executor.checks_foreign_keys_at_end()
+            && persistent.1.deletes_at_once(circle.len())
         {
             let rows: Vec<usize> = circle.iter().map(|&node| nodes[node].1).collect();
-            return delete_rows(&*kept.1, stores, &rows, true, sender);
+            return delete_rows(&*persistent.1, maps, &rows, true, executor);
         }
         for &node in &circle {
-            let (store, row) = nodes[node];
+            let (map, row) = nodes[node];
             let tables: Vec<TypeId> = parents[node].iter().map(|&parent| group[nodes[parent].0].1.table()).collect();
-            if !tables.is_empty() && group[store].1.unlink(row, &tables, sender)? {
-                // What it still refers to could not be set to NULL.
-                let left = group[store].1.references_of(row);
+            if !tables.is_empty() && group[map].1.unlink(row, &tables, executor)? {
+                // These foreign keys cannot be NULL.
+                let remaining = group[map].1.references_of(row);
                 let still = |parent: &usize| {
-                    let (store, row) = nodes[*parent];
-                    let parent = &group[store].1;
-                    left.iter().any(|to| to.parent == parent.table() && parent.places_of(&*to.key).contains(&row))
+                    let (map, row) = nodes[*parent];
+                    let parent = &group[map].1;
+                    remaining.iter().any(|to| to.parent == parent.table() && parent.indices_of(&*to.key).contains(&row))
                 };
-                let (kept, released) = std::mem::take(&mut parents[node]).into_iter().partition(|parent| still(parent));
-                parents[node] = kept;
+                let (persistent, released) =
+                    std::mem::take(&mut parents[node]).into_iter().partition(|parent| still(parent));
+                parents[node] = persistent;
                 release(released, &mut children, &mut wave);
                 if !wave.is_empty() {
                     break;
@@ -303,13 +308,13 @@ fn delete_in_waves<C>(
         }
         wave.retain(|&node| is_left[node]);
         if wave.is_empty() {
-            // The database has the last word: it may delete a circle in a cascade, or refuse.
+            // The database decides: a cascade may delete the circle, or the database refuses the DELETE.
             wave.push(circle[0]);
         }
     }
 }
 
-/// One child less for each of these.
+/// Removes one child from each of `parents`, and adds the parents without children to `free`.
 fn release(parents: Vec<usize>, children: &mut [usize], free: &mut Vec<usize>) {
     for parent in parents {
         children[parent] -= 1;
@@ -319,22 +324,22 @@ fn release(parents: Vec<usize>, children: &mut [usize], free: &mut Vec<usize>) {
     }
 }
 
-/// Tables that refer to each other in a circle are one group, in the order of `stores`.
-fn parents_first<C>(stores: Vec<Kept<C>>) -> Vec<Vec<Kept<C>>> {
-    let mut left = stores;
+/// Groups the maps, parents before children. Tables that refer to each other in a circle form one group, in the order
+/// of `maps`.
+fn parents_first<C>(maps: Vec<TypedMap<C>>) -> Vec<Vec<TypedMap<C>>> {
+    let mut left = maps;
     let mut groups = Vec::with_capacity(left.len());
     while !left.is_empty() {
-        let is_free = |(entity, store): &Kept<C>| {
-            left.iter()
-                .all(|(other, of)| other == entity || !store.refers_to(of.table()) || of.refers_to(store.table()))
+        let is_free = |(entity, map): &TypedMap<C>| {
+            left.iter().all(|(other, of)| other == entity || !map.refers_to(of.table()) || of.refers_to(map.table()))
         };
         let next = left.iter().position(is_free).unwrap_or(0);
-        let (entity, store) = left.remove(next);
+        let (entity, map) = left.remove(next);
         let (group, others) =
-            left.into_iter().partition(|(_, of)| store.refers_to(of.table()) && of.refers_to(store.table()));
+            left.into_iter().partition(|(_, of)| map.refers_to(of.table()) && of.refers_to(map.table()));
         left = others;
-        let mut group: Vec<Kept<C>> = group;
-        group.insert(0, (entity, store));
+        let mut group: Vec<TypedMap<C>> = group;
+        group.insert(0, (entity, map));
         groups.push(group);
     }
     groups

@@ -1,4 +1,4 @@
-//! New rows of one type that wait for their INSERT, in the order of `add`.
+//! The new rows of one type that wait for their INSERT, in the order of `add`.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -6,70 +6,74 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
 use super::entity::{Entity, Insert, NewEntity, Persist};
-use super::executor::{Executor, StatementKind, ask};
+use super::executor::{Executor, StatementKind, execute};
 use super::identity_map::IdentityMap;
-use super::relation::{Reference, alike};
-use super::returned_rows::pair;
+use super::key_comparison::normalized_key;
+use super::relations::Reference;
+use super::returned_rows::match_rows;
 use super::tracked_row::TrackedRow;
-use super::writes::Depends;
+use super::updates::IsPending;
 use crate::error::{Error, Result, Undo};
 use crate::panic::{drop_catching_panic, drop_each_catching_panics};
 
-pub(super) struct Queue<N: NewEntity> {
-    /// By the number under which the entry is listed.
-    rows: RefCell<BTreeMap<u64, Waiting<N>>>,
+pub(super) struct PendingInserts<N: NewEntity> {
+    /// The rows by their list number.
+    rows: RefCell<BTreeMap<u64, PendingInsert<N>>>,
 }
 
-type Waiting<N> = (N, Rc<TrackedRow<<N as NewEntity>::Entity>>);
+type PendingInsert<N> = (N, Rc<TrackedRow<<N as NewEntity>::Entity>>);
 
 /// How many of these rows, at least one, fit into one statement.
-fn fitting<C: 'static, N: Insert<C>>(
-    rows: &[Waiting<N>],
-    store: &IdentityMap<C, N::Entity>,
-    sender: &dyn Executor<C>,
+fn chunk_length<C: 'static, N: Insert<C>>(
+    rows: &[PendingInsert<N>],
+    map: &IdentityMap<C, N::Entity>,
+    executor: &dyn Executor<C>,
 ) -> Result<usize> {
-    if sender.returning() {
+    if executor.has_returning() {
         return Ok(rows.len());
     }
     let bytes: Vec<usize> = rows.iter().map(|(new, _)| new.bytes()).collect();
-    let limit = store.most_bytes(bytes.iter().sum(), sender)?;
+    let limit = map.max_statement_bytes(bytes.iter().sum(), executor)?;
     if bytes[0] > limit {
         let (entity, bytes, undo) = (N::Entity::NAME, bytes[0], Undo::default());
-        return Err(Error::RowTooLarge { entity, key: None, bytes, limit, at: sender.at(), undo });
+        return Err(Error::RowTooLarge { entity, key: None, bytes, limit, at: executor.at(), undo });
     }
-    // What cannot be told of the sizes has to fit as well.
-    let mut left = limit / 4 * 3;
+    // The sizes are estimates, so a quarter of the limit is kept in reserve.
+    let mut available = limit / 4 * 3;
     let fits = bytes.iter().take_while(|&&bytes| {
-        let fits = bytes <= left;
-        left = left.saturating_sub(bytes);
+        let fits = bytes <= available;
+        available = available.saturating_sub(bytes);
         fits
     });
     Ok(fits.count().max(1))
 }
 
-/// Inserts rows by one statement, and gives what the database has of each.
-fn inserted<C: 'static, N: Insert<C>>(
-    rows: &[Waiting<N>],
-    store: &IdentityMap<C, N::Entity>,
-    sender: &dyn Executor<C>,
+/// Inserts rows by one statement. Returns the rows as the database has stored them, in the order of `rows`.
+fn insert<C: 'static, N: Insert<C>>(
+    rows: &[PendingInsert<N>],
+    map: &IdentityMap<C, N::Entity>,
+    executor: &dyn Executor<C>,
 ) -> Result<Vec<N::Entity>> {
     let sent: Vec<&N> = rows.iter().map(|(new, _)| new).collect();
     let entity = N::Entity::NAME;
-    if !sender.returning() && sent.iter().any(|new| new.key().is_none()) && !store.home.unit_state.counts_now() {
-        ask(sender, StatementKind::Change, |conn| N::Entity::forget_counted(conn))?;
+    if !executor.has_returning()
+        && sent.iter().any(|new| new.key().is_none())
+        && !map.entity_state.unit_state.note_auto_increment_insert()
+    {
+        execute(executor, StatementKind::Change, |conn| N::Entity::reset_last_insert_id(conn))?;
     }
-    let returned = ask(sender, StatementKind::insert::<N>(), |conn| {
-        N::insert(conn, &sent, sender.returning()).map_err(|error| unreadable(entity, error))
+    let returned = execute(executor, StatementKind::insert::<N>(), |conn| {
+        N::insert(conn, &sent, executor.has_returning()).map_err(|error| explain_unreadable(entity, error))
     })?;
     if returned.len() != sent.len() {
-        let (sent, returned, at, undo) = (sent.len(), returned.len(), sender.at(), Undo::default());
+        let (sent, returned, at, undo) = (sent.len(), returned.len(), executor.at(), Undo::default());
         return Err(Error::NotReturned { entity, sent, returned, at, undo });
     }
-    pair(&sent, returned).ok_or(Error::Unpaired { entity, at: sender.at(), undo: Undo::default() })
+    match_rows(&sent, returned).ok_or(Error::Unpaired { entity, at: executor.at(), undo: Undo::default() })
 }
 
-/// A row that came back and cannot be read as the entity.
-fn unreadable(entity: &str, error: diesel::result::Error) -> diesel::result::Error {
+/// Explains why a returned row cannot be read as the entity.
+fn explain_unreadable(entity: &str, error: diesel::result::Error) -> diesel::result::Error {
     match error {
         diesel::result::Error::DeserializationError(source) => diesel::result::Error::DeserializationError(
             format!(
@@ -83,83 +87,93 @@ fn unreadable(entity: &str, error: diesel::result::Error) -> diesel::result::Err
     }
 }
 
-/// Rows on their way. Those that did not get there, by an error or a panic, go back to their place.
-struct Taken<'q, N: NewEntity> {
-    queue: &'q Queue<N>,
-    rows: Vec<Waiting<N>>,
+/// Rows that are being inserted. After an error or a panic, the rows that were not inserted return to the pending
+/// inserts.
+struct InFlight<'q, N: NewEntity> {
+    pending: &'q PendingInserts<N>,
+    rows: Vec<PendingInsert<N>>,
     inserted: usize,
 }
 
-impl<N: NewEntity> Drop for Taken<'_, N> {
+impl<N: NewEntity> Drop for InFlight<'_, N> {
     fn drop(&mut self) {
         if self.inserted < self.rows.len() {
-            let back = self.rows.drain(self.inserted..).map(|waiting| (waiting.1.listed_as(), waiting));
-            self.queue.rows.borrow_mut().extend(back);
+            let back = self.rows.drain(self.inserted..).map(|insert| (insert.1.list_number(), insert));
+            self.pending.rows.borrow_mut().extend(back);
         }
-        // Those that got there. What a new row owns may have a drop of the program's own.
+        // The values of the inserted rows may have a `Drop` of the program.
         drop_each_catching_panics(std::mem::take(&mut self.rows));
     }
 }
 
-/// A queue of whatever new rows of one entity.
-pub(super) trait DynQueue<C, T: Entity> {
+/// Pending inserts of any type of new rows of one entity.
+pub(super) trait AnyPendingInserts<C, T: Entity> {
     fn len(&self) -> usize;
 
-    fn entries(&self) -> Vec<Rc<TrackedRow<T>>>;
+    fn tracked_rows(&self) -> Vec<Rc<TrackedRow<T>>>;
 
-    /// Inserts what refers to no row that waits itself; how many those were.
-    fn insert_ready(&self, store: &IdentityMap<C, T>, waiting: Depends<'_>, sender: &dyn Executor<C>) -> Result<usize>;
+    /// Inserts the rows that refer to no pending row. Returns the number of inserted rows.
+    fn insert_ready(
+        &self,
+        map: &IdentityMap<C, T>,
+        is_pending: IsPending<'_>,
+        executor: &dyn Executor<C>,
+    ) -> Result<usize>;
 
-    /// The keys that the program has made.
+    /// The normalized keys that the program has made.
     fn keys(&self) -> Vec<String>;
 
-    /// Takes one out.
-    fn remove(&self, entry: &Rc<TrackedRow<T>>);
+    fn remove(&self, tracked: &Rc<TrackedRow<T>>);
 
     fn clear(&self) -> Vec<Rc<TrackedRow<T>>>;
 
     fn as_any(&self) -> &dyn Any;
 }
 
-impl<N: NewEntity> Queue<N> {
+impl<N: NewEntity> PendingInserts<N> {
     pub(super) fn new() -> Self {
         Self { rows: RefCell::default() }
     }
 
-    /// Takes out the rows that can be inserted now, in an order in which a row comes after those that it refers to.
-    fn take_ready(&self, waiting: Depends<'_>) -> Vec<Waiting<N>> {
+    /// Removes and returns the rows that can be inserted now. A row follows the rows that it refers to.
+    fn take_ready(&self, is_pending: IsPending<'_>) -> Vec<PendingInsert<N>> {
         let rows = self.rows.borrow();
         let ready: Vec<u64> = rows.iter().filter(|(_, (new, _))| new.is_ready()).map(|(number, _)| *number).collect();
-        let ready = match waiting {
-            Some(waiting) => Self::in_order(&rows, ready, waiting),
+        let ready = match is_pending {
+            Some(is_pending) => Self::in_order(&rows, ready, is_pending),
             None => ready,
         };
-        let all = ready.len() == rows.len() && ready.is_sorted();
+        let takes_all = ready.len() == rows.len() && ready.is_sorted();
         drop(rows);
-        if all {
+        if takes_all {
             return self.rows.take().into_values().collect();
         }
         let mut rows = self.rows.borrow_mut();
         ready.iter().filter_map(|number| rows.remove(number)).collect()
     }
 
-    /// Of these rows those that refer to none that waits elsewhere. The order is that of `add` as far as it can be.
-    fn in_order(rows: &BTreeMap<u64, Waiting<N>>, ready: Vec<u64>, waiting: &dyn Fn(&Reference) -> bool) -> Vec<u64> {
-        // Foreign keys to rows that wait, and the keys of the rows themselves once one of those is met.
+    /// The rows of `ready` that refer to no pending row outside of `ready`. The order is that of `add`, except that a
+    /// row follows the rows that it refers to.
+    fn in_order(
+        rows: &BTreeMap<u64, PendingInsert<N>>,
+        ready: Vec<u64>,
+        is_pending: &dyn Fn(&Reference) -> bool,
+    ) -> Vec<u64> {
+        // The foreign keys to pending rows.
         let references: Vec<Vec<Reference>> = ready
             .iter()
-            .map(|number| rows[number].0.references().into_iter().filter(|to| waiting(to)).collect())
+            .map(|number| rows[number].0.references().into_iter().filter(|to| is_pending(to)).collect())
             .collect();
         if references.iter().all(Vec::is_empty) {
             return ready;
         }
-        let mut places: HashMap<String, usize> = HashMap::with_capacity(ready.len());
-        for (place, number) in ready.iter().enumerate() {
+        let mut indices: HashMap<String, usize> = HashMap::with_capacity(ready.len());
+        for (index, number) in ready.iter().enumerate() {
             if let Some(key) = rows[number].0.key() {
-                places.entry(alike(&key)).or_insert(place);
+                indices.entry(normalized_key(&key)).or_insert(index);
             }
         }
-        // None: it refers to a row that waits elsewhere.
+        // None: the row refers to a pending row outside of `ready`.
         let parents = |references: &[Reference]| -> Option<Vec<usize>> {
             references
                 .iter()
@@ -168,31 +182,31 @@ impl<N: NewEntity> Queue<N> {
                         .key
                         .downcast_ref::<<N::Entity as Entity>::Id>()
                         .filter(|_| to.parent == N::Entity::table())?;
-                    places.get(&alike(key)).copied()
+                    indices.get(&normalized_key(key)).copied()
                 })
                 .collect()
         };
         let parents: Vec<Option<Vec<usize>>> = references.iter().map(|references| parents(references)).collect();
         let mut children: Vec<Vec<usize>> = vec![Vec::new(); ready.len()];
-        let mut left: Vec<usize> = vec![0; ready.len()];
-        for (place, parents) in parents.iter().enumerate() {
+        let mut remaining_parents: Vec<usize> = vec![0; ready.len()];
+        for (index, parents) in parents.iter().enumerate() {
             match parents {
-                // A row may refer to itself.
-                Some(parents) => parents.iter().filter(|&&parent| parent != place).for_each(|&parent| {
-                    children[parent].push(place);
-                    left[place] += 1;
+                // A row may refer to itself, which delays nothing.
+                Some(parents) => parents.iter().filter(|&&parent| parent != index).for_each(|&parent| {
+                    children[parent].push(index);
+                    remaining_parents[index] += 1;
                 }),
-                None => left[place] = usize::MAX,
+                None => remaining_parents[index] = usize::MAX,
             }
         }
-        let mut free: BTreeSet<usize> = (0..ready.len()).filter(|&place| left[place] == 0).collect();
+        let mut free: BTreeSet<usize> = (0..ready.len()).filter(|&index| remaining_parents[index] == 0).collect();
         let mut ordered = Vec::with_capacity(ready.len());
-        while let Some(place) = free.pop_first() {
-            ordered.push(ready[place]);
-            for &child in &children[place] {
-                if left[child] != usize::MAX {
-                    left[child] -= 1;
-                    if left[child] == 0 {
+        while let Some(index) = free.pop_first() {
+            ordered.push(ready[index]);
+            for &child in &children[index] {
+                if remaining_parents[child] != usize::MAX {
+                    remaining_parents[child] -= 1;
+                    if remaining_parents[child] == 0 {
                         free.insert(child);
                     }
                 }
@@ -201,12 +215,12 @@ impl<N: NewEntity> Queue<N> {
         ordered
     }
 
-    pub(super) fn push(&self, new: N, entry: &Rc<TrackedRow<N::Entity>>) {
-        self.rows.borrow_mut().insert(entry.list(), (new, Rc::clone(entry)));
+    pub(super) fn push(&self, new: N, tracked: &Rc<TrackedRow<N::Entity>>) {
+        self.rows.borrow_mut().insert(tracked.assign_list_number(), (new, Rc::clone(tracked)));
     }
 }
 
-impl<C, N> DynQueue<C, N::Entity> for Queue<N>
+impl<C, N> AnyPendingInserts<C, N::Entity> for PendingInserts<N>
 where
     N: Insert<C>,
     C: 'static,
@@ -215,44 +229,44 @@ where
         self.rows.borrow().len()
     }
 
-    fn entries(&self) -> Vec<Rc<TrackedRow<N::Entity>>> {
-        self.rows.borrow().values().map(|(_, entry)| Rc::clone(entry)).collect()
+    fn tracked_rows(&self) -> Vec<Rc<TrackedRow<N::Entity>>> {
+        self.rows.borrow().values().map(|(_, tracked)| Rc::clone(tracked)).collect()
     }
 
     fn insert_ready(
         &self,
-        store: &IdentityMap<C, N::Entity>,
-        waiting: Depends<'_>,
-        sender: &dyn Executor<C>,
+        map: &IdentityMap<C, N::Entity>,
+        is_pending: IsPending<'_>,
+        executor: &dyn Executor<C>,
     ) -> Result<usize> {
-        let mut taken = Taken { queue: self, rows: self.take_ready(waiting), inserted: 0 };
-        store.reserve(taken.rows.len());
-        let most = if N::in_batches() { N::ROWS.max(1) } else { 1 };
-        while taken.inserted < taken.rows.len() {
-            let left = &taken.rows[taken.inserted..];
-            let chunk = &left[..fitting(&left[..most.min(left.len())], store, sender)?];
-            let rows = inserted(chunk, store, sender)?;
+        let mut in_flight = InFlight { pending: self, rows: self.take_ready(is_pending), inserted: 0 };
+        map.reserve(in_flight.rows.len());
+        let max_rows = if N::in_batches() { N::MAX_INSERT_ROWS.max(1) } else { 1 };
+        while in_flight.inserted < in_flight.rows.len() {
+            let remaining = &in_flight.rows[in_flight.inserted..];
+            let chunk = &remaining[..chunk_length(&remaining[..max_rows.min(remaining.len())], map, executor)?];
+            let rows = insert(chunk, map, executor)?;
             let length = chunk.len();
-            rows.into_iter().zip(chunk).for_each(|(row, (_, entry))| store.inserted(entry, row));
-            taken.inserted += length;
+            rows.into_iter().zip(chunk).for_each(|(row, (_, tracked))| map.inserted(tracked, row));
+            in_flight.inserted += length;
         }
-        Ok(taken.inserted)
+        Ok(in_flight.inserted)
     }
 
     fn keys(&self) -> Vec<String> {
-        self.rows.borrow().values().filter_map(|(new, _)| new.key()).map(|key| alike(&key)).collect()
+        self.rows.borrow().values().filter_map(|(new, _)| new.key()).map(|key| normalized_key(&key)).collect()
     }
 
-    fn remove(&self, entry: &Rc<TrackedRow<N::Entity>>) {
-        let removed = self.rows.borrow_mut().remove(&entry.listed_as());
+    fn remove(&self, tracked: &Rc<TrackedRow<N::Entity>>) {
+        let removed = self.rows.borrow_mut().remove(&tracked.list_number());
         drop_catching_panic(removed.map(|(new, _)| new));
     }
 
     fn clear(&self) -> Vec<Rc<TrackedRow<N::Entity>>> {
-        let (new, entries): (Vec<N>, Vec<_>) = self.rows.take().into_values().unzip();
-        // What a new row owns may have a drop of the program's own.
+        let (new, tracked_rows): (Vec<N>, Vec<_>) = self.rows.take().into_values().unzip();
+        // The new rows may have a `Drop` of the program.
         drop_each_catching_panics(new);
-        entries
+        tracked_rows
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -1,4 +1,4 @@
-//! What was flushed for one entity in the present transaction, savepoint by savepoint.
+//! The changes to one entity that this transaction has flushed, with the savepoint of each.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -12,73 +12,76 @@ use crate::panic::drop_each_catching_panics;
 
 pub(super) struct SavepointLog<T: Entity> {
     unit_state: Rc<UnitState>,
-    notes: RefCell<Vec<Note<T>>>,
+    records: RefCell<Vec<LogRecord<T>>>,
 }
 
-struct Note<T: Entity> {
-    /// How many savepoints were open. Never less than in the note before.
+struct LogRecord<T: Entity> {
+    /// How many savepoints were open. The level never decreases from one record to the next.
     level: u32,
     number: u64,
-    /// None for a row that was seen to be gone.
+    /// None for a row that a read did not find.
     kind: Option<ChangeKind>,
-    entry: Rc<TrackedRow<T>>,
+    tracked: Rc<TrackedRow<T>>,
 }
 
 impl<T: Entity> SavepointLog<T> {
     pub(super) fn new(unit_state: Rc<UnitState>) -> Self {
-        Self { unit_state, notes: RefCell::default() }
+        Self { unit_state, records: RefCell::default() }
     }
 
-    pub(super) fn note(&self, kind: ChangeKind, entry: &Rc<TrackedRow<T>>) {
-        self.push(Some(kind), entry);
+    pub(super) fn record(&self, kind: ChangeKind, tracked: &Rc<TrackedRow<T>>) {
+        self.push(Some(kind), tracked);
     }
 
-    /// A row was gone that others, or statements that are not looked at, have deleted: with a rollback it may be there again.
-    pub(super) fn note_gone(&self, entry: &Rc<TrackedRow<T>>) {
-        self.push(None, entry);
+    /// Records a row that was deleted by another transaction or by a statement of the program. A rollback may bring the
+    /// row back.
+    pub(super) fn record_missing(&self, tracked: &Rc<TrackedRow<T>>) {
+        self.push(None, tracked);
     }
 
-    fn push(&self, kind: Option<ChangeKind>, entry: &Rc<TrackedRow<T>>) {
+    fn push(&self, kind: Option<ChangeKind>, tracked: &Rc<TrackedRow<T>>) {
         let (level, number) = (self.unit_state.level(), self.unit_state.count_change());
-        self.notes.borrow_mut().push(Note { level, number, kind, entry: Rc::clone(entry) });
+        self.records.borrow_mut().push(LogRecord { level, number, kind, tracked: Rc::clone(tracked) });
     }
 
-    pub(super) fn reserve(&self, notes: usize) {
-        self.notes.borrow_mut().reserve(notes);
+    pub(super) fn reserve(&self, records: usize) {
+        self.records.borrow_mut().reserve(records);
     }
 
-    /// Each row once: as new where it was inserted, and not at all where it went again.
-    pub(super) fn tell(&self, changes: &mut Vec<Change>) {
-        let notes = self.notes.borrow();
-        let mut rows: HashMap<*const TrackedRow<T>, (Option<ChangeKind>, &Note<T>)> =
-            HashMap::with_capacity(notes.len());
-        for (note, kind) in notes.iter().filter_map(|note| Some((note, note.kind?))) {
-            let row = rows.entry(Rc::as_ptr(&note.entry)).or_insert((Some(kind), note));
+    /// Adds one change for each row: an insert if this transaction inserted the row, and nothing if it inserted and
+    /// deleted the row.
+    pub(super) fn collect_changes(&self, changes: &mut Vec<Change>) {
+        let records = self.records.borrow();
+        let mut rows: HashMap<*const TrackedRow<T>, (Option<ChangeKind>, &LogRecord<T>)> =
+            HashMap::with_capacity(records.len());
+        for (record, kind) in records.iter().filter_map(|record| Some((record, record.kind?))) {
+            let row = rows.entry(Rc::as_ptr(&record.tracked)).or_insert((Some(kind), record));
             row.0 = match (row.0, kind) {
                 (Some(ChangeKind::Insert), ChangeKind::Delete) | (None, _) => None,
                 (Some(ChangeKind::Insert), _) => Some(ChangeKind::Insert),
                 (Some(_), kind) => Some(kind),
             };
         }
-        changes
-            .extend(rows.into_values().filter_map(|(kind, note)| Some(Change::new(kind?, &note.entry, note.number))));
+        changes.extend(
+            rows.into_values().filter_map(|(kind, record)| Some(Change::new(kind?, &record.tracked, record.number))),
+        );
     }
 
-    /// What was sent in the savepoint of that level belongs to the one around it.
-    pub(super) fn keep_level(&self, level: u32) {
-        let mut notes = self.notes.borrow_mut();
-        let kept = notes.iter_mut().rev().take_while(|note| note.level >= level);
-        kept.for_each(|note| note.level = level - 1);
+    /// After a savepoint was released: its records now belong to the enclosing savepoint or transaction.
+    pub(super) fn release_level(&self, level: u32) {
+        let mut records = self.records.borrow_mut();
+        let released = records.iter_mut().rev().take_while(|record| record.level >= level);
+        released.for_each(|record| record.level = level - 1);
     }
 
-    /// Takes out what was noted since `level` was opened, the last first.
+    /// Removes and returns the records since the savepoint `level` was opened, the last one first.
     pub(super) fn take(&self, level: u32) -> Vec<(Option<ChangeKind>, Rc<TrackedRow<T>>)> {
-        let mut notes = self.notes.borrow_mut();
-        let from = notes.partition_point(|note| note.level < level);
-        notes.split_off(from).into_iter().rev().map(|note| (note.kind, note.entry)).collect()
+        let mut records = self.records.borrow_mut();
+        let from = records.partition_point(|record| record.level < level);
+        records.split_off(from).into_iter().rev().map(|record| (record.kind, record.tracked)).collect()
     }
 
-    pub(super) fn forget(&self) {
-        drop_each_catching_panics(self.notes.take().into_iter().map(|note| note.entry));
+    pub(super) fn clear(&self) {
+        drop_each_catching_panics(self.records.take().into_iter().map(|record| record.tracked));
     }
 }

@@ -1,4 +1,4 @@
-//! Rows of a query as handles.
+//! The conversion of query results into handles.
 
 use std::cell::Cell;
 use std::time::SystemTime;
@@ -7,12 +7,12 @@ use diesel::backend::Backend;
 use diesel::deserialize::{self, FromStaticSqlRow, Queryable};
 
 use super::entity::Persist;
-use super::handle::Tracked;
+use super::tracked::Tracked;
 use super::tracked_row::Newest;
 use super::unit::Unit;
 
-/// What [`Session::track`](crate::Session::track) makes of a row: a handle of an entity, the same in an `Option` and in tuples, and plain
-/// values as they are.
+/// A type that [`Session::track`](crate::Session::track) can convert. An entity becomes a handle, also inside `Option`
+/// and tuples. A plain value stays as it is.
 #[diagnostic::on_unimplemented(
     message = "a session on `{C}` cannot track rows of `{Self}`",
     label = "neither an entity nor made of entities and plain values",
@@ -20,15 +20,16 @@ use super::unit::Unit;
             `Plain<{Self}>`"
 )]
 pub trait Track<C>: Sized {
-    /// A [`Tracked`] handle for an entity.
+    /// The result of the conversion: a [`Tracked`] handle for an entity.
     type Out;
 
     #[doc(hidden)]
     fn track(self, tracker: &Tracker<'_, C>) -> Self::Out;
 }
 
-/// A value of a query that [`Session::track`](crate::Session::track) gives as it is, of any type that Diesel can read: a UUID, a
-/// NUMERIC, a time, JSON, a type of the program's own. Numbers, texts, `bool`, bytes, lists and `SystemTime` need no `Plain`.
+/// A plain value in a query for [`Session::track`](crate::Session::track). `T` is any type that Diesel can read: a
+/// UUID, a NUMERIC, a time, JSON, or a type of the program. Numbers, texts, `bool`, bytes, lists and `SystemTime` need
+/// no `Plain`.
 ///
 /// ```
 /// # use diesel::prelude::*;
@@ -82,16 +83,16 @@ impl<C, T> Track<C> for Vec<T> {
 pub struct Tracker<'u, C> {
     pub(crate) unit: &'u Unit<C>,
     pub(crate) newest: Newest,
-    /// Whether there was an entity among what was read.
-    pub(crate) absorbs: Cell<bool>,
+    /// Whether the query has returned an entity.
+    pub(crate) has_entities: Cell<bool>,
 }
 
 impl<C: 'static, T: Persist<C>> Track<C> for T {
     type Out = Tracked<T>;
 
     fn track(self, tracker: &Tracker<'_, C>) -> Tracked<T> {
-        tracker.absorbs.set(true);
-        tracker.unit.absorb(self, tracker.newest)
+        tracker.has_entities.set(true);
+        tracker.unit.merge(self, tracker.newest)
     }
 }
 

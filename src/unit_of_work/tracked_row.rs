@@ -1,217 +1,172 @@
-//! A row as a session keeps it.
+//! A row that a session tracks.
 //!
-//! Invariants: there is a `base` exactly while the entry is among the touched ones of its home. There is a value in every phase
-//! but `Pending` and `Discarded`. An entry whose unit_state has ended changes no more.
+//! Invariants: a row has original values exactly while it is among the dirty rows of its `EntityState`. A row has a
+//! value in every phase except `Pending` and `Discarded`. A row does not change any more after its `UnitState` has
+//! ended.
 //!
-//! A flush compares a touched entry's value with its base. So the base has to be the row of the present transaction when the value is
-//! given out for writing: `touch` reads a row again that may be outdated. Where that cannot be done, the base is unverified, and the
-//! flush looks before it compares.
+//! A row is marked dirty when the program requests a write guard. The flush compares the value of a dirty row with its
+//! original values. So the original values must be those that the present transaction sees: `begin_write` reads a row
+//! again that may be outdated. If it cannot read the row, the original values are unverified, and the flush reads the
+//! row before it compares.
 //!
-//! Code of the program (`Clone`, `Drop`, `PartialEq` of a row or its fields) may panic, and may use the session. So nothing is borrowed
-//! while it runs, and a value that is replaced is dropped last, when the entry is consistent.
+//! Code of the program (`Clone`, `Drop`, `PartialEq` of a row or its fields) may panic, and may use the session. So no
+//! `RefCell` is borrowed while such code runs, and a replaced value is dropped last, when the tracked row is
+//! consistent.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::BTreeMap;
 use std::panic::Location;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::entity::{Columns, Entity};
-use super::key::{Fk, KeyCell};
-use super::unit_state::{NEVER, UnitState};
+use super::entity_state::EntityState;
+use super::fk::{Fk, KeyCell};
+use super::unit_state::NEVER;
 use crate::error::{Decision, Error, Place, Result, RowState, Undo, Verdict};
 use crate::panic::{catch_panic, drop_catching_panic};
 use crate::wording::phrase;
 
-/// What becomes of an entry, but for what its session as a whole says.
+/// The state of a row, without what follows from the clock and the end of its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Phase {
-    /// Added, not inserted yet.
+pub(crate) enum RowPhase {
+    /// The row was added and is not inserted yet.
     Pending,
-    Kept,
-    /// What is in memory was rolled back in the database.
+    /// The row is in the database.
+    Persistent,
+    /// A rollback has undone the value in memory.
     RolledBack,
-    /// Not in the database any more.
+    /// The row is not in the database any more.
     Deleted,
-    /// Never came into the database.
+    /// The row was added and then taken back, or its INSERT was rolled back.
     Discarded,
-    /// Not the session's any more.
+    /// The session does not track the row any more.
     Detached,
-    /// It was changed by a transaction whose commit was not answered.
+    /// A transaction whose commit was not answered has changed the row.
     Undecided,
 }
 
-impl Phase {
-    /// Whether the row may be in the database, so that it is this entry's.
-    pub(crate) fn may_be_there(self) -> bool {
-        matches!(self, Self::Kept | Self::RolledBack | Self::Undecided)
+impl RowPhase {
+    /// Whether the row may be in the database. If so, this tracked row represents it.
+    pub(crate) fn may_exist(self) -> bool {
+        matches!(self, Self::Persistent | Self::RolledBack | Self::Undecided)
     }
 }
 
-/// What became of an entry's transaction decides what becomes of the entry.
-struct Doubt {
+/// The phases between which the verdict about a transaction decides.
+struct PendingVerdict {
     verdict: Arc<Verdict>,
-    committed: Phase,
-    rolled_back: Phase,
+    committed: RowPhase,
+    rolled_back: RowPhase,
 }
 
-/// Entries in the order in which they were listed. Taking one of them out does not search for it.
-pub(crate) type Listed<T> = BTreeMap<u64, Rc<TrackedRow<T>>>;
-
-/// What the entries of one type have in common.
-pub(crate) struct Home<T: Entity> {
-    pub(crate) unit_state: Rc<UnitState>,
-    /// Rows of this type that were read before this moment may be outdated.
-    epoch: Cell<u64>,
-    /// Reads a row again; none where there is no session to do it.
-    reader: Option<Reader<T>>,
-    /// Entries that were given out for writing since the last flush.
-    touched: RefCell<Listed<T>>,
-}
-
-/// Reads the row of a key through the session, without a flush before it. `true`: with a lock, where only that finds the newest row.
-pub(super) type Reader<T> = Box<dyn Fn(&<T as Entity>::Id, bool, Place) -> Result<Option<T>>>;
-
-impl<T: Entity> Home<T> {
-    pub(crate) fn new(unit_state: Rc<UnitState>, reader: Option<Reader<T>>) -> Self {
-        Self { unit_state, epoch: Cell::new(NEVER), reader, touched: RefCell::default() }
-    }
-
-    /// Whatever was read before this moment may be outdated.
-    #[inline]
-    pub(crate) fn epoch(&self) -> u64 {
-        self.unit_state.epoch().max(self.epoch.get())
-    }
-
-    pub(crate) fn expire(&self) {
-        self.epoch.set(self.unit_state.tick());
-    }
-
-    /// The entries that were given out for writing since the last flush, in the order of the first time.
-    pub(crate) fn touched(&self) -> Vec<Rc<TrackedRow<T>>> {
-        self.touched.borrow().values().cloned().collect()
-    }
-
-    pub(crate) fn has_touched(&self) -> bool {
-        !self.touched.borrow().is_empty()
-    }
-
-    fn touch(&self, entry: &Rc<TrackedRow<T>>) {
-        entry.touched_as.set(self.unit_state.next_number());
-        self.touched.borrow_mut().insert(entry.touched_as.get(), Rc::clone(entry));
-    }
-
-    /// Takes an entry that has no base any more from the touched ones.
-    pub(crate) fn untouch(&self, entry: &TrackedRow<T>) {
-        let untouched = self.touched.borrow_mut().remove(&entry.touched_as.get());
-        drop_catching_panic(untouched);
-    }
-}
-
-/// What a look-up by key asks for comes first, beside the counts of its `Rc`: among thousands of rows it waits for memory.
+/// The fields that a look-up by key reads come first, beside the counts of the `Rc`, so that they share a cache line.
 #[repr(C)]
 pub(crate) struct TrackedRow<T: Entity> {
     /// When the value was read.
-    seen: Cell<u64>,
-    phase: Cell<Phase>,
-    /// It is to be deleted by the next flush.
-    doomed: Cell<bool>,
-    home: Rc<Home<T>>,
-    /// When the base was known to be what the database has. `NEVER`: the flush has to look first.
-    verified: Cell<u64>,
-    /// When a query last gave the newest row whatever the transaction sees, and which one.
+    read_at: Cell<u64>,
+    phase: Cell<RowPhase>,
+    /// The next flush deletes the row.
+    delete_scheduled: Cell<bool>,
+    entity_state: Rc<EntityState<T>>,
+    /// When the original values were known to be those in the database. `NEVER`: the flush has to read the row first.
+    verified_at: Cell<u64>,
+    /// When a query last returned a row that may be newer than the snapshot of the transaction, and what is known of
+    /// that query.
     newest: Cell<(u64, Newest)>,
-    /// Who was given it for writing last.
-    written_at: Cell<Option<Place>>,
+    /// The source location that requested the last write guard.
+    last_write_at: Cell<Option<Place>>,
     pub(super) value: RefCell<Option<Rc<T>>>,
-    /// The value in the database, from the first writing to the flush.
-    base: RefCell<Option<Rc<T>>>,
-    /// For those who have asked for the key before there was one.
-    awaited: OnceCell<Rc<KeyCell<T::Id>>>,
-    /// Its number among the touched ones.
-    touched_as: Cell<u64>,
-    /// Its number among the new rows or among those to be deleted.
-    listed_as: Cell<u64>,
-    /// While it is `Undecided`.
-    doubt: RefCell<Option<Doubt>>,
+    /// The original values: the row in the database, from the first write guard until the flush.
+    original: RefCell<Option<Rc<T>>>,
+    /// The key for foreign keys that were made before the INSERT.
+    key_cell: OnceCell<Rc<KeyCell<T::Id>>>,
+    /// The number of the row among the dirty rows.
+    pub(super) dirty_number: Cell<u64>,
+    /// The number of the row among the pending inserts or the scheduled deletes.
+    list_number: Cell<u64>,
+    /// Present while the phase is `Undecided`.
+    pending_verdict: RefCell<Option<PendingVerdict>>,
 }
 
-/// What a query says of the rows that it gives.
+/// What is known of the rows that a query returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Newest {
-    /// They are what the transaction sees.
+    /// The rows are those that the transaction sees.
     No,
-    /// They may be newer than that: nobody knows what the query did.
+    /// The rows may be newer, because the effects of the query are unknown.
     Perhaps,
-    /// They are the newest, and nobody else can change them before the transaction ends.
+    /// The rows are the newest and are locked: no other transaction can change them before this one ends.
     Locked,
 }
 
 impl<T: Entity> TrackedRow<T> {
-    pub(crate) fn pending(home: &Rc<Home<T>>) -> Self {
-        Self::new(home, Phase::Pending, None)
+    pub(crate) fn pending(entity_state: &Rc<EntityState<T>>) -> Self {
+        Self::new(entity_state, RowPhase::Pending, None)
     }
 
-    pub(crate) fn kept(home: &Rc<Home<T>>, row: T) -> Self {
-        Self::new(home, Phase::Kept, Some(Rc::new(row)))
+    pub(crate) fn persistent(entity_state: &Rc<EntityState<T>>, row: T) -> Self {
+        Self::new(entity_state, RowPhase::Persistent, Some(Rc::new(row)))
     }
 
-    /// For a session that keeps nothing any more.
-    pub(crate) fn discarded(home: &Rc<Home<T>>) -> Self {
-        Self::new(home, Phase::Discarded, None)
+    /// A row for a session that tracks no rows any more.
+    pub(crate) fn discarded(entity_state: &Rc<EntityState<T>>) -> Self {
+        Self::new(entity_state, RowPhase::Discarded, None)
     }
 
-    fn new(home: &Rc<Home<T>>, phase: Phase, value: Option<Rc<T>>) -> Self {
+    fn new(entity_state: &Rc<EntityState<T>>, phase: RowPhase, value: Option<Rc<T>>) -> Self {
         Self {
             phase: Cell::new(phase),
-            seen: Cell::new(home.unit_state.read_now()),
-            doomed: Cell::new(false),
-            verified: Cell::new(NEVER),
+            read_at: Cell::new(entity_state.unit_state.read_now()),
+            delete_scheduled: Cell::new(false),
+            verified_at: Cell::new(NEVER),
             newest: Cell::new((NEVER, Newest::No)),
-            written_at: Cell::new(None),
+            last_write_at: Cell::new(None),
             value: RefCell::new(value),
-            base: RefCell::new(None),
-            awaited: OnceCell::new(),
-            touched_as: Cell::new(0),
-            listed_as: Cell::new(0),
-            doubt: RefCell::new(None),
-            home: Rc::clone(home),
+            original: RefCell::new(None),
+            key_cell: OnceCell::new(),
+            dirty_number: Cell::new(0),
+            list_number: Cell::new(0),
+            pending_verdict: RefCell::new(None),
+            entity_state: Rc::clone(entity_state),
         }
     }
 
-    pub(crate) fn listed_as(&self) -> u64 {
-        self.listed_as.get()
+    pub(crate) fn list_number(&self) -> u64 {
+        self.list_number.get()
     }
 
-    /// A number under which it can be listed.
-    pub(crate) fn list(&self) -> u64 {
-        self.listed_as.set(self.home.unit_state.next_number());
-        self.listed_as.get()
+    /// Gives the row a number for the pending inserts or the scheduled deletes.
+    pub(crate) fn assign_list_number(&self) -> u64 {
+        self.list_number.set(self.entity_state.unit_state.next_number());
+        self.list_number.get()
     }
 
-    pub(crate) fn belongs_to(&self, home: &Rc<Home<T>>) -> bool {
-        Rc::ptr_eq(&self.home, home)
+    pub(crate) fn belongs_to(&self, entity_state: &Rc<EntityState<T>>) -> bool {
+        Rc::ptr_eq(&self.entity_state, entity_state)
     }
 
-    pub(crate) fn phase(&self) -> Phase {
-        match self.known_phase() {
-            Phase::Kept | Phase::RolledBack if self.home.unit_state.has_ended() => Phase::Detached,
-            Phase::Pending if self.home.unit_state.has_ended() => Phase::Discarded,
+    pub(crate) fn phase(&self) -> RowPhase {
+        match self.settled_phase() {
+            RowPhase::Persistent | RowPhase::RolledBack if self.entity_state.unit_state.has_ended() => {
+                RowPhase::Detached
+            }
+            RowPhase::Pending if self.entity_state.unit_state.has_ended() => RowPhase::Discarded,
             phase => phase,
         }
     }
 
-    /// The same whether the session has ended or not.
-    fn known_phase(&self) -> Phase {
-        if self.phase.get() == Phase::Undecided {
-            let doubt = self.doubt.borrow();
-            let decided = doubt.as_ref().and_then(|doubt| match doubt.verdict.decision()? {
-                Decision::Committed => Some(doubt.committed),
-                Decision::RolledBack => Some(doubt.rolled_back),
-            });
-            drop(doubt);
+    /// The phase, without regard to the end of the session. Applies a verdict that has become known.
+    fn settled_phase(&self) -> RowPhase {
+        if self.phase.get() == RowPhase::Undecided {
+            let pending_verdict = self.pending_verdict.borrow();
+            let decided =
+                pending_verdict.as_ref().and_then(|pending_verdict| match pending_verdict.verdict.decision()? {
+                    Decision::Committed => Some(pending_verdict.committed),
+                    Decision::RolledBack => Some(pending_verdict.rolled_back),
+                });
+            drop(pending_verdict);
             match decided {
-                Some(Phase::Discarded) => self.discard(),
+                Some(RowPhase::Discarded) => self.discard(),
                 Some(phase) => self.set_phase(phase),
                 None => {}
             }
@@ -219,128 +174,143 @@ impl<T: Entity> TrackedRow<T> {
         self.phase.get()
     }
 
-    /// Its transaction may have been committed or not. `rolled_back`: what it would be after a rollback.
-    pub(crate) fn doubt(&self, verdict: &Arc<Verdict>, rolled_back: Phase) {
-        self.doubt.replace(Some(Doubt { verdict: Arc::clone(verdict), committed: self.phase.get(), rolled_back }));
-        self.phase.set(Phase::Undecided);
+    /// Marks the row undecided: it is not known whether its transaction was committed. `rolled_back` is the phase after
+    /// a rollback.
+    pub(crate) fn mark_undecided(&self, verdict: &Arc<Verdict>, rolled_back: RowPhase) {
+        self.pending_verdict.replace(Some(PendingVerdict {
+            verdict: Arc::clone(verdict),
+            committed: self.phase.get(),
+            rolled_back,
+        }));
+        self.phase.set(RowPhase::Undecided);
         self.expire();
-        if rolled_back == Phase::Discarded
-            && let Some(cell) = self.awaited.get()
+        if rolled_back == RowPhase::Discarded
+            && let Some(cell) = self.key_cell.get()
         {
-            cell.doubt(verdict);
+            cell.set_verdict(verdict);
         }
     }
 
-    /// Whether its transaction is undecided and inserted it.
+    /// Whether an undecided transaction has inserted the row.
     pub(crate) fn may_be_new(&self) -> bool {
-        self.phase() == Phase::Undecided
-            && self.doubt.borrow().as_ref().is_some_and(|doubt| doubt.rolled_back == Phase::Discarded)
+        self.phase() == RowPhase::Undecided
+            && self
+                .pending_verdict
+                .borrow()
+                .as_ref()
+                .is_some_and(|pending_verdict| pending_verdict.rolled_back == RowPhase::Discarded)
     }
 
     pub(crate) fn state(&self) -> RowState {
         match self.phase() {
-            Phase::Pending => RowState::Pending,
-            Phase::Kept if self.is_fresh() => RowState::Persistent,
-            Phase::Kept => RowState::Expired,
-            Phase::RolledBack => RowState::RolledBack,
-            Phase::Deleted => RowState::Deleted,
-            Phase::Discarded => RowState::Discarded,
-            Phase::Detached => RowState::Detached,
-            Phase::Undecided => RowState::Undecided,
+            RowPhase::Pending => RowState::Pending,
+            RowPhase::Persistent if self.is_fresh() => RowState::Persistent,
+            RowPhase::Persistent => RowState::Expired,
+            RowPhase::RolledBack => RowState::RolledBack,
+            RowPhase::Deleted => RowState::Deleted,
+            RowPhase::Discarded => RowState::Discarded,
+            RowPhase::Detached => RowState::Detached,
+            RowPhase::Undecided => RowState::Undecided,
         }
     }
 
-    /// What was read need not be read again.
+    /// Whether the value is valid in the present transaction, so that the row need not be read again.
     #[inline]
     pub(crate) fn is_fresh(&self) -> bool {
-        self.is_fresh_at(self.home.epoch())
+        self.is_fresh_at(self.entity_state.epoch())
     }
 
-    /// The same for who knows the home's epoch.
+    /// The same with a known epoch of the `EntityState`.
     #[inline]
     pub(crate) fn is_fresh_at(&self, epoch: u64) -> bool {
-        self.phase.get() == Phase::Kept && self.seen.get() >= epoch
+        self.phase.get() == RowPhase::Persistent && self.read_at.get() >= epoch
     }
 
-    pub(crate) fn is_touched(&self) -> bool {
-        self.base.borrow().is_some()
+    pub(crate) fn is_marked_dirty(&self) -> bool {
+        self.original.borrow().is_some()
     }
 
-    pub(crate) fn is_doomed(&self) -> bool {
-        self.doomed.get()
+    pub(crate) fn is_delete_scheduled(&self) -> bool {
+        self.delete_scheduled.get()
     }
 
-    pub(crate) fn set_doomed(&self, doomed: bool) {
-        self.doomed.set(doomed);
+    pub(crate) fn set_delete_scheduled(&self, delete_scheduled: bool) {
+        self.delete_scheduled.set(delete_scheduled);
     }
 
-    /// Whether the newest row was read, and locked, in the present transaction. A plain SELECT may find an older one.
+    /// Whether the present transaction has read the newest row with a lock. A plain SELECT may return an older row.
     pub(crate) fn is_locked(&self) -> bool {
         self.newest.get().1 == Newest::Locked && self.may_be_locked()
     }
 
-    /// The same, also where nobody knows whether the query took a lock.
+    /// The same, or the query may have taken a lock.
     pub(crate) fn may_be_locked(&self) -> bool {
         let (moment, newest) = self.newest.get();
-        newest != Newest::No && self.home.unit_state.is_of_transaction(moment)
+        newest != Newest::No && self.entity_state.unit_state.is_of_transaction(moment)
     }
 
     pub(crate) fn note_newest(&self, newest: Newest) {
         if newest == Newest::Locked || newest == Newest::Perhaps && !self.is_locked() {
-            self.newest.set((self.home.unit_state.read_now(), newest));
+            self.newest.set((self.entity_state.unit_state.read_now(), newest));
         }
     }
 
-    /// Whether it was given out although nobody could say that its value was not outdated.
+    /// Whether the row is dirty and its original values may be outdated.
     pub(crate) fn is_unverified(&self) -> bool {
-        self.is_touched() && self.verified.get() == NEVER
+        self.is_marked_dirty() && self.verified_at.get() == NEVER
     }
 
-    /// Whether what is known of it was read before the present attempt of `retry`.
+    /// Whether the value was read before the present attempt of `retry`.
     #[inline]
-    pub(crate) fn is_from_before_attempt(&self) -> bool {
-        self.seen.get() < self.home.unit_state.attempt()
+    pub(crate) fn was_read_before_attempt(&self) -> bool {
+        self.read_at.get() < self.entity_state.unit_state.attempt_began()
     }
 
-    /// Whether its value may show changes that were rolled back. Another transaction may since have given the row the same version.
+    /// Whether the value may show changes that were rolled back. Since then, another transaction may have given the row
+    /// the same version.
     pub(crate) fn may_be_rolled_back(&self) -> bool {
-        T::VERSIONED && self.home.unit_state.may_be_rolled_back(self.seen.get())
+        T::VERSIONED && self.entity_state.unit_state.may_be_rolled_back(self.read_at.get())
     }
 
-    /// Whether what was known of the row is what a query gave now: its version says so, if that was committed.
-    fn is_still(&self, known: &T, row: &T) -> bool {
-        known.has_version_of(row) && (!self.may_be_rolled_back() || changes(known, row) == 0)
+    /// Whether the row in the database is still the known one. The versions decide, or all columns if the known version
+    /// may have been rolled back.
+    fn is_unchanged(&self, known: &T, row: &T) -> bool {
+        known.has_version_of(row) && (!self.may_be_rolled_back() || changed_columns(known, row) == 0)
     }
 
     /// The columns that a flush would write.
     pub(crate) fn differences(&self) -> Columns {
-        let Some(base) = self.base.borrow().clone() else { return 0 };
+        let Some(original) = self.original.borrow().clone() else { return 0 };
         let value = match self.value.try_borrow() {
             Ok(value) => value.clone(),
-            // It is being written at this moment.
+            // A write guard is alive.
             Err(_) => return Columns::MAX,
         };
-        value.filter(|value| !Rc::ptr_eq(&base, value)).map_or(0, |value| T::differences(&base, &value))
+        value.filter(|value| !Rc::ptr_eq(&original, value)).map_or(0, |value| T::differences(&original, &value))
     }
 
     pub(crate) fn is_dirty(&self) -> bool {
         match self.phase() {
-            Phase::Pending => true,
-            Phase::Kept => self.doomed.get() || self.differences() != 0,
-            Phase::RolledBack | Phase::Deleted | Phase::Discarded | Phase::Detached | Phase::Undecided => false,
+            RowPhase::Pending => true,
+            RowPhase::Persistent => self.delete_scheduled.get() || self.differences() != 0,
+            RowPhase::RolledBack
+            | RowPhase::Deleted
+            | RowPhase::Discarded
+            | RowPhase::Detached
+            | RowPhase::Undecided => false,
         }
     }
 
-    /// For error texts.
-    pub(crate) fn shown_key(&self) -> Option<String> {
+    /// The key, for error texts.
+    pub(crate) fn key_text(&self) -> Option<String> {
         catch_panic("the `Clone` or `Debug` of a key", || self.id().map(|id| format!("{id:?}"))).flatten()
     }
 
-    /// The key in the database, whatever is in memory.
+    /// The key in the database, even if the program has changed the key in memory.
     pub(crate) fn id(&self) -> Option<T::Id> {
-        let base = self.base.borrow().clone();
-        let known = match base {
-            Some(base) => base,
+        let original = self.original.borrow().clone();
+        let known = match original {
+            Some(original) => original,
             None => self.value.try_borrow().ok()?.clone()?,
         };
         Some(known.id())
@@ -348,86 +318,94 @@ impl<T: Entity> TrackedRow<T> {
 
     pub(crate) fn fk(&self) -> Fk<T> {
         match (self.phase(), self.id()) {
-            (Phase::Kept | Phase::RolledBack | Phase::Deleted | Phase::Detached | Phase::Undecided, Some(id)) => {
-                Fk::new(id)
-            }
+            (
+                RowPhase::Persistent
+                | RowPhase::RolledBack
+                | RowPhase::Deleted
+                | RowPhase::Detached
+                | RowPhase::Undecided,
+                Some(id),
+            ) => Fk::new(id),
             (phase, _) => {
-                let cell = self.awaited.get_or_init(|| Rc::new(KeyCell::new()));
-                if phase == Phase::Discarded {
-                    cell.void();
+                let cell = self.key_cell.get_or_init(|| Rc::new(KeyCell::new()));
+                if phase == RowPhase::Discarded {
+                    cell.invalidate();
                 }
-                Fk::awaited(Rc::clone(cell))
+                Fk::pending(Rc::clone(cell))
             }
         }
     }
 
     pub(crate) fn read(&self, at: Place) -> Result<Rc<T>> {
         match self.phase() {
-            Phase::Pending | Phase::RolledBack | Phase::Discarded => Err(self.wrong_state("read", at)),
-            // The session has ended; the value is one that it rolled back.
-            Phase::Detached if self.phase.get() == Phase::RolledBack => Err(self.wrong_state("read", at)),
-            Phase::Kept | Phase::Deleted | Phase::Detached | Phase::Undecided => {
+            RowPhase::Pending | RowPhase::RolledBack | RowPhase::Discarded => Err(self.wrong_state("read", at)),
+            // The session has ended, and it had rolled back this value.
+            RowPhase::Detached if self.phase.get() == RowPhase::RolledBack => Err(self.wrong_state("read", at)),
+            RowPhase::Persistent | RowPhase::Deleted | RowPhase::Detached | RowPhase::Undecided => {
                 match self.value.try_borrow().as_deref() {
                     Ok(Some(value)) => Ok(Rc::clone(value)),
                     Ok(None) => Err(self.wrong_state("read", at)),
-                    Err(_) => Err(self.in_writing(at)),
+                    Err(_) => Err(self.write_in_progress(at)),
                 }
             }
         }
     }
 
-    /// ObservedEffects that the value is about to be written. A row that may be outdated is read first.
-    pub(crate) fn touch(self: &Rc<Self>, at: Place) -> Result<()> {
-        let heals = self.phase() == Phase::RolledBack && self.is_from_before_attempt();
-        if self.phase() != Phase::Kept && !heals {
+    /// Marks the row dirty before a write guard is given out. Reads a row first that may be outdated.
+    pub(crate) fn begin_write(self: &Rc<Self>, at: Place) -> Result<()> {
+        let reread_heals = self.phase() == RowPhase::RolledBack && self.was_read_before_attempt();
+        if self.phase() != RowPhase::Persistent && !reread_heals {
             return Err(self.wrong_state("written", at));
         }
         if self.value.try_borrow_mut().is_err() {
-            return Err(self.in_writing(at));
+            return Err(self.write_in_progress(at));
         }
-        let read = if self.is_touched() { self.verified.get() } else { self.seen.get() };
-        // What SQLite has read before the transaction may have changed since.
-        let outside = self.home.unit_state.is_outside() && !self.is_touched();
-        let verified = !heals && !outside && read >= self.home.epoch() || self.read_again(at);
-        if self.phase() != Phase::Kept {
+        let read = if self.is_marked_dirty() { self.verified_at.get() } else { self.read_at.get() };
+        // On SQLite, a row that was read before the transaction may have changed since.
+        let reads_before_transaction =
+            self.entity_state.unit_state.reads_before_transaction() && !self.is_marked_dirty();
+        let verified_at =
+            !reread_heals && !reads_before_transaction && read >= self.entity_state.epoch() || self.read_again(at);
+        if self.phase() != RowPhase::Persistent {
             return Err(self.wrong_state("written", at));
         }
-        self.written_at.set(Some(at));
-        self.note_touched(verified, at)
+        self.last_write_at.set(Some(at));
+        self.mark_dirty(verified_at, at)
     }
 
-    fn note_touched(self: &Rc<Self>, verified: bool, at: Place) -> Result<()> {
-        let Ok(value) = self.value.try_borrow_mut() else { return Err(self.in_writing(at)) };
-        let mut base = self.base.borrow_mut();
-        if base.is_none() {
-            base.clone_from(&value);
-            self.verified.set(self.home.unit_state.now());
-            self.home.touch(self);
+    fn mark_dirty(self: &Rc<Self>, verified_at: bool, at: Place) -> Result<()> {
+        let Ok(value) = self.value.try_borrow_mut() else { return Err(self.write_in_progress(at)) };
+        let mut original = self.original.borrow_mut();
+        if original.is_none() {
+            original.clone_from(&value);
+            self.verified_at.set(self.entity_state.unit_state.now());
+            self.entity_state.mark_dirty(self);
         }
-        if !verified {
-            self.verified.set(NEVER);
+        if !verified_at {
+            self.verified_at.set(NEVER);
         }
-        self.home.unit_state.note_change(at);
+        self.entity_state.unit_state.note_unflushed(at);
         Ok(())
     }
 
-    /// Reads a row whose known value does not count: in an attempt of `retry` one that was read before it, and one that may show
-    /// changes that were rolled back.
+    /// Reads a row whose known value must not be used: the value was read before the present attempt of `retry`, or it
+    /// may show changes that were rolled back.
     #[cold]
     pub(crate) fn read_before_use(self: &Rc<Self>, at: Place) {
-        if !matches!(self.phase(), Phase::Kept | Phase::RolledBack) || self.value.try_borrow_mut().is_err() {
+        if !matches!(self.phase(), RowPhase::Persistent | RowPhase::RolledBack) || self.value.try_borrow_mut().is_err()
+        {
             return;
         }
-        if !self.read_again(at) && self.phase() == Phase::Kept {
-            // The program gets what was known before. The transaction can be committed if that turns out to be still so.
-            let _ = self.note_touched(false, at);
+        if !self.read_again(at) && self.phase() == RowPhase::Persistent {
+            // The program gets the known value. The flush verifies that the row still has it.
+            let _ = self.mark_dirty(false, at);
         }
     }
 
-    /// Reads the row again, as far as its session can do that now. Whether the base, or the value of a row that nobody has written to, is
-    /// by now what the database has.
+    /// Reads the row again, if its session can do so now. Returns whether the original values (or the value, if the row
+    /// is not dirty) are now those in the database.
     fn read_again(&self, at: Place) -> bool {
-        let (Some(id), Some(read)) = (self.id(), &self.home.reader) else { return false };
+        let (Some(id), Some(read)) = (self.id(), &self.entity_state.row_reader) else { return false };
         let row = match read(&id, self.may_be_locked(), at) {
             Ok(Some(row)) => row,
             Ok(None) => return false,
@@ -443,100 +421,103 @@ impl<T: Entity> TrackedRow<T> {
                 return false;
             }
         };
-        if self.is_touched() {
-            return self.rebase(row);
+        if self.is_marked_dirty() {
+            return self.replace_original(row);
         }
-        // With a version, what the program knew is what its write is compared with. An attempt of `retry` begins with nothing known.
-        let keeps = T::VERSIONED && self.phase() == Phase::Kept && !self.is_from_before_attempt();
-        if keeps
+        // With a version, a write is compared with the version that the program knew, except in an attempt of `retry`,
+        // which starts from the newest row.
+        let keeps_known = T::VERSIONED && self.phase() == RowPhase::Persistent && !self.was_read_before_attempt();
+        if keeps_known
             && self
                 .value
                 .try_borrow()
-                .is_ok_and(|value| value.as_ref().is_some_and(|known| !self.is_still(known, &row)))
+                .is_ok_and(|value| value.as_ref().is_some_and(|known| !self.is_unchanged(known, &row)))
         {
             return false;
         }
-        self.renew(row);
-        self.phase() == Phase::Kept
+        self.refresh(row);
+        self.phase() == RowPhase::Persistent
     }
 
-    /// Takes in a row that a query gave. What the program has written and not flushed stays.
-    pub(crate) fn take_in(&self, row: T) {
-        if self.is_touched() {
-            self.rebase(row);
-        } else if !(T::VERSIONED && self.is_doomed()) {
-            self.renew(row);
+    /// Updates the value from a row that a query has returned. Writes that are not flushed stay.
+    pub(crate) fn merge(&self, row: T) {
+        if self.is_marked_dirty() {
+            self.replace_original(row);
+        } else if !(T::VERSIONED && self.is_delete_scheduled()) {
+            self.refresh(row);
         }
     }
 
-    /// Makes what the database has by now the base of a touched entry; columns that were not written get its values. Not where the
-    /// program's own values were made of a row that has changed since, as the version says or as nobody knows: then the flush fails.
-    fn rebase(&self, mut row: T) -> bool {
+    /// Replaces the original values of a dirty row by the row that the database has now, and merges its values into the
+    /// columns that the program has not written. If the version has changed, or if the row has changed and the original
+    /// values were unverified, the program has computed its values from an outdated row: then the original values stay
+    /// unverified, and the flush fails.
+    fn replace_original(&self, mut row: T) -> bool {
         let value = self.value.try_borrow().map(|value| value.clone());
         let Ok(value) = value else {
-            self.verified.set(NEVER);
+            self.verified_at.set(NEVER);
             return false;
         };
-        let (Some(base), Some(value)) = (self.base.borrow().clone(), value) else { return false };
-        let is_still = self.is_still(&base, &row);
-        if !is_still || changes(&*base, &row) != 0 {
-            if !is_still || self.verified.get() == NEVER {
-                self.verified.set(NEVER);
+        let (Some(original), Some(value)) = (self.original.borrow().clone(), value) else { return false };
+        let is_unchanged = self.is_unchanged(&original, &row);
+        if !is_unchanged || changed_columns(&*original, &row) != 0 {
+            if !is_unchanged || self.verified_at.get() == NEVER {
+                self.verified_at.set(NEVER);
                 return false;
             }
             let newest = Rc::new(row.clone());
             let mut merged = T::clone(&value);
-            T::take_unwritten(&base, &mut merged, &mut row);
+            T::merge_unwritten(&original, &mut merged, &mut row);
             let old_value = match self.value.try_borrow_mut() {
                 Ok(mut value) => value.replace(Rc::new(merged)),
                 Err(_) => return false,
             };
-            let old_base = self.base.replace(Some(newest));
+            let old_base = self.original.replace(Some(newest));
             drop_catching_panic(old_value);
             drop_catching_panic(old_base);
             drop_catching_panic(row);
         }
-        self.verified.set(self.home.unit_state.now());
-        self.seen.set(self.home.unit_state.read_now());
-        drop_catching_panic(base);
+        self.verified_at.set(self.entity_state.unit_state.now());
+        self.read_at.set(self.entity_state.unit_state.read_now());
+        drop_catching_panic(original);
         drop_catching_panic(value);
         true
     }
 
-    /// Compares an unverified base with the row as it is now; an error of the flush if that has changed. If the row is gone, the
-    /// UPDATE or DELETE tells, if there is one.
+    /// Compares unverified original values with the row that the database has now. If the row has changed, the flush
+    /// fails. A missing row is reported by its UPDATE or DELETE, or here if the flush sends neither.
     pub(crate) fn verify(&self, row: Option<T>, at: Place) -> Result<()> {
-        let operation = match (self.doomed.get(), self.differences() != 0) {
+        let operation = match (self.delete_scheduled.get(), self.differences() != 0) {
             (true, _) => "delete",
             (false, true) => "update",
             (false, false) => "read",
         };
-        if row.map_or(operation != "read", |row| self.rebase(row)) {
+        if row.map_or(operation != "read", |row| self.replace_original(row)) {
             return Ok(());
         }
-        let key = self.shown_key().unwrap_or_default();
+        let key = self.key_text().unwrap_or_default();
         Err(Error::Stale { entity: T::NAME, key, operation, at, undo: Undo::default() })
     }
 
-    /// Both values, of a touched entry that nobody is writing.
-    pub(crate) fn versions(&self, at: Place) -> Result<(Rc<T>, Rc<T>)> {
-        let value = self.value.try_borrow().map_err(|_| self.in_writing(at))?;
-        let value = value.as_ref().expect("a touched entry has a value");
-        let base = self.base.borrow();
-        Ok((Rc::clone(base.as_ref().expect("a touched entry has a base")), Rc::clone(value)))
+    /// The original values and the value of a dirty row. An error if a write guard of the row is alive.
+    pub(crate) fn original_and_value(&self, at: Place) -> Result<(Rc<T>, Rc<T>)> {
+        let value = self.value.try_borrow().map_err(|_| self.write_in_progress(at))?;
+        let value = value.as_ref().expect("a dirty row has a value");
+        let original = self.original.borrow();
+        Ok((Rc::clone(original.as_ref().expect("a dirty row has original values")), Rc::clone(value)))
     }
 
-    /// The value is what is in the database: after it was flushed.
+    /// Drops the original values after the UPDATE of the row was sent.
     ///
-    /// Where a clone of the row panics, the base is still there, so that a rollback finds it.
-    pub(crate) fn settle(&self, bump: bool) {
-        if bump {
-            self.bump();
+    /// If a clone of the row panics, the original values are still there for the rollback.
+    pub(crate) fn mark_flushed(&self, bump_version: bool) {
+        if bump_version {
+            self.bump_version();
         }
-        drop_catching_panic(self.base.take());
+        drop_catching_panic(self.original.take());
     }
 
-    fn bump(&self) {
+    fn bump_version(&self) {
         let shared = match self.value.try_borrow_mut().as_deref_mut() {
             Ok(Some(value)) => match Rc::get_mut(value) {
                 Some(value) => return value.bump_version(),
@@ -551,78 +532,79 @@ impl<T: Entity> TrackedRow<T> {
         drop_catching_panic(old);
     }
 
-    /// The value is what was in the database: whatever was written is forgotten.
+    /// Restores the original values. Writes that are not flushed are lost.
     pub(crate) fn revert(&self) {
-        let Some(base) = self.base.take() else { return };
+        let Some(original) = self.original.take() else { return };
         let written = match self.value.try_borrow_mut() {
-            Ok(mut value) => value.replace(base),
-            // It is being written at this moment: what will be in memory then is not in the database.
+            Ok(mut value) => value.replace(original),
+            // A write guard is alive, so the value in memory will differ from the database.
             Err(_) => {
-                if self.phase.get() == Phase::Kept {
-                    self.phase.set(Phase::RolledBack);
+                if self.phase.get() == RowPhase::Persistent {
+                    self.phase.set(RowPhase::RolledBack);
                 }
-                Some(base)
+                Some(original)
             }
         };
         drop_catching_panic(written);
     }
 
-    /// The row as it was read just now.
-    pub(crate) fn renew(&self, row: T) {
+    /// Sets the value to a row that was read just now.
+    pub(crate) fn refresh(&self, row: T) {
         let Ok(mut value) = self.value.try_borrow_mut() else {
-            self.set_phase_of_row(Phase::RolledBack);
+            self.settle_phase(RowPhase::RolledBack);
             return drop_catching_panic(row);
         };
         let old = value.replace(Rc::new(row));
         drop(value);
-        self.set_phase_of_row(Phase::Kept);
-        self.seen.set(self.home.unit_state.read_now());
+        self.settle_phase(RowPhase::Persistent);
+        self.read_at.set(self.entity_state.unit_state.read_now());
         drop_catching_panic(old);
     }
 
-    fn set_phase_of_row(&self, phase: Phase) {
-        self.doubt.take();
+    fn settle_phase(&self, phase: RowPhase) {
+        self.pending_verdict.take();
         self.phase.set(phase);
     }
 
-    /// The row is there, but what is known of it may be old.
+    /// Marks the value as possibly outdated.
     pub(crate) fn expire(&self) {
-        self.seen.set(NEVER);
+        self.read_at.set(NEVER);
     }
 
     pub(crate) fn inserted(&self, row: T) {
-        if let Some(cell) = self.awaited.get() {
-            cell.fill(row.id());
+        if let Some(cell) = self.key_cell.get() {
+            cell.set(row.id());
         }
-        self.renew(row);
+        self.refresh(row);
     }
 
-    /// Its insert was rolled back, or will not be.
+    /// Marks the row as never inserted: its INSERT was rolled back or will not be sent.
     pub(crate) fn discard(&self) {
-        self.set_phase(Phase::Discarded);
-        if let Some(cell) = self.awaited.get() {
-            cell.void();
+        self.set_phase(RowPhase::Discarded);
+        if let Some(cell) = self.key_cell.get() {
+            cell.invalidate();
         }
-        drop_catching_panic(self.base.take());
+        drop_catching_panic(self.original.take());
     }
 
-    pub(crate) fn set_phase(&self, phase: Phase) {
-        self.set_phase_of_row(phase);
-        self.doomed.set(false);
+    pub(crate) fn set_phase(&self, phase: RowPhase) {
+        self.settle_phase(phase);
+        self.delete_scheduled.set(false);
     }
 
     pub(crate) fn wrong_state(&self, operation: &'static str, at: Place) -> Error {
-        Error::WrongState { entity: T::NAME, key: self.shown_key(), state: self.state(), operation, at }
+        Error::WrongState { entity: T::NAME, key: self.key_text(), state: self.state(), operation, at }
     }
 
-    pub(crate) fn in_writing(&self, at: Place) -> Error {
-        let held_at = self.written_at.get().unwrap_or(Location::caller());
-        let key = self.shown_key();
+    pub(crate) fn write_in_progress(&self, at: Place) -> Error {
+        let held_at = self.last_write_at.get().unwrap_or(Location::caller());
+        let key = self.key_text();
         Error::WriteInProgress { entity: T::NAME, key, held_at, at }
     }
 }
 
-/// The columns in which `row` differs from what was known. A value that is not equal to itself has not changed.
-fn changes<T: Entity>(known: &T, row: &T) -> Columns {
+/// The columns in which `row` differs from the known value. A field that is not equal to itself (NaN) counts as
+/// unchanged.
+fn changed_columns<T: Entity>(known: &T, row: &T) -> Columns {
     T::differences(known, row) & !T::differences(known, known)
 }

@@ -1,4 +1,4 @@
-//! What the entries of one session have to know of it, and it of them, whatever their type.
+//! The state that all tracked rows of one session share, whatever their entity.
 
 use std::cell::Cell;
 
@@ -6,37 +6,37 @@ use crate::error::Place;
 
 #[derive(Debug)]
 pub(crate) struct UnitState {
-    /// Counts the moments at which something that was read may have become outdated. It begins at 1.
+    /// A logical clock. It advances whenever values that were read may have become outdated. It begins at 1.
     clock: Cell<u64>,
-    /// Whatever was read before this moment may be outdated.
+    /// A row that was read before this moment may be outdated.
     epoch: Cell<u64>,
-    /// When the present attempt of `retry` began; 0 outside of one.
-    attempt: Cell<u64>,
+    /// When the present attempt of `retry` began; `NEVER` outside of an attempt.
+    attempt_began: Cell<u64>,
     /// When the last transaction ended.
-    transaction: Cell<u64>,
-    /// When the present transaction sent its first statement that may change rows; `NEVER` if it has sent none.
-    changing: Cell<u64>,
-    /// A row that was read from the first of these moments on and before the second one may show changes that were rolled back.
+    last_transaction_end: Cell<u64>,
+    /// When the present transaction sent its first statement that may change rows; `NEVER` if there was none.
+    first_change: Cell<u64>,
+    /// A row that was read at or after the first moment and before the second may show changes that were rolled back.
     rolled_back: Cell<(u64, u64)>,
-    /// What is read now is valid for no longer than its statement, which is committed by itself.
-    fleeting: Cell<bool>,
-    /// Where the first change was made that has not been flushed.
+    /// The session is in autocommit mode and outside of a transaction: a read is valid for its own statement only.
+    autocommit_reads: Cell<bool>,
+    /// The source location of the first change that is not flushed.
     unflushed: Cell<Option<Place>>,
-    /// Open savepoints of the session.
+    /// The number of open savepoints of the session.
     level: Cell<u32>,
-    /// Changes flushed so far.
-    flushed: Cell<u64>,
-    /// Numbers given to entries so far.
-    numbers: Cell<u64>,
-    /// When a row was inserted last whose key the database counts.
-    counted: Cell<u64>,
-    /// A row that is read now is read outside of the transaction that a write of it will begin.
-    outside: Cell<bool>,
-    /// The session is over, or has been emptied: nothing of this unit_state is kept any more.
+    /// The number of the last flushed change.
+    last_change: Cell<u64>,
+    /// The last number that `next_number` has returned.
+    last_number: Cell<u64>,
+    /// When the last row with an AUTO_INCREMENT key was inserted.
+    last_auto_increment_insert: Cell<u64>,
+    /// A read now happens before the transaction that the first write will begin.
+    reads_before_transaction: Cell<bool>,
+    /// The session has ended or has expunged all rows. Rows of this state are detached.
     ended: Cell<bool>,
 }
 
-/// The moment of a read whose answer is valid no longer.
+/// A moment before the first: the row was never read, or its value is not valid any more.
 pub(super) const NEVER: u64 = 0;
 
 impl Default for UnitState {
@@ -44,18 +44,18 @@ impl Default for UnitState {
         Self {
             clock: Cell::new(1),
             epoch: Cell::new(1),
-            attempt: Cell::new(NEVER),
-            transaction: Cell::new(1),
-            changing: Cell::new(NEVER),
+            attempt_began: Cell::new(NEVER),
+            last_transaction_end: Cell::new(1),
+            first_change: Cell::new(NEVER),
             rolled_back: Cell::new((u64::MAX, NEVER)),
-            fleeting: Cell::new(false),
+            autocommit_reads: Cell::new(false),
             unflushed: Cell::new(None),
             level: Cell::new(0),
-            flushed: Cell::new(0),
+            last_change: Cell::new(0),
             ended: Cell::new(false),
-            numbers: Cell::new(0),
-            counted: Cell::new(NEVER),
-            outside: Cell::new(false),
+            last_number: Cell::new(0),
+            last_auto_increment_insert: Cell::new(NEVER),
+            reads_before_transaction: Cell::new(false),
         }
     }
 }
@@ -69,7 +69,7 @@ impl UnitState {
         self.epoch.set(self.tick());
     }
 
-    /// A new moment, after all that were.
+    /// Advances the clock.
     pub(super) fn tick(&self) -> u64 {
         self.clock.set(self.clock.get() + 1);
         self.clock.get()
@@ -79,85 +79,86 @@ impl UnitState {
         self.clock.get()
     }
 
-    /// The moment to note for a row that is read now.
+    /// The moment of a read that happens now.
     pub(super) fn read_now(&self) -> u64 {
-        if self.fleeting.get() { NEVER } else { self.clock.get() }
+        if self.autocommit_reads.get() { NEVER } else { self.clock.get() }
     }
 
     #[inline]
-    pub(crate) fn set_fleeting(&self, fleeting: bool) {
-        self.fleeting.set(fleeting);
+    pub(crate) fn set_autocommit_reads(&self, autocommit_reads: bool) {
+        self.autocommit_reads.set(autocommit_reads);
     }
 
     #[inline]
-    pub(super) fn attempt(&self) -> u64 {
-        self.attempt.get()
+    pub(super) fn attempt_began(&self) -> u64 {
+        self.attempt_began.get()
     }
 
-    /// An attempt of `retry` begins: nothing is known.
+    /// Begins an attempt of `retry`, in which every known value is outdated.
     pub(super) fn begin_attempt(&self) {
         self.expire();
-        self.attempt.set(self.clock.get());
+        self.attempt_began.set(self.clock.get());
     }
 
-    /// The transaction has ended, and with it the attempt that it was.
+    /// Ends the transaction, and the attempt of `retry` that it belongs to.
     pub(super) fn end_transaction(&self) {
         self.expire();
-        self.attempt.set(NEVER);
-        self.changing.set(NEVER);
-        self.transaction.set(self.clock.get());
-        self.counted.set(NEVER);
-        self.outside.set(false);
+        self.attempt_began.set(NEVER);
+        self.first_change.set(NEVER);
+        self.last_transaction_end.set(self.clock.get());
+        self.last_auto_increment_insert.set(NEVER);
+        self.reads_before_transaction.set(false);
     }
 
-    /// The present transaction sends a statement that may change rows.
+    /// Notes that the present transaction sends a statement that may change rows.
     #[inline]
     pub(super) fn note_changing(&self) {
-        if self.changing.get() == NEVER {
-            self.changing.set(self.clock.get());
+        if self.first_change.get() == NEVER {
+            self.first_change.set(self.clock.get());
         }
     }
 
-    /// The transaction, or a savepoint in it, was rolled back, or may have been. The interval only grows, so rows that were read
-    /// between two such transactions are in it too.
+    /// Notes that the transaction or a savepoint was rolled back, or may have been. The interval only grows, so it also
+    /// contains rows that were read between two such transactions.
     pub(super) fn note_rollback(&self) {
-        if self.changing.get() != NEVER {
+        if self.first_change.get() != NEVER {
             let (from, _) = self.rolled_back.get();
-            self.rolled_back.set((from.min(self.changing.get()), self.tick()));
+            self.rolled_back.set((from.min(self.first_change.get()), self.tick()));
         }
     }
 
-    /// Whether a row that was read at `moment` may show changes that were rolled back. Of a row that was expired by itself the moment
-    /// is not known.
+    /// Whether a row that was read at `moment` may show changes that were rolled back. The moment is `NEVER` for a row
+    /// that was expired individually.
     pub(super) fn may_be_rolled_back(&self, moment: u64) -> bool {
         let (from, to) = self.rolled_back.get();
         moment < to && (moment >= from || moment == NEVER)
     }
 
-    /// Whether something that was done at `moment` was done in the present transaction.
+    /// Whether `moment` is in the present transaction.
     pub(super) fn is_of_transaction(&self, moment: u64) -> bool {
-        moment >= self.transaction.get()
+        moment >= self.last_transaction_end.get()
     }
 
-    /// An INSERT is sent for which the database counts. Whether the database certainly has not counted for another statement of this
-    /// transaction, so that there is nothing to forget.
-    pub(super) fn counts_now(&self) -> bool {
-        let is_first = self.counted.get() == NEVER && self.epoch.get() == self.transaction.get();
-        self.counted.set(self.clock.get());
+    /// Notes an INSERT of rows with AUTO_INCREMENT keys. Returns whether LAST_INSERT_ID is certainly not set by an
+    /// earlier statement of this transaction, so that it need not be reset.
+    pub(super) fn note_auto_increment_insert(&self) -> bool {
+        let is_first =
+            self.last_auto_increment_insert.get() == NEVER && self.epoch.get() == self.last_transaction_end.get();
+        self.last_auto_increment_insert.set(self.clock.get());
         is_first
     }
 
     #[inline]
-    pub(crate) fn set_outside(&self, outside: bool) {
-        self.outside.set(outside);
+    pub(crate) fn set_reads_before_transaction(&self, reads_before_transaction: bool) {
+        self.reads_before_transaction.set(reads_before_transaction);
     }
 
     #[inline]
-    pub(super) fn is_outside(&self) -> bool {
-        self.outside.get()
+    pub(super) fn reads_before_transaction(&self) -> bool {
+        self.reads_before_transaction.get()
     }
 
-    pub(crate) fn note_change(&self, at: Place) {
+    pub(crate) fn note_unflushed(&self, at: Place) {
         if self.unflushed.get().is_none() {
             self.unflushed.set(Some(at));
         }
@@ -167,7 +168,7 @@ impl UnitState {
         self.unflushed.get()
     }
 
-    pub(crate) fn nothing_unflushed(&self) {
+    pub(crate) fn clear_unflushed(&self) {
         self.unflushed.set(None);
     }
 
@@ -179,16 +180,16 @@ impl UnitState {
         self.level.set(level);
     }
 
-    /// The number of one more change.
+    /// Numbers the next flushed change.
     pub(crate) fn count_change(&self) -> u64 {
-        self.flushed.set(self.flushed.get() + 1);
-        self.flushed.get()
+        self.last_change.set(self.last_change.get() + 1);
+        self.last_change.get()
     }
 
-    /// A number that is greater than all before.
+    /// A number that is greater than all earlier ones.
     pub(crate) fn next_number(&self) -> u64 {
-        self.numbers.set(self.numbers.get() + 1);
-        self.numbers.get()
+        self.last_number.set(self.last_number.get() + 1);
+        self.last_number.get()
     }
 
     pub(crate) fn end(&self) {

@@ -1,4 +1,4 @@
-//~ error[E0277]: `Rc<diesel_session::unit_of_work::entry::Entry<User>>` cannot be sent between threads safely
+//~ error[E0277]: `Rc<diesel_session::unit_of_work::tracked_row::TrackedRow<User>>` cannot be sent between threads safely
 use errors::{DB, Db, User};
 
 fn main() {

@@ -1,4 +1,4 @@
-//! Conditions on keys that Diesel has no expression for.
+//! Conditions on keys that Diesel has no expressions for.
 
 use std::any::type_name;
 use std::fmt;
@@ -10,20 +10,21 @@ use diesel::query_source::Column;
 use diesel::result::QueryResult;
 use diesel::sql_types::{Bool, SqlType};
 
-/// `column = value` for a text.
+/// `column = value` for a text key.
 ///
-/// PostgreSQL gives a `CHAR(n)` back with its blanks, and compares it with a text parameter without them. So a value that ends in
-/// blanks also finds the column that is equal without them, if the column is longer than that: then it has blanks, and is a `CHAR(n)`.
+/// PostgreSQL returns a `CHAR(n)` with its trailing blanks, and compares it with a text parameter without them. So a
+/// value with trailing blanks also matches a column that equals the trimmed value and is longer: such a column has
+/// trailing blanks and is a `CHAR(n)`.
 #[doc(hidden)]
 pub struct TextKey<C, V, W> {
     column: C,
     value: V,
     trimmed: Option<W>,
-    /// What names PostgreSQL's own functions, if it is known to be PostgreSQL.
+    /// The schema prefix of PostgreSQL's own functions. Empty if the database is not known to be PostgreSQL.
     schema: &'static str,
 }
 
-/// A value as an expression of a column's type.
+/// A value as an expression of the SQL type of a column.
 type Bound<V, C> = <V as AsExpression<<C as Expression>::SqlType>>::Expression;
 
 #[doc(hidden)]
@@ -43,13 +44,13 @@ where
     TextKey { column, value: value.as_expression(), trimmed, schema }
 }
 
-/// Whether a text ends in blanks, which PostgreSQL passes over in a `CHAR(n)`.
+/// Whether a text has trailing blanks, which PostgreSQL ignores in a `CHAR(n)`.
 #[doc(hidden)]
 pub fn ends_in_blanks(text: &str) -> bool {
     text.ends_with(' ')
 }
 
-/// `column = value`, with the value as a column would keep it that has so many digits of a second.
+/// `column = value`, with the value rounded to `digits` fractional digits of a second.
 #[doc(hidden)]
 pub struct RoundedKey<C, V> {
     column: C,
@@ -66,8 +67,8 @@ where
     RoundedKey { column, value: value.as_expression(), digits }
 }
 
-/// What a value of that SQL type can be rounded to.
-fn moment<ST>() -> Option<&'static str> {
+/// The SQL type to which a value of type `ST` is cast to round it. None if the type has no time of day.
+fn rounded_type<ST>() -> Option<&'static str> {
     let name = type_name::<ST>();
     match name.rsplit("::").next()? {
         "Timestamp" | "Datetime" if name.starts_with("diesel::") => Some("DATETIME"),
@@ -76,13 +77,13 @@ fn moment<ST>() -> Option<&'static str> {
     }
 }
 
-/// Whether values of a column have a time of day.
+/// Whether the values of a column have a time of day, which the database may round.
 #[doc(hidden)]
-pub fn is_rounded<C: Column>(_: C) -> bool {
-    moment::<C::SqlType>().is_some()
+pub fn has_time_of_day<C: Column>(_: C) -> bool {
+    rounded_type::<C::SqlType>().is_some()
 }
 
-/// Whether a column is an integer, which databases count.
+/// Whether a column is an integer, which can be an AUTO_INCREMENT.
 #[doc(hidden)]
 pub fn is_integer<C: Column>(_: C) -> bool {
     let name = type_name::<C::SqlType>();
@@ -92,16 +93,16 @@ pub fn is_integer<C: Column>(_: C) -> bool {
         && !name.contains("Nullable<")
 }
 
-/// `column IN (..)` for numbers that the database made.
+/// `column IN (..)` for AUTO_INCREMENT numbers.
 #[doc(hidden)]
-pub struct Numbered<'n, C> {
+pub struct AutoIncrementKeys<'n, C> {
     column: C,
     numbers: &'n [u64],
 }
 
 #[doc(hidden)]
-pub fn numbered<C: Column>(column: C, numbers: &[u64]) -> Numbered<'_, C> {
-    Numbered { column, numbers }
+pub fn auto_increment_keys<C: Column>(column: C, numbers: &[u64]) -> AutoIncrementKeys<'_, C> {
+    AutoIncrementKeys { column, numbers }
 }
 
 impl<C, V, W, DB> QueryFragment<DB> for TextKey<C, V, W>
@@ -139,31 +140,31 @@ where
     DB: Backend,
 {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
-        let moment = moment::<C::SqlType>();
+        let rounded_type = rounded_type::<C::SqlType>();
         out.push_sql("(");
         self.column.walk_ast(out.reborrow())?;
-        out.push_sql(if moment.is_some() { " = CAST(" } else { " = " });
+        out.push_sql(if rounded_type.is_some() { " = CAST(" } else { " = " });
         self.value.walk_ast(out.reborrow())?;
-        if let Some(moment) = moment {
-            out.push_sql(&format!(" AS {moment}({}))", self.digits));
+        if let Some(rounded_type) = rounded_type {
+            out.push_sql(&format!(" AS {rounded_type}({}))", self.digits));
         }
         out.push_sql(")");
         Ok(())
     }
 }
 
-impl<C, DB> QueryFragment<DB> for Numbered<'_, C>
+impl<C, DB> QueryFragment<DB> for AutoIncrementKeys<'_, C>
 where
     C: QueryFragment<DB>,
     DB: Backend,
 {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
-        // There are as many of these conditions as there are numbers of rows.
+        // Every number of rows makes another statement, so the statements are not cached.
         out.unsafe_to_cache_prepared();
         out.push_sql("(");
         self.column.walk_ast(out.reborrow())?;
-        for (place, number) in self.numbers.iter().enumerate() {
-            out.push_sql(if place == 0 { " IN (" } else { ", " });
+        for (index, number) in self.numbers.iter().enumerate() {
+            out.push_sql(if index == 0 { " IN (" } else { ", " });
             out.push_sql(&number.to_string());
         }
         out.push_sql("))");
@@ -199,4 +200,4 @@ macro_rules! conditions {
     )+ };
 }
 
-conditions!(TextKey<C, V, W>, RoundedKey<C, V>, Numbered<'n, C>);
+conditions!(TextKey<C, V, W>, RoundedKey<C, V>, AutoIncrementKeys<'n, C>);

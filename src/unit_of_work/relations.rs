@@ -1,4 +1,4 @@
-//! Foreign keys between entities, as far as a flush has to know them.
+//! Foreign keys between entities, as far as a flush needs them.
 
 use std::any::{Any, TypeId};
 use std::collections::HashSet;
@@ -7,32 +7,32 @@ use std::rc::Rc;
 
 use super::entity::Entity;
 
-/// The foreign keys of an entity type and of all its ancestors, whether a session has used those types or not. They are those of the
-/// tables: several entities may have one.
+/// The foreign keys of an entity and of all its ancestors, whether or not a session has used those types. A foreign key
+/// connects tables, and several entities may share a table.
 #[doc(hidden)]
 #[derive(Debug, Clone, Default)]
 pub struct Relations {
-    /// The tables of child and parent.
+    /// Pairs of a child table and its parent table.
     edges: HashSet<(TypeId, TypeId)>,
     visited: HashSet<TypeId>,
 }
 
 impl Relations {
-    /// Those of `T` and of its ancestors.
+    /// The foreign keys of `T` and of its ancestors.
     pub(super) fn of<T: Entity>() -> Self {
         let mut relations = Self::default();
         relations.visit::<T>();
         relations
     }
 
-    /// An entity type that is a parent. Types may refer to each other in a circle.
+    /// Adds the foreign keys of a parent. Each type is visited once, because types may refer to each other in a circle.
     pub(super) fn visit<T: Entity>(&mut self) {
         if self.visited.insert(TypeId::of::<T>()) {
             T::parents(self);
         }
     }
 
-    /// A foreign key between these tables.
+    /// Adds a foreign key.
     pub fn add(&mut self, child: TypeId, parent: TypeId) {
         self.edges.insert((child, parent));
     }
@@ -41,8 +41,8 @@ impl Relations {
         self.edges.extend(&other.edges);
     }
 
-    /// The tables of the rows without which a row of the table `child` may not be: parents, their parents and so on; `child` itself if
-    /// its rows refer, directly or not, to rows of their own table.
+    /// The ancestor tables of `child`: its parents, their parents and so on. They include `child` if its rows refer to
+    /// rows of their own table, directly or through other tables.
     pub(super) fn ancestors(&self, child: TypeId) -> HashSet<TypeId> {
         let mut found = HashSet::new();
         let mut next = vec![child];
@@ -63,7 +63,7 @@ impl Relations {
 pub struct Reference {
     /// The parent's table.
     pub(super) parent: TypeId,
-    /// The parent's `Id`. Another type if the foreign key refers to another column than the parent's key.
+    /// The parent's `Id`. It has another type if the foreign key refers to a column other than the parent's key.
     pub(super) key: Rc<dyn Any>,
 }
 
@@ -79,18 +79,10 @@ impl fmt::Debug for Reference {
     }
 }
 
-/// A foreign key that differs between two values of one row.
+/// A foreign key that differs between the old and the new value of a row.
 #[doc(hidden)]
 #[derive(Debug, Clone)]
 pub struct Move {
     pub from: Option<Reference>,
     pub to: Option<Reference>,
-}
-
-/// A key without what databases may pass over when they compare: letter case and blanks. Keys that are equal for the database are
-/// alike; others may be.
-pub(super) fn alike(key: &impl fmt::Debug) -> String {
-    let mut text = format!("{key:?}").to_lowercase();
-    text.retain(|c| c != ' ');
-    text
 }

@@ -1,4 +1,4 @@
-//! One UPDATE of several rows, each with values of its own.
+//! One UPDATE of several rows with different values, and the locks of several rows.
 
 use std::fmt;
 use std::iter::zip;
@@ -11,114 +11,116 @@ use diesel::query_source::Column;
 use diesel::result::QueryResult;
 use diesel::sql_types::{Bool, Integer, SqlType};
 
-/// Most rows of one such UPDATE, where a row has so many values. Beyond a few hundred a longer statement gains nothing.
+/// Maximum number of rows of one UPDATE, for rows of `values` values. A statement of more than a few hundred rows is
+/// not faster.
 #[doc(hidden)]
-pub const fn updates_of(values: usize, binds: usize) -> usize {
+pub const fn max_update_rows(values: usize, binds: usize) -> usize {
     match binds.checked_div(values) {
         Some(rows) if rows < 500 => rows,
         _ => 500,
     }
 }
 
-/// `WITH rows AS (SELECT .. FOR NO KEY UPDATE) UPDATE .. FROM rows RETURNING`, which gives back the numbers of the rows that were
-/// there, from 0.
+/// `WITH rows AS (SELECT .. FOR NO KEY UPDATE) UPDATE .. FROM rows RETURNING`. The statement returns the index of each
+/// row that was found.
 ///
-/// The UPDATE alone would lock the rows in the order of its join, which differs from session to session, so that two sessions could
-/// wait for each other whatever the order in which the program writes. The lock is the one that an UPDATE takes that leaves keys
-/// as they are.
+/// The UPDATE alone would lock the rows in the order of its join, which differs from session to session. Two sessions
+/// could then deadlock, whatever the order in which the program writes. `FOR NO KEY UPDATE` is the lock of an UPDATE
+/// that changes no key.
 ///
-/// A number and not the key, as the database may have the key in other letters than the program: it is the database alone that compares
-/// keys here. Values are bound as the types of their columns, which PostgreSQL is told, so that the list needs no casts.
+/// The statement returns indices instead of keys, because the database may spell a key differently than the program.
+/// Only the database compares keys here. Values are bound with the types of their columns, so the list needs no casts.
 #[doc(hidden)]
 pub struct UpdateMany<'a, T, DB> {
     table: T,
     rows: usize,
-    wheres: Vec<Values<'a, DB>>,
-    sets: Vec<Values<'a, DB>>,
-    version: Option<Values<'a, DB>>,
+    keys: Vec<UpdateColumn<'a, DB>>,
+    sets: Vec<UpdateColumn<'a, DB>>,
+    version: Option<UpdateColumn<'a, DB>>,
 }
 
-/// A column, and what it is to be in each row.
-struct Values<'a, DB> {
+/// A column and its value for each row.
+struct UpdateColumn<'a, DB> {
     name: &'static str,
-    /// With its table.
+    /// The column, qualified by its table.
     column: Box<dyn QueryFragment<DB> + 'a>,
-    values: Box<dyn Each<DB> + 'a>,
+    values: Box<dyn ColumnValues<DB> + 'a>,
 }
 
 impl<'a, T, DB: Backend> UpdateMany<'a, T, DB> {
     pub fn new(table: T, rows: usize) -> Self {
-        Self { table, rows, wheres: Vec::new(), sets: Vec::new(), version: None }
+        Self { table, rows, keys: Vec::new(), sets: Vec::new(), version: None }
     }
 
-    /// A part of the key.
+    /// Adds a column of the key.
     pub fn key<C, V>(&mut self, column: C, values: impl Iterator<Item = V>)
     where
         C: Column<SqlType: SqlType + TypedExpressionType> + QueryFragment<DB> + 'a,
         V: AsExpression<C::SqlType, Expression: QueryFragment<DB> + 'a>,
     {
-        self.wheres.push(values_of(column, values));
+        self.keys.push(update_column(column, values));
     }
 
-    /// The version that each row has so far.
+    /// Adds the version column, with the present version of each row.
     pub fn version<C, V>(&mut self, column: C, values: impl Iterator<Item = V>)
     where
         C: Column<SqlType: SqlType + TypedExpressionType> + QueryFragment<DB> + 'a,
         V: AsExpression<C::SqlType, Expression: QueryFragment<DB> + 'a>,
     {
-        self.version = Some(values_of(column, values));
+        self.version = Some(update_column(column, values));
     }
 
+    /// Adds a column to set.
     pub fn set<C, V>(&mut self, column: C, values: impl Iterator<Item = V>)
     where
         C: Column<SqlType: SqlType + TypedExpressionType> + QueryFragment<DB> + 'a,
         V: AsExpression<C::SqlType, Expression: QueryFragment<DB> + 'a>,
     {
-        self.sets.push(values_of(column, values));
+        self.sets.push(update_column(column, values));
     }
 }
 
-fn values_of<'a, DB, C, V>(column: C, values: impl Iterator<Item = V>) -> Values<'a, DB>
+fn update_column<'a, DB, C, V>(column: C, values: impl Iterator<Item = V>) -> UpdateColumn<'a, DB>
 where
     DB: Backend,
     C: Column<SqlType: SqlType + TypedExpressionType> + QueryFragment<DB> + 'a,
     V: AsExpression<C::SqlType, Expression: QueryFragment<DB> + 'a>,
 {
     let values: Vec<_> = values.map(AsExpression::as_expression).collect();
-    Values { name: C::NAME, column: Box::new(column), values: Box::new(values) }
+    UpdateColumn { name: C::NAME, column: Box::new(column), values: Box::new(values) }
 }
 
-/// The values of one column. The types of different columns differ, and the statement has them row by row.
-trait Each<DB: Backend> {
+/// The values of one column. The trait hides their type, which differs between columns.
+trait ColumnValues<DB: Backend> {
     fn walk<'b>(&'b self, row: usize, out: AstPass<'_, 'b, DB>) -> QueryResult<()>;
 }
 
-impl<E: QueryFragment<DB>, DB: Backend> Each<DB> for Vec<E> {
+impl<E: QueryFragment<DB>, DB: Backend> ColumnValues<DB> for Vec<E> {
     fn walk<'b>(&'b self, row: usize, out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
         self[row].walk_ast(out)
     }
 }
 
-/// The name of the list. A table that has that name as well is refused by PostgreSQL.
+/// The name of the common table expression. PostgreSQL refuses the statement if the updated table has the same name.
 const ROWS: &str = "diesel_session_rows";
 
-/// The name of the list's values.
+/// The name of the `VALUES` list.
 const VALUES: &str = "diesel_session_values";
 
-fn of_list<DB: Backend>(out: &mut AstPass<'_, '_, DB>, list: &str, number: usize) -> QueryResult<()> {
+fn push_list_column<DB: Backend>(out: &mut AstPass<'_, '_, DB>, list: &str, number: usize) -> QueryResult<()> {
     out.push_identifier(list)?;
     out.push_sql(".");
     out.push_identifier(&format!("column{number}"))
 }
 
-/// `FROM table, (VALUES ..) WHERE .. ORDER BY .. FOR ..`: locks the rows in the order of their keys. The first value of each is its
-/// number, those of the conditions follow.
-fn locked<'a: 'b, 'b, T: QueryFragment<DB>, DB: Backend>(
+/// Writes `FROM table, (VALUES ..) WHERE .. ORDER BY .. FOR ..`, which locks the rows in the order of their keys. The
+/// first value of each list row is its index. The values of the conditions and of the set columns follow.
+fn push_locked_rows<'a: 'b, 'b, T: QueryFragment<DB>, DB: Backend>(
     table: &'b T,
     rows: usize,
-    keys: &'b [Values<'a, DB>],
-    version: Option<&'b Values<'a, DB>>,
-    sets: &'b [Values<'a, DB>],
+    keys: &'b [UpdateColumn<'a, DB>],
+    version: Option<&'b UpdateColumn<'a, DB>>,
+    sets: &'b [UpdateColumn<'a, DB>],
     clause: &str,
     out: &mut AstPass<'_, 'b, DB>,
 ) -> QueryResult<()> {
@@ -140,7 +142,7 @@ fn locked<'a: 'b, 'b, T: QueryFragment<DB>, DB: Backend>(
         out.push_sql(if number == 2 { " WHERE " } else { " AND " });
         condition.column.walk_ast(out.reborrow())?;
         out.push_sql(" = ");
-        of_list(out, VALUES, number)?;
+        push_list_column(out, VALUES, number)?;
     }
     for (number, key) in keys.iter().enumerate() {
         out.push_sql(if number == 0 { " ORDER BY " } else { ", " });
@@ -152,18 +154,18 @@ fn locked<'a: 'b, 'b, T: QueryFragment<DB>, DB: Backend>(
 
 impl<T: QueryFragment<DB>, DB: Backend> QueryFragment<DB> for UpdateMany<'_, T, DB> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
-        // There are as many of these statements as there are numbers of rows and sets of columns.
+        // Every number of rows and every set of columns makes another statement, so the statements are not cached.
         out.unsafe_to_cache_prepared();
-        let conditions = || self.wheres.iter().chain(&self.version);
+        let conditions = || self.keys.iter().chain(&self.version);
         out.push_sql("WITH ");
         out.push_identifier(ROWS)?;
         out.push_sql(" AS (SELECT ");
         out.push_identifier(VALUES)?;
         out.push_sql(".*");
-        locked(
+        push_locked_rows(
             &self.table,
             self.rows,
-            &self.wheres,
+            &self.keys,
             self.version.as_ref(),
             &self.sets,
             " FOR NO KEY UPDATE",
@@ -176,7 +178,7 @@ impl<T: QueryFragment<DB>, DB: Backend> QueryFragment<DB> for UpdateMany<'_, T, 
             out.push_sql(if number == 0 { " SET " } else { ", " });
             out.push_identifier(set.name)?;
             out.push_sql(" = ");
-            of_list(&mut out, ROWS, first_set + number)?;
+            push_list_column(&mut out, ROWS, first_set + number)?;
         }
         if let Some(version) = &self.version {
             out.push_sql(", ");
@@ -191,19 +193,19 @@ impl<T: QueryFragment<DB>, DB: Backend> QueryFragment<DB> for UpdateMany<'_, T, 
             out.push_sql(if number == 2 { " WHERE " } else { " AND " });
             condition.column.walk_ast(out.reborrow())?;
             out.push_sql(" = ");
-            of_list(&mut out, ROWS, number)?;
+            push_list_column(&mut out, ROWS, number)?;
         }
         out.push_sql(" RETURNING ");
-        of_list(&mut out, ROWS, 1)
+        push_list_column(&mut out, ROWS, 1)
     }
 }
 
-/// Locks rows in the order of their keys.
+/// A SELECT that locks rows in the order of their keys.
 #[doc(hidden)]
 pub struct LockRows<'a, T, DB> {
     table: T,
     rows: usize,
-    keys: Vec<Values<'a, DB>>,
+    keys: Vec<UpdateColumn<'a, DB>>,
     clause: &'static str,
 }
 
@@ -213,13 +215,13 @@ impl<'a, T, DB: Backend> LockRows<'a, T, DB> {
         Self { table, rows, keys: Vec::new(), clause }
     }
 
-    /// A part of the key.
+    /// Adds a column of the key.
     pub fn key<C, V>(&mut self, column: C, values: impl Iterator<Item = V>)
     where
         C: Column<SqlType: SqlType + TypedExpressionType> + QueryFragment<DB> + 'a,
         V: AsExpression<C::SqlType, Expression: QueryFragment<DB> + 'a>,
     {
-        self.keys.push(values_of(column, values));
+        self.keys.push(update_column(column, values));
     }
 }
 
@@ -227,8 +229,8 @@ impl<T: QueryFragment<DB>, DB: Backend> QueryFragment<DB> for LockRows<'_, T, DB
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
         out.unsafe_to_cache_prepared();
         out.push_sql("SELECT ");
-        of_list(&mut out, VALUES, 1)?;
-        locked(&self.table, self.rows, &self.keys, None, &[], self.clause, &mut out)
+        push_list_column(&mut out, VALUES, 1)?;
+        push_locked_rows(&self.table, self.rows, &self.keys, None, &[], self.clause, &mut out)
     }
 }
 
@@ -245,7 +247,7 @@ impl<T, DB> fmt::Debug for LockRows<'_, T, DB> {
     }
 }
 
-/// Whether the role may update a column of the table, without which it may not lock rows.
+/// A query whether the role may update a column of the table. Without this privilege it may not lock rows.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct MayLock<T>(pub T);
@@ -253,7 +255,7 @@ pub struct MayLock<T>(pub T);
 impl<T: QueryFragment<DB>, DB: Backend> QueryFragment<DB> for MayLock<T> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
         out.unsafe_to_cache_prepared();
-        // The server reads the text as a name, quotes included.
+        // The server parses the text as a name, which includes the quotes.
         out.push_sql("SELECT pg_catalog.has_any_column_privilege($name$");
         self.0.walk_ast(out.reborrow())?;
         out.push_sql("$name$, 'UPDATE')");

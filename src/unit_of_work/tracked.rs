@@ -1,4 +1,4 @@
-//! Handles to rows that a session keeps.
+//! Handles to the tracked rows of a session.
 
 use std::cell::RefMut;
 use std::fmt;
@@ -7,15 +7,15 @@ use std::panic::Location;
 use std::rc::Rc;
 
 use super::entity::Entity;
-use super::key::Fk;
+use super::fk::Fk;
 use super::tracked_row::TrackedRow;
 use crate::error::{Result, RowState};
 
-/// A handle to a row that a session keeps: what [`Session::add`](crate::Session::add), [`get`](crate::Session::get) and
-/// [`track`](crate::Session::track) give.
+/// A handle to a tracked row of a session. [`Session::add`](crate::Session::add), [`get`](crate::Session::get) and
+/// [`track`](crate::Session::track) return handles.
 ///
-/// All handles to one row of one session are the same (`==`). What is written through one of them is written to the database by the next
-/// flush, the columns that differ only. A handle belongs to its thread:
+/// All handles to one row of one session are equal (`==`). The next flush writes the columns that the program has
+/// changed through a handle. A handle belongs to its thread:
 ///
 /// ```compile_fail,E0277
 /// # use diesel::prelude::*;
@@ -28,19 +28,20 @@ use crate::error::{Result, RowState};
 /// ```
 pub struct Tracked<T: Entity>(pub(crate) Rc<TrackedRow<T>>);
 
-/// The value of a row at the moment of [`Tracked::read`], for as long as it is wanted: later writes do not change it. Its
-/// `clone()` is that of the value.
+/// The value of a row at the moment of [`Tracked::read`]. Later writes to the row do not change the snapshot. `clone()`
+/// clones the value.
 pub struct Snapshot<T>(Rc<T>);
 
-/// The value of a row for writing. A flush while it lives is [`Error::WriteInProgress`](crate::Error::WriteInProgress).
+/// Write access to the value of a row. While the guard is alive, a flush fails with
+/// [`Error::WriteInProgress`](crate::Error::WriteInProgress).
 pub struct WriteGuard<'h, T>(RefMut<'h, Option<Rc<T>>>);
 
 impl<T: Entity> Tracked<T> {
-    /// The row's value: what is known of it. Nothing is sent, except in an attempt of [`retry`](crate::Session::retry) for a row that
-    /// the attempt has not read: such a row is read first.
+    /// The row's value in memory. `read` sends no statement, with one exception: inside an attempt of
+    /// [`retry`](crate::Session::retry), a row that this attempt has not read is read from the database first.
     ///
     /// # Panics
-    /// Where [`try_read`](Self::try_read) is an error.
+    /// If [`try_read`](Self::try_read) returns an error.
     #[track_caller]
     #[inline]
     pub fn read(&self) -> Snapshot<T> {
@@ -50,15 +51,16 @@ impl<T: Entity> Tracked<T> {
         }
     }
 
-    /// The row's value for writing: `user.write().name = ..`. The next flush sends what differs.
+    /// Write access to the row's value: `user.write().name = ..`. The next flush sends the columns that differ.
     ///
-    /// A row that is [`RowState::Expired`] is read first, with one SELECT that no flush precedes. If the session cannot send that now, or
-    /// the row is gone, the value is the one that was known. The flush then reads the row, and is
-    /// [`Error::Stale`](crate::Error::Stale) if it has changed. If the row has a version and the version has changed, the value that was
-    /// known stays, too, and the flush is `Stale`.
+    /// If the row is [`RowState::Expired`], `write` first reads the row with one SELECT, without a flush. If the
+    /// session cannot send the SELECT now, or the row is missing, the guard gives the value in memory. The flush then
+    /// reads the row, and fails with [`Error::Stale`](crate::Error::Stale) if the row has changed. If the row has a
+    /// version and the SELECT returns another version, the value in memory stays as well, and the flush fails with
+    /// `Stale`.
     ///
     /// # Panics
-    /// Where [`try_write`](Self::try_write) is an error.
+    /// If [`try_write`](Self::try_write) returns an error.
     #[track_caller]
     pub fn write(&self) -> WriteGuard<'_, T> {
         match self.try_write() {
@@ -67,10 +69,10 @@ impl<T: Entity> Tracked<T> {
         }
     }
 
-    /// Writes several columns, or reads and writes: `account.update(|a| a.balance += 10)`.
+    /// Changes the row's value in a closure: `account.update(|a| a.balance += 10)`.
     ///
     /// # Panics
-    /// Where [`try_write`](Self::try_write) is an error.
+    /// If [`try_write`](Self::try_write) returns an error.
     #[track_caller]
     pub fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
         change(&mut self.write())
@@ -79,40 +81,42 @@ impl<T: Entity> Tracked<T> {
     /// The row's value; see [`read`](Self::read).
     ///
     /// # Errors
-    /// [`Error::WrongState`](crate::Error::WrongState) where there is no value: [`RowState::Pending`], [`RowState::RolledBack`], [`RowState::Discarded`].
-    /// [`Error::WriteInProgress`](crate::Error::WriteInProgress) while it is being written.
+    /// [`Error::WrongState`](crate::Error::WrongState) if the row has no value: [`RowState::Pending`],
+    /// [`RowState::RolledBack`], [`RowState::Discarded`]. [`Error::WriteInProgress`](crate::Error::WriteInProgress)
+    /// while a write guard of the row is alive.
     #[track_caller]
     #[inline]
     pub fn try_read(&self) -> Result<Snapshot<T>> {
         let at = Location::caller();
-        if self.0.is_from_before_attempt() {
+        if self.0.was_read_before_attempt() {
             self.0.read_before_use(at);
         }
         self.0.read(at).map(Snapshot)
     }
 
-    /// The row's value for writing; see [`write`](Self::write).
+    /// Write access to the row's value; see [`write`](Self::write).
     ///
     /// # Errors
-    /// [`Error::WrongState`](crate::Error::WrongState) where it could not be flushed: in every state but [`RowState::Persistent`] and [`RowState::Expired`].
-    /// [`Error::WriteInProgress`](crate::Error::WriteInProgress) while it is being written.
+    /// [`Error::WrongState`](crate::Error::WrongState) if a write could not be flushed: in every state except
+    /// [`RowState::Persistent`] and [`RowState::Expired`]. [`Error::WriteInProgress`](crate::Error::WriteInProgress)
+    /// while a write guard of the row is alive.
     #[track_caller]
     pub fn try_write(&self) -> Result<WriteGuard<'_, T>> {
-        self.0.touch(Location::caller())?;
+        self.0.begin_write(Location::caller())?;
         Ok(WriteGuard(self.0.value.borrow_mut()))
     }
 
-    /// The key as a foreign key for other rows, also before this one has been inserted.
+    /// The key of this row as a foreign key for other rows. The row need not be inserted yet.
     pub fn key(&self) -> Fk<T> {
         self.0.fk()
     }
 
-    /// What is known of the row.
+    /// The state of the row in the session.
     pub fn state(&self) -> RowState {
         self.0.state()
     }
 
-    /// Whether the next flush would send something for this row.
+    /// Whether the next flush would send a statement for this row.
     pub fn is_dirty(&self) -> bool {
         self.0.is_dirty()
     }
@@ -134,7 +138,7 @@ impl<T: Entity> Eq for Tracked<T> {}
 
 impl<T: Entity> fmt::Debug for Tracked<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.shown_key() {
+        match self.0.key_text() {
             Some(key) => write!(f, "{} {key} ({:?})", T::NAME, self.state()),
             None => write!(f, "{} ({:?})", T::NAME, self.state()),
         }
@@ -172,13 +176,13 @@ impl<T> Deref for WriteGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.0.as_deref().expect("given out for an entry with a value")
+        self.0.as_deref().expect("a write guard exists only for a row with a value")
     }
 }
 
 impl<T: Clone> DerefMut for WriteGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        Rc::make_mut(self.0.as_mut().expect("given out for an entry with a value"))
+        Rc::make_mut(self.0.as_mut().expect("a write guard exists only for a row with a value"))
     }
 }
 
@@ -189,8 +193,8 @@ impl<T: fmt::Debug> fmt::Debug for WriteGuard<'_, T> {
 }
 
 impl RowState {
-    /// Why `operation` is refused in this state, and what the program can do.
-    pub(crate) fn told(self, operation: &str) -> &'static str {
+    /// The reason why `operation` is refused in this state, and the remedy.
+    pub(crate) fn refusal(self, operation: &str) -> &'static str {
         match self {
             Self::Detached if operation == "read" => {
                 "its session has ended and rolled back a change of it, so its value is not known; `get` it in the present session"

@@ -1,4 +1,4 @@
-//! Foreign keys that may not be known yet.
+//! Foreign keys whose value may not be known yet.
 
 use std::cell::{Cell, OnceCell};
 use std::fmt;
@@ -14,10 +14,11 @@ use diesel::sql_types::SqlType;
 use super::entity::{Entity, OneColumnKey};
 use crate::error::{Decision, Verdict};
 
-/// A foreign key to a row of `E`: a value, or the key of a row that was added and gets it when it is inserted.
+/// A foreign key to a row of `E`: a known value, or the key of an added row, which gets its value from the INSERT.
 ///
-/// It is the type of foreign keys in new rows. [`Tracked::key`](crate::Tracked::key) makes one of a handle, `into()` one of a key.
-/// It fits every SQL type that the key itself fits, and is `Option<Fk<E>>` where the column may be NULL.
+/// New rows have foreign keys of this type, or `Option<Fk<E>>` if the column may be NULL.
+/// [`Tracked::key`](crate::Tracked::key) makes an `Fk` from a handle, and `into()` makes one from a key. An `Fk` fits
+/// every SQL type that the key fits.
 ///
 /// ```
 /// # use diesel::prelude::*;
@@ -31,66 +32,67 @@ use crate::error::{Decision, Verdict};
 pub struct Fk<E: Entity>(Inner<E::Id>);
 
 enum Inner<Id> {
-    Known(Id),
-    Awaited(Rc<KeyCell<Id>>),
+    ReferencedRow(Id),
+    Pending(Rc<KeyCell<Id>>),
 }
 
-/// The key of a row that was added: filled by its INSERT, void once that was rolled back.
+/// The key of an added row. The INSERT sets it, and a rollback of the INSERT invalidates it.
 #[derive(Debug)]
 pub(crate) struct KeyCell<Id> {
     id: OnceCell<Id>,
-    void: Cell<bool>,
-    /// The answer to the commit of its INSERT, where that was lost.
-    doubt: OnceCell<Arc<Verdict>>,
+    is_invalid: Cell<bool>,
+    /// Tells whether the INSERT was committed, if the answer to the commit was lost.
+    verdict: OnceCell<Arc<Verdict>>,
 }
 
 impl<Id> KeyCell<Id> {
     pub(crate) fn new() -> Self {
-        Self { id: OnceCell::new(), void: Cell::new(false), doubt: OnceCell::new() }
+        Self { id: OnceCell::new(), is_invalid: Cell::new(false), verdict: OnceCell::new() }
     }
 
-    pub(crate) fn fill(&self, id: Id) {
+    pub(crate) fn set(&self, id: Id) {
         let _ = self.id.set(id);
     }
 
-    pub(crate) fn void(&self) {
-        self.void.set(true);
+    pub(crate) fn invalidate(&self) {
+        self.is_invalid.set(true);
     }
 
-    pub(crate) fn doubt(&self, verdict: &Arc<Verdict>) {
-        let _ = self.doubt.set(Arc::clone(verdict));
+    pub(crate) fn set_verdict(&self, verdict: &Arc<Verdict>) {
+        let _ = self.verdict.set(Arc::clone(verdict));
     }
 
     fn get(&self) -> Option<&Id> {
-        let is_undone = || self.doubt.get().is_some_and(|verdict| verdict.decision() == Some(Decision::RolledBack));
-        self.id.get().filter(|_| !self.void.get() && !is_undone())
+        let is_rolled_back =
+            || self.verdict.get().is_some_and(|verdict| verdict.decision() == Some(Decision::RolledBack));
+        self.id.get().filter(|_| !self.is_invalid.get() && !is_rolled_back())
     }
 }
 
 impl<E: Entity> Fk<E> {
-    /// The key of a row.
+    /// A foreign key with a known value.
     pub fn new(id: E::Id) -> Self {
-        Self(Inner::Known(id))
+        Self(Inner::ReferencedRow(id))
     }
 
-    /// The key, unless it belongs to a row that is not inserted yet or never will be.
+    /// The value of the key. None if the row is not inserted yet, or if its INSERT was rolled back.
     pub fn id(&self) -> Option<&E::Id> {
         match &self.0 {
-            Inner::Known(id) => Some(id),
-            Inner::Awaited(cell) => cell.get(),
+            Inner::ReferencedRow(id) => Some(id),
+            Inner::Pending(cell) => cell.get(),
         }
     }
 
-    pub(crate) fn awaited(cell: Rc<KeyCell<E::Id>>) -> Self {
-        Self(Inner::Awaited(cell))
+    pub(crate) fn pending(cell: Rc<KeyCell<E::Id>>) -> Self {
+        Self(Inner::Pending(cell))
     }
 }
 
 impl<E: Entity> Clone for Fk<E> {
     fn clone(&self) -> Self {
         Self(match &self.0 {
-            Inner::Known(id) => Inner::Known(id.clone()),
-            Inner::Awaited(cell) => Inner::Awaited(Rc::clone(cell)),
+            Inner::ReferencedRow(id) => Inner::ReferencedRow(id.clone()),
+            Inner::Pending(cell) => Inner::Pending(Rc::clone(cell)),
         })
     }
 }
@@ -104,13 +106,13 @@ impl<E: Entity> fmt::Debug for Fk<E> {
     }
 }
 
-/// Two that are not known are equal where they are the key of the same row.
+/// Two keys without a value are equal if they belong to the same row.
 impl<E: Entity> PartialEq for Fk<E> {
     fn eq(&self, other: &Self) -> bool {
         match (self.id(), other.id()) {
             (Some(one), Some(two)) => one == two,
             (None, None) => match (&self.0, &other.0) {
-                (Inner::Awaited(one), Inner::Awaited(two)) => Rc::ptr_eq(one, two),
+                (Inner::Pending(one), Inner::Pending(two)) => Rc::ptr_eq(one, two),
                 _ => false,
             },
             _ => false,
