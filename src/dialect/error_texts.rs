@@ -2,6 +2,7 @@
 
 use super::{is_transient, says, says_masked, translations};
 use crate::error::{ConnectErrorKind, Error};
+use crate::kind::DatabaseKind;
 
 impl Error {
     /// Whether running the whole transaction again may succeed, and does nothing twice: a serialization failure, a deadlock, a
@@ -18,7 +19,8 @@ impl Error {
             Self::ConnectionLost { in_transaction, .. } => *in_transaction,
             // A file that cannot be opened will not be there by itself.
             Self::Connect { kind, server, .. } => {
-                kind.is_transient() || *kind == ConnectErrorKind::Unreachable && !server.starts_with("SQLite")
+                let is_file = DatabaseKind::of_shown(server) == Some(DatabaseKind::Sqlite);
+                kind.is_transient() || *kind == ConnectErrorKind::Unreachable && !is_file
             }
             Self::Query { source, .. } => is_transient(source),
             Self::Migration(failure) => failure.is_transient(),
@@ -31,7 +33,9 @@ impl Error {
 impl ConnectErrorKind {
     /// A sentence with a blank before it; nothing if `message` says what can be done.
     pub(crate) fn advice(self, server: &str, message: &str) -> &'static str {
-        let (is_sqlite, is_postgres) = (server.starts_with("SQLite"), server.starts_with("postgres"));
+        let database = DatabaseKind::of_shown(server);
+        let (is_sqlite, is_postgres) =
+            (database == Some(DatabaseKind::Sqlite), database == Some(DatabaseKind::Postgres));
         match self {
             Self::Unreachable if is_sqlite => " Check the path, and that the folder may be written to.",
             Self::Starting if is_sqlite => " End the transaction of the connection that has locked the file.",

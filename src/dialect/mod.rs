@@ -110,6 +110,12 @@ impl DatabaseKind {
         }
     }
 
+    /// The kind of the server in the text of an error, which is [`Target::shown`].
+    pub(crate) fn of_shown(server: &str) -> Option<Self> {
+        let name = server.split(' ').next();
+        [Self::Postgres, Self::Mysql, Self::Sqlite].into_iter().find(|kind| name == Some(kind.name()))
+    }
+
     pub(crate) fn url_form(self) -> &'static str {
         match self {
             Self::Postgres => "postgres://user:password@host:port/database",

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::kind::DatabaseKind;
+
 /// What a caller would wait for for ever: see [`Error::WouldDeadlock`](crate::Error::WouldDeadlock).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -90,7 +92,7 @@ impl WaitLimit {
 
     /// Sentences on what can be done about a server that does not answer.
     pub(super) fn advice_on_connect(self, server: &str) -> String {
-        let check = match server.starts_with("SQLite") {
+        let check = match DatabaseKind::of_shown(server) == Some(DatabaseKind::Sqlite) {
             true => "Check that the disk of the file answers",
             false => "Check that it runs and is reachable",
         };

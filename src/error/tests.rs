@@ -11,9 +11,19 @@ use super::*;
 use crate::error::Holder;
 use crate::error::MigrationOutcome;
 use crate::error::Resolver;
+use crate::url::Target;
 
 fn place() -> Place {
     Location::caller()
+}
+
+/// A server as errors show it.
+fn shown(url: &str) -> String {
+    Target::parse(url, None).expect(url).shown
+}
+
+fn servers() -> [String; 3] {
+    [shown("shop.sqlite"), shown("postgres://app@h/shop"), shown("mysql://app@h/shop")]
 }
 
 fn refused() -> DieselError {
@@ -110,12 +120,12 @@ fn all() -> Vec<Error> {
                     all.push(Error::WouldDeadlock { app: app(), short, holders: holders(), at, pool });
                 }
             }
-            for server in ["SQLite shop.sqlite", "postgres app@h/shop"] {
-                all.push(Error::ConnectTimeout { app: app(), server: server.into(), waited, at, limit });
+            for server in servers() {
+                all.push(Error::ConnectTimeout { app: app(), server, waited, at, limit });
             }
         }
     }
-    for server in ["SQLite shop.sqlite", "postgres app@h/shop", "mysql app@h/shop"] {
+    for server in servers() {
         for kind in [
             ConnectErrorKind::Authentication,
             ConnectErrorKind::Other,
@@ -125,7 +135,7 @@ fn all() -> Vec<Error> {
             ConnectErrorKind::Unreachable,
         ] {
             for message in ["it says no.", "too many connections for role \"app\"", "give `Database::connect_with`"] {
-                all.push(Error::Connect { app: app(), server: server.into(), kind, message: message.into(), at });
+                all.push(Error::Connect { app: app(), server: server.clone(), kind, message: message.into(), at });
             }
         }
     }
@@ -263,27 +273,28 @@ fn every_variant_is_looked_at_and_has_its_place_in_the_reference() {
     assert!(reference.lines().filter(|line| line.starts_with("| DS")).all(|line| line.split('|').count() == 6));
 }
 
+fn connect_text(url: &str, kind: ConnectErrorKind, message: &str) -> String {
+    Error::Connect { app: "shop".into(), server: shown(url), kind, message: message.into(), at: place() }.to_string()
+}
+
 #[test]
 fn a_limit_of_the_account_is_not_taken_for_the_servers() {
-    let text = |server: &str, message: &str| {
-        let (app, at, kind) = ("shop".into(), place(), ConnectErrorKind::ServerFull);
-        Error::Connect { app, server: server.into(), kind, message: message.into(), at }.to_string()
-    };
-    for (server, message) in [
-        ("postgres app@h/shop", "FATAL: too many connections for role \"app\""),
-        ("postgres app@h/shop", "FATAL: zu viele Verbindungen von Rolle »app«"),
-        ("postgres app@h/shop", "FATAL: too many connections for database \"shop\""),
-        ("mysql app@h/shop", "User app already has more than 'max_user_connections' active connections"),
+    let text = |url: &str, message: &str| connect_text(url, ConnectErrorKind::ServerFull, message);
+    for (url, message) in [
+        ("postgres://app@h/shop", "FATAL: too many connections for role \"app\""),
+        ("postgres://app@h/shop", "FATAL: zu viele Verbindungen von Rolle »app«"),
+        ("postgres://app@h/shop", "FATAL: too many connections for database \"shop\""),
+        ("mysql://app@h/shop", "User app already has more than 'max_user_connections' active connections"),
     ] {
-        let text = text(server, message);
+        let text = text(url, message);
         assert!(text.contains("that of the account") && !text.contains("max_connections."), "{text}");
     }
-    for (server, message) in [
-        ("postgres app@h/shop", "FATAL: sorry, too many clients already"),
-        ("postgres app@h/shop", "FATAL: tut mir leid, schon zu viele Verbindungen"),
-        ("mysql app@h/shop", "Too many connections"),
+    for (url, message) in [
+        ("postgres://app@h/shop", "FATAL: sorry, too many clients already"),
+        ("postgres://app@h/shop", "FATAL: tut mir leid, schon zu viele Verbindungen"),
+        ("mysql://app@h/shop", "Too many connections"),
     ] {
-        let text = text(server, message);
+        let text = text(url, message);
         assert!(text.ends_with("raise the server's max_connections.") && !text.contains("account"), "{text}");
     }
 }
@@ -297,8 +308,8 @@ fn advice_is_that_for_the_database_and_the_pool() {
                 assert!(!text.contains(server_only), "{text}");
             }
         }
-        if text.contains("mysql app@") {
-            assert!(!text.contains("pg_hba"), "{text}");
+        if let Error::Connect { server, kind: ConnectErrorKind::Authentication, .. } = &error {
+            assert_eq!(text.contains("pg_hba"), server.starts_with("PostgreSQL "), "{text}");
         }
         if let Error::AcquireTimeout { pool: PoolOf::RolledBackTest, .. } = error {
             assert!(!text.contains("max_size") && text.contains("TestIsolation::Database"), "{text}");
