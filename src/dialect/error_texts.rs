@@ -1,7 +1,7 @@
 //! What an error of a database means for the program.
 
 use super::{is_transient, says, says_masked, translations};
-use crate::error::{ConnectErrorKind, Error};
+use crate::error::{CONFIG_ON_CONNECT, ConnectErrorKind, DATABASE_ON_CONNECT, Error};
 use crate::kind::DatabaseKind;
 
 impl Error {
@@ -31,11 +31,20 @@ impl Error {
 }
 
 impl ConnectErrorKind {
-    /// A sentence with a blank before it; nothing if `message` says what can be done.
+    /// A sentence with a blank before it; nothing if only `message` can tell what can be done.
     pub(crate) fn advice(self, server: &str, message: &str) -> &'static str {
         let database = DatabaseKind::of_shown(server);
         let (is_sqlite, is_postgres) =
             (database == Some(DatabaseKind::Sqlite), database == Some(DatabaseKind::Postgres));
+        // A lost connection or a lock is not what the SQL has to be corrected for.
+        let is_refused_sql = matches!(self, Self::Other | Self::Authentication | Self::UnknownDatabase)
+            || self == Self::Unreachable && is_sqlite;
+        if is_refused_sql && message.starts_with(CONFIG_ON_CONNECT) {
+            return " Correct the SQL of `Config::on_connect`.";
+        }
+        if is_refused_sql && message.starts_with(DATABASE_ON_CONNECT) {
+            return " Correct the function given to `Database::on_connect`.";
+        }
         match self {
             Self::Unreachable if is_sqlite => " Check the path, and that the folder may be written to.",
             Self::Starting if is_sqlite => " End the transaction of the connection that has locked the file.",
@@ -43,8 +52,7 @@ impl ConnectErrorKind {
                 " Check the user and the password in the URL, and the server's pg_hba.conf."
             }
             Self::Authentication => " Check the user and the password in the URL, and the rights of the account.",
-            Self::Other if message.contains("`Database::connect_with`") => "",
-            Self::Other => " This is the driver's text or, with `Database::connect_with`, the program's own.",
+            Self::Other => "",
             Self::ServerFull if is_limit_of_account(message, is_postgres) => {
                 " The limit is that of the account or of the database, not the server's: end transactions of this account, lower \
                  `Config::max_size`, or have an administrator raise the limit."

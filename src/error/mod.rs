@@ -22,6 +22,7 @@ pub use blocker::{Blocker, Blockers};
 pub use dispose_report::DisposeReport;
 pub use holder::{Holder, Holders};
 pub use kind::ConnectErrorKind;
+pub(crate) use kind::{CONFIG_ON_CONNECT, DATABASE_ON_CONNECT};
 pub use migration_failure::{MigrationFailure, MigrationOutcome};
 pub use optional::ResultExt;
 pub use row_state::RowState;

@@ -300,6 +300,29 @@ fn a_limit_of_the_account_is_not_taken_for_the_servers() {
 }
 
 #[test]
+fn a_failure_of_on_connect_says_what_to_correct() {
+    for kind in [ConnectErrorKind::Other, ConnectErrorKind::Authentication, ConnectErrorKind::UnknownDatabase] {
+        let text = connect_text("postgres://app@h/shop", kind, "`Config::on_connect` failed: no (at `SET a = 1`)");
+        assert!(text.ends_with("(at `SET a = 1`). Correct the SQL of `Config::on_connect`."), "{text}");
+        let text = connect_text("mysql://app@h/shop", kind, "`Database::on_connect` failed: no");
+        assert!(text.ends_with("failed: no. Correct the function given to `Database::on_connect`."), "{text}");
+    }
+}
+
+#[test]
+fn a_failure_of_no_known_kind_has_no_advice() {
+    for (url, message) in [
+        ("postgres://app@h/shop", "connecting panicked: no"),
+        ("postgres://app@h/shop", "server does not support SSL, but SSL was required"),
+        ("postgres://app@h/shop", "invalid URI query parameter: \"sllmode\""),
+        ("shop.sqlite", "file is not a database"),
+    ] {
+        let text = connect_text(url, ConnectErrorKind::Other, message);
+        assert!(text.ends_with(&format!(": {message}.")), "{text}");
+    }
+}
+
+#[test]
 fn advice_is_that_for_the_database_and_the_pool() {
     for error in all() {
         let text = error.to_string();
