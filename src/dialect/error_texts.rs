@@ -7,7 +7,8 @@ use crate::kind::DatabaseKind;
 impl Error {
     /// Whether running the whole transaction again may succeed, and does nothing twice: a serialization failure, a deadlock, a
     /// locked SQLite database, a connection lost inside a transaction or by a migration of which nothing remains, a full or starting
-    /// server, or a pool that was short of connections. So is an error that comes of the connection: another program has changed the
+    /// server, a pool that was short of connections, or a wait for connections that could never end because other threads hold some of
+    /// them ([`Error::WouldDeadlock`]; not if the calling thread holds all of them). So is an error that comes of the connection: another program has changed the
     /// schema, or a server has become read-only for a session that was meant to write.
     /// [`Session::retry`](crate::Session::retry) does it for the first three and for these two.
     pub fn is_transient(&self) -> bool {
@@ -16,6 +17,8 @@ impl Error {
             | Self::BudgetExhausted { .. }
             | Self::ConnectTimeout { .. }
             | Self::LockTimeout { .. } => true,
+            // When the caller has rolled back, the others go on.
+            Self::WouldDeadlock { holders, .. } => !holders.are_all_the_caller(),
             Self::ConnectionLost { in_transaction, .. } => *in_transaction,
             // A file that cannot be opened will not be there by itself.
             Self::Connect { kind, server, .. } => {

@@ -747,11 +747,14 @@ pub enum Error {
     /// Waiting could never end: everything it would wait for is held by threads that wait themselves, for this one or for each
     /// other. The simplest case is a pool of one whose connection the calling thread holds. As long as one of the threads runs, a
     /// caller waits.
+    ///
+    /// It is [transient](Error::is_transient) if other threads hold some of it: when this transaction has been rolled back, theirs
+    /// go on, and it may be run again.
     #[error(
         "DS206 app `{app}`: the call at {at} would wait for ever, as {} {short}{}. {}.",
-        if holders.are_all_on_this_thread() { "this thread itself holds" } else { "threads that wait themselves hold" },
+        if holders.are_all_the_caller() { "this thread itself holds" } else { "threads that wait themselves hold" },
         if holders.is_empty() { String::new() } else { format!(": {holders}") },
-        short.advice(holders.are_all_on_this_thread(), *pool)
+        short.advice(holders, *pool)
     )]
     WouldDeadlock {
         /// The application.

@@ -45,8 +45,12 @@ fn undos() -> Vec<Undo> {
     ]
 }
 
-fn some_holders() -> [Holders; 2] {
-    [Holders::default(), Holders(vec![Holder::new("other".into(), place(), Instant::now(), true)])]
+fn holder() -> Holder {
+    Holder::new("shop".into(), place(), Instant::now(), true)
+}
+
+fn some_holders() -> [Holders; 3] {
+    [Holders::default(), Holders(vec![holder().listed()]), Holders(vec![holder()])]
 }
 
 fn failures() -> Vec<MigrationFailure> {
@@ -297,6 +301,37 @@ fn a_limit_of_the_account_is_not_taken_for_the_servers() {
         let text = text(url, message);
         assert!(text.ends_with("raise the server's max_connections.") && !text.contains("account"), "{text}");
     }
+}
+
+#[test]
+fn a_deadlock_says_whether_to_keep_an_order_or_to_hold_less() {
+    let error = |waits_for_the_same: bool, is_caller: bool| {
+        let holders = Holders((0..2).map(|_| Holder { waits_for_the_same, is_caller, ..holder() }).collect());
+        let (short, pool) = (Shortage::Pool, PoolOf::Program);
+        Error::WouldDeadlock { app: "shop".into(), short, holders, at: place(), pool }
+    };
+    let of_one_pool = error(true, false);
+    let advice = "Let each thread hold one connection at a time, or raise `Config::max_size`.";
+    assert!(of_one_pool.to_string().ends_with(advice), "{of_one_pool}");
+    let of_several = error(false, false);
+    let advice = "Take connections in the same order everywhere, or raise `Config::max_size`.";
+    assert!(of_several.to_string().ends_with(advice), "{of_several}");
+    assert!(of_one_pool.is_transient() && of_several.is_transient());
+    let own = error(true, true);
+    let advice = "Commit the outer session first, do both in one, or raise `Config::max_size`.";
+    assert!(own.to_string().ends_with(advice), "{own}");
+    assert!(!own.is_transient());
+}
+
+/// The thread that reads an error need not be the one that got it.
+#[test]
+fn a_deadlock_of_one_thread_is_that_in_every_thread() {
+    let holders = Holders(vec![holder().listed()]);
+    let (short, pool) = (Shortage::Pool, PoolOf::Program);
+    let error = Error::WouldDeadlock { app: "shop".into(), short, holders, at: place(), pool };
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert!(error.to_string().contains("as this thread itself holds"), "{error}"));
+    });
 }
 
 #[test]
