@@ -366,6 +366,27 @@ impl DatabaseKind {
         }
     }
 
+    /// Whether an error says that the lock of the whole database was not to be had in time. Servers have none.
+    pub(crate) fn is_busy(self, error: &DieselError) -> bool {
+        match error {
+            DieselError::DatabaseError(_, information) => {
+                self == Self::Sqlite && information.message() == sqlite::BUSY_TEXT
+            }
+            DieselError::RollbackErrorOnCommit { commit_error, .. } => self.is_busy(commit_error),
+            _ => false,
+        }
+    }
+
+    /// Who may have that lock, as far as this process can tell.
+    pub(crate) fn possible_blocker(target: &Target, config: &Config) -> &'static str {
+        match (target.in_memory, config.wal) {
+            (true, _) => "another connection of this application",
+            // The writers of this process stand in a queue, and readers are in nobody's way.
+            (false, true) => "another process",
+            (false, false) => "another process, or another connection of this one",
+        }
+    }
+
     /// Whether an error is a serialization failure, a deadlock or a lock that was not to be had: running the whole transaction
     /// again may succeed. Diesel has a name for some of them only.
     ///

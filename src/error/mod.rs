@@ -356,20 +356,23 @@ pub enum Error {
         at: Place,
     },
 
-    /// A schema operation, or a write to a SQLite file, could not get what another session has locked.
+    /// A schema operation, or a statement or commit of a session on SQLite, could not get what another session has locked. Of another
+    /// process's session nothing is known. For code that has the connection ([`Session::with`](crate::Session::with)) the error is
+    /// the driver's, [`Query`](Self::Query).
     #[error(
         "DS405 app `{app}`: {operation} (at {at}) waited {waited:.3?} for a lock that another session holds: {} {blockers}{left} {}",
         sentence(message),
-        if *operation == A_WRITE {
-            "End that session's transaction, or raise `Config::lock_timeout`, and run this transaction again.".to_owned()
-        } else {
-            format!("End that session's transaction, or wait until it has ended, and call {operation} again.")
+        match *operation {
+            "create_all" | "drop_all" => {
+                format!("End that session's transaction, or wait until it has ended, and call {operation} again.")
+            }
+            _ => "End that session's transaction, or raise `Config::lock_timeout`, and run this transaction again.".to_owned(),
         }
     )]
     LockTimeout {
         /// The application.
         app: String,
-        /// `create_all`, `drop_all`, or a write.
+        /// `create_all`, `drop_all`, or what a session sent to SQLite: `a write`, `a read`, `a statement` of raw SQL, `a commit`.
         operation: &'static str,
         /// How long it waited.
         waited: Duration,
@@ -808,10 +811,13 @@ pub enum Error {
 /// What [`Error::LockTimeout`] calls a write to a SQLite file.
 pub(crate) const A_WRITE: &str = "a write";
 
-/// The application of a configuration that has none yet.
+/// The same of a read.
+pub(crate) const A_READ: &str = "a read";
+
 /// The connection of a test was lost.
 pub(crate) const LOST: &str = "its connection was lost";
 
+/// The application of a configuration that has none yet.
 pub(crate) const NO_APP: &str = "-";
 
 /// A number of things.

@@ -143,9 +143,11 @@ fn all() -> Vec<Error> {
             }
         }
     }
-    for operation in ["create_all", "drop_all", A_WRITE] {
-        let (message, blockers, left) = ("busy".to_owned(), Blockers::default(), "Nothing was changed.".to_owned());
-        all.push(Error::LockTimeout { app: app(), operation, waited, message, blockers, left, at });
+    for operation in ["create_all", "drop_all", A_READ, A_WRITE, "a statement", "a commit"] {
+        for blockers in [Blockers::default(), Blockers::unknown("another process")] {
+            let (message, left) = ("busy".to_owned(), "Nothing was changed.".to_owned());
+            all.push(Error::LockTimeout { app: app(), operation, waited, message, blockers, left, at });
+        }
     }
     for operation in ["commit", "rollback", "remove"] {
         for outer in ["transaction", "savepoint", "retry"] {
