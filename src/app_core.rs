@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, Weak};
 use std::time::Instant;
 
 use crate::connection::SessionConnection;
-use crate::error::{Error, Holders, Result};
+use crate::error::{AppEnd, Error, Holders, Result};
 use crate::pool::{AppPool, PoolOptions, PoolOwner, guard_exit, were_inherited};
 use crate::process::PerProcess;
 
@@ -44,6 +44,14 @@ impl<C: SessionConnection> Shelf<C> {
 }
 
 impl<C: SessionConnection> PoolOwner for AppCore<C> {
+    fn end(&self) -> AppEnd {
+        match (self.removed.load(Ordering::Acquire), self.options.is_of_test) {
+            (false, _) => AppEnd::Disposed,
+            (true, true) => AppEnd::TestEnded,
+            (true, false) => AppEnd::Removed,
+        }
+    }
+
     fn held_by_this_thread(&self) -> Holders {
         let Some(shelf) = self.shelf.get() else { return Holders::default() };
         let pools = shelf.pools.read().unwrap_or_else(PoisonError::into_inner);
@@ -83,7 +91,10 @@ impl<C: SessionConnection> AppCore<C> {
     }
 
     pub(crate) fn not_removed(&self) -> Result<()> {
-        if self.removed.load(Ordering::Acquire) { Err(Error::Disposed { app: self.id().into() }) } else { Ok(()) }
+        match self.end() {
+            AppEnd::Disposed => Ok(()),
+            how => Err(Error::Disposed { app: self.id().into(), how }),
+        }
     }
 
     /// The pool in use, made at the first call. A process that was forked while there were pools makes none.

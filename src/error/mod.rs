@@ -1,6 +1,7 @@
 //! What can go wrong, in one enum; every text says what happened, where, and what to do.
 
 pub(crate) mod advice;
+mod app_end;
 mod blocker;
 mod dispose_report;
 mod holder;
@@ -18,6 +19,7 @@ mod unknown_commit;
 use std::panic::Location;
 use std::time::Duration;
 
+pub use app_end::AppEnd;
 pub use blocker::{Blocker, Blockers};
 pub use dispose_report::DisposeReport;
 pub use holder::{Holder, Holders};
@@ -246,13 +248,12 @@ pub enum Error {
     },
 
     /// The application was disposed of while the caller waited, or it has been removed.
-    #[error(
-        "DS204 app `{app}` was disposed of or removed meanwhile. Try again after `dispose`; after `remove_app` register it anew with `init_app`. \
-         The application of a test ends with its test."
-    )]
+    #[error("DS204 app `{app}` {}", how.told())]
     Disposed {
         /// The application.
         app: String,
+        /// Which of these has happened.
+        how: AppEnd,
     },
 
     /// This process was forked from one that had pools in use. Their connections are the parent's and were not touched.

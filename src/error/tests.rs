@@ -214,7 +214,9 @@ fn all() -> Vec<Error> {
         Error::AlreadyFlushing { at },
         Error::AlreadyRegistered { app: app() },
         Error::DeadlineExceeded { limit: waited, at },
-        Error::Disposed { app: app() },
+        Error::Disposed { app: app(), how: AppEnd::Disposed },
+        Error::Disposed { app: app(), how: AppEnd::Removed },
+        Error::Disposed { app: app(), how: AppEnd::TestEnded },
         Error::Forked { app: app() },
         Error::InvalidConfig { app: app(), reason: "max_size is 0; it takes 1 to 10,000".into() },
         Error::InvalidConfig { app: NO_APP.into(), reason: "the environment variable X is not set.".into() },
@@ -323,6 +325,18 @@ fn a_deadlock_says_whether_to_keep_an_order_or_to_hold_less() {
     let advice = "Commit the outer session first, do both in one, or raise `Config::max_size`.";
     assert!(own.to_string().ends_with(advice), "{own}");
     assert!(!own.is_transient());
+}
+
+#[test]
+fn a_disposed_application_says_what_ended_it() {
+    let text = |how| Error::Disposed { app: "shop".into(), how }.to_string();
+    let (disposed, removed, ended) = (text(AppEnd::Disposed), text(AppEnd::Removed), text(AppEnd::TestEnded));
+    assert!(
+        disposed.contains("was disposed of") && !disposed.contains("remove") && !disposed.contains("test"),
+        "{disposed}"
+    );
+    assert!(removed.contains("`init_app`") && !removed.contains("dispose") && !removed.contains("test"), "{removed}");
+    assert!(ended.contains("its test") && !ended.contains("dispose") && !ended.contains("remove"), "{ended}");
 }
 
 /// The thread that reads an error need not be the one that got it.

@@ -156,7 +156,7 @@ impl<C: SessionConnection> AppPool<C> {
         let (app, at, waited) = (options.app.to_string(), request.place, request.since.elapsed());
         let server = options.target.shown.clone();
         match refused {
-            Refused::Closed => Error::Disposed { app },
+            Refused::Closed => self.ended(),
             Refused::Deadlock { holders, of_limit } => {
                 let short = match (&options.pinned, of_limit) {
                     (Some(_), _) => Shortage::TestConnection,

@@ -45,7 +45,7 @@ pub(crate) use watchdog::{GRACE, Watched};
 pub(crate) use writers::WritePermit;
 
 use crate::connection::SessionConnection;
-use crate::error::{A_WRITE, Blockers, Error, Holder, Holders, Place, Result, Shortage};
+use crate::error::{A_WRITE, AppEnd, Blockers, Error, Holder, Holders, Place, Result, Shortage};
 use crate::process::PerProcess;
 
 /// The pool of one application.
@@ -76,6 +76,11 @@ impl Limit {
 pub(crate) trait PoolOwner: Send + Sync {
     /// Lets go of the pool of that number, if it is empty and nobody uses it.
     fn let_go(&self, pool: u64);
+
+    /// What it has done with a pool that is closed.
+    fn end(&self) -> AppEnd {
+        AppEnd::Disposed
+    }
 
     /// The connections that this thread holds of pools that were disposed of.
     fn held_by_this_thread(&self) -> Holders {
@@ -131,9 +136,15 @@ impl<C: SessionConnection> AppPool<C> {
                 left: "Nothing was written.".into(),
                 at: place,
             },
-            Refused::Closed | Refused::Limited | Refused::Connecting { .. } => Error::Disposed { app: app() },
+            Refused::Closed | Refused::Limited | Refused::Connecting { .. } => self.ended(),
             Refused::Failed(never) => match never {},
         })
+    }
+
+    /// The error of a caller that finds the pool closed.
+    fn ended(&self) -> Error {
+        let how = self.storage.owner.upgrade().map_or(AppEnd::Disposed, |owner| owner.end());
+        Error::Disposed { app: self.storage.options.app.to_string(), how }
     }
 
     /// The last of a closed pool: a SQLite database in memory ends with this.
