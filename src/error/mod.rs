@@ -219,7 +219,11 @@ pub enum Error {
 
     /// The server did not answer in time.
     #[error(
-        "DS203 app `{app}`: {server} did not answer within {waited:.3?} (at {at}). {}",
+        "DS203 app `{app}`: {server} did not answer within {waited:.3?} (at {at}).{} {}",
+        match connecting {
+            Some(age) => format!(" The connect that this call waited for had been under way for {age:.3?}."),
+            None => String::new(),
+        },
         limit.advice_on_connect(server)
     )]
     ConnectTimeout {
@@ -229,6 +233,8 @@ pub enum Error {
         server: String,
         /// How long the caller waited.
         waited: Duration,
+        /// How long the connect had been under way, if that is longer: an earlier caller had asked for it.
+        connecting: Option<Duration>,
         /// Where a connection was asked for.
         at: Place,
         /// What ended the wait.

@@ -125,7 +125,10 @@ fn all() -> Vec<Error> {
                 }
             }
             for server in servers() {
-                all.push(Error::ConnectTimeout { app: app(), server, waited, at, limit });
+                for connecting in [None, Some(2 * waited)] {
+                    let server = server.clone();
+                    all.push(Error::ConnectTimeout { app: app(), server, waited, connecting, at, limit });
+                }
             }
         }
     }

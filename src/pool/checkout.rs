@@ -167,7 +167,8 @@ impl<C: SessionConnection> AppPool<C> {
             }
             Refused::Connecting { began, hangs } => {
                 let limit = if hangs { WaitLimit::Connect } else { request.limit() };
-                Error::ConnectTimeout { app, server, waited: waited.max(began.elapsed()), at, limit }
+                let connecting = (began < request.since).then(|| began.elapsed());
+                Error::ConnectTimeout { app, server, waited, connecting, at, limit }
             }
             Refused::Failed(failure) => {
                 let ConnectFailure { kind, mut message, .. } = *failure;

@@ -7,6 +7,8 @@
 mod admission;
 mod blockers;
 mod checkout;
+#[cfg(all(test, feature = "sqlite"))]
+mod checkout_tests;
 mod connection_limit;
 mod connections;
 mod growth;
