@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, Weak};
 use std::time::Instant;
 
 use crate::connection::SessionConnection;
-use crate::error::{Error, Holders, Place, Result};
+use crate::error::{AppEnd, Error, Holders, Place, Result};
 use crate::pool::{AppPool, PoolOptions, PoolOwner, guard_exit, were_inherited};
 use crate::process::PerProcess;
 
@@ -45,6 +45,14 @@ impl<C: SessionConnection> ProcessPools<C> {
 }
 
 impl<C: SessionConnection> PoolOwner for AppCore<C> {
+    fn end(&self) -> AppEnd {
+        match (self.is_removed.load(Ordering::Acquire), self.options.is_of_test) {
+            (false, _) => AppEnd::Disposed,
+            (true, true) => AppEnd::TestEnded,
+            (true, false) => AppEnd::Removed,
+        }
+    }
+
     fn held_by_this_thread(&self) -> Holders {
         let Some(process_pools) = self.process_pools.get() else { return Holders::default() };
         let pools = process_pools.pools.read().unwrap_or_else(PoisonError::into_inner);
@@ -100,7 +108,10 @@ impl<C: SessionConnection> AppCore<C> {
     }
 
     pub(crate) fn check_not_removed(&self) -> Result<()> {
-        if self.is_removed.load(Ordering::Acquire) { Err(Error::Disposed { app: self.id().into() }) } else { Ok(()) }
+        match self.end() {
+            AppEnd::Disposed => Ok(()),
+            how => Err(Error::Disposed { app: self.id().into(), how }),
+        }
     }
 
     /// The current pool, made at the first call. A process that was forked while there were pools makes none.

@@ -151,20 +151,46 @@ impl Config {
         })
     }
 
-    /// The maximum number of connections at one time, from 1 to 10,000.
+    /// Most connections at one time, 1 to 10,000. Connections of an earlier pool that were out when a [`dispose`](crate::App::dispose)
+    /// gave up are not among them: each is closed when it comes back.
+    ///
+    /// A pool opens nothing in advance, and one connection at a time. So the callers that find a cold pool wait for each other's
+    /// connects: the last of `N` connections is there after `N` times the time of one connect. A program that expects many callers at
+    /// once can open the connections before, by as many sessions at the same time:
+    ///
+    /// ```
+    /// # use diesel::prelude::*;
+    /// # use diesel::sql_types::Integer;
+    /// # use diesel_session::{Config, Database, Result};
+    /// # static DB: Database<SqliteConnection> = Database::without_migrations();
+    /// # let app = DB.init_app("warm", Config::new(":memory:").max_size(4))?;
+    /// let sessions = (0..4).map(|_| app.open_session()).collect::<Result<Vec<_>>>()?;
+    /// for session in &sessions {
+    ///     session.get_result::<i32>(diesel::select(1.into_sql::<Integer>()))?;
+    /// }
+    /// drop(sessions);
+    /// assert_eq!(app.status().idle, 4);
+    /// # app.dispose()?;
+    /// # Ok::<(), diesel_session::Error>(())
+    /// ```
     pub fn max_size(mut self, connections: u32) -> Self {
         self.max_size = connections;
         self
     }
 
-    /// The maximum wait for a connection, including the time to connect.
+    /// Longest wait for a connection, connecting included. A pool [opens one connection at a time](Self::max_size): of the callers that
+    /// find a cold pool, the `N`th waits for `N` connects.
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
         self.acquire_timeout = timeout;
         self
     }
 
-    /// The maximum duration of one connect, and of the ping or the reset of a connection. If the server does not answer in time, the pool
-    /// closes the connection and tries another one.
+    /// Longest wait for one connect, and for the answer to the ping or the reset of a connection: without an answer the connection is
+    /// closed, and another one is tried.
+    ///
+    /// PostgreSQL's client library gets it too, in whole seconds and 2 at least, and applies it to each host of a URL. So where the first
+    /// of several hosts is dead, the caller's time is over before the second is tried. Give the URL a shorter limit for each host,
+    /// `?connect_timeout=2`, and this one enough time for all of them.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self

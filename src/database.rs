@@ -171,7 +171,24 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// an instrumentation that the function sets; the library's instrumentation passes events on to that of
     /// [`diesel::connection::set_default_instrumentation`].
     ///
-    /// An error or a panic fails the connect. On MySQL and MariaDB a statement with an empty text panics.
+    /// An error or a panic fails the connect. On MySQL and MariaDB a statement whose text is empty panics.
+    ///
+    /// Behind a pooler in transaction mode that keeps no prepared statements, such as PgBouncer before 1.21, this switches Diesel's cache
+    /// of them off:
+    ///
+    /// ```
+    /// # #[cfg(feature = "postgres")]
+    /// # mod program {
+    /// use diesel::connection::CacheSize;
+    /// use diesel::prelude::*;
+    /// use diesel_session::Database;
+    ///
+    /// static DB: Database<PgConnection> = Database::without_migrations().on_connect(|conn| {
+    ///     conn.set_prepared_statement_cache_size(CacheSize::Disabled);
+    ///     Ok(())
+    /// });
+    /// # }
+    /// ```
     pub const fn on_connect(mut self, prepare: fn(&mut C) -> QueryResult<()>) -> Self {
         self.on_connect = Some(prepare);
         self

@@ -94,7 +94,8 @@ impl<C: SessionConnection> App<C> {
             end_idle_threads(LATE, || drained.iter().any(|pool| pool.strong_count() > 0));
         }
         let level = match report.closed {
-            _ if overdue => log::Level::Warn,
+            // Also those of the calling thread.
+            _ if overdue || !report.is_complete() => log::Level::Warn,
             0 => log::Level::Debug,
             _ => log::Level::Info,
         };
@@ -122,4 +123,59 @@ pub(crate) fn dispose_each<C: SessionConnection>(apps: Vec<App<C>>) -> Result<Di
         }
     }
     if complete { Ok(whole) } else { Err(Error::StillInUse(Box::new(whole))) }
+}
+
+#[cfg(all(test, feature = "sqlite"))]
+mod tests {
+    use std::cell::RefCell;
+
+    use diesel::prelude::*;
+
+    use crate::{Config, Database};
+
+    /// Keeps what a thread logs.
+    struct Log;
+
+    thread_local! {
+        static LINES: RefCell<Vec<(log::Level, String)>> = const { RefCell::new(Vec::new()) };
+    }
+
+    impl log::Log for Log {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn log(&self, record: &log::Record<'_>) {
+            // A thread that ends keeps nothing.
+            let _ = LINES.try_with(|lines| lines.borrow_mut().push((record.level(), record.args().to_string())));
+        }
+
+        fn flush(&self) {}
+    }
+
+    static DB: Database<SqliteConnection> = Database::without_migrations();
+
+    #[test]
+    fn a_disposal_warns_of_connections_that_the_calling_thread_holds() {
+        log::set_logger(&Log).expect("no other unit test logs");
+        log::set_max_level(log::LevelFilter::Trace);
+        let level = || {
+            let lines = LINES.with(RefCell::take);
+            let levels = lines.into_iter().filter(|(_, line)| line.starts_with("disposed of"));
+            levels.map(|(level, _)| level).collect::<Vec<_>>()
+        };
+        let app = DB.init_app("disposed", Config::new(":memory:")).expect("a new name");
+        app.dispose().expect("nothing is open");
+        assert_eq!(level(), [log::Level::Debug]);
+        app.context(|| {
+            DB.session()?.begin()?;
+            assert_eq!(app.dispose()?.still_out.len(), 1);
+            assert_eq!(level(), [log::Level::Warn]);
+            DB.session()?.rollback()
+        })
+        .expect("the session goes on until it ends");
+        app.ping().expect("a fresh pool");
+        app.dispose().expect("nothing is in use");
+        assert_eq!(level(), [log::Level::Info]);
+    }
 }

@@ -36,8 +36,9 @@ pub use crate::connection::SessionConnection;
 pub use crate::context::{CommitIf, CommitNothing, CommitOnOk, Policy, Scope};
 pub use crate::database::Database;
 pub use crate::error::{
-    Blocker, Blockers, CommitOutcome, ConnectErrorKind, DisposeReport, Error, Holder, Holders, MigrationFailure,
-    MigrationOutcome, Place, PoolOf, Result, ResultExt, RowState, Shortage, Undo, UnknownCommit, WaitLimit,
+    AppEnd, Blocker, Blockers, CommitOutcome, ConnectErrorKind, DisposeReport, Error, Holder, Holders,
+    MigrationFailure, MigrationOutcome, Place, PoolOf, Result, ResultExt, RowState, Shortage, Undo, UnknownCommit,
+    WaitLimit,
 };
 pub use crate::migrations::{MigrationStatus, PerBackend};
 pub use crate::pool::AppStatus;

@@ -1,12 +1,14 @@
 //! What an error of a database means for the program.
 
 use super::{contains_any, contains_any_masked, is_transient, translations};
-use crate::error::{ConnectErrorKind, Error};
+use crate::error::{CONFIG_ON_CONNECT, ConnectErrorKind, DATABASE_ON_CONNECT, Error};
+use crate::kind::DatabaseKind;
 
 impl Error {
     /// Whether running the whole transaction again may succeed, and does nothing twice: a serialization failure, a deadlock, a
     /// locked SQLite database, a connection lost inside a transaction or by a migration of which nothing remains, a full or starting
-    /// server, or a pool that was short of connections. So is an error that comes of the connection: another program has changed the
+    /// server, a pool that was short of connections, or a wait for connections that could never end because other threads hold some of
+    /// them ([`Error::WouldDeadlock`]; not if the calling thread holds all of them). So is an error that comes of the connection: another program has changed the
     /// schema, or a server has become read-only for a session that was meant to write.
     /// [`Session::retry`](crate::Session::retry) does it for the first three and for these two.
     pub fn is_transient(&self) -> bool {
@@ -15,10 +17,13 @@ impl Error {
             | Self::BudgetExhausted { .. }
             | Self::ConnectTimeout { .. }
             | Self::LockTimeout { .. } => true,
+            // When the caller has rolled back, the others go on.
+            Self::WouldDeadlock { holders, .. } => !holders.are_all_the_caller(),
             Self::ConnectionLost { in_transaction, .. } => *in_transaction,
             // A file that cannot be opened will not be there by itself.
             Self::Connect { kind, server, .. } => {
-                kind.is_transient() || *kind == ConnectErrorKind::Unreachable && !server.starts_with("SQLite")
+                let is_file = DatabaseKind::of_shown(server) == Some(DatabaseKind::Sqlite);
+                kind.is_transient() || *kind == ConnectErrorKind::Unreachable && !is_file
             }
             Self::Query { source, .. } => is_transient(source),
             Self::Migration(failure) => failure.is_transient(),
@@ -29,9 +34,20 @@ impl Error {
 }
 
 impl ConnectErrorKind {
-    /// A sentence with a blank before it; nothing if `message` says what can be done.
+    /// A sentence with a blank before it; nothing if only `message` can tell what can be done.
     pub(crate) fn advice(self, server: &str, message: &str) -> &'static str {
-        let (is_sqlite, is_postgres) = (server.starts_with("SQLite"), server.starts_with("postgres"));
+        let database = DatabaseKind::of_shown(server);
+        let (is_sqlite, is_postgres) =
+            (database == Some(DatabaseKind::Sqlite), database == Some(DatabaseKind::Postgres));
+        // A lost connection or a lock is not what the SQL has to be corrected for.
+        let is_refused_sql = matches!(self, Self::Other | Self::Authentication | Self::UnknownDatabase)
+            || self == Self::Unreachable && is_sqlite;
+        if is_refused_sql && message.starts_with(CONFIG_ON_CONNECT) {
+            return " Correct the SQL of `Config::on_connect`.";
+        }
+        if is_refused_sql && message.starts_with(DATABASE_ON_CONNECT) {
+            return " Correct the function given to `Database::on_connect`.";
+        }
         match self {
             Self::Unreachable if is_sqlite => " Check the path, and that the folder may be written to.",
             Self::Starting if is_sqlite => " End the transaction of the connection that has locked the file.",
@@ -39,8 +55,7 @@ impl ConnectErrorKind {
                 " Check the user and the password in the URL, and the server's pg_hba.conf."
             }
             Self::Authentication => " Check the user and the password in the URL, and the rights of the account.",
-            Self::Other if message.contains("`Database::connect_with`") => "",
-            Self::Other => " This is the driver's text or, with `Database::connect_with`, the program's own.",
+            Self::Other => "",
             Self::ServerFull if is_limit_of_account(message, is_postgres) => {
                 " The limit is that of the account or of the database, not the server's: end transactions of this account, lower \
                  `Config::max_size`, or have an administrator raise the limit."

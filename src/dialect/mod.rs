@@ -111,6 +111,12 @@ impl DatabaseKind {
         }
     }
 
+    /// The kind of the server in the text of an error, which is [`Target::shown`].
+    pub(crate) fn of_shown(server: &str) -> Option<Self> {
+        let name = server.split(' ').next();
+        [Self::Postgres, Self::Mysql, Self::Sqlite].into_iter().find(|kind| name == Some(kind.name()))
+    }
+
     pub(crate) fn url_form(self) -> &'static str {
         match self {
             Self::Postgres => "postgres://user:password@host:port/database",
@@ -364,6 +370,27 @@ impl DatabaseKind {
                     || contains_any(message, translations::MARIADB_LOCK_TIMEOUT)
             }
             Self::Sqlite => message.contains("is locked"),
+        }
+    }
+
+    /// Whether an error says that the lock of the whole database was not to be had in time. Servers have none.
+    pub(crate) fn is_busy(self, error: &DieselError) -> bool {
+        match error {
+            DieselError::DatabaseError(_, information) => {
+                self == Self::Sqlite && information.message() == sqlite::BUSY_TEXT
+            }
+            DieselError::RollbackErrorOnCommit { commit_error, .. } => self.is_busy(commit_error),
+            _ => false,
+        }
+    }
+
+    /// Who may have that lock, as far as this process can tell.
+    pub(crate) fn possible_blocker(target: &Target, config: &Config) -> &'static str {
+        match (target.in_memory, config.wal) {
+            (true, _) => "another connection of this application",
+            // The writers of this process stand in a queue, and readers are in nobody's way.
+            (false, true) => "another process",
+            (false, false) => "another process, or another connection of this one",
         }
     }
 

@@ -15,9 +15,11 @@ pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
     ("is locked", ConnectErrorKind::Starting),
 ];
 
-/// The texts of `SQLITE_BUSY` and `SQLITE_LOCKED`.
-pub(super) const TRANSIENT_ERRORS: &[&str] =
-    &["database is locked", "database table is locked", "database schema is locked"];
+/// `SQLITE_BUSY`.
+pub(super) const BUSY_TEXT: &str = "database is locked";
+
+/// `SQLITE_BUSY` and `SQLITE_LOCKED`, of a database, a table or the schema.
+pub(super) const TRANSIENT_ERRORS: &[&str] = &[BUSY_TEXT, "database table is locked", "database schema is locked"];
 
 pub(super) const INVENTORY: &str = "SELECT m.name || '.' || c.name AS value FROM sqlite_master m, pragma_table_info(m.name) c \
      WHERE m.type = 'table' UNION SELECT tbl_name || '.' || name FROM sqlite_master WHERE type = 'index' ORDER BY 1";

@@ -55,6 +55,12 @@ impl fmt::Display for Blocker {
 pub struct Blockers(Box<[Blocker]>);
 
 impl Blockers {
+    /// One of whom nothing more is known.
+    pub(crate) fn unknown(name: &str) -> Self {
+        let (session, state_for, last_query, holder) = (None, None, None, None);
+        Self([Blocker { session, name: name.into(), state: String::new(), state_for, last_query, holder }].into())
+    }
+
     /// Those who are before the caller in a queue of this process.
     pub(crate) fn of_queue(holders: Holders) -> Self {
         let each = holders.0.into_iter().map(|holder| Blocker {

@@ -23,6 +23,10 @@ pub struct Holder {
     pub(crate) in_transaction: bool,
     /// Where its thread itself waits for a connection, in the error of a wait that cannot end.
     pub(crate) waits_at: Option<Place>,
+    /// Its thread waits for the same as the caller that got that error.
+    pub(crate) waits_for_the_same: bool,
+    /// The thread that listed it holds the connection itself: an error may be read in another thread.
+    pub(crate) is_caller: bool,
     /// It was logged that it holds the connection for too long.
     pub(crate) overdue: bool,
     /// The server's number of the connection.
@@ -33,7 +37,19 @@ impl Holder {
     #[inline]
     pub(crate) fn new(app: Arc<str>, place: Place, since: Instant, in_transaction: bool) -> Self {
         let thread = current_thread();
-        Self { app, place, thread, since, held: None, in_transaction, waits_at: None, overdue: false, session: None }
+        Self {
+            app,
+            place,
+            thread,
+            since,
+            held: None,
+            in_transaction,
+            waits_at: None,
+            waits_for_the_same: false,
+            is_caller: false,
+            overdue: false,
+            session: None,
+        }
     }
 
     /// The pool itself, which closes an idle connection or asks the server something on it.
@@ -46,7 +62,8 @@ impl Holder {
 
     /// For a list: how long it has held the connection does not change any more.
     pub(crate) fn listed(&self) -> Self {
-        Self { held: Some(self.since.elapsed()), ..self.clone() }
+        let is_caller = self.is_on(current_thread().id());
+        Self { held: Some(self.since.elapsed()), is_caller, ..self.clone() }
     }
 
     pub(crate) fn is_on(&self, thread: ThreadId) -> bool {
@@ -127,9 +144,14 @@ impl fmt::Display for Holder {
 pub struct Holders(pub(crate) Vec<Holder>);
 
 impl Holders {
-    pub(crate) fn are_all_on_this_thread(&self) -> bool {
-        let me = current_thread().id();
-        self.0.iter().all(|holder| holder.is_on(me))
+    /// Whether the thread that listed them is all of them.
+    pub(crate) fn are_all_the_caller(&self) -> bool {
+        self.0.iter().all(|holder| holder.is_caller)
+    }
+
+    /// Whether all of them wait for the same as the caller.
+    pub(crate) fn wait_for_the_same(&self) -> bool {
+        self.0.iter().all(|holder| holder.waits_for_the_same)
     }
 
     pub(crate) fn on_this_thread(self) -> Self {

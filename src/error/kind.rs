@@ -24,3 +24,9 @@ impl ConnectErrorKind {
         matches!(self, Self::ServerFull | Self::Starting)
     }
 }
+
+/// How the message begins if SQL of the configuration has failed on a new connection.
+pub(crate) const CONFIG_ON_CONNECT: &str = "`Config::on_connect` failed";
+
+/// The same of the function of the database object.
+pub(crate) const DATABASE_ON_CONNECT: &str = "`Database::on_connect` failed";

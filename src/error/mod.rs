@@ -1,6 +1,7 @@
 //! What can go wrong, in one enum; every text says what happened, where, and what to do.
 
 pub(crate) mod advice;
+mod app_end;
 mod blocker;
 mod dispose_report;
 mod holder;
@@ -18,10 +19,12 @@ mod unknown_commit;
 use std::panic::Location;
 use std::time::Duration;
 
+pub use app_end::AppEnd;
 pub use blocker::{Blocker, Blockers};
 pub use dispose_report::DisposeReport;
 pub use holder::{Holder, Holders};
 pub use kind::ConnectErrorKind;
+pub(crate) use kind::{CONFIG_ON_CONNECT, DATABASE_ON_CONNECT};
 pub use migration_failure::{MigrationFailure, MigrationOutcome};
 pub use optional::ResultExt;
 pub use row_state::RowState;
@@ -218,7 +221,11 @@ pub enum Error {
 
     /// The server did not answer in time.
     #[error(
-        "DS203 app `{app}`: {server} did not answer within {waited:.3?} (at {at}). {}",
+        "DS203 app `{app}`: {server} did not answer within {waited:.3?} (at {at}).{} {}",
+        match connecting {
+            Some(age) => format!(" The connect that this call waited for had been under way for {age:.3?}."),
+            None => String::new(),
+        },
         limit.advice_on_connect(server)
     )]
     ConnectTimeout {
@@ -228,6 +235,8 @@ pub enum Error {
         server: String,
         /// How long the caller waited.
         waited: Duration,
+        /// How long the connect had been under way, if that is longer: an earlier caller had asked for it.
+        connecting: Option<Duration>,
         /// Where a connection was asked for.
         at: Place,
         /// What ended the wait.
@@ -247,13 +256,12 @@ pub enum Error {
     },
 
     /// The application was disposed of while the caller waited, or it has been removed.
-    #[error(
-        "DS204 app `{app}` was disposed of or removed meanwhile. Try again after `dispose`; after `remove_app` register it anew with `init_app`. \
-         The application of a test ends with its test."
-    )]
+    #[error("DS204 app `{app}` {}", how.told())]
     Disposed {
         /// The application.
         app: String,
+        /// Which of these has happened.
+        how: AppEnd,
     },
 
     /// This process was forked from one that had pools in use. Their connections are the parent's and were not touched.
@@ -357,20 +365,23 @@ pub enum Error {
         at: Place,
     },
 
-    /// A schema operation, or a write to a SQLite file, could not get what another session has locked.
+    /// A schema operation, or a statement or commit of a session on SQLite, could not get what another session has locked. Of another
+    /// process's session nothing is known. For code that has the connection ([`Session::with`](crate::Session::with)) the error is
+    /// the driver's, [`Query`](Self::Query).
     #[error(
         "DS405 app `{app}`: {operation} (at {at}) waited {waited:.3?} for a lock that another session holds: {} {blockers}{left} {}",
         sentence(message),
-        if *operation == A_WRITE {
-            "End that session's transaction, or raise `Config::lock_timeout`, and run this transaction again.".to_owned()
-        } else {
-            format!("End that session's transaction, or wait until it has ended, and call {operation} again.")
+        match *operation {
+            "create_all" | "drop_all" => {
+                format!("End that session's transaction, or wait until it has ended, and call {operation} again.")
+            }
+            _ => "End that session's transaction, or raise `Config::lock_timeout`, and run this transaction again.".to_owned(),
         }
     )]
     LockTimeout {
         /// The application.
         app: String,
-        /// `create_all`, `drop_all`, or a write.
+        /// `create_all`, `drop_all`, or what a session sent to SQLite: `a write`, `a read`, `a statement` of raw SQL, `a commit`.
         operation: &'static str,
         /// How long it waited.
         waited: Duration,
@@ -748,11 +759,14 @@ pub enum Error {
     /// Waiting could never end: everything it would wait for is held by threads that wait themselves, for this one or for each
     /// other. The simplest case is a pool of one whose connection the calling thread holds. As long as one of the threads runs, a
     /// caller waits.
+    ///
+    /// It is [transient](Error::is_transient) if other threads hold some of it: when this transaction has been rolled back, theirs
+    /// go on, and it may be run again.
     #[error(
         "DS206 app `{app}`: the call at {at} would wait for ever, as {} {short}{}. {}.",
-        if holders.are_all_on_this_thread() { "this thread itself holds" } else { "threads that wait themselves hold" },
+        if holders.are_all_the_caller() { "this thread itself holds" } else { "threads that wait themselves hold" },
         if holders.is_empty() { String::new() } else { format!(": {holders}") },
-        short.advice(holders.are_all_on_this_thread(), *pool)
+        short.advice(holders, *pool)
     )]
     WouldDeadlock {
         /// The application.
@@ -806,10 +820,13 @@ pub enum Error {
 /// What [`Error::LockTimeout`] calls a write to a SQLite file.
 pub(crate) const A_WRITE: &str = "a write";
 
-/// The application of a configuration that has none yet.
+/// The same of a read.
+pub(crate) const A_READ: &str = "a read";
+
 /// The connection of a test was lost.
 pub(crate) const LOST: &str = "its connection was lost";
 
+/// The application of a configuration that has none yet.
 pub(crate) const NO_APP: &str = "-";
 
 /// A number of things.

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use super::Holders;
+use crate::kind::DatabaseKind;
+
 /// What a caller would wait for for ever: see [`Error::WouldDeadlock`](crate::Error::WouldDeadlock).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -17,9 +20,9 @@ pub enum Shortage {
 }
 
 impl Shortage {
-    pub(super) fn advice(self, of_one_thread: bool, pool: PoolOf) -> String {
+    pub(super) fn advice(self, holders: &Holders, pool: PoolOf) -> String {
         let first = "Commit the outer session first";
-        match (self, of_one_thread) {
+        match (self, holders.are_all_the_caller()) {
             (Self::TestConnection, true) => {
                 format!("{first}, do both in one, or {}", PoolOf::RolledBackTest.more())
             }
@@ -28,6 +31,10 @@ impl Shortage {
             (Self::Pool, true) => format!("{first}, do both in one, or {}", pool.more()),
             (Self::Limit, true) => format!("{first}, or raise `Database::max_connections`"),
             (Self::WriteLock, false) => "Write to the databases in the same order everywhere".into(),
+            // There is no order in one pool.
+            (Self::Pool, false) if holders.wait_for_the_same() => {
+                format!("Let each thread hold one connection at a time, or {}", pool.more())
+            }
             (Self::Pool, false) => format!("Take connections in the same order everywhere, or {}", pool.more()),
             (Self::Limit, false) => {
                 "Let each thread hold one connection at a time, or raise `Database::max_connections`".into()
@@ -102,7 +109,7 @@ impl WaitLimit {
 
     /// Sentences on what can be done about a server that does not answer.
     pub(super) fn advice_on_connect(self, server: &str) -> String {
-        let check = match server.starts_with("SQLite") {
+        let check = match DatabaseKind::of_shown(server) == Some(DatabaseKind::Sqlite) {
             true => "Check that the disk of the file answers",
             false => "Check that it runs and is reachable",
         };

@@ -11,9 +11,19 @@ use super::*;
 use crate::error::Holder;
 use crate::error::MigrationOutcome;
 use crate::error::Resolver;
+use crate::url::Target;
 
 fn place() -> Place {
     Location::caller()
+}
+
+/// A server as errors show it.
+fn shown(url: &str) -> String {
+    Target::parse(url, None).expect(url).shown
+}
+
+fn servers() -> [String; 3] {
+    [shown("shop.sqlite"), shown("postgres://app@h/shop"), shown("mysql://app@h/shop")]
 }
 
 fn refused() -> DieselError {
@@ -35,8 +45,12 @@ fn undos() -> Vec<Undo> {
     ]
 }
 
-fn some_holders() -> [Holders; 2] {
-    [Holders::default(), Holders(vec![Holder::new("other".into(), place(), Instant::now(), true)])]
+fn holder() -> Holder {
+    Holder::new("shop".into(), place(), Instant::now(), true)
+}
+
+fn some_holders() -> [Holders; 3] {
+    [Holders::default(), Holders(vec![holder().listed()]), Holders(vec![holder()])]
 }
 
 fn failures() -> Vec<MigrationFailure> {
@@ -123,12 +137,15 @@ fn all() -> Vec<Error> {
                     all.push(Error::WouldDeadlock { app: app(), short, holders: holders(), at, pool });
                 }
             }
-            for server in ["SQLite shop.sqlite", "postgres app@h/shop"] {
-                all.push(Error::ConnectTimeout { app: app(), server: server.into(), waited, at, limit });
+            for server in servers() {
+                for connecting in [None, Some(2 * waited)] {
+                    let server = server.clone();
+                    all.push(Error::ConnectTimeout { app: app(), server, waited, connecting, at, limit });
+                }
             }
         }
     }
-    for server in ["SQLite shop.sqlite", "postgres app@h/shop", "mysql app@h/shop"] {
+    for server in servers() {
         for kind in [
             ConnectErrorKind::Authentication,
             ConnectErrorKind::Other,
@@ -138,13 +155,15 @@ fn all() -> Vec<Error> {
             ConnectErrorKind::Unreachable,
         ] {
             for message in ["it says no.", "too many connections for role \"app\"", "give `Database::connect_with`"] {
-                all.push(Error::Connect { app: app(), server: server.into(), kind, message: message.into(), at });
+                all.push(Error::Connect { app: app(), server: server.clone(), kind, message: message.into(), at });
             }
         }
     }
-    for operation in ["create_all", "drop_all", A_WRITE] {
-        let (message, blockers, left) = ("busy".to_owned(), Blockers::default(), "Nothing was changed.".to_owned());
-        all.push(Error::LockTimeout { app: app(), operation, waited, message, blockers, left, at });
+    for operation in ["create_all", "drop_all", A_READ, A_WRITE, "a statement", "a commit"] {
+        for blockers in [Blockers::default(), Blockers::unknown("another process")] {
+            let (message, left) = ("busy".to_owned(), "Nothing was changed.".to_owned());
+            all.push(Error::LockTimeout { app: app(), operation, waited, message, blockers, left, at });
+        }
     }
     for operation in ["commit", "rollback", "remove"] {
         for outer in ["transaction", "savepoint", "retry"] {
@@ -211,7 +230,9 @@ fn all() -> Vec<Error> {
         Error::AlreadyFlushing { at },
         Error::AlreadyRegistered { app: app() },
         Error::DeadlineExceeded { limit: waited, at },
-        Error::Disposed { app: app() },
+        Error::Disposed { app: app(), how: AppEnd::Disposed },
+        Error::Disposed { app: app(), how: AppEnd::Removed },
+        Error::Disposed { app: app(), how: AppEnd::TestEnded },
         Error::Forked { app: app() },
         Error::InvalidConfig { app: app(), reason: "max_size is 0; it takes 1 to 10,000".into() },
         Error::InvalidConfig { app: NO_APP.into(), reason: "the environment variable X is not set.".into() },
@@ -276,28 +297,95 @@ fn every_variant_is_looked_at_and_has_its_place_in_the_reference() {
     assert!(reference.lines().filter(|line| line.starts_with("| DS")).all(|line| line.split('|').count() == 6));
 }
 
+fn connect_text(url: &str, kind: ConnectErrorKind, message: &str) -> String {
+    Error::Connect { app: "shop".into(), server: shown(url), kind, message: message.into(), at: place() }.to_string()
+}
+
 #[test]
 fn a_limit_of_the_account_is_not_taken_for_the_servers() {
-    let text = |server: &str, message: &str| {
-        let (app, at, kind) = ("shop".into(), place(), ConnectErrorKind::ServerFull);
-        Error::Connect { app, server: server.into(), kind, message: message.into(), at }.to_string()
-    };
-    for (server, message) in [
-        ("postgres app@h/shop", "FATAL: too many connections for role \"app\""),
-        ("postgres app@h/shop", "FATAL: zu viele Verbindungen von Rolle »app«"),
-        ("postgres app@h/shop", "FATAL: too many connections for database \"shop\""),
-        ("mysql app@h/shop", "User app already has more than 'max_user_connections' active connections"),
+    let text = |url: &str, message: &str| connect_text(url, ConnectErrorKind::ServerFull, message);
+    for (url, message) in [
+        ("postgres://app@h/shop", "FATAL: too many connections for role \"app\""),
+        ("postgres://app@h/shop", "FATAL: zu viele Verbindungen von Rolle »app«"),
+        ("postgres://app@h/shop", "FATAL: too many connections for database \"shop\""),
+        ("mysql://app@h/shop", "User app already has more than 'max_user_connections' active connections"),
     ] {
-        let text = text(server, message);
+        let text = text(url, message);
         assert!(text.contains("that of the account") && !text.contains("max_connections."), "{text}");
     }
-    for (server, message) in [
-        ("postgres app@h/shop", "FATAL: sorry, too many clients already"),
-        ("postgres app@h/shop", "FATAL: tut mir leid, schon zu viele Verbindungen"),
-        ("mysql app@h/shop", "Too many connections"),
+    for (url, message) in [
+        ("postgres://app@h/shop", "FATAL: sorry, too many clients already"),
+        ("postgres://app@h/shop", "FATAL: tut mir leid, schon zu viele Verbindungen"),
+        ("mysql://app@h/shop", "Too many connections"),
     ] {
-        let text = text(server, message);
+        let text = text(url, message);
         assert!(text.ends_with("raise the server's max_connections.") && !text.contains("account"), "{text}");
+    }
+}
+
+#[test]
+fn a_deadlock_says_whether_to_keep_an_order_or_to_hold_less() {
+    let error = |waits_for_the_same: bool, is_caller: bool| {
+        let holders = Holders((0..2).map(|_| Holder { waits_for_the_same, is_caller, ..holder() }).collect());
+        let (short, pool) = (Shortage::Pool, PoolOf::Program);
+        Error::WouldDeadlock { app: "shop".into(), short, holders, at: place(), pool }
+    };
+    let of_one_pool = error(true, false);
+    let advice = "Let each thread hold one connection at a time, or raise `Config::max_size`.";
+    assert!(of_one_pool.to_string().ends_with(advice), "{of_one_pool}");
+    let of_several = error(false, false);
+    let advice = "Take connections in the same order everywhere, or raise `Config::max_size`.";
+    assert!(of_several.to_string().ends_with(advice), "{of_several}");
+    assert!(of_one_pool.is_transient() && of_several.is_transient());
+    let own = error(true, true);
+    let advice = "Commit the outer session first, do both in one, or raise `Config::max_size`.";
+    assert!(own.to_string().ends_with(advice), "{own}");
+    assert!(!own.is_transient());
+}
+
+#[test]
+fn a_disposed_application_says_what_ended_it() {
+    let text = |how| Error::Disposed { app: "shop".into(), how }.to_string();
+    let (disposed, removed, ended) = (text(AppEnd::Disposed), text(AppEnd::Removed), text(AppEnd::TestEnded));
+    assert!(
+        disposed.contains("was disposed of") && !disposed.contains("remove") && !disposed.contains("test"),
+        "{disposed}"
+    );
+    assert!(removed.contains("`init_app`") && !removed.contains("dispose") && !removed.contains("test"), "{removed}");
+    assert!(ended.contains("its test") && !ended.contains("dispose") && !ended.contains("remove"), "{ended}");
+}
+
+/// The thread that reads an error need not be the one that got it.
+#[test]
+fn a_deadlock_of_one_thread_is_that_in_every_thread() {
+    let holders = Holders(vec![holder().listed()]);
+    let (short, pool) = (Shortage::Pool, PoolOf::Program);
+    let error = Error::WouldDeadlock { app: "shop".into(), short, holders, at: place(), pool };
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert!(error.to_string().contains("as this thread itself holds"), "{error}"));
+    });
+}
+
+#[test]
+fn a_failure_of_on_connect_says_what_to_correct() {
+    for kind in [ConnectErrorKind::Other, ConnectErrorKind::Authentication, ConnectErrorKind::UnknownDatabase] {
+        let text = connect_text("postgres://app@h/shop", kind, "`Config::on_connect` failed: no (at `SET a = 1`)");
+        assert!(text.ends_with("(at `SET a = 1`). Correct the SQL of `Config::on_connect`."), "{text}");
+        let text = connect_text("mysql://app@h/shop", kind, "`Database::on_connect` failed: no");
+        assert!(text.ends_with("failed: no. Correct the function given to `Database::on_connect`."), "{text}");
+    }
+}
+
+#[test]
+fn a_failure_of_no_known_kind_has_no_advice() {
+    for (url, message) in [
+        ("postgres://app@h/shop", "connecting panicked: no"),
+        ("postgres://app@h/shop", "server does not support SSL, but SSL was required"),
+        ("postgres://app@h/shop", "invalid URI query parameter: \"sllmode\""),
+        ("shop.sqlite", "file is not a database"),
+    ] {
+        let text = connect_text(url, ConnectErrorKind::Other, message);
+        assert!(text.ends_with(&format!(": {message}.")), "{text}");
     }
 }
 
@@ -310,8 +398,8 @@ fn advice_is_that_for_the_database_and_the_pool() {
                 assert!(!text.contains(server_only), "{text}");
             }
         }
-        if text.contains("mysql app@") {
-            assert!(!text.contains("pg_hba"), "{text}");
+        if let Error::Connect { server, kind: ConnectErrorKind::Authentication, .. } = &error {
+            assert_eq!(text.contains("pg_hba"), server.starts_with("PostgreSQL "), "{text}");
         }
         if let Error::AcquireTimeout { pool: PoolOf::RolledBackTest, .. } = error {
             assert!(!text.contains("max_size") && text.contains("TestIsolation::Database"), "{text}");

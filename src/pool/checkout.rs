@@ -168,7 +168,7 @@ impl<C: SessionConnection> AppPool<C> {
         let (app, at, waited) = (options.app.to_string(), request.place, request.since.elapsed());
         let server = options.target.shown.clone();
         match refused {
-            Refused::Closed => Error::Disposed { app },
+            Refused::Closed => self.ended(),
             Refused::Deadlock { holders, of_limit } => {
                 let short = match (&options.pinned, of_limit) {
                     (Some(_), _) => Shortage::TestConnection,
@@ -179,7 +179,8 @@ impl<C: SessionConnection> AppPool<C> {
             }
             Refused::Connecting { began, hangs } => {
                 let limit = if hangs { WaitLimit::Connect } else { request.limit() };
-                Error::ConnectTimeout { app, server, waited: waited.max(began.elapsed()), at, limit }
+                let connecting = (began < request.since).then(|| began.elapsed());
+                Error::ConnectTimeout { app, server, waited, connecting, at, limit }
             }
             Refused::Failed(failure) => {
                 let ConnectFailure { kind, mut message, .. } = *failure;

@@ -24,8 +24,7 @@ use super::statement_observer::{ObserverInstrumentation, Reading, StatementObser
 use super::thread::begin_connect;
 use super::watchdog::Watched;
 use crate::connection::SessionConnection;
-use crate::error::ConnectErrorKind;
-use crate::error::LOST;
+use crate::error::{CONFIG_ON_CONNECT, ConnectErrorKind, DATABASE_ON_CONNECT, LOST};
 use crate::kind::DatabaseKind;
 use crate::panic::into_panic_message;
 use crate::wording::phrase;
@@ -196,7 +195,7 @@ impl<C: SessionConnection> Manager<C> {
         let schema = SeenVersion::now(version);
         for sql in options.config.on_connect.iter().filter(|_| !is_set_up) {
             conn.batch_execute(sql)
-                .map_err(|error| self.failure(&format!("`Config::on_connect` failed: {error} (at `{sql}`)")))?;
+                .map_err(|error| self.failure(&format!("{CONFIG_ON_CONNECT}: {error} (at `{sql}`)")))?;
         }
         if let Some(prepare) = options.on_connect.filter(|_| !is_set_up) {
             if options.target.kind == DatabaseKind::Mysql {
@@ -205,7 +204,7 @@ impl<C: SessionConnection> Manager<C> {
                 guard.read_statements(Reading::Raw);
                 conn.set_instrumentation(ObserverInstrumentation::new(guard));
             }
-            prepare(conn).map_err(|error| self.failure(&format!("`Database::on_connect` failed: {error}")))?;
+            prepare(conn).map_err(|error| self.failure(&format!("{DATABASE_ON_CONNECT}: {error}")))?;
         }
         let is_changed = !options.config.on_connect.is_empty() || options.on_connect.is_some();
         if let Some(sql) = options.target.kind.required_settings().filter(|_| is_changed && !is_set_up) {

@@ -7,6 +7,8 @@
 mod admission;
 mod blockers;
 mod checkout;
+#[cfg(all(test, feature = "sqlite"))]
+mod checkout_tests;
 mod connection_limit;
 mod connections;
 mod growth;
@@ -46,7 +48,7 @@ pub(crate) use watchdog::{GRACE, Watched};
 pub(crate) use writers::WritePermit;
 
 use crate::connection::SessionConnection;
-use crate::error::{A_WRITE, Blockers, ConnectErrorKind, Error, Holder, Holders, Place, Result, Shortage};
+use crate::error::{A_WRITE, AppEnd, Blockers, ConnectErrorKind, Error, Holder, Holders, Place, Result, Shortage};
 use crate::process::PerProcess;
 use crate::wording::phrase;
 
@@ -81,6 +83,10 @@ pub(crate) trait PoolOwner: Send + Sync {
 
     /// Makes another pool at the next use: the connect of the pool of that number hangs, and it has nothing else.
     fn give_up(&self, pool: u64);
+    /// What it has done with a pool that is closed.
+    fn end(&self) -> AppEnd {
+        AppEnd::Disposed
+    }
 
     /// The connections that this thread holds of pools that were disposed of.
     fn held_by_this_thread(&self) -> Holders {
@@ -143,9 +149,15 @@ impl<C: SessionConnection> AppPool<C> {
                 left: "Nothing was written.".into(),
                 at: place,
             },
-            Refused::Closed | Refused::Limited | Refused::Connecting { .. } => Error::Disposed { app: app() },
+            Refused::Closed | Refused::Limited | Refused::Connecting { .. } => self.ended(),
             Refused::Failed(never) => match never {},
         })
+    }
+
+    /// The error of a caller that finds the pool closed.
+    fn ended(&self) -> Error {
+        let how = self.storage.owner.upgrade().map_or(AppEnd::Disposed, |owner| owner.end());
+        Error::Disposed { app: self.storage.options.app.to_string(), how }
     }
 
     /// The last of a closed pool: a SQLite database in memory ends with this.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::connection_limit::{ConnectionLimit, Resident};
-use crate::error::Holders;
+use crate::error::{Holders, count};
 use crate::kind::DatabaseKind;
 use crate::process::PerProcess;
 
@@ -189,18 +189,35 @@ impl Server {
         let residents: Vec<_> = names.iter().flat_map(|server| server.limit.residents()).collect();
         let mine: usize = residents.iter().map(|(_, resident)| resident.open()).sum();
         let holders = Holders(residents.iter().flat_map(|(_, resident)| resident.holders().0).collect());
-        let held = if holders.is_empty() { String::new() } else { format!(", held: {holders}") };
+        let own = own_text(mine, &holders);
         match &*self.session_counts() {
-            Some(SessionCounts { taken, counts }) => format!(
-                ". This process has {mine} connections there{held}. Asked {:.1?} ago, the server had: {}",
-                taken.elapsed(),
-                counts.join(", ")
-            ),
-            None => format!(". This process has {mine} connections there{held}, and could not ask who has the others"),
+            Some(SessionCounts { taken, counts }) => {
+                format!(". {own}. Asked {:.1?} ago, the server had: {}", taken.elapsed(), counts.join(", "))
+            }
+            None => format!(". {own}, and could not ask who has the others"),
         }
     }
 
     fn session_counts(&self) -> MutexGuard<'_, Option<SessionCounts>> {
         self.session_counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What this process has of the server, as the beginning of a sentence.
+fn own_text(open: usize, holders: &Holders) -> String {
+    let held = if holders.is_empty() { String::new() } else { format!(", held: {holders}") };
+    format!("This process has {} there{held}", count(open, "connection"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_connection_is_singular() {
+        let text = |open| own_text(open, &Holders::default());
+        assert_eq!(text(0), "This process has 0 connections there");
+        assert_eq!(text(1), "This process has 1 connection there");
+        assert_eq!(text(2), "This process has 2 connections there");
     }
 }

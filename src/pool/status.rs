@@ -16,7 +16,8 @@ pub struct AppStatus {
     pub server: String,
     /// Most connections at one time.
     pub max_size: u32,
-    /// Open connections, as r2d2 counts them.
+    /// Open connections, as r2d2 counts them. They may be more than `max_size` after a disposal that gave up: those that are still out of
+    /// the earlier pool are counted until they are closed.
     pub open: usize,
     /// Open connections that are not checked out, as r2d2 counts them.
     pub idle: usize,

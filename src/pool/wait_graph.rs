@@ -38,9 +38,10 @@ pub(crate) struct Waiting {
     thread: ThreadId,
 }
 
-/// A wait that cannot end, with the place at which each thread of the cycle waits.
+/// A wait that cannot end: for each thread of the cycle the place at which it waits, and whether it waits for the same resource as
+/// the thread that found the cycle.
 #[derive(Debug)]
-pub(crate) struct Deadlock(HashMap<ThreadId, Place>);
+pub(crate) struct Deadlock(HashMap<ThreadId, (Place, bool)>);
 
 impl WaitGraph {
     /// From here on `thread` waits for `resource`. It is in the queue of the resource already.
@@ -55,11 +56,17 @@ impl Waiting {
     pub(crate) fn deadlock(&self) -> Option<Deadlock> {
         let mut waits = self.graph.0.lock();
         let threads = all_waiting(&waits, self.thread)?;
-        let places = threads.into_iter().filter_map(|thread| Some((thread, waits.get(&thread)?.place))).collect();
+        let mine = Arc::clone(&waits.get(&self.thread)?.resource);
+        let places = threads.into_iter().filter_map(|thread| {
+            let wait = waits.get(&thread)?;
+            Some((thread, (wait.place, Arc::ptr_eq(&wait.resource, &mine))))
+        });
+        let places = places.collect();
         // The others of the cycle wait for this thread, which does not wait any more.
         let ended = waits.remove(&self.thread);
         drop(waits);
-        drop(ended);
+        // Without the lock: this may be the last reference to a pool.
+        drop((ended, mine));
         Some(Deadlock(places))
     }
 }
@@ -83,7 +90,9 @@ impl Deadlock {
     /// The holders, each with the place at which its thread waits.
     pub(crate) fn explain(&self, mut holders: Holders) -> Holders {
         for holder in &mut holders.0 {
-            holder.waits_at = self.0.get(&holder.thread.id()).copied();
+            let wait = self.0.get(&holder.thread.id()).copied();
+            holder.waits_at = wait.map(|(place, _)| place);
+            holder.waits_for_the_same = wait.is_some_and(|(_, is_same)| is_same);
         }
         holders
     }

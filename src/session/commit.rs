@@ -62,6 +62,7 @@ impl<C: SessionConnection> TransactionState<C> {
         // The session knows every error of a typed statement.
         let guarded_commit = self.had_raw_access.then(|| kind.guarded_commit()).flatten();
         let refused = Cell::new(false);
+        let sent = self.waiting_since();
         let outcome = self.send(|conn| match (had_orphans, guarded_commit) {
             (Some(had_orphans), None) => kind.commit_nested(conn, had_orphans),
             (Some(had_orphans), Some(_)) => {
@@ -82,6 +83,7 @@ impl<C: SessionConnection> TransactionState<C> {
             }
             Err(error) if refused.get() && !dialect::is_connection_lost(&error) => self.reject_commit(at),
             Err(error) => {
+                let waited = sent.and_then(|sent| self.waited_for_lock(&error, sent));
                 let error = if dialect::is_connection_lost(&error) {
                     self.doom();
                     let app = self.app.id().into();
@@ -91,7 +93,10 @@ impl<C: SessionConnection> TransactionState<C> {
                     self.explain(error, at)
                 };
                 self.rollback();
-                Err(error)
+                Err(match waited {
+                    Some(waited) => self.explain_wait(error, "a commit", waited),
+                    None => error,
+                })
             }
         }
     }

@@ -53,6 +53,12 @@ impl Statement {
         name: "",
     };
 
+    /// Whether it is code that has the connection, which may do more than send one statement.
+    #[inline]
+    pub(crate) fn is_code(&self) -> bool {
+        self.name.is_empty() && self.access == Access::Raw
+    }
+
     /// Whether the statement leaves nothing on the connection.
     #[inline]
     pub(crate) fn leaves_nothing(&self, kind: impl FnOnce() -> DatabaseKind) -> bool {

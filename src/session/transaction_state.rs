@@ -15,11 +15,12 @@ use super::transient_failure::TransientFailure;
 use crate::app_core::AppCore;
 use crate::connection::SessionConnection;
 use crate::dialect::{self, BeginOptions, Poison};
-use crate::error::{Error, Place, Result};
+use crate::error::{A_READ, A_WRITE, Blockers, Error, Place, Result};
 use crate::kind::DatabaseKind;
 use crate::pool::{CheckedOut, GRACE, Watched, WritePermit, refuse_empty_statements};
 use crate::recorder::CallSite;
 use crate::settings::{Isolation, Mode, Settings};
+use crate::wording::phrase;
 
 /// The minimum and the maximum by which the statement limit of the server may exceed the remaining time.
 const LIMIT_SLACK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
@@ -36,6 +37,17 @@ pub(crate) enum Access {
     Write,
     /// Raw SQL, or code that has the connection itself: it may do anything.
     Raw,
+}
+
+impl Access {
+    /// What an error calls it.
+    fn operation(self) -> &'static str {
+        match self {
+            Self::Read => A_READ,
+            Self::Write => A_WRITE,
+            Self::Raw => "a statement",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -180,16 +192,26 @@ impl<C: SessionConnection> TransactionState<C> {
         self.sent_at = Some(at);
         self.had_raw_access |= access == Access::Raw || statement.leftovers == Leftovers::Possible;
         let call_site = CallSite::enter(at);
+        let sent = self.waiting_since();
         let outcome = match statement.leaves_nothing(|| self.kind()) {
             true => self.send(send),
             false => self.send_observed(statement, |conn| refuse_empty_statements(|| send(conn))),
         };
         drop(call_site);
+        // What code that has the connection waited for is not known.
+        let sent = sent.filter(|_| !statement.is_code());
+        let waited = outcome.as_ref().err().and_then(|error| self.waited_for_lock(error, sent?));
         if access == Access::Raw {
             self.check_not_forked(at)?;
         }
         self.reconcile(access, at, outcome.as_ref().err());
-        let outcome = outcome.map_err(|error| self.explain(error, at));
+        let outcome = outcome.map_err(|error| {
+            let error = self.explain(error, at);
+            match waited {
+                Some(waited) => self.explain_wait(error, access.operation(), waited),
+                None => error,
+            }
+        });
         self.release_if_idle();
         outcome
     }
@@ -299,6 +321,7 @@ impl<C: SessionConnection> TransactionState<C> {
                 true => kind.begin_nested(conn, beginning, schemas),
                 false => kind.begin(conn, beginning, schemas),
             };
+            let sent = self.waiting_since();
             match self.send(begin) {
                 Ok(()) => {
                     self.phase = TransactionPhase::Begun(at);
@@ -308,6 +331,7 @@ impl<C: SessionConnection> TransactionState<C> {
                     return Ok(());
                 }
                 Err(error) => {
+                    let waited = sent.and_then(|sent| self.waited_for_lock(&error, sent));
                     let deadline_error = self.deadline_error(at);
                     self.doom();
                     self.release();
@@ -319,7 +343,11 @@ impl<C: SessionConnection> TransactionState<C> {
                     if lost && attempts > self.app.options().config.max_size {
                         return Err(Error::lost(self.app.id(), error, true, at));
                     } else if !lost {
-                        return Err(self.explain(error, at));
+                        let error = self.explain(error, at);
+                        return Err(match waited {
+                            Some(waited) => self.explain_wait(error, A_WRITE, waited),
+                            None => error,
+                        });
                     }
                 }
             }
@@ -639,6 +667,38 @@ impl<C: SessionConnection> TransactionState<C> {
         }
     }
 
+    /// The moment, if what is sent now may wait for the lock of the whole database.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        self.kind().has_one_writer().then(Instant::now)
+    }
+
+    /// How long something waited for the lock of the whole database, if it did not get the lock.
+    pub(super) fn waited_for_lock(&self, error: &diesel::result::Error, sent: Instant) -> Option<Duration> {
+        self.kind().is_busy(error).then(|| sent.elapsed())
+    }
+
+    /// The explained error of something that did not get the lock of the whole database. The deadline of the scope goes before.
+    pub(super) fn explain_wait(&self, error: Error, operation: &'static str, waited: Duration) -> Error {
+        let Error::Query { source, at } = error else { return error };
+        let options = self.app.options();
+        let left = match self.phase {
+            TransactionPhase::Begun(_) if self.statement_savepoint.is_none() => {
+                "The transaction is open, and nothing of it is committed."
+            }
+            _ if operation == A_READ => "Nothing was read.",
+            _ => "Nothing was written.",
+        };
+        Error::LockTimeout {
+            app: self.app.id().into(),
+            operation,
+            waited,
+            message: phrase(source),
+            blockers: Blockers::unknown(DatabaseKind::possible_blocker(&options.target, &options.config)),
+            left: left.into(),
+            at,
+        }
+    }
+
     /// The error, with advice if the connection is closed because of it.
     fn advised(&self, error: diesel::result::Error) -> diesel::result::Error {
         let kind = self.kind();
@@ -687,5 +747,109 @@ impl<C: SessionConnection> TransactionState<C> {
         if let Some(connection) = &mut self.connection {
             with(&connection.managed().observer);
         }
+    }
+}
+
+#[cfg(all(test, feature = "sqlite"))]
+mod tests {
+    use diesel::connection::SimpleConnection;
+    use diesel::prelude::*;
+    use diesel::sql_query;
+
+    use super::*;
+    use crate::{App, Config, Database, Result};
+
+    static DB: Database<SqliteConnection> = Database::without_migrations();
+
+    const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
+
+    diesel::table! {
+        t (id) { id -> Integer, }
+    }
+
+    /// The error of `body`, which waits for the lock that a connection has got by `lock`.
+    #[track_caller]
+    fn refused(
+        config: fn(Config) -> Config,
+        lock: &str,
+        body: impl FnOnce(&App<SqliteConnection>) -> Result<()>,
+    ) -> String {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("shop.sqlite");
+        let url = path.to_str().expect("UTF-8");
+        let config = config(Config::new(url).lock_timeout(LOCK_TIMEOUT));
+        let app = DB.init_app(format!("{}", path.display()), config).expect("a new name");
+        let mut stranger = SqliteConnection::establish(url).expect("a file");
+        stranger.batch_execute("CREATE TABLE t (id INTEGER PRIMARY KEY)").expect("a table");
+        // It knows the table before that is locked.
+        app.context(|| DB.session()?.count(t::table)).expect("a table");
+        stranger.batch_execute(lock).expect("the lock");
+        let error = body(&app).expect_err("it is locked");
+        DB.remove_app(app.id()).expect("nothing is open");
+        let Error::LockTimeout { waited, .. } = &error else { panic!("{error}") };
+        assert!(*waited >= LOCK_TIMEOUT && *waited < 10 * LOCK_TIMEOUT, "{waited:?}");
+        assert!(error.is_transient() && error.is_timeout(), "{error}");
+        error.to_string()
+    }
+
+    #[track_caller]
+    fn assert_text(text: &str, operation: &str, blocker: &str, left: &str) {
+        assert!(text.starts_with("DS405 ") && text.contains(&format!(": {operation} (at ")), "{text}");
+        let rest = format!(
+            "for a lock that another session holds: database is locked. In the way: #1 {blocker}. {left} End that session's \
+             transaction, or raise `Config::lock_timeout`, and run this transaction again."
+        );
+        assert!(text.ends_with(&rest), "{text}");
+    }
+
+    #[test]
+    fn a_begin_that_waits_for_another_process_is_a_lock_timeout() {
+        let text = refused(|config| config, "BEGIN IMMEDIATE", |app| app.context(|| DB.session()?.begin()));
+        assert_text(&text, "a write", "another process", "Nothing was written.");
+    }
+
+    #[test]
+    fn a_statement_that_waits_for_a_lock_is_a_lock_timeout() {
+        let text = refused(
+            |config| config,
+            "BEGIN IMMEDIATE",
+            |app| {
+                app.scope()
+                    .autocommit()
+                    .run(|| DB.session()?.execute(diesel::insert_into(t::table).values(t::id.eq(1))).map(drop))
+            },
+        );
+        assert_text(&text, "a write", "another process", "Nothing was written.");
+        let text = refused(
+            |config| config,
+            "BEGIN IMMEDIATE",
+            |app| {
+                app.scope().autocommit().run(|| DB.session()?.execute(sql_query("INSERT INTO t VALUES (1)")).map(drop))
+            },
+        );
+        assert_text(&text, "a statement", "another process", "Nothing was written.");
+    }
+
+    /// Without a write-ahead log a writer that commits keeps readers out, and readers keep a commit waiting.
+    #[test]
+    fn a_read_and_a_commit_that_wait_for_a_lock_are_lock_timeouts() {
+        const BLOCKER: &str = "another process, or another connection of this one";
+        let text = refused(
+            |config| config.wal(false),
+            "BEGIN EXCLUSIVE",
+            |app| app.context(|| DB.session()?.count(t::table).map(drop)),
+        );
+        assert_text(&text, "a read", BLOCKER, "Nothing was read.");
+        let text = refused(
+            |config| config.wal(false),
+            "BEGIN; SELECT * FROM t",
+            |app| {
+                app.context(|| {
+                    DB.session()?.execute(diesel::insert_into(t::table).values(t::id.eq(1)))?;
+                    DB.session()?.commit()
+                })
+            },
+        );
+        assert_text(&text, "a commit", BLOCKER, "Nothing was written.");
     }
 }

@@ -43,6 +43,8 @@ pub(super) struct Admission<C: SessionConnection> {
     environment: Arc<TestEnvironment<C>>,
     /// None for SQLite.
     pub(super) taken: Option<Taken>,
+    /// How many of them are for the owner's session, which was not open then.
+    for_owner: usize,
     is_under_way: bool,
 }
 
@@ -121,19 +123,27 @@ impl<C: SessionConnection> TestEnvironment<C> {
         deadline: Instant,
     ) -> Result<Admission<C>> {
         let Some(slots) = &self.slots else { return Ok(self.admit_with(None)) };
-        let all = || wanted + usize::from(needs_owner && !self.owner.is_open());
-        if let Some(taken) = slots.try_take(all(), test) {
-            return Ok(self.admit_with(Some(taken)));
+        let missing_owner = || usize::from(needs_owner && !self.owner.is_open());
+        let for_owner = missing_owner();
+        // From the admission on the owner's session stays open. If it was closed just before, a connection of the pool is its.
+        let admitted = |taken, for_owner: usize| {
+            let mut admission = self.admit_with(Some(taken));
+            admission.for_owner = if for_owner == 0 { missing_owner() } else { for_owner };
+            admission
+        };
+        if let Some(taken) = slots.try_take(wanted + for_owner, test) {
+            return Ok(admitted(taken, for_owner));
         }
         let others: Vec<Arc<dyn GiveWay>> =
             environments().values().map(|(_, environment)| Arc::clone(environment)).collect();
         others.iter().for_each(|environment| environment.give_way(slots));
-        let taken = slots.take(all(), test, deadline).map_err(|busy| Error::TestSetup {
+        let for_owner = missing_owner();
+        let taken = slots.take(wanted + for_owner, test, deadline).map_err(|busy| Error::TestSetup {
             test: test.into(),
             what: "waiting for the server's connections",
             reason: busy.with_advice("`TestSetup::patience`"),
         })?;
-        Ok(self.admit_with(Some(taken)))
+        Ok(admitted(taken, for_owner))
     }
 
     /// What a pinned connection that was free has reserved already.
@@ -141,7 +151,7 @@ impl<C: SessionConnection> TestEnvironment<C> {
     /// Who waits for slots is not counted among those under way: for them the owner's session is closed.
     pub(super) fn admit_with(self: &Arc<Self>, taken: Option<Taken>) -> Admission<C> {
         self.running.fetch_add(1, Ordering::AcqRel);
-        Admission { environment: Arc::clone(self), taken, is_under_way: true }
+        Admission { environment: Arc::clone(self), taken, for_owner: 0, is_under_way: true }
     }
 
     /// Works with the owner's session, which is waited for no longer than `patience`. When it is opened, what dead owners have left is
@@ -205,6 +215,12 @@ impl<C: SessionConnection> GiveWay for TestEnvironment<C> {
 }
 
 impl<C: SessionConnection> Admission<C> {
+    /// How many connections a test that wanted `wanted` of them may have in its pool: at least one.
+    pub(super) fn pool_size(&self, wanted: usize) -> usize {
+        let Some(taken) = &self.taken else { return wanted };
+        wanted.min(taken.len().saturating_sub(self.for_owner).max(1))
+    }
+
     /// Gives everything back, to wait anew.
     pub(super) fn retreat(&mut self) {
         self.taken = None;

@@ -550,8 +550,8 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
     fn admit_pool(&self) -> Result<(Admission<C>, usize)> {
         let wanted = self.config.max_size as usize;
         let admission = self.environment.admit(wanted, true, self.id, self.deadline)?;
-        let taken = admission.taken.as_ref().map_or(wanted, |taken| taken.len());
-        Ok((admission, wanted.min(taken.saturating_sub(1).max(1))))
+        let connections = admission.pool_size(wanted);
+        Ok((admission, connections))
     }
 
     pub(super) fn known(&self) -> std::sync::MutexGuard<'_, std::collections::HashMap<u64, Vec<String>>> {

@@ -51,6 +51,7 @@ fn two_threads_each_want_what_the_other_has<C: Conn>(site: &Site) {
     assert_eq!(waits_at.file(), file!());
     let text = error.to_string();
     assert!(text.contains(&format!("itself waiting at {}:{}", file!(), waits_at.line())), "{text}");
+    assert!(text.contains("Take connections in the same order everywhere") && error.is_transient(), "{text}");
     assert_eq!(apps.each_ref().map(|app| (app.status().in_use, app.status().waiting)), [(0, 0); 2]);
     db.dispose_all().unwrap();
 }
@@ -71,6 +72,8 @@ fn four_threads_each_want_two_of_four<C: Conn>(site: &Site) {
         let refused: Vec<&Error> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
         let [error] = refused[..] else { panic!("one of the four is refused: {outcomes:?}") };
         assert!(matches!(error, Error::WouldDeadlock { holders, .. } if holders.len() == 4), "{error}");
+        assert!(error.to_string().contains("Let each thread hold one connection at a time"), "{error}");
+        assert!(error.is_transient(), "{error}");
         assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     }
     db.dispose_all().unwrap();

@@ -267,7 +267,7 @@ fn a_server_that_others_have() {
     assert!(matches!(&error, Error::Connect { kind: ConnectErrorKind::ServerFull, .. }), "{error}");
     assert!(took > patience - Duration::from_millis(110) && took < patience + Duration::from_millis(200), "{took:?}");
     let text = error.to_string();
-    assert!(text.contains("monthly report 16") && text.contains("This process has 1 connections there"), "{text}");
+    assert!(text.contains("monthly report 16") && text.contains("This process has 1 connection there"), "{text}");
     session.rollback().unwrap();
     wanting.ping().unwrap();
     // With nothing of ours there, nobody can be asked.

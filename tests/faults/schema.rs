@@ -4,7 +4,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-use diesel::connection::SimpleConnection;
+use diesel::connection::{CacheSize, SimpleConnection};
 use diesel::prelude::*;
 use diesel_session::{App, Config, Database, Error, MigrationOutcome};
 
@@ -157,6 +157,39 @@ fn a_transaction_pooler_with_one_session_is_recognised() {
         assert_eq!(direct.drop_all().unwrap(), ["3", "2", "1"]);
         db.dispose_all().unwrap();
     }
+}
+
+diesel::table! {
+    one (id) { id -> Integer, }
+}
+
+/// The pooler gives each transaction another connection to the server, on which nothing is prepared.
+#[test]
+fn a_pooler_without_prepared_statements_needs_diesels_cache_switched_off() {
+    if !enabled(Kind::Postgres) {
+        return;
+    }
+    let site = Site::postgres();
+    let Site::Postgres(database) = &site else { unreachable!() };
+    PgConnection::establish(&site.url()).unwrap().batch_execute("CREATE TABLE one (id INTEGER PRIMARY KEY)").unwrap();
+    let pooler = pooler(&site, "server_round_robin = 1");
+    let count = |db: &Database<PgConnection>| {
+        let app = db.init_app("pooled", Config::new(pooler.url_of(database.name())).max_size(1)).unwrap();
+        let each = (0..6).map(|_| app.open_session()?.load::<i32>(one::table.select(one::id).filter(one::id.gt(1))));
+        let outcome = each.map(|rows| rows.map(|rows| rows.len())).collect::<Result<Vec<_>, _>>();
+        app.dispose().unwrap();
+        outcome
+    };
+    // A newer PgBouncer keeps prepared statements by default.
+    if let Err(error) = count(&Database::without_migrations()) {
+        let text = error.to_string();
+        assert!(text.contains("set_prepared_statement_cache_size(CacheSize::Disabled)"), "{text}");
+    }
+    let without_cache = Database::without_migrations().on_connect(|conn: &mut PgConnection| {
+        conn.set_prepared_statement_cache_size(CacheSize::Disabled);
+        Ok(())
+    });
+    assert_eq!(count(&without_cache).unwrap(), [0; 6]);
 }
 
 /// What an error says of a migration whose connection was cut is what the server says.

@@ -195,9 +195,7 @@ fn a_refusal_of_the_programs_own() {
     let app = db.init_app("refused", Config::new(":memory:")).unwrap();
     let error = app.ping().unwrap_err();
     assert!(matches!(&error, Error::Connect { kind: ConnectErrorKind::Other, .. }), "{error}");
-    let text = "built without that database, sorry. This is the driver's text or, with `Database::connect_with`, \
-                the program's own.";
-    assert!(error.to_string().ends_with(text), "{error}");
+    assert!(error.to_string().ends_with("): built without that database, sorry."), "{error}");
     assert_tells(&app, &error, &[]);
 }
 

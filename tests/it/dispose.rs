@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use diesel::prelude::*;
 use diesel::result::ConnectionResult;
-use diesel_session::{App, Config, Database, DisposeReport, Error};
+use diesel_session::{App, AppEnd, Config, Database, DisposeReport, Error};
 
 use crate::fixtures::threads::together;
 use crate::fixtures::{COUNT, Conn, INSERT, Site, Speak, many_connections, shown};
@@ -163,7 +163,10 @@ fn waiters_are_sent_away<C: Conn>(site: &Site) {
         let disposal = scope.spawn(|| app.dispose());
         for waiter in waiters {
             let error = waiter.join().unwrap().unwrap_err();
-            assert!(matches!(&error, Error::Disposed { app: named } if named == app.id()), "{error}");
+            assert!(
+                matches!(&error, Error::Disposed { app: named, how: AppEnd::Disposed } if named == app.id()),
+                "{error}"
+            );
         }
         held.release();
         assert_eq!(disposal.join().unwrap().unwrap().closed, 1);
@@ -193,7 +196,7 @@ fn removed_handles_answer_disposed<C: Conn>(site: &Site) {
     app.ping().unwrap();
     assert_eq!(db.remove_app(app.id()).unwrap().closed, 1);
     site.assert_connections(0);
-    let disposed = |error: Error| assert!(error.is_disposed(), "{error}");
+    let disposed = |error: Error| assert!(matches!(error, Error::Disposed { how: AppEnd::Removed, .. }), "{error}");
     disposed(app.ping().unwrap_err());
     disposed(app.create_all().unwrap_err());
     disposed(app.migrations().unwrap_err());

@@ -21,7 +21,7 @@ mod traces;
 use std::sync::Arc;
 
 use diesel_session::testing::{Fixture, TestApp, TestIsolation, TestSetup};
-use diesel_session::{Config, Error, Result, Session};
+use diesel_session::{AppEnd, Config, Error, Result, Session};
 
 use crate::fixtures::{Any, COUNT, Conn, INSERT, Speak};
 use crate::support::{self, Kind, enabled};

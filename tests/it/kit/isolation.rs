@@ -23,7 +23,8 @@ fn it_is_empty_each_time_and_gone_afterwards<C: Conn>(way: (Config, TestIsolatio
         assert_eq!(committed(&test), 1);
         let app = test.app().clone();
         test.finish().unwrap();
-        assert!(app.open_session().is_err_and(|error| error.is_disposed()));
+        let error = app.open_session().unwrap_err();
+        assert!(error.is_disposed() && matches!(error, Error::Disposed { how: AppEnd::TestEnded, .. }), "{error}");
         assert!(C::db().app(app.id()).is_err());
     }
 }

@@ -28,3 +28,22 @@ fn who_wants_all_connections_gets_those_that_rest() {
         all.join().unwrap().unwrap();
     });
 }
+
+/// The first test of a process reserves one connection more, for the session that owns the databases. The tests after it need none.
+#[test]
+fn each_test_of_a_process_has_the_connections_that_it_wants() {
+    if !enabled(Kind::Postgres) {
+        return;
+    }
+    // Tests of other servers give nothing back here.
+    let server = support::Postgres::start();
+    let config = Config::new(server.url());
+    for isolation in [TestIsolation::Database, TestIsolation::Schema] {
+        for number in 1..=3 {
+            let setup = TestSetup::of(PgConnection::db()).config(config.clone()).isolation(isolation).max_size(2);
+            let test = setup.start().unwrap();
+            assert_eq!(test.status().max_size, 2, "test {number}, {isolation:?}");
+            test.finish().unwrap();
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! What callers that get no connection are told.
+
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel::result::ConnectionResult;
+
+use crate::{Config, Database, Error};
+
+const PATIENCE: Duration = Duration::from_millis(200);
+
+fn connect_slowly(url: &str) -> ConnectionResult<SqliteConnection> {
+    std::thread::sleep(6 * PATIENCE);
+    SqliteConnection::establish(url)
+}
+
+#[test]
+fn a_connect_timeout_tells_the_callers_own_wait() {
+    static DB: Database<SqliteConnection> = Database::without_migrations().connect_with(connect_slowly);
+    let app = DB.init_app("slow", Config::new(":memory:").acquire_timeout(PATIENCE)).expect("a new name");
+    let refused = || app.ping().expect_err("it takes longer to connect");
+    let first = refused();
+    let Error::ConnectTimeout { waited, connecting: None, .. } = first else { panic!("{first}") };
+    assert!((PATIENCE..2 * PATIENCE).contains(&waited), "{first}");
+    // It waits for the same connect.
+    let second = refused();
+    let Error::ConnectTimeout { waited, connecting: Some(age), .. } = second else { panic!("{second}") };
+    assert!((PATIENCE..2 * PATIENCE).contains(&waited), "{second}");
+    assert!(age >= 2 * PATIENCE, "{second}");
+    let told = format!("The connect that this call waited for had been under way for {age:.3?}.");
+    assert!(second.to_string().contains(&told), "{second}");
+    app.dispose().expect("nothing is in use");
+}
