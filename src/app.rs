@@ -11,7 +11,9 @@ use crate::dialect;
 use crate::error::{Error, Place, Result};
 use crate::migrations::MigrationSet;
 use crate::pool::{AppPool, AppStatus, PoolOptions};
-use crate::session::{OpenSessions, Session, SessionFactory, SessionInner};
+#[cfg(feature = "testing")]
+use crate::session::OpenSessions;
+use crate::session::{Session, SessionFactory, SessionInner};
 use crate::settings::Settings;
 
 /// A handle to a registered application: cheap to clone, usable from every thread.
@@ -132,6 +134,7 @@ impl<C: SessionConnection> App<C> {
     }
 
     /// The list of the open sessions, if this is the application of a test.
+    #[cfg(feature = "testing")]
     pub(crate) fn open_sessions(&self) -> Option<Arc<OpenSessions>> {
         self.0.factory.open_sessions.clone()
     }
@@ -145,6 +148,7 @@ impl<C: SessionConnection> App<C> {
     }
 
     /// Whether both are handles of the same application.
+    #[cfg(feature = "testing")]
     pub(crate) fn is_same_app(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }

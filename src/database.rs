@@ -45,19 +45,19 @@ use crate::wording::{is_unprintable, name};
 /// A second database of the same applications is a second `static`, with its own `C`, URL and migrations. In a
 /// context of an application, each database object has its own session.
 pub struct Database<C: SessionConnection, M = EmbeddedMigrations> {
-    registry: Registry<C>,
+    pub(crate) registry: Registry<C>,
     /// The migrations, until the first application is registered. Then `migrations` holds them.
     sources: Mutex<Option<Sources<M>>>,
     migrations: OnceLock<Arc<dyn MigrationSet<C>>>,
     number: OnceLock<u64>,
-    connect_with: Option<fn(&str) -> ConnectionResult<C>>,
-    on_connect: Option<fn(&mut C) -> QueryResult<()>>,
-    on_checkout: Option<fn(&mut C) -> QueryResult<()>>,
+    pub(crate) connect_with: Option<fn(&str) -> ConnectionResult<C>>,
+    pub(crate) on_connect: Option<fn(&mut C) -> QueryResult<()>>,
+    pub(crate) on_checkout: Option<fn(&mut C) -> QueryResult<()>>,
     on_checkin: Option<fn(&mut C) -> QueryResult<()>>,
     on_close: Option<fn(&mut C)>,
     max_connections: Option<usize>,
     limit: OnceLock<Arc<Limit>>,
-    row_hooks: RowHooks<C>,
+    pub(crate) row_hooks: RowHooks<C>,
 }
 
 impl<C: SessionConnection, M> std::fmt::Debug for Database<C, M> {
@@ -331,7 +331,7 @@ impl<C: SessionConnection, M> Database<C, M> {
     }
 
     /// The number of this database object. Its address would not identify it, because an address may be reused.
-    fn number(&self) -> u64 {
+    pub(crate) fn number(&self) -> u64 {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         *self.number.get_or_init(|| NEXT.fetch_add(1, Ordering::Relaxed))
     }
@@ -348,13 +348,18 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
     }
 
     /// Makes an application without registering it.
-    fn new_app(&self, options: PoolOptions<C>, row_hooks: RowHooks<C>) -> App<C> {
+    pub(crate) fn new_app(&self, options: PoolOptions<C>, row_hooks: RowHooks<C>) -> App<C> {
         let open_sessions = options.is_of_test.then(Arc::default);
         let factory = SessionFactory { app_core: AppCore::new(options), row_hooks, open_sessions };
         App::new(factory, self.number(), Arc::clone(self.migrations()))
     }
 
-    fn options(&self, id: String, config: Config, pinned: Option<Arc<PinnedConnection<C>>>) -> Result<PoolOptions<C>> {
+    pub(crate) fn options(
+        &self,
+        id: String,
+        config: Config,
+        pinned: Option<Arc<PinnedConnection<C>>>,
+    ) -> Result<PoolOptions<C>> {
         let invalid = |reason| Error::InvalidConfig { app: name(&id), reason };
         if id.is_empty() || id.len() > 200 || id.contains(is_unprintable) {
             return Err(invalid("an application id has 1 to 200 bytes and no characters that cannot be seen".into()));
@@ -484,76 +489,3 @@ impl<C: SessionConnection, M> Database<C, M> {
         }
     }
 }
-
-/// A database object with any type of migrations, as the test kit uses it.
-pub(crate) trait Registrar<C: SessionConnection>: Sync {
-    /// The number of the database object.
-    fn number(&self) -> u64;
-
-    /// Makes the application of a test, which is not registered.
-    fn make(&self, id: String, config: Config, pinned: Option<Arc<PinnedConnection<C>>>) -> Result<App<C>>;
-
-    /// The functions of the program that run on a new connection or change what a flush sends, as numbers. In one
-    /// build of a program, equal numbers stand for the same functions.
-    fn functions(&self) -> Vec<usize>;
-
-    /// Whether a function of the program makes the connections.
-    fn has_connect_with(&self) -> bool;
-
-    /// Makes an application without the hooks and limits of the database object, which is not registered.
-    fn make_bare(&self, id: String, config: Config) -> Result<App<C>>;
-
-    fn register(&self, app: App<C>) -> Result<App<C>>;
-
-    /// Frees the application's id. Its handles answer `Disposed` from then on.
-    fn unregister(&self, app: &App<C>);
-}
-
-impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'static> Registrar<C> for Database<C, M> {
-    fn number(&self) -> u64 {
-        self.number()
-    }
-
-    fn make(&self, id: String, config: Config, pinned: Option<Arc<PinnedConnection<C>>>) -> Result<App<C>> {
-        let options = self.options(id, config, pinned)?;
-        Ok(self.new_app(PoolOptions { is_of_test: true, ..options }, self.row_hooks))
-    }
-
-    fn functions(&self) -> Vec<usize> {
-        // The address at which a program is loaded differs from run to run.
-        let relative_address = |function: usize| function.wrapping_sub(base_of_functions as fn() as usize);
-        let RowHooks { before_flush, after_flush, before_commit, .. } = self.row_hooks;
-        let on_connection =
-            [self.on_connect, self.on_checkout].map(|function| function.map(|function| function as usize));
-        let connect = [self.connect_with.map(|function| function as usize)];
-        let row_hooks = [before_flush, after_flush, before_commit].map(|hook| hook.map(|hook| hook as usize));
-        let all = on_connection.into_iter().chain(connect).chain(row_hooks);
-        if all.clone().all(|function| function.is_none()) {
-            return Vec::new();
-        }
-        all.map(|function| function.map_or(0, relative_address)).collect()
-    }
-
-    fn has_connect_with(&self) -> bool {
-        self.connect_with.is_some()
-    }
-
-    fn make_bare(&self, id: String, config: Config) -> Result<App<C>> {
-        let options = self.options(id, config, None)?;
-        let (on_connect, on_checkout, on_checkin, on_close) = (None, None, None, None);
-        let bare = PoolOptions { connection_limit: None, on_connect, on_checkout, on_checkin, on_close, ..options };
-        Ok(self.new_app(bare, RowHooks::NONE))
-    }
-
-    fn register(&self, app: App<C>) -> Result<App<C>> {
-        self.registry.add(app)
-    }
-
-    fn unregister(&self, app: &App<C>) {
-        self.registry.remove_this(app);
-        app.core().mark_removed();
-    }
-}
-
-/// The address from which the functions of the program are counted.
-fn base_of_functions() {}

@@ -25,6 +25,7 @@ mod session;
 mod settings;
 mod sqlite_uri;
 mod sync;
+#[cfg(feature = "testing")]
 pub mod testing;
 pub mod unit_of_work;
 mod url;
@@ -52,4 +53,7 @@ pub use crate::settings::Isolation;
 pub use crate::unit_of_work::{
     Change, ChangeKind, Changes, Entity, Fk, NewEntity, Snapshot, Track, Tracked, WriteGuard,
 };
-pub use diesel_session_derive::{Entity, NewEntity, test};
+#[cfg(feature = "testing")]
+pub use diesel_session_derive::test;
+#[cfg(feature = "derive")]
+pub use diesel_session_derive::{Entity, NewEntity};

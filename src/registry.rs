@@ -42,6 +42,7 @@ impl<C: SessionConnection> Registry<C> {
     }
 
     /// Removes this application, but no other one with the same id.
+    #[cfg(feature = "testing")]
     pub(crate) fn remove_this(&self, app: &App<C>) {
         let mut apps = self.write();
         if apps.get(app.id()).is_some_and(|other| other.is_same_app(app)) {

@@ -11,14 +11,6 @@ pub(crate) const NAME_PLACEHOLDER: &str = "\u{1}";
 /// The first key of PostgreSQL's advisory locks of the pinned connections in which tests run.
 const PINNED_CONNECTIONS: i32 = 7_236_273;
 
-/// FNV-1a with 64 bits. The hash has to be the same in every program.
-pub(crate) fn fnv1a<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
-    parts
-        .into_iter()
-        .flatten()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
 impl DatabaseKind {
     /// The reason why a database or schema cannot have this name, if there is one. Servers truncate long names.
     pub(crate) fn name_problem(self, name: &str) -> Option<String> {
@@ -300,14 +292,6 @@ impl DatabaseKind {
                 "SELECT CASE WHEN pg_catalog.pg_try_advisory_xact_lock({PINNED_CONNECTIONS}, 0) THEN '1' ELSE '0' END AS value"
             )),
             Self::Sqlite => None,
-        }
-    }
-
-    /// A text as an SQL string literal.
-    pub(crate) fn literal(self, text: &str) -> String {
-        match self {
-            Self::Postgres | Self::Sqlite => format!("'{}'", text.replace('\'', "''")),
-            Self::Mysql => format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''")),
         }
     }
 }

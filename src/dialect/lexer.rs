@@ -94,6 +94,7 @@ impl<'t> Lexer<'t> {
     }
 
     /// Whether the lexer has read a quote or a comment without an end. SQL that is appended to the text would be inside it.
+    #[cfg(feature = "testing")]
     pub(crate) fn is_unterminated(&self) -> bool {
         self.unterminated
     }

@@ -2,6 +2,7 @@
 //!
 //! The module consists of SQL texts and error texts, so it compiles the same whichever drivers are enabled.
 
+#[cfg(feature = "testing")]
 mod databases;
 mod effect;
 mod error_texts;
@@ -29,7 +30,8 @@ use crate::kind::DatabaseKind;
 use crate::settings::{Isolation, Mode};
 use crate::url::Target;
 
-pub(crate) use databases::{NAME_PLACEHOLDER, fnv1a};
+#[cfg(feature = "testing")]
+pub(crate) use databases::NAME_PLACEHOLDER;
 pub(crate) use effect::Effect;
 pub(crate) use migrations::{BEGIN, ConnectionSnapshot, TRY_LOCK_IN_TRANSACTION, needs_too_many_locks};
 pub(crate) use poison::{Poison, with_poison_advice};
@@ -494,6 +496,14 @@ impl DatabaseKind {
         }
     }
 
+    /// A text as an SQL string literal.
+    pub(crate) fn literal(self, text: &str) -> String {
+        match self {
+            Self::Postgres | Self::Sqlite => format!("'{}'", text.replace('\'', "''")),
+            Self::Mysql => format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''")),
+        }
+    }
+
     /// An identifier as SQL. No other function quotes identifiers.
     pub(crate) fn quote(self, identifier: &str) -> String {
         match self {
@@ -642,4 +652,12 @@ pub(crate) fn is_transient(error: &DieselError) -> bool {
 /// Milliseconds, rounded up. A positive time must not become 0, which means "no limit".
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1)
+}
+
+/// FNV-1a with 64 bits. The hash has to be the same in every program.
+pub(crate) fn fnv1a<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
+    parts
+        .into_iter()
+        .flatten()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

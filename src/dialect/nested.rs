@@ -34,6 +34,7 @@ impl DatabaseKind {
 
     /// Rolls back the outer transaction with all nested transactions. The result is false if some changes remain, such as those of
     /// non-transactional tables of MySQL.
+    #[cfg(feature = "testing")]
     pub(crate) fn end_outer<C: SessionConnection>(self, conn: &mut C) -> QueryResult<bool> {
         conn.batch_execute("ROLLBACK")?;
         if self != Self::Mysql {

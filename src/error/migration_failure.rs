@@ -73,6 +73,7 @@ impl MigrationFailure {
     }
 
     /// The failure to fill a database of the test kit, of which nothing stays.
+    #[cfg(feature = "testing")]
     pub(crate) fn in_test_database(mut self) -> Self {
         self.of_test_database = true;
         self.done.clear();

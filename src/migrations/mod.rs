@@ -9,7 +9,6 @@ mod migration_connection;
 mod recording_connection;
 mod schema_lock;
 mod schema_operation;
-mod script;
 mod step_failure;
 
 use std::collections::HashSet;
@@ -26,8 +25,9 @@ use crate::dialect::{BEGIN, ConnectionSnapshot, is_connection_lost};
 use crate::error::{Error, Place, Result};
 use crate::kind::DatabaseKind;
 use crate::pool::CheckedOut;
+#[cfg(feature = "testing")]
+pub(crate) use recording_connection::RecordingConnection;
 use schema_operation::SchemaOperation;
-pub(crate) use script::{Script, in_one_transaction, installed_extensions, outside_reference};
 use step_failure::catch_failure;
 
 /// A migration, known to the program or applied to the database.
@@ -219,7 +219,7 @@ impl<C: SessionConnection> App<C> {
     }
 
     /// The program's migrations, in the order of their versions.
-    fn known_migrations(&self) -> Result<Vec<KnownMigration<C>>> {
+    pub(crate) fn known_migrations(&self) -> Result<Vec<KnownMigration<C>>> {
         let kind = self.options().target.kind;
         let read = || -> migration::Result<Option<Vec<KnownMigration<C>>>> {
             let Some(migrations) = self.migration_set().migrations(kind).transpose()? else { return Ok(None) };

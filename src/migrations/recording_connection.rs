@@ -16,18 +16,18 @@ use crate::kind::DatabaseKind;
 const MISSING_FILE: &str = "Missing `down.sql`";
 
 /// The error text of `diesel_migrations` for an empty `up.sql` or `down.sql`.
-pub(super) const EMPTY_FILE: &str = "run an empty migration";
+pub(crate) const EMPTY_FILE: &str = "run an empty migration";
 
 /// Records the SQL texts that a migration sends, and sends nothing.
 #[derive(Default)]
-pub(super) struct RecordingConnection {
-    pub(super) sent: Vec<String>,
+pub(crate) struct RecordingConnection {
+    pub(crate) sent: Vec<String>,
     /// The migration has asked for the type of the connection. It may then use the connection in ways that no SQL text shows.
     inspected: Cell<bool>,
 }
 
 impl RecordingConnection {
-    pub(super) fn was_inspected(&self) -> bool {
+    pub(crate) fn was_inspected(&self) -> bool {
         self.inspected.get()
     }
 }
@@ -54,7 +54,7 @@ impl<DB: Backend> BoxableConnection<DB> for RecordingConnection {
 /// Whether a migration cannot be reverted: its error says so, or it sends only SQL without a statement.
 ///
 /// A migration that is code of the program may need a real connection. It counts as reversible if it fails in another way or panics.
-pub(super) fn is_irreversible<DB: Backend>(migration: &dyn Migration<DB>, kind: DatabaseKind) -> bool {
+pub(crate) fn is_irreversible<DB: Backend>(migration: &dyn Migration<DB>, kind: DatabaseKind) -> bool {
     let mut conn = RecordingConnection::default();
     let refused = catch_unwind(AssertUnwindSafe(|| {
         migration.revert(&mut conn).is_err_and(|error| {
@@ -69,7 +69,7 @@ pub(super) fn is_irreversible<DB: Backend>(migration: &dyn Migration<DB>, kind: 
 }
 
 /// Whether the SQL that reverts a migration ends its own transaction.
-pub(super) fn ends_its_transaction<DB: Backend>(migration: &dyn Migration<DB>, kind: DatabaseKind) -> bool {
+pub(crate) fn ends_its_transaction<DB: Backend>(migration: &dyn Migration<DB>, kind: DatabaseKind) -> bool {
     let mut conn = RecordingConnection::default();
     // The operation reports an error when it reverts the migration.
     let _ = catch_unwind(AssertUnwindSafe(|| migration.revert(&mut conn).is_ok()));

@@ -107,7 +107,8 @@ impl<C: SessionConnection> AppPool<C> {
             let suspicion = self.storage.server.suspect();
             let gave_no_answer = checked_out.managed().doomed;
             checked_out.close();
-            if gave_no_answer {
+            // A caller without time left has not waited long enough to tell.
+            if gave_no_answer && Instant::now() < deadline {
                 // To wait for one answer after the other would use up the caller's time.
                 self.close_idle_unless(|_, conn, _| (managed(conn).suspicion == suspicion, None));
             }

@@ -38,6 +38,7 @@ pub(crate) struct Connections<C: SessionConnection> {
     pub(super) pool: Weak<AppPool<C>>,
     /// The process that made it, and that alone may touch its connections.
     process: u32,
+    #[cfg(feature = "testing")]
     pub(super) url: Arc<str>,
     pub(super) anchor: Arc<Mutex<Option<C>>>,
     permits: Arc<Mutex<VecDeque<Vec<LimitPermit>>>>,
@@ -95,6 +96,7 @@ impl<C: SessionConnection> Connections<C> {
             owner,
             pool: Weak::clone(pool),
             process: std::process::id(),
+            #[cfg(feature = "testing")]
             url,
             anchor,
             permits,

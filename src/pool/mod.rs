@@ -37,7 +37,9 @@ use admission::{Pool, PooledConnection, Refused};
 use connection_limit::ConnectionLimit;
 use connections::Connections;
 pub(crate) use options::PoolOptions;
-pub(crate) use pinned_connection::{PinnedConnection, TAKEN};
+pub(crate) use pinned_connection::PinnedConnection;
+#[cfg(feature = "testing")]
+pub(crate) use pinned_connection::TAKEN;
 use server::Server;
 pub(crate) use statement_observer::{ObservedEffects, Reading, StatementObserver, refuse_empty_statements};
 pub use status::AppStatus;
@@ -171,11 +173,13 @@ impl<C: SessionConnection> AppPool<C> {
     }
 
     /// How many connections the server allows an ordinary role, if it has told; else 0.
+    #[cfg(feature = "testing")]
     pub(crate) fn capacity(&self) -> usize {
         self.storage.server.capacity()
     }
 
     /// The URL for the driver.
+    #[cfg(feature = "testing")]
     pub(crate) fn url(&self) -> &str {
         &self.storage.url
     }

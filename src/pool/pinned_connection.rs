@@ -61,6 +61,7 @@ impl<C> fmt::Debug for PinnedConnection<C> {
 
 impl<C> PinnedConnection<C> {
     /// The first pool makes the connection.
+    #[cfg(feature = "testing")]
     pub(crate) fn new(claim: Option<String>) -> Self {
         Self {
             parked: Mutex::new(PinnedState::NotOpen),
@@ -143,6 +144,7 @@ impl<C> PinnedConnection<C> {
         self.is_dirty.store(true, Ordering::Release);
     }
 
+    #[cfg(feature = "testing")]
     pub(crate) fn is_connected(&self) -> bool {
         matches!(*self.parked(), PinnedState::Idle(_))
     }
@@ -156,6 +158,7 @@ impl<C> PinnedConnection<C> {
     }
 
     /// Whether the connection is, after its transaction, as it was before.
+    #[cfg(feature = "testing")]
     pub(crate) fn is_clean(&self) -> bool {
         !self.is_poisoned.load(Ordering::Acquire)
             && !self.schema_changed.load(Ordering::Acquire)
@@ -187,6 +190,7 @@ impl<C: SessionConnection> PinnedConnection<C> {
 
     /// Undoes the transaction, when no pool has the connection any more. Whether the pinned connection may serve another test: then the connection
     /// is as it was, or will be made anew.
+    #[cfg(feature = "testing")]
     pub(crate) fn end(&self, kind: DatabaseKind) -> bool {
         let parked = std::mem::replace(&mut *self.parked(), PinnedState::NotOpen);
         let begun = self.begun.swap(false, Ordering::AcqRel);

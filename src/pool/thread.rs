@@ -118,7 +118,7 @@ fn start() -> Result<FreeThread, String> {
             .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled)
             .build()
     };
-    let thread = catch_unwind(build).map_err(|panic| into_panic_message(panic))?;
+    let thread = catch_unwind(build).map_err(into_panic_message)?;
     THREADS.get_or_init(Threads::default).running.fetch_add(1, Ordering::AcqRel);
     let is_abandoned = Arc::new(AtomicBool::new(false));
     let mark = EndMark { is_abandoned: Arc::clone(&is_abandoned) };

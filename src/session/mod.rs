@@ -32,6 +32,7 @@ use diesel::result::QueryResult;
 pub use connection_guard::ConnectionGuard;
 pub(crate) use factory::SessionFactory;
 pub use hooks::HookOutcome;
+#[cfg(feature = "testing")]
 pub(crate) use open_sessions::OpenSessions;
 pub use retry::Retry;
 pub(crate) use row_hooks::RowHooks;

@@ -34,6 +34,7 @@ impl OpenSessions {
         Registration { open_sessions: Arc::clone(self), number }
     }
 
+    #[cfg(feature = "testing")]
     pub(crate) fn sessions(&self) -> Vec<OpenSession> {
         self.lock().clone()
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::UNIX_EPOCH;
 
 use super::fixture::{Fixture, Rows};
+use super::script::{Script, in_one_transaction, installed_extensions, outside_reference};
 use super::setup::TestSetup;
 use super::surroundings::Surroundings;
 use crate::app::App;
@@ -15,7 +16,6 @@ use crate::context::{self, Current};
 use crate::dialect::{ConnectionSnapshot, fnv1a};
 use crate::error::{Error, Result};
 use crate::kind::DatabaseKind;
-use crate::migrations::{Script, in_one_transaction, installed_extensions, outside_reference};
 use crate::url::Target;
 
 /// The migrations of a database object, read once.

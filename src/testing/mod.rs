@@ -16,6 +16,8 @@ mod names;
 mod owner;
 mod pinned_connections;
 mod queue;
+mod registrar;
+mod script;
 mod setup;
 mod slots;
 mod surroundings;

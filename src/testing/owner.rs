@@ -8,11 +8,11 @@ use diesel::result::QueryResult;
 
 use super::address::with_database;
 use super::names::Name;
+use super::registrar::Registrar;
 use super::slots::{Slots, Taken};
 use crate::app::App;
 use crate::config::Config;
 use crate::connection::SessionConnection;
-use crate::database::Registrar;
 use crate::dialect;
 use crate::error::{ConnectErrorKind, Error, Result};
 use crate::kind::DatabaseKind;

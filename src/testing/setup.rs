@@ -9,10 +9,11 @@ use diesel::migration::MigrationSource;
 
 use super::fixture::Fixture;
 use super::isolation::TestIsolation;
+use super::registrar::Registrar;
 use super::test_app::TestApp;
 use crate::config::Config;
 use crate::connection::SessionConnection;
-use crate::database::{Database, Registrar};
+use crate::database::Database;
 use crate::error::{Place, Result};
 use crate::kind::DatabaseKind;
 

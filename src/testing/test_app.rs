@@ -10,11 +10,12 @@ use diesel::migration::MigrationSource;
 
 use super::environment::{Admission, TestEnvironment};
 use super::ledger::{self, TrackedRow};
+use super::registrar::Registrar;
 use super::setup::TestSetup;
 use super::test_database::{Provisioner, TestDatabase};
 use crate::app::App;
 use crate::connection::SessionConnection;
-use crate::database::{Database, Registrar};
+use crate::database::Database;
 use crate::error::{Error, Result};
 use crate::wording::{is_unprintable, phrase};
 

@@ -5,12 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use diesel::backend::Backend;
 use diesel::migration::{CREATE_MIGRATIONS_TABLE, Migration};
 
-use super::recording_connection::RecordingConnection;
 use crate::app::App;
 use crate::connection::SessionConnection;
 use crate::dialect::lexer::{Lexer, Token};
 use crate::error::{Error, Result};
 use crate::kind::DatabaseKind;
+use crate::migrations::RecordingConnection;
 
 /// The migrations of an application for its kind of database, in the order of their versions.
 #[derive(Debug)]
