@@ -22,7 +22,8 @@ pub(super) const EMPTY_FILE: &str = "run an empty migration";
 #[derive(Default)]
 pub(super) struct RecordingConnection {
     pub(super) sent: Vec<String>,
-    /// The migration has asked for the type of the connection. It may then use the connection in ways that no SQL text shows.
+    /// The migration has asked for the type of the connection. It may then use the connection in ways that no SQL text
+    /// shows.
     inspected: Cell<bool>,
 }
 
@@ -53,7 +54,8 @@ impl<DB: Backend> BoxableConnection<DB> for RecordingConnection {
 
 /// Whether a migration cannot be reverted: its error says so, or it sends only SQL without a statement.
 ///
-/// A migration that is code of the program may need a real connection. It counts as reversible if it fails in another way or panics.
+/// A migration that is code of the program may need a real connection. It counts as reversible if it fails in another
+/// way or panics.
 pub(super) fn is_irreversible<DB: Backend>(migration: &dyn Migration<DB>, kind: DatabaseKind) -> bool {
     let mut conn = RecordingConnection::default();
     let refused = catch_unwind(AssertUnwindSafe(|| {
