@@ -49,30 +49,32 @@ pub struct Config {
     pub(crate) on_connect: Vec<String>,
     pub(crate) reset: Reset,
     pub(crate) wal: bool,
-    /// The server ends a session that is idle in a transaction for longer, unless another limit is set. For the test kit.
+    /// The server ends a session that is idle in a transaction for longer, unless another limit is set. For the test
+    /// kit.
     pub(crate) idle_in_transaction_timeout: Option<Duration>,
     pub(crate) protect_schema: bool,
 }
 
-/// The connections that the pool resets after their checkin, so that the state that a holder has left on a connection does not reach the
-/// next holder. For [`Config::reset`].
+/// The connections that the pool resets after their checkin, so that the state that a holder has left on a connection
+/// does not reach the next holder. For [`Config::reset`].
 ///
-/// On PostgreSQL a reset is one message of several statements. It restores the initial state of settings (`SET`, `search_path`,
-/// `SET ROLE`, `SET SESSION AUTHORIZATION`), advisory locks, temporary tables, `LISTEN`, cursors and the cached values of sequences, and
-/// it runs `on_connect` again. Diesel's prepared statements stay. MySQL, MariaDB and SQLite have no such statements: there the pool closes
-/// the connection, and the next holder gets a new one.
+/// On PostgreSQL a reset is one message of several statements. It restores the initial state of settings (`SET`,
+/// `search_path`, `SET ROLE`, `SET SESSION AUTHORIZATION`), advisory locks, temporary tables, `LISTEN`, cursors and the
+/// cached values of sequences, and it runs `on_connect` again. Diesel's prepared statements stay. MySQL, MariaDB and
+/// SQLite have no such statements: there the pool closes the connection, and the next holder gets a new one.
 ///
-/// A session checks its connection in at a commit or rollback, and in an autocommit scope after each statement and after each use of the
-/// raw connection.
+/// A session checks its connection in at a commit or rollback, and in an autocommit scope after each statement and
+/// after each use of the raw connection.
 ///
-/// A reset does not end an open transaction. The pool closes a connection that is checked in with an open transaction, whatever is chosen
-/// here.
+/// A reset does not end an open transaction. The pool closes a connection that is checked in with an open transaction,
+/// whatever is chosen here.
 ///
 /// The pool does not detect, and a reset does not remove:
 ///
-/// * on PostgreSQL, the statements of SQL's `PREPARE`, loaded libraries, and the OIDs of types that Diesel caches by name;
-/// * the state that functions, triggers and procedures leave, if a typed statement calls them without naming them, and on MySQL and MariaDB
-///   also if a typed statement names them;
+/// * on PostgreSQL, the statements of SQL's `PREPARE`, loaded libraries, and the OIDs of types that Diesel caches by
+///   name;
+/// * the state that functions, triggers and procedures leave, if a typed statement calls them without naming them, and
+///   on MySQL and MariaDB also if a typed statement names them;
 /// * the state that calls of the driver set without SQL, such as SQLite's functions and collations.
 ///
 /// Set such state in `on_connect`, for all connections alike.
@@ -80,14 +82,16 @@ pub struct Config {
 #[non_exhaustive]
 pub enum Reset {
     /// The connections on which code ran that may have left state: raw SQL, [`Session::with`](crate::Session::with) and
-    /// [`Session::connection`](crate::Session::connection), typed statements with raw fragments or functions of the program, and
-    /// `create_all` and `drop_all` if they changed anything.
+    /// [`Session::connection`](crate::Session::connection), typed statements with raw fragments or functions of the
+    /// program, and `create_all` and `drop_all` if they changed anything.
     ///
-    /// On MySQL, MariaDB and SQLite the pool keeps a connection on which only SELECT, INSERT, UPDATE, DELETE and savepoints ran, without
-    /// functions and variables that are known to leave state (`GET_LOCK`, user variables, `load_extension`).
+    /// On MySQL, MariaDB and SQLite the pool keeps a connection on which only SELECT, INSERT, UPDATE, DELETE and
+    /// savepoints ran, without functions and variables that are known to leave state (`GET_LOCK`, user variables,
+    /// `load_extension`).
     #[default]
     WhenLent,
-    /// All connections, also after typed statements. On MySQL, MariaDB and SQLite each connection is then checked out only once.
+    /// All connections, also after typed statements. On MySQL, MariaDB and SQLite each connection is then checked out
+    /// only once.
     Always,
     /// No connections: the program removes the state itself.
     Never,
@@ -101,19 +105,20 @@ impl Config {
     ///
     /// * PostgreSQL: `postgres://user:password@host:port/database`, or libpq's `host=.. dbname=..`.
     /// * MySQL and MariaDB: `mysql://user:password@host:port/database`.
-    /// * SQLite: a path, `sqlite://path`, or `:memory:`. `:memory:` is one database for all connections of the application, and lives
-    ///   until the application is disposed of. It has no write-ahead log, so readers and uncommitted writers wait for each other. If
-    ///   contexts overlap, use a temporary file instead.
+    /// * SQLite: a path, `sqlite://path`, or `:memory:`. `:memory:` is one database for all connections of the
+    ///   application, and lives until the application is disposed of. It has no write-ahead log, so readers and
+    ///   uncommitted writers wait for each other. If contexts overlap, use a temporary file instead.
     ///
-    /// A path is relative to the working directory unless it starts with `/`: `sqlite://shop.sqlite` is a file in the working directory,
-    /// and `sqlite:///shop.sqlite` is a file in the root folder. For an enum of connections, a path must end in `.sqlite`, `.sqlite3` or
-    /// `.db`.
+    /// A path is relative to the working directory unless it starts with `/`: `sqlite://shop.sqlite` is a file in the
+    /// working directory, and `sqlite:///shop.sqlite` is a file in the root folder. For an enum of connections, a path
+    /// must end in `.sqlite`, `.sqlite3` or `.db`.
     ///
     /// In a URL, percent-encode special characters of the user and the password.
     ///
-    /// The library adds `keepalives_idle=10`, `keepalives_interval=3`, `keepalives_count=3` and `tcp_user_timeout=20000` to a PostgreSQL
-    /// URL, except for those that the URL sets itself. They apply to TCP. With them a statement on a dead network fails after about
-    /// 20 s, instead of hours with the defaults of the operating system. MySQL's client has no such parameters.
+    /// The library adds `keepalives_idle=10`, `keepalives_interval=3`, `keepalives_count=3` and
+    /// `tcp_user_timeout=20000` to a PostgreSQL URL, except for those that the URL sets itself. They apply to TCP. With
+    /// them a statement on a dead network fails after about 20 s, instead of hours with the defaults of the operating
+    /// system. MySQL's client has no such parameters.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -202,31 +207,32 @@ impl Config {
         self
     }
 
-    /// The maximum age of a connection, idle or in use. Up to 10 % of jitter is subtracted, so that the connections do not expire at the
-    /// same time. `None` sets no limit. The pool closes a connection that expires while it is checked out at its checkin.
+    /// The maximum age of a connection, idle or in use. Up to 10 % of jitter is subtracted, so that the connections do
+    /// not expire at the same time. `None` sets no limit. The pool closes a connection that expires while it is checked
+    /// out at its checkin.
     pub fn max_lifetime(mut self, lifetime: impl Into<Option<Duration>>) -> Self {
         self.max_lifetime = lifetime.into();
         self
     }
 
-    /// The maximum duration of a statement. The server ends a statement that takes longer (PostgreSQL, MariaDB; MySQL for SELECT only).
-    /// SQLite has no such limit and ignores the option.
+    /// The maximum duration of a statement. The server ends a statement that takes longer (PostgreSQL, MariaDB; MySQL
+    /// for SELECT only). SQLite has no such limit and ignores the option.
     pub fn statement_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.statement_timeout = timeout.into();
         self
     }
 
-    /// The maximum wait of a statement for another session's lock, after which the statement fails. MySQL and MariaDB count in whole
-    /// seconds, rounded up.
+    /// The maximum wait of a statement for another session's lock, after which the statement fails. MySQL and MariaDB
+    /// count in whole seconds, rounded up.
     pub fn lock_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.lock_timeout = timeout.into();
         self
     }
 
-    /// The time after which a held connection is logged, once, as a warning. The log line has the application, the source location of the
-    /// statement that checked the connection out (`file:line`), the thread, the time, and whether the connection is used for a
-    /// transaction. The later checkin of the connection is logged too, at the level `info`. Both lines have the target
-    /// `diesel_session::leak`. `None` logs nothing.
+    /// The time after which a held connection is logged, once, as a warning. The log line has the application, the
+    /// source location of the statement that checked the connection out (`file:line`), the thread, the time, and
+    /// whether the connection is used for a transaction. The later checkin of the connection is logged too, at the
+    /// level `info`. Both lines have the target `diesel_session::leak`. `None` logs nothing.
     pub fn leak_threshold(mut self, threshold: impl Into<Option<Duration>>) -> Self {
         self.leak_threshold = threshold.into();
         self
@@ -238,8 +244,9 @@ impl Config {
         self
     }
 
-    /// SQL to run on every new connection, after the library's own settings. The method may be called several times. On PostgreSQL the SQL
-    /// runs again after each [`reset`](Self::reset) of the connection, so it must be idempotent. `init_app` refuses SQL without a statement.
+    /// SQL to run on every new connection, after the library's own settings. The method may be called several times. On
+    /// PostgreSQL the SQL runs again after each [`reset`](Self::reset) of the connection, so it must be idempotent.
+    /// `init_app` refuses SQL without a statement.
     pub fn on_connect(mut self, sql: impl Into<String>) -> Self {
         self.on_connect.push(sql.into());
         self
@@ -257,8 +264,8 @@ impl Config {
         self
     }
 
-    /// Whether [`drop_all`](crate::App::drop_all) returns [`Error::SchemaProtected`]. Switch it on for every database whose rows must not be
-    /// lost, such as that of production, because `drop_all` does not ask for confirmation.
+    /// Whether [`drop_all`](crate::App::drop_all) returns [`Error::SchemaProtected`]. Switch it on for every database
+    /// whose rows must not be lost, such as that of production, because `drop_all` does not ask for confirmation.
     pub fn protect_schema(mut self, on: bool) -> Self {
         self.protect_schema = on;
         self

@@ -58,7 +58,8 @@ impl<DB: Backend> QueryFragment<DB> for FixedText {
 
 impl<C> RunQueryDsl<C> for FixedText {}
 
-/// The operations on a connection that the library needs beyond Diesel's public traits. Programs cannot name the trait, so it is sealed.
+/// The operations on a connection that the library needs beyond Diesel's public traits. Programs cannot name the trait,
+/// so it is sealed.
 #[allow(unreachable_pub)]
 pub trait Inspect {
     /// The column `value` of every row, a text that may be NULL.
@@ -76,8 +77,8 @@ pub trait Inspect {
     /// Sends `sql`, which ends the innermost level, and decreases Diesel's depth.
     fn end_with(&mut self, sql: &str) -> QueryResult<()>;
 
-    /// Commits with `sql`, a guard statement and a `COMMIT`. If the database refuses the guard statement, which `was_refused` determines, the
-    /// transaction stays open.
+    /// Commits with `sql`, a guard statement and a `COMMIT`. If the database refuses the guard statement, which
+    /// `was_refused` determines, the transaction stays open.
     fn commit_with(&mut self, sql: &str, was_refused: impl Fn(&Error, Option<u32>) -> bool) -> QueryResult<()>;
 
     /// Sends `sql`, which ends the transaction, and sets Diesel's depth to 0.

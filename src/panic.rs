@@ -1,4 +1,5 @@
-//! Catching panics. Some of the program's code must not decide the fate of the library's own state: it runs inside `catch_unwind`.
+//! Catching panics. Some of the program's code must not decide the fate of the library's own state: it runs inside
+//! `catch_unwind`.
 
 use std::any::Any;
 use std::fmt::Display;
@@ -21,7 +22,8 @@ pub(crate) fn catch_panic<T>(source: &str, run: impl FnOnce() -> T) -> Option<T>
 
 /// Drops a value whose `Drop` may be the program's own code. A panic of this `Drop` is logged.
 ///
-/// Each value is dropped separately: if two values of one collection panic while the collection is dropped, the process aborts.
+/// Each value is dropped separately: if two values of one collection panic while the collection is dropped, the process
+/// aborts.
 pub(crate) fn drop_catching_panic<T>(value: T) {
     if std::mem::needs_drop::<T>() {
         catch_panic("a value of the program, when it was dropped,", || drop(value));

@@ -1,5 +1,5 @@
-//! Values that belong to one process. A forked process inherits the memory of its parent, but both processes must not use the same
-//! connections, and the new process has neither the other threads nor the holders of locks.
+//! Values that belong to one process. A forked process inherits the memory of its parent, but both processes must not
+//! use the same connections, and the new process has neither the other threads nor the holders of locks.
 
 use std::cell::Cell;
 use std::process;
@@ -11,8 +11,9 @@ const SHORTEST_FORK: Duration = Duration::from_micros(10);
 
 /// The id of this process. `now` is the current time.
 ///
-/// The system call costs more than a whole checkout and checkin of a connection. Only the thread that calls `fork` exists in the new
-/// process, and a fork takes longer than [`SHORTEST_FORK`], so an id that this thread has read more recently is still correct.
+/// The system call costs more than a whole checkout and checkin of a connection. Only the thread that calls `fork`
+/// exists in the new process, and a fork takes longer than [`SHORTEST_FORK`], so an id that this thread has read more
+/// recently is still correct.
 #[inline]
 pub(crate) fn id_at(now: Instant) -> u32 {
     thread_local! {
@@ -28,7 +29,8 @@ pub(crate) fn id_at(now: Instant) -> u32 {
     }
 }
 
-/// One value for each process. After a fork the new process creates its own value. It never drops the value of its parent.
+/// One value for each process. After a fork the new process creates its own value. It never drops the value of its
+/// parent.
 #[derive(Debug)]
 pub(crate) struct PerProcess<T>(OnceLock<Box<ProcessValue<T>>>);
 
@@ -79,7 +81,8 @@ impl<T> PerProcess<T> {
         }
     }
 
-    /// The values of the processes from which this process was forked. Threads that do not exist in this process may hold their locks.
+    /// The values of the processes from which this process was forked. Threads that do not exist in this process may
+    /// hold their locks.
     pub(crate) fn inherited(&self) -> impl Iterator<Item = &T> {
         let current = process::id();
         let entries = std::iter::successors(self.0.get(), |entry| entry.next.0.get());

@@ -19,7 +19,8 @@ impl Redactor {
     }
 
     /// Replaces each password in `text` by [`MASK`]. A password is replaced if it is in the position of a password
-    /// (`user:password@host`, `password='..'`), or if it is a whole word that is neither a common word nor part of a name in the URL.
+    /// (`user:password@host`, `password='..'`), or if it is a whole word that is neither a common word nor part of a
+    /// name in the URL.
     pub(crate) fn redact(&self, text: &str) -> String {
         let passwords: Vec<Password> = self.passwords.iter().map(|password| Password::new(password)).collect();
         self.redact_words(&passwords, &self.redact_lists(&passwords, text))
@@ -79,7 +80,8 @@ impl Redactor {
     }
 }
 
-/// A password with its spellings. It exists only during one redaction, because the spellings take much more memory than the password.
+/// A password with its spellings. It exists only during one redaction, because the spellings take much more memory than
+/// the password.
 struct Password {
     /// All spellings of each character.
     spellings: Vec<Vec<String>>,
@@ -112,7 +114,8 @@ fn is_common(password: &str) -> bool {
     password.chars().count() <= SHORT || WORDS.split(' ').any(|word| password.eq_ignore_ascii_case(word))
 }
 
-/// The spellings of a character in URLs, libpq's keyword form, SQL and `Debug`. `Debug` doubles the backslashes of the other spellings.
+/// The spellings of a character in URLs, libpq's keyword form, SQL and `Debug`. `Debug` doubles the backslashes of the
+/// other spellings.
 fn spellings(c: char) -> Vec<String> {
     let in_hex = |prefix: &str| c.to_string().bytes().map(|byte| format!("{prefix}{byte:02x}")).collect::<String>();
     let escaped = (0..4).map(|backslashes| "\\".repeat(backslashes) + &c.to_string());

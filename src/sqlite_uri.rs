@@ -60,7 +60,8 @@ impl<'u> SqliteUri<'u> {
         self.parameter("vfs").is_some_and(|vfs| vfs == "memdb")
     }
 
-    /// Whether the URI names an in-memory database that all connections of the process share. SQLite requires a path with a leading slash.
+    /// Whether the URI names an in-memory database that all connections of the process share. SQLite requires a path
+    /// with a leading slash.
     pub(crate) fn is_shared_memory(&self) -> bool {
         self.is_memdb() && self.path.starts_with('/')
     }

@@ -1,5 +1,5 @@
-//! The synchronisation primitives of the pool. The model of the pool (`tests/model`) replaces this file, so that a scheduler can try many
-//! orders of events.
+//! The synchronisation primitives of the pool. The model of the pool (`tests/model`) replaces this file, so that a
+//! scheduler can try many orders of events.
 
 use std::time::Duration;
 
@@ -12,5 +12,6 @@ pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
 /// The wait of a caller before it looks for a deadlock. Most waits end earlier.
 pub(crate) const BEFORE_DEADLOCK_CHECK: Duration = Duration::from_millis(10);
 
-/// The number of times that a caller yields before it sleeps. Most connections are checked in soon, and waking a thread takes longer.
+/// The number of times that a caller yields before it sleeps. Most connections are checked in soon, and waking a thread
+/// takes longer.
 pub(crate) const YIELDS: u32 = 10;

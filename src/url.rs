@@ -1,6 +1,7 @@
 //! Database URLs: the server and the database that a URL names, the form for the driver, and the form for messages.
 //!
-//! The library checks a URL before a driver sees it, because libpq quotes the parts that it cannot parse, such as a password.
+//! The library checks a URL before a driver sees it, because libpq quotes the parts that it cannot parse, such as a
+//! password.
 
 use std::path::{Path, PathBuf};
 
@@ -852,7 +853,8 @@ mod tests {
             }
         }
 
-        /// A driver that splits a URL in another way than the crate could quote a part of the password as a host or a parameter.
+        /// A driver that splits a URL in another way than the crate could quote a part of the password as a host or a
+        /// parameter.
         #[test]
         fn parse_rejects_an_unencoded_password_or_keeps_it_whole(
             password in "[ZXWJ07:/?#@%&= '\\\\\\[\\],.]{1,8}",

@@ -3,7 +3,8 @@
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// `text` on one line, without a full stop at its end, so that it can be part of a sentence. Unprintable characters are escaped.
+/// `text` on one line, without a full stop at its end, so that it can be part of a sentence. Unprintable characters are
+/// escaped.
 pub(crate) fn phrase(text: impl Display) -> String {
     let text = text.to_string();
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -49,8 +49,9 @@ impl DatabaseKind {
         (self == Self::Postgres).then_some("SET search_path TO pg_catalog, pg_temp")
     }
 
-    /// A query for everything that can change the result of migrations: the role, the settings, and the properties of the database. It
-    /// runs in a session of the application on its own database. Equal results mean that migrations create equal schemas.
+    /// A query for everything that can change the result of migrations: the role, the settings, and the properties of
+    /// the database. It runs in a session of the application on its own database. Equal results mean that migrations
+    /// create equal schemas.
     pub(crate) fn schema_environment_query(self) -> Option<&'static str> {
         match self {
             Self::Postgres => Some(
@@ -95,7 +96,8 @@ impl DatabaseKind {
         }
     }
 
-    /// A query for further options, if the encoding or the locale differs from that of `template1`. These options need `template0`.
+    /// A query for further options, if the encoding or the locale differs from that of `template1`. These options need
+    /// `template0`.
     pub(crate) fn locale_of_database(self) -> Option<&'static str> {
         (self == Self::Postgres).then_some(
             "SELECT pg_catalog.concat(' ENCODING ', pg_catalog.quote_literal(pg_catalog.pg_encoding_to_char(d.encoding)), \
@@ -113,8 +115,8 @@ impl DatabaseKind {
         )
     }
 
-    /// A query for the statements that give a copy of `database` the settings and privileges, which `CREATE DATABASE` does not copy. In
-    /// the statements [`NAME_PLACEHOLDER`] stands for the name of the copy.
+    /// A query for the statements that give a copy of `database` the settings and privileges, which `CREATE DATABASE`
+    /// does not copy. In the statements [`NAME_PLACEHOLDER`] stands for the name of the copy.
     pub(crate) fn settings_of_database(self, database: &str) -> Option<String> {
         let name = self.literal(database);
         (self == Self::Postgres).then(|| {
@@ -139,7 +141,8 @@ impl DatabaseKind {
         })
     }
 
-    /// A query that returns `1` if this session may create databases with names like `name`, as far as the server shows its privileges.
+    /// A query that returns `1` if this session may create databases with names like `name`, as far as the server shows
+    /// its privileges.
     pub(crate) fn may_create_database_query(self, name: &str) -> String {
         match self {
             Self::Mysql => format!(
@@ -161,7 +164,8 @@ impl DatabaseKind {
         "SELECT CASE WHEN pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE') THEN '1' ELSE '0' END AS value"
     }
 
-    /// A query for the number of additions to `template1`, in which this session is. The result is `0` if `template1` equals `template0`.
+    /// A query for the number of additions to `template1`, in which this session is. The result is `0` if `template1`
+    /// equals `template0`.
     pub(crate) fn template_additions_query(self) -> &'static str {
         "SELECT ((SELECT pg_catalog.count(*) FROM pg_catalog.pg_class WHERE oid >= 16384) \
          + (SELECT pg_catalog.count(*) FROM pg_catalog.pg_proc WHERE oid >= 16384) \
@@ -207,8 +211,8 @@ impl DatabaseKind {
         format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", self.quote(name))
     }
 
-    /// A query for the databases whose names start with `prefix`, a plain word. The query has no `LIKE` pattern, because a setting of the
-    /// server decides the meaning of a backslash in a pattern.
+    /// A query for the databases whose names start with `prefix`, a plain word. The query has no `LIKE` pattern,
+    /// because a setting of the server decides the meaning of a backslash in a pattern.
     pub(crate) fn databases(self, prefix: &str) -> String {
         let length = prefix.len();
         match self {
@@ -260,7 +264,8 @@ impl DatabaseKind {
         }
     }
 
-    /// A query that claims the number of an owner of databases for this session, and returns `1` if no other session has it.
+    /// A query that claims the number of an owner of databases for this session, and returns `1` if no other session
+    /// has it.
     pub(crate) fn claim_owner(self, owner: u32) -> String {
         match self {
             Self::Mysql => format!("SELECT CAST(GET_LOCK('{}', 0) AS CHAR) AS value", owner_lock(owner)),
@@ -282,8 +287,9 @@ impl DatabaseKind {
         }
     }
 
-    /// A query that claims a pinned connection, and returns `1` if no other session has it. The claim lasts until the end of the outer
-    /// transaction, in which the query has to run, and on MySQL and MariaDB until the end of the session.
+    /// A query that claims a pinned connection, and returns `1` if no other session has it. The claim lasts until the
+    /// end of the outer transaction, in which the query has to run, and on MySQL and MariaDB until the end of the
+    /// session.
     pub(crate) fn claim_pinned_connection(self, database: &str) -> Option<String> {
         match self {
             Self::Mysql => Some(format!("SELECT CAST(GET_LOCK({}, 0) AS CHAR) AS value", self.literal(database))),

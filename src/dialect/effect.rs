@@ -8,7 +8,8 @@ use crate::kind::DatabaseKind;
 pub(crate) struct Effect {
     /// The first word of a statement that ends the transaction.
     pub(crate) ends: Option<String>,
-    /// The first word of a statement after which the session has to ask the server whether the transaction still exists.
+    /// The first word of a statement after which the session has to ask the server whether the transaction still
+    /// exists.
     pub(crate) may_end: Option<String>,
     /// A statement begins a transaction or sets a savepoint.
     pub(crate) begins: bool,
@@ -98,8 +99,8 @@ impl Effect {
     }
 }
 
-/// The statements that never end a transaction of MySQL or MariaDB. All other statements may: data definition, maintenance, procedures,
-/// prepared statements, compound statements, and the statements of future versions.
+/// The statements that never end a transaction of MySQL or MariaDB. All other statements may: data definition,
+/// maintenance, procedures, prepared statements, compound statements, and the statements of future versions.
 const HARMLESS: [&str; 18] = [
     "SELECT",
     "INSERT",
@@ -124,7 +125,8 @@ const HARMLESS: [&str; 18] = [
 /// Whether a `SET` of MySQL or MariaDB sets user variables only.
 fn sets_own_variables(statement: &[Token<'_>]) -> bool {
     let is_setting = |two: &[Token<'_>]| two == [Token::Symbol('@'), Token::Symbol('@')];
-    // A name that follows a comma and has no `@` is a setting too. Of these settings, only `autocommit` ends a transaction.
+    // A name that follows a comma and has no `@` is a setting too. Of these settings, only `autocommit` ends a
+    // transaction.
     let names_autocommit = |token: &Token<'_>| matches!(token, Token::Word(name) | Token::QuotedName(name) if name.eq_ignore_ascii_case("autocommit"));
     statement.get(1) == Some(&Token::Symbol('@'))
         && !statement.windows(2).any(is_setting)
@@ -138,7 +140,8 @@ fn chains(statement: &[Token<'_>]) -> bool {
     chain.is_some_and(|index| !is(&statement[index - 1], "NO"))
 }
 
-/// Whether the statement begins a function of PostgreSQL whose body continues behind the next `;`. Text in parentheses is not a body.
+/// Whether the statement begins a function of PostgreSQL whose body continues behind the next `;`. Text in parentheses
+/// is not a body.
 fn opens_atomic_body(statement: &[Token<'_>]) -> bool {
     let is = |token: Option<&Token<'_>>, wanted: &str| matches!(token, Some(Token::Word(word)) if word.eq_ignore_ascii_case(wanted));
     let mut depth = 0_usize;

@@ -1,7 +1,7 @@
 //! Detects statements that may leave state on the connection after their transaction.
 //!
-//! An unknown statement counts as one that leaves state. A false alarm costs a connection or a round trip. A missed statement would
-//! show the next holder the state of the previous holder.
+//! An unknown statement counts as one that leaves state. A false alarm costs a connection or a round trip. A missed
+//! statement would show the next holder the state of the previous holder.
 
 use super::lexer::{Lexer, LexerSettings, Token};
 use crate::kind::DatabaseKind;
@@ -32,7 +32,8 @@ fn leaves_state_with(settings: LexerSettings, sql: &str, kind: DatabaseKind) -> 
                 }
             }
             _ if is_first => return true,
-            // A harmless statement only reads variables of the server (`@@name`), but it can set user variables (`@name`).
+            // A harmless statement only reads variables of the server (`@@name`), but it can set user variables
+            // (`@name`).
             Token::Symbol('@') if mysql && tokens.next_if_eq(&Token::Symbol('@')).is_none() => return true,
             // A quoted name may be the name of a function too.
             Token::Word(word) | Token::QuotedName(word) if mysql => {
@@ -54,7 +55,8 @@ fn leaves_state_with(settings: LexerSettings, sql: &str, kind: DatabaseKind) -> 
 /// Whether a typed statement of PostgreSQL calls a function that is not in [`KNOWN`].
 pub(super) fn calls_unknown_function(sql: &str) -> bool {
     let mut before = [Token::Symbol(';'); 2];
-    // Whether the token belongs to the name of the table of an INSERT. The parentheses behind this name contain columns.
+    // Whether the token belongs to the name of the table of an INSERT. The parentheses behind this name contain
+    // columns.
     let mut in_target = false;
     for (token, ..) in Lexer::new(sql, DatabaseKind::Postgres) {
         if token == Token::Symbol('(') {

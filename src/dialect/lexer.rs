@@ -33,8 +33,8 @@ impl LexerSettings {
         Self { backslash_escapes: kind == DatabaseKind::Mysql, ..Self::default() }
     }
 
-    /// All settings with which a server of this kind may read `text`, the defaults first. A raw statement may have changed the settings.
-    /// Settings that do not change the meaning of `text` are left out.
+    /// All settings with which a server of this kind may read `text`, the defaults first. A raw statement may have
+    /// changed the settings. Settings that do not change the meaning of `text` are left out.
     pub(super) fn possible(text: &str, kind: DatabaseKind) -> impl Iterator<Item = Self> + use<> {
         let defaults = Self::defaults(kind);
         let flips = |flip: bool| if flip { &[false, true][..] } else { &[false][..] };
@@ -72,7 +72,8 @@ pub(crate) struct Lexer<'t> {
     unterminated: bool,
 }
 
-/// No server of MySQL or MariaDB has this version yet, so no server executes a comment for it. `mariadb-dump` writes such comments.
+/// No server of MySQL or MariaDB has this version yet, so no server executes a comment for it. `mariadb-dump` writes
+/// such comments.
 const FUTURE_VERSION: u32 = 999_999;
 
 impl<'t> Lexer<'t> {
@@ -99,7 +100,8 @@ impl<'t> Lexer<'t> {
         self.unterminated
     }
 
-    /// The text behind a comment that begins at the current position. The contents of a comment that MySQL executes count as code.
+    /// The text behind a comment that begins at the current position. The contents of a comment that MySQL executes
+    /// count as code.
     fn after_comment(&mut self) -> Option<&'t str> {
         let rest = &self.text[self.position..];
         let mysql = self.kind == DatabaseKind::Mysql;
@@ -134,7 +136,8 @@ impl<'t> Lexer<'t> {
         Some(after.unwrap_or(""))
     }
 
-    /// The text up to the next `close`, and the text behind it. A doubled `close` stands for one character and ends nothing.
+    /// The text up to the next `close`, and the text behind it. A doubled `close` stands for one character and ends
+    /// nothing.
     fn until(&mut self, inside: &'t str, close: char) -> (&'t str, &'t str) {
         let mut from = 0;
         while let Some(found) = inside[from..].find(close) {
@@ -149,7 +152,8 @@ impl<'t> Lexer<'t> {
         (inside, "")
     }
 
-    /// Like [`until`](Self::until), but a backslash escapes the next character. PostgreSQL continues a string on the next line.
+    /// Like [`until`](Self::until), but a backslash escapes the next character. PostgreSQL continues a string on the
+    /// next line.
     fn until_unescaped(&mut self, inside: &'t str, close: char) -> (&'t str, &'t str) {
         let mut chars = inside.char_indices();
         while let Some((end, c)) = chars.next() {
@@ -168,7 +172,8 @@ impl<'t> Lexer<'t> {
         (inside, "")
     }
 
-    /// The length of PostgreSQL's number or word at the start of `rest`. A word may contain dollar signs, a number may not.
+    /// The length of PostgreSQL's number or word at the start of `rest`. A word may contain dollar signs, a number may
+    /// not.
     fn postgres_word_end(&self, rest: &str) -> usize {
         let end = rest.find(|c: char| !is_word(c)).unwrap_or(rest.len());
         if is_number(&rest[..end], self.settings.old_numbers) {
@@ -178,7 +183,8 @@ impl<'t> Lexer<'t> {
     }
 }
 
-/// The text behind the opening quote of a string that continues the previous one on another line, as PostgreSQL joins them.
+/// The text behind the opening quote of a string that continues the previous one on another line, as PostgreSQL joins
+/// them.
 fn continued(after: &str) -> Option<&str> {
     let mut rest = after;
     let mut has_newline = false;

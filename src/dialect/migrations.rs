@@ -1,7 +1,7 @@
 //! SQL of `create_all` and `drop_all`.
 //!
-//! On PostgreSQL every function, type and operator is qualified, because the program's `search_path` may have another schema before
-//! `pg_catalog`.
+//! On PostgreSQL every function, type and operator is qualified, because the program's `search_path` may have another
+//! schema before `pg_catalog`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -33,8 +33,8 @@ const POSTGRES_SNAPSHOT: &str = "SELECT pg_catalog.concat('pid', pg_catalog.chr(
      UNION ALL SELECT pg_catalog.concat('set.', name, pg_catalog.chr(31), setting) FROM pg_catalog.pg_settings \
      WHERE source OPERATOR(pg_catalog.=) 'session'";
 
-/// Begins a transaction in which each statement sees all earlier commits, whatever the default isolation level is. `committed` is in lower
-/// case, so that a search of logs or network traffic for `COMMIT` finds commits only.
+/// Begins a transaction in which each statement sees all earlier commits, whatever the default isolation level is.
+/// `committed` is in lower case, so that a search of logs or network traffic for `COMMIT` finds commits only.
 pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL read committed";
 
 /// A query that takes PostgreSQL's lock of all schema operations until the end of the transaction.
@@ -87,7 +87,8 @@ const SQLITE_SNAPSHOT: &str = "SELECT 'schema' || char(31) || 'main' AS value \
      UNION ALL SELECT 'set.query_only' || char(31) || query_only FROM pragma_query_only \
      UNION ALL SELECT 'set.writable_schema' || char(31) || writable_schema FROM pragma_writable_schema";
 
-/// The state of a connection that matters to migrations: its server process, its current schema, its role and its settings.
+/// The state of a connection that matters to migrations: its server process, its current schema, its role and its
+/// settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ConnectionSnapshot(BTreeMap<String, String>);
 
@@ -115,7 +116,8 @@ impl ConnectionSnapshot {
         self.0.get(name).map(String::as_str)
     }
 
-    /// The first schema of `search_path`, if it is not the current schema: it does not exist, or the role may not use it.
+    /// The first schema of `search_path`, if it is not the current schema: it does not exist, or the role may not use
+    /// it.
     pub(crate) fn missing_schema(&self) -> Option<String> {
         let user = self.get("user").unwrap_or_default();
         for name in names_in(self.get("search_path")?) {
@@ -250,7 +252,8 @@ impl DatabaseKind {
         (self == Self::Postgres).then_some(EXTENSION_SCHEMAS)
     }
 
-    /// A query for the numbers of objects in the schema and the settings that limit the server's locks, for [`needs_too_many_locks`].
+    /// A query for the numbers of objects in the schema and the settings that limit the server's locks, for
+    /// [`needs_too_many_locks`].
     pub(crate) fn locks_of_schema(self, schema: &str) -> Option<String> {
         let schema_oid = format!(
             "(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname OPERATOR(pg_catalog.=) {})",

@@ -135,8 +135,8 @@ impl DatabaseKind {
         }
     }
 
-    /// The statements for a new connection, each of which is sent separately. `no_wal` is true for a SQLite database that cannot have a
-    /// write-ahead log.
+    /// The statements for a new connection, each of which is sent separately. `no_wal` is true for a SQLite database
+    /// that cannot have a write-ahead log.
     pub(crate) fn setup(self, config: &Config, no_wal: bool) -> Vec<String> {
         match self {
             Self::Postgres => postgres::setup(config),
@@ -145,8 +145,8 @@ impl DatabaseKind {
         }
     }
 
-    /// The statement that sets the settings on which the library relies. It runs again after the program's own statements on a new
-    /// connection.
+    /// The statement that sets the settings on which the library relies. It runs again after the program's own
+    /// statements on a new connection.
     pub(crate) fn required_settings(self) -> Option<&'static str> {
         match self {
             Self::Postgres => Some(postgres::REQUIRED_SETTINGS),
@@ -173,9 +173,9 @@ impl DatabaseKind {
         english.or_else(other).or_else(masked).unwrap_or(ConnectErrorKind::Other)
     }
 
-    /// The number of connections from which on this process closes idle connections, for a server with `capacity` connections. It
-    /// leaves a quarter of the connections to other processes. For SQLite the limit prevents unused applications from exhausting the
-    /// open files of the process.
+    /// The number of connections from which on this process closes idle connections, for a server with `capacity`
+    /// connections. It leaves a quarter of the connections to other processes. For SQLite the limit prevents unused
+    /// applications from exhausting the open files of the process.
     pub(crate) fn eviction_threshold(self, capacity: usize) -> usize {
         match self {
             Self::Sqlite => 64,
@@ -184,9 +184,9 @@ impl DatabaseKind {
         }
     }
 
-    /// A query for five fields, separated by blanks: the server's id of this session; the number of connections of ordinary roles; an
-    /// identity of the server that does not depend on the address; `set` if the query has switched on the check of the client; and the
-    /// name of the database.
+    /// A query for five fields, separated by blanks: the server's id of this session; the number of connections of
+    /// ordinary roles; an identity of the server that does not depend on the address; `set` if the query has switched
+    /// on the check of the client; and the name of the database.
     pub(crate) fn server_info_query(self) -> Option<&'static str> {
         match self {
             Self::Postgres => Some(postgres::SERVER_INFO),
@@ -195,7 +195,8 @@ impl DatabaseKind {
         }
     }
 
-    /// A query for the client's port of this session as the server sees it. The result is NULL or no number for a local socket.
+    /// A query for the client's port of this session as the server sees it. The result is NULL or no number for a local
+    /// socket.
     pub(crate) fn client_port_query(self) -> Option<&'static str> {
         match self {
             Self::Postgres => Some(postgres::CLIENT_PORT),
@@ -278,8 +279,8 @@ impl DatabaseKind {
         }
     }
 
-    /// SQL that limits the waits for other writers to the time until a deadline, for a database without a statement limit. `None` for
-    /// `remaining` restores the limit of the configuration.
+    /// SQL that limits the waits for other writers to the time until a deadline, for a database without a statement
+    /// limit. `None` for `remaining` restores the limit of the configuration.
     pub(crate) fn limit_waits(self, remaining: Option<Duration>, config: &Config) -> Option<String> {
         let longest = config.lock_timeout.unwrap_or(DEFAULT_BUSY_TIMEOUT);
         let limit = remaining.map_or(longest, |remaining| remaining.min(longest));
@@ -294,16 +295,18 @@ impl DatabaseKind {
         }
     }
 
-    /// SQL that makes the database refuse writes, and SQL that ends this, for a database without read-only transactions.
+    /// SQL that makes the database refuse writes, and SQL that ends this, for a database without read-only
+    /// transactions.
     pub(crate) fn read_only_guard(self) -> Option<(&'static str, &'static str)> {
         (self == Self::Sqlite).then_some(sqlite::READ_ONLY)
     }
 
-    /// Asks the database whether the transaction still exists, after an error or after a statement that may have ended it.
+    /// Asks the database whether the transaction still exists, after an error or after a statement that may have ended
+    /// it.
     pub(crate) fn transaction_exists<C: SessionConnection>(self, conn: &mut C, check: TransactionCheck) -> bool {
         match self {
-            // Diesel knows from libpq whether there is a transaction. Only the lexer may have read the text differently than the server,
-            // if the server reads strings in an unusual way.
+            // Diesel knows from libpq whether there is a transaction. Only the lexer may have read the text differently
+            // than the server, if the server reads strings in an unusual way.
             Self::Postgres => !check.may_be_replaced || postgres::has_standard_strings(conn),
             Self::Mysql if check.may_be_replaced && check.marker_is_newest => mysql::renew_marker(conn),
             Self::Mysql => mysql::is_in_transaction(conn, check.serialization_failure),
@@ -311,8 +314,9 @@ impl DatabaseKind {
         }
     }
 
-    /// SQL that commits a transaction in which raw statements ran. The message begins with a statement that the server refuses if the
-    /// transaction is aborted, or is not the one that the session began. `None` if the database refuses a plain `COMMIT` in these cases.
+    /// SQL that commits a transaction in which raw statements ran. The message begins with a statement that the server
+    /// refuses if the transaction is aborted, or is not the one that the session began. `None` if the database refuses
+    /// a plain `COMMIT` in these cases.
     pub(crate) fn guarded_commit(self) -> Option<&'static str> {
         match self {
             Self::Postgres => Some(postgres::GUARDED_COMMIT),
@@ -321,8 +325,8 @@ impl DatabaseKind {
         }
     }
 
-    /// Whether the database refused the first statement of [`guarded_commit`](Self::guarded_commit). `error` is the error of the message,
-    /// and `depth` is Diesel's transaction depth after the error.
+    /// Whether the database refused the first statement of [`guarded_commit`](Self::guarded_commit). `error` is the
+    /// error of the message, and `depth` is Diesel's transaction depth after the error.
     pub(crate) fn was_refused(self, error: &DieselError, depth: Option<u32>) -> bool {
         match self {
             // A failed COMMIT ends the transaction, and Diesel learns this from libpq.
@@ -340,12 +344,14 @@ impl DatabaseKind {
         Effect::of(sql, self)
     }
 
-    /// Whether [`reset`](Self::reset) restores the initial state of a connection. Otherwise the pool has to close the connection.
+    /// Whether [`reset`](Self::reset) restores the initial state of a connection. Otherwise the pool has to close the
+    /// connection.
     pub(crate) fn can_reset(self) -> bool {
         self == Self::Postgres
     }
 
-    /// SQL that removes the state that a holder has left on a connection: one message, to be sent outside a transaction.
+    /// SQL that removes the state that a holder has left on a connection: one message, to be sent outside a
+    /// transaction.
     pub(crate) fn reset(self, config: &Config, checks_client: bool) -> String {
         match self {
             Self::Postgres => postgres::reset(config, checks_client),
@@ -353,8 +359,8 @@ impl DatabaseKind {
         }
     }
 
-    /// Whether a statement may leave state on the connection after its transaction. On PostgreSQL, where a reset is cheap, every raw
-    /// statement counts, and a typed statement counts if it calls an unknown function.
+    /// Whether a statement may leave state on the connection after its transaction. On PostgreSQL, where a reset is
+    /// cheap, every raw statement counts, and a typed statement counts if it calls an unknown function.
     pub(crate) fn leaves_state(self, sql: &str, raw: bool) -> bool {
         match self {
             Self::Postgres => raw || leftovers::calls_unknown_function(sql),
@@ -399,8 +405,8 @@ impl DatabaseKind {
     /// Whether another attempt of the whole transaction may succeed: after a serialization failure, a deadlock or a lock timeout. Diesel
     /// has error kinds for some of them only.
     ///
-    /// Another attempt may also succeed after an error that a cached state of the connection or a read-only server has caused, because
-    /// the next attempt gets another connection.
+    /// Another attempt may also succeed after an error that a cached state of the connection or a read-only server has
+    /// caused, because the next attempt gets another connection.
     pub(crate) fn is_transient(self, error: &DieselError) -> bool {
         if matches!(self.poison(error), Some(Poison::Outdated | Poison::OtherType | Poison::Forgotten))
             || crate::error::advice::is_refused_write(error)
@@ -429,14 +435,14 @@ impl DatabaseKind {
         }
     }
 
-    /// A query for the id of the open transaction, for [`transaction_status`](Self::transaction_status). The result is NULL if the
-    /// transaction has written nothing.
+    /// A query for the id of the open transaction, for [`transaction_status`](Self::transaction_status). The result is
+    /// NULL if the transaction has written nothing.
     pub(crate) fn transaction_number(self) -> Option<&'static str> {
         (self == Self::Postgres).then_some(postgres::TRANSACTION_NUMBER)
     }
 
-    /// A query for the status of the transaction with this id: `committed`, `aborted`, `in progress`, or NULL if the server has discarded
-    /// the status.
+    /// A query for the status of the transaction with this id: `committed`, `aborted`, `in progress`, or NULL if the
+    /// server has discarded the status.
     pub(crate) fn transaction_status(self, number: u64) -> Option<String> {
         (self == Self::Postgres).then(|| postgres::transaction_status(number))
     }
@@ -450,7 +456,8 @@ impl DatabaseKind {
         }
     }
 
-    /// A query that takes the lock of all schema operations on `database`, and returns `1` if it succeeds. SQLite has only its write lock.
+    /// A query that takes the lock of all schema operations on `database`, and returns `1` if it succeeds. SQLite has
+    /// only its write lock.
     pub(crate) fn try_lock_schema(self, database: &str) -> Option<String> {
         match self {
             Self::Postgres => Some(postgres::TRY_LOCK_SCHEMA.into()),
@@ -467,9 +474,9 @@ impl DatabaseKind {
         }
     }
 
-    /// Queries for the sessions that hold the locks for which this session waited until its timeout. The caller uses the first query that
-    /// the server permits. A row has the id of a session, its name, its state, the seconds since it entered this state, and its last
-    /// statement, separated by [`SEPARATOR`].
+    /// Queries for the sessions that hold the locks for which this session waited until its timeout. The caller uses
+    /// the first query that the server permits. A row has the id of a session, its name, its state, the seconds since
+    /// it entered this state, and its last statement, separated by [`SEPARATOR`].
     pub(crate) fn blockers(self, waited: Duration) -> Vec<String> {
         match self {
             Self::Postgres => vec![postgres::blockers(waited)],
@@ -522,8 +529,8 @@ impl DatabaseKind {
     }
 }
 
-/// Whether the server has closed an idle connection, as far as the client can detect this without a round trip. It discards
-/// notifications of PostgreSQL that have arrived.
+/// Whether the server has closed an idle connection, as far as the client can detect this without a round trip. It
+/// discards notifications of PostgreSQL that have arrived.
 pub(crate) fn detect_hang_up<C: SessionConnection>(conn: &mut C) -> bool {
     #[cfg(feature = "postgres")]
     if let Some(conn) = (conn as &mut dyn std::any::Any).downcast_mut::<diesel::pg::PgConnection>() {
@@ -550,9 +557,9 @@ fn contains_any(message: &str, texts: &[&str]) -> bool {
     })
 }
 
-/// Like [`contains_any`], for a server whose locale has ASCII letters only, as in a cluster that was created with `--locale=C`. Before
-/// the connection is established, such a server sends a question mark for each other letter. The function does not recognise a text of
-/// which only question marks are left.
+/// Like [`contains_any`], for a server whose locale has ASCII letters only, as in a cluster that was created with
+/// `--locale=C`. Before the connection is established, such a server sends a question mark for each other letter. The
+/// function does not recognise a text of which only question marks are left.
 fn contains_any_masked(message: &str, texts: &[&str]) -> bool {
     let message = mask(message);
     // Every text is at the end of the message, behind the word for `FATAL`.
@@ -616,7 +623,8 @@ pub(crate) fn is_connection_lost(error: &DieselError) -> bool {
             .any(|known| text.contains(known))
                 || contains_any(text, translations::TERMINATED)
         }
-        // An unclassified commit error may itself be the loss of the connection, if the rollback after it fails with a lost connection.
+        // An unclassified commit error may itself be the loss of the connection, if the rollback after it fails with a
+        // lost connection.
         DieselError::RollbackErrorOnCommit { commit_error, rollback_error } => {
             is_connection_lost(commit_error)
                 || matches!(**commit_error, DieselError::DatabaseError(DatabaseErrorKind::Unknown, _))
@@ -626,13 +634,15 @@ pub(crate) fn is_connection_lost(error: &DieselError) -> bool {
     }
 }
 
-/// Whether the error only reports a text without a statement. PostgreSQL itself does not treat this as an error and aborts nothing.
+/// Whether the error only reports a text without a statement. PostgreSQL itself does not treat this as an error and
+/// aborts nothing.
 pub(crate) fn is_empty_query(error: &DieselError) -> bool {
     matches!(error, DieselError::DatabaseError(DatabaseErrorKind::Unknown, information)
         if information.message() == "Received an empty query")
 }
 
-/// Whether an error is a deadlock, with which MySQL ends a transaction. Diesel recognises it for prepared statements only.
+/// Whether an error is a deadlock, with which MySQL ends a transaction. Diesel recognises it for prepared statements
+/// only.
 pub(crate) fn is_deadlock(error: &DieselError) -> bool {
     match error {
         DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => true,

@@ -67,7 +67,8 @@ pub(super) const TABLES: &str = "SELECT table_name AS value FROM information_sch
 /// The longest limit that the server accepts.
 const LONGEST_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The lock name contains a hash, because lock names are shared by all databases of the server and have at most 64 characters.
+/// The lock name contains a hash, because lock names are shared by all databases of the server and have at most 64
+/// characters.
 pub(super) fn try_lock_schema(database: &str) -> String {
     format!("SELECT CAST(GET_LOCK('{}', 0) AS CHAR) AS value", lock_name(database))
 }
@@ -81,9 +82,10 @@ fn lock_name(database: &str) -> String {
     format!("diesel-session/schema/{hash:016x}")
 }
 
-/// The server does not tell which session has locked a table. It tells which sessions are in a transaction, to an account that may see
-/// all processes. Without this privilege the query finds all sessions of the account itself in the database. The last statement of an
-/// idle session is available if the server records statements and the account may read the records.
+/// The server does not tell which session has locked a table. It tells which sessions are in a transaction, to an
+/// account that may see all processes. Without this privilege the query finds all sessions of the account itself in the
+/// database. The last statement of an idle session is available if the server records statements and the account may
+/// read the records.
 pub(super) fn blockers(waited: Duration) -> Vec<String> {
     let transaction = "LEFT JOIN information_schema.innodb_trx t ON t.trx_mysql_thread_id = p.id";
     // Rank 0: the transaction began before this session began to wait.
@@ -105,8 +107,8 @@ pub(super) fn schema_lock_holders(database: &str) -> Vec<String> {
     vec![sessions(state, LAST_STATEMENT, "", &holds, "0"), sessions(state, "p.info", "", &holds, "0")]
 }
 
-/// The last statement with a text. A client sends commands without a text after a statement, and MariaDB records no text for a prepared
-/// statement.
+/// The last statement with a text. A client sends commands without a text after a statement, and MariaDB records no
+/// text for a prepared statement.
 const LAST_STATEMENT: &str = "IFNULL(p.info, (SELECT s.sql_text FROM performance_schema.events_statements_history s \
      JOIN performance_schema.threads h USING (thread_id) WHERE h.processlist_id = p.id AND IFNULL(s.nesting_event_type, '') <> 'STATEMENT' \
      AND s.event_name NOT IN ('statement/com/Set option', 'statement/com/Close stmt', 'statement/com/Ping') \
@@ -122,12 +124,12 @@ fn sessions(state: &str, statement: &str, joined: &str, condition: &str, rank: &
     )
 }
 
-/// Without `autocommit`, a statement of an autocommit scope is not committed. With another `completion_type`, a commit may begin the next
-/// transaction or close the connection.
+/// Without `autocommit`, a statement of an autocommit scope is not committed. With another `completion_type`, a commit
+/// may begin the next transaction or close the connection.
 pub(super) const REQUIRED_SETTINGS: &str = "SET SESSION autocommit = 1, SESSION completion_type = 0";
 
-/// Without the checks, deleted parents may leave their children, and unique keys may have duplicates. With `sql_auto_is_null` or a select
-/// limit, a query returns other rows than it asks for.
+/// Without the checks, deleted parents may leave their children, and unique keys may have duplicates. With
+/// `sql_auto_is_null` or a select limit, a query returns other rows than it asks for.
 const SESSION_SETTINGS: &str = ", SESSION foreign_key_checks = 1, SESSION unique_checks = 1, SESSION sql_auto_is_null = 0, \
      SESSION sql_select_limit = 18446744073709551615";
 
@@ -170,8 +172,8 @@ pub(super) fn begin(options: BeginOptions) -> String {
     statements.join("; ")
 }
 
-/// MariaDB and MySQL have different names for the limit, and each server executes only its own comment. `None` restores the server's
-/// default.
+/// MariaDB and MySQL have different names for the limit, and each server executes only its own comment. `None` restores
+/// the server's default.
 pub(super) fn limit(limit: Option<Duration>) -> String {
     let (mariadb, mysql) = match limit.map(|limit| limit.min(LONGEST_LIMIT)) {
         Some(limit) => {
@@ -190,8 +192,9 @@ pub(super) fn lock_limit(limit: Duration) -> String {
     format!("SET SESSION lock_wait_timeout = {seconds:.0}, SESSION innodb_lock_wait_timeout = {seconds:.0}")
 }
 
-/// The marker savepoint, which the session sets at the beginning of each transaction. Every end of the transaction removes the savepoint: a
-/// statement, a procedure, data definition or a deadlock. The next transaction does not have the savepoint.
+/// The marker savepoint, which the session sets at the beginning of each transaction. Every end of the transaction
+/// removes the savepoint: a statement, a procedure, data definition or a deadlock. The next transaction does not have
+/// the savepoint.
 pub(super) const MARKER: &str = "diesel_session_began";
 pub(super) const RELEASE_MARKER: &str = "RELEASE SAVEPOINT diesel_session_began";
 /// Also resets the last generated key. Otherwise a new row without a generated key would get the key of another row.
@@ -200,8 +203,8 @@ pub(super) const SET_MARKER: &str = "SAVEPOINT diesel_session_began; DO LAST_INS
 /// If the savepoint does not exist, the server refuses to release it and ignores the `COMMIT`.
 pub(super) const GUARDED_COMMIT: &str = "RELEASE SAVEPOINT diesel_session_began; COMMIT";
 
-/// Releases the marker and sets it again; false if the marker did not exist. The release removes all newer savepoints. The new marker is
-/// safe at its later position, because the session never rolls back to it.
+/// Releases the marker and sets it again; false if the marker did not exist. The release removes all newer savepoints.
+/// The new marker is safe at its later position, because the session never rolls back to it.
 pub(super) fn renew_marker<C: SessionConnection>(conn: &mut C) -> bool {
     conn.batch_execute("RELEASE SAVEPOINT diesel_session_began; SAVEPOINT diesel_session_began").is_ok()
 }

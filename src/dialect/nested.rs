@@ -1,5 +1,5 @@
-//! Nested transactions: a session's transaction as a savepoint inside an outer transaction. Diesel does not count the outer transaction,
-//! so Diesel's depth has the same meaning in a nested and in a top-level transaction.
+//! Nested transactions: a session's transaction as a savepoint inside an outer transaction. Diesel does not count the
+//! outer transaction, so Diesel's depth has the same meaning in a nested and in a top-level transaction.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -14,8 +14,8 @@ const BEGIN: &str = "SAVEPOINT diesel_session";
 const COMMIT: &str = "RELEASE SAVEPOINT diesel_session";
 const ROLLBACK: &str = "ROLLBACK TO SAVEPOINT diesel_session; RELEASE SAVEPOINT diesel_session";
 
-/// Checks the deferred constraints, as a commit does and the release of a savepoint does not. The inner savepoint restores the constraint
-/// modes.
+/// Checks the deferred constraints, as a commit does and the release of a savepoint does not. The inner savepoint
+/// restores the constraint modes.
 const DEFERRED_CONSTRAINTS: &str = "SAVEPOINT diesel_session_check; SET CONSTRAINTS ALL IMMEDIATE; \
      ROLLBACK TO SAVEPOINT diesel_session_check; RELEASE SAVEPOINT diesel_session_check";
 
@@ -49,8 +49,8 @@ impl DatabaseKind {
         self == Self::Sqlite && conn.texts(ORPHANS).is_ok_and(|orphans| orphans.is_empty())
     }
 
-    /// Begins a session's transaction. It has the isolation level of the outer transaction, which no other session shares. On MySQL and
-    /// MariaDB a read-only transaction can write.
+    /// Begins a session's transaction. It has the isolation level of the outer transaction, which no other session
+    /// shares. On MySQL and MariaDB a read-only transaction can write.
     pub(crate) fn begin_nested<C: SessionConnection>(
         self,
         conn: &mut C,
@@ -83,8 +83,8 @@ impl DatabaseKind {
         postgres::RESTORE_SEARCH_PATH.into()
     }
 
-    /// Returns an error if the transaction is aborted, or is not the one in which the nested transaction began. The nested transaction has
-    /// to end after the call.
+    /// Returns an error if the transaction is aborted, or is not the one in which the nested transaction began. The
+    /// nested transaction has to end after the call.
     pub(crate) fn probe_nested<C: SessionConnection>(self, conn: &mut C) -> QueryResult<()> {
         match self {
             Self::Postgres => conn.batch_execute("SELECT 1"),
@@ -109,7 +109,8 @@ impl DatabaseKind {
         }
     }
 
-    /// Runs code that may begin and end transactions in a nested transaction. The result is true if the outer transaction is intact.
+    /// Runs code that may begin and end transactions in a nested transaction. The result is true if the outer
+    /// transaction is intact.
     pub(crate) fn run_nested<C: SessionConnection>(self, conn: &mut C, run: fn(&mut C)) -> bool {
         if self.begin_nested(conn, BeginOptions::plain(), None).is_err() {
             return false;
@@ -149,7 +150,8 @@ impl DatabaseKind {
         conn.end_with(ROLLBACK)
     }
 
-    /// SQL that restores the application's statement limit. Inside the outer transaction, a local limit outlives the savepoint.
+    /// SQL that restores the application's statement limit. Inside the outer transaction, a local limit outlives the
+    /// savepoint.
     pub(crate) fn limit_after_nested(self, config: &crate::config::Config) -> Option<String> {
         match self {
             Self::Postgres => Some(postgres::limit_in_session(config.statement_timeout)),
@@ -157,8 +159,8 @@ impl DatabaseKind {
         }
     }
 
-    /// Whether a raw statement may change the schema in a way that a rollback undoes. The prepared statements of the connection would then
-    /// be outdated.
+    /// Whether a raw statement may change the schema in a way that a rollback undoes. The prepared statements of the
+    /// connection would then be outdated.
     pub(crate) fn may_change_schema(self, sql: &str) -> bool {
         self == Self::Postgres && {
             let sql = sql.to_ascii_lowercase();

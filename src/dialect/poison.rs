@@ -12,9 +12,11 @@ use crate::kind::DatabaseKind;
 pub(crate) enum Poison {
     /// The driver has cached plans or type OIDs of an older schema.
     Outdated,
-    /// A type of the program has another OID than the one that the driver has cached, unless the statement itself is wrong.
+    /// A type of the program has another OID than the one that the driver has cached, unless the statement itself is
+    /// wrong.
     OtherType,
-    /// The server has lost the statements that the driver has prepared on this connection, or has other statements with their names.
+    /// The server has lost the statements that the driver has prepared on this connection, or has other statements with
+    /// their names.
     Forgotten,
     /// The server or the file refuses writes of this connection. Most often the server has become a replica.
     ReadOnly,
@@ -124,8 +126,8 @@ impl DatabaseKind {
     }
 }
 
-/// Whether the server refused a value because its type has another OID than the one that the driver has cached. The type was recreated,
-/// renamed or moved to another schema. The driver caches the OIDs of such types by name.
+/// Whether the server refused a value because its type has another OID than the one that the driver has cached. The
+/// type was recreated, renamed or moved to another schema. The driver caches the OIDs of such types by name.
 fn is_other_type(message: &str) -> bool {
     let column = message.starts_with("column \"") && message.contains(" but expression is of type ");
     let is_mismatch = column

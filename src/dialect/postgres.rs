@@ -50,9 +50,9 @@ pub(super) const TRANSLATED_TRANSIENT_ERRORS: &[&[&str]] = &[DEADLOCK, SERIALIZA
 /// SQLSTATE 40001 and 40P01. Diesel recognises the first by its code, and has only the text of the second.
 pub(super) const TRANSIENT_ERRORS: &[&str] = &["could not serialize access", "deadlock detected"];
 
-// Functions, operators and types are qualified with their schema, because a schema before `pg_catalog` in the `search_path` may have others
-// with the same names. `IN`, `NULLIF`, `LIKE`, `BETWEEN` and `JOIN .. USING` find their operators through the `search_path`, so this SQL
-// cannot use them.
+// Functions, operators and types are qualified with their schema, because a schema before `pg_catalog` in the
+// `search_path` may have others with the same names. `IN`, `NULLIF`, `LIKE`, `BETWEEN` and `JOIN .. USING` find their
+// operators through the `search_path`, so this SQL cannot use them.
 pub(super) const TRANSACTION_NUMBER: &str =
     "SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text AS value";
 
@@ -69,9 +69,9 @@ macro_rules! capacity {
     };
 }
 
-/// The fourth field tells whether the query has switched on `client_connection_check_interval`, with which the server detects during a
-/// statement that the client is gone. The query switches it on if the server supports it and the role, the database and the URL do not
-/// set it.
+/// The fourth field tells whether the query has switched on `client_connection_check_interval`, with which the server
+/// detects during a statement that the client is gone. The query switches it on if the server supports it and the role,
+/// the database and the URL do not set it.
 pub(super) const SERVER_INFO: &str = concat!(
     "SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_backend_pid(), ",
     capacity!(),
@@ -134,9 +134,9 @@ const SESSION: &str = "pg_catalog.concat_ws(pg_catalog.chr(31), a.pid, \
 const IN_THIS_DATABASE: &str = "l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
      WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())";
 
-/// Every session that has a lock on a table blocks the removal of this table. A session whose transaction began after this session began
-/// to wait had to wait too, and got its lock only when this session gave up: it has rank 1. Sessions with locks in other schemas have
-/// rank 2. The query returns the sessions with the lowest rank.
+/// Every session that has a lock on a table blocks the removal of this table. A session whose transaction began after
+/// this session began to wait had to wait too, and got its lock only when this session gave up: it has rank 1. Sessions
+/// with locks in other schemas have rank 2. The query returns the sessions with the lowest rank.
 pub(super) fn blockers(waited: Duration) -> String {
     format!(
         "SELECT {SESSION} FROM pg_catalog.pg_stat_activity a JOIN ( \
@@ -166,8 +166,9 @@ pub(super) fn schema_lock_holder() -> String {
     )
 }
 
-/// Limits the wait for a dead network. The client probes an idle peer after 10 s, and data that is not acknowledged for 20 s ends the
-/// connection. The duration of a statement is not limited, because the kernel of the server answers during the statement.
+/// Limits the wait for a dead network. The client probes an idle peer after 10 s, and data that is not acknowledged for
+/// 20 s ends the connection. The duration of a statement is not limited, because the kernel of the server answers
+/// during the statement.
 const KEEPALIVES: &[(&str, &str)] = &[
     ("keepalives_idle", "10"),
     ("keepalives_interval", "3"),
@@ -175,7 +176,8 @@ const KEEPALIVES: &[(&str, &str)] = &[
     ("tcp_user_timeout", "20000"),
 ];
 
-/// The caller's deadline limits a connect. libpq's timeout, which is at least 2 s and in whole seconds, frees the pool's thread.
+/// The caller's deadline limits a connect. libpq's timeout, which is at least 2 s and in whole seconds, frees the
+/// pool's thread.
 pub(super) fn driver_url(target: &Target, config: &Config, app: &str) -> String {
     let mut parameters = Vec::new();
     if !target.has_parameter("connect_timeout") {
@@ -191,8 +193,8 @@ pub(super) fn driver_url(target: &Target, config: &Config, app: &str) -> String 
     target.with_parameters(&parameters)
 }
 
-/// The setting on which the library's SQL relies: names appear in it as string literals. Role, database and server may have another
-/// default.
+/// The setting on which the library's SQL relies: names appear in it as string literals. Role, database and server may
+/// have another default.
 pub(super) const REQUIRED_SETTINGS: &str = "SET standard_conforming_strings = on";
 
 pub(super) fn setup(config: &Config) -> Vec<String> {
@@ -209,8 +211,8 @@ pub(super) fn setup(config: &Config) -> Vec<String> {
     vec![settings.join("; ")]
 }
 
-/// User and role come first, so that the other statements are permitted. Diesel sets this time zone and this encoding on every connection.
-/// `DISCARD ALL` would also remove Diesel's prepared statements.
+/// User and role come first, so that the other statements are permitted. Diesel sets this time zone and this encoding
+/// on every connection. `DISCARD ALL` would also remove Diesel's prepared statements.
 const RESET: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; \
      SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP; \
      SET TIME ZONE 'UTC'; SET CLIENT_ENCODING TO 'UTF8'";
@@ -251,8 +253,8 @@ pub(super) fn search_path(schemas: &str) -> String {
     format!("SET LOCAL search_path = {schemas}")
 }
 
-/// Inside the outer transaction of a test, a local setting outlives the release of a savepoint. So a second setting keeps the previous
-/// value.
+/// Inside the outer transaction of a test, a local setting outlives the release of a savepoint. So a second setting
+/// keeps the previous value.
 pub(super) const SAVE_SEARCH_PATH: &str = "SELECT pg_catalog.set_config('diesel_session.search_path', \
      pg_catalog.concat('=', pg_catalog.current_setting('search_path')), true)";
 
@@ -277,8 +279,8 @@ pub(super) fn lock_limit(limit: Duration) -> String {
     format!("SET lock_timeout = {}", setting(limit))
 }
 
-/// In an aborted transaction the server refuses the first statement and ignores the second. A plain `COMMIT` would roll back and report
-/// success.
+/// In an aborted transaction the server refuses the first statement and ignores the second. A plain `COMMIT` would roll
+/// back and report success.
 pub(super) const GUARDED_COMMIT: &str = "SELECT 1; COMMIT";
 
 /// Whether a backslash in a plain string is an ordinary character.

@@ -33,8 +33,9 @@ pub(crate) const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const SETUP_BUSY_TIMEOUT: Duration = Duration::from_millis(100);
 
 pub(super) fn setup(config: &Config, no_wal: bool) -> Vec<String> {
-    // The busy timeout comes first, because the other statements may have to wait. A new connection does not wait long for a locked
-    // file: the caller tries again, and the worker thread can meanwhile serve other files.
+    // The busy timeout comes first, because the other statements may have to wait. The pool sends each statement
+    // separately, because a batch stops at the first statement that SQLite refuses. A new connection does not wait long
+    // for a locked file: the caller tries again, and the worker thread can meanwhile serve other files.
     let mut statements = vec![busy_timeout(SETUP_BUSY_TIMEOUT), "PRAGMA foreign_keys = 1".into()];
     if config.wal && !no_wal {
         statements.push(WAL.into());
@@ -46,8 +47,8 @@ pub(super) fn setup(config: &Config, no_wal: bool) -> Vec<String> {
 
 const WAL: &str = "PRAGMA journal_mode = WAL";
 
-/// Whether the pool accepts a connection although the database refused a setup statement with this message. A read-only file keeps its
-/// journal mode.
+/// Whether the pool accepts a connection although the database refused a setup statement with this message. A read-only
+/// file keeps its journal mode.
 pub(super) fn tolerates_refusal(sql: &str, message: &str) -> bool {
     sql == WAL && message.contains("attempt to write a readonly database")
 }
@@ -56,8 +57,8 @@ pub(super) fn busy_timeout(limit: Duration) -> String {
     format!("PRAGMA busy_timeout = {}", millis(limit).min(i32::MAX as u64))
 }
 
-/// A transaction that may write takes the write lock at its beginning. SQLite refuses a later request for the lock without waiting, if
-/// another connection has written in between.
+/// A transaction that may write takes the write lock at its beginning. SQLite refuses a later request for the lock
+/// without waiting, if another connection has written in between.
 pub(super) fn begin(options: BeginOptions) -> Option<String> {
     (options.mode != Mode::ReadOnly).then(|| "BEGIN IMMEDIATE".into())
 }
@@ -65,7 +66,8 @@ pub(super) fn begin(options: BeginOptions) -> Option<String> {
 /// SQLite has no read-only transactions. A change of this setting makes SQLite prepare every statement again.
 pub(super) const READ_ONLY: (&str, &str) = ("PRAGMA query_only = 1", "PRAGMA query_only = 0");
 
-/// SQLite refuses a second `BEGIN` inside a transaction. Outside, the function ends the transaction that the `BEGIN` has begun.
+/// SQLite refuses a second `BEGIN` inside a transaction. Outside, the function ends the transaction that the `BEGIN`
+/// has begun.
 pub(super) fn probe_transaction<C: SessionConnection>(conn: &mut C) -> bool {
     match conn.batch_execute("BEGIN") {
         Err(error) => error.to_string().contains("within a transaction"),

@@ -1,5 +1,5 @@
-//! Compares the translations in the library with the message catalogs of the installed servers. `scripts/translations` generates the table
-//! again if a translation is missing.
+//! Compares the translations in the library with the message catalogs of the installed servers. `scripts/translations`
+//! generates the table again if a translation is missing.
 
 use std::collections::HashMap;
 use std::fs;

@@ -8,7 +8,8 @@ use crate::wording::{name, phrase, sentence};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MigrationOutcome {
-    /// The migration is not recorded as done. Its changes were rolled back, except for [`MigrationFailure::left_behind`].
+    /// The migration is not recorded as done. Its changes were rolled back, except for
+    /// [`MigrationFailure::left_behind`].
     NotDone,
     /// The connection was lost, but the server has reported on another connection that the migration is done.
     Done,
@@ -30,8 +31,9 @@ pub struct MigrationFailure {
     pub message: String,
     /// The versions that were applied or reverted before the failure and stay so.
     pub done: Vec<String>,
-    /// The columns and indexes, each prefixed with its table, that the failed migration has created (`+`) or removed (`-`) and that were not
-    /// rolled back. MySQL and MariaDB commit every such change, and so does every database outside a transaction.
+    /// The columns and indexes, each prefixed with its table, that the failed migration has created (`+`) or removed
+    /// (`-`) and that were not rolled back. MySQL and MariaDB commit every such change, and so does every database
+    /// outside a transaction.
     pub left_behind: Vec<String>,
     /// The outcome of the migration.
     pub outcome: MigrationOutcome,

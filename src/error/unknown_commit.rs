@@ -14,8 +14,8 @@ use crate::wording::sentence;
 pub enum CommitOutcome {
     /// The transaction was committed.
     Committed,
-    /// The transaction was not committed and never will be, so running it again does nothing twice. A transaction that had written nothing
-    /// has this outcome too, because it had nothing to commit except perhaps a `NOTIFY`.
+    /// The transaction was not committed and never will be, so running it again does nothing twice. A transaction that
+    /// had written nothing has this outcome too, because it had nothing to commit except perhaps a `NOTIFY`.
     RolledBack,
     /// The outcome cannot be determined.
     Unknown {
@@ -93,16 +93,18 @@ pub(crate) enum Resolver {
 impl UnknownCommit {
     /// Asks the server for the outcome of the commit, on another connection of the application.
     ///
-    /// This needs PostgreSQL and a [`resolvable`](crate::Scope::resolvable) scope. Otherwise the result is [`CommitOutcome::Unknown`]
-    /// with the reason. Until the server detects that its client is gone, the transaction is still in progress. Then the method asks again
-    /// for up to the application's [`acquire_timeout`](crate::Config::acquire_timeout), after which the result is `Unknown`. The result is
-    /// also `Unknown` if the server no longer has the status of the transaction: it keeps the status of some hundred million transactions.
+    /// This needs PostgreSQL and a [`resolvable`](crate::Scope::resolvable) scope. Otherwise the result is
+    /// [`CommitOutcome::Unknown`] with the reason. Until the server detects that its client is gone, the transaction is
+    /// still in progress. Then the method asks again for up to the application's
+    /// [`acquire_timeout`](crate::Config::acquire_timeout), after which the result is `Unknown`. The result is also
+    /// `Unknown` if the server no longer has the status of the transaction: it keeps the status of some hundred million
+    /// transactions.
     ///
-    /// The method asks the server at the application's URL. If that is another server by now, such as a replica that was promoted without
-    /// the last transactions, the result concerns that server's transaction with the same id.
+    /// The method asks the server at the application's URL. If that is another server by now, such as a replica that
+    /// was promoted without the last transactions, the result concerns that server's transaction with the same id.
     ///
-    /// Handles to rows that the transaction changed are [`RowState::Undecided`](crate::RowState::Undecided) until the method has returned
-    /// `Committed` or `RolledBack`. Then the handles report the resulting state.
+    /// Handles to rows that the transaction changed are [`RowState::Undecided`](crate::RowState::Undecided) until the
+    /// method has returned `Committed` or `RolledBack`. Then the handles report the resulting state.
     ///
     /// # Errors
     /// The errors of a checkout; see [`Session`](crate::Session). The method can be called again.
@@ -121,9 +123,10 @@ impl UnknownCommit {
 impl Error {
     /// The outcome of the commit that this error concerns; see [`UnknownCommit::resolve`].
     ///
-    /// For [`Error::PartialCommit`] it is the outcome of the commit that failed. A hook that failed after the commit means `Committed`. A
-    /// connection that was lost inside a transaction, before its commit, means `RolledBack`. A migration whose connection was lost, but which
-    /// is done, means `Committed`. For all other errors the result is [`CommitOutcome::Unknown`], because there was no commit.
+    /// For [`Error::PartialCommit`] it is the outcome of the commit that failed. A hook that failed after the commit
+    /// means `Committed`. A connection that was lost inside a transaction, before its commit, means `RolledBack`. A
+    /// migration whose connection was lost, but which is done, means `Committed`. For all other errors the result is
+    /// [`CommitOutcome::Unknown`], because there was no commit.
     ///
     /// ```
     /// use diesel_session::{CommitOutcome, Error};

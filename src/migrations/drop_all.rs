@@ -137,7 +137,8 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         );
     }
 
-    /// Restricts `search_path` while migrations are reverted: an unqualified name means an object of the current schema or of an extension.
+    /// Restricts `search_path` while migrations are reverted: an unqualified name means an object of the current schema
+    /// or of an extension.
     fn restrict_search_path(&mut self, schema: &str) -> Result<()> {
         let Some(query) = self.kind.extension_schemas() else { return Ok(()) };
         let mut path = vec![self.kind.quote(schema)];
@@ -154,7 +155,8 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         Ok(answer.into_iter().flatten().any(|answer| needs_too_many_locks(&answer)))
     }
 
-    /// The indices of the applied migrations, the newest first. The result is an error if one of them cannot be reverted.
+    /// The indices of the applied migrations, the newest first. The result is an error if one of them cannot be
+    /// reverted.
     fn revert_order(&self, applied: &[String]) -> Result<Vec<usize>> {
         let (mut order, mut unknown, mut irreversible) = (Vec::new(), Vec::new(), Vec::new());
         for applied in applied {
@@ -173,8 +175,8 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         }
     }
 
-    /// Locks and unlocks all tables, to detect blocking sessions before the first change: MySQL commits each statement of data definition.
-    /// For an account that may not lock tables, the first statement that waits detects them.
+    /// Locks and unlocks all tables, to detect blocking sessions before the first change: MySQL commits each statement
+    /// of data definition. For an account that may not lock tables, the first statement that waits detects them.
     fn detect_blockers(&mut self) -> Result<()> {
         let kind = self.kind;
         let tables = self.texts(kind.tables())?;

@@ -9,8 +9,8 @@ use crate::connection::SessionConnection;
 use crate::dialect;
 use crate::kind::DatabaseKind;
 
-/// A connection that skips SQL without a statement, records the SQL texts, and keeps the details of the last error, which the
-/// migration's own error may omit.
+/// A connection that skips SQL without a statement, records the SQL texts, and keeps the details of the last error,
+/// which the migration's own error may omit.
 ///
 /// PostgreSQL and MySQL report an error for an empty text, and MariaDB's client library reads beyond its end.
 pub(super) struct MigrationConnection<C> {

@@ -1,8 +1,8 @@
 //! Schema operations: `create_all`, `drop_all` and the list of migrations.
 //!
-//! An operation uses one connection of the pool. It holds a lock that excludes every other `create_all` and `drop_all` of this crate. The
-//! operation polls for the lock and never waits inside the server, because PostgreSQL's `CREATE INDEX CONCURRENTLY` would wait for the
-//! waiting statement.
+//! An operation uses one connection of the pool. It holds a lock that excludes every other `create_all` and `drop_all`
+//! of this crate. The operation polls for the lock and never waits inside the server, because PostgreSQL's `CREATE
+//! INDEX CONCURRENTLY` would wait for the waiting statement.
 
 mod drop_all;
 mod migration_connection;
@@ -95,43 +95,50 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync> Migrati
 }
 
 impl<C: SessionConnection> App<C> {
-    /// Applies the pending migrations in the order of their versions, and returns the applied versions. If several programs and threads
-    /// call `create_all` at the same time, one of them applies the migrations and the others find no pending migrations.
+    /// Applies the pending migrations in the order of their versions, and returns the applied versions. If several
+    /// programs and threads call `create_all` at the same time, one of them applies the migrations and the others find
+    /// no pending migrations.
     ///
-    /// Each migration runs without the application's [`statement_timeout`](crate::Config::statement_timeout), and with the settings, the
-    /// role and the `search_path` that the connection had before the first migration: the library restores the session's settings before
-    /// it records a migration as applied. It does not send SQL without a statement.
+    /// Each migration runs without the application's [`statement_timeout`](crate::Config::statement_timeout), and with
+    /// the settings, the role and the `search_path` that the connection had before the first migration: the library
+    /// restores the session's settings before it records a migration as applied. It does not send SQL without a
+    /// statement.
     ///
     /// # Errors
-    /// [`Error::Migration`]; [`Error::NoMigrations`]; [`Error::PooledConnection`]; [`Error::TransactionOpen`] while this thread has an
-    /// open transaction on the application; [`Error::InvalidConfig`] inside a scope with a
+    /// [`Error::Migration`]; [`Error::NoMigrations`]; [`Error::PooledConnection`]; [`Error::TransactionOpen`] while
+    /// this thread has an open transaction on the application; [`Error::InvalidConfig`] inside a scope with a
     /// [`search_path`](crate::Scope::search_path); [`Error::LockTimeout`]; and the errors of a checkout.
     #[track_caller]
     pub fn create_all(&self) -> Result<Vec<String>> {
         self.create_all_at(Location::caller())
     }
 
-    /// Reverts all applied migrations, the newest first, removes the bookkeeping table, and returns the reverted versions.
+    /// Reverts all applied migrations, the newest first, removes the bookkeeping table, and returns the reverted
+    /// versions.
     ///
-    /// `drop_all` first checks that the program knows every applied version and that every applied migration is reversible. A `down.sql`
-    /// without a statement is not reversible. `drop_all` waits for another session's lock for up to
-    /// [`Config::lock_timeout`](crate::Config::lock_timeout), 5 s by default. After that the schema is unchanged, and the error names the
-    /// sessions that hold the lock.
+    /// `drop_all` first checks that the program knows every applied version and that every applied migration is
+    /// reversible. A `down.sql` without a statement is not reversible. `drop_all` waits for another session's lock for
+    /// up to [`Config::lock_timeout`](crate::Config::lock_timeout), 5 s by default. After that the schema is unchanged,
+    /// and the error names the sessions that hold the lock.
     ///
-    /// On PostgreSQL and SQLite a single transaction reverts all migrations. Otherwise each migration is reverted in its own transaction,
-    /// as Diesel does it: if a migration does not run in a transaction, if its SQL ends the transaction (`COMMIT`), and on PostgreSQL if
-    /// the schema is so large that a single transaction would need more locks than the server has (`max_locks_per_transaction`).
+    /// On PostgreSQL and SQLite a single transaction reverts all migrations. Otherwise each migration is reverted in
+    /// its own transaction, as Diesel does it: if a migration does not run in a transaction, if its SQL ends the
+    /// transaction (`COMMIT`), and on PostgreSQL if the schema is so large that a single transaction would need more
+    /// locks than the server has (`max_locks_per_transaction`).
     ///
-    /// On PostgreSQL `drop_all` concerns only the application's own schema, which is the first schema of `search_path`. If this schema
-    /// has no bookkeeping table, there is nothing to revert. If the schema does not exist, `drop_all` returns an error. While a migration
-    /// is reverted, `search_path` consists of the own schema and the later schemas in which every object belongs to an extension. So an
-    /// unqualified name never means a table of another schema, and a `down.sql` that needs such a table has to qualify its name.
+    /// On PostgreSQL `drop_all` concerns only the application's own schema, which is the first schema of `search_path`.
+    /// If this schema has no bookkeeping table, there is nothing to revert. If the schema does not exist, `drop_all`
+    /// returns an error. While a migration is reverted, `search_path` consists of the own schema and the later schemas
+    /// in which every object belongs to an extension. So an unqualified name never means a table of another schema, and
+    /// a `down.sql` that needs such a table has to qualify its name.
     ///
-    /// `drop_all` does not ask for confirmation. Before it reverts anything, it logs a warning with the database and the source location
-    /// of the caller. With [`Config::protect_schema`](crate::Config::protect_schema) it returns an error.
+    /// `drop_all` does not ask for confirmation. Before it reverts anything, it logs a warning with the database and
+    /// the source location of the caller. With [`Config::protect_schema`](crate::Config::protect_schema) it returns an
+    /// error.
     ///
-    /// After `drop_all`, no application of this process checks out a connection again that was opened to the database before it. A
-    /// transaction that is open during `drop_all` may get one error, such as PostgreSQL's `cached plan must not change result type`.
+    /// After `drop_all`, no application of this process checks out a connection again that was opened to the database
+    /// before it. A transaction that is open during `drop_all` may get one error, such as PostgreSQL's `cached plan
+    /// must not change result type`.
     ///
     /// # Errors
     /// [`Error::NotReversible`], [`Error::SchemaProtected`], and those of [`create_all`](Self::create_all).
@@ -196,8 +203,8 @@ impl<C: SessionConnection> App<C> {
         operation.finish(outcome)
     }
 
-    /// A schema operation uses its own connection, without the `search_path` of the scope. Inside a tenant's scope it would change the
-    /// default schema.
+    /// A schema operation uses its own connection, without the `search_path` of the scope. Inside a tenant's scope it
+    /// would change the default schema.
     fn refuse_search_path(&self, operation: &str, at: Place) -> Result<()> {
         if !context::has_search_path(self.id()) {
             return Ok(());
@@ -240,8 +247,8 @@ impl<C: SessionConnection> App<C> {
         Ok(known)
     }
 
-    /// The applied versions, the newest first. On PostgreSQL the queries run in one transaction, because a pooler may use another session
-    /// of the server for each transaction.
+    /// The applied versions, the newest first. On PostgreSQL the queries run in one transaction, because a pooler may
+    /// use another session of the server for each transaction.
     fn applied_migrations(&self, pooled: &mut CheckedOut<C>) -> QueryResult<Vec<String>> {
         let kind = self.options().target.kind;
         let conn = pooled.conn();
@@ -259,7 +266,8 @@ impl<C: SessionConnection> App<C> {
 
 /// The versions in the bookkeeping table of the application's own schema, the newest first.
 ///
-/// Diesel's own query first creates the table if it does not exist. On MySQL this commits the open transaction even if the table exists.
+/// Diesel's own query first creates the table if it does not exist. On MySQL this commits the open transaction even if
+/// the table exists.
 fn applied_versions<C: SessionConnection>(
     conn: &mut C,
     kind: DatabaseKind,

@@ -25,8 +25,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 impl<C: SessionConnection> SchemaOperation<'_, C> {
     /// Returns an error if a pooler would separate the session from its lock.
     ///
-    /// A migration that does not run in one transaction needs the same session of the server from the lock to its end. A pooler in
-    /// transaction mode may use another session for each transaction, or one session for two clients in turn.
+    /// A migration that does not run in one transaction needs the same session of the server from the lock to its end.
+    /// A pooler in transaction mode may use another session for each transaction, or one session for two clients in
+    /// turn.
     pub(super) fn refuse_pooler(&mut self) -> Result<()> {
         if self.migrations.iter().all(|known| known.in_transaction) {
             return Ok(());
@@ -62,8 +63,8 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         Ok(snapshot.process().map(str::to_owned))
     }
 
-    /// Whether a second connection gets the session of the first, or forces the first into another session. The result is false if the
-    /// pool has no second connection.
+    /// Whether a second connection gets the session of the first, or forces the first into another session. The result
+    /// is false if the pool has no second connection.
     fn shares_session(&mut self, process: Option<&str>) -> Result<bool> {
         let deadline = Instant::now() + SECOND_CONNECTION_TIMEOUT;
         let second = self.app.pool().and_then(|pool| pool.acquire(self.at, true, Some(deadline)));
@@ -79,8 +80,8 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         Ok(is_same || was_moved)
     }
 
-    /// Takes the lock, after other schema operations of this process and of other processes. On PostgreSQL the transaction in which the
-    /// operation takes the lock stays open.
+    /// Takes the lock, after other schema operations of this process and of other processes. On PostgreSQL the
+    /// transaction in which the operation takes the lock stays open.
     pub(super) fn lock(&mut self) -> Result<()> {
         let Some(sql) = self.kind.try_lock_schema(&self.app.options().target.database) else { return Ok(()) };
         let deadline = Instant::now() + LOCK_TIMEOUT;
@@ -116,7 +117,8 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         }
     }
 
-    /// Releases the lock. The result is false if this session of the server did not hold the lock. On PostgreSQL the transaction ends.
+    /// Releases the lock. The result is false if this session of the server did not hold the lock. On PostgreSQL the
+    /// transaction ends.
     pub(super) fn unlock(&mut self) -> QueryResult<bool> {
         let Some(sql) = self.kind.unlock_schema(&self.app.options().target.database) else { return Ok(true) };
         let (has_lock, is_chained) = (std::mem::take(&mut self.has_lock), self.is_chained());
@@ -133,8 +135,8 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
     }
 }
 
-/// Waits on another connection until the server has ended the session that held the lock. `None` if the server does not answer before
-/// `deadline`. On PostgreSQL the connection is in a transaction afterwards.
+/// Waits on another connection until the server has ended the session that held the lock. `None` if the server does not
+/// answer before `deadline`. On PostgreSQL the connection is in a transaction afterwards.
 pub(super) fn wait_for_lock<C: SessionConnection>(
     conn: &mut C,
     kind: DatabaseKind,

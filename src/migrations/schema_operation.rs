@@ -22,7 +22,8 @@ use crate::wording::phrase;
 /// The longest wait of a schema operation for another session's locks, unless the configuration sets a limit.
 const DEFAULT_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The names of the columns and indexes of a schema. The difference of two inventories shows the remains of a failed migration.
+/// The names of the columns and indexes of a schema. The difference of two inventories shows the remains of a failed
+/// migration.
 pub(super) type Inventory = Vec<Option<String>>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,9 +34,9 @@ pub(super) enum Direction {
 
 /// A `create_all` or `drop_all`, with its connection, its lock and its progress.
 ///
-/// On PostgreSQL the connection is in a transaction from the lock to the unlock, because a commit and the next `BEGIN` are one message.
-/// So a pooler in transaction mode never gives the server's session, which holds the lock, to another client. Only a migration that must
-/// not run in a transaction needs a connection without a pooler.
+/// On PostgreSQL the connection is in a transaction from the lock to the unlock, because a commit and the next `BEGIN`
+/// are one message. So a pooler in transaction mode never gives the server's session, which holds the lock, to another
+/// client. Only a migration that must not run in a transaction needs a connection without a pooler.
 pub(super) struct SchemaOperation<'a, C: SessionConnection> {
     pub(super) app: &'a App<C>,
     pub(super) operation: &'static str,
@@ -79,7 +80,8 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
         let options = app.options();
         let kind = options.target.kind;
         if operation == "drop_all" && kind != DatabaseKind::Mysql && options.pinned.is_none() {
-            // The `COMMIT` or `ROLLBACK` of such a migration also ends the settings of the transaction, such as `search_path`.
+            // The `COMMIT` or `ROLLBACK` of such a migration also ends the settings of the transaction, such as
+            // `search_path`.
             for known in migrations.iter_mut().filter(|known| known.in_transaction) {
                 known.in_transaction = !ends_its_transaction(&*known.migration, kind);
             }
@@ -182,8 +184,8 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
         self.check(result)
     }
 
-    /// Refuses the operation inside the outer transaction of a test, because MySQL commits before every change of the schema. A
-    /// `create_all` without pending migrations is allowed.
+    /// Refuses the operation inside the outer transaction of a test, because MySQL commits before every change of the
+    /// schema. A `create_all` without pending migrations is allowed.
     pub(super) fn refuse_nested(&mut self) -> Result<()> {
         let baseline = self.baseline.clone();
         let applied = self.applied_versions(&baseline)?;
@@ -309,7 +311,8 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
             && self.migrations[index].in_transaction
             && !self.is_nested()
         {
-            // The migration has ended its transaction, so it is recorded in a new one. This fails if the migration has begun one itself.
+            // The migration has ended its transaction, so it is recorded in a new one. This fails if the migration has
+            // begun one itself.
             let _ = self.conn().batch_execute("BEGIN IMMEDIATE");
         }
         match result {
@@ -328,8 +331,8 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
         }
     }
 
-    /// The objects of SQLite's temporary and attached databases. An unqualified name means one of these objects if the main database has no
-    /// object with this name.
+    /// The objects of SQLite's temporary and attached databases. An unqualified name means one of these objects if the
+    /// main database has no object with this name.
     fn objects_of_other_databases(&mut self) -> Result<Vec<(String, Inventory)>, StepFailure> {
         let Some(query) = self.kind.other_databases() else { return Ok(Vec::new()) };
         let kind = self.kind;
@@ -431,8 +434,9 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
         }
     }
 
-    /// Marks all connections of the pool as outdated. The operation calls this before a change, so that no outdated connection is checked out
-    /// while the change takes effect, and after it, for the connections that were opened in between.
+    /// Advances the schema version of the database, so that no connection of an older version is checked out again. The
+    /// operation calls this before a change, for checkouts while the change takes effect, and after it, for connections
+    /// that were opened in between.
     pub(super) fn announce_change(&mut self) {
         self.changed = true;
         if let Some(pooled) = &mut self.pooled {
@@ -460,7 +464,8 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
         Ok(())
     }
 
-    /// The versions that were applied or reverted and stay so. Inside the outer transaction of a test, a failed operation is rolled back.
+    /// The versions that were applied or reverted and stay so. Inside the outer transaction of a test, a failed
+    /// operation is rolled back.
     pub(super) fn kept_versions(&self) -> Vec<String> {
         if self.is_nested() { Vec::new() } else { self.done.clone() }
     }
@@ -488,8 +493,8 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
         };
         if !exists {
             let table = match self.kind {
-                // SQLite creates an unqualified table in the main database, even if a temporary table has the same name. `sqlite_master`
-                // then has the same text as with Diesel.
+                // SQLite creates an unqualified table in the main database, even if a temporary table has the same
+                // name. `sqlite_master` then has the same text as with Diesel.
                 DatabaseKind::Sqlite => "__diesel_schema_migrations".to_owned(),
                 kind => kind.bookkeeping_table(baseline.schema()),
             };

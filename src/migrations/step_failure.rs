@@ -39,8 +39,8 @@ impl StepFailure {
     }
 }
 
-/// Runs code of the program and converts its error or its panic. The text, the type and the drop of an error are code of the program too,
-/// so they may also panic.
+/// Runs code of the program and converts its error or its panic. The text, the type and the drop of an error are code
+/// of the program too, so they may also panic.
 pub(super) fn catch_failure<T>(run: impl FnOnce() -> migration::Result<T>) -> Result<T, StepFailure> {
     let error = match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(value)) => return Ok(value),
@@ -63,8 +63,8 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         self.texts_or_empty(self.kind.inventory())
     }
 
-    /// Rolls back and converts the failure of a step to an error. `index` is the index of the migration, or `None` for another step.
-    /// `before` is the inventory before the step.
+    /// Rolls back and converts the failure of a step to an error. `index` is the index of the migration, or `None` for
+    /// another step. `before` is the inventory before the step.
     pub(super) fn failure(
         &mut self,
         index: Option<usize>,
@@ -170,8 +170,8 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         }))
     }
 
-    /// Asks the server on another connection whether the step is done. The result has also the current inventory. `None` if the server
-    /// does not answer. The lost session has ended when its lock is free.
+    /// Asks the server on another connection whether the step is done. The result has also the current inventory.
+    /// `None` if the server does not answer. The lost session has ended when its lock is free.
     fn resolve_step(&mut self, index: Option<usize>) -> Option<(bool, Inventory)> {
         let mut pooled = self.app.pool().ok()?.acquire(self.at, false, None).ok()?;
         pooled.doom();

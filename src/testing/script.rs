@@ -16,7 +16,8 @@ use crate::migrations::RecordingConnection;
 #[derive(Debug)]
 pub(crate) struct Script {
     steps: Vec<Step>,
-    /// Whether there is a source of migrations for this kind. Without a source `create_all` creates nothing, not even its own table.
+    /// Whether there is a source of migrations for this kind. Without a source `create_all` creates nothing, not even
+    /// its own table.
     has_source: bool,
 }
 
@@ -49,13 +50,13 @@ impl<C: SessionConnection> App<C> {
 }
 
 impl Script {
-    /// The messages that create on an empty database the same schema as `create_all`. The caller sends each message separately, outside a
-    /// transaction: the transaction settings of a migration must not reach the next one, and PostgreSQL's `now()` is the time of the
-    /// message. Without a source of migrations there are no messages.
+    /// The messages that create on an empty database the same schema as `create_all`. The caller sends each message
+    /// separately, outside a transaction: the transaction settings of a migration must not reach the next one, and
+    /// PostgreSQL's `now()` is the time of the message. Without a source of migrations there are no messages.
     ///
-    /// After an error the caller has to close the connection. The earlier migrations are recorded, so that `create_all` can continue.
-    /// The result is `None` if a migration is opaque, if a text has an unterminated quote or comment, or if a migration for PostgreSQL
-    /// must not run in a transaction.
+    /// After an error the caller has to close the connection. The earlier migrations are recorded, so that `create_all`
+    /// can continue. The result is `None` if a migration is opaque, if a text has an unterminated quote or comment, or
+    /// if a migration for PostgreSQL must not run in a transaction.
     pub(crate) fn messages(&self, kind: DatabaseKind) -> Option<Vec<String>> {
         if !self.has_source {
             return Some(Vec::new());
@@ -73,8 +74,8 @@ impl Script {
         Some(messages)
     }
 
-    /// A hash of 128 bits as hexadecimal digits, the same in every process and build. Scripts with equal digests create equal schemas.
-    /// The result is `None` if a migration is opaque.
+    /// A hash of 128 bits as hexadecimal digits, the same in every process and build. Scripts with equal digests create
+    /// equal schemas. The result is `None` if a migration is opaque.
     pub(crate) fn digest(&self) -> Option<String> {
         let mut digest = Fnv128::new();
         digest.bytes(&[u8::from(self.has_source)]);
@@ -127,8 +128,8 @@ const WITHOUT_SCHEMA: [&str; 7] = ["EXTENSION", "SCHEMA", "DATABASE", "EVENT", "
 /// The functions whose argument is the name of a relation as a string.
 const TAKES_RELATION_NAME: [&str; 5] = ["NEXTVAL", "SETVAL", "CURRVAL", "TO_REGCLASS", "TO_REGTYPE"];
 
-/// The first words of a PostgreSQL text that name an object outside the schema in which the text runs. The function ignores comments, and
-/// strings except those that are names. It reads the bodies of functions.
+/// The first words of a PostgreSQL text that name an object outside the schema in which the text runs. The function
+/// ignores comments, and strings except those that are names. It reads the bodies of functions.
 pub(crate) fn outside_reference(sql: &str) -> Option<String> {
     let tokens: Vec<_> = Lexer::new(sql, DatabaseKind::Postgres).collect();
     let token = |index: usize| tokens.get(index).map(|(token, ..)| *token);
@@ -196,8 +197,8 @@ pub(crate) fn in_one_transaction(sql: &str, kind: DatabaseKind) -> Option<String
     Some(format!("{begin};\n{sql}{}COMMIT", separator_after(sql, kind)?))
 }
 
-/// The separator between `sql` and another statement. MySQL refuses an empty statement, so the separator has no `;` if `sql` ends with
-/// one. `None` if `sql` has an unterminated quote or comment.
+/// The separator between `sql` and another statement. MySQL refuses an empty statement, so the separator has no `;` if
+/// `sql` ends with one. `None` if `sql` has an unterminated quote or comment.
 fn separator_after(sql: &str, kind: DatabaseKind) -> Option<&'static str> {
     let mut lexer = Lexer::new(sql, kind);
     let last = lexer.by_ref().last();
