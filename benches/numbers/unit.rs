@@ -103,7 +103,7 @@ where
     NewUser: Insert<C>,
 {
     let rows = rows(rounds);
-    let chunk = <NewUser as Insert<C>>::ROWS;
+    let chunk = <NewUser as Insert<C>>::MAX_INSERT_ROWS;
     let mut contest = Contest::new(format!("{}: {rows} INSERTs, {chunk} rows a statement, rolled back", C::NAME));
     let baseline = contest.baseline("plain Diesel", |times| {
         let mut conn = plain.borrow_mut();

@@ -61,7 +61,7 @@ where
         let mut inserted = Vec::with_capacity(rows.len());
         let mut rows = rows.into_iter();
         loop {
-            let chunk: Vec<NewUser> = rows.by_ref().take(<NewUser as Insert<Self>>::ROWS).collect();
+            let chunk: Vec<NewUser> = rows.by_ref().take(<NewUser as Insert<Self>>::MAX_INSERT_ROWS).collect();
             if chunk.is_empty() {
                 return Ok(inserted);
             }
