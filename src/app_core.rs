@@ -3,7 +3,6 @@
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, Weak};
-use std::time::Instant;
 
 use crate::connection::SessionConnection;
 use crate::error::{AppEnd, Error, Holders, Place, Result};
@@ -117,12 +116,12 @@ impl<C: SessionConnection> AppCore<C> {
     /// The current pool, made at the first call. A process that was forked while there were pools makes none.
     #[track_caller]
     pub(crate) fn pool(self: &Arc<Self>) -> Result<Arc<AppPool<C>>> {
-        self.pool_at(Instant::now(), Location::caller())
+        self.pool_for(Location::caller())
     }
 
-    /// Like [`pool`](Self::pool), for a caller that has just read the clock.
-    pub(crate) fn pool_at(self: &Arc<Self>, now: Instant, at: Place) -> Result<Arc<AppPool<C>>> {
-        if let Some(process_pools) = self.process_pools.get_at(now) {
+    /// Like [`pool`](Self::pool), for the statement at `at`.
+    pub(crate) fn pool_for(self: &Arc<Self>, at: Place) -> Result<Arc<AppPool<C>>> {
+        if let Some(process_pools) = self.process_pools.get() {
             let pools = process_pools.pools.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(pool) = &pools.current {
                 return Ok(Arc::clone(pool));

@@ -1,31 +1,24 @@
 //! Values that belong to one process. A forked process inherits the memory of its parent, but both processes must not
 //! use the same connections, and the new process has neither the other threads nor the holders of locks.
 
-use std::cell::Cell;
-use std::process;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
-/// Every fork takes longer: it copies the page tables before it returns in the new process.
-const SHORTEST_FORK: Duration = Duration::from_micros(10);
+use forkguard::Guard;
 
-/// The id of this process. `now` is the current time.
+/// The process that created a value. `None` is another process, in tests.
 ///
-/// The system call costs more than a whole checkout and checkin of a connection. Only the thread that calls `fork`
-/// exists in the new process, and a fork takes longer than [`SHORTEST_FORK`], so an id that this thread has read more
-/// recently is still correct.
-#[inline]
-pub(crate) fn id_at(now: Instant) -> u32 {
-    thread_local! {
-        static CACHED: Cell<Option<(Instant, u32)>> = const { Cell::new(None) };
+/// A fork raises a counter in the new process. To ask the system for the id of the process costs as much as half a checkout.
+#[derive(Debug)]
+pub(crate) struct Process(Option<Guard>);
+
+impl Process {
+    pub(crate) fn this() -> Self {
+        Self(Some(Guard::default()))
     }
-    match CACHED.get() {
-        Some((read_at, id)) if now.saturating_duration_since(read_at) < SHORTEST_FORK => id,
-        _ => {
-            let id = process::id();
-            CACHED.set(Some((now, id)));
-            id
-        }
+
+    #[inline]
+    pub(crate) fn is_this(&self) -> bool {
+        self.0.as_ref().is_some_and(|guard| !guard.clone().detected_fork())
     }
 }
 
@@ -37,7 +30,7 @@ pub(crate) struct PerProcess<T>(OnceLock<Box<ProcessValue<T>>>);
 /// The value of one process, and the values of the processes that were forked later.
 #[derive(Debug)]
 struct ProcessValue<T> {
-    process: u32,
+    process: Process,
     value: T,
     next: PerProcess<T>,
 }
@@ -48,20 +41,10 @@ impl<T> PerProcess<T> {
     }
 
     /// The value of this process, if the process has created one.
+    #[inline]
     pub(crate) fn get(&self) -> Option<&T> {
-        self.value_of(process::id())
-    }
-
-    /// Like [`get`](Self::get), for a caller that has just read the clock.
-    #[inline]
-    pub(crate) fn get_at(&self, now: Instant) -> Option<&T> {
-        self.value_of(id_at(now))
-    }
-
-    #[inline]
-    fn value_of(&self, process: u32) -> Option<&T> {
         let mut entry = self.0.get()?;
-        while entry.process != process {
+        while !entry.process.is_this() {
             entry = entry.next.0.get()?;
         }
         Some(&entry.value)
@@ -69,12 +52,11 @@ impl<T> PerProcess<T> {
 
     /// The value of this process. `create` makes the value if the process has none.
     pub(crate) fn get_or_init(&self, create: impl Fn() -> T) -> &T {
-        let current = process::id();
         let mut list = self;
         loop {
-            let new = || Box::new(ProcessValue { process: current, value: create(), next: PerProcess::new() });
+            let new = || Box::new(ProcessValue { process: Process::this(), value: create(), next: PerProcess::new() });
             let entry = list.0.get_or_init(new);
-            if entry.process == current {
+            if entry.process.is_this() {
                 return &entry.value;
             }
             list = &entry.next;
@@ -84,9 +66,8 @@ impl<T> PerProcess<T> {
     /// The values of the processes from which this process was forked. Threads that do not exist in this process may
     /// hold their locks.
     pub(crate) fn inherited(&self) -> impl Iterator<Item = &T> {
-        let current = process::id();
         let entries = std::iter::successors(self.0.get(), |entry| entry.next.0.get());
-        entries.filter(move |entry| entry.process != current).map(|entry| &entry.value)
+        entries.filter(|entry| !entry.process.is_this()).map(|entry| &entry.value)
     }
 }
 
@@ -94,7 +75,7 @@ impl<T> Drop for PerProcess<T> {
     fn drop(&mut self) {
         let Some(entry) = self.0.take() else { return };
         let ProcessValue { process, value, next } = *entry;
-        if process != process::id() {
+        if !process.is_this() {
             std::mem::forget(value);
         }
         drop(next);
@@ -110,7 +91,7 @@ mod tests {
     /// A `PerProcess` as a forked process finds it: `value` belongs to another process.
     fn inherited<T>(value: T) -> PerProcess<T> {
         let values = PerProcess::new();
-        let entry = ProcessValue { process: process::id() ^ 1, value, next: PerProcess::new() };
+        let entry = ProcessValue { process: Process(None), value, next: PerProcess::new() };
         assert!(values.0.set(Box::new(entry)).is_ok());
         values
     }

@@ -80,7 +80,7 @@ enum Answer<S: Storage> {
     Waiting(Holder),
     /// There may be an idle connection.
     Called(Holder),
-    Served(usize, Instant, S::Conn),
+    Served(HeldConnection<S>),
     Failed(S::Failure),
     Closed,
     Taken,
@@ -112,17 +112,21 @@ pub(crate) enum Refused<F> {
     },
 }
 
+/// A connection that has a holder, in the slot of that number.
+pub(super) struct HeldConnection<S: Storage> {
+    conn: S::Conn,
+    slot: usize,
+    pub(super) since: Instant,
+}
+
 /// A connection that is checked out. Drop checks it in.
 pub(crate) struct PooledConnection<S: Storage> {
     /// Only drop takes it.
     pub(super) conn: Option<S::Conn>,
     slot: usize,
-    pub(super) since: Instant,
     pub(super) pool: Arc<Pool<S>>,
     /// The end of the scope's time: the checkin waits for nothing beyond that.
     pub(super) until: Option<Instant>,
-    /// The caller has just asked whether it is inherited.
-    is_own: bool,
 }
 
 impl<S: Storage> std::fmt::Debug for Pool<S> {
@@ -179,6 +183,17 @@ impl<S: Storage> Pool<S> {
         deadline: Instant,
         connect_timeout: Duration,
     ) -> Result<PooledConnection<S>, Refused<S::Failure>> {
+        self.hold(holder, deadline, connect_timeout).map(|held| held.of(Arc::clone(self)))
+    }
+
+    /// The same, without a [`PooledConnection`] around the connection.
+    #[inline]
+    pub(super) fn hold(
+        self: &Arc<Self>,
+        holder: Holder,
+        deadline: Instant,
+        connect_timeout: Duration,
+    ) -> Result<HeldConnection<S>, Refused<S::Failure>> {
         let (since, place) = (holder.since, holder.place);
         let mut state = self.state.lock();
         if state.closed {
@@ -188,7 +203,7 @@ impl<S: Storage> Pool<S> {
             && let Some(conn) = self.take_idle(&mut state)
         {
             state.latest = Some(since);
-            return Ok(self.checked_out(state, holder, conn));
+            return Ok(state.hold(holder, conn));
         }
         if state.waiters.is_empty() {
             state.hand_off_at = since + HAND_OFF;
@@ -203,20 +218,7 @@ impl<S: Storage> Pool<S> {
     pub(crate) fn try_get(self: &Arc<Self>, holder: Holder) -> Option<PooledConnection<S>> {
         let mut state = self.state.lock();
         let conn = self.take_idle(&mut state)?;
-        Some(self.checked_out(state, holder, conn))
-    }
-
-    #[inline]
-    fn checked_out(
-        self: &Arc<Self>,
-        mut state: MutexGuard<'_, State<S>>,
-        holder: Holder,
-        conn: S::Conn,
-    ) -> PooledConnection<S> {
-        let since = holder.since;
-        let slot = state.hold(holder, &conn);
-        drop(state);
-        PooledConnection { conn: Some(conn), slot, since, pool: Arc::clone(self), until: None, is_own: false }
+        Some(state.hold(holder, conn).of(Arc::clone(self)))
     }
 
     fn wait(
@@ -225,22 +227,13 @@ impl<S: Storage> Pool<S> {
         place: Place,
         deadline: Instant,
         connect_timeout: Duration,
-    ) -> Result<PooledConnection<S>, Refused<S::Failure>> {
+    ) -> Result<HeldConnection<S>, Refused<S::Failure>> {
         let (mut in_graph, mut yields) = (None, 0);
         let mut until = deadline.min(waiter.since + BEFORE_DEADLOCK_CHECK);
         loop {
             let mut answer = waiter.answer.lock();
             match std::mem::replace(&mut *answer, Answer::Taken) {
-                Answer::Served(slot, since, conn) => {
-                    return Ok(PooledConnection {
-                        conn: Some(conn),
-                        slot,
-                        since,
-                        pool: Arc::clone(self),
-                        until: None,
-                        is_own: false,
-                    });
-                }
+                Answer::Served(held) => return Ok(held),
                 Answer::Failed(failure) => return Err(Refused::Failed(failure)),
                 Answer::Closed | Answer::Taken => return Err(Refused::Closed),
                 Answer::Called(holder) => {
@@ -369,10 +362,10 @@ impl<S: Storage> Pool<S> {
             self.storage.finish(self.storage.close(conn, None, true));
             state = self.state.lock();
         }
-        let holder = state.let_go(slot);
+        let overdue = state.let_go(slot);
         let served = conn.and_then(|conn| self.store(&mut state, conn));
         self.settle(state, served);
-        if let Some(holder) = holder.filter(|holder| holder.overdue) {
+        if let Some(holder) = overdue {
             holder.is_back();
         }
     }
@@ -546,8 +539,7 @@ impl<S: Storage> Pool<S> {
                 next = next.into_iter().chain(look).min();
                 kept.push(conn);
             } else {
-                let slot = state.hold(Holder::housekeeper(), &conn);
-                aged.push((slot, conn));
+                aged.push(state.hold(Holder::housekeeper(), conn));
             }
         }
         // The connection that was put last is checked out first: it goes back last.
@@ -555,10 +547,7 @@ impl<S: Storage> Pool<S> {
             self.storage.put(conn);
         }
         drop(state);
-        for (slot, conn) in aged {
-            PooledConnection { conn: Some(conn), slot, since: now, pool: Arc::clone(self), until: None, is_own: false }
-                .close();
-        }
+        aged.into_iter().for_each(|held| held.of(Arc::clone(self)).close());
         self.leave_if_empty();
         self.serve_others();
         next
@@ -589,11 +578,12 @@ impl<S: Storage> State<S> {
     }
 
     /// Takes a slot.
-    #[inline]
-    fn hold(&mut self, mut holder: Holder, conn: &S::Conn) -> usize {
-        holder.session = S::session(conn);
+    #[inline(always)]
+    fn hold(&mut self, mut holder: Holder, conn: S::Conn) -> HeldConnection<S> {
+        let since = holder.since;
+        holder.session = S::session(&conn);
         self.in_use += 1;
-        match self.free.pop() {
+        let slot = match self.free.pop() {
             Some(slot) => {
                 self.slots[slot] = Some(holder);
                 slot
@@ -602,14 +592,18 @@ impl<S: Storage> State<S> {
                 self.slots.push(Some(holder));
                 self.slots.len() - 1
             }
-        }
+        };
+        HeldConnection { conn, slot, since }
     }
 
+    /// Frees a slot. Returns its holder if that one was overdue.
     #[inline]
     fn let_go(&mut self, slot: usize) -> Option<Holder> {
         self.in_use -= 1;
         self.free.push(slot);
-        self.slots[slot].take()
+        let overdue = self.slots[slot].take_if(|holder| holder.overdue);
+        self.slots[slot] = None;
+        overdue
     }
 
     /// Gives a connection to a waiter that has left the queue.
@@ -625,8 +619,7 @@ impl<S: Storage> State<S> {
         };
         let since = Instant::now();
         self.latest = Some(since);
-        let slot = self.hold(Holder { since, ..holder }, &conn);
-        *answer = Answer::Served(slot, since, conn);
+        *answer = Answer::Served(self.hold(Holder { since, ..holder }, conn));
     }
 
     /// Gives a connection to the first waiter, which has to be woken.
@@ -693,6 +686,12 @@ fn wake<S: Storage>(waiter: Option<Arc<Waiter<S>>>) {
     }
 }
 
+impl<S: Storage> HeldConnection<S> {
+    pub(super) fn of(self, pool: Arc<Pool<S>>) -> PooledConnection<S> {
+        PooledConnection { conn: Some(self.conn), slot: self.slot, pool, until: None }
+    }
+}
+
 impl<S: Storage> PooledConnection<S> {
     /// Closes the connection, and frees its slot afterwards.
     pub(crate) fn close(mut self) {
@@ -722,11 +721,6 @@ impl<S: Storage> PooledConnection<S> {
             self.pool.serve_others();
         }
     }
-
-    /// Checks it in. That it is not inherited has just been asked.
-    pub(crate) fn check_in(mut self) {
-        self.is_own = true;
-    }
 }
 
 impl<S: Storage> Drop for PooledConnection<S> {
@@ -734,7 +728,7 @@ impl<S: Storage> Drop for PooledConnection<S> {
     fn drop(&mut self) {
         let Some(mut conn) = self.conn.take() else { return };
         let pool = &self.pool;
-        if !self.is_own && pool.storage.is_inherited() {
+        if pool.storage.is_inherited() {
             // It is the parent's, and so is the pool, whose lock may be held by a thread that does not exist here.
             std::mem::forget((conn, Arc::clone(pool)));
             return;

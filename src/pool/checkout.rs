@@ -40,83 +40,49 @@ impl Request {
 impl<C: SessionConnection> AppPool<C> {
     /// Checks out a connection, within the application's `acquire_timeout` and before `limit`.
     pub(crate) fn acquire(
-        self: &Arc<Self>,
+        mut self: Arc<Self>,
         place: Place,
         in_transaction: bool,
         limit: Option<Instant>,
     ) -> Result<CheckedOut<C>> {
-        self.acquire_since(Instant::now(), place, in_transaction, limit)
-    }
-
-    /// The same for a caller that has just read the clock.
-    pub(crate) fn acquire_since(
-        self: &Arc<Self>,
-        since: Instant,
-        place: Place,
-        in_transaction: bool,
-        limit: Option<Instant>,
-    ) -> Result<CheckedOut<C>> {
-        let storage = &self.storage;
-        let config = &storage.options.config;
+        let since = Instant::now();
+        let config = &self.storage.options.config;
+        let connect_timeout = config.connect_timeout;
         let deadline = since + config.acquire_timeout;
         let of_scope = limit.is_some_and(|limit| limit < deadline);
         let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
         let request = Request { place, since, deadline, of_scope };
-        if storage.options.pinned.is_some() {
+        if self.storage.options.pinned.is_some() {
             self.wait_for_pinned(&request)?;
         }
         let mut asked = since;
         loop {
-            let holder = Holder::new(Arc::clone(&storage.options.app), place, asked, in_transaction);
-            let checked_out = self.get(holder, deadline, config.connect_timeout).map_err(|refused| {
-                if matches!(refused, Refused::Connecting { hangs: true, .. })
-                    && self.hangs()
-                    && let Some(owner) = storage.owner.upgrade()
-                {
-                    // The driver may never return: the next caller connects in another thread.
-                    owner.give_up(self.number);
-                }
-                self.refused(refused, &request)
-            })?;
-            if let Some(mut checked_out) = self.ready(checked_out, deadline, limit)? {
-                checked_out.managed().last_used = checked_out.since;
-                storage.watch();
+            let holder = Holder::new(Arc::clone(&self.storage.options.app), place, asked, in_transaction);
+            let held = match self.hold(holder, deadline, connect_timeout) {
+                Ok(held) => held,
+                Err(refused) => return Err(self.refused(refused, &request)),
+            };
+            self.storage.watch();
+            let since = held.since;
+            let mut checked_out = held.of(self);
+            let outcome = checked_out.prepare(since, deadline, limit);
+            if let Ok(true) = outcome {
                 return Ok(checked_out);
             }
+            self = Arc::clone(&checked_out.pool);
+            let gave_no_answer = checked_out.managed().doomed;
+            checked_out.close();
+            outcome?;
             asked = Instant::now();
             // A caller that has no time left would find no other alive either, and close them all.
             if asked >= deadline {
-                return Err(self.refused(Refused::Connecting { began: since, hangs: false }, &request));
+                return Err(self.refused(Refused::Connecting { began: request.since, hangs: false }, &request));
             }
-        }
-    }
-
-    /// The connection, if it can be used: the others are closed.
-    fn ready(
-        self: &Arc<Self>,
-        mut checked_out: CheckedOut<C>,
-        deadline: Instant,
-        limit: Option<Instant>,
-    ) -> Result<Option<CheckedOut<C>>> {
-        let since = checked_out.since;
-        if !checked_out.managed().is_usable(since) {
-            checked_out.close();
-            return Ok(None);
-        }
-        if self.storage.kind().can_go_stale() && !self.is_alive(checked_out.managed(), since, deadline) {
-            let suspicion = self.storage.server.suspect();
-            let gave_no_answer = checked_out.managed().doomed;
-            checked_out.close();
-            // A caller without time left has not waited long enough to tell.
-            if gave_no_answer && Instant::now() < deadline {
+            if gave_no_answer {
                 // To wait for one answer after the other would use up the caller's time.
+                let suspicion = self.storage.server.suspicion();
                 self.close_idle_unless(|_, conn, _| (managed(conn).suspicion == suspicion, None));
             }
-            return Ok(None);
-        }
-        match self.storage.options.on_checkout {
-            Some(hook) => self.on_checkout(checked_out, hook, limit),
-            None => Ok(Some(checked_out)),
         }
     }
 
@@ -164,7 +130,15 @@ impl<C: SessionConnection> AppPool<C> {
         Ok(())
     }
 
+    #[cold]
     fn refused(&self, refused: Refused<Box<ConnectFailure>>, request: &Request) -> Error {
+        if matches!(refused, Refused::Connecting { hangs: true, .. })
+            && self.hangs()
+            && let Some(owner) = self.storage.owner.upgrade()
+        {
+            // The driver may never return: the next caller connects in another thread.
+            owner.give_up(self.number);
+        }
         let options = &self.storage.options;
         let (app, at, waited) = (options.app.to_string(), request.place, request.since.elapsed());
         let server = options.target.shown.clone();
@@ -217,6 +191,24 @@ impl<C: SessionConnection> AppPool<C> {
 }
 
 impl<C: SessionConnection> PooledConnection<Connections<C>> {
+    /// Makes the connection ready for its holder. `false` if it cannot be used.
+    #[inline]
+    fn prepare(&mut self, since: Instant, deadline: Instant, limit: Option<Instant>) -> Result<bool> {
+        let (pool, managed) = (&self.pool, managed(self.conn.as_mut().expect(ONLY_DROP)));
+        if !managed.is_usable(since) {
+            return Ok(false);
+        }
+        if pool.storage.kind().can_go_stale() && !pool.is_alive(managed, since, deadline) {
+            pool.storage.server.suspect();
+            return Ok(false);
+        }
+        managed.last_used = since;
+        match pool.storage.options.on_checkout {
+            Some(hook) => pool.on_checkout(managed, hook, limit),
+            None => Ok(true),
+        }
+    }
+
     #[inline]
     pub(crate) fn managed(&mut self) -> &mut Managed<C> {
         managed(self.conn.as_mut().expect(ONLY_DROP))
@@ -228,7 +220,7 @@ impl<C: SessionConnection> PooledConnection<Connections<C>> {
     }
 
     pub(crate) fn conn_ref(&self) -> &C {
-        let stored: Option<&r2d2::PooledConnection<Manager<C>>> = self.conn.as_ref();
+        let stored: Option<&r2d2::PooledConnection<Manager<C>>> = self.conn.as_deref();
         match stored.map(|stored| &**stored) {
             Some(Ok(managed)) => managed.conn(),
             _ => unreachable!("{ONLY_DROP}"),

@@ -22,6 +22,7 @@ use crate::connection::SessionConnection;
 use crate::error::ConnectErrorKind;
 use crate::kind::DatabaseKind;
 use crate::panic::catch_panic;
+use crate::process::Process;
 
 /// The pause before another attempt after a failed connect. It doubles with each failure, up to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(150));
@@ -37,7 +38,7 @@ pub(crate) struct Connections<C: SessionConnection> {
     pub(super) owner: Weak<dyn PoolOwner>,
     pub(super) pool: Weak<AppPool<C>>,
     /// The process that made it, and that alone may touch its connections.
-    process: u32,
+    process: Process,
     #[cfg(feature = "testing")]
     pub(super) url: Arc<str>,
     pub(super) anchor: Arc<Mutex<Option<C>>>,
@@ -95,7 +96,7 @@ impl<C: SessionConnection> Connections<C> {
             server,
             owner,
             pool: Weak::clone(pool),
-            process: std::process::id(),
+            process: Process::this(),
             #[cfg(feature = "testing")]
             url,
             anchor,
@@ -160,13 +161,13 @@ pub(super) fn managed<C: SessionConnection>(stored: &mut r2d2::PooledConnection<
 }
 
 impl<C: SessionConnection> Storage for Connections<C> {
-    type Conn = r2d2::PooledConnection<Manager<C>>;
+    type Conn = Box<r2d2::PooledConnection<Manager<C>>>;
     type Failure = Box<ConnectFailure>;
     type Closing = Closing;
 
     fn try_get(&self) -> Option<Self::Conn> {
-        let mut stored = self.r2d2.try_get()?;
-        if let Ok(managed) = &mut *stored {
+        let mut stored = Box::new(self.r2d2.try_get()?);
+        if let Ok(managed) = &mut **stored {
             managed.is_kept = false;
         }
         Some(stored)
@@ -211,7 +212,7 @@ impl<C: SessionConnection> Storage for Connections<C> {
     }
 
     fn failure(conn: &Self::Conn) -> Option<Box<ConnectFailure>> {
-        conn.as_ref().err().cloned()
+        conn.as_ref().as_ref().err().cloned()
     }
 
     fn remedy(&self, failure: &Box<ConnectFailure>, failures: u32) -> Remedy {
@@ -255,11 +256,11 @@ impl<C: SessionConnection> Storage for Connections<C> {
     }
 
     fn session(conn: &Self::Conn) -> Option<u64> {
-        conn.as_ref().ok()?.session
+        conn.as_ref().as_ref().ok()?.session
     }
 
     fn is_inherited(&self) -> bool {
-        crate::process::id_at(Instant::now()) != self.process
+        !self.process.is_this()
     }
 
     /// A test's one connection is never closed: the server would not get its slot back.

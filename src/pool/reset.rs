@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use diesel::QueryResult;
 
+use super::AppPool;
 use super::connections::Connections;
 use super::managed::Managed;
 use super::options::PoolOptions;
 use super::statement_observer::{ObserverInstrumentation, Reading};
-use super::{AppPool, CheckedOut};
 use crate::connection::SessionConnection;
 use crate::dialect::{self, BeginOptions, TransactionCheck};
 use crate::error::{Error, Result};
@@ -51,15 +51,14 @@ impl<C: SessionConnection> Connections<C> {
 }
 
 impl<C: SessionConnection> AppPool<C> {
-    /// The connection, after the program's `on_checkout`. `None` if it was lost while it was idle: then another is tried.
+    /// Runs the program's `on_checkout`. `false` if the connection was lost while it was idle: then another is tried.
     pub(super) fn on_checkout(
         &self,
-        mut checked_out: CheckedOut<C>,
+        managed: &mut Managed<C>,
         hook: fn(&mut C) -> QueryResult<()>,
         until: Option<Instant>,
-    ) -> Result<Option<CheckedOut<C>>> {
+    ) -> Result<bool> {
         let storage = &self.storage;
-        let managed = checked_out.managed();
         let was_idle = !managed.unused;
         let outcome = match until {
             Some(_) => storage.call(managed, storage.end(until), "was not ready in time", |managed| {
@@ -68,16 +67,15 @@ impl<C: SessionConnection> AppPool<C> {
             None => Some(managed.run_hook(hook, storage.kind())),
         };
         let Failure { message, lost } = match outcome {
-            Some(Ok(())) => return Ok(Some(checked_out)),
+            Some(Ok(())) => return Ok(true),
             Some(Err(failure)) => failure,
             None => Failure { message: "it went on beyond the scope's deadline".into(), lost: true },
         };
-        checked_out.close();
         if lost {
             storage.server.suspect();
         }
         if lost && was_idle {
-            return Ok(None);
+            return Ok(false);
         }
         let message = storage.options.target.redact(&message);
         Err(Error::HookFailed { hook: "on_checkout", committed: false, message })

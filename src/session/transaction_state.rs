@@ -244,9 +244,7 @@ impl<C: SessionConnection> TransactionState<C> {
             begun?;
             return self.forbid_writes(access, at);
         }
-        if self.connection.is_none() {
-            self.connection = Some(self.check_out(at, false)?);
-        }
+        self.check_out(at, false)?;
         if self.settings.mode == Mode::Autocommit {
             if access != Access::Read && self.write_permit.is_none() {
                 let permit = match &self.connection {
@@ -260,6 +258,9 @@ impl<C: SessionConnection> TransactionState<C> {
                         return Err(error);
                     }
                 }
+            }
+            if self.settings.deadline.is_none() {
+                return Ok(());
             }
             let limited = self.limit_session_statements(at).and_then(|()| self.renew_busy_timeout(at));
             if limited.is_err() {
@@ -292,15 +293,13 @@ impl<C: SessionConnection> TransactionState<C> {
         // tried.
         let mut attempts = 0;
         loop {
-            let connection = match self.connection.take() {
-                Some(connection) => connection,
-                None => self.check_out(at, true)?,
+            self.check_out(at, true)?;
+            let permit = match &self.connection {
+                Some(connection) if self.settings.mode != Mode::ReadOnly => {
+                    connection.pool().turn_to_write(at, self.deadline_end())
+                }
+                _ => Ok(None),
             };
-            let permit = match self.settings.mode {
-                Mode::ReadOnly => Ok(None),
-                Mode::Default | Mode::Autocommit => connection.pool().turn_to_write(at, self.deadline_end()),
-            };
-            self.connection = Some(connection);
             match permit {
                 Ok(permit) => self.write_permit = permit,
                 Err(error) => {
@@ -528,17 +527,20 @@ impl<C: SessionConnection> TransactionState<C> {
         self.release();
     }
 
-    fn check_out(&self, at: Place, in_transaction: bool) -> Result<CheckedOut<C>> {
-        let now = Instant::now();
-        let mut connection = self.app.pool_at(now, at)?.acquire_since(now, at, in_transaction, self.deadline_end())?;
-        if let Some(limit) = self.deadline_end() {
-            connection.returns_by(limit);
+    /// Checks a connection out, unless the session has one.
+    fn check_out(&mut self, at: Place, in_transaction: bool) -> Result<()> {
+        if self.connection.is_none() {
+            let limit = self.deadline_end();
+            let mut connection = self.app.pool_for(at)?.acquire(at, in_transaction, limit)?;
+            if let Some(limit) = limit {
+                connection.returns_by(limit);
+            }
+            self.connection = Some(connection);
         }
-        Ok(connection)
+        Ok(())
     }
 
-    /// Checks the connection in, if there is one. The caller has called [`check_not_forked`](Self::check_not_forked)
-    /// before.
+    /// Checks the connection in, if there is one.
     pub(super) fn release(&mut self) {
         if self.busy_timeout_sent.take().is_some()
             && self.connection.is_some()
@@ -547,9 +549,7 @@ impl<C: SessionConnection> TransactionState<C> {
             self.send_restoring(&sql);
         }
         self.discard_effects();
-        if let Some(connection) = self.connection.take() {
-            connection.check_in();
-        }
+        self.connection = None;
         // After the checkin, so that the next writer finds the file unlocked.
         self.write_permit = None;
         self.phase = TransactionPhase::Idle;
