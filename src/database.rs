@@ -171,7 +171,9 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// an instrumentation that the function sets; the library's instrumentation passes events on to that of
     /// [`diesel::connection::set_default_instrumentation`].
     ///
-    /// An error or a panic fails the connect. On MySQL and MariaDB a statement whose text is empty panics.
+    /// An error or a panic fails the connect. On MySQL and MariaDB a statement whose text is empty panics. The function
+    /// must not use this database object: its pool is waiting for this very connection. On Linux the connection is cut
+    /// if the server has not answered after [`Config::connect_timeout`].
     ///
     /// Behind a pooler in transaction mode that keeps no prepared statements, such as PgBouncer before 1.21, this switches Diesel's cache
     /// of them off:

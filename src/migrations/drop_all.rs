@@ -101,7 +101,7 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
             Ok(()) => Ok(Reverted::All),
             Err(error) => {
                 let failure = StepFailure::of_query(&error);
-                if atomic && failure.out_of_locks && !failure.connection_lost {
+                if atomic && !self.is_nested() && failure.out_of_locks && !failure.connection_lost {
                     return self.abandon_single_transaction(failure);
                 }
                 if atomic {
