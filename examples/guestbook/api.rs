@@ -1,4 +1,4 @@
-//! The answers as JSON.
+//! The responses as JSON.
 
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
@@ -15,7 +15,7 @@ pub(crate) fn page(page: &Page) -> Response {
     answer(StatusCode::OK, &page)
 }
 
-/// An entry that has just been made.
+/// The response with an entry that was just inserted.
 pub(crate) fn created(entry: &Entry) -> Response {
     answer(StatusCode::CREATED, &value(entry))
 }

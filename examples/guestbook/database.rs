@@ -1,11 +1,11 @@
-//! The database object, and which of the three databases it talks to.
+//! The database object, and the choice between the three databases.
 
 use diesel::prelude::*;
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use diesel_session::{Database, PerBackend};
 
-/// A connection to whichever database `DATABASE_URL` names. A program for one database needs no enum, no `connect_with` and
-/// no [`PerBackend`]: `Database<SqliteConnection>` and `Database::new(MIGRATIONS)` do.
+/// A connection to the database that `DATABASE_URL` names. A program for one database needs no enum, no `connect_with` and no
+/// [`PerBackend`]: `Database<SqliteConnection>` and `Database::new(MIGRATIONS)` are enough.
 #[derive(diesel::MultiConnection)]
 pub(crate) enum AnyConnection {
     Sqlite(SqliteConnection),
@@ -19,7 +19,7 @@ const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 const MYSQL: EmbeddedMigrations = embed_migrations!("migrations/mysql");
 
-/// One object for the whole program. It is not connected to anything: applications are, and `main` registers one.
+/// The one database object of the program. It has no connection: applications have connections, and `main` registers one.
 pub(crate) static DB: Database<AnyConnection> =
     Database::per_backend(PerBackend { sqlite: Some(SQLITE), postgres: Some(POSTGRES), mysql: Some(MYSQL) })
         .connect_with(connect);
@@ -37,7 +37,7 @@ fn connect(url: &str) -> ConnectionResult<AnyConnection> {
     }
 }
 
-/// The feature that brings the database of a URL.
+/// The feature that supports the database of a URL.
 fn feature_for(url: &str) -> &'static str {
     match url.split_once("://") {
         Some(("postgres" | "postgresql", _)) => "postgres",

@@ -1,4 +1,4 @@
-//! The entry: what a visitor left in the book.
+//! The entries of the guestbook.
 
 use chrono::NaiveDateTime;
 use diesel::prelude::*;
@@ -21,11 +21,11 @@ pub(crate) struct Entry {
     pub(crate) id: i32,
     pub(crate) author: String,
     pub(crate) message: String,
-    /// In UTC, set by the database.
+    /// The time in UTC, set by the database.
     pub(crate) written_at: NaiveDateTime,
 }
 
-/// An entry that is not in the book yet.
+/// An entry that is not inserted yet.
 #[derive(Insertable)]
 #[diesel(table_name = entries)]
 pub(crate) struct NewEntry {
@@ -34,12 +34,12 @@ pub(crate) struct NewEntry {
 }
 
 impl NewEntry {
-    /// Puts it into the book. It stays there when the request's scope commits.
+    /// Inserts the entry. The scope of the request commits it.
     pub(crate) fn insert(&self) -> Result<Entry> {
         DB.session()?.with(|conn| self.insert_into(conn))
     }
 
-    /// What each database has to tell what it made of a new row. The other statements are the same for all.
+    /// The INSERT, which returns the new row. The other statements are the same for all databases.
     fn insert_into(&self, conn: &mut AnyConnection) -> QueryResult<Entry> {
         let insert = diesel::insert_into(entries::table).values(self);
         match conn {
@@ -58,12 +58,12 @@ impl NewEntry {
 #[cfg(feature = "mysql")]
 #[diesel::declare_sql_function]
 extern "SQL" {
-    /// MySQL's key of the row that this connection inserted last.
+    /// MySQL's key of the last row that this connection inserted.
     fn last_insert_id() -> Integer;
 }
 
 impl Entry {
-    /// Takes an entry out of the book; `false` where it is not there.
+    /// Deletes an entry. Returns `false` if the entry does not exist.
     pub(crate) fn delete(id: i32) -> Result<bool> {
         let deleted = DB.session()?.execute(diesel::delete(entries::table.find(id)))?;
         Ok(deleted > 0)
@@ -85,10 +85,10 @@ mod tests {
     }
 
     #[diesel_session::test(DB, config = in_memory(), isolation = Rollback)]
-    fn an_entry_is_in_the_book_until_it_is_taken_out(app: App<AnyConnection>) -> Result<()> {
+    fn entry_is_in_the_book_until_it_is_deleted(app: App<AnyConnection>) -> Result<()> {
         let entry = written_by("Ada")?;
         DB.session()?.commit()?;
-        // Another context is another visitor.
+        // Another context stands for another visitor.
         let count = || DB.session()?.count(entries::table);
         assert_eq!(app.context(count)?, 1);
         assert!(Entry::delete(entry.id)?);
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[diesel_session::test(DB, config = in_memory(), isolation = Rollback)]
-    fn every_test_begins_with_an_empty_book(_app: App<AnyConnection>) -> Result<()> {
+    fn test_begins_with_an_empty_book(_app: App<AnyConnection>) -> Result<()> {
         assert_eq!(DB.session()?.count(entries::table)?, 0);
         let (first, second) = (written_by("Ada")?, written_by("Bob")?);
         assert!(first.id < second.id && first.written_at <= second.written_at);

@@ -1,4 +1,4 @@
-//! The form: what a visitor sends, before anybody has looked at it.
+//! The form that a visitor sends, and its validation.
 
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
@@ -9,28 +9,28 @@ use crate::request::Request;
 pub(crate) const AUTHOR_LENGTH: usize = 100;
 pub(crate) const MESSAGE_LENGTH: usize = 2000;
 
-/// The fields as they came, to be shown again where something is wrong with them.
+/// The fields of the request. The page shows them again if they are invalid.
 #[derive(Default)]
 pub(crate) struct Form {
     pub(crate) author: String,
     pub(crate) message: String,
 }
 
-/// What is wrong with each field.
+/// The problem of each field.
 #[derive(Default)]
 pub(crate) struct Problems {
     pub(crate) author: Option<String>,
     pub(crate) message: Option<String>,
 }
 
-/// Why a request is refused as a whole, such as for a body that is no form at all.
+/// The reason for the refusal of a whole request, for example if its body is no form.
 pub(crate) struct Refusal {
     pub(crate) status: StatusCode,
     pub(crate) reason: &'static str,
 }
 
 impl Form {
-    /// What is in the body of a request.
+    /// Reads the form in the body of a request.
     pub(crate) fn read(request: &Request) -> Result<Self, Refusal> {
         let refuse = |status, reason| Err(Refusal { status, reason });
         let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
@@ -58,7 +58,7 @@ impl Form {
         Ok(form)
     }
 
-    /// The entry, if it may be in the book.
+    /// Validates the form and returns the new entry.
     pub(crate) fn check(&self) -> Result<NewEntry, Problems> {
         let problems = Problems {
             author: problem(&self.author, AUTHOR_LENGTH, "Please tell us your name."),
@@ -71,7 +71,7 @@ impl Form {
     }
 }
 
-/// Without control characters: PostgreSQL stores no NUL, and browsers end a line with CR LF.
+/// Removes control characters: PostgreSQL stores no NUL, and browsers end a line with CR LF.
 fn cleaned(text: &str) -> String {
     let text: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
     text.trim().to_owned()

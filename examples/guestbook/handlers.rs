@@ -1,4 +1,4 @@
-//! What is answered to which request.
+//! The handlers of requests.
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
@@ -10,13 +10,13 @@ use crate::page::Page;
 use crate::request::Request;
 use crate::{api, html};
 
-/// The answer to a request. It runs inside the request's context.
+/// Answers a request. Runs inside the context of the request.
 pub(crate) fn answer(request: &Request) -> Result<Response> {
     let path: Vec<&str> = request.uri().path().split('/').skip(1).collect();
     match (request.method().as_str(), &path[..]) {
         ("GET" | "HEAD", [""]) => show(request),
         ("POST", ["entries"]) => add(request),
-        // Where a visitor is after an entry that was refused.
+        // The address in the browser after a refused entry.
         ("GET" | "HEAD", ["entries"]) => Ok(Redirect::to("/").into_response()),
         ("POST", ["entries", id, "delete"]) => delete(request, id),
         ("GET" | "HEAD", ["api", "entries"]) => Ok(api::page(&Page::load(Page::wanted(request))?)),
@@ -25,7 +25,7 @@ pub(crate) fn answer(request: &Request) -> Result<Response> {
     }
 }
 
-/// The answer where there is none because something broke. Why is not the visitor's business.
+/// The response to a request whose handler failed. It does not tell the visitor the reason.
 pub(crate) fn failure(request: &Request) -> Response {
     let reason = "This is our fault. Please try again later.";
     notice(request, StatusCode::INTERNAL_SERVER_ERROR, "Something went wrong", reason)
@@ -75,7 +75,7 @@ fn not_found(request: &Request) -> Response {
     notice(request, StatusCode::NOT_FOUND, "Not found", "There is nothing here.")
 }
 
-/// One thing to say, in the form in which the request wants its answers.
+/// A notice as HTML or JSON, depending on the path of the request.
 fn notice(request: &Request, status: StatusCode, title: &str, reason: &'static str) -> Response {
     if request.uri().path().starts_with("/api/") {
         api::refusal(&Refusal { status, reason })

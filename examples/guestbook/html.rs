@@ -1,4 +1,4 @@
-//! The answers as web pages.
+//! The responses as web pages.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::entry::Entry;
 use crate::form::{AUTHOR_LENGTH, Form, MESSAGE_LENGTH, Problems};
 use crate::page::Page;
 
-/// The guestbook: a form and a page of entries.
+/// The page of the guestbook: a form and entries.
 pub(crate) fn guestbook(page: &Page, form: &Form, problems: &Problems) -> Response {
     let entries = if page.entries.is_empty() {
         "<p class=\"quiet empty\">Nobody has written anything yet. Be the first!</p>".to_owned()
@@ -21,7 +21,7 @@ pub(crate) fn guestbook(page: &Page, form: &Form, problems: &Problems) -> Respon
     document(
         "Guestbook",
         &format!(
-            "<h1>Guestbook</h1><p class=\"lead\">Leave a few words for whoever comes after you.</p>{form}\
+            "<h1>Guestbook</h1><p class=\"lead\">Leave a few words for the next visitor.</p>{form}\
              <section aria-labelledby=\"entries\">\
              <h2 id=\"entries\">Entries <span class=\"count\">({total})</span></h2>{entries}{links}</section>",
             form = entry_form(form, problems),
@@ -31,7 +31,7 @@ pub(crate) fn guestbook(page: &Page, form: &Form, problems: &Problems) -> Respon
     )
 }
 
-/// A page that says one thing.
+/// A page with one notice.
 pub(crate) fn notice(status: StatusCode, title: &str, text: &str) -> Response {
     let (shown, text) = (Escaped(title), Escaped(text));
     let body =
@@ -47,7 +47,7 @@ fn document(title: &str, body: &str) -> Response {
         title = Escaped(title),
         style = include_str!("style.css"),
     );
-    // Escaping keeps scripts out; should it ever be forgotten somewhere, the browser runs none.
+    // Escaping prevents scripts. If an escape is missing, the browser still runs no script.
     let policy =
         "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
     ([(CONTENT_SECURITY_POLICY, policy)], Html(html)).into_response()
@@ -59,7 +59,7 @@ fn entry_form(form: &Form, problems: &Problems) -> String {
     let message_problem = complaint("message", problems.message.as_deref());
     let author_mark = mark("author", problems.author.is_some(), true);
     let message_mark = mark("message", problems.message.is_some(), problems.author.is_none());
-    // HTML drops a line break right after `<textarea>`; the one written here saves the visitor's own.
+    // HTML drops a line break after `<textarea>`. This line break preserves a line break of the visitor.
     format!(
         "<form class=\"card\" method=\"post\" action=\"/entries\">\
          <div class=\"field\"><label for=\"author\">Your name</label>\
@@ -72,7 +72,7 @@ fn entry_form(form: &Form, problems: &Problems) -> String {
     )
 }
 
-/// The attributes of a field that is wrong; the first of them gets the focus.
+/// The attributes of an invalid field. The first invalid field gets the focus.
 fn mark(field: &str, wrong: bool, first: bool) -> String {
     if !wrong {
         return String::new();
@@ -81,7 +81,7 @@ fn mark(field: &str, wrong: bool, first: bool) -> String {
     format!(" aria-invalid=\"true\" aria-describedby=\"{field}-problem\"{focus}")
 }
 
-/// The text that tells why a field is wrong.
+/// The text that describes the problem of a field.
 fn complaint(field: &str, problem: Option<&str>) -> String {
     problem.map_or_else(String::new, |problem| {
         format!("<p class=\"problem\" id=\"{field}-problem\">{}</p>", Escaped(problem))
@@ -122,7 +122,7 @@ fn links(page: &Page) -> String {
     )
 }
 
-/// Text as HTML shows it, also inside of a quoted attribute. Whatever a visitor has written goes through this.
+/// Escapes a text for HTML, also for a quoted attribute. All text of visitors must be escaped.
 struct Escaped<'t>(&'t str);
 
 impl fmt::Display for Escaped<'_> {

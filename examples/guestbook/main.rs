@@ -1,12 +1,12 @@
-//! A guestbook on the web: `cargo run --example guestbook`, then open the address it prints.
+//! A guestbook on the web: run `cargo run --example guestbook` and open the printed address.
 //!
-//! The parts that show the crate: the database object is in `database.rs`, the scope of a request in this file, the statements
-//! are in `entry.rs` and `page.rs`. The others are a plain web application: `handlers.rs` says what is answered, `form.rs`
-//! checks what a visitor sends, `html.rs` and `api.rs` write the answers.
+//! These files show the crate: `database.rs` has the database object, this file the scope of a request, `entry.rs` and `page.rs`
+//! the statements. The other files are a plain web application: `handlers.rs` answers requests, `form.rs` validates the form,
+//! `html.rs` and `api.rs` write the responses.
 //!
-//! `DATABASE_URL` chooses another database than the file `guestbook.sqlite`; PostgreSQL and MySQL or MariaDB take the feature
-//! of that name: `DATABASE_URL=postgres://user:password@host/database cargo run --features postgres --example guestbook`.
-//! `PORT` chooses another port than 8000.
+//! The default database is the file `guestbook.sqlite`. `DATABASE_URL` names another one. PostgreSQL and MySQL or MariaDB need
+//! the feature of that name: `DATABASE_URL=postgres://user:password@host/database cargo run --features postgres --example guestbook`.
+//! `PORT` names another port than 8000.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program tells its user the address, and errors")]
 
 mod api;
@@ -69,14 +69,14 @@ async fn serve(app: App<AnyConnection>, port: u16) -> io::Result<()> {
         .await
         .map_err(|error| io::Error::other(format!("cannot listen on port {port}: {error}; PORT chooses another")))?;
     println!("The guestbook is open at http://{}/", listener.local_addr()?);
-    // An answer that is sent in two parts must not wait until the visitor has confirmed the first.
+    // Without this the second part of a response would wait for the acknowledgement of the first.
     let listener = listener.tap_io(|visitor| drop(visitor.set_nodelay(true)));
     axum::serve(listener, Router::new().fallback(respond).layer(DefaultBodyLimit::max(BODY_BYTES)).with_state(app))
         .await
 }
 
-/// A context belongs to a thread, so a request runs whole, with its context, on a thread that may wait. That begins when its
-/// body is here: a slow visitor keeps neither a thread nor a connection to the database busy.
+/// A context belongs to a thread, so the whole request runs with its context on one blocking thread. It begins after the body has
+/// arrived, so a slow visitor occupies neither a thread nor a connection.
 async fn respond(State(app): State<App<AnyConnection>>, head: Parts, body: Result<Bytes, BytesRejection>) -> Response {
     let request = Arc::new(Request::from_parts(head, body));
     let asked = Arc::clone(&request);
@@ -85,19 +85,19 @@ async fn respond(State(app): State<App<AnyConnection>>, head: Parts, body: Resul
         Ok(Err(error)) => error.into(),
         Err(panic) => panic.into(),
     };
-    // The text is for who runs the program: it names places in the source. A visitor learns only that it failed.
+    // The text is for the operator, because it names source locations. The visitor only learns that the request failed.
     eprintln!("guestbook: {} {}: {error}", request.method(), request.uri());
     handlers::failure(&request)
 }
 
-/// A request is a context: whatever runs below finds its session with `DB.session()`, and nothing has to be handed down.
+/// A request is a context: all code inside it gets its session from `DB.session()`, so no function passes a connection.
 ///
-/// The session is committed here, once, where the answer is a success. An answer of 400 and above, an error and a panic roll
-/// back, so a handler that changes its mind half-way has nothing to undo.
+/// The scope commits the session once, if the response is a success. A response of 400 and above, an error and a panic roll back,
+/// so a handler that gives up half-way has nothing to undo.
 fn answer(app: &App<AnyConnection>, request: &Request) -> diesel_session::Result<Response> {
     let mut scope = app.scope();
     if matches!(*request.method(), Method::GET | Method::HEAD) {
-        // All queries of a page see one state of the data, and a page that wrote by mistake would be refused.
+        // All queries of a page see one state of the data, and an accidental write is refused.
         scope = scope.read_only();
     }
     scope.commit_if(|response: &Response| response.status().as_u16() < 400).run(|| handlers::answer(request))

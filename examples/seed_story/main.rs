@@ -1,11 +1,11 @@
-//! The story this crate began with, told by doing it: `cargo run --example seed_story`.
+//! The story that this crate began with: `cargo run --example seed_story`.
 //!
-//! A test suite makes a new application, with a pool of its own, for every test, until PostgreSQL refuses. It is run three
-//! times, with r2d2 as people use it, with pools of one connection, and with this crate.
+//! A test suite makes a new application with its own pool for every test, until PostgreSQL refuses. The program runs the suite
+//! three times: with r2d2's defaults, with pools of one connection, and with this crate.
 //!
-//! It takes the PostgreSQL that `DATABASE_URL` names, where it works in a schema of its own, or else starts a throw-away one.
-//! What to read: in `story/`, `plain.rs` and `session.rs` are the suite in both worlds, `suite.rs` runs it, and `server.rs`
-//! asks the server.
+//! It uses the PostgreSQL that `DATABASE_URL` names, in a schema of its own, or starts a throw-away server. In `story/`,
+//! `plain.rs` and `session.rs` are the suite with r2d2 and with this crate, `suite.rs` runs the suite, and `server.rs` queries
+//! the server.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program tells its story, and errors")]
 
 #[cfg(not(feature = "postgres"))]

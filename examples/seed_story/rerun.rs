@@ -1,4 +1,4 @@
-//! The program as it is built without PostgreSQL's client: it runs itself once more, built with it.
+//! Without the feature `postgres`: builds and runs the program again with the feature.
 
 use std::env;
 use std::process::{Command, ExitCode};

@@ -1,4 +1,4 @@
-//! The story: the same suite three times, and what each cost.
+//! The story: the same suite three times, and the cost of each run.
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -70,7 +70,7 @@ fn print_setting(server: &Server) {
     }
 }
 
-/// One way to run the suite: its code as a heading, its applications, and what it came to.
+/// Runs the suite in one way, and prints its code as a heading, its applications and the outcome.
 fn tell(name: &'static str, code: &str, suite: impl Suite, server: &Server) -> Result<Outcome> {
     println!("\n{}{code}", &name[..3]);
     let outcome = suite::run(name, suite, server)?;

@@ -1,10 +1,10 @@
-//! A number of sessions as a line of characters, with the server's limit at its end.
+//! A bar of characters for a number of sessions, with the server's limit at its end.
 
 const WIDEST: usize = 60;
 
 pub(crate) struct Scale {
     slots: usize,
-    /// Sessions per character.
+    /// The number of sessions per character.
     unit: usize,
 }
 

@@ -1,4 +1,4 @@
-//! The table that every test makes, uses and drops.
+//! The table that every test creates, uses and drops.
 
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 

@@ -1,4 +1,4 @@
-//! What a suite cost.
+//! The outcome of a suite.
 
 use std::time::Duration;
 
@@ -6,11 +6,11 @@ pub(crate) struct Outcome {
     pub(crate) name: &'static str,
     pub(crate) worked: usize,
     pub(crate) failure: Option<Failure>,
-    /// Sessions on the server.
+    /// The most sessions on the server at one time.
     pub(crate) most: usize,
     pub(crate) opened: Option<usize>,
     pub(crate) left: usize,
-    /// By the applications that worked.
+    /// The time of the applications that worked.
     pub(crate) spent: Duration,
 }
 
@@ -38,7 +38,7 @@ impl Outcome {
         ]
     }
 
-    /// In words, to follow a name.
+    /// The outcome in words, to follow a name.
     pub(crate) fn verdict(&self) -> String {
         match &self.failure {
             Some(failure) => format!("failed at app {}", failure.number),
@@ -46,7 +46,7 @@ impl Outcome {
         }
     }
 
-    /// Of a suite that did not fail and yet left sessions: the application at which it would have.
+    /// The application at which the suite would fail, if it has not failed but has left sessions.
     pub(crate) fn would_fail_at(&self, slots: usize) -> Option<usize> {
         (self.failure.is_none() && self.left > 0).then(|| slots * self.worked / self.left + 1)
     }

@@ -1,8 +1,8 @@
-//! Text for a page of limited width.
+//! Prints text on a page of limited width.
 
 const WIDTH: usize = 100;
 
-/// Prints `text`, broken at blanks and otherwise as it is, in lines that begin with `indent` blanks.
+/// Prints `text` in lines that begin with `indent` blanks. Breaks lines only at blanks.
 pub(crate) fn print(indent: usize, text: &str) {
     let mut line = " ".repeat(indent);
     let mut words = 0;

@@ -10,10 +10,10 @@ use super::entry::{MIGRATIONS, entries};
 use super::suite::Suite;
 use crate::Result;
 
-/// How long r2d2 tries before it gives up; its default is 30 s.
+/// r2d2's `connection_timeout`. Its default is 30 s.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
-/// An application as a test makes it.
+/// The application of a test.
 struct App {
     pool: Pool<ConnectionManager<PgConnection>>,
 }
@@ -21,12 +21,12 @@ struct App {
 pub(crate) struct Plain {
     url: String,
     max_size: Option<u32>,
-    /// A test runner keeps its test objects to the end, and these keep their applications.
+    /// A test runner keeps its test objects until the end, and they keep their applications.
     apps: Vec<App>,
 }
 
 impl Plain {
-    /// `None` is r2d2's own default.
+    /// `None` is r2d2's default `max_size`.
     pub(crate) fn new(url: &str, max_size: Option<u32>) -> Self {
         Self { url: url.to_owned(), max_size, apps: Vec::new() }
     }

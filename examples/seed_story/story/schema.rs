@@ -1,7 +1,7 @@
-//! A schema on the user's server that is gone when the story ends, in whatever way it ends.
+//! A schema on the user's server that is dropped when the story ends, however it ends.
 //!
-//! Its keeper is a second process of this program, which waits for its pipe to close and then drops the schema. It is in a
-//! process group of its own, so that Ctrl-C at a terminal does not reach it.
+//! A second process of this program, the keeper, waits for its pipe to close and then drops the schema. The keeper has its own
+//! process group, so that Ctrl-C at a terminal does not reach it.
 
 use std::env;
 use std::io::{self, Write};
@@ -17,7 +17,7 @@ use crate::Result;
 
 const KEEPER: &str = "--keep-schema";
 
-/// The sessions of a story that was killed give their slots back within moments.
+/// Maximum wait of the keeper for a free slot. The server ends the sessions of a killed story soon.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Schema {
@@ -32,9 +32,9 @@ impl Schema {
             .process_group(0)
             .spawn()
             .map_err(|error| format!("the keeper of the schema cannot be started: {error}"))?;
-        // Not as arguments or environment, which others on this machine may see.
+        // Other users of this machine may see arguments and the environment, so a pipe carries the URL.
         let told = writeln!(keeper.stdin.as_mut().expect("piped"), "{name}\n{url}");
-        // From here on dropping it drops the schema.
+        // From here on the drop of `Schema` drops the schema.
         let schema = Self { keeper };
         told?;
         let created = conn.batch_execute(&format!("CREATE SCHEMA {name}"));
@@ -46,17 +46,17 @@ impl Schema {
 impl Drop for Schema {
     fn drop(&mut self) {
         drop(self.keeper.stdin.take());
-        // Where it fails, it says so itself.
+        // The keeper reports its own failure.
         let _ = self.keeper.wait();
     }
 }
 
-/// The whole life of the keeper, if this process is one.
+/// Runs the keeper, if this process is one.
 pub(crate) fn keep() -> Option<ExitCode> {
     if env::args().nth(1).as_deref() != Some(KEEPER) {
         return None;
     }
-    // Ends when the story ends.
+    // The input ends when the story ends.
     let told = io::read_to_string(io::stdin()).unwrap_or_default();
     let (name, url) = told.split_once('\n')?;
     let mut dropped = Ok(());

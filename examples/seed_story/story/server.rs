@@ -1,4 +1,4 @@
-//! The PostgreSQL of the story, and what it says about the sessions of the story.
+//! The PostgreSQL server of the story, and its counts of the story's sessions.
 
 use std::env;
 use std::hash::{BuildHasher, RandomState};
@@ -20,26 +20,26 @@ use super::support::{Postgres, wait};
 use super::url;
 use crate::Result;
 
-/// Runs the story although other clients are on the server.
+/// If this variable is set, the story runs although other clients are connected.
 const AMONG_OTHERS: &str = "SEED_STORY_AMONG_OTHERS";
 
 const COUNT: &str =
     "SELECT count(*) AS number FROM pg_stat_activity WHERE application_name = $1 AND backend_type = 'client backend'";
 
 pub(crate) struct Server {
-    /// For the applications of the story.
+    /// The URL for the applications of the story.
     pub(crate) url: String,
     /// The name of their sessions in `pg_stat_activity`.
     tag: String,
     pub(crate) slots: Slots,
-    alone: bool,
-    eye: Mutex<Eye>,
-    /// On the user's server. It goes after the eye has closed.
+    is_alone: bool,
+    observer: Mutex<Observer>,
+    /// The schema on the user's server. It is dropped after the observer's session has closed.
     _schema: Option<Schema>,
 }
 
-/// A session that was there before the story began, and so works while the slots are taken.
-enum Eye {
+/// The observer's session. It was opened before the story began, so it works while all slots are taken.
+enum Observer {
     ThrowAway(Box<Postgres>),
     Given(PgConnection),
 }
@@ -51,7 +51,7 @@ struct Number {
 }
 
 impl Server {
-    /// The one that `DATABASE_URL` names, or else a throw-away one.
+    /// The server that `DATABASE_URL` names, or a throw-away server.
     pub(crate) fn choose() -> Result<Self> {
         let tag = format!("seed_story_{:016x}", RandomState::new().hash_one(process::id()));
         match env::var("DATABASE_URL") {
@@ -67,11 +67,18 @@ impl Server {
         })?;
         let url = url::with(&server.url(), &[("application_name", &tag)]);
         let slots = Slots::measure(&mut PgConnection::establish(&url)?, &tag)?;
-        Ok(Self { url, tag, slots, alone: true, eye: Mutex::new(Eye::ThrowAway(Box::new(server))), _schema: None })
+        Ok(Self {
+            url,
+            tag,
+            slots,
+            is_alone: true,
+            observer: Mutex::new(Observer::ThrowAway(Box::new(server))),
+            _schema: None,
+        })
     }
 
     fn given(given: &str, tag: String) -> Result<Self> {
-        // This opens nothing. The crate says what is wrong with a URL or a server, and never shows a password.
+        // This opens no connection. The crate's errors describe an invalid URL and never show a password.
         DB.init_app(&tag, Config::new(given))?;
         DB.remove_app(&tag)?;
         if url::sets_options(given) {
@@ -81,10 +88,10 @@ impl Server {
         let url = url::with(given, &[("application_name", &tag), ("options", &search_path)]);
         DB.init_app(&tag, Config::new(&url))?.ping()?;
         DB.remove_app(&tag)?;
-        let mut eye = PgConnection::establish(given)?;
+        let mut observer = PgConnection::establish(given)?;
         let slots = Slots::measure(&mut PgConnection::establish(&url)?, &tag)?;
-        let alone = slots.others == 1;
-        if !alone && env::var_os(AMONG_OTHERS).is_none() {
+        let is_alone = slots.others == 1;
+        if !is_alone && env::var_os(AMONG_OTHERS).is_none() {
             return Err(format!(
                 "other clients ({}) are connected to the server that DATABASE_URL names, and this story takes all its \
                  slots for some seconds.\nTake a server that nobody needs, or set {AMONG_OTHERS}=1",
@@ -92,17 +99,17 @@ impl Server {
             )
             .into());
         }
-        let schema = Schema::create(&mut eye, given, &tag)?;
-        Ok(Self { url, tag, slots, alone, eye: Mutex::new(Eye::Given(eye)), _schema: Some(schema) })
+        let schema = Schema::create(&mut observer, given, &tag)?;
+        Ok(Self { url, tag, slots, is_alone, observer: Mutex::new(Observer::Given(observer)), _schema: Some(schema) })
     }
 
-    /// Sessions of the story at this moment.
+    /// The current number of sessions of the story.
     pub(crate) fn sessions(&self) -> Result<usize> {
         self.ask(COUNT, &self.tag)
     }
 
-    /// Sessions of the story that stay: the lowest number within a tenth of a second, as a session that its client has closed is
-    /// listed a few milliseconds more.
+    /// The number of sessions that stay open: the lowest number within 100 ms, because the server lists a closed session for a
+    /// few more milliseconds.
     pub(crate) fn sessions_that_stay(&self) -> Result<usize> {
         let mut lowest = self.sessions();
         wait::until(Duration::from_millis(100), || {
@@ -123,25 +130,25 @@ impl Server {
         }
     }
 
-    /// Sessions that were ever opened in the database, the observer's own included, where the server can tell: since version 15 a
-    /// session is counted for certain when it has left, and strangers in the database would be counted too.
+    /// The number of all sessions that were opened in the database, including the observer's. `None` before version 15, which does
+    /// not reliably count a session that has ended, and if other clients are connected, because they would be counted too.
     pub(crate) fn sessions_ever(&self) -> Result<Option<usize>> {
         let version = "SELECT current_setting('server_version_num')::bigint AS number WHERE $1 IS NOT NULL";
-        if !self.alone || self.ask(version, "")? < 150_000 {
+        if !self.is_alone || self.ask(version, "")? < 150_000 {
             return Ok(None);
         }
         let sessions = "SELECT sessions AS number FROM pg_stat_database WHERE datname = $1";
         self.ask(sessions, &self.slots.database).map(Some)
     }
 
-    /// Runs `body`; the most sessions of the story that the server was seen with meanwhile.
+    /// Runs `body`, and returns its result and the maximum number of sessions that the server had meanwhile.
     pub(crate) fn most_during<T>(&self, body: impl FnOnce() -> T) -> (T, usize) {
         let (over, most) = (AtomicBool::new(false), AtomicUsize::new(0));
         let result = thread::scope(|scope| {
-            let _over = Over(&over);
+            let _end = EndOnDrop(&over);
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
-                    // Where this fails, the body's own questions do too, and their error is told.
+                    // If this query fails, the queries of `body` fail too, and report the error.
                     most.fetch_max(self.sessions().unwrap_or_default(), Ordering::Relaxed);
                     thread::sleep(Duration::from_millis(2));
                 }
@@ -153,18 +160,20 @@ impl Server {
 
     fn ask(&self, query: &str, text: &str) -> Result<usize> {
         let ask = |conn: &mut PgConnection| sql_query(query).bind::<Text, _>(text).get_result::<Number>(conn);
-        let row = match &mut *self.eye.lock().unwrap_or_else(PoisonError::into_inner) {
-            Eye::ThrowAway(server) => server.try_ask(ask)?,
-            Eye::Given(conn) => ask(conn).map_err(|error| format!("the server does not answer any more: {error}"))?,
+        let row = match &mut *self.observer.lock().unwrap_or_else(PoisonError::into_inner) {
+            Observer::ThrowAway(server) => server.try_ask(ask)?,
+            Observer::Given(conn) => {
+                ask(conn).map_err(|error| format!("the server does not answer any more: {error}"))?
+            }
         };
         Ok(usize::try_from(row.number)?)
     }
 }
 
-/// Ends the sampling, also when the body panics.
-struct Over<'s>(&'s AtomicBool);
+/// Ends the sampling when dropped, also if the body panics.
+struct EndOnDrop<'s>(&'s AtomicBool);
 
-impl Drop for Over<'_> {
+impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }

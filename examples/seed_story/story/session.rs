@@ -11,7 +11,7 @@ pub(crate) static DB: Database<PgConnection> = Database::new(MIGRATIONS);
 
 pub(crate) struct Sessions {
     url: String,
-    /// Kept to the end, as in the other worlds.
+    /// The applications are kept until the end, as in the suites with r2d2.
     apps: Vec<App<PgConnection>>,
 }
 

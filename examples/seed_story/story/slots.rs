@@ -1,10 +1,10 @@
-//! How many sessions the server has room for, before the story begins.
+//! The number of free slots of the server before the story begins.
 
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Text};
 
-// Of other roles' sessions an ordinary role sees neither kind nor name; those with a database and a user are clients.
+// An ordinary role sees neither kind nor name of other roles' sessions. Sessions with a database and a user are clients.
 const QUERY: &str = "
 SELECT split_part(current_setting('server_version'), ' ', 1) AS version,
     current_database()::text AS database,
@@ -26,16 +26,16 @@ pub(crate) struct Slots {
     pub(crate) database: String,
     #[diesel(sql_type = BigInt)]
     pub(crate) max_connections: i64,
-    /// Not for the role of the story.
+    /// The number of slots that the role of the story cannot use.
     #[diesel(sql_type = BigInt)]
     pub(crate) reserved: i64,
-    /// Taken by others than the story, its observer included.
+    /// The number of sessions of other clients, including the observer's.
     #[diesel(sql_type = BigInt)]
     pub(crate) others: i64,
 }
 
 impl Slots {
-    /// Asks as the story's own role, whose sessions have the name `tag`.
+    /// Queries the server as the story's role, whose sessions have the name `tag`.
     pub(crate) fn measure(conn: &mut PgConnection, tag: &str) -> QueryResult<Self> {
         sql_query(QUERY).bind::<Text, _>(tag).get_result(conn)
     }

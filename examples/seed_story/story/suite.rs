@@ -1,4 +1,4 @@
-//! A test suite: so many tests, one new application each.
+//! A test suite: a number of tests, each with a new application.
 
 use std::time::{Duration, Instant};
 
@@ -8,15 +8,15 @@ use super::page;
 use super::server::Server;
 use crate::Result;
 
-/// More applications tell nothing new.
+/// Maximum number of applications. More applications show nothing new.
 const MOST: usize = 130;
 
 pub(crate) trait Suite {
-    /// One test; it fails when its application does.
+    /// Runs one test, which fails if its application fails.
     fn test(&mut self, number: usize) -> Result<()>;
 }
 
-/// So many that one session left by each is more than the server has, and one to see what is beyond.
+/// The number of tests. If each leaves one session, the server runs out of slots one test before the last.
 pub(crate) fn length(slots: usize) -> usize {
     (slots + 2).min(MOST)
 }
@@ -34,7 +34,7 @@ pub(crate) fn run(name: &'static str, mut suite: impl Suite, server: &Server) ->
     Ok(Outcome { name, worked, failure, most, opened, left, spent })
 }
 
-/// The tests that worked, the one that did not, and the time of those that worked.
+/// Runs the tests. Returns the number of tests that worked, the failure, and the time of the tests that worked.
 fn tell(suite: &mut impl Suite, server: &Server) -> Result<(usize, Option<Failure>, Duration)> {
     let slots = server.slots.free();
     let scale = Scale::new(slots);

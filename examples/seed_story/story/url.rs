@@ -1,6 +1,6 @@
-//! The URL of the story: the user's, with a name for its sessions and a schema of its own.
+//! The URL of the story: the user's URL, with a name for the sessions and a schema of its own.
 
-/// `url` with parameters added, in its own syntax. Names and values are words of letters, digits and `_=-`.
+/// Adds parameters to `url` in its own syntax. Names and values consist of letters, digits and `_=-`.
 pub(crate) fn with(url: &str, parameters: &[(&str, &str)]) -> String {
     let mut url = url.to_owned();
     for (name, value) in parameters {
@@ -14,7 +14,7 @@ pub(crate) fn with(url: &str, parameters: &[(&str, &str)]) -> String {
     url
 }
 
-/// Whether it sets libpq's `options` itself; a second setting would silently replace it.
+/// Whether the URL sets libpq's `options`. A second setting would silently replace the first.
 pub(crate) fn sets_options(url: &str) -> bool {
     url.split(['?', '&', ' ']).any(|word| word.starts_with("options="))
 }
