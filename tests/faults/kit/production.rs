@@ -432,7 +432,7 @@ fn a_database_that_is_never_whole_is_an_error_that_says_what_was_seen() {
         let server = Mariadb::start_with(&[make]);
         let setup = TestSetup::of(MysqlConnection::db()).config(Config::new(server.url())).isolation(Rollback);
         let error = setup.patience(Duration::from_secs(20)).start().map(drop).unwrap_err().to_string();
-        assert!(error.contains("diesel_session_lane") && error.contains("__diesel_session_unfinished"), "{error}");
+        assert!(error.contains("diesel_session_rollback") && error.contains("__diesel_session_unfinished"), "{error}");
     }
     if enabled(Kind::Postgres) {
         let server = Postgres::start();

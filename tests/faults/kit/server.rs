@@ -154,7 +154,7 @@ impl Server {
 
     /// Ends the sessions in the databases in which tests are rolled back, from the server's side.
     pub(super) fn cut_lanes(&self) {
-        for lane in self.all().iter().filter(|name| name.starts_with("diesel_session_lane_")) {
+        for lane in self.all().iter().filter(|name| name.starts_with("diesel_session_rollback_")) {
             match &self.engine {
                 Engine::Postgres(server) => {
                     server.backend_pids(lane).into_iter().for_each(|pid| server.terminate(pid));
@@ -195,7 +195,7 @@ pub(super) fn chosen(url: &str, number: usize) -> TestIsolation {
 }
 
 fn is_kept(name: &str) -> bool {
-    ["diesel_session_template_", "diesel_session_lane_"].iter().any(|prefix| name.starts_with(prefix))
+    ["diesel_session_template_", "diesel_session_rollback_"].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// What the processes have in the folders that are theirs, or were, except locks: each with its folder.
