@@ -9,6 +9,7 @@ use crate::connection::SessionConnection;
 use crate::context::{self, Scope};
 use crate::dialect;
 use crate::error::{Error, Place, Result};
+use crate::kind::DatabaseKind;
 use crate::migrations::MigrationSet;
 use crate::pool::{AppPool, AppStatus, PoolOptions};
 #[cfg(feature = "testing")]
@@ -75,6 +76,16 @@ impl<C: SessionConnection> App<C> {
     pub fn open_session(&self) -> Result<Session<C>> {
         self.core().check_not_removed()?;
         Ok(self.new_session(Settings::DEFAULT, Location::caller()))
+    }
+
+    /// The kind of database, as the URL or the connection type says.
+    pub fn database_kind(&self) -> DatabaseKind {
+        self.options().target.kind
+    }
+
+    /// The database as logs and errors show it: without password and parameters.
+    pub fn url_shown(&self) -> &str {
+        &self.options().target.shown
     }
 
     /// Checks connectivity with a pooled connection.
@@ -173,7 +184,7 @@ mod tests {
         app.ping().expect("it answers");
         let retired = || app.core().pools().expect("it was used").retired.len();
         assert_eq!((retired(), app.status().open), (1, 2));
-        assert_eq!(app.dispose().expect("nothing is out").closed, 2);
+        assert_eq!(app.dispose_report().expect("nothing is out").closed, 2);
         assert_eq!((retired(), app.status().open), (0, 0));
     }
 }

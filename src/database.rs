@@ -3,6 +3,7 @@
 use std::panic::Location;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use diesel::migration::MigrationSource;
 use diesel::result::{ConnectionResult, QueryResult};
@@ -13,7 +14,7 @@ use crate::app_core::AppCore;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::context::{self, Current};
-use crate::dispose::dispose_each;
+use crate::dispose::{TIMEOUT, dispose_each};
 use crate::error::{DisposeReport, Error, Place, Result};
 use crate::kind::DatabaseKind;
 use crate::migrations::{MigrationSet, PerBackend, Sources};
@@ -150,7 +151,7 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// pub fn main() -> diesel_session::Result<()> {
     ///     let app = DB.init_app("any", Config::new(":memory:"))?;
     ///     app.ping()?;
-    ///     app.dispose().map(drop)
+    ///     app.dispose()
     /// }
     /// # }
     /// # #[cfg(all(feature = "postgres", feature = "sqlite"))]
@@ -467,15 +468,44 @@ impl<C: SessionConnection, M> Database<C, M> {
     pub fn remove_app(&self, id: &str) -> Result<DisposeReport> {
         let app = self.registry.remove(id, Location::caller())?;
         app.core().mark_removed();
-        app.dispose()
+        app.dispose_report()
     }
 
     /// Disposes of every application. All applications stay registered.
     ///
     /// # Errors
     /// [`Error::StillInUse`] with one report for all applications, if connections were not checked in in time.
-    pub fn dispose_all(&self) -> Result<DisposeReport> {
-        dispose_each(self.registry.all())
+    pub fn dispose_all(&self) -> Result<()> {
+        self.dispose_all_report().map(drop)
+    }
+
+    /// [`dispose_all`](Self::dispose_all) with another timeout than 5 s.
+    ///
+    /// # Errors
+    /// [`Error::StillInUse`] with one report for all applications, if connections were not checked in in time.
+    pub fn dispose_all_within(&self, timeout: Duration) -> Result<()> {
+        self.dispose_all_report_within(timeout).map(drop)
+    }
+
+    /// [`dispose_all`](Self::dispose_all), with one report for all applications.
+    ///
+    /// # Errors
+    /// [`Error::StillInUse`] with the report, if connections were not checked in in time.
+    pub fn dispose_all_report(&self) -> Result<DisposeReport> {
+        self.dispose_all_report_within(TIMEOUT)
+    }
+
+    /// [`dispose_all_report`](Self::dispose_all_report) with another timeout than 5 s.
+    ///
+    /// # Errors
+    /// [`Error::StillInUse`] with the report, if connections were not checked in in time.
+    pub fn dispose_all_report_within(&self, timeout: Duration) -> Result<DisposeReport> {
+        dispose_each(self.registry.all(), timeout)
+    }
+
+    /// The registered applications, in the order of their ids.
+    pub fn apps(&self) -> Vec<App<C>> {
+        self.registry.all()
     }
 
     /// The pools of all applications at this moment, in the order of the ids.

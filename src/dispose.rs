@@ -9,7 +9,7 @@ use crate::error::{DisposeReport, Error, Result};
 use crate::pool::{AppPool, end_idle_threads};
 
 /// How long [`App::dispose`] waits for connections that are out.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long it waits for the end of the threads that no pool needs any more, whatever the patience.
 const LATE: Duration = Duration::from_millis(100);
@@ -36,18 +36,32 @@ impl<C: SessionConnection> App<C> {
     ///
     /// # Errors
     /// [`Error::StillInUse`] with the report, where connections did not come back in time.
-    pub fn dispose(&self) -> Result<DisposeReport> {
-        self.dispose_within(PATIENCE)
+    pub fn dispose(&self) -> Result<()> {
+        self.dispose_report().map(drop)
     }
 
-    /// [`dispose`](Self::dispose) with another patience.
+    /// [`dispose`](Self::dispose) with another timeout than 5 s.
     ///
     /// # Errors
-    /// [`Error::StillInUse`] with the report, where connections did not come back in time.
-    pub fn dispose_within(&self, patience: Duration) -> Result<DisposeReport> {
-        let now = Instant::now();
-        // A patience beyond what the clock can count is a day.
-        let deadline = now.checked_add(patience).unwrap_or_else(|| now + Duration::from_secs(24 * 3600));
+    /// [`Error::StillInUse`] with the report, if connections were not checked in in time.
+    pub fn dispose_within(&self, timeout: Duration) -> Result<()> {
+        self.dispose_report_within(timeout).map(drop)
+    }
+
+    /// [`dispose`](Self::dispose), with a report of what it did.
+    ///
+    /// # Errors
+    /// [`Error::StillInUse`] with the report, if connections were not checked in in time.
+    pub fn dispose_report(&self) -> Result<DisposeReport> {
+        self.dispose_report_within(TIMEOUT)
+    }
+
+    /// [`dispose_report`](Self::dispose_report) with another timeout than 5 s.
+    ///
+    /// # Errors
+    /// [`Error::StillInUse`] with the report, if connections were not checked in in time.
+    pub fn dispose_report_within(&self, timeout: Duration) -> Result<DisposeReport> {
+        let deadline = deadline(timeout);
         self.drain(self.close(deadline), deadline)
     }
 
@@ -105,11 +119,17 @@ impl<C: SessionConnection> App<C> {
     }
 }
 
+/// The end of a disposal. A timeout beyond the range of the clock is a day.
+fn deadline(timeout: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(timeout).unwrap_or_else(|| now + Duration::from_secs(24 * 3600))
+}
+
 /// Disposes of several applications, to the end even where one fails.
-pub(crate) fn dispose_each<C: SessionConnection>(apps: Vec<App<C>>) -> Result<DisposeReport> {
+pub(crate) fn dispose_each<C: SessionConnection>(apps: Vec<App<C>>, timeout: Duration) -> Result<DisposeReport> {
     let mut whole = DisposeReport::default();
     let mut complete = true;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = deadline(timeout);
     // One application's connection that is out delays the closing of no other.
     let disposals: Vec<_> = apps.into_iter().map(|app| (app.close(deadline), app)).collect();
     for (disposal, app) in disposals {
@@ -169,7 +189,7 @@ mod tests {
         assert_eq!(level(), [log::Level::Debug]);
         app.context(|| {
             DB.session()?.begin()?;
-            assert_eq!(app.dispose()?.still_out.len(), 1);
+            assert_eq!(app.dispose_report()?.still_out.len(), 1);
             assert_eq!(level(), [log::Level::Warn]);
             DB.session()?.rollback()
         })

@@ -2,8 +2,12 @@
 
 /// MySQL and MariaDB are one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DatabaseKind {
+#[non_exhaustive]
+pub enum DatabaseKind {
+    /// PostgreSQL.
     Postgres,
+    /// MySQL or MariaDB.
     Mysql,
+    /// SQLite.
     Sqlite,
 }

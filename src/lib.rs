@@ -38,9 +38,10 @@ pub use crate::context::{CommitIf, CommitNothing, CommitOnOk, Policy, Scope};
 pub use crate::database::Database;
 pub use crate::error::{
     AppEnd, Blocker, Blockers, CommitOutcome, ConnectErrorKind, DisposeReport, Error, Holder, Holders,
-    MigrationFailure, MigrationOutcome, Place, PoolOf, Result, ResultExt, RowState, Shortage, Undo, UnknownCommit,
+    MigrationFailure, MigrationOutcome, OptionalExt, Place, PoolOf, Result, RowState, Shortage, Undo, UnknownCommit,
     WaitLimit,
 };
+pub use crate::kind::DatabaseKind;
 pub use crate::migrations::{MigrationStatus, PerBackend};
 pub use crate::pool::AppStatus;
 #[doc(hidden)]

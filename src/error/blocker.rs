@@ -81,6 +81,15 @@ impl FromIterator<Blocker> for Blockers {
     }
 }
 
+impl<'a> IntoIterator for &'a Blockers {
+    type Item = &'a Blocker;
+    type IntoIter = std::slice::Iter<'a, Blocker>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
 impl std::ops::Deref for Blockers {
     type Target = [Blocker];
 

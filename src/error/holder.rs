@@ -160,6 +160,15 @@ impl Holders {
     }
 }
 
+impl<'a> IntoIterator for &'a Holders {
+    type Item = &'a Holder;
+    type IntoIter = std::slice::Iter<'a, Holder>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
 impl std::ops::Deref for Holders {
     type Target = [Holder];
 

@@ -26,7 +26,7 @@ pub use holder::{Holder, Holders};
 pub use kind::ConnectErrorKind;
 pub(crate) use kind::{CONFIG_ON_CONNECT, DATABASE_ON_CONNECT};
 pub use migration_failure::{MigrationFailure, MigrationOutcome};
-pub use optional::ResultExt;
+pub use optional::OptionalExt;
 pub use row_state::RowState;
 pub use shortage::{PoolOf, Shortage, WaitLimit};
 pub use undo::Undo;

@@ -5,12 +5,12 @@ use super::Result;
 /// `.optional()` on this crate's results, as Diesel has it on its own.
 ///
 /// ```
-/// use diesel_session::{Error, ResultExt};
+/// use diesel_session::{Error, OptionalExt};
 /// # fn find() -> diesel_session::Result<i32> { Err(diesel::result::Error::NotFound.into()) }
 /// assert_eq!(find().optional()?, None);
 /// # Ok::<(), Error>(())
 /// ```
-pub trait ResultExt<T> {
+pub trait OptionalExt<T> {
     /// Turns "nothing found" into `Ok(None)`; other errors stay.
     ///
     /// # Errors
@@ -18,7 +18,7 @@ pub trait ResultExt<T> {
     fn optional(self) -> Result<Option<T>>;
 }
 
-impl<T> ResultExt<T> for Result<T> {
+impl<T> OptionalExt<T> for Result<T> {
     fn optional(self) -> Result<Option<T>> {
         match self {
             Ok(value) => Ok(Some(value)),

@@ -59,7 +59,7 @@ impl Error {
         }
     }
 
-    /// Whether a query found nothing; see [`ResultExt::optional`](crate::ResultExt::optional).
+    /// Whether a query found nothing; see [`OptionalExt::optional`](crate::OptionalExt::optional).
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. } | Self::Query { source: diesel::result::Error::NotFound, .. })
     }

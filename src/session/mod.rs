@@ -102,10 +102,7 @@ impl<C: SessionConnection> Session<C> {
     /// # Errors
     /// [`Error::NotFound`] if there is no row; see [`Session`].
     #[track_caller]
-    pub fn first<'q, U, Q>(&self, query: Q) -> Result<U>
-    where
-        Q: LimitDsl<Output: LoadQuery<'q, C, U> + AsQuery>,
-    {
+    pub fn first<'q, U>(&self, query: impl LimitDsl<Output: LoadQuery<'q, C, U> + AsQuery>) -> Result<U> {
         let at = Location::caller();
         let query = query.limit(1);
         self.0.run(Statement::of_query(&query), at, |conn| query.get_result(conn))

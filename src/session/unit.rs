@@ -154,11 +154,10 @@ impl<C: SessionConnection> Session<C> {
     /// # Errors
     /// Those of [`track`](Self::track); [`Error::NotFound`] if there is no row.
     #[track_caller]
-    pub fn track_first<'q, U, Q>(&self, query: Q) -> Result<U::Out>
-    where
-        U: Track<C>,
-        Q: LimitDsl<Output: LoadQuery<'q, C, U> + AsQuery>,
-    {
+    pub fn track_first<'q, U: Track<C>>(
+        &self,
+        query: impl LimitDsl<Output: LoadQuery<'q, C, U> + AsQuery>,
+    ) -> Result<U::Out> {
         let first = self.track::<U>(query.limit(1))?.into_iter().next();
         first.ok_or(Error::NotFound { row: None, at: Location::caller() })
     }
@@ -250,8 +249,7 @@ impl<C: SessionConnection> Session<C> {
     }
 
     /// The rows that the next flush inserts.
-    #[allow(clippy::new_ret_no_self, reason = "the name that ORMs use for it")]
-    pub fn new(&self) -> Changes {
+    pub fn pending(&self) -> Changes {
         self.unflushed(ChangeKind::Insert)
     }
 

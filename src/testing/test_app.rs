@@ -126,7 +126,7 @@ impl<C: SessionConnection> TestApp<C> {
         let failed = self.failed || std::thread::panicking();
         self.registrar.unregister(&self.app);
         let mut left = Vec::new();
-        match self.app.dispose_within(PATIENCE) {
+        match self.app.dispose_report_within(PATIENCE) {
             Ok(report) => left.extend(report.still_out.iter().map(|holder| format!("a connection of {holder}"))),
             Err(Error::StillInUse(report)) => {
                 left.extend(report.still_out.iter().map(|holder| format!("a connection of {holder}")));

@@ -317,13 +317,13 @@ fn no_time_for_anything<C: Conn>(site: &Site) {
         let status = app.status();
         assert_eq!((status.in_use, status.waiting, status.connecting), (0, 0, 0), "{status}");
     }
-    assert!(db.dispose_all().unwrap().is_complete());
+    assert!(db.dispose_all_report().unwrap().is_complete());
     site.assert_connections(0);
     for app in &apps {
         let sound = || wait::until(Duration::from_secs(2), || app.ping().is_ok());
         assert!(sound(), "{:?}", app.ping());
     }
-    assert!(db.dispose_all().unwrap().is_complete());
+    assert!(db.dispose_all_report().unwrap().is_complete());
     assert_eq!(slow.into_inner(), 0);
 }
 

@@ -108,6 +108,6 @@ fn what_diesel_with_r2d2_hands_on_is_not_handed_on_here() {
         assert_eq!(app.open_session().unwrap().number(LEFT).unwrap(), left, "{reset:?}");
         let schema = app.open_session().unwrap().number(COUNT);
         assert_eq!(schema.is_ok(), reset == Reset::WhenLent, "{schema:?}");
-        assert_eq!(app.dispose().unwrap().closed, 1);
+        assert_eq!(app.dispose_report().unwrap().closed, 1);
     }
 }

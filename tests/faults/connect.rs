@@ -150,7 +150,7 @@ fn a_frozen_idle_connection<C: Conn>(site: &Site) {
     assert!(matches!(error, Error::ConnectTimeout { .. }), "{error}");
     proxy.set(Mode::Pass);
     app.ping().unwrap();
-    assert!(app.dispose().unwrap().is_complete());
+    assert!(app.dispose_report().unwrap().is_complete());
     site.assert_connections(0);
 }
 

@@ -135,7 +135,7 @@ fn ten_thousand_who_give_up<C: Conn>(site: &Site) {
     assert_eq!(wait::until_equal((0, 0, 0, 0), Duration::from_secs(5), quiet), (0, 0, 0, 0), "{}", app.status());
     // Every permit is back: all can be had at once, as soon as they are open.
     assert!(wait::until(Duration::from_secs(5), || hold(&app, SIZE).is_ok_and(|in_use| in_use == SIZE as usize)));
-    assert!(app.dispose().unwrap().is_complete());
+    assert!(app.dispose_report().unwrap().is_complete());
 }
 
 /// What `pool::a_broken_connection_comes_back` shows of this crate: here the waiter sleeps on.

@@ -212,7 +212,7 @@ fn parent<C: Conn>(url: &str) {
             ("dispose", _) => {
                 let Scene { db, session, .. } = scene.as_ref().unwrap();
                 let anew = || {
-                    assert_eq!(db.dispose_all().unwrap().closed, 0, "nothing of its own");
+                    assert_eq!(db.dispose_all_report().unwrap().closed, 0, "nothing of its own");
                     session.rollback().unwrap();
                     is_refused(session.number(COUNT));
                     assert!(db.remove_app("shop").unwrap().is_complete());
@@ -226,13 +226,13 @@ fn parent<C: Conn>(url: &str) {
     });
     let Some(Scene { db, app, session, .. }) = scene else { return };
     drop(session);
-    assert!(db.dispose_all().unwrap().closed > 0);
+    assert!(db.dispose_all_report().unwrap().closed > 0);
     let anew = || {
         let session = app.open_session().unwrap();
         assert_eq!(session.number(COUNT).unwrap(), rows);
         session.rollback().unwrap();
         db.init_app("another", Config::new(url)).unwrap().ping().unwrap();
-        assert!(db.dispose_all().unwrap().closed > 0);
+        assert!(db.dispose_all_report().unwrap().closed > 0);
     };
     forking(|fork| _ = fork(), anew);
     // The parent goes on too.

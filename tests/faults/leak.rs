@@ -135,7 +135,7 @@ fn outlives_a_disposal<C: Conn>(site: &Site) {
     let app = C::app(site.config().leak_threshold(THRESHOLD));
     let session = app.open_session().unwrap();
     session.begin().unwrap();
-    assert_eq!(app.dispose().unwrap().still_out.len(), 1);
+    assert_eq!(app.dispose_report().unwrap().still_out.len(), 1);
     assert!(wait::until(Duration::from_secs(5), || told(app.id()).len() == 1));
     session.rollback().unwrap();
     assert_eq!(told(app.id()).len(), 2);

@@ -248,7 +248,7 @@ fn a_server_dies<C: Conn>(url: String, kill: impl FnOnce(), restart: impl FnOnce
     session.send(INSERT).unwrap();
     session.commit().unwrap();
     app.drop_all().unwrap();
-    assert!(app.dispose().unwrap().is_complete());
+    assert!(app.dispose_report().unwrap().is_complete());
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn killed_and_started_again<C: Conn>(url: &str, kill: impl FnOnce(), restart: im
         wait::until(Duration::from_secs(2), || app.status().connecting == 0);
         let status = app.status();
         assert_eq!((status.in_use, status.waiting, status.connecting), (0, 0, 0), "{status}");
-        assert!(app.dispose().unwrap().is_complete());
+        assert!(app.dispose_report().unwrap().is_complete());
     }
 }
 
@@ -309,6 +309,6 @@ fn a_silent_network_delays_no_disposal<C: Conn>(site: &Site) {
         proxy.set(Mode::Pass);
         holder.join().unwrap().unwrap();
     });
-    assert!(app.dispose().unwrap().is_complete());
+    assert!(app.dispose_report().unwrap().is_complete());
     site.assert_connections(0);
 }

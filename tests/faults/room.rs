@@ -221,7 +221,7 @@ fn a_limit_holds_for_all_applications<C: Conn>(site: &Site) {
         let sessions: Vec<_> = (0..3).map(|_| app.open_session().unwrap()).collect();
         sessions.iter().for_each(|session| session.begin().unwrap());
         drop(sessions);
-        assert_eq!(app.dispose().unwrap().closed, 3);
+        assert_eq!(app.dispose_report().unwrap().closed, 3);
     }
 }
 

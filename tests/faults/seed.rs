@@ -143,7 +143,7 @@ fn one_application<C: Conn>(site: &Site, eye: &mut Eye) {
         Ok::<_, Error>(())
     })
     .unwrap();
-    assert!(app.dispose().unwrap().is_complete());
+    assert!(app.dispose_report().unwrap().is_complete());
     at_most_one("dispose");
 }
 

@@ -166,7 +166,7 @@ fn stress<C: Conn>(connect: fn(&str) -> ConnectionResult<C>, config: Config, kil
     assert_eq!(wait::until_equal((0, 0, 0, 0), Duration::from_secs(5), quiet), (0, 0, 0, 0), "{}", app.status());
     // All of them at once, by one thread: sessions that begin to read, as SQLite has one writer only.
     app.scope().read_only().run(|| everything_is_free(&db, &app, SIZE)).unwrap();
-    assert!(app.dispose().unwrap().is_complete());
+    assert!(app.dispose_report().unwrap().is_complete());
 }
 
 /// Takes so many connections at once.

@@ -144,7 +144,7 @@ fn a_context_that_ends_before_a_lent_connection<C: Conn>(site: &Site) {
         .unwrap();
     assert_eq!(app.status().in_use, 1);
     drop(kept);
-    assert_eq!((app.status().in_use, app.dispose().unwrap().is_complete()), (0, true));
+    assert_eq!((app.status().in_use, app.dispose_report().unwrap().is_complete()), (0, true));
 }
 
 fn read_only_stays_read_only<C: Conn>(site: &Site) {

@@ -214,7 +214,7 @@ fn nothing_that_was_left_reaches_the_next<C: Conn>(site: &Site) {
     }
     if let Site::Postgres(database) = site {
         assert_eq!(support::postgres().backend_pids(database.name()).len(), 1);
-        assert_eq!(app.dispose().unwrap().closed, 1, "one connection served all");
+        assert_eq!(app.dispose_report().unwrap().closed, 1, "one connection served all");
     }
 }
 
@@ -454,7 +454,7 @@ fn functions_of_the_program_in_typed_statements_leave_nothing() {
             );
             app.scope().commit_on_ok().run(|| leave(&PgConnection::db().session()?)).unwrap();
             assert_eq!(app.open_session().unwrap().number(PROBE).unwrap(), seen, "{way}, {reset:?}");
-            assert_eq!(app.dispose().unwrap().closed, 1);
+            assert_eq!(app.dispose_report().unwrap().closed, 1);
         }
     }
 }
@@ -508,7 +508,7 @@ fn a_role_that_a_superuser_took_is_left_by_nobody() {
         let become_app = format!("SET SESSION AUTHORIZATION {}; SET statement_timeout = 60000", support::ROLE);
         Way::Lent.leave(PgConnection::db(), &app, &become_app);
         assert_eq!(app.open_session().unwrap().number(&who).unwrap(), itself, "{reset:?}");
-        assert_eq!(app.dispose().unwrap().closed, 1);
+        assert_eq!(app.dispose_report().unwrap().closed, 1);
     }
     admin.batch_execute(&format!("DROP ROLE {boss}")).unwrap();
 }
@@ -550,5 +550,5 @@ fn statements_that_diesel_has_prepared_are_still_prepared() {
         .unwrap();
         assert_eq!(app.open_session().unwrap().number(PREPARED).unwrap(), 1);
     }
-    assert_eq!(app.dispose().unwrap().closed, 1);
+    assert_eq!(app.dispose_report().unwrap().closed, 1);
 }

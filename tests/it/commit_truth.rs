@@ -7,7 +7,7 @@ use diesel::connection::{DefaultLoadingMode, SimpleConnection};
 use diesel::pg::{CopyFormat, PgRowByRowLoadingMode};
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
-use diesel_session::{Error, ResultExt, Session};
+use diesel_session::{Error, OptionalExt, Session};
 
 use crate::fixtures::{Any, Conn, Site, Speak, connect_any};
 use crate::on_every_database;

@@ -44,7 +44,7 @@ fn nothing_is_opened_before_the_first_statement<C: Conn>(site: &Site) {
         assert_eq!((app.status().open, site.connections()), (0, 0));
     });
     drop(app.open_session().unwrap());
-    assert_eq!(app.dispose().unwrap().closed, 0);
+    assert_eq!(app.dispose_report().unwrap().closed, 0);
     assert_eq!(site.connections(), 0);
     if let Site::Sqlite(file) = site {
         assert!(!file.path().exists());
@@ -92,7 +92,7 @@ fn refusals_are_named<C: Conn>(site: &Site) {
         let error = app.context(|| C::db().session()?.number(COUNT)).unwrap_err();
         assert!(matches!(&error, Error::Connect { .. }), "{error}");
         assert_eq!((app.status().open, app.status().in_use, app.status().waiting), (0, 0, 0));
-        assert!(app.dispose().unwrap().is_complete());
+        assert!(app.dispose_report().unwrap().is_complete());
     }
 }
 

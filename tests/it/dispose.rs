@@ -64,7 +64,7 @@ fn held_connections_are_waited_for<C: Conn>(site: &Site) {
         assert_eq!((app.status().idle, app.status().in_use), (idle, held));
         site.assert_connections(idle + held);
 
-        let disposal = scope.spawn(|| app.dispose());
+        let disposal = scope.spawn(|| app.dispose_report());
         assert_open(held);
         for left in (0..held).rev() {
             assert!(!disposal.is_finished());
@@ -115,7 +115,7 @@ fn one_that_does_not_return_is_named<C: Conn>(site: &Site) {
         held.release();
         site.assert_connections(0);
         // Nothing is left of it for the next disposal.
-        let report = app.dispose().unwrap();
+        let report = app.dispose_report().unwrap();
         assert!(report.is_complete() && report.closed == 0, "{report}");
     });
 }
@@ -126,7 +126,7 @@ fn the_callers_own_is_reported<C: Conn>(site: &Site) {
     app.context(|| {
         let session = C::db().session().unwrap();
         let place = here(|| session.send(INSERT).unwrap());
-        let report = app.dispose().unwrap();
+        let report = app.dispose_report().unwrap();
         assert_eq!((report.still_out.len(), report.closed), (1, 0), "{report}");
         assert!(report.to_string().contains(&shown(place)), "{report}");
         assert!(!report.is_complete());
@@ -136,7 +136,7 @@ fn the_callers_own_is_reported<C: Conn>(site: &Site) {
         site.assert_connections(0);
         assert_eq!(session.number(COUNT).unwrap(), 1, "committed, and seen through a fresh pool");
     });
-    assert_eq!(app.dispose().unwrap().closed, 1);
+    assert_eq!(app.dispose_report().unwrap().closed, 1);
     site.assert_connections(0);
 }
 
@@ -146,11 +146,11 @@ fn many_times_and_from_many_threads<C: Conn>(site: &Site) {
         let sessions: Vec<_> = (0..3).map(|_| app.open_session().unwrap()).collect();
         app.scope().read_only().run(|| C::db().session()?.begin()).unwrap();
         drop(sessions);
-        let reports = together(4, |_| app.dispose().unwrap());
+        let reports = together(4, |_| app.dispose_report().unwrap());
         assert!(reports.iter().all(DisposeReport::is_complete), "{reports:?}");
         assert_eq!((app.status().open, app.status().holders.len()), (0, 0));
     }
-    assert_eq!(app.dispose().unwrap().closed, 0);
+    assert_eq!(app.dispose_report().unwrap().closed, 0);
     site.assert_connections(0);
 }
 
@@ -160,7 +160,7 @@ fn waiters_are_sent_away<C: Conn>(site: &Site) {
         let held = hold_reading(scope, &app, "holder");
         let waiters: Vec<_> = (0..5).map(|_| scope.spawn(|| app.ping())).collect();
         assert!(wait::until(Duration::from_secs(5), || app.status().waiting == 5));
-        let disposal = scope.spawn(|| app.dispose());
+        let disposal = scope.spawn(|| app.dispose_report());
         for waiter in waiters {
             let error = waiter.join().unwrap().unwrap_err();
             assert!(
@@ -181,7 +181,7 @@ fn a_fresh_pool_afterwards<C: Conn>(site: &Site) {
     for round in 1..=3 {
         app.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT)).unwrap();
         assert_eq!(app.status().open, 1);
-        assert_eq!(app.dispose().unwrap().closed, 1);
+        assert_eq!(app.dispose_report().unwrap().closed, 1);
         assert_eq!((app.status().open, app.status().idle), (0, 0));
         site.assert_connections(0);
         assert_eq!(app.open_session().unwrap().number(COUNT).unwrap(), round);
@@ -205,7 +205,7 @@ fn removed_handles_answer_disposed<C: Conn>(site: &Site) {
     disposed(app.context(|| db.session()).unwrap_err());
     assert!(matches!(db.app(app.id()).unwrap_err(), Error::UnknownApp { .. }));
     assert!(matches!(db.remove_app(app.id()).unwrap_err(), Error::UnknownApp { .. }));
-    assert_eq!(app.dispose().unwrap().closed, 0);
+    assert_eq!(app.dispose_report().unwrap().closed, 0);
     // The id is free, and the new application has nothing to do with the old handle.
     let again = db.init_app(app.id(), site.config()).unwrap();
     again.ping().unwrap();
@@ -223,7 +223,7 @@ fn while_connecting<C: Conn>(site: &Site) {
     thread::scope(|scope| {
         let caller = scope.spawn(|| app.ping());
         assert!(wait::until(Duration::from_secs(5), || app.status().connecting == 1));
-        let report = app.dispose().unwrap();
+        let report = app.dispose_report().unwrap();
         assert!(report.is_complete(), "{report}");
         let error = caller.join().unwrap().unwrap_err();
         assert!(error.is_disposed(), "{error}");
@@ -252,7 +252,7 @@ fn a_connect_that_does_not_return_is_counted() {
         assert_eq!(report.connecting, 1, "{report}");
         proxy.set(Mode::Pass);
         assert!(caller.join().unwrap().unwrap_err().is_disposed());
-        assert!(app.dispose().unwrap().is_complete());
+        assert!(app.dispose_report().unwrap().is_complete());
     });
     site.assert_connections(0);
 }
@@ -265,7 +265,7 @@ fn the_database_can_be_dropped_at_once<C: Conn>(create: impl Fn() -> crate::supp
         one.begin().unwrap();
         other.begin().unwrap();
         std::mem::drop((one, other));
-        assert_eq!(app.dispose().unwrap().closed, 2);
+        assert_eq!(app.dispose_report().unwrap().closed, 2);
         drop(database.name());
     }
 }
@@ -330,7 +330,7 @@ fn all_applications_at_once() {
     let ids = ["a", "b", "c", "d", "e"];
     let apps: Vec<_> = ids.into_iter().zip(&sites).map(|(id, site)| db.init_app(id, site.config()).unwrap()).collect();
     apps[..4].iter().for_each(|app| app.ping().unwrap());
-    let report = db.dispose_all().unwrap();
+    let report = db.dispose_all_report().unwrap();
     assert_eq!((report.closed, report.apps.len()), (4, 5));
     sites.iter().for_each(|site| site.assert_connections(0));
     assert!(db.status().iter().all(|status| status.open == 0));
@@ -348,7 +348,7 @@ fn all_applications_at_once() {
             let _ = released.recv();
         });
         told.recv().unwrap();
-        let disposal = scope.spawn(|| db.dispose_all());
+        let disposal = scope.spawn(|| db.dispose_all_report());
         sites[4].assert_connections(0);
         drop(release);
         holder.join().unwrap();
@@ -367,6 +367,6 @@ fn after_failed_connects() {
     for _ in 0..3 {
         assert!(matches!(app.ping().unwrap_err(), Error::Connect { .. }));
     }
-    let report = app.dispose().unwrap();
+    let report = app.dispose_report().unwrap();
     assert_eq!((report.closed, report.is_complete()), (0, true));
 }

@@ -48,7 +48,7 @@ fn lock_on_rows_that_the_query_does_not_give_is_for_what_is_read_afterwards() {
         session.commit()?;
         assert_eq!(row.read().name, "again and mine");
         // By a join of which one side is given.
-        let article = session.track_first::<Article, _>(articles::table)?;
+        let article = session.track_first::<Article>(articles::table)?;
         session.track::<Writer>(writers::table)?;
         assert!(shop.stranger().write("UPDATE articles SET body = 'again'"));
         session.track(articles::table.inner_join(writers::table).select(Writer::as_select()).for_update())?;

@@ -100,7 +100,7 @@ fn each_is_called_in_its_place<C: Conn>(site: &Site) {
         session.rollback().unwrap();
     }
     taken(&seen);
-    assert_eq!(app.dispose().unwrap().closed, 1);
+    assert_eq!(app.dispose_report().unwrap().closed, 1);
     assert_eq!(taken(&seen), "close");
     // One that is out when it is disposed of is closed when it comes back.
     let session = app.open_session().unwrap();
@@ -153,7 +153,7 @@ fn a_checkout_that_fails_is_an_error_and_costs_no_permit<C: Conn>(site: &Site) {
             "{texts:?}"
         );
     }
-    assert!(app.dispose().unwrap().is_complete());
+    assert!(app.dispose_report().unwrap().is_complete());
 }
 
 fn a_checkin_that_fails_costs_the_connection_only<C: Conn>(site: &Site) {
@@ -177,7 +177,7 @@ fn a_checkin_that_fails_costs_the_connection_only<C: Conn>(site: &Site) {
         })
     };
     begun().unwrap();
-    assert!(app.dispose().unwrap().is_complete());
+    assert!(app.dispose_report().unwrap().is_complete());
 }
 
 fn a_panic_before_closing_is_contained<C: Conn>(site: &Site) {
@@ -185,7 +185,7 @@ fn a_panic_before_closing_is_contained<C: Conn>(site: &Site) {
     let app = db.init_app(unique("hooks"), site.config().max_size(2)).unwrap();
     for _ in 0..100 {
         app.ping().unwrap();
-        assert_eq!(app.dispose().unwrap().closed, 1);
+        assert_eq!(app.dispose_report().unwrap().closed, 1);
         assert_eq!((app.status().open, app.status().in_use), (0, 0));
     }
     site.assert_connections(0);

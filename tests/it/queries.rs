@@ -175,15 +175,15 @@ fn nothing_found_is_not_found_and_optional_makes_it_none() {
             let with: Result<User> = session.with(|conn| users::table.find(1).get_result(conn));
             assert!(with.as_ref().is_err_and(Error::is_not_found));
             assert_eq!(with.optional()?, None);
-            assert_eq!(session.first::<User, _>(users::table).optional()?, None);
+            assert_eq!(session.first::<User>(users::table).optional()?, None);
             assert_eq!(session.load::<User>(users::table)?, []);
             // Diesel's own result in the same closure.
             let own: QueryResult<User> = Err(diesel::result::Error::NotFound);
             assert_eq!(own.optional()?, None);
             // It is an answer, not a failure: the session goes on.
             add(&session, "Ada")?;
-            assert_eq!(session.first::<User, _>(users::table).optional()?.map(|user| user.name), Some("Ada".into()));
-            let other = session.first::<User, _>(users::table.filter(diesel::dsl::sql::<diesel::sql_types::Bool>("nonsense")));
+            assert_eq!(session.first::<User>(users::table).optional()?.map(|user| user.name), Some("Ada".into()));
+            let other = session.first::<User>(users::table.filter(diesel::dsl::sql::<diesel::sql_types::Bool>("nonsense")));
             assert_is!(other.optional(), Err(Error::Query { .. }));
             Ok(())
         })

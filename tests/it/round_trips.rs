@@ -63,7 +63,7 @@ macro_rules! reads {
             }
 
             fn read_in_session() -> Result<Option<Entry>, Error> {
-                use diesel_session::ResultExt;
+                use diesel_session::OptionalExt;
                 Self::db().session()?.get_result(by_key()).optional()
             }
         }

@@ -19,7 +19,7 @@ pub use diesel::sql_types::{BigInt, Integer, Text};
 pub use diesel_session::testing::Fixture;
 use diesel_session::testing::{TestApp, TestSetup};
 pub use diesel_session::{
-    App, Config, Database, Error, Isolation, Place, Result, ResultExt, Session, SessionConnection,
+    App, Config, Database, Error, Isolation, OptionalExt, Place, Result, Session, SessionConnection,
 };
 
 use crate::support;

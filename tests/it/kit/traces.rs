@@ -109,7 +109,7 @@ fn disposed<C: Conn>(url: &str) {
     let test = rollback::<C>(url);
     let session = test.open_session().unwrap();
     session.send(INSERT).unwrap();
-    assert_eq!(test.dispose().unwrap().still_out.len(), 1);
+    assert_eq!(test.dispose_report().unwrap().still_out.len(), 1);
     // In production it would get another connection.
     let begun = std::time::Instant::now();
     let error = test.open_session().unwrap().number(COUNT).unwrap_err();

@@ -422,7 +422,7 @@ fn get_or_create_in_a_read_committed_scope_finds_the_row_of_another_program() {
     blog(|shop| {
         shop.scope().isolation(Isolation::ReadCommitted).run(|| {
             let session = DB.session()?;
-            let find = || session.track_first::<Writer, _>(writers::table.filter(writers::name.eq("Ada"))).optional();
+            let find = || session.track_first::<Writer>(writers::table.filter(writers::name.eq("Ada"))).optional();
             assert_is!(find(), Ok(None));
             elsewhere(shop, "INSERT INTO writers (name) VALUES ('Ada')");
             let created = session.savepoint(|session| {

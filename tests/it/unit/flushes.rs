@@ -215,12 +215,12 @@ fn queries_flush_first_unless_they_are_told_not_to() {
             session.no_autoflush(|session| {
                 session.add(writer("Ada"));
                 assert_eq!(writers(session)?, Vec::<String>::new());
-                assert_eq!((session.new().len(), session.dirty().len(), session.deleted().len()), (1, 0, 0));
+                assert_eq!((session.pending().len(), session.dirty().len(), session.deleted().len()), (1, 0, 0));
                 Ok::<_, Error>(())
             })?;
             assert_eq!(writers(session)?, ["Ada"]);
             assert!(!session.is_dirty());
-            let ada = session.track_first::<Writer, _>(writers::table)?;
+            let ada = session.track_first::<Writer>(writers::table)?;
             ada.write().name = "A".into();
             assert_eq!(
                 session.dirty().of::<Writer>().map(|(_, writer)| writer.clone()).collect::<Vec<_>>(),

@@ -54,9 +54,9 @@ fn one_row_is_one_handle_however_it_is_read() {
             ));
             let rows = session.track::<(String, Option<Article>, Option<String>)>(query)?;
             assert_eq!(rows, [("Ada".to_owned(), Some(hello), None)]);
-            assert_eq!(session.track_first::<Writer, _>(writers::table.filter(writers::name.eq("Ada")))?, ada);
+            assert_eq!(session.track_first::<Writer>(writers::table.filter(writers::name.eq("Ada")))?, ada);
             assert_is!(
-                session.track_first::<Writer, _>(writers::table.filter(writers::name.eq("Bob"))),
+                session.track_first::<Writer>(writers::table.filter(writers::name.eq("Bob"))),
                 Err(Error::NotFound { .. })
             );
             Ok(())
@@ -171,8 +171,8 @@ fn entities_of_every_shape() {
             session.commit()
         })?;
         inside(shop, |session| {
-            let hello = session.track_first::<Article, _>(articles::table)?;
-            let bob = session.track_first::<Writer, _>(writers::table.filter(writers::name.eq("Bob")))?;
+            let hello = session.track_first::<Article>(articles::table)?;
+            let bob = session.track_first::<Writer>(writers::table.filter(writers::name.eq("Bob")))?;
             assert_eq!(hello.read().editor_id, Some(bob.read().id));
             let id = hello.read().id;
             let many =
@@ -205,7 +205,7 @@ fn entities_of_every_shape() {
             assert_eq!(session.find::<Country>("nl")?.read().name, "Holland");
             let labels: Vec<i32> = session.load(labels::table.order(labels::name).select(labels::weight))?;
             assert_eq!(labels, [11, 2]);
-            let follow = session.track_first::<Follow, _>(follows::table)?;
+            let follow = session.track_first::<Follow>(follows::table)?;
             session.delete(&follow)?;
             session.flush()?;
             assert_eq!((follow.state(), session.count(follows::table)?), (RowState::Deleted, 0));
@@ -371,7 +371,7 @@ fn track_gives_plain_values_of_any_type_beside_entities() {
             });
             type Row = (Country, Plain<Option<chrono::NaiveDateTime>>, i64);
             let query = countries::table.select((countries::all_columns, countries::founded, countries::people));
-            let (country, moment, people) = session.track_first::<Row, _>(query)?;
+            let (country, moment, people) = session.track_first::<Row>(query)?;
             assert_eq!((country.read().founded, moment, people), (founded, founded, 1));
             Ok(())
         })

@@ -56,7 +56,7 @@ fn nation(session: &Session<Conn>) -> Result<Tracked<Nation>> {
 }
 
 fn ada(session: &Session<Conn>) -> Result<Tracked<Writer>> {
-    session.track_first::<Writer, _>(writers::table)
+    session.track_first::<Writer>(writers::table)
 }
 
 /// MariaDB refuses to change what has changed since its snapshot if it is told to.
