@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use diesel::migration::MigrationSource;
 
-use super::files::Files;
-use super::names::Name;
+use super::connection_slots::ConnectionSlots;
+use super::generated_name::GeneratedName;
 use super::owner::{AdminConnection, Owner};
-use super::slots::Slots;
+use super::sqlite_files::SqliteFiles;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::database::Database;
@@ -47,12 +47,12 @@ where
     C: SessionConnection,
     M: MigrationSource<C::Backend> + Send + Sync + 'static,
 {
-    let target = understood::<C>(config)?;
+    let target = checked_target::<C>(config)?;
     match target.kind {
         DatabaseKind::Sqlite => Ok(()),
-        kind => {
-            elsewhere(database, config, &target, |admin| admin.send(&kind.create_database(&target.database, None, "")))
-        }
+        kind => on_other_database(database, config, &target, |admin| {
+            admin.execute(&kind.create_database(&target.database, None, ""))
+        }),
     }
 }
 
@@ -69,14 +69,14 @@ where
     C: SessionConnection,
     M: MigrationSource<C::Backend> + Send + Sync + 'static,
 {
-    let target = understood::<C>(config)?;
+    let target = checked_target::<C>(config)?;
     let path = std::path::Path::new(&target.database);
     // A file is known by its own name, in whatever folder.
     let known = match target.kind {
         DatabaseKind::Sqlite => path.file_name().and_then(|name| name.to_str()).unwrap_or_default(),
         DatabaseKind::Postgres | DatabaseKind::Mysql => target.database.as_str(),
     };
-    if Name::parse(known).is_none() && name != Some(known) {
+    if GeneratedName::parse(known).is_none() && name != Some(known) {
         let advice = match target.kind {
             DatabaseKind::Sqlite => "give the file's name, without its folder, as the last argument",
             DatabaseKind::Postgres | DatabaseKind::Mysql => "give its name as the last argument",
@@ -87,10 +87,10 @@ where
         DatabaseKind::Sqlite if target.in_memory => {
             Err(invalid("`:memory:` goes with its connections; dispose of the application"))
         }
-        DatabaseKind::Sqlite => Files::default().remove(path).map_err(invalid),
-        kind => elsewhere(database, config, &target, |admin| {
-            admin.is_empty_by(&target.database, Instant::now() + LAST_SESSIONS)?;
-            admin.send(&kind.drop_database(&target.database))
+        DatabaseKind::Sqlite => SqliteFiles::default().remove(path).map_err(invalid),
+        kind => on_other_database(database, config, &target, |admin| {
+            admin.wait_until_unused(&target.database, Instant::now() + LAST_SESSIONS)?;
+            admin.execute(&kind.drop_database(&target.database))
         }),
     }
 }
@@ -105,10 +105,10 @@ where
     C: SessionConnection,
     M: MigrationSource<C::Backend> + Send + Sync + 'static,
 {
-    let target = understood::<C>(config)?;
+    let target = checked_target::<C>(config)?;
     match target.kind {
-        DatabaseKind::Sqlite => Files::default().remove_templates().map_err(invalid),
-        _ => elsewhere(database, config, &target, AdminConnection::remove_kept),
+        DatabaseKind::Sqlite => SqliteFiles::default().remove_templates().map_err(invalid),
+        _ => on_other_database(database, config, &target, AdminConnection::remove_kept),
     }
 }
 
@@ -117,7 +117,7 @@ fn invalid(reason: impl Into<String>) -> Error {
 }
 
 /// What the URL names, if a database can be called so.
-fn understood<C: SessionConnection>(config: &Config) -> Result<Target> {
+fn checked_target<C: SessionConnection>(config: &Config) -> Result<Target> {
     let target = Target::parse(&config.url, DatabaseKind::of_type::<C>()).map_err(invalid)?;
     let refusal = target.kind.name_problem(&target.database).or_else(|| {
         let is_plain = target.kind != DatabaseKind::Mysql || encode(&target.database) == target.database;
@@ -132,7 +132,7 @@ fn understood<C: SessionConnection>(config: &Config) -> Result<Target> {
 }
 
 /// Works on a session of the server that is in another database.
-fn elsewhere<C, M, T>(
+fn on_other_database<C, M, T>(
     database: &'static Database<C, M>,
     config: &Config,
     target: &Target,
@@ -142,12 +142,12 @@ where
     C: SessionConnection,
     M: MigrationSource<C::Backend> + Send + Sync + 'static,
 {
-    let slots = Slots::of(&target.server).map_err(invalid)?;
+    let slots = ConnectionSlots::of_server(&target.server).map_err(invalid)?;
     let mut taken = Arc::clone(&slots)
-        .take(1, "databases", Instant::now() + PATIENCE)
+        .acquire(1, "databases", Instant::now() + PATIENCE)
         .map_err(|busy| invalid(format!("{busy}. Wait until those tests have ended")))?;
-    let owner = Owner::elsewhere(database, config, target)?;
-    let outcome = owner.work(&slots, &mut taken, 0, PATIENCE, work);
+    let owner = Owner::outside_configured_database(database, config, target)?;
+    let outcome = owner.with_session(&slots, &mut taken, 0, PATIENCE, work);
     owner.close();
     outcome
 }

@@ -5,9 +5,9 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::UNIX_EPOCH;
 
-use super::fixture::{Fixture, Rows};
-use super::setup::TestSetup;
-use super::surroundings::Surroundings;
+use super::database_properties::DatabaseProperties;
+use super::fixture::{Fixture, FixtureSource};
+use super::test_setup::TestSetup;
 use crate::app::App;
 use crate::config::Config;
 use crate::connection::SessionConnection;
@@ -19,42 +19,47 @@ use crate::migrations::{Script, in_one_transaction, installed_extensions, outsid
 use crate::url::Target;
 
 /// The migrations of a database object, read once.
-pub(super) struct Schema {
+pub(super) struct PreparedScript {
     pub(super) script: Script,
     messages: Option<Vec<String>>,
     digest: Option<String>,
 }
 
-impl Schema {
+impl PreparedScript {
     pub(super) fn new(script: Script, kind: DatabaseKind) -> Self {
         let (messages, digest) = (script.messages(kind), script.digest());
         Self { script, messages, digest }
     }
 }
 
-/// Schema and fixtures.
-pub(super) struct Content<'t, C: SessionConnection> {
-    pub(super) schema: Arc<Schema>,
+/// PreparedScript and fixtures.
+pub(super) struct TemplateContents<'t, C: SessionConnection> {
+    pub(super) schema: Arc<PreparedScript>,
     setup: &'t TestSetup<C>,
     config: &'t Config,
     kind: DatabaseKind,
     /// What one account has made another may not see, and databases need not be alike.
-    place: String,
+    account_and_database: String,
 }
 
-impl<'t, C: SessionConnection> Content<'t, C> {
-    pub(super) fn new(schema: Arc<Schema>, setup: &'t TestSetup<C>, config: &'t Config, target: &Target) -> Self {
+impl<'t, C: SessionConnection> TemplateContents<'t, C> {
+    pub(super) fn new(
+        schema: Arc<PreparedScript>,
+        setup: &'t TestSetup<C>,
+        config: &'t Config,
+        target: &Target,
+    ) -> Self {
         let account = target.shown.split('@').next().unwrap_or_default();
-        let place =
+        let account_and_database =
             if target.kind == DatabaseKind::Sqlite { String::new() } else { format!("{account}\0{}", target.database) };
-        Self { schema, setup, config, kind: target.kind, place }
+        Self { schema, setup, config, kind: target.kind, account_and_database }
     }
 
     /// Equal for contents that make equal databases, in every process. What is code of the program's own counts as another after
     /// each build.
-    pub(super) fn hash(&self, surroundings: &Surroundings) -> u64 {
+    pub(super) fn hash(&self, properties: &DatabaseProperties) -> u64 {
         let mut parts: Vec<&[u8]> = vec![env!("CARGO_PKG_VERSION").as_bytes(), self.kind.name().as_bytes()];
-        parts.extend([self.place.as_bytes(), &b"\0"[..], surroundings.facts.as_bytes()]);
+        parts.extend([self.account_and_database.as_bytes(), &b"\0"[..], properties.facts.as_bytes()]);
         let template = self.setup.template.as_deref().unwrap_or_default();
         parts.extend([&b"\0"[..], template.as_bytes()]);
         for sql in &self.config.on_connect {
@@ -63,19 +68,19 @@ impl<'t, C: SessionConnection> Content<'t, C> {
         let functions = self.setup.registrar.functions();
         let functions: Vec<[u8; size_of::<usize>()]> = functions.into_iter().map(usize::to_le_bytes).collect();
         if !functions.is_empty() {
-            parts.push(this_build().as_bytes());
+            parts.push(build_id().as_bytes());
             parts.extend(functions.iter().map(|function| &function[..]));
         }
         parts.push(&b"\0"[..]);
         match &self.schema.digest {
             Some(digest) => parts.push(digest.as_bytes()),
-            None => parts.push(this_build().as_bytes()),
+            None => parts.push(build_id().as_bytes()),
         }
         for fixture in &self.setup.fixtures {
             parts.extend([&b"\0"[..], fixture.name.as_bytes(), &b"\0"[..]]);
             parts.push(match &fixture.rows {
-                Rows::Sql(text) => text.as_bytes(),
-                Rows::Function(_) => this_build().as_bytes(),
+                FixtureSource::Sql(text) => text.as_bytes(),
+                FixtureSource::Function(_) => build_id().as_bytes(),
             });
         }
         fnv1a(parts)
@@ -87,8 +92,10 @@ impl<'t, C: SessionConnection> Content<'t, C> {
             return Some(format!("migration {migration} has `{words}`"));
         }
         self.setup.fixtures.iter().find_map(|fixture| match &fixture.rows {
-            Rows::Sql(text) => outside_reference(text).map(|words| format!("fixture {} has `{words}`", fixture.name)),
-            Rows::Function(_) => None,
+            FixtureSource::Sql(text) => {
+                outside_reference(text).map(|words| format!("fixture {} has `{words}`", fixture.name))
+            }
+            FixtureSource::Function(_) => None,
         })
     }
 
@@ -106,7 +113,7 @@ impl<'t, C: SessionConnection> Content<'t, C> {
                     let reason = app.options().target.redact(&error.to_string());
                     let reason = format!("{migration}: {reason}");
                     return Err(Error::TestSetup {
-                        test: self.test(),
+                        test: self.test_name(),
                         what: "replaying the migrations failed",
                         reason,
                     });
@@ -119,9 +126,9 @@ impl<'t, C: SessionConnection> Content<'t, C> {
         }
         for fixture in &self.setup.fixtures {
             match &fixture.rows {
-                Rows::Sql(text) if self.kind.is_blank(text) => {}
-                Rows::Sql(text) => self.send_fixture(app, &fixture.name, text)?,
-                Rows::Function(_) => self.run_function(app, fixture)?,
+                FixtureSource::Sql(text) if self.kind.is_blank(text) => {}
+                FixtureSource::Sql(text) => self.send_fixture(app, &fixture.name, text)?,
+                FixtureSource::Function(_) => self.run_function(app, fixture)?,
             }
         }
         Ok(())
@@ -132,7 +139,7 @@ impl<'t, C: SessionConnection> Content<'t, C> {
         self.schema.script.texts().flat_map(installed_extensions).collect()
     }
 
-    fn test(&self) -> String {
+    fn test_name(&self) -> String {
         self.setup.name.to_string()
     }
 
@@ -145,7 +152,7 @@ impl<'t, C: SessionConnection> Content<'t, C> {
         pooled.managed().marked = true;
         let mut before = None;
         for (number, message) in messages.iter().enumerate() {
-            if let Err(error) = send_alone(pooled.conn(), self.kind, message, &mut before) {
+            if let Err(error) = send_migration(pooled.conn(), self.kind, message, &mut before) {
                 crate::wording::log_line!(
                     debug,
                     "diesel_session::testing",
@@ -181,12 +188,12 @@ impl<'t, C: SessionConnection> Content<'t, C> {
         };
         sent.map_err(|error| {
             let reason = format!("{name}: {}", app.options().target.redact(&error.to_string()));
-            Error::TestSetup { test: self.test(), what: "a fixture failed", reason }
+            Error::TestSetup { test: self.test_name(), what: "a fixture failed", reason }
         })
     }
 
     fn run_function(&self, app: &App<C>, fixture: &Fixture<C>) -> Result<()> {
-        let Rows::Function(run) = fixture.rows else { return Ok(()) };
+        let FixtureSource::Function(run) = fixture.rows else { return Ok(()) };
         let at = Location::caller();
         let run_it = || {
             app.scope().commit_on_ok().run(|| {
@@ -204,13 +211,13 @@ impl<'t, C: SessionConnection> Content<'t, C> {
         };
         outcome.map_err(|reason| {
             let reason = format!("{}: {reason}", fixture.name);
-            Error::TestSetup { test: self.test(), what: "a fixture failed", reason }
+            Error::TestSetup { test: self.test_name(), what: "a fixture failed", reason }
         })
     }
 }
 
 /// Sends the message of a migration. As in `create_all`, what it sets for the session does not reach the next one.
-fn send_alone<C: SessionConnection>(
+fn send_migration<C: SessionConnection>(
     conn: &mut C,
     kind: DatabaseKind,
     message: &str,
@@ -228,7 +235,7 @@ fn send_alone<C: SessionConnection>(
 }
 
 /// Tells builds of this program apart.
-fn this_build() -> &'static str {
+fn build_id() -> &'static str {
     static BUILD: OnceLock<String> = OnceLock::new();
     BUILD.get_or_init(|| {
         let Ok(path) = std::env::current_exe() else { return "unknown".into() };

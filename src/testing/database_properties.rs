@@ -3,7 +3,7 @@
 use std::panic::Location;
 use std::time::{Duration, Instant};
 
-use super::environment::TestEnvironment;
+use super::test_environment::TestEnvironment;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::dialect::NAME_PLACEHOLDER;
@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What an application's session finds in the configured database. Nothing if that is not there, and for SQLite.
 #[derive(Debug, Default)]
-pub(super) struct Surroundings {
+pub(super) struct DatabaseProperties {
     /// All that decides what migrations make: the role, the settings, and the database's properties. Part of a template's key.
     pub(super) facts: String,
     /// The options of a `CREATE DATABASE` that copies a template: the owner; elsewhere character set and collation.
@@ -28,7 +28,7 @@ pub(super) struct Surroundings {
     pub(super) role: Option<String>,
 }
 
-impl Surroundings {
+impl DatabaseProperties {
     /// Looks by a connection of its own, which is closed again: it takes one of the connections that the test has reserved.
     pub(super) fn of<C: SessionConnection>(environment: &TestEnvironment<C>, config: &Config) -> Result<Self> {
         let target = &environment.target;

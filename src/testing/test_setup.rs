@@ -8,8 +8,8 @@ use std::time::Duration;
 use diesel::migration::MigrationSource;
 
 use super::fixture::Fixture;
-use super::isolation::TestIsolation;
 use super::test_app::TestApp;
+use super::test_isolation::TestIsolation;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::database::{Database, Registrar};
@@ -54,7 +54,7 @@ const KEEP: &str = "DIESEL_SESSION_KEEP";
 pub struct TestSetup<C: SessionConnection> {
     pub(super) registrar: &'static dyn Registrar<C>,
     pub(super) name: Cow<'static, str>,
-    pub(super) place: Place,
+    pub(super) location: Place,
     pub(super) config: Option<Config>,
     pub(super) isolation: TestIsolation,
     pub(super) max_size: Option<u32>,
@@ -72,17 +72,17 @@ impl<C: SessionConnection> TestSetup<C> {
     where
         M: MigrationSource<C::Backend> + Send + Sync + 'static,
     {
-        let place = Location::caller();
+        let location = Location::caller();
         Self {
             registrar: database,
-            name: format!("{}:{}", place.file(), place.line()).into(),
-            place,
+            name: format!("{}:{}", location.file(), location.line()).into(),
+            location,
             config: None,
             isolation: TestIsolation::default(),
             max_size: None,
             fixtures: Vec::new(),
             patience: Duration::from_secs(120),
-            keep: keeps(),
+            keep: keep_is_requested(),
             warn_repeats: None,
             template: None,
         }
@@ -160,7 +160,7 @@ impl<C: SessionConnection> TestSetup<C> {
     }
 
     /// The configuration, or where it comes from when nothing was said.
-    pub(super) fn configured(&self) -> Result<Config> {
+    pub(super) fn config_or_default(&self) -> Result<Config> {
         const VARIABLE: &str = "DATABASE_URL";
         match &self.config {
             Some(config) => Ok(config.clone()),
@@ -175,7 +175,7 @@ impl<C: SessionConnection> TestSetup<C> {
 }
 
 /// Whether the databases of failing tests are kept.
-pub(super) fn keeps() -> bool {
+pub(super) fn keep_is_requested() -> bool {
     std::env::var_os(KEEP).is_some_and(|value| value != "0" && !value.is_empty())
 }
 

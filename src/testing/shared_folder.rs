@@ -14,7 +14,7 @@ const VARIABLE: &str = "DIESEL_SESSION_TEST_DIR";
 ///
 /// Other users may have been there first. So a folder is checked before anything is made in it, and no file in it is opened
 /// through a link ([`super::lock_file::open`]).
-pub(crate) fn folder() -> Result<&'static Path, String> {
+pub(crate) fn shared_folder() -> Result<&'static Path, String> {
     static FOLDER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let made = FOLDER.get_or_init(|| {
         let user = ["USER", "LOGNAME", "USERNAME"].into_iter().find_map(env::var_os);
@@ -33,13 +33,13 @@ fn prepare(named: Option<OsString>, temp: &Path, user: Option<OsString>) -> Resu
             (
                 path,
                 made.and_then(|path| {
-                    refuse_replaceable(&fs::metadata(&path)?).and_then(|()| try_out(&path)).map(|()| path)
+                    refuse_replaceable(&fs::metadata(&path)?).and_then(|()| check_writable(&path)).map(|()| path)
                 }),
             )
         }
         None => {
-            let path = temp.join(format!("diesel-session-{}", plain(user)));
-            let made = make_ours(&path).and_then(|()| try_out(&path)).map(|()| path.clone());
+            let path = temp.join(format!("diesel-session-{}", sanitized(user)));
+            let made = make_private(&path).and_then(|()| check_writable(&path)).map(|()| path.clone());
             (path, made)
         }
     };
@@ -52,7 +52,7 @@ fn prepare(named: Option<OsString>, temp: &Path, user: Option<OsString>) -> Resu
 }
 
 /// A user's name as part of a file's.
-fn plain(user: Option<OsString>) -> String {
+fn sanitized(user: Option<OsString>) -> String {
     let user = user.unwrap_or_default();
     let user = user.to_string_lossy();
     let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
@@ -62,7 +62,7 @@ fn plain(user: Option<OsString>) -> String {
 
 /// Makes or checks a folder that only this user may use. If every user may make files beside it, another user may have made it
 /// first, or a link to somewhere.
-fn make_ours(path: &Path) -> io::Result<()> {
+fn make_private(path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         let parent_is_safe = refuse_replaceable(&fs::metadata(parent)?);
         parent_is_safe.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", parent.display())))?;
@@ -76,7 +76,7 @@ fn make_ours(path: &Path) -> io::Result<()> {
     {
         use std::os::unix::fs::{MetadataExt, PermissionsExt};
         let found = folder.metadata()?;
-        if found.uid() != own_user()? {
+        if found.uid() != current_user()? {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user"));
         }
         if found.mode() & 0o777 != 0o700 {
@@ -111,7 +111,7 @@ pub(super) fn make_inside(path: &Path) -> io::Result<()> {
         let around = fs::metadata(parent)?;
         refuse_replaceable(&around)?;
         let strangers_may_write = around.mode() & 0o002 != 0;
-        if strangers_may_write && found.uid() != around.uid() && found.uid() != own_user()? {
+        if strangers_may_write && found.uid() != around.uid() && found.uid() != current_user()? {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user"));
         }
     }
@@ -119,19 +119,19 @@ pub(super) fn make_inside(path: &Path) -> io::Result<()> {
 }
 
 /// The same for this user alone; one of that name that belongs to another user stays, and the result is beside it.
-pub(super) fn make_ours_inside(folder: &Path, name: &str) -> io::Result<PathBuf> {
+pub(super) fn make_private_inside(folder: &Path, name: &str) -> io::Result<PathBuf> {
     let path = folder.join(name);
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
-        let user = own_user()?;
+        let user = current_user()?;
         let is_anothers = fs::symlink_metadata(&path).is_ok_and(|found| found.uid() != user);
         let path = if is_anothers { folder.join(format!("{name}-{user}")) } else { path };
-        make_ours(&path)?;
+        make_private(&path)?;
         Ok(path)
     }
     #[cfg(not(unix))]
-    make_ours(&path).map(|()| path)
+    make_private(&path).map(|()| path)
 }
 
 /// Opens a folder, and not what a link points to.
@@ -167,14 +167,14 @@ fn refuse_replaceable(found: &fs::Metadata) -> io::Result<()> {
 
 /// The user of this process, as the owner of what it makes.
 #[cfg(unix)]
-fn own_user() -> io::Result<u32> {
+fn current_user() -> io::Result<u32> {
     let (pipe, _) = io::pipe()?;
     let pipe = File::from(std::os::fd::OwnedFd::from(pipe));
     Ok(std::os::unix::fs::MetadataExt::uid(&pipe.metadata()?))
 }
 
 /// Makes a file in a folder that has been checked, and removes it.
-fn try_out(path: &Path) -> io::Result<()> {
+fn check_writable(path: &Path) -> io::Result<()> {
     for number in 0.. {
         let trial = path.join(format!("trial-{}-{number}", process::id()));
         match File::create_new(&trial) {
@@ -241,7 +241,7 @@ mod tests {
             assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
             symlink(temp.path(), folder.join("inside")).unwrap();
             assert!(make_inside(&folder.join("inside")).unwrap_err().to_string().contains("not a folder"));
-            assert!(make_ours_inside(&folder, "inside").is_err());
+            assert!(make_private_inside(&folder, "inside").is_err());
         }
     }
 
@@ -250,7 +250,7 @@ mod tests {
     fn a_folder_of_another_user_is_refused() {
         use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
         let temp = tempfile::tempdir().unwrap();
-        assert_eq!(own_user().unwrap(), fs::metadata(temp.path()).unwrap().uid());
+        assert_eq!(current_user().unwrap(), fs::metadata(temp.path()).unwrap().uid());
         let folder = temp.path().join("diesel-session-any");
         fs::create_dir_all(folder.join("server")).unwrap();
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o1777)).unwrap();
@@ -259,7 +259,7 @@ mod tests {
             return;
         }
         assert!(make_inside(&folder.join("server")).unwrap_err().to_string().contains("another user"));
-        let ours = make_ours_inside(&folder, "server").unwrap();
+        let ours = make_private_inside(&folder, "server").unwrap();
         assert_ne!(ours, folder.join("server"));
         assert_eq!(mode(&ours), 0o700);
         chown(&folder, Some(12345), None).unwrap();

@@ -7,36 +7,36 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
-use super::folder::{folder, make_ours_inside};
-use super::leftovers::KEPT;
+use super::leftovers::KEPT_CONTENTS;
 use super::lock_file::open;
-use super::setup::keeps;
+use super::shared_folder::{make_private_inside, shared_folder};
+use super::test_setup::keep_is_requested;
 
 /// The files of one database object.
 #[derive(Default)]
-pub(super) struct Files {
+pub(super) struct SqliteFiles {
     /// Templates are made one after the other.
     pub(super) making: Mutex<()>,
 }
 
 /// This process's folder.
-struct Own {
+struct ProcessFolder {
     path: PathBuf,
     /// Held until the process ends, in whatever way.
     _lock: File,
 }
 
-impl Files {
+impl SqliteFiles {
     /// A path that nothing has yet.
     pub(super) fn new_path(&self) -> Result<PathBuf, String> {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
-        Ok(own()?.path.join(format!("{}.sqlite", NEXT.fetch_add(1, Ordering::Relaxed))))
+        Ok(process_folder()?.path.join(format!("{}.sqlite", NEXT.fetch_add(1, Ordering::Relaxed))))
     }
 
     /// Where the template of a content is, or will be.
     pub(super) fn template(&self, content: u64, wal: bool) -> Result<PathBuf, String> {
         let log = if wal { "-wal" } else { "" };
-        Ok(all()?.join(format!("template-{content:016x}{log}.sqlite")))
+        Ok(sqlite_folder()?.join(format!("template-{content:016x}{log}.sqlite")))
     }
 
     /// Copies a template, which counts as used now; `false` if there is none.
@@ -64,7 +64,7 @@ impl Files {
         let Ok(mut kept) = templates() else { return Ok(()) };
         kept.retain(|(_, path)| path != template);
         kept.sort();
-        let surplus = (kept.len() + 1).saturating_sub(KEPT);
+        let surplus = (kept.len() + 1).saturating_sub(KEPT_CONTENTS);
         for (_, path) in kept.iter().take(surplus) {
             // Another process may be at it too.
             let _ = fs::remove_file(path);
@@ -105,16 +105,16 @@ impl Files {
 }
 
 /// The folder of all processes of this user.
-fn all() -> Result<PathBuf, String> {
-    let folder = folder()?;
-    make_ours_inside(folder, "sqlite")
+fn sqlite_folder() -> Result<PathBuf, String> {
+    let folder = shared_folder()?;
+    make_private_inside(folder, "sqlite")
         .map_err(|error| format!("{} cannot be made: {error}", folder.join("sqlite").display()))
 }
 
 /// All templates, each with the time of its last use.
 fn templates() -> io::Result<Vec<(SystemTime, PathBuf)>> {
     let mut templates = Vec::new();
-    for entry in fs::read_dir(all().map_err(io::Error::other)?)? {
+    for entry in fs::read_dir(sqlite_folder().map_err(io::Error::other)?)? {
         let entry = entry?;
         let is_template = entry.file_name().to_str().is_some_and(is_template);
         if is_template && let Ok(found) = entry.metadata() {
@@ -131,28 +131,28 @@ fn is_template(name: &str) -> bool {
     content.len() == 16 && content.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
-fn own() -> Result<&'static Own, String> {
-    static OWN: OnceLock<Own> = OnceLock::new();
+fn process_folder() -> Result<&'static ProcessFolder, String> {
+    static PROCESS_FOLDER: OnceLock<ProcessFolder> = OnceLock::new();
     static MAKING: Mutex<()> = Mutex::new(());
-    if let Some(own) = OWN.get() {
+    if let Some(own) = PROCESS_FOLDER.get() {
         return Ok(own);
     }
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(own) = OWN.get() {
+    if let Some(own) = PROCESS_FOLDER.get() {
         return Ok(own);
     }
-    let all = all()?;
-    let made = make(&all)
+    let all = sqlite_folder()?;
+    let made = make_process_folder(&all)
         .map_err(|error| format!("a folder for SQLite files cannot be made in {}: {error}", all.display()))?;
-    Ok(OWN.get_or_init(|| made))
+    Ok(PROCESS_FOLDER.get_or_init(|| made))
 }
 
 /// Makes this process's folder, and removes those whose processes have ended. Both under one lock: a folder that is not locked yet
 /// would be taken for one of the dead.
-fn make(all: &Path) -> io::Result<Own> {
+fn make_process_folder(all: &Path) -> io::Result<ProcessFolder> {
     let turn = open(&all.join("turn"), OpenOptions::new().read(true).write(true).create(true).truncate(false))?;
     turn.lock()?;
-    for entry in fs::read_dir(all)?.filter(|_| !keeps()) {
+    for entry in fs::read_dir(all)?.filter(|_| !keep_is_requested()) {
         let path = entry?.path();
         // A link to somewhere is none of these.
         if !fs::symlink_metadata(&path)?.is_dir() {
@@ -161,7 +161,7 @@ fn make(all: &Path) -> io::Result<Own> {
         let is_dead = match open(&path.join("lock"), OpenOptions::new().read(true)) {
             Ok(lock) => lock.try_lock().is_ok(),
             // Somebody who was removing it, or making it, was killed: both have had the turn.
-            Err(error) => error.kind() == io::ErrorKind::NotFound && is_of_a_process(&path),
+            Err(error) => error.kind() == io::ErrorKind::NotFound && is_process_folder(&path),
         };
         if is_dead {
             fs::remove_dir_all(&path)?;
@@ -173,7 +173,7 @@ fn make(all: &Path) -> io::Result<Own> {
             Ok(()) => {
                 let lock = File::create_new(path.join("lock"))?;
                 lock.lock()?;
-                return Ok(Own { path, _lock: lock });
+                return Ok(ProcessFolder { path, _lock: lock });
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
@@ -183,7 +183,7 @@ fn make(all: &Path) -> io::Result<Own> {
 }
 
 /// Whether a folder has the name of one of these.
-fn is_of_a_process(path: &Path) -> bool {
+fn is_process_folder(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     path.is_dir()
         && name
