@@ -1,4 +1,4 @@
-//! Whole databases, by name: made, and removed with care.
+//! Functions that create and drop whole databases.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use super::connection_slots::ConnectionSlots;
 use super::generated_name::GeneratedName;
 use super::owner::{AdminConnection, Owner};
 use super::sqlite_files::SqliteFiles;
+use super::test_database::LAST_SESSIONS;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::database::Database;
@@ -17,16 +18,14 @@ use crate::kind::DatabaseKind;
 use crate::percent::encode;
 use crate::url::Target;
 
-/// How long other test processes are waited for that have the server's connections.
+/// How long a function waits for a connection slot of the server.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long sessions that are ending are waited for.
-const LAST_SESSIONS: Duration = Duration::from_secs(1);
-
-/// Makes the database that the URL of `config` names, empty. For SQLite there is nothing to do: a file is made by the first connection.
+/// Creates the empty database that the URL of `config` names. For SQLite the function does nothing: the first connection creates the
+/// file.
 ///
-/// The name is taken exactly as it is, with quotes, blanks and letters of any script; one that the server would cut, or could not
-/// have, is refused. On MySQL and MariaDB every name with special characters is, as Diesel's driver takes them as they stand in the URL.
+/// The name is used exactly as written, with quotes, blanks and letters of any script. A name that the server would truncate or reject is
+/// refused. On MySQL and MariaDB every name with special characters is refused, because Diesel's driver does not decode the URL.
 ///
 /// ```no_run
 /// # use diesel::prelude::*;
@@ -40,8 +39,8 @@ const LAST_SESSIONS: Duration = Duration::from_secs(1);
 /// ```
 ///
 /// # Errors
-/// [`Error::InvalidConfig`] for a name that cannot be; [`Error::Query`] where the server refuses, as when it is there already; what can
-/// go wrong with getting a connection.
+/// [`Error::InvalidConfig`] if the name is invalid; [`Error::Query`] if the server refuses, for example because the database exists
+/// already; the errors of getting a connection.
 pub fn create_database<C, M>(database: &'static Database<C, M>, config: &Config) -> Result<()>
 where
     C: SessionConnection,
@@ -56,14 +55,15 @@ where
     }
 }
 
-/// Removes the database that the URL of `config` names, if it is there. One that this crate has made for a test needs no more; every other has to
-/// be named once more, exactly: `Some("shop")`.
+/// Drops the database that the URL of `config` names, if the database exists. If this crate did not create the database for a test, the
+/// caller has to repeat its exact name: `Some("shop")`.
 ///
-/// Nobody is thrown out: where other sessions are in it the server refuses, except MySQL and MariaDB, which do not look.
+/// The function ends no other session. If the database has other sessions, PostgreSQL refuses to drop it; MySQL and MariaDB do not check
+/// that.
 ///
 /// # Errors
-/// [`Error::NotOurs`] where it was not named, or by another name; [`Error::InvalidConfig`], also for `:memory:`, which goes with its
-/// connections; [`Error::Query`] where the server refuses; what can go wrong with getting a connection.
+/// [`Error::NotOurs`] if the name is missing or different; [`Error::InvalidConfig`], also for `:memory:`, which ends with its connections;
+/// [`Error::Query`] if the server refuses; the errors of getting a connection.
 pub fn drop_database<C, M>(database: &'static Database<C, M>, config: &Config, name: Option<&str>) -> Result<()>
 where
     C: SessionConnection,
@@ -71,12 +71,12 @@ where
 {
     let target = checked_target::<C>(config)?;
     let path = std::path::Path::new(&target.database);
-    // A file is known by its own name, in whatever folder.
-    let known = match target.kind {
+    // The name of a file is its name without the folder.
+    let name_of_database = match target.kind {
         DatabaseKind::Sqlite => path.file_name().and_then(|name| name.to_str()).unwrap_or_default(),
         DatabaseKind::Postgres | DatabaseKind::Mysql => target.database.as_str(),
     };
-    if GeneratedName::parse(known).is_none() && name != Some(known) {
+    if GeneratedName::parse(name_of_database).is_none() && name != Some(name_of_database) {
         let advice = match target.kind {
             DatabaseKind::Sqlite => "give the file's name, without its folder, as the last argument",
             DatabaseKind::Postgres | DatabaseKind::Mysql => "give its name as the last argument",
@@ -95,11 +95,11 @@ where
     }
 }
 
-/// Removes the databases that are kept between runs on the server of `config`: templates, and those in which tests run that are rolled
-/// back. Those that somebody is in stay. Returns how many were removed. The next run makes what it needs anew.
+/// Drops the databases that the test kit keeps between runs on the server of `config`: the templates, and the databases of tests that are
+/// rolled back. Databases with sessions remain. Returns the number of dropped databases. The next run creates the databases that it needs.
 ///
 /// # Errors
-/// Those of [`drop_database`].
+/// The errors of [`drop_database`].
 pub fn remove_templates<C, M>(database: &'static Database<C, M>, config: &Config) -> Result<usize>
 where
     C: SessionConnection,
@@ -116,7 +116,7 @@ fn invalid(reason: impl Into<String>) -> Error {
     Error::InvalidConfig { app: "tests".into(), reason: reason.into() }
 }
 
-/// What the URL names, if a database can be called so.
+/// The target of the URL, if its database has a valid name.
 fn checked_target<C: SessionConnection>(config: &Config) -> Result<Target> {
     let target = Target::parse(&config.url, DatabaseKind::of_type::<C>()).map_err(invalid)?;
     let refusal = target.kind.name_problem(&target.database).or_else(|| {
@@ -131,7 +131,7 @@ fn checked_target<C: SessionConnection>(config: &Config) -> Result<Target> {
     }
 }
 
-/// Works on a session of the server that is in another database.
+/// Calls `work` with a session of the server that is connected to another database.
 fn on_other_database<C, M, T>(
     database: &'static Database<C, M>,
     config: &Config,
@@ -143,11 +143,11 @@ where
     M: MigrationSource<C::Backend> + Send + Sync + 'static,
 {
     let slots = ConnectionSlots::of_server(&target.server).map_err(invalid)?;
-    let mut taken = Arc::clone(&slots)
+    let mut held_slots = Arc::clone(&slots)
         .acquire(1, "databases", Instant::now() + PATIENCE)
-        .map_err(|busy| invalid(format!("{busy}. Wait until those tests have ended")))?;
+        .map_err(|unavailable| invalid(format!("{unavailable}. Wait until those tests have ended")))?;
     let owner = Owner::outside_configured_database(database, config, target)?;
-    let outcome = owner.with_session(&slots, &mut taken, 0, PATIENCE, work);
+    let outcome = owner.with_session(&slots, &mut held_slots, 0, PATIENCE, work);
     owner.close();
     outcome
 }

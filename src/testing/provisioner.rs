@@ -258,7 +258,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         let path = files.new_path().map_err(made)?;
         let mut is_copied = files.copy(&template, &path).map_err(made)?;
         if !is_copied {
-            let _making = files.making.lock().unwrap_or_else(PoisonError::into_inner);
+            let _making = files.template_creation.lock().unwrap_or_else(PoisonError::into_inner);
             is_copied = files.copy(&template, &path).map_err(made)?;
             if !is_copied {
                 self.make_template_file(&template)?;
@@ -334,7 +334,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
     ) -> Result<()> {
         others.push(self.hash()?);
         let (kind, last) = (self.kind(), name.to_string());
-        let spare = reservation.taken.as_ref().map_or(0, |taken| taken.len().saturating_sub(1)).max(1);
+        let spare = reservation.slots.as_ref().map_or(0, |slots| slots.len().saturating_sub(1)).max(1);
         // One process of this machine makes it, and the others wait for that.
         let _turn = match &self.environment.slots {
             Some(slots) => Some(self.lock_template(slots, &last)?),

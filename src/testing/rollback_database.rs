@@ -63,7 +63,7 @@ impl<C: SessionConnection> Provisioner<'_, C> {
                         "diesel_session::testing",
                         "a pinned connection was not to be had again: {error}"
                     );
-                    pinned.taken = reservation.taken.take();
+                    pinned.taken = reservation.slots.take();
                     drop(pinned);
                 }
             }
@@ -131,7 +131,7 @@ impl<C: SessionConnection> Provisioner<'_, C> {
             };
             pinned.pinned.end(self.kind());
             drop(pinned);
-            if !self.environment.has_open_owner() && reservation.taken.as_ref().is_some_and(|taken| taken.len() < 2) {
+            if !self.environment.has_open_owner() && reservation.slots.as_ref().is_some_and(|slots| slots.len() < 2) {
                 // One more for the owner's session, taken together: nobody waits with one of them in his hand.
                 reservation.release();
                 reservation = self.environment.reserve(1, true, self.id, self.deadline)?;
@@ -346,7 +346,7 @@ fn may_be_missing(refusal: ConnectErrorKind, kind: DatabaseKind) -> bool {
 
 /// The number of the pinned connection of a test: that of its first slot, which on this machine nobody else has.
 fn number_of<C: SessionConnection>(reservation: &Reservation<C>) -> u32 {
-    let first = reservation.taken.as_ref().and_then(|taken| taken.numbers().next());
+    let first = reservation.slots.as_ref().and_then(|slots| slots.numbers().next());
     first.and_then(|first| u32::try_from(first).ok()).unwrap_or_default()
 }
 

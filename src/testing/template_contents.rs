@@ -1,4 +1,4 @@
-//! What a test's database holds when the test begins: the schema and the fixtures.
+//! The contents of a test's database when the test begins: the schema and the fixtures.
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
@@ -18,7 +18,7 @@ use crate::kind::DatabaseKind;
 use crate::migrations::{Script, in_one_transaction, installed_extensions, outside_reference};
 use crate::url::Target;
 
-/// The migrations of a database object, read once.
+/// The SQL of the migrations of a database object.
 pub(super) struct PreparedScript {
     pub(super) script: Script,
     messages: Option<Vec<String>>,
@@ -32,13 +32,13 @@ impl PreparedScript {
     }
 }
 
-/// PreparedScript and fixtures.
+/// The schema and the fixtures of a test.
 pub(super) struct TemplateContents<'t, C: SessionConnection> {
     pub(super) schema: Arc<PreparedScript>,
     setup: &'t TestSetup<C>,
     config: &'t Config,
     kind: DatabaseKind,
-    /// What one account has made another may not see, and databases need not be alike.
+    /// Part of the hash, because one account may have no access to the templates of another one, and databases differ.
     account_and_database: String,
 }
 
@@ -55,8 +55,8 @@ impl<'t, C: SessionConnection> TemplateContents<'t, C> {
         Self { schema, setup, config, kind: target.kind, account_and_database }
     }
 
-    /// Equal for contents that make equal databases, in every process. What is code of the program's own counts as another after
-    /// each build.
+    /// The same in every process for contents that create equal databases. If the contents include functions of the program, the hash
+    /// depends on the build.
     pub(super) fn hash(&self, properties: &DatabaseProperties) -> u64 {
         let mut parts: Vec<&[u8]> = vec![env!("CARGO_PKG_VERSION").as_bytes(), self.kind.name().as_bytes()];
         parts.extend([self.account_and_database.as_bytes(), &b"\0"[..], properties.facts.as_bytes()]);
@@ -86,7 +86,7 @@ impl<'t, C: SessionConnection> TemplateContents<'t, C> {
         fnv1a(parts)
     }
 
-    /// The first thing in it that would not stay in a schema of its own.
+    /// The first migration or fixture that refers to something outside the schema.
     pub(super) fn first_outside_reference(&self) -> Option<String> {
         if let Some((migration, words)) = self.schema.script.first_outside_reference() {
             return Some(format!("migration {migration} has `{words}`"));
@@ -99,13 +99,13 @@ impl<'t, C: SessionConnection> TemplateContents<'t, C> {
         })
     }
 
-    /// Fills an empty database, in as few messages as can be: a migration is one, and so is a fixture.
+    /// Fills an empty database. Each migration is one message, and so is each fixture.
     pub(super) fn fill(&self, app: &App<C>) -> Result<()> {
         let script = &self.schema.script;
         match &self.schema.messages {
             Some(messages) => match self.replay(app, messages)? {
                 None => {}
-                // What MySQL has done of a migration that fails stays done, so the first try is the only one.
+                // MySQL does not roll back a failed migration, so there is no second attempt.
                 Some((failed, error)) if self.kind == DatabaseKind::Mysql => {
                     let migration = failed.checked_sub(1).and_then(|index| script.name(index));
                     let migration =
@@ -118,7 +118,7 @@ impl<'t, C: SessionConnection> TemplateContents<'t, C> {
                         reason,
                     });
                 }
-                // Whatever it did not like: this goes on behind what is done, or says which migration it is and why.
+                // `create_all` continues after the recorded migrations, or reports the migration that fails.
                 Some(_) => drop(app.create_all()?),
             },
             None if script.versions().next().is_none() => {}
@@ -143,7 +143,7 @@ impl<'t, C: SessionConnection> TemplateContents<'t, C> {
         self.setup.name.to_string()
     }
 
-    /// The number of the message that failed, and why. Those before it are done.
+    /// Sends the messages. The result is the index of the message that failed, with its error. The earlier messages have taken effect.
     fn replay(&self, app: &App<C>, messages: &[String]) -> Result<Option<(usize, diesel::result::Error)>> {
         if messages.is_empty() {
             return Ok(None);
@@ -151,22 +151,22 @@ impl<'t, C: SessionConnection> TemplateContents<'t, C> {
         let mut pooled = app.pool()?.acquire(Location::caller(), false, None)?;
         pooled.managed().marked = true;
         let mut before = None;
-        for (number, message) in messages.iter().enumerate() {
+        for (index, message) in messages.iter().enumerate() {
             if let Err(error) = send_migration(pooled.conn(), self.kind, message, &mut before) {
                 crate::wording::log_line!(
                     debug,
                     "diesel_session::testing",
-                    "test `{}`: message {number} failed: {error}",
+                    "test `{}`: message {index} failed: {error}",
                     self.setup.name
                 );
                 pooled.doom();
-                return Ok(Some((number, error)));
+                return Ok(Some((index, error)));
             }
         }
         Ok(None)
     }
 
-    /// As one transaction, so that nothing that it sets for its transaction reaches the next fixture.
+    /// Sends a fixture as one transaction, so that transaction settings of the fixture do not reach the next one.
     fn send_fixture(&self, app: &App<C>, name: &str, text: &str) -> Result<()> {
         let send = |sql: &str| -> Result<diesel::QueryResult<()>> {
             let mut pooled = app.pool()?.acquire(Location::caller(), false, None)?;
@@ -178,10 +178,10 @@ impl<'t, C: SessionConnection> TemplateContents<'t, C> {
             Ok(sent)
         };
         let sent = match in_one_transaction(text, self.kind).filter(|_| self.kind != DatabaseKind::Postgres) {
-            // PostgreSQL takes a message as one transaction.
+            // PostgreSQL executes a message as one transaction.
             None => send(text)?,
             Some(whole) => match send(&whole)? {
-                // It may have transactions of its own.
+                // The text may contain transaction statements.
                 Err(_) if self.kind == DatabaseKind::Sqlite => send(text)?,
                 sent => sent,
             },
@@ -195,7 +195,7 @@ impl<'t, C: SessionConnection> TemplateContents<'t, C> {
     fn run_function(&self, app: &App<C>, fixture: &Fixture<C>) -> Result<()> {
         let FixtureSource::Function(run) = fixture.rows else { return Ok(()) };
         let at = Location::caller();
-        let run_it = || {
+        let run_in_transaction = || {
             app.scope().commit_on_ok().run(|| {
                 let session = context::session(app.database(), at, |current| match current {
                     Current::Entered(app) => Ok(app),
@@ -204,8 +204,8 @@ impl<'t, C: SessionConnection> TemplateContents<'t, C> {
                 run(&session)
             })
         };
-        // What is half made has to be removed, whatever the program's own code does.
-        let outcome = match catch_unwind(AssertUnwindSafe(run_it)) {
+        // The caller has to remove the incomplete database also if the function panics.
+        let outcome = match catch_unwind(AssertUnwindSafe(run_in_transaction)) {
             Ok(outcome) => outcome.map_err(|error: Error| error.to_string()),
             Err(panic) => Err(format!("it panicked: {}", crate::panic::panic_message(&*panic))),
         };
@@ -216,7 +216,8 @@ impl<'t, C: SessionConnection> TemplateContents<'t, C> {
     }
 }
 
-/// Sends the message of a migration. As in `create_all`, what it sets for the session does not reach the next one.
+/// Sends the message of a migration and then restores the session's settings, as `create_all` does, so that they do not reach the next
+/// migration.
 fn send_migration<C: SessionConnection>(
     conn: &mut C,
     kind: DatabaseKind,
@@ -224,17 +225,17 @@ fn send_migration<C: SessionConnection>(
     before: &mut Option<ConnectionSnapshot>,
 ) -> diesel::QueryResult<()> {
     let text = message.to_lowercase();
-    let may_set = ["set", "pragma", "use"].iter().any(|word| text.contains(word));
-    if may_set && before.is_none() {
+    let may_change_settings = ["set", "pragma", "use"].iter().any(|word| text.contains(word));
+    if may_change_settings && before.is_none() {
         *before = Some(ConnectionSnapshot::from_rows(conn.texts(kind.snapshot_query())?));
     }
     conn.batch_execute(message)?;
-    let Some(before) = before.as_ref().filter(|_| may_set) else { return Ok(()) };
+    let Some(before) = before.as_ref().filter(|_| may_change_settings) else { return Ok(()) };
     let now = ConnectionSnapshot::from_rows(conn.texts(kind.snapshot_query())?);
     kind.restore(before, &now).iter().try_for_each(|sql| conn.batch_execute(sql))
 }
 
-/// Tells builds of this program apart.
+/// A text that differs between builds of this program.
 fn build_id() -> &'static str {
     static BUILD: OnceLock<String> = OnceLock::new();
     BUILD.get_or_init(|| {

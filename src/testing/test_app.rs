@@ -1,4 +1,4 @@
-//! The guard of one test's application.
+//! The guard of the application of one test.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -19,13 +19,14 @@ use crate::database::{Database, Registrar};
 use crate::error::{Error, Result};
 use crate::wording::{is_unprintable, phrase};
 
-/// How long the end of a test waits for connections that other threads hold.
+/// How long the end of a test waits until other threads have checked in their connections.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// One test's application, on a database of its own, which is gone when this guard is: on success, failure and panic alike.
+/// The application of one test, with a separate database. The drop of the guard removes the database, after a success, a failure and a
+/// panic.
 ///
-/// It derefs to the [`App`]. [`#[diesel_session::test]`](macro@crate::test) makes one around a function; this is for everything
-/// else.
+/// The guard derefs to the [`App`]. [`#[diesel_session::test]`](macro@crate::test) creates a guard for a test function. Other test harnesses
+/// use the guard directly.
 ///
 /// ```
 /// use diesel::prelude::*;
@@ -35,18 +36,19 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// static DB: Database<SqliteConnection> = Database::without_migrations();
 ///
 /// # let _ = || {
-/// let test = TestApp::start_for(&DB)?;             // `TestSetup` has more to choose
+/// let test = TestApp::start_for(&DB)?;             // `TestSetup` has more options
 /// test.context(|| {
 ///     let session = DB.session()?;
-///     // what the test does
+///     // the test
 ///     session.commit()
 /// })?;
-/// test.finish()                                    // an error where something is left
+/// test.finish()                                    // an error if something is left
 /// # };
 /// # Ok::<(), diesel_session::Error>(())
 /// ```
 ///
-/// [`finish`](Self::finish) tells what the test has left behind. A guard that is dropped panics then, unless its thread panics already.
+/// [`finish`](Self::finish) returns an error if the test has left something behind. The drop of an unfinished guard panics in this case,
+/// unless its thread is already panicking.
 #[must_use = "a guard that is dropped ends its test"]
 pub struct TestApp<C: SessionConnection> {
     app: App<C>,
@@ -61,7 +63,7 @@ pub struct TestApp<C: SessionConnection> {
 }
 
 impl<C: SessionConnection> TestApp<C> {
-    /// An application with the default [`TestSetup`].
+    /// Starts a test with the default [`TestSetup`].
     ///
     /// # Errors
     /// See [`TestSetup::start`].
@@ -100,22 +102,23 @@ impl<C: SessionConnection> TestApp<C> {
         &self.app
     }
 
-    /// The URL of the test's database, for programs that the test starts. It contains the password. In
-    /// [`TestIsolation::Rollback`](super::TestIsolation::Rollback) other programs find the database there without what the test has done.
+    /// The URL of the test's database, for programs that the test starts. The URL contains the password. With
+    /// [`TestIsolation::Rollback`](super::TestIsolation::Rollback) other programs do not see the changes of the test.
     pub fn url(&self) -> &str {
         &self.app.options().config.url
     }
 
-    /// Says that the test has failed, for [`TestSetup::keep`]. A panic is noticed without it.
+    /// Marks the test as failed, for [`TestSetup::keep`]. A panic marks the test without this call.
     pub fn fail(&mut self) {
         self.failed = true;
     }
 
-    /// Ends the test: its application is removed, its pool is drained, its database is gone.
+    /// Ends the test: removes its application, drains its pool and removes its database.
     ///
     /// # Errors
-    /// [`Error::TestSpoiled`] where a test that was to be rolled back could not be; [`Error::TestLeftovers`] where another thread still
-    /// holds a connection, or the database could not be removed. What is left is removed by the next run.
+    /// [`Error::TestSpoiled`] if a test with [`TestIsolation::Rollback`](super::TestIsolation::Rollback) cannot be rolled back;
+    /// [`Error::TestLeftovers`] if another thread still holds a connection, or if the database cannot be removed. The next run removes the
+    /// database.
     pub fn finish(mut self) -> Result<()> {
         self.end()
     }
@@ -136,7 +139,7 @@ impl<C: SessionConnection> TestApp<C> {
             }
             Err(other) => left.push(other.to_string()),
         }
-        let mut invalidated = None;
+        let mut poisoned = None;
         if failed && self.keep && test_database.shown(&self.environment.target).is_none() {
             print_message(&format!(
                 "test `{}` failed, and nothing of it can be kept: {}",
@@ -148,13 +151,13 @@ impl<C: SessionConnection> TestApp<C> {
             ));
         }
         match test_database {
-            TestDatabase::Rollback(pinned) => {
-                invalidated = pinned.poisoned();
-                if pinned.roll_back(self.environment.target.kind) {
-                    let taken = reservation.as_mut().and_then(|reservation| reservation.taken.take());
-                    pinned.keep_for_next_test(&self.environment, taken);
+            TestDatabase::Rollback(database) => {
+                poisoned = database.poisoned();
+                if database.roll_back(self.environment.target.kind) {
+                    let slots = reservation.as_mut().and_then(|reservation| reservation.slots.take());
+                    database.keep_for_next_test(&self.environment, slots);
                 } else {
-                    self.remove_database(TestDatabase::Rollback(pinned), reservation.as_mut(), &mut left);
+                    self.remove_database(TestDatabase::Rollback(database), reservation.as_mut(), &mut left);
                 }
             }
             test_database if failed && self.keep => {
@@ -173,7 +176,7 @@ impl<C: SessionConnection> TestApp<C> {
         drop(reservation);
         let test = format!("test `{}`", self.id.text);
         ledger::record_leftovers(&test, &left);
-        match invalidated {
+        match poisoned {
             Some((cause, at)) => Err(Error::TestSpoiled { app: self.id.text.clone(), cause, at }),
             None if left.is_empty() => Ok(()),
             None => Err(Error::TestLeftovers { who: test, left }),
@@ -219,7 +222,7 @@ impl<C: SessionConnection> Drop for TestApp<C> {
     }
 }
 
-/// An application id that nobody else has, as long as it lives.
+/// The id of a test's application. The id is unique until it is dropped.
 struct TestAppId {
     database: u64,
     text: String,
@@ -231,7 +234,8 @@ fn used_ids() -> std::sync::MutexGuard<'static, HashSet<(u64, String)>> {
 }
 
 impl TestAppId {
-    /// What an application id takes; a name that is in use gets a number.
+    /// Reserves an id that begins with `name`, without the characters that an application id cannot contain. If the name is in use, the
+    /// id ends with a number.
     fn reserve(database: u64, name: &str) -> Self {
         let name: String = name.chars().map(|c| if is_unprintable(c) { '?' } else { c }).collect();
         let end = name.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 180).last();
@@ -257,8 +261,8 @@ impl Drop for TestAppId {
     }
 }
 
-/// Tells whoever runs the tests, in the test's own output.
-#[allow(clippy::print_stderr, reason = "what a test has to say")]
+/// Prints a message to the output of the test.
+#[allow(clippy::print_stderr, reason = "the output of a test is standard error")]
 pub(super) fn print_message(text: &str) {
     eprintln!("diesel-session: {text}");
 }

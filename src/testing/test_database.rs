@@ -13,7 +13,7 @@ use crate::url::Target;
 /// How long the removal of a database waits until its last sessions have ended.
 pub(super) const LAST_SESSIONS: Duration = Duration::from_secs(1);
 
-/// A test's database.
+/// The database of one test, with the name under which it can be removed.
 pub(super) enum TestDatabase<C: SessionConnection> {
     Database(String),
     Schema(String),
@@ -23,7 +23,7 @@ pub(super) enum TestDatabase<C: SessionConnection> {
 }
 
 impl<C: SessionConnection> TestDatabase<C> {
-    /// Removes it; its application has no connection any more.
+    /// Removes the database. The application of the test has no connection any more.
     pub(super) fn remove(
         self,
         environment: &TestEnvironment<C>,
@@ -52,7 +52,7 @@ impl<C: SessionConnection> TestDatabase<C> {
         }
     }
 
-    /// Where people find it; `None` where there is nothing to be found.
+    /// The URL of the database without its password, or the path of the file. The result is `None` if the test leaves no database.
     pub(super) fn shown(&self, target: &Target) -> Option<String> {
         let shown = |url: String| Target::parse(&url, Some(target.kind)).ok().map(|target| without_password(&target));
         match self {

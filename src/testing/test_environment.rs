@@ -1,5 +1,5 @@
-//! What the tests of one database object and server share in this process: the limit of connections, the session that owns their
-//! databases, the schema to be replayed, and the pinned connections that are free.
+//! The state that the tests of one database object and server share in this process: the connection slots, the owner of the databases,
+//! the SQL of the schema, and the free rollback databases.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::kind::DatabaseKind;
 use crate::url::Target;
 
-/// SessionInner by the tests of one database object on one server.
+/// The shared state of the tests of one database object on one server.
 pub(super) struct TestEnvironment<C: SessionConnection> {
     pub(super) registrar: &'static dyn Registrar<C>,
     pub(super) target: Target,
@@ -30,26 +30,26 @@ pub(super) struct TestEnvironment<C: SessionConnection> {
     pub(super) files: SqliteFiles,
     schema: OnceLock<Arc<PreparedScript>>,
     pub(super) free_databases: Mutex<Vec<RollbackDatabase<C>>>,
-    /// Templates that are known to be there, each with the settings that a copy does not have.
+    /// The hashes of the templates that exist, each with the settings that a copy of the template lacks.
     pub(super) known_templates: Mutex<HashMap<u64, Vec<String>>>,
-    /// What was found in the configured database, by how sessions are prepared there.
+    /// The properties of the configured database, for each setup of a connection.
     properties: Mutex<HashMap<String, Arc<DatabaseProperties>>>,
     running_tests: AtomicUsize,
     orphans_removed: AtomicBool,
 }
 
-/// One test's connections, as many as it has reserved.
+/// The connections that one test has reserved.
 pub(super) struct Reservation<C: SessionConnection> {
     environment: Arc<TestEnvironment<C>>,
-    /// None for SQLite.
-    pub(super) taken: Option<HeldSlots>,
-    /// How many of them are for the owner's session, which was not open then.
+    /// `None` for SQLite.
+    pub(super) slots: Option<HeldSlots>,
+    /// The number of slots for the session of the owner, if the session was not open at the reservation.
     for_owner: usize,
     is_counted: bool,
 }
 
 impl<C: SessionConnection> TestEnvironment<C> {
-    /// The one for this database object and URL.
+    /// The environment of this database object and URL.
     pub(super) fn of(registrar: &'static dyn Registrar<C>, config: &Config) -> Result<Arc<Self>> {
         let mut environments = environments();
         let key = (registrar.number(), config.url.clone());
@@ -88,7 +88,7 @@ impl<C: SessionConnection> TestEnvironment<C> {
         })
     }
 
-    /// The migrations of the database object, read once.
+    /// The SQL of the database object's migrations. It is determined once.
     pub(super) fn schema(&self) -> Result<Arc<PreparedScript>> {
         if let Some(schema) = self.schema.get() {
             return Ok(Arc::clone(schema));
@@ -97,7 +97,7 @@ impl<C: SessionConnection> TestEnvironment<C> {
         Ok(Arc::clone(self.schema.get_or_init(|| schema)))
     }
 
-    /// What is known of the configured database for sessions that are prepared like that.
+    /// The cached properties of the configured database for connections with this setup.
     pub(super) fn known_properties(&self, settings: &str) -> Option<Arc<DatabaseProperties>> {
         if self.target.kind == DatabaseKind::Sqlite {
             return Some(Arc::default());
@@ -105,7 +105,8 @@ impl<C: SessionConnection> TestEnvironment<C> {
         self.properties.lock().unwrap_or_else(PoisonError::into_inner).get(settings).map(Arc::clone)
     }
 
-    /// The same, found out by a connection that the test has reserved.
+    /// The properties of the configured database for connections with this setup. If they are not cached, the method queries them with a
+    /// connection that the test has reserved.
     pub(super) fn properties(&self, settings: &str, config: &Config) -> Result<Arc<DatabaseProperties>> {
         if let Some(known) = self.known_properties(settings) {
             return Ok(known);
@@ -115,8 +116,8 @@ impl<C: SessionConnection> TestEnvironment<C> {
         Ok(Arc::clone(known.entry(settings.to_owned()).or_insert(found)))
     }
 
-    /// Reserves `wanted` connections, and one for the owner's session where that will be needed. Who waits here holds nothing that
-    /// others wait for.
+    /// Reserves `wanted` connections, and one for the session of the owner if `needs_owner` and the session is closed. A caller that waits
+    /// here holds no slot that others wait for.
     pub(super) fn reserve(
         self: &Arc<Self>,
         wanted: usize,
@@ -127,37 +128,38 @@ impl<C: SessionConnection> TestEnvironment<C> {
         let Some(slots) = &self.slots else { return Ok(self.reservation_with(None)) };
         let missing_owner = || usize::from(needs_owner && !self.owner.is_open());
         let for_owner = missing_owner();
-        // From the reservation on the owner's session stays open. If it was closed just before, a connection of the pool is its.
-        let admitted = |taken, for_owner: usize| {
-            let mut reservation = self.reservation_with(Some(taken));
+        // While a reservation exists, the session of the owner stays open. If the session was closed just before, it uses one of the
+        // slots of the pool.
+        let reserved = |held_slots, for_owner: usize| {
+            let mut reservation = self.reservation_with(Some(held_slots));
             reservation.for_owner = if for_owner == 0 { missing_owner() } else { for_owner };
             reservation
         };
-        if let Some(taken) = slots.try_acquire(wanted + for_owner, test) {
-            return Ok(admitted(taken, for_owner));
+        if let Some(held_slots) = slots.try_acquire(wanted + for_owner, test) {
+            return Ok(reserved(held_slots, for_owner));
         }
-        let others: Vec<Arc<dyn ReleaseIdle>> =
+        let others: Vec<Arc<dyn AnyEnvironment>> =
             environments().values().map(|(_, environment)| Arc::clone(environment)).collect();
         others.iter().for_each(|environment| environment.release_idle(slots));
         let for_owner = missing_owner();
-        let taken = slots.acquire(wanted + for_owner, test, deadline).map_err(|busy| Error::TestSetup {
+        let held_slots = slots.acquire(wanted + for_owner, test, deadline).map_err(|unavailable| Error::TestSetup {
             test: test.into(),
             what: "waiting for the server's connections",
-            reason: busy.with_advice("`TestSetup::patience`"),
+            reason: unavailable.with_advice("`TestSetup::patience`"),
         })?;
-        Ok(admitted(taken, for_owner))
+        Ok(reserved(held_slots, for_owner))
     }
 
-    /// What a pinned connection that was free has reserved already.
+    /// A reservation of slots that the caller has already acquired.
     ///
-    /// Who waits for slots is not counted among those under way: for them the owner's session is closed.
-    pub(super) fn reservation_with(self: &Arc<Self>, taken: Option<HeldSlots>) -> Reservation<C> {
+    /// A test that still waits for slots does not count as running, so the session of the owner may be closed for it.
+    pub(super) fn reservation_with(self: &Arc<Self>, slots: Option<HeldSlots>) -> Reservation<C> {
         self.running_tests.fetch_add(1, Ordering::AcqRel);
-        Reservation { environment: Arc::clone(self), taken, for_owner: 0, is_counted: true }
+        Reservation { environment: Arc::clone(self), slots, for_owner: 0, is_counted: true }
     }
 
-    /// Works with the owner's session, which is waited for no longer than `patience`. When it is opened, what dead owners have left is
-    /// removed.
+    /// Calls `work` with the session of the owner. If the session is closed, the method waits for it at most `patience`. The first call
+    /// removes the databases of dead owners, unless `DIESEL_SESSION_KEEP` is set.
     pub(super) fn with_owner<T>(
         &self,
         reservation: &mut Reservation<C>,
@@ -165,10 +167,10 @@ impl<C: SessionConnection> TestEnvironment<C> {
         patience: Duration,
         work: impl FnOnce(&mut AdminConnection<C>) -> Result<T>,
     ) -> Result<T> {
-        let (Some(slots), Some(taken)) = (&self.slots, &mut reservation.taken) else {
+        let (Some(slots), Some(held_slots)) = (&self.slots, &mut reservation.slots) else {
             unreachable!("only servers have an owner's session");
         };
-        self.owner.with_session(slots, taken, keep, patience, |admin| {
+        self.owner.with_session(slots, held_slots, keep, patience, |admin| {
             if !self.orphans_removed.swap(true, Ordering::AcqRel) && !keep_is_requested() {
                 admin.remove_orphans()?;
             }
@@ -176,11 +178,12 @@ impl<C: SessionConnection> TestEnvironment<C> {
         })
     }
 
-    /// Whether the owner's session is there, which takes a slot.
+    /// Whether the session of the owner is open. The session needs a slot.
     pub(super) fn has_open_owner(&self) -> bool {
         self.owner.is_open()
     }
 
+    /// Calls `work` with the session of the owner if the session is open.
     pub(super) fn with_open_owner<T>(
         &self,
         work: impl FnOnce(&mut AdminConnection<C>) -> Result<T>,
@@ -194,23 +197,23 @@ impl<C: SessionConnection> TestEnvironment<C> {
 }
 
 /// All environments of this process, by database object and URL.
-type Environments = HashMap<(u64, String), (Arc<dyn Any + Send + Sync>, Arc<dyn ReleaseIdle>)>;
+type Environments = HashMap<(u64, String), (Arc<dyn Any + Send + Sync>, Arc<dyn AnyEnvironment>)>;
 
 fn environments() -> MutexGuard<'static, Environments> {
     static ENVIRONMENTS: OnceLock<Mutex<Environments>> = OnceLock::new();
     ENVIRONMENTS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A environment, whatever its type of connection.
-trait ReleaseIdle: Send + Sync {
-    /// Closes what it keeps on the server of these slots without need: pinned connections that are free, and the owner's session where none of its
-    /// tests is under way.
+/// An environment with any type of connection.
+trait AnyEnvironment: Send + Sync {
+    /// Closes the idle connections of the environment to the server of `slots`: those of free rollback databases, and the session of the
+    /// owner if no test is running.
     fn release_idle(&self, slots: &Arc<ConnectionSlots>);
 }
 
-impl<C: SessionConnection> ReleaseIdle for TestEnvironment<C> {
+impl<C: SessionConnection> AnyEnvironment for TestEnvironment<C> {
     fn release_idle(&self, slots: &Arc<ConnectionSlots>) {
-        if !self.slots.as_ref().is_some_and(|mine| Arc::ptr_eq(mine, slots)) {
+        if !self.slots.as_ref().is_some_and(|own| Arc::ptr_eq(own, slots)) {
             return;
         }
         let free = std::mem::take(&mut *self.free_databases());
@@ -220,15 +223,15 @@ impl<C: SessionConnection> ReleaseIdle for TestEnvironment<C> {
 }
 
 impl<C: SessionConnection> Reservation<C> {
-    /// How many connections a test that wanted `wanted` of them may have in its pool: at least one.
+    /// The pool size of a test that wanted `wanted` connections: at least one.
     pub(super) fn pool_size(&self, wanted: usize) -> usize {
-        let Some(taken) = &self.taken else { return wanted };
-        wanted.min(taken.len().saturating_sub(self.for_owner).max(1))
+        let Some(slots) = &self.slots else { return wanted };
+        wanted.min(slots.len().saturating_sub(self.for_owner).max(1))
     }
 
-    /// Gives everything back, to wait anew.
+    /// Releases all slots.
     pub(super) fn release(&mut self) {
-        self.taken = None;
+        self.slots = None;
         if std::mem::take(&mut self.is_counted)
             && self.environment.running_tests.fetch_sub(1, Ordering::AcqRel) == 1
             && let Some(slots) = self.environment.slots.as_ref().filter(|slots| slots.probe_waiters())
