@@ -1,12 +1,14 @@
-//! The limit of the connections that all test processes of one machine open on one server. The limit consists of numbered slots, and
-//! each slot is a lock file. A waiting thread needs no connection, and the slots of a process are released when the process ends, also
-//! after a kill.
+//! The limit of the connections that all test processes of one machine open on one server. The limit consists of
+//! numbered slots, and each slot is a lock file. A waiting thread needs no connection, and the slots of a process are
+//! released when the process ends, also after a kill.
 //!
-//! A thread acquires all its slots at once or none, and only one thread of the machine tries at a time: it holds the turnstile. So no
-//! thread holds some slots while it waits for the others, and threads that need few slots cannot starve a thread that needs many. The
-//! threads of a process queue, and only the first one enters the turnstile. File locks have no timeout, so the first thread polls.
+//! A thread acquires all its slots at once or none, and only one thread of the machine tries at a time: it holds the
+//! turnstile. So no thread holds some slots while it waits for the others, and threads that need few slots cannot
+//! starve a thread that needs many. The threads of a process queue, and only the first one enters the turnstile. File
+//! locks have no timeout, so the first thread polls.
 //!
-//! The folder must not be cleared while tests run: the holders of deleted files do not exclude the holders of the new files.
+//! The folder must not be cleared while tests run: the holders of deleted files do not exclude the holders of the new
+//! files.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -29,8 +31,8 @@ use crate::process::PerProcess;
 const SLOTS_OF_UNKNOWN_SERVER: usize = 4;
 /// The number of connections of a server that are left to other programs, such as an administrator's console.
 const LEFT_TO_OTHERS: usize = 2;
-/// If other processes wait, a process that has just left the turnstile does not enter it again for this time. Each waiting process
-/// polls at least once in this time.
+/// If other processes wait, a process that has just left the turnstile does not enter it again for this time. Each
+/// waiting process polls at least once in this time.
 const TURNSTILE_PAUSE: Duration = Duration::from_millis(6);
 /// How many existing files [`replace_file`] accepts before it gives up.
 const MAX_REPLACE_ATTEMPTS: usize = 100;
@@ -69,8 +71,8 @@ pub(crate) struct SlotsUnavailable {
 }
 
 impl ConnectionSlots {
-    /// The slots of the server with this key. Each process has one object for a server, and all processes share its folder. The key is
-    /// not secret.
+    /// The slots of the server with this key. Each process has one object for a server, and all processes share its
+    /// folder. The key is not secret.
     pub(crate) fn of_server(server: &str) -> Result<Arc<Self>, String> {
         static ALL: PerProcess<Mutex<HashMap<String, Arc<ConnectionSlots>>>> = PerProcess::new();
         let mut all = ALL.get_or_init(Mutex::default).lock();
@@ -107,8 +109,8 @@ impl ConnectionSlots {
         LockFile::open(&self.path.join(name))
     }
 
-    /// Acquires `wanted` slots at once, or all slots if there are fewer, and waits for them until `deadline`. `label` names their purpose.
-    /// If the deadline has passed already, there is one attempt.
+    /// Acquires `wanted` slots at once, or all slots if there are fewer, and waits for them until `deadline`. `label`
+    /// names their purpose. If the deadline has passed already, there is one attempt.
     pub(crate) fn acquire(
         self: &Arc<Self>,
         wanted: usize,
@@ -116,7 +118,7 @@ impl ConnectionSlots {
         deadline: Instant,
     ) -> Result<HeldSlots, SlotsUnavailable> {
         match self.acquire_in_turn(wanted, label, deadline) {
-            Ok(Some(taken)) => Ok(taken),
+            Ok(Some(held)) => Ok(held),
             Ok(None) => Err(self.unavailable(wanted, None)),
             Err(io_error) => Err(self.unavailable(wanted, Some(io_error))),
         }
@@ -205,8 +207,9 @@ impl ConnectionSlots {
     fn in_folder(folder: &Path, server: &str) -> Result<Arc<Self>, String> {
         let path = folder.join(format!("server-{:016x}", fnv1a([server.as_bytes()])));
         let name = path.join("server");
-        let made = make_inside(&path).and_then(|()| if name.exists() { Ok(()) } else { replace_file(&name, server) });
-        made.map_err(|error| format!("tests cannot share the connections of {server}: {}: {error}", path.display()))?;
+        let created =
+            make_inside(&path).and_then(|()| if name.exists() { Ok(()) } else { replace_file(&name, server) });
+        created.map_err(|error| format!("tests cannot share the connections of {server}: {}: {error}", path.display()))?;
         Ok(Arc::new(Self { server: server.to_owned(), path, queue: PerProcess::new() }))
     }
 
@@ -273,7 +276,8 @@ impl ConnectionSlots {
         }
     }
 
-    /// Locks `wanted` slots, or none. The caller is in the turnstile. After an error, the drop of the files releases their locks.
+    /// Locks `wanted` slots, or none. The caller is in the turnstile. After an error, the drop of the files releases
+    /// their locks.
     fn lock_all(&self, queue: &SlotQueue, wanted: usize, label: &str) -> io::Result<Option<Vec<(usize, LockFile)>>> {
         let usable = self.usable();
         let wanted = wanted.min(usable);
@@ -365,7 +369,7 @@ mod tests {
         Instant::now() + Duration::from_secs(seconds)
     }
 
-    /// Runs the test `slots_child_process` in a separate process. `task` selects what the process does.
+    /// Runs the test `slots_child_process` in a separate process. `task` selects the action of the process.
     fn child(temp: &TempDir, task: &str) -> Child {
         let mut program = Command::new(std::env::current_exe().unwrap());
         program.args(["--exact", "testing::connection_slots::tests::slots_child_process"]).env(CHILD, task);
@@ -384,14 +388,14 @@ mod tests {
         let slots = ConnectionSlots::of_server("a server").unwrap();
         assert!(Arc::ptr_eq(&slots, &ConnectionSlots::of_server("a server").unwrap()));
         if task == "all" {
-            let taken = slots.acquire(99, &task, seconds_from_now(20)).unwrap();
-            record('+', taken.numbers().collect());
+            let held = slots.acquire(99, &task, seconds_from_now(20)).unwrap();
+            record('+', held.numbers().collect());
             thread::sleep(Duration::from_secs(60));
         }
-        let taken = slots.acquire(3, &task, seconds_from_now(60)).unwrap();
-        record('+', taken.numbers().collect());
+        let held = slots.acquire(3, &task, seconds_from_now(60)).unwrap();
+        record('+', held.numbers().collect());
         thread::sleep(Duration::from_millis(20));
-        record('-', taken.numbers().collect());
+        record('-', held.numbers().collect());
     }
 
     #[test]
@@ -426,7 +430,7 @@ mod tests {
         let error = slots.acquire(1, "me", Instant::now()).unwrap_err().to_string();
         killed.kill().unwrap();
         killed.wait().unwrap();
-        assert_eq!(slots.try_acquire(7, "me").map(|taken| taken.len()), Some(7));
+        assert_eq!(slots.try_acquire(7, "me").map(|held| held.len()), Some(7));
         assert!(error.ends_with(&format!("; held: 7 by process {} (`all`)", killed.id())), "{error}");
     }
 
@@ -439,11 +443,11 @@ mod tests {
                 let (slots, held, turns) = (&slots, &held, &turns);
                 scope.spawn(move || {
                     for round in 0..20 {
-                        let taken = slots.acquire(1 + (thread + round) % 7, "some", seconds_from_now(60)).unwrap();
-                        assert_eq!(taken.len(), 1 + (thread + round) % 7);
-                        assert!(held.fetch_add(taken.len(), Ordering::SeqCst) + taken.len() <= 7);
+                        let held = slots.acquire(1 + (thread + round) % 7, "some", seconds_from_now(60)).unwrap();
+                        assert_eq!(held.len(), 1 + (thread + round) % 7);
+                        assert!(held.fetch_add(held.len(), Ordering::SeqCst) + held.len() <= 7);
                         thread::yield_now();
-                        held.fetch_sub(taken.len(), Ordering::SeqCst);
+                        held.fetch_sub(held.len(), Ordering::SeqCst);
                         turns.fetch_add(1, Ordering::SeqCst);
                     }
                 });
@@ -527,10 +531,10 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let slots = ConnectionSlots::in_folder(temp.path(), "a server").unwrap();
         assert_eq!((slots.capacity(), slots.usable()), (None, 4));
-        for (said, usable) in [(20, 18), (3, 1), (0, 1)] {
-            slots.set_capacity(said);
+        for (capacity, usable) in [(20, 18), (3, 1), (0, 1)] {
+            slots.set_capacity(capacity);
             let other = ConnectionSlots::in_folder(temp.path(), "a server").unwrap();
-            assert_eq!((other.capacity(), other.usable()), (Some(said), usable));
+            assert_eq!((other.capacity(), other.usable()), (Some(capacity), usable));
         }
         assert_eq!(ConnectionSlots::in_folder(temp.path(), "another").unwrap().capacity(), None);
         assert_eq!(fs::read_to_string(slots.path.join("server")).unwrap(), "a server");

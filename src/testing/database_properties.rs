@@ -13,17 +13,18 @@ use crate::kind::DatabaseKind;
 /// The maximum wait for a connection to the configured database.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The properties of the configured database, as a session of the application sees them. All fields are empty if the database does not
-/// exist, and for SQLite.
+/// The properties of the configured database, as a session of the application sees them. All fields are empty if the
+/// database does not exist, and for SQLite.
 #[derive(Debug, Default)]
 pub(super) struct DatabaseProperties {
-    /// The facts on which the result of migrations depends: the role, the settings, and the catalog row of the database. They are part of
-    /// the key of a template.
+    /// The facts on which the result of migrations depends: the role, the settings, and the catalog row of the
+    /// database. They are part of the key of a template.
     pub(super) facts: String,
-    /// The options of a `CREATE DATABASE`: on PostgreSQL the owner, on MySQL and MariaDB the character set and the collation.
+    /// The options of a `CREATE DATABASE`: on PostgreSQL the owner, on MySQL and MariaDB the character set and the
+    /// collation.
     pub(super) options: String,
-    /// Additional options of a `CREATE DATABASE` that copies no template of the test kit: encoding and locale, if they differ from those of
-    /// `template1`.
+    /// Additional options of a `CREATE DATABASE` that copies no template of the test kit: encoding and locale, if they
+    /// differ from those of `template1`.
     pub(super) locale: Option<String>,
     /// Statements that give a new database the settings and rights of the configured database.
     pub(super) settings: Vec<String>,
@@ -64,8 +65,8 @@ impl DatabaseProperties {
         })();
         drop(app.dispose());
         match found {
-            // The owner connects to another database in these cases, and reports a wrong password. MySQL and MariaDB refuse an account
-            // without rights on the database before they report whether the database exists.
+            // The owner connects to another database in these cases, and reports a wrong password. MySQL and MariaDB
+            // refuse an account without rights on the database before they report whether the database exists.
             Err(Error::Connect {
                 kind: ConnectErrorKind::UnknownDatabase | ConnectErrorKind::Authentication | ConnectErrorKind::Other,
                 message,

@@ -27,8 +27,8 @@ pub(super) fn with_database(target: &Target, database: &str) -> Result<String, S
     Ok(format!("{}/{}{query}", &before[..end], encode(database)))
 }
 
-/// The URL of `target` for sessions whose `search_path` is only `schema`. The path is a parameter of the connection, so `RESET ALL`
-/// restores it.
+/// The URL of `target` for sessions whose `search_path` is only `schema`. The path is a parameter of the connection, so
+/// `RESET ALL` restores it.
 ///
 /// # Errors
 /// The reason, if the URL already has the parameter `options`.

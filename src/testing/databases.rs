@@ -21,11 +21,12 @@ use crate::url::Target;
 /// How long a function waits for a connection slot of the server.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Creates the empty database that the URL of `config` names. For SQLite the function does nothing: the first connection creates the
-/// file.
+/// Creates the empty database that the URL of `config` names. For SQLite the function does nothing: the first
+/// connection creates the file.
 ///
-/// The name is used exactly as written, with quotes, blanks and letters of any script. A name that the server would truncate or reject is
-/// refused. On MySQL and MariaDB every name with special characters is refused, because Diesel's driver does not decode the URL.
+/// The name is used exactly as written, with quotes, blanks and letters of any script. A name that the server would
+/// truncate or reject is refused. On MySQL and MariaDB every name with special characters is refused, because Diesel's
+/// driver does not decode the URL.
 ///
 /// ```no_run
 /// # use diesel::prelude::*;
@@ -39,8 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// ```
 ///
 /// # Errors
-/// [`Error::InvalidConfig`] if the name is invalid; [`Error::Query`] if the server refuses, for example because the database exists
-/// already; the errors of getting a connection.
+/// [`Error::InvalidConfig`] if the name is invalid; [`Error::Query`] if the server refuses, for example because the
+/// database exists already; the errors of getting a connection.
 pub fn create_database<C, M>(database: &'static Database<C, M>, config: &Config) -> Result<()>
 where
     C: SessionConnection,
@@ -55,15 +56,15 @@ where
     }
 }
 
-/// Drops the database that the URL of `config` names, if the database exists. If this crate did not create the database for a test, the
-/// caller has to repeat its exact name: `Some("shop")`.
+/// Drops the database that the URL of `config` names, if the database exists. If this crate did not create the database
+/// for a test, the caller has to repeat its exact name: `Some("shop")`.
 ///
-/// The function ends no other session. If the database has other sessions, PostgreSQL refuses to drop it; MySQL and MariaDB do not check
-/// that.
+/// The function ends no other session. If the database has other sessions, PostgreSQL refuses to drop it; MySQL and
+/// MariaDB do not check that.
 ///
 /// # Errors
-/// [`Error::NotOurs`] if the name is missing or different; [`Error::InvalidConfig`], also for `:memory:`, which ends with its connections;
-/// [`Error::Query`] if the server refuses; the errors of getting a connection.
+/// [`Error::NotOurs`] if the name is missing or different; [`Error::InvalidConfig`], also for `:memory:`, which ends
+/// with its connections; [`Error::Query`] if the server refuses; the errors of getting a connection.
 pub fn drop_database<C, M>(database: &'static Database<C, M>, config: &Config, name: Option<&str>) -> Result<()>
 where
     C: SessionConnection,
@@ -95,8 +96,9 @@ where
     }
 }
 
-/// Drops the databases that the test kit keeps between runs on the server of `config`: the templates, and the databases of tests that are
-/// rolled back. Databases with sessions remain. Returns the number of dropped databases. The next run creates the databases that it needs.
+/// Drops the databases that the test kit keeps between runs on the server of `config`: the templates, and the databases
+/// of tests that are rolled back. Databases with sessions remain. Returns the number of dropped databases. The next run
+/// creates the databases that it needs.
 ///
 /// # Errors
 /// The errors of [`drop_database`].

@@ -9,8 +9,9 @@ use crate::session::Session;
 
 /// Rows that exist when a test begins. SQL or a function inserts them.
 ///
-/// If the tests have a template, a fixture runs once, into the template, and each test gets a copy. [`TestIsolation`](super::TestIsolation)
-/// lists the cases with a template. The name of a fixture appears in error messages.
+/// If the tests have a template, a fixture runs once, into the template, and each test gets a copy.
+/// [`TestIsolation`](super::TestIsolation) lists the cases with a template. The name of a fixture appears in error
+/// messages.
 ///
 /// ```
 /// use diesel::prelude::*;
@@ -38,13 +39,14 @@ pub(super) enum FixtureSource<C: SessionConnection> {
 }
 
 impl<C: SessionConnection> Fixture<C> {
-    /// A fixture of any number of SQL statements, which run in one transaction. `include_str!` reads the text from a file. A text without
-    /// a statement does nothing.
+    /// A fixture of any number of SQL statements, which run in one transaction. `include_str!` reads the text from a
+    /// file. A text without a statement does nothing.
     pub fn sql(name: impl Into<Cow<'static, str>>, text: impl Into<Cow<'static, str>>) -> Self {
         Self { name: name.into(), rows: FixtureSource::Sql(text.into()) }
     }
 
-    /// A fixture that calls a function, in a separate context. The transaction is committed if the function returns `Ok`.
+    /// A fixture that calls a function, in a separate context. The transaction is committed if the function returns
+    /// `Ok`.
     pub fn function(name: impl Into<Cow<'static, str>>, run: fn(&Session<C>) -> Result<()>) -> Self {
         Self { name: name.into(), rows: FixtureSource::Function(run) }
     }

@@ -1,8 +1,8 @@
 //! The names of the databases and schemas that the test kit creates.
 //!
-//! A name contains its owner and ends with a checksum. So the creation of a database also marks the database, in one step and on every
-//! kind of database, and a name that somebody else has chosen is never mistaken for a generated one. The length of a name does not
-//! depend on the name of the test, and is far below the limit of every database.
+//! A name contains its owner and ends with a checksum. So the creation of a database also marks the database, in one
+//! step and on every kind of database, and a name that somebody else has chosen is never mistaken for a generated one.
+//! The length of a name does not depend on the name of the test, and is far below the limit of every database.
 
 use std::fmt;
 
@@ -17,9 +17,9 @@ pub(super) enum GeneratedName {
     /// The database or schema of one test. It is removed at the end of the test, or when its owner is dead.
     Test { owner: u32, number: u32 },
     /// A template, from which the databases of tests are copied. It is kept between runs.
-    Template { content: u64 },
+    Template { contents_hash: u64 },
     /// A database in which tests run and are rolled back. It is kept between runs.
-    Rollback { content: u64, number: u32 },
+    Rollback { contents_hash: u64, number: u32 },
 }
 
 impl GeneratedName {
@@ -30,10 +30,11 @@ impl GeneratedName {
         let first = words.next()?;
         let name = match kind {
             "test" => Self::Test { owner: u32::from_str_radix(first, 16).ok()?, number: words.next()?.parse().ok()? },
-            "template" => Self::Template { content: u64::from_str_radix(first, 16).ok()? },
-            "rollback" => {
-                Self::Rollback { content: u64::from_str_radix(first, 16).ok()?, number: words.next()?.parse().ok()? }
-            }
+            "template" => Self::Template { contents_hash: u64::from_str_radix(first, 16).ok()? },
+            "rollback" => Self::Rollback {
+                contents_hash: u64::from_str_radix(first, 16).ok()?,
+                number: words.next()?.parse().ok()?,
+            },
             _ => return None,
         };
         (name.to_string() == text).then_some(name)
@@ -49,8 +50,8 @@ impl fmt::Display for GeneratedName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = match self {
             Self::Test { owner, number } => format!("{PREFIX}test_{owner:08x}_{number}"),
-            Self::Template { content } => format!("{PREFIX}template_{content:016x}"),
-            Self::Rollback { content, number } => format!("{PREFIX}rollback_{content:016x}_{number}"),
+            Self::Template { contents_hash } => format!("{PREFIX}template_{contents_hash:016x}"),
+            Self::Rollback { contents_hash, number } => format!("{PREFIX}rollback_{contents_hash:016x}_{number}"),
         };
         let checksum = fnv1a([text.as_bytes(), b"made for a test"]);
         write!(f, "{text}_{:08x}", (checksum ^ (checksum >> 32)) as u32)
@@ -68,8 +69,8 @@ mod tests {
         for name in [
             GeneratedName::Test { owner: 7, number: 0 },
             GeneratedName::Test { owner: u32::MAX, number: u32::MAX },
-            GeneratedName::Template { content: 0 },
-            GeneratedName::Rollback { content: u64::MAX, number: u32::MAX },
+            GeneratedName::Template { contents_hash: 0 },
+            GeneratedName::Rollback { contents_hash: u64::MAX, number: u32::MAX },
         ] {
             let text = name.to_string();
             assert_eq!(GeneratedName::parse(&text), Some(name));

@@ -1,4 +1,4 @@
-//! The running tests of this process, and what the ended tests have left behind.
+//! The running tests of this process, and the leftovers of the ended tests.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -30,8 +30,8 @@ static LEDGER: Mutex<Ledger> =
 /// Keeps its test in the list of running tests until it is dropped.
 pub(super) struct LedgerEntry(u64);
 
-/// Checks that no test of this process is running and that no test has left anything behind. Any harness can call it at the end of a
-/// suite.
+/// Checks that no test of this process is running and that no test has left anything behind. Any harness can call it at
+/// the end of a suite.
 ///
 /// # Errors
 /// [`Error::TestLeftovers`] lists
@@ -83,7 +83,7 @@ pub(super) fn record_start<C: SessionConnection>(test: &str, started_at: Place, 
     LedgerEntry(number)
 }
 
-/// Records what a test has left behind, for [`assert_clean`].
+/// Records the leftovers of a test, for [`assert_clean`].
 pub(super) fn record_leftovers(test: &str, left: &[String]) {
     ledger().leftovers.extend(left.iter().map(|left| format!("{test}: {left}")));
 }
@@ -97,7 +97,8 @@ impl Drop for LedgerEntry {
         if !open_sessions.sessions().is_empty() {
             ledger.ended.push((test, open_sessions));
         }
-        // `status` may own the last handle of the application, and its drop may close a pool. The ledger must not be locked then.
+        // `status` may own the last handle of the application, and its drop may close a pool. The ledger must not be
+        // locked then.
         drop(ledger);
         drop(status);
     }

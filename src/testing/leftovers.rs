@@ -1,4 +1,5 @@
-//! The removal of databases and schemas that dead owners have left on a server. A database that has sessions is never removed.
+//! The removal of databases and schemas that dead owners have left on a server. A database that has sessions is never
+//! removed.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -9,13 +10,15 @@ use crate::connection::SessionConnection;
 use crate::error::Result;
 use crate::kind::DatabaseKind;
 
-/// How long the removal waits for the sessions of a killed process. The server ends such a session when it notices that the client is gone.
+/// How long the removal waits for the sessions of a killed process. The server ends such a session when it notices that
+/// the client is gone.
 const LAST_SESSIONS: Duration = Duration::from_secs(2);
 
 /// The number of tables that one transaction drops. The indexes and sequences of a table need locks too.
 const TABLES_PER_TRANSACTION: usize = 50;
 
-/// The number of template contents that are kept, in templates and in rollback databases. A build with other migrations adds one.
+/// The number of template contents that are kept, in templates and in rollback databases. A build with other migrations
+/// adds one.
 pub(super) const KEPT_CONTENTS: usize = 8;
 
 impl<C: SessionConnection> AdminConnection<C> {
@@ -42,8 +45,8 @@ impl<C: SessionConnection> AdminConnection<C> {
         Ok(())
     }
 
-    /// Removes a schema. `DROP SCHEMA` needs a lock for each table, and the number of locks is limited. If the statement fails and the
-    /// schema has many tables, the method first drops the tables in several transactions.
+    /// Removes a schema. `DROP SCHEMA` needs a lock for each table, and the number of locks is limited. If the
+    /// statement fails and the schema has many tables, the method first drops the tables in several transactions.
     pub(super) fn drop_schema(&mut self, name: &str) -> Result<()> {
         let statement = format!("DROP SCHEMA IF EXISTS {} CASCADE", self.kind().quote(name));
         let Err(error) = self.execute(&statement) else { return Ok(()) };
@@ -57,27 +60,27 @@ impl<C: SessionConnection> AdminConnection<C> {
         self.execute(&statement)
     }
 
-    /// Removes templates and rollback databases, the oldest contents first, if there are more contents than are kept. The contents
-    /// `in_use` and databases with sessions remain.
+    /// Removes templates and rollback databases, the oldest contents first, if there are more contents than are kept.
+    /// The contents `in_use` and databases with sessions remain.
     pub(super) fn prune(&mut self, in_use: &[u64]) -> Result<()> {
         let all = self.query_texts(&self.kind().databases(PREFIX))?;
         let kept = |text: &String| match GeneratedName::parse(text) {
-            Some(GeneratedName::Template { content } | GeneratedName::Rollback { content, .. }) => {
-                Some((content, text.clone()))
+            Some(GeneratedName::Template { contents_hash } | GeneratedName::Rollback { contents_hash, .. }) => {
+                Some((contents_hash, text.clone()))
             }
             _ => None,
         };
         let all: Vec<(u64, String)> = all.iter().filter_map(kept).collect();
         let mut contents: Vec<u64> = Vec::new();
-        for (content, _) in &all {
-            if !contents.contains(content) {
-                contents.push(*content);
+        for (contents_hash, _) in &all {
+            if !contents.contains(contents_hash) {
+                contents.push(*contents_hash);
             }
         }
-        contents.retain(|content| !in_use.contains(content));
+        contents.retain(|contents_hash| !in_use.contains(contents_hash));
         let surplus = contents.len().saturating_sub(KEPT_CONTENTS - 1);
-        for (content, text) in all {
-            if contents[..surplus].contains(&content) && self.wait_until_unused(&text, Instant::now())? {
+        for (contents_hash, text) in all {
+            if contents[..surplus].contains(&contents_hash) && self.wait_until_unused(&text, Instant::now())? {
                 self.remove(&text);
             }
         }
@@ -97,8 +100,8 @@ impl<C: SessionConnection> AdminConnection<C> {
         Ok(removed)
     }
 
-    /// Waits until a database has no session, and returns `false` if the deadline passes. Without this wait, a `DROP DATABASE` that finds
-    /// an ending session sleeps for 100 ms before it checks again.
+    /// Waits until a database has no session, and returns `false` if the deadline passes. Without this wait, a `DROP
+    /// DATABASE` that finds an ending session sleeps for 100 ms before it checks again.
     pub(super) fn wait_until_unused(&mut self, database: &str, deadline: Instant) -> Result<bool> {
         let question = self.kind().sessions_in(database);
         loop {

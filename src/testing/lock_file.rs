@@ -14,13 +14,13 @@ const MAX_LABEL_CHARS: usize = 120;
 /// The maximum length of a text that is read, in bytes.
 const MAX_TEXT_BYTES: u64 = 4096;
 
-/// An open file description. A lock belongs to the description: two descriptions of one file exclude each other also within a process,
-/// and the system releases the lock when the process ends, also after a kill.
+/// An open file description. A lock belongs to the description: two descriptions of one file exclude each other also
+/// within a process, and the system releases the lock when the process ends, also after a kill.
 #[derive(Debug)]
 pub(crate) struct LockFile(File);
 
-/// The process that wrote the text of a lock file. It is for messages only: a holder locks the file before it writes the text, and the
-/// text remains after the unlock.
+/// The process that wrote the text of a lock file. It is for messages only: a holder locks the file before it writes
+/// the text, and the text remains after the unlock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LockHolder {
     /// `None` if the text cannot be parsed.
@@ -63,8 +63,8 @@ impl LockFile {
         Ok(true)
     }
 
-    /// Releases the lock. If a child process has inherited the description, a close in this process does not release the lock; this
-    /// method does.
+    /// Releases the lock. If a child process has inherited the description, a close in this process does not release
+    /// the lock; this method does.
     pub(crate) fn unlock(&self) -> io::Result<()> {
         self.0.unlock()
     }
@@ -79,7 +79,8 @@ impl LockFile {
     }
 }
 
-/// The holder of the file's lock, if the file is locked. If the file is not locked, the function holds a shared lock for a moment.
+/// The holder of the file's lock, if the file is locked. If the file is not locked, the function holds a shared lock
+/// for a moment.
 pub(crate) fn holder_of(path: &Path) -> Option<LockHolder> {
     let file = open(path, OpenOptions::new().read(true)).ok()?;
     if file.try_lock_shared().is_ok() {
@@ -92,8 +93,9 @@ pub(crate) fn holder_of(path: &Path) -> Option<LockHolder> {
     Some(LockHolder { process: process.parse().ok(), label: label.to_owned() })
 }
 
-/// Opens a file in a checked folder. Another user with write access may have put a link or a pipe there: the function does not follow
-/// the link and does not wait for the pipe. `options` must not truncate, because the file is checked after it is open.
+/// Opens a file in a checked folder. Another user with write access may have put a link or a pipe there: the function
+/// does not follow the link and does not wait for the pipe. `options` must not truncate, because the file is checked
+/// after it is open.
 pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NOFOLLOW | libc::O_NONBLOCK);

@@ -1,4 +1,5 @@
-//! A separate database for each test. It is created in milliseconds, and removed when the test ends, also after a failure.
+//! A separate database for each test. It is created in milliseconds, and removed when the test ends, also after a
+//! failure.
 #![doc = include_str!("guide.md")]
 
 mod connection_slots;
@@ -54,14 +55,17 @@ impl<T, E> TestOutcome for Result<T, E> {
     }
 }
 
-/// Runs `body` in a context of the application of a new test. [`#[diesel_session::test]`](macro@crate::test) calls this function.
+/// Runs `body` in a context of the application of a new test. [`#[diesel_session::test]`](macro@crate::test) calls this
+/// function.
 ///
 /// # Panics
-/// The function panics if the application cannot be created, if `body` panics, and if a successful test leaves something behind.
+/// The function panics if the application cannot be created, if `body` panics, and if a successful test leaves
+/// something behind.
 #[track_caller]
 pub fn run<C: SessionConnection, R: TestOutcome>(setup: TestSetup<C>, body: impl FnOnce(App<C>) -> R) -> R {
     let repeats = setup.warn_repeats;
-    // No closure panics here: `#[track_caller]` does not apply to closures, and the location has to be that of the test.
+    // No closure panics here: `#[track_caller]` does not apply to closures, and the location has to be that of the
+    // test.
     let mut test = match setup.start() {
         Ok(test) => test,
         Err(error) => panic!("{error}"),

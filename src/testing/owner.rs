@@ -1,5 +1,5 @@
-//! The session of a process on a server that creates and removes databases. The session holds a lock on its owner number: while it is
-//! open, the databases with that number are in use.
+//! The session of a process on a server that creates and removes databases. The session holds a lock on its owner
+//! number: while it is open, the databases with that number are in use.
 
 use std::panic::Location;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -116,8 +116,8 @@ impl<C: SessionConnection> Owner<C> {
         }
     }
 
-    /// Calls `work` with the session, and opens the session first if it is closed. The session takes a slot from `held_slots` if they are
-    /// more than `keep`, and otherwise a free slot, if there is one.
+    /// Calls `work` with the session, and opens the session first if it is closed. The session takes a slot from
+    /// `held_slots` if they are more than `keep`, and otherwise a free slot, if there is one.
     pub(super) fn with_session<T>(
         &self,
         slots: &Arc<ConnectionSlots>,
@@ -158,8 +158,8 @@ impl<C: SessionConnection> Owner<C> {
                 return Err(first_error.unwrap_or_else(none));
             };
             match admin_app.pool()?.acquire(at, false, Some(deadline)) {
-                // An enum of connections does not report that a database does not exist. MySQL and MariaDB refuse an account
-                // without rights on the database before they report whether the database exists.
+                // An enum of connections does not report that a database does not exist. MySQL and MariaDB refuse an
+                // account without rights on the database before they report whether the database exists.
                 Err(
                     error @ Error::Connect {
                         kind:

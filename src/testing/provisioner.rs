@@ -1,4 +1,4 @@
-//! Where a test lives: its database, from its making to its removal.
+//! The creation of a test's database and application.
 
 use std::fs;
 use std::panic::Location;
@@ -26,23 +26,23 @@ use crate::kind::DatabaseKind;
 use crate::percent::encode;
 use crate::wording::phrase;
 
-/// A test that has no patience left still waits so long for a connection.
+/// The minimum time for which a test waits for a connection, also after its deadline.
 const LEAST_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a test's session may be idle in a transaction before the server ends it: the process may be frozen, or on a machine that is
-/// gone. It is longer than anybody looks at a variable in a debugger.
+/// How long a test's session may be idle in a transaction before the server ends the session. The limit ends the
+/// sessions of frozen processes and of lost machines, and leaves enough time for a debugger.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(4 * 3600);
 
-/// How many connections a test has where it does not say.
+/// The default number of connections of a test.
 const MAX_SIZE: u32 = 4;
 
 /// A test's application, its database, and its connections.
 pub(super) type StartedTest<C> = (App<C>, TestDatabase<C>, Reservation<C>);
 
-/// What is known of a test that is about to begin.
+/// Creates the database and the application of one test.
 pub(super) struct Provisioner<'t, C: SessionConnection> {
     pub(super) environment: Arc<TestEnvironment<C>>,
-    pub(super) content: TemplateContents<'t, C>,
+    pub(super) contents: TemplateContents<'t, C>,
     pub(super) config: Config,
     pub(super) id: &'t str,
     pub(super) deadline: Instant,
@@ -53,9 +53,9 @@ pub(super) struct Provisioner<'t, C: SessionConnection> {
 impl<'t, C: SessionConnection> Provisioner<'t, C> {
     pub(super) fn new(setup: &'t TestSetup<C>, config: &'t Config, id: &'t str) -> Result<Self> {
         let environment = TestEnvironment::of(setup.registrar, config)?;
-        let content = TemplateContents::new(environment.schema()?, setup, config, &environment.target);
-        let said = Some(config.max_size).filter(|said| *said != Config::MAX_SIZE);
-        let connections = setup.max_size.or(said).unwrap_or(MAX_SIZE).max(1);
+        let contents = TemplateContents::new(environment.schema()?, setup, config, &environment.target);
+        let configured = Some(config.max_size).filter(|configured| *configured != Config::MAX_SIZE);
+        let connections = setup.max_size.or(configured).unwrap_or(MAX_SIZE).max(1);
         let mut config = config.clone().max_size(connections);
         config.idle_in_transaction_timeout = Some(IDLE_IN_TRANSACTION);
         let template = setup.template.as_deref();
@@ -66,10 +66,10 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
             return Err(Error::TestSetup { test: id.into(), what: "copying its database", reason: reason.into() });
         }
         let deadline = deadline_after(setup.patience);
-        Ok(Self { environment, content, config, id, deadline, properties: OnceLock::new(), template })
+        Ok(Self { environment, contents, config, id, deadline, properties: OnceLock::new(), template })
     }
 
-    /// The configuration of a test, if it can be used.
+    /// The configuration of a test, if it is valid.
     pub(super) fn checked_config(setup: &TestSetup<C>, id: &str) -> Result<Config> {
         let config = setup.config_or_default().map_err(|error| match error {
             Error::InvalidConfig { reason, .. } => {
@@ -84,12 +84,13 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         }
     }
 
-    /// How long this test may still wait for others.
+    /// How long this test may still wait for other processes.
     pub(super) fn patience(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now()).max(LEAST_PATIENCE)
     }
 
-    /// What the configured database is like; a connection of the test's is used to find out.
+    /// The properties of the configured database. If they are not known, the method queries them with a connection of
+    /// the test.
     pub(super) fn properties(&self) -> Result<&DatabaseProperties> {
         if let Some(known) = self.properties.get() {
             return Ok(known);
@@ -98,17 +99,17 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         Ok(self.properties.get_or_init(|| found))
     }
 
-    /// The key of templates and pinned connections with the content of this test, if it is known without asking.
+    /// The hash of the contents of this test, if the properties of the configured database are known without a query.
     pub(super) fn known_hash(&self) -> Option<u64> {
         let known = self.environment.known_properties(&self.connection_setup())?;
-        Some(self.content.hash(self.properties.get_or_init(|| known)))
+        Some(self.contents.hash(self.properties.get_or_init(|| known)))
     }
 
     pub(super) fn hash(&self) -> Result<u64> {
-        Ok(self.content.hash(self.properties()?))
+        Ok(self.contents.hash(self.properties()?))
     }
 
-    /// Works with the owner's session, as long as the test may wait.
+    /// Calls `work` with the session of the owner. See [`TestEnvironment::with_owner`].
     pub(super) fn work<T>(
         &self,
         reservation: &mut Reservation<C>,
@@ -122,17 +123,13 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         self.environment.target.kind
     }
 
-    pub(super) fn test(&self) -> &str {
-        self.id
-    }
-
     pub(super) fn setup_error(&self, what: &'static str, reason: impl Into<String>) -> Error {
         Error::TestSetup { test: self.id.into(), what, reason: reason.into() }
     }
 
     pub(super) fn start(&self, isolation: TestIsolation) -> Result<StartedTest<C>> {
         self.start_isolated(isolation).map_err(|error| match error {
-            // A statement of the kit's own; those of migrations and fixtures are told as theirs.
+            // A statement of the test kit failed. Failures of migrations and fixtures have their own errors.
             Error::Query { source, .. } => self.setup_error("making its database", phrase(with_hint(&source))),
             other => other,
         })
@@ -165,8 +162,8 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         let create = |reservation: &mut Reservation<C>, template: Option<&(String, Vec<String>)>| {
             self.work(reservation, connections, |admin| {
                 let name = admin.new_name().to_string();
-                let made = self.create_database(admin, &name, template);
-                if let (Err(error), Some((template, _))) = (&made, template)
+                let created = self.create_database(admin, &name, template);
+                if let (Err(error), Some((template, _))) = (&created, template)
                     && !admin.query_texts(&kind.databases(template))?.contains(template)
                 {
                     crate::wording::log_line!(
@@ -176,12 +173,12 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
                     );
                     return Ok(None);
                 }
-                made.map(|()| Some(name))
+                created.map(|()| Some(name))
             })
         };
         let mut name = create(&mut reservation, template.as_ref())?;
         if name.is_none() {
-            // Somebody has removed the template since.
+            // Another program has removed the template meanwhile.
             self.known_templates().clear();
             template = Some(self.template(&mut reservation)?);
             name = create(&mut reservation, template.as_ref())?;
@@ -190,7 +187,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
             let reason = "another program removes its template as soon as it is made";
             return Err(self.setup_error("copying its template", reason));
         };
-        let made = || {
+        let make = || {
             let url = self.url_of(&name)?;
             let app = self.app(url, connections)?;
             if template.is_none() {
@@ -198,7 +195,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
             }
             Ok(app)
         };
-        match made() {
+        match make() {
             Ok(app) => Ok((app, TestDatabase::Database(name), reservation)),
             Err(error) => {
                 let _ = TestDatabase::<C>::Database(name).remove(&self.environment, Some(&mut reservation));
@@ -208,7 +205,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
     }
 
     fn start_in_schema(&self) -> Result<StartedTest<C>> {
-        if let Some(found) = self.content.first_outside_reference() {
+        if let Some(found) = self.contents.first_outside_reference() {
             let reason = format!("{found}, which is outside of it; use `TestIsolation::Database`");
             return Err(self.setup_error("making a schema", reason));
         }
@@ -218,23 +215,23 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         let role = role.map(|role| format!(" AUTHORIZATION {role}")).unwrap_or_default();
         let name = self.work(&mut reservation, connections, |admin| {
             let name = admin.new_name().to_string();
-            let made = admin.execute(&format!("CREATE SCHEMA {}{role}", kind.quote(&name)));
-            match made {
+            let created = admin.execute(&format!("CREATE SCHEMA {}{role}", kind.quote(&name)));
+            match created {
                 Err(error) if !admin.query_bool(kind.may_create_schema_query()).unwrap_or(true) => {
                     let advice = "The role needs the right CREATE in the database of the URL";
                     Err(self.setup_error("making a schema", format!("{}. {advice}", phrase(error))))
                 }
-                made => made.map(|()| name),
+                created => created.map(|()| name),
             }
         })?;
-        let made = || {
+        let make = || {
             let url = with_schema(&self.environment.target, &name)
                 .map_err(|reason| self.setup_error("making a schema", reason))?;
             let app = self.app(url, connections)?;
             self.fill(&app)?;
             Ok(app)
         };
-        match made() {
+        match make() {
             Ok(app) => Ok((app, TestDatabase::Schema(name), reservation)),
             Err(error) => {
                 let _ = TestDatabase::<C>::Schema(name).remove(&self.environment, Some(&mut reservation));
@@ -251,67 +248,70 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
     }
 
     fn start_in_file(&self) -> Result<StartedTest<C>> {
-        let made = |reason| self.setup_error("making a SQLite file", reason);
+        let file_error = |reason| self.setup_error("making a SQLite file", reason);
         let reservation = self.environment.reserve(0, false, self.id, self.deadline)?;
         let files = &self.environment.files;
-        let template = files.template(self.hash()?, self.config.wal).map_err(made)?;
-        let path = files.new_path().map_err(made)?;
-        let mut is_copied = files.copy(&template, &path).map_err(made)?;
+        let template = files.template(self.hash()?, self.config.wal).map_err(file_error)?;
+        let path = files.new_path().map_err(file_error)?;
+        let mut is_copied = files.copy(&template, &path).map_err(file_error)?;
         if !is_copied {
             let _making = files.template_creation.lock().unwrap_or_else(PoisonError::into_inner);
-            is_copied = files.copy(&template, &path).map_err(made)?;
+            is_copied = files.copy(&template, &path).map_err(file_error)?;
             if !is_copied {
                 self.make_template_file(&template)?;
-                is_copied = files.copy(&template, &path).map_err(made)?;
+                is_copied = files.copy(&template, &path).map_err(file_error)?;
             }
         }
         if !is_copied {
-            return Err(made(format!("{} was removed as soon as it was made", template.display())));
+            return Err(file_error(format!("{} was removed as soon as it was made", template.display())));
         }
-        let app = self.app(file_url(&path).map_err(made)?, self.config.max_size as usize)?;
+        let app = self.app(file_url(&path).map_err(file_error)?, self.config.max_size as usize)?;
         Ok((app, TestDatabase::File(path), reservation))
     }
 
-    /// It gets its name when it is whole.
+    /// Creates a template file. The file gets its final name when it is complete.
     fn make_template_file(&self, template: &Path) -> Result<()> {
-        let made = |reason| self.setup_error("making a SQLite file", reason);
+        let file_error = |reason| self.setup_error("making a SQLite file", reason);
         let files = &self.environment.files;
-        let path = files.new_path().map_err(made)?;
-        let filling_app = self.filling_app(&file_url(&path).map_err(made)?)?;
+        let path = files.new_path().map_err(file_error)?;
+        let filling_app = self.filling_app(&file_url(&path).map_err(file_error)?)?;
         let filled = self.fill(&filling_app).and_then(|()| {
-            // The last connection would do it, and would not say why it could not.
+            // The close of the last connection would also write the log into the file, but it would not report an
+            // error.
             let mut pooled = filling_app.pool()?.acquire(Location::caller(), false, None)?;
-            let emptied = pooled.conn().batch_execute("PRAGMA wal_checkpoint(TRUNCATE)");
-            emptied.map_err(|error| made(format!("{} cannot be written: {}", path.display(), phrase(error))))
+            let truncated = pooled.conn().batch_execute("PRAGMA wal_checkpoint(TRUNCATE)");
+            truncated.map_err(|error| file_error(format!("{} cannot be written: {}", path.display(), phrase(error))))
         });
-        let emptied = filling_app.dispose();
+        let disposed = filling_app.dispose();
         let outcome = filled.and_then(|()| {
-            emptied?;
+            disposed?;
             match fs::metadata(write_ahead_log_of(&path)) {
-                Ok(log) if log.len() > 0 => Err(made(format!(
+                Ok(log) if log.len() > 0 => Err(file_error(format!(
                     "{} has {} bytes of write-ahead log that did not go into the file: a program has it open, or the disk is full",
                     path.display(),
                     log.len()
                 ))),
-                _ => files.keep(&path, template).map_err(made),
+                _ => files.keep(&path, template).map_err(file_error),
             }
         });
         if outcome.is_err() {
-            // It would take part of a disk that may be full.
+            // The file is useless, and the disk may be full.
             let _ = files.remove(&path);
         }
         outcome
     }
 
-    /// The name of the template with this content, which is made where there is none; and the settings that a copy does not have.
+    /// The name of the template with the contents of this test, and the settings that a copy of the template lacks. The
+    /// method creates the template if it does not exist.
     fn template(&self, reservation: &mut Reservation<C>) -> Result<(String, Vec<String>)> {
-        let content = self.hash()?;
-        let name = GeneratedName::Template { content };
+        let contents_hash = self.hash()?;
+        let name = GeneratedName::Template { contents_hash };
         let mut known = self.known_templates();
-        if let Some(settings) = known.get(&content) {
+        if let Some(settings) = known.get(&contents_hash) {
             return Ok((name.to_string(), settings.clone()));
         }
-        // Under the lock: the other tests of this process wait for it instead of making another.
+        // The lock is held meanwhile, so that other tests of this process wait for the template instead of creating it
+        // too.
         let others = known.keys().copied().collect();
         self.make_kept(reservation, name, true, others)?;
         let name = name.to_string();
@@ -319,82 +319,89 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
             Some(sql) => admin.query_texts(&sql),
             None => Ok(Vec::new()),
         })?;
-        known.insert(content, settings.clone());
+        known.insert(contents_hash, settings.clone());
         Ok((name, settings))
     }
 
-    /// Makes a database with the content that is kept under `name`, unless it is there. It is another name's until it is whole.
-    /// Those of `others` are kept too, as this process's tests use them.
+    /// Creates a filled database that is kept under `name`, if it does not exist. The database has a temporary name
+    /// until it is complete. The databases with the hashes `in_use` are not removed, because tests of this process use
+    /// them.
     pub(super) fn make_kept(
         &self,
         reservation: &mut Reservation<C>,
         name: GeneratedName,
-        closed: bool,
-        mut others: Vec<u64>,
+        close: bool,
+        mut in_use: Vec<u64>,
     ) -> Result<()> {
-        others.push(self.hash()?);
-        let (kind, last) = (self.kind(), name.to_string());
+        in_use.push(self.hash()?);
+        let (kind, final_name) = (self.kind(), name.to_string());
         let spare = reservation.slots.as_ref().map_or(0, |slots| slots.len().saturating_sub(1)).max(1);
-        // One process of this machine makes it, and the others wait for that.
-        let _turn = match &self.environment.slots {
-            Some(slots) => Some(self.lock_template(slots, &last)?),
+        // One process of this machine creates the database, and the others wait for it.
+        let _lock = match &self.environment.slots {
+            Some(slots) => Some(self.lock_template(slots, &final_name)?),
             None => None,
         };
-        let is_there =
-            |admin: &mut AdminConnection<C>| Ok::<_, Error>(admin.query_texts(&kind.databases(&last))?.contains(&last));
-        let made = self.work(reservation, spare, |admin| {
-            if is_there(admin)? {
+        let exists = |admin: &mut AdminConnection<C>| {
+            Ok::<_, Error>(admin.query_texts(&kind.databases(&final_name))?.contains(&final_name))
+        };
+        let created = self.work(reservation, spare, |admin| {
+            if exists(admin)? {
                 return Ok(None);
             }
             let name = admin.new_name().to_string();
             self.create_database(admin, &name, None)?;
             Ok(Some(name))
         })?;
-        let Some(first) = made else { return Ok(()) };
-        let filled = self.fill_database(&first);
+        let Some(temporary_name) = created else { return Ok(()) };
+        let filled = self.fill_database(&temporary_name);
         let outcome = self.work(reservation, spare, |admin| {
             if filled.is_ok() {
-                let renamed = if !admin.wait_until_unused(&first, Instant::now() + LAST_SESSIONS)? {
+                let renamed = if !admin.wait_until_unused(&temporary_name, Instant::now() + LAST_SESSIONS)? {
                     let reason = format!(
-                        "sessions did not end in {first}: {}",
-                        list(&admin.query_texts(&kind.sessions_in(&first))?)
+                        "sessions did not end in {temporary_name}: {}",
+                        admin.query_texts(&kind.sessions_in(&temporary_name))?.join(", ")
                     );
                     Err(self.setup_error("making a template", reason))
                 } else {
-                    let closed = if closed { admin.execute(&kind.close_database(&first)) } else { Ok(()) };
-                    closed.and_then(|()| admin.execute(&kind.rename_database(&first, &last)))
+                    let closed = if close { admin.execute(&kind.close_database(&temporary_name)) } else { Ok(()) };
+                    closed.and_then(|()| admin.execute(&kind.rename_database(&temporary_name, &final_name)))
                 };
                 match renamed {
-                    Ok(()) => return admin.prune(&others),
-                    // Another machine was faster.
-                    Err(error) if is_there(admin)? => {
-                        crate::wording::log_line!(debug, "diesel_session::testing", "{last} is there already: {error}");
+                    Ok(()) => return admin.prune(&in_use),
+                    // A process on another machine has created the database first.
+                    Err(error) if exists(admin)? => {
+                        crate::wording::log_line!(
+                            debug,
+                            "diesel_session::testing",
+                            "{final_name} is there already: {error}"
+                        );
                     }
                     Err(error) => {
-                        admin.execute(&kind.drop_database(&first))?;
+                        admin.execute(&kind.drop_database(&temporary_name))?;
                         return Err(error);
                     }
                 }
             }
-            admin.execute(&kind.drop_database(&first))
+            admin.execute(&kind.drop_database(&temporary_name))
         });
         filled.and(outcome)
     }
 
-    /// Makes a database like the configured one: a copy of a template of the kit's with its settings, or one to be filled.
+    /// Creates a database with the properties of the configured database: a copy of `template`, which is a template of
+    /// the test kit with the settings that a copy lacks, or an unfilled database.
     pub(super) fn create_database(
         &self,
         admin: &mut AdminConnection<C>,
         name: &str,
         template: Option<&(String, Vec<String>)>,
     ) -> Result<()> {
-        let (kind, like) = (self.kind(), self.properties()?);
+        let (kind, properties) = (self.kind(), self.properties()?);
         let (source, options, settings) = match template {
-            Some((template, settings)) => (Some(template.as_str()), like.options.clone(), settings),
+            Some((template, settings)) => (Some(template.as_str()), properties.options.clone(), settings),
             None => {
-                let locale = like.locale.as_deref().filter(|_| self.template.is_none());
+                let locale = properties.locale.as_deref().filter(|_| self.template.is_none());
                 let source = self.template.or(locale.map(|_| "template0"));
-                (source, format!("{}{}", like.options, locale.unwrap_or_default()), &like.settings)
+                (source, format!("{}{}", properties.options, locale.unwrap_or_default()), &properties.settings)
             }
         };
         let sent = admin.execute(&kind.create_database(name, source, &options));
@@ -403,7 +410,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         if !settings.is_empty() && admin.execute(&settings.join("; ")).is_err() {
             for sql in settings {
                 if let Err(error) = admin.execute(&sql) {
-                    // The role that owns the configured database may be allowed more.
+                    // The owner of the configured database may have more rights than this role.
                     crate::wording::log_line!(
                         warn,
                         "diesel_session::testing",
@@ -417,7 +424,8 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         Ok(())
     }
 
-    /// Finds out why a database could not be made, and makes it if `template1` was in use and has nothing that `template0` has not.
+    /// Handles the failure of a `CREATE DATABASE`. If `template1` has sessions and contains nothing that `template0`
+    /// lacks, the method copies `template0` instead. Otherwise the error contains the cause.
     fn create_database_after(
         &self,
         error: Error,
@@ -442,44 +450,46 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         if sessions.is_empty() {
             return Err(error);
         }
-        let why = format!("{}; session {} is connected to `{source}`", phrase(&error), list(&sessions));
+        let cause = format!("{}; session {} is connected to `{source}`", phrase(&error), sessions.join(", "));
         if source != "template1" {
-            return Err(self.setup_error(MAKING_DATABASE, format!("{why}: end it, or wait until it has ended")));
+            return Err(self.setup_error(MAKING_DATABASE, format!("{cause}: end it, or wait until it has ended")));
         }
         match self.additions_of_template1() {
             Ok(0) => admin.execute(&kind.create_database(name, Some("template0"), options)),
             Ok(additions) => Err(self.setup_error(
                 MAKING_DATABASE,
                 format!(
-                    "{why}, and `template1` has {additions} objects or rights that `template0` has not: end that session, or name \
+                    "{cause}, and `template1` has {additions} objects or rights that `template0` has not: end that session, or name \
                      another database with `TestSetup::template`"
                 ),
             )),
-            Err(unknown) => Err(self.setup_error(MAKING_DATABASE, format!("{why}, and what it has cannot be seen: {}", phrase(unknown)))),
+            Err(unknown) => Err(self.setup_error(MAKING_DATABASE, format!("{cause}, and what it has cannot be seen: {}", phrase(unknown)))),
         }
     }
 
+    /// The number of objects and rights that `template1` has and `template0` lacks.
     fn additions_of_template1(&self) -> Result<u64> {
         let config = Config { max_size: 1, ..Config::new(self.url_of("template1")?) };
         let app = self.environment.registrar.make_bare(self.id.into(), config)?;
         let answer = app.pool().and_then(|pool| {
             let mut pooled = pool.acquire(Location::caller(), false, None)?;
             let conn = pooled.conn();
-            let at_home = self.kind().catalog_search_path().map_or(Ok(()), |sql| conn.batch_execute(sql));
-            let answer = at_home.and_then(|()| conn.texts(self.kind().template_additions_query()));
+            let prepared = self.kind().catalog_search_path().map_or(Ok(()), |sql| conn.batch_execute(sql));
+            let answer = prepared.and_then(|()| conn.texts(self.kind().template_additions_query()));
             answer.map_err(|error| Error::from_query(error, Location::caller()))
         });
         drop(app.dispose());
         Ok(answer?.into_iter().flatten().next().and_then(|count| count.parse().ok()).unwrap_or(u64::MAX))
     }
 
-    /// Fills an empty database; an error tells what the role may not install, if that is the cause.
+    /// Fills an empty database. If a migration installs an extension that the role must not install, the error names
+    /// the extension.
     pub(super) fn fill(&self, app: &App<C>) -> Result<()> {
-        let filled = self.content.fill(app);
+        let filled = self.contents.fill(app);
         let Err(Error::Migration(failure)) = filled else { return filled };
         let mut failure = failure.in_test_database();
         if self.kind() == DatabaseKind::Postgres {
-            let wanted = self.content.extensions();
+            let wanted = self.contents.extensions();
             let forbidden = (|| {
                 let mut pooled = app.pool().ok()?.acquire(Location::caller(), false, None).ok()?;
                 pooled.managed().marked = true;
@@ -516,12 +526,12 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
     pub(super) fn fill_database(&self, database: &str) -> Result<()> {
         let filling_app = self.filling_app(&self.url_of(database)?)?;
         let filled = self.fill(&filling_app);
-        let emptied = filling_app.dispose();
+        let disposed = filling_app.dispose();
         filled?;
-        emptied.map(drop)
+        disposed.map(drop)
     }
 
-    /// An application that fills a database and is gone.
+    /// An application that fills the database at `url`. The caller disposes of it.
     pub(super) fn filling_app(&self, url: &str) -> Result<App<C>> {
         let config = Config { url: url.into(), max_size: 2, ..self.config.clone() };
         self.environment.registrar.make(self.id.into(), config, None)
@@ -532,11 +542,11 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         self.environment.registrar.make(self.id.into(), Config { url, max_size, ..self.config.clone() }, None)
     }
 
-    fn url_of(&self, database: &str) -> Result<String> {
+    pub(super) fn url_of(&self, database: &str) -> Result<String> {
         with_database(&self.environment.target, database).map_err(|reason| self.setup_error(FINDING_DATABASE, reason))
     }
 
-    /// The connections of the test's pool, as many as can be had.
+    /// Reserves the connections of the test's pool. Returns the reservation and the size of the pool.
     fn reserve_pool(&self) -> Result<(Reservation<C>, usize)> {
         let wanted = self.config.max_size as usize;
         let reservation = self.environment.reserve(wanted, true, self.id, self.deadline)?;
@@ -549,14 +559,14 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
     }
 }
 
-/// SQLite's write-ahead log.
+/// The path of the write-ahead log of a SQLite file.
 fn write_ahead_log_of(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push("-wal");
     name.into()
 }
 
-/// What the server says, with its hint.
+/// The error of the server with its details and its hint.
 fn with_hint(error: &diesel::result::Error) -> String {
     match error {
         diesel::result::Error::DatabaseError(_, information) => {
@@ -567,11 +577,7 @@ fn with_hint(error: &diesel::result::Error) -> String {
     }
 }
 
-fn list(sessions: &[String]) -> String {
-    sessions.join(", ")
-}
-
-/// In a `file:` URL the signs that mean something there are written out.
+/// The URL of a SQLite file. A path with special characters becomes a `file:` URL, in which they are encoded.
 fn file_url(path: &Path) -> Result<String, String> {
     let Some(text) = path.to_str() else {
         return Err(format!("{} is not UTF-8, as a database URL has to be", path.display()));

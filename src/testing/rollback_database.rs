@@ -1,10 +1,10 @@
-//! Databases in which tests run that are rolled back. Each has one connection at a time, and is as it was filled, so it is kept.
+//! Databases in which tests run and are rolled back. Each database has one connection at a time. A rollback restores
+//! the initial contents, so the database is kept for other tests.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::connection_slots::HeldSlots;
-use super::database_url::with_database;
 use super::generated_name::GeneratedName;
 use super::provisioner::{Provisioner, StartedTest};
 use super::test_database::{LAST_SESSIONS, TestDatabase};
@@ -17,135 +17,151 @@ use crate::kind::DatabaseKind;
 use crate::pool::{PinnedConnection, TAKEN};
 use crate::wording::phrase;
 
-/// How long the owner's session is waited for, at the end of a test.
-const LAST_OPEN: Duration = Duration::from_secs(5);
+/// How long the end of a test waits for the session of the owner.
+const OWNER_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often a pinned connection is made before it is an error that it cannot be used then.
+/// How often a test creates its database before it reports that the database cannot be used.
 const MAX_TIMES_MADE: u32 = 3;
 
-/// How many pinned connections of one number are tried.
+/// How many databases with the same slot number are tried if tests of other processes use them.
 const MAX_OCCUPIED: u32 = 100;
 
-/// A table that a pinned connection on MySQL or MariaDB has until it is filled: neither has a way to do that in one step, or to rename a database.
+/// The table that marks an incomplete database. MySQL and MariaDB can neither fill a database in one step nor rename
+/// it.
 const UNFINISHED: &str = "__diesel_session_unfinished";
 
-/// A pinned connection's connection, between two tests or in one.
+/// A database in which tests are rolled back, with its only connection.
 pub(super) struct RollbackDatabase<C: SessionConnection> {
-    // Before the slot: it is free when the connection is closed.
+    // This field is declared before `slots`, so the connection is closed before its slot is released.
     pinned: Arc<PinnedConnection<C>>,
-    content: u64,
-    /// How its connection was prepared: it stays so.
-    settings: String,
-    /// None for SQLite.
-    database: Option<String>,
+    contents_hash: u64,
+    /// The setup of the connection. It is sent only once, so a test with another setup cannot use the connection.
+    connection_setup: String,
+    /// The name of the database on the server. `None` for SQLite.
+    name: Option<String>,
     url: String,
-    taken: Option<HeldSlots>,
+    slots: Option<HeldSlots>,
 }
 
 impl<C: SessionConnection> Provisioner<'_, C> {
-    /// Begins a test in a pinned connection: in one of this process's, or in a new one.
+    /// Starts a test in a free rollback database of this process, or in another one.
     pub(super) fn start_pinned(&self) -> Result<StartedTest<C>> {
-        // As long as nobody knows what the configured database is like, there is no pinned connection for it either.
-        let free = self.known_hash().and_then(|content| {
+        // A rollback database with these contents exists only if the properties of the configured database are known.
+        let free = self.known_hash().and_then(|contents_hash| {
             let mut free = self.environment.free_databases();
-            let settings = self.connection_setup();
-            let fits = |pinned: &RollbackDatabase<C>| pinned.content == content && pinned.settings == settings;
-            free.iter().rposition(fits).map(|at| free.swap_remove(at))
+            let setup = self.connection_setup();
+            let fits = |database: &RollbackDatabase<C>| {
+                database.contents_hash == contents_hash && database.connection_setup == setup
+            };
+            free.iter().rposition(fits).map(|index| free.swap_remove(index))
         });
-        if let Some(mut pinned) = free {
-            let mut reservation = self.environment.reservation_with(pinned.taken.take());
-            match self.open_app(&pinned) {
-                Ok(app) => return Ok((app, TestDatabase::Rollback(pinned), reservation)),
-                // Whatever it was, such as a server that was started anew: it is looked for anew too.
+        if let Some(mut database) = free {
+            let mut reservation = self.environment.reservation_with(database.slots.take());
+            match self.open_app(&database) {
+                Ok(app) => return Ok((app, TestDatabase::Rollback(database), reservation)),
+                // The connection may be lost, for example after a restart of the server. The test looks for a database
+                // again.
                 Err(error) => {
                     crate::wording::log_line!(
                         debug,
                         "diesel_session::testing",
                         "a pinned connection was not to be had again: {error}"
                     );
-                    pinned.taken = reservation.slots.take();
-                    drop(pinned);
+                    database.slots = reservation.slots.take();
+                    drop(database);
                 }
             }
         }
         match self.kind() {
-            DatabaseKind::Sqlite => self.start_in_memory(self.hash()?),
-            DatabaseKind::Postgres | DatabaseKind::Mysql => self.start_on_server(),
+            DatabaseKind::Sqlite => self.start_rollback_in_memory(self.hash()?),
+            DatabaseKind::Postgres | DatabaseKind::Mysql => self.start_rollback_on_server(),
         }
     }
 
-    fn start_in_memory(&self, content: u64) -> Result<StartedTest<C>> {
+    fn start_rollback_in_memory(&self, contents_hash: u64) -> Result<StartedTest<C>> {
         let reservation = self.environment.reserve(0, false, self.id, self.deadline)?;
         let filling_app = self.filling_app(":memory:")?;
         let filled = self.fill(&filling_app).and_then(|()| {
-            // It lives as long as somebody has it open.
-            let url = filling_app.pool()?.url().to_owned();
-            let (pinned, settings) = (Arc::new(PinnedConnection::new(None)), self.connection_setup());
-            let pinned = RollbackDatabase { pinned, content, settings, database: None, url, taken: None };
-            self.open_app(&pinned).map(|app| (app, pinned))
+            // The database exists only while a connection to it is open, so the app is opened before `filling_app` is
+            // disposed of.
+            let database = RollbackDatabase {
+                pinned: Arc::new(PinnedConnection::new(None)),
+                contents_hash,
+                connection_setup: self.connection_setup(),
+                name: None,
+                url: filling_app.pool()?.url().to_owned(),
+                slots: None,
+            };
+            self.open_app(&database).map(|app| (app, database))
         });
         let disposed = filling_app.dispose();
-        let (app, pinned) = filled?;
+        let (app, database) = filled?;
         disposed?;
-        Ok((app, TestDatabase::Rollback(pinned), reservation))
+        Ok((app, TestDatabase::Rollback(database), reservation))
     }
 
-    fn start_on_server(&self) -> Result<StartedTest<C>> {
+    fn start_rollback_on_server(&self) -> Result<StartedTest<C>> {
         let mut reservation = self.environment.reserve(1, false, self.id, self.deadline)?;
-        let content = self.hash()?;
-        // How many pinned connections of the slot's number somebody else is in, and how often one was made that could not be used.
-        let (mut taken, mut times_made) = (0, 0);
+        let contents_hash = self.hash()?;
+        // `occupied` counts the databases with the slot's number that tests of other processes use. `times_made` counts
+        // the databases that were created and could not be used.
+        let (mut occupied, mut times_made) = (0, 0);
         let mut observed;
         loop {
             let number = number_of(&reservation);
-            let name = GeneratedName::Rollback { content, number: number + 1000 * taken };
-            let database = name.to_string();
-            let url = with_database(&self.environment.target, &database)
-                .map_err(|reason| self.setup_error(FINDING_DATABASE, reason))?;
-            let pinned = Arc::new(PinnedConnection::new(self.kind().claim_pinned_connection(&database)));
-            let settings = self.connection_setup();
-            let pinned =
-                RollbackDatabase { pinned, content, settings, database: Some(database.clone()), url, taken: None };
-            let (refused, is_there) = match self.open_app(&pinned) {
+            let generated_name = GeneratedName::Rollback { contents_hash, number: number + 1000 * occupied };
+            let name = generated_name.to_string();
+            let database = RollbackDatabase {
+                pinned: Arc::new(PinnedConnection::new(self.kind().claim_pinned_connection(&name))),
+                contents_hash,
+                connection_setup: self.connection_setup(),
+                name: Some(name.clone()),
+                url: self.url_of(&name)?,
+                slots: None,
+            };
+            let (refused, exists) = match self.open_app(&database) {
                 Ok(app) => match self.unfinished_reason(&app) {
-                    Ok(None) => return Ok((app, TestDatabase::Rollback(pinned), reservation)),
+                    Ok(None) => return Ok((app, TestDatabase::Rollback(database), reservation)),
                     unfinished => {
                         drop(app.dispose());
-                        observed = format!("{database} {}", unfinished?.unwrap_or_default());
+                        observed = format!("{name} {}", unfinished?.unwrap_or_default());
                         (None, true)
                     }
                 },
                 Err(Error::Connect { message, .. }) if message.contains(TAKEN) => {
-                    pinned.pinned.end(self.kind());
-                    taken += 1;
-                    observed = format!("{database} and {} more have a test of another process", taken - 1);
+                    database.pinned.end(self.kind());
+                    occupied += 1;
+                    observed = format!("{name} and {} more have a test of another process", occupied - 1);
                     let is_over = self.deadline <= Instant::now();
-                    self.limit_attempts(taken == 1 || taken <= MAX_OCCUPIED && !is_over, &observed)?;
+                    self.limit_attempts(occupied == 1 || occupied <= MAX_OCCUPIED && !is_over, &observed)?;
                     continue;
                 }
                 Err(error @ Error::Connect { kind, .. }) if may_be_missing(kind, self.kind()) => {
-                    observed = format!("{database} cannot be connected to: {}", phrase(&error));
+                    observed = format!("{name} cannot be connected to: {}", phrase(&error));
                     (Some(error), false)
                 }
                 Err(other) => return Err(other),
             };
-            pinned.pinned.end(self.kind());
-            drop(pinned);
+            database.pinned.end(self.kind());
+            drop(database);
             if !self.environment.has_open_owner() && reservation.slots.as_ref().is_some_and(|slots| slots.len() < 2) {
-                // One more for the owner's session, taken together: nobody waits with one of them in his hand.
+                // The session of the owner needs a second slot. Both slots are acquired at once: a thread that held one
+                // slot while it waited for the other could cause a deadlock.
                 reservation.release();
                 reservation = self.environment.reserve(1, true, self.id, self.deadline)?;
                 if number_of(&reservation) != number {
-                    // Another slot is another pinned connection, which may be there; whoever has the first slot now may make that one.
+                    // The database of the new slot may exist, and the new holder of the old slot may be creating its
+                    // database.
                     continue;
                 }
             }
             if let Some(refused) = refused
                 && self.work(&mut reservation, 1, |admin| {
-                    Ok(admin.query_texts(&admin.kind().databases(&database))?.contains(&database))
+                    Ok(admin.query_texts(&admin.kind().databases(&name))?.contains(&name))
                 })?
             {
-                // It is there by now, or it is there and cannot be used.
+                // Another process may have created the database meanwhile. After the second failure the database is
+                // unusable.
                 if times_made > 0 {
                     return Err(self.explain_connect_error(refused));
                 }
@@ -154,11 +170,11 @@ impl<C: SessionConnection> Provisioner<'_, C> {
             }
             times_made += 1;
             self.limit_attempts(times_made <= MAX_TIMES_MADE, &observed)?;
-            self.make_rollback_database(&mut reservation, name, is_there)?;
+            self.make_rollback_database(&mut reservation, generated_name, exists)?;
         }
     }
 
-    /// An error that tells what was seen, after too many attempts.
+    /// Returns an error that contains `observed` if there were too many attempts.
     fn limit_attempts(&self, is_within_limit: bool, observed: &str) -> Result<()> {
         match is_within_limit {
             true => Ok(()),
@@ -166,7 +182,7 @@ impl<C: SessionConnection> Provisioner<'_, C> {
         }
     }
 
-    /// Of an enum of connections the reason is not known.
+    /// Adds advice to a connect error of an enum of connections, which does not report the reason of a failed connect.
     fn explain_connect_error(&self, error: Error) -> Error {
         match error {
             Error::Connect { kind: ConnectErrorKind::Other, message, .. }
@@ -184,16 +200,16 @@ impl<C: SessionConnection> Provisioner<'_, C> {
         }
     }
 
-    /// An application in the pinned connection, which is inside of its transaction then.
-    fn open_app(&self, pinned: &RollbackDatabase<C>) -> Result<App<C>> {
+    /// Opens an application on the pinned connection. The connection is inside its transaction afterwards.
+    fn open_app(&self, database: &RollbackDatabase<C>) -> Result<App<C>> {
         let config = Config {
-            url: pinned.url.clone(),
+            url: database.url.clone(),
             max_size: 1,
             idle_timeout: None,
             max_lifetime: None,
             ..self.config.clone()
         };
-        let app = self.environment.registrar.make(self.id.to_string(), config, Some(Arc::clone(&pinned.pinned)))?;
+        let app = self.environment.registrar.make(self.id.to_string(), config, Some(Arc::clone(&database.pinned)))?;
         if let Err(error) = app.ping() {
             drop(app.dispose());
             return Err(error);
@@ -206,7 +222,7 @@ impl<C: SessionConnection> Provisioner<'_, C> {
         Ok(app)
     }
 
-    /// What a connection is told when it is new.
+    /// The statements and options that set up a new connection, as a key.
     pub(super) fn connection_setup(&self) -> String {
         let mut settings = self.kind().setup(&self.config, true);
         settings.extend(self.config.on_connect.iter().cloned());
@@ -214,8 +230,9 @@ impl<C: SessionConnection> Provisioner<'_, C> {
         settings.join("\0")
     }
 
-    /// Why a pinned connection is not one that was filled to the end, if so. PostgreSQL's get their name when they are; elsewhere there is a mark until
-    /// then, and between the making of the database and that of the mark there is nothing.
+    /// The reason why a rollback database is incomplete, if it is. On PostgreSQL a database gets its name when it is
+    /// complete. On MySQL and MariaDB an incomplete database contains the table [`UNFINISHED`], or nothing if its
+    /// creator has not created that table yet.
     fn unfinished_reason(&self, app: &App<C>) -> Result<Option<String>> {
         if self.kind() != DatabaseKind::Mysql {
             return Ok(None);
@@ -229,9 +246,9 @@ impl<C: SessionConnection> Provisioner<'_, C> {
             texts("SELECT table_name AS value FROM information_schema.tables WHERE table_schema = DATABASE()")?;
         let tables: Vec<String> = tables.into_iter().flatten().collect();
         if tables.iter().any(|table| table == UNFINISHED) {
-            return Ok(Some(format!("has the table {UNFINISHED}: whoever fills it has not come to the end")));
+            return Ok(Some(format!("has the table {UNFINISHED}: it was not filled to the end")));
         }
-        let known = self.content.schema.script.versions().count();
+        let known = self.contents.schema.script.versions().count();
         let has_bookkeeping_table = tables.iter().any(|table| table == "__diesel_schema_migrations");
         if known > 0 && !has_bookkeeping_table {
             return Ok(Some(format!("has none of {known} migrations")));
@@ -243,10 +260,10 @@ impl<C: SessionConnection> Provisioner<'_, C> {
         &self,
         reservation: &mut Reservation<C>,
         name: GeneratedName,
-        is_there: bool,
+        exists: bool,
     ) -> Result<()> {
         match self.kind() {
-            DatabaseKind::Mysql => self.make_mysql_rollback_database(reservation, &name.to_string(), is_there),
+            DatabaseKind::Mysql => self.make_mysql_rollback_database(reservation, &name.to_string(), exists),
             DatabaseKind::Postgres | DatabaseKind::Sqlite => {
                 let others = self.known_templates().keys().copied().collect();
                 self.make_kept(reservation, name, false, others)
@@ -254,20 +271,21 @@ impl<C: SessionConnection> Provisioner<'_, C> {
         }
     }
 
-    /// It has its last name from the beginning; who makes it has claimed it.
+    /// The database has its final name from the beginning. Its creator holds the lock of the name until the database is
+    /// complete.
     fn make_mysql_rollback_database(
         &self,
         reservation: &mut Reservation<C>,
         database: &str,
-        is_there: bool,
+        exists: bool,
     ) -> Result<()> {
         let kind = self.kind();
         let claim = kind.claim_pinned_connection(database).unwrap_or_default();
-        let content = self.hash()?;
+        let contents_hash = self.hash()?;
         let claimed = self.work(reservation, 1, |admin| {
             let claimed = admin.query_bool(&claim)?;
             if claimed {
-                if is_there {
+                if exists {
                     admin.execute(&kind.drop_database(database))?;
                 }
                 self.create_database(admin, database, None)?;
@@ -275,7 +293,7 @@ impl<C: SessionConnection> Provisioner<'_, C> {
                     "CREATE TABLE {}.{UNFINISHED} (nothing INTEGER PRIMARY KEY)",
                     kind.quote(database)
                 ))?;
-                admin.prune(&[content])?;
+                admin.prune(&[contents_hash])?;
             }
             Ok(claimed)
         })?;
@@ -297,45 +315,48 @@ impl<C: SessionConnection> Provisioner<'_, C> {
 }
 
 impl<C: SessionConnection> RollbackDatabase<C> {
-    /// Why nothing of the test can be undone, if so.
+    /// The reason why the test cannot be rolled back, if it cannot.
     pub(super) fn poisoned(&self) -> Option<(String, Option<crate::error::Place>)> {
         self.pinned.poisoned().map(|poisoned| (poisoned.cause, poisoned.at))
     }
 
-    /// Undoes the test. Whether the pinned connection is as it was. One in memory is gone with its connection.
+    /// Rolls the test back. Returns whether the next test can use the database. A database in memory ends with its
+    /// connection.
     pub(super) fn roll_back(&self, kind: DatabaseKind) -> bool {
         self.pinned.end(kind) && (kind != DatabaseKind::Sqlite || self.pinned.is_connected())
     }
 
-    /// Keeps it, with its slot, for the next test; where others wait for that, it is theirs.
-    pub(super) fn keep_for_next_test(mut self, environment: &TestEnvironment<C>, taken: Option<HeldSlots>) {
-        self.taken = taken;
+    /// Keeps the database and its slot for the next test. If other threads wait for slots, the method closes the
+    /// connection and releases the slot.
+    pub(super) fn keep_for_next_test(mut self, environment: &TestEnvironment<C>, slots: Option<HeldSlots>) {
+        self.slots = slots;
         if !environment.slots.as_ref().is_some_and(|slots| slots.probe_waiters()) {
             environment.free_databases().push(self);
         }
     }
 
-    /// Removes its database, in which something was left. The owner's session is opened for it where that is due, with this pinned connection's slot. Who
-    /// still has the connection loses it: the next test must not find what this one did.
+    /// Removes the database, because it contains changes of the test. If the session of the owner is closed, it is
+    /// opened with the slot of this database. Sessions that are still connected are ended: the next test must not find
+    /// the changes.
     pub(super) fn remove(self, environment: &TestEnvironment<C>, reservation: &mut Reservation<C>) -> Result<()> {
-        let Some(database) = self.database.clone() else { return Ok(()) };
+        let Some(name) = self.name.clone() else { return Ok(()) };
         drop(self);
-        environment.with_owner(reservation, 0, LAST_OPEN, |admin| {
+        environment.with_owner(reservation, 0, OWNER_PATIENCE, |admin| {
             let kind = admin.kind();
-            if !admin.wait_until_unused(&database, Instant::now() + LAST_SESSIONS)? {
-                for session in admin.query_texts(&kind.sessions_in(&database))? {
-                    // It may have ended by itself.
+            if !admin.wait_until_unused(&name, Instant::now() + LAST_SESSIONS)? {
+                for session in admin.query_texts(&kind.sessions_in(&name))? {
+                    // The session may have ended by itself.
                     let _ = admin.execute(&kind.end_session(&session));
                 }
-                admin.wait_until_unused(&database, Instant::now() + LAST_SESSIONS)?;
+                admin.wait_until_unused(&name, Instant::now() + LAST_SESSIONS)?;
             }
-            admin.execute(&kind.drop_database(&database))
+            admin.execute(&kind.drop_database(&name))
         })
     }
 }
 
-/// Whether a database that is not there may be why it cannot be connected to. Only some servers tell, no enum of connections does, and
-/// MySQL first tells an account that it has no rights there.
+/// Whether the connect may have failed because the database does not exist. Not all servers report this reason, an enum
+/// of connections never does, and MySQL first reports that the account has no rights on the database.
 fn may_be_missing(refusal: ConnectErrorKind, kind: DatabaseKind) -> bool {
     match refusal {
         ConnectErrorKind::UnknownDatabase | ConnectErrorKind::Other => true,
@@ -344,11 +365,11 @@ fn may_be_missing(refusal: ConnectErrorKind, kind: DatabaseKind) -> bool {
     }
 }
 
-/// The number of the pinned connection of a test: that of its first slot, which on this machine nobody else has.
+/// The number of a test's rollback database: the number of its first slot, which no other test on this machine has.
 fn number_of<C: SessionConnection>(reservation: &Reservation<C>) -> u32 {
     let first = reservation.slots.as_ref().and_then(|slots| slots.numbers().next());
     first.and_then(|first| u32::try_from(first).ok()).unwrap_or_default()
 }
 
-/// What could not be done.
+/// The step that failed, for [`Provisioner::setup_error`].
 pub(super) const FINDING_DATABASE: &str = "finding its database";

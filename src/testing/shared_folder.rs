@@ -9,41 +9,43 @@ use std::{env, io, process};
 /// The environment variable that names another folder.
 const VARIABLE: &str = "DIESEL_SESSION_TEST_DIR";
 
-/// The path of the folder: `$DIESEL_SESSION_TEST_DIR`, or `diesel-session-<user>` in the system's folder for temporary files. The first call
-/// creates the folder, and only its user can access it. An existing folder that the variable names keeps its permissions.
+/// The path of the folder: `$DIESEL_SESSION_TEST_DIR`, or `diesel-session-<user>` in the system's folder for temporary
+/// files. The first call creates the folder, and only its user can access it. An existing folder that the variable
+/// names keeps its permissions.
 ///
-/// Another user may have created the folder first. So the folder is checked before a file is created in it, and no file in it is opened
-/// through a link ([`super::lock_file::open`]).
+/// Another user may have created the folder first. So the folder is checked before a file is created in it, and no file
+/// in it is opened through a link ([`super::lock_file::open`]).
 pub(crate) fn shared_folder() -> Result<&'static Path, String> {
     static FOLDER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let made = FOLDER.get_or_init(|| {
+    let created = FOLDER.get_or_init(|| {
         let user = ["USER", "LOGNAME", "USERNAME"].into_iter().find_map(env::var_os);
         prepare(env::var_os(VARIABLE).filter(|named| !named.is_empty()), &env::temp_dir(), user)
     });
-    made.as_deref().map_err(Clone::clone)
+    created.as_deref().map_err(Clone::clone)
 }
 
 fn prepare(named: Option<OsString>, temp: &Path, user: Option<OsString>) -> Result<PathBuf, String> {
-    let (path, made) = match named {
+    let (path, created) = match named {
         Some(named) => {
             let path = PathBuf::from(named);
             // Tests may change their current directory, and other processes may have another one.
             let path = std::path::absolute(&path).unwrap_or(path);
-            let made = private(DirBuilder::new().recursive(true)).create(&path).and_then(|()| fs::canonicalize(&path));
+            let created =
+                private(DirBuilder::new().recursive(true)).create(&path).and_then(|()| fs::canonicalize(&path));
             (
                 path,
-                made.and_then(|path| {
+                created.and_then(|path| {
                     refuse_replaceable(&fs::metadata(&path)?).and_then(|()| check_writable(&path)).map(|()| path)
                 }),
             )
         }
         None => {
             let path = temp.join(format!("diesel-session-{}", sanitized(user)));
-            let made = make_private(&path).and_then(|()| check_writable(&path)).map(|()| path.clone());
-            (path, made)
+            let created = make_private(&path).and_then(|()| check_writable(&path)).map(|()| path.clone());
+            (path, created)
         }
     };
-    made.map_err(|error| {
+    created.map_err(|error| {
         format!(
             "the folder that test processes share cannot be used: {}: {error}; {VARIABLE} names another one",
             path.display()
@@ -60,8 +62,8 @@ fn sanitized(user: Option<OsString>) -> String {
     if name.is_empty() { "any".to_owned() } else { name }
 }
 
-/// Creates or checks a folder that only this user can access. If every user can create files in the parent folder, another user may have
-/// created the folder, or a link, first.
+/// Creates or checks a folder that only this user can access. If every user can create files in the parent folder,
+/// another user may have created the folder, or a link, first.
 fn make_private(path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         let parent_is_safe = refuse_replaceable(&fs::metadata(parent)?);
@@ -69,7 +71,7 @@ fn make_private(path: &Path) -> io::Result<()> {
     }
     match private(&mut DirBuilder::new()).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        made => made?,
+        created => created?,
     }
     let folder = open_folder(path)?;
     #[cfg(unix)]
@@ -87,21 +89,21 @@ fn make_private(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Creates or checks a folder in a checked folder: in `shared_folder` or in a folder that this function has created. The function refuses
-/// a link, and a folder that another user has created or can replace.
+/// Creates or checks a folder in a checked folder: in `shared_folder` or in a folder that this function has created.
+/// The function refuses a link, and a folder that another user has created or can replace.
 pub(super) fn make_inside(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
-    let made = std::os::unix::fs::DirBuilderExt::mode(&mut DirBuilder::new(), 0o775).create(path);
+    let created = std::os::unix::fs::DirBuilderExt::mode(&mut DirBuilder::new(), 0o775).create(path);
     #[cfg(not(unix))]
-    let made = fs::create_dir(path);
-    match (made, path.parent()) {
+    let created = fs::create_dir(path);
+    match (created, path.parent()) {
         (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound && !parent.exists() => {
             // Another program has cleared the temporary files.
             make_inside(parent)?;
             return make_inside(path);
         }
         (Err(error), _) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        (made, _) => made?,
+        (created, _) => created?,
     }
     let found = open_folder(path)?.metadata()?;
     refuse_replaceable(&found)?;
@@ -118,8 +120,8 @@ pub(super) fn make_inside(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Creates or checks a folder in `folder` that only this user can access. If `name` belongs to another user, the folder gets another name.
-/// Returns its path.
+/// Creates or checks a folder in `folder` that only this user can access. If `name` belongs to another user, the folder
+/// gets another name. Returns its path.
 pub(super) fn make_private_inside(folder: &Path, name: &str) -> io::Result<PathBuf> {
     let path = folder.join(name);
     #[cfg(unix)]

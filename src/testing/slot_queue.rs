@@ -1,4 +1,5 @@
-//! The threads of one process that wait for slots of one server, in the order of their arrival, and the lock files that they share.
+//! The threads of one process that wait for slots of one server, in the order of their arrival, and the lock files that
+//! they share.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -40,8 +41,8 @@ pub(super) struct SlotWaiter<'l> {
 }
 
 impl SlotQueue {
-    /// Waits until a slot of this process is released, at most a little longer than the last pause. Returns `false` if the deadline has
-    /// passed.
+    /// Waits until a slot of this process is released, at most a little longer than the last pause. Returns `false` if
+    /// the deadline has passed.
     pub(super) fn wait_for_release(&self, last: &mut Duration, deadline: Instant) -> bool {
         *last = (*last + PAUSE).min(LONGEST_PAUSE);
         let now = Instant::now();
@@ -73,7 +74,8 @@ impl SlotQueueState {
 }
 
 impl<'l> SlotWaiter<'l> {
-    /// Waits until this thread is the first of the queue. The result is `None` if the deadline passes before. The result is `None` if the deadline passes before.
+    /// Waits until this thread is the first of the queue. The result is `None` if the deadline passes before. The
+    /// result is `None` if the deadline passes before.
     pub(super) fn wait_until_first(queue: &'l SlotQueue, deadline: Instant) -> Option<Self> {
         let mut state = queue.state.lock();
         let waiter = Self { queue, waker: Arc::default() };

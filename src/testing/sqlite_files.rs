@@ -33,10 +33,10 @@ impl SqliteFiles {
         Ok(process_folder()?.path.join(format!("{}.sqlite", NEXT.fetch_add(1, Ordering::Relaxed))))
     }
 
-    /// The path of the template with the hash `content`.
-    pub(super) fn template(&self, content: u64, wal: bool) -> Result<PathBuf, String> {
+    /// The path of the template with the hash `contents_hash`.
+    pub(super) fn template(&self, contents_hash: u64, wal: bool) -> Result<PathBuf, String> {
         let log = if wal { "-wal" } else { "" };
-        Ok(sqlite_folder()?.join(format!("template-{content:016x}{log}.sqlite")))
+        Ok(sqlite_folder()?.join(format!("template-{contents_hash:016x}{log}.sqlite")))
     }
 
     /// Copies a template and records its use. Returns `false` if the template does not exist.
@@ -58,7 +58,8 @@ impl SqliteFiles {
         Ok(true)
     }
 
-    /// Renames a finished template to its final name, and removes the least recently used templates beyond [`KEPT_CONTENTS`].
+    /// Renames a finished template to its final name, and removes the least recently used templates beyond
+    /// [`KEPT_CONTENTS`].
     pub(super) fn keep(&self, finished: &Path, template: &Path) -> Result<(), String> {
         fs::rename(finished, template).map_err(|error| format!("{} cannot be made: {error}", template.display()))?;
         let Ok(mut kept) = templates() else { return Ok(()) };
@@ -127,8 +128,8 @@ fn templates() -> io::Result<Vec<(SystemTime, PathBuf)>> {
 /// Whether a file has the name of a template.
 fn is_template(name: &str) -> bool {
     let Some(name) = name.strip_prefix("template-").and_then(|name| name.strip_suffix(".sqlite")) else { return false };
-    let content = name.strip_suffix("-wal").unwrap_or(name);
-    content.len() == 16 && content.bytes().all(|digit| digit.is_ascii_hexdigit())
+    let contents_hash = name.strip_suffix("-wal").unwrap_or(name);
+    contents_hash.len() == 16 && contents_hash.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
 /// The folder of this process. It is created at the first use.
@@ -143,13 +144,13 @@ fn process_folder() -> Result<&'static ProcessFolder, String> {
         return Ok(folder);
     }
     let all = sqlite_folder()?;
-    let made = make_process_folder(&all)
+    let created = make_process_folder(&all)
         .map_err(|error| format!("a folder for SQLite files cannot be made in {}: {error}", all.display()))?;
-    Ok(PROCESS_FOLDER.get_or_init(|| made))
+    Ok(PROCESS_FOLDER.get_or_init(|| created))
 }
 
-/// Creates the folder of this process, and removes the folders of ended processes. One lock covers both steps: otherwise another process
-/// could remove a new folder before its lock is held.
+/// Creates the folder of this process, and removes the folders of ended processes. One lock covers both steps:
+/// otherwise another process could remove a new folder before its lock is held.
 fn make_process_folder(all: &Path) -> io::Result<ProcessFolder> {
     let folders_lock = open(&all.join("turn"), OpenOptions::new().read(true).write(true).create(true).truncate(false))?;
     folders_lock.lock()?;
@@ -161,7 +162,8 @@ fn make_process_folder(all: &Path) -> io::Result<ProcessFolder> {
         }
         let is_dead = match open(&path.join("lock"), OpenOptions::new().read(true)) {
             Ok(lock) => lock.try_lock().is_ok(),
-            // A process was killed while it created or removed the folder. Both steps need the lock that this process holds now.
+            // A process was killed while it created or removed the folder. Both steps need the lock that this process
+            // holds now.
             Err(error) => error.kind() == io::ErrorKind::NotFound && is_process_folder(&path),
         };
         if is_dead {

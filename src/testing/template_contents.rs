@@ -55,8 +55,8 @@ impl<'t, C: SessionConnection> TemplateContents<'t, C> {
         Self { schema, setup, config, kind: target.kind, account_and_database }
     }
 
-    /// The same in every process for contents that create equal databases. If the contents include functions of the program, the hash
-    /// depends on the build.
+    /// The same in every process for contents that create equal databases. If the contents include functions of the
+    /// program, the hash depends on the build.
     pub(super) fn hash(&self, properties: &DatabaseProperties) -> u64 {
         let mut parts: Vec<&[u8]> = vec![env!("CARGO_PKG_VERSION").as_bytes(), self.kind.name().as_bytes()];
         parts.extend([self.account_and_database.as_bytes(), &b"\0"[..], properties.facts.as_bytes()]);
@@ -143,7 +143,8 @@ impl<'t, C: SessionConnection> TemplateContents<'t, C> {
         self.setup.name.to_string()
     }
 
-    /// Sends the messages. The result is the index of the message that failed, with its error. The earlier messages have taken effect.
+    /// Sends the messages. The result is the index of the message that failed, with its error. The earlier messages
+    /// have taken effect.
     fn replay(&self, app: &App<C>, messages: &[String]) -> Result<Option<(usize, diesel::result::Error)>> {
         if messages.is_empty() {
             return Ok(None);
@@ -216,8 +217,8 @@ impl<'t, C: SessionConnection> TemplateContents<'t, C> {
     }
 }
 
-/// Sends the message of a migration and then restores the session's settings, as `create_all` does, so that they do not reach the next
-/// migration.
+/// Sends the message of a migration and then restores the session's settings, as `create_all` does, so that they do not
+/// reach the next migration.
 fn send_migration<C: SessionConnection>(
     conn: &mut C,
     kind: DatabaseKind,

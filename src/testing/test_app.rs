@@ -22,11 +22,11 @@ use crate::wording::{is_unprintable, phrase};
 /// How long the end of a test waits until other threads have checked in their connections.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The application of one test, with a separate database. The drop of the guard removes the database, after a success, a failure and a
-/// panic.
+/// The application of one test, with a separate database. The drop of the guard removes the database, after a success,
+/// a failure and a panic.
 ///
-/// The guard derefs to the [`App`]. [`#[diesel_session::test]`](macro@crate::test) creates a guard for a test function. Other test harnesses
-/// use the guard directly.
+/// The guard derefs to the [`App`]. [`#[diesel_session::test]`](macro@crate::test) creates a guard for a test function.
+/// Other test harnesses use the guard directly.
 ///
 /// ```
 /// use diesel::prelude::*;
@@ -47,8 +47,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// # Ok::<(), diesel_session::Error>(())
 /// ```
 ///
-/// [`finish`](Self::finish) returns an error if the test has left something behind. The drop of an unfinished guard panics in this case,
-/// unless its thread is already panicking.
+/// [`finish`](Self::finish) returns an error if the test has left something behind. The drop of an unfinished guard
+/// panics in this case, unless its thread is already panicking.
 #[must_use = "a guard that is dropped ends its test"]
 pub struct TestApp<C: SessionConnection> {
     app: App<C>,
@@ -116,9 +116,9 @@ impl<C: SessionConnection> TestApp<C> {
     /// Ends the test: removes its application, drains its pool and removes its database.
     ///
     /// # Errors
-    /// [`Error::TestSpoiled`] if a test with [`TestIsolation::Rollback`](super::TestIsolation::Rollback) cannot be rolled back;
-    /// [`Error::TestLeftovers`] if another thread still holds a connection, or if the database cannot be removed. The next run removes the
-    /// database.
+    /// [`Error::TestSpoiled`] if a test with [`TestIsolation::Rollback`](super::TestIsolation::Rollback) cannot be
+    /// rolled back; [`Error::TestLeftovers`] if another thread still holds a connection, or if the database cannot be
+    /// removed. The next run removes the database.
     pub fn finish(mut self) -> Result<()> {
         self.end()
     }
@@ -234,8 +234,8 @@ fn used_ids() -> std::sync::MutexGuard<'static, HashSet<(u64, String)>> {
 }
 
 impl TestAppId {
-    /// Reserves an id that begins with `name`, without the characters that an application id cannot contain. If the name is in use, the
-    /// id ends with a number.
+    /// Reserves an id that begins with `name`, without the characters that an application id cannot contain. If the
+    /// name is in use, the id ends with a number.
     fn reserve(database: u64, name: &str) -> Self {
         let name: String = name.chars().map(|c| if is_unprintable(c) { '?' } else { c }).collect();
         let end = name.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 180).last();

@@ -47,12 +47,15 @@ impl<C: SessionConnection> TestDatabase<C> {
             Self::File(path) => {
                 environment.files.remove(&path).map_err(|reason| Error::InvalidConfig { app: "tests".into(), reason })
             }
-            Self::Rollback(pinned) => reservation.map_or(Ok(()), |reservation| pinned.remove(environment, reservation)),
+            Self::Rollback(database) => {
+                reservation.map_or(Ok(()), |reservation| database.remove(environment, reservation))
+            }
             Self::Memory => Ok(()),
         }
     }
 
-    /// The URL of the database without its password, or the path of the file. The result is `None` if the test leaves no database.
+    /// The URL of the database without its password, or the path of the file. The result is `None` if the test leaves
+    /// no database.
     pub(super) fn shown(&self, target: &Target) -> Option<String> {
         let shown = |url: String| Target::parse(&url, Some(target.kind)).ok().map(|target| without_password(&target));
         match self {

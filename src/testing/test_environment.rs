@@ -1,5 +1,5 @@
-//! The state that the tests of one database object and server share in this process: the connection slots, the owner of the databases,
-//! the SQL of the schema, and the free rollback databases.
+//! The state that the tests of one database object and server share in this process: the connection slots, the owner of
+//! the databases, the SQL of the schema, and the free rollback databases.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -105,8 +105,8 @@ impl<C: SessionConnection> TestEnvironment<C> {
         self.properties.lock().unwrap_or_else(PoisonError::into_inner).get(settings).map(Arc::clone)
     }
 
-    /// The properties of the configured database for connections with this setup. If they are not cached, the method queries them with a
-    /// connection that the test has reserved.
+    /// The properties of the configured database for connections with this setup. If they are not cached, the method
+    /// queries them with a connection that the test has reserved.
     pub(super) fn properties(&self, settings: &str, config: &Config) -> Result<Arc<DatabaseProperties>> {
         if let Some(known) = self.known_properties(settings) {
             return Ok(known);
@@ -116,8 +116,8 @@ impl<C: SessionConnection> TestEnvironment<C> {
         Ok(Arc::clone(known.entry(settings.to_owned()).or_insert(found)))
     }
 
-    /// Reserves `wanted` connections, and one for the session of the owner if `needs_owner` and the session is closed. A caller that waits
-    /// here holds no slot that others wait for.
+    /// Reserves `wanted` connections, and one for the session of the owner if `needs_owner` and the session is closed.
+    /// A caller that waits here holds no slot that others wait for.
     pub(super) fn reserve(
         self: &Arc<Self>,
         wanted: usize,
@@ -128,8 +128,8 @@ impl<C: SessionConnection> TestEnvironment<C> {
         let Some(slots) = &self.slots else { return Ok(self.reservation_with(None)) };
         let missing_owner = || usize::from(needs_owner && !self.owner.is_open());
         let for_owner = missing_owner();
-        // While a reservation exists, the session of the owner stays open. If the session was closed just before, it uses one of the
-        // slots of the pool.
+        // While a reservation exists, the session of the owner stays open. If the session was closed just before, it
+        // uses one of the slots of the pool.
         let reserved = |held_slots, for_owner: usize| {
             let mut reservation = self.reservation_with(Some(held_slots));
             reservation.for_owner = if for_owner == 0 { missing_owner() } else { for_owner };
@@ -158,8 +158,8 @@ impl<C: SessionConnection> TestEnvironment<C> {
         Reservation { environment: Arc::clone(self), slots, for_owner: 0, is_counted: true }
     }
 
-    /// Calls `work` with the session of the owner. If the session is closed, the method waits for it at most `patience`. The first call
-    /// removes the databases of dead owners, unless `DIESEL_SESSION_KEEP` is set.
+    /// Calls `work` with the session of the owner. If the session is closed, the method waits for it at most
+    /// `patience`. The first call removes the databases of dead owners, unless `DIESEL_SESSION_KEEP` is set.
     pub(super) fn with_owner<T>(
         &self,
         reservation: &mut Reservation<C>,
@@ -206,8 +206,8 @@ fn environments() -> MutexGuard<'static, Environments> {
 
 /// An environment with any type of connection.
 trait AnyEnvironment: Send + Sync {
-    /// Closes the idle connections of the environment to the server of `slots`: those of free rollback databases, and the session of the
-    /// owner if no test is running.
+    /// Closes the idle connections of the environment to the server of `slots`: those of free rollback databases, and
+    /// the session of the owner if no test is running.
     fn release_idle(&self, slots: &Arc<ConnectionSlots>);
 }
 

@@ -94,8 +94,8 @@ impl<C: SessionConnection> TestSetup<C> {
         self
     }
 
-    /// The URL of the server, and the options of the test's application. The test kit connects to the database in the URL but changes
-    /// nothing in it, except that [`TestIsolation::Schema`] creates a schema there on PostgreSQL.
+    /// The URL of the server, and the options of the test's application. The test kit connects to the database in the
+    /// URL but changes nothing in it, except that [`TestIsolation::Schema`] creates a schema there on PostgreSQL.
     pub fn config(mut self, config: Config) -> Self {
         self.config = Some(config);
         self
@@ -107,44 +107,47 @@ impl<C: SessionConnection> TestSetup<C> {
         self
     }
 
-    /// The maximum number of connections of the test's application, at least 1. The test reserves this number before it begins, from the
-    /// connections that the server has for all test processes of this machine. [`TestIsolation::Rollback`] always uses one connection.
+    /// The maximum number of connections of the test's application, at least 1. The test reserves this number before it
+    /// begins, from the connections that the server has for all test processes of this machine.
+    /// [`TestIsolation::Rollback`] always uses one connection.
     pub fn max_size(mut self, connections: u32) -> Self {
         self.max_size = Some(connections);
         self
     }
 
-    /// Rows that exist when the test begins. The method may be called several times; the fixtures run in the order of the calls.
+    /// Rows that exist when the test begins. The method may be called several times; the fixtures run in the order of
+    /// the calls.
     pub fn fixture(mut self, fixture: Fixture<C>) -> Self {
         self.fixtures.push(fixture);
         self
     }
 
-    /// How long the test waits for connections of the server, which all test processes of this machine share, and for templates that other
-    /// processes are creating. `Duration::ZERO` allows one attempt.
+    /// How long the test waits for connections of the server, which all test processes of this machine share, and for
+    /// templates that other processes are creating. `Duration::ZERO` allows one attempt.
     pub fn patience(mut self, longest: Duration) -> Self {
         self.patience = longest;
         self
     }
 
-    /// Whether a failed test keeps its database and prints its URL. The environment variable `DIESEL_SESSION_KEEP`, set to any value
-    /// except `0` and the empty text, has this effect for all tests. The next run without the variable removes the kept databases.
-    /// The changes of a test that is rolled back cannot be kept.
+    /// Whether a failed test keeps its database and prints its URL. The environment variable `DIESEL_SESSION_KEEP`, set
+    /// to any value except `0` and the empty text, has this effect for all tests. The next run without the variable
+    /// removes the kept databases. The changes of a test that is rolled back cannot be kept.
     pub fn keep(mut self, on: bool) -> Self {
         self.keep = on;
         self
     }
 
-    /// Warns on standard error about each statement that the thread of the test sends more than `times` times. Such a statement is usually a
-    /// query in a loop over the rows of another query.
+    /// Warns on standard error about each statement that the thread of the test sends more than `times` times. Such a
+    /// statement is usually a query in a loop over the rows of another query.
     pub fn warn_repeats(mut self, times: usize) -> Self {
         self.warn_repeats = Some(times);
         self
     }
 
-    /// The PostgreSQL database that is copied before the migrations run. It can contain objects that only an administrator can install, such
-    /// as some extensions. The role has to own the database, or the database has to be marked as a template (`ALTER DATABASE ..
-    /// IS_TEMPLATE true`), and it must have no sessions. [`TestIsolation::Schema`] does not copy a database.
+    /// The PostgreSQL database that is copied before the migrations run. It can contain objects that only an
+    /// administrator can install, such as some extensions. The role has to own the database, or the database has to be
+    /// marked as a template (`ALTER DATABASE .. IS_TEMPLATE true`), and it must have no sessions.
+    /// [`TestIsolation::Schema`] does not copy a database.
     pub fn template(mut self, database: impl Into<Cow<'static, str>>) -> Self {
         self.template = Some(database.into());
         self
@@ -154,8 +157,8 @@ impl<C: SessionConnection> TestSetup<C> {
     ///
     /// # Errors
     /// [`Error::TestSetup`](crate::Error::TestSetup), with the step that failed and the reason;
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig); the errors of [`App::create_all`](crate::App::create_all); the errors of
-    /// getting a connection.
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig); the errors of
+    /// [`App::create_all`](crate::App::create_all); the errors of getting a connection.
     pub fn start(self) -> Result<TestApp<C>> {
         TestApp::start(self)
     }
