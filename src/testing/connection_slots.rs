@@ -209,7 +209,8 @@ impl ConnectionSlots {
         let name = path.join("server");
         let created =
             make_inside(&path).and_then(|()| if name.exists() { Ok(()) } else { replace_file(&name, server) });
-        created.map_err(|error| format!("tests cannot share the connections of {server}: {}: {error}", path.display()))?;
+        created
+            .map_err(|error| format!("tests cannot share the connections of {server}: {}: {error}", path.display()))?;
         Ok(Arc::new(Self { server: server.to_owned(), path, queue: PerProcess::new() }))
     }
 
@@ -437,17 +438,17 @@ mod tests {
     #[test]
     fn slots_are_acquired_all_at_once_without_deadlock() {
         let (_temp, slots) = seven_slots();
-        let (held, turns) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let (in_use, turns) = (AtomicUsize::new(0), AtomicUsize::new(0));
         thread::scope(|scope| {
             for thread in 0..8 {
-                let (slots, held, turns) = (&slots, &held, &turns);
+                let (slots, in_use, turns) = (&slots, &in_use, &turns);
                 scope.spawn(move || {
                     for round in 0..20 {
                         let held = slots.acquire(1 + (thread + round) % 7, "some", seconds_from_now(60)).unwrap();
                         assert_eq!(held.len(), 1 + (thread + round) % 7);
-                        assert!(held.fetch_add(held.len(), Ordering::SeqCst) + held.len() <= 7);
+                        assert!(in_use.fetch_add(held.len(), Ordering::SeqCst) + held.len() <= 7);
                         thread::yield_now();
-                        held.fetch_sub(held.len(), Ordering::SeqCst);
+                        in_use.fetch_sub(held.len(), Ordering::SeqCst);
                         turns.fetch_add(1, Ordering::SeqCst);
                     }
                 });

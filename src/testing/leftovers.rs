@@ -12,7 +12,7 @@ use crate::kind::DatabaseKind;
 
 /// How long the removal waits for the sessions of a killed process. The server ends such a session when it notices that
 /// the client is gone.
-const LAST_SESSIONS: Duration = Duration::from_secs(2);
+const SESSIONS_OF_KILLED_PROCESSES: Duration = Duration::from_secs(2);
 
 /// The number of tables that one transaction drops. The indexes and sequences of a table need locks too.
 const TABLES_PER_TRANSACTION: usize = 50;
@@ -30,7 +30,7 @@ impl<C: SessionConnection> AdminConnection<C> {
         let schemas =
             if kind == DatabaseKind::Postgres { self.generated_objects(&kind.schemas(PREFIX))? } else { Vec::new() };
         let mut owners_alive = HashMap::from([(self.owner_number(), true)]);
-        let deadline = Instant::now() + LAST_SESSIONS;
+        let deadline = Instant::now() + SESSIONS_OF_KILLED_PROCESSES;
         for (text, name) in databases {
             if self.owner_is_dead(name, &mut owners_alive)? && self.wait_until_unused(&text, deadline)? {
                 self.remove(&text);
@@ -92,7 +92,7 @@ impl<C: SessionConnection> AdminConnection<C> {
         let all = self.query_texts(&self.kind().databases(PREFIX))?;
         let mut removed = 0;
         for text in all.iter().filter(|text| GeneratedName::parse(text).is_some_and(GeneratedName::is_kept)) {
-            if self.wait_until_unused(text, Instant::now() + LAST_SESSIONS)? {
+            if self.wait_until_unused(text, Instant::now() + SESSIONS_OF_KILLED_PROCESSES)? {
                 self.execute(&self.kind().drop_database(text))?;
                 removed += 1;
             }

@@ -12,7 +12,6 @@ use super::database_url::{with_database, with_schema};
 use super::generated_name::GeneratedName;
 use super::lock_file::LockFile;
 use super::owner::{AdminConnection, deadline_after};
-use super::rollback_database::FINDING_DATABASE;
 use super::template_contents::TemplateContents;
 use super::test_database::{LAST_SESSIONS, TestDatabase};
 use super::test_environment::{Reservation, TestEnvironment};
@@ -36,7 +35,10 @@ const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(4 * 3600);
 /// The default number of connections of a test.
 const MAX_SIZE: u32 = 4;
 
-/// A test's application, its database, and its connections.
+/// The step that failed, for [`Provisioner::setup_error`].
+pub(super) const FINDING_DATABASE: &str = "finding its database";
+
+/// The application, the database and the reserved connections of a started test.
 pub(super) type StartedTest<C> = (App<C>, TestDatabase<C>, Reservation<C>);
 
 /// Creates the database and the application of one test.
@@ -100,17 +102,17 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
     }
 
     /// The hash of the contents of this test, if the properties of the configured database are known without a query.
-    pub(super) fn known_hash(&self) -> Option<u64> {
+    pub(super) fn known_contents_hash(&self) -> Option<u64> {
         let known = self.environment.known_properties(&self.connection_setup())?;
         Some(self.contents.hash(self.properties.get_or_init(|| known)))
     }
 
-    pub(super) fn hash(&self) -> Result<u64> {
+    pub(super) fn contents_hash(&self) -> Result<u64> {
         Ok(self.contents.hash(self.properties()?))
     }
 
     /// Calls `work` with the session of the owner. See [`TestEnvironment::with_owner`].
-    pub(super) fn work<T>(
+    pub(super) fn with_owner<T>(
         &self,
         reservation: &mut Reservation<C>,
         keep: usize,
@@ -137,7 +139,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
 
     fn start_isolated(&self, isolation: TestIsolation) -> Result<StartedTest<C>> {
         match (isolation, self.kind()) {
-            (TestIsolation::Rollback, _) => self.start_pinned(),
+            (TestIsolation::Rollback, _) => self.start_rollback(),
             (TestIsolation::Schema, DatabaseKind::Postgres) => self.start_in_schema(),
             (TestIsolation::Schema, kind) => {
                 let reason = format!("{} has no schemas beside its databases; use another isolation", kind.name());
@@ -160,7 +162,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
             DatabaseKind::Mysql | DatabaseKind::Sqlite => None,
         };
         let create = |reservation: &mut Reservation<C>, template: Option<&(String, Vec<String>)>| {
-            self.work(reservation, connections, |admin| {
+            self.with_owner(reservation, connections, |admin| {
                 let name = admin.new_name().to_string();
                 let created = self.create_database(admin, &name, template);
                 if let (Err(error), Some((template, _))) = (&created, template)
@@ -213,7 +215,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         let (mut reservation, connections) = self.reserve_pool()?;
         let role = self.properties()?.role.as_deref();
         let role = role.map(|role| format!(" AUTHORIZATION {role}")).unwrap_or_default();
-        let name = self.work(&mut reservation, connections, |admin| {
+        let name = self.with_owner(&mut reservation, connections, |admin| {
             let name = admin.new_name().to_string();
             let created = admin.execute(&format!("CREATE SCHEMA {}{role}", kind.quote(&name)));
             match created {
@@ -251,11 +253,11 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         let file_error = |reason| self.setup_error("making a SQLite file", reason);
         let reservation = self.environment.reserve(0, false, self.id, self.deadline)?;
         let files = &self.environment.files;
-        let template = files.template(self.hash()?, self.config.wal).map_err(file_error)?;
+        let template = files.template(self.contents_hash()?, self.config.wal).map_err(file_error)?;
         let path = files.new_path().map_err(file_error)?;
         let mut is_copied = files.copy(&template, &path).map_err(file_error)?;
         if !is_copied {
-            let _making = files.template_creation.lock().unwrap_or_else(PoisonError::into_inner);
+            let _creation = files.template_creation.lock().unwrap_or_else(PoisonError::into_inner);
             is_copied = files.copy(&template, &path).map_err(file_error)?;
             if !is_copied {
                 self.make_template_file(&template)?;
@@ -304,7 +306,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
     /// The name of the template with the contents of this test, and the settings that a copy of the template lacks. The
     /// method creates the template if it does not exist.
     fn template(&self, reservation: &mut Reservation<C>) -> Result<(String, Vec<String>)> {
-        let contents_hash = self.hash()?;
+        let contents_hash = self.contents_hash()?;
         let name = GeneratedName::Template { contents_hash };
         let mut known = self.known_templates();
         if let Some(settings) = known.get(&contents_hash) {
@@ -315,7 +317,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         let others = known.keys().copied().collect();
         self.make_kept(reservation, name, true, others)?;
         let name = name.to_string();
-        let settings = self.work(reservation, 1, |admin| match self.kind().settings_of_database(&name) {
+        let settings = self.with_owner(reservation, 1, |admin| match self.kind().settings_of_database(&name) {
             Some(sql) => admin.query_texts(&sql),
             None => Ok(Vec::new()),
         })?;
@@ -333,7 +335,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         close: bool,
         mut in_use: Vec<u64>,
     ) -> Result<()> {
-        in_use.push(self.hash()?);
+        in_use.push(self.contents_hash()?);
         let (kind, final_name) = (self.kind(), name.to_string());
         let spare = reservation.slots.as_ref().map_or(0, |slots| slots.len().saturating_sub(1)).max(1);
         // One process of this machine creates the database, and the others wait for it.
@@ -344,7 +346,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         let exists = |admin: &mut AdminConnection<C>| {
             Ok::<_, Error>(admin.query_texts(&kind.databases(&final_name))?.contains(&final_name))
         };
-        let created = self.work(reservation, spare, |admin| {
+        let created = self.with_owner(reservation, spare, |admin| {
             if exists(admin)? {
                 return Ok(None);
             }
@@ -354,7 +356,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         })?;
         let Some(temporary_name) = created else { return Ok(()) };
         let filled = self.fill_database(&temporary_name);
-        let outcome = self.work(reservation, spare, |admin| {
+        let outcome = self.with_owner(reservation, spare, |admin| {
             if filled.is_ok() {
                 let renamed = if !admin.wait_until_unused(&temporary_name, Instant::now() + LAST_SESSIONS)? {
                     let reason = format!(
@@ -405,7 +407,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
             }
         };
         let sent = admin.execute(&kind.create_database(name, source, &options));
-        sent.or_else(|error| self.create_database_after(error, admin, name, source, &options))?;
+        sent.or_else(|error| self.handle_create_failure(error, admin, name, source, &options))?;
         let settings = for_database(settings, &kind.quote(name));
         if !settings.is_empty() && admin.execute(&settings.join("; ")).is_err() {
             for sql in settings {
@@ -426,7 +428,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
 
     /// Handles the failure of a `CREATE DATABASE`. If `template1` has sessions and contains nothing that `template0`
     /// lacks, the method copies `template0` instead. Otherwise the error contains the cause.
-    fn create_database_after(
+    fn handle_create_failure(
         &self,
         error: Error,
         admin: &mut AdminConnection<C>,
@@ -463,7 +465,10 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
                      another database with `TestSetup::template`"
                 ),
             )),
-            Err(unknown) => Err(self.setup_error(MAKING_DATABASE, format!("{cause}, and what it has cannot be seen: {}", phrase(unknown)))),
+            Err(unknown) => {
+                let reason = format!("{cause}, and what it has cannot be seen: {}", phrase(unknown));
+                Err(self.setup_error(MAKING_DATABASE, reason))
+            }
         }
     }
 
@@ -511,15 +516,15 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
         Err(Error::Migration(Box::new(failure)))
     }
 
-    fn lock_template(&self, slots: &ConnectionSlots, what: &str) -> Result<LockFile> {
-        let failed = |reason| self.setup_error("making a template", reason);
-        let file = slots.file(&format!("making-{what}")).map_err(|error| failed(error.to_string()))?;
+    fn lock_template(&self, slots: &ConnectionSlots, name: &str) -> Result<LockFile> {
+        let template_error = |reason| self.setup_error("making a template", reason);
+        let file = slots.file(&format!("making-{name}")).map_err(|error| template_error(error.to_string()))?;
         match file.lock_until(self.deadline) {
             Ok(true) => Ok(file),
-            Ok(false) => Err(failed(
+            Ok(false) => Err(template_error(
                 "another process has been making it for too long. Wait for that, or raise `TestSetup::patience`".into(),
             )),
-            Err(error) => Err(failed(error.to_string())),
+            Err(error) => Err(template_error(error.to_string())),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::connection_slots::HeldSlots;
 use super::generated_name::GeneratedName;
-use super::provisioner::{Provisioner, StartedTest};
+use super::provisioner::{FINDING_DATABASE, Provisioner, StartedTest};
 use super::test_database::{LAST_SESSIONS, TestDatabase};
 use super::test_environment::{Reservation, TestEnvironment};
 use crate::app::App;
@@ -45,9 +45,9 @@ pub(super) struct RollbackDatabase<C: SessionConnection> {
 
 impl<C: SessionConnection> Provisioner<'_, C> {
     /// Starts a test in a free rollback database of this process, or in another one.
-    pub(super) fn start_pinned(&self) -> Result<StartedTest<C>> {
+    pub(super) fn start_rollback(&self) -> Result<StartedTest<C>> {
         // A rollback database with these contents exists only if the properties of the configured database are known.
-        let free = self.known_hash().and_then(|contents_hash| {
+        let free = self.known_contents_hash().and_then(|contents_hash| {
             let mut free = self.environment.free_databases();
             let setup = self.connection_setup();
             let fits = |database: &RollbackDatabase<C>| {
@@ -73,7 +73,7 @@ impl<C: SessionConnection> Provisioner<'_, C> {
             }
         }
         match self.kind() {
-            DatabaseKind::Sqlite => self.start_rollback_in_memory(self.hash()?),
+            DatabaseKind::Sqlite => self.start_rollback_in_memory(self.contents_hash()?),
             DatabaseKind::Postgres | DatabaseKind::Mysql => self.start_rollback_on_server(),
         }
     }
@@ -102,7 +102,7 @@ impl<C: SessionConnection> Provisioner<'_, C> {
 
     fn start_rollback_on_server(&self) -> Result<StartedTest<C>> {
         let mut reservation = self.environment.reserve(1, false, self.id, self.deadline)?;
-        let contents_hash = self.hash()?;
+        let contents_hash = self.contents_hash()?;
         // `occupied` counts the databases with the slot's number that tests of other processes use. `times_made` counts
         // the databases that were created and could not be used.
         let (mut occupied, mut times_made) = (0, 0);
@@ -156,7 +156,7 @@ impl<C: SessionConnection> Provisioner<'_, C> {
                 }
             }
             if let Some(refused) = refused
-                && self.work(&mut reservation, 1, |admin| {
+                && self.with_owner(&mut reservation, 1, |admin| {
                     Ok(admin.query_texts(&admin.kind().databases(&name))?.contains(&name))
                 })?
             {
@@ -281,8 +281,8 @@ impl<C: SessionConnection> Provisioner<'_, C> {
     ) -> Result<()> {
         let kind = self.kind();
         let claim = kind.claim_pinned_connection(database).unwrap_or_default();
-        let contents_hash = self.hash()?;
-        let claimed = self.work(reservation, 1, |admin| {
+        let contents_hash = self.contents_hash()?;
+        let claimed = self.with_owner(reservation, 1, |admin| {
             let claimed = admin.query_bool(&claim)?;
             if claimed {
                 if exists {
@@ -301,7 +301,7 @@ impl<C: SessionConnection> Provisioner<'_, C> {
             return Ok(());
         }
         let filled = self.fill_database(database);
-        self.work(reservation, 1, |admin| {
+        self.with_owner(reservation, 1, |admin| {
             match &filled {
                 Ok(()) => admin.execute(&format!("DROP TABLE {}.{UNFINISHED}", kind.quote(database)))?,
                 Err(_) => admin.execute(&kind.drop_database(database))?,
@@ -370,6 +370,3 @@ fn number_of<C: SessionConnection>(reservation: &Reservation<C>) -> u32 {
     let first = reservation.slots.as_ref().and_then(|slots| slots.numbers().next());
     first.and_then(|first| u32::try_from(first).ok()).unwrap_or_default()
 }
-
-/// The step that failed, for [`Provisioner::setup_error`].
-pub(super) const FINDING_DATABASE: &str = "finding its database";

@@ -28,15 +28,14 @@ pub(super) struct SlotQueueState {
     /// The open files of slots that this process does not hold.
     pub(super) unlocked_files: BTreeMap<usize, LockFile>,
     /// The slots that this process holds.
-    /// The slots that this process holds.
     pub(super) held_here: BTreeSet<usize>,
     /// The time at which a thread of this process last left the turnstile.
     pub(super) left_turnstile_at: Option<Instant>,
 }
 
-/// A thread in the queue. The drop removes the thread from the queue.
-pub(super) struct SlotWaiter<'l> {
-    queue: &'l SlotQueue,
+/// A thread in the queue. Its drop removes the thread from the queue.
+pub(super) struct SlotWaiter<'q> {
+    queue: &'q SlotQueue,
     waker: Arc<Condvar>,
 }
 
@@ -73,10 +72,10 @@ impl SlotQueueState {
     }
 }
 
-impl<'l> SlotWaiter<'l> {
+impl<'q> SlotWaiter<'q> {
     /// Waits until this thread is the first of the queue. The result is `None` if the deadline passes before. The
     /// result is `None` if the deadline passes before.
-    pub(super) fn wait_until_first(queue: &'l SlotQueue, deadline: Instant) -> Option<Self> {
+    pub(super) fn wait_until_first(queue: &'q SlotQueue, deadline: Instant) -> Option<Self> {
         let mut state = queue.state.lock();
         let waiter = Self { queue, waker: Arc::default() };
         state.waiters.push_back(Arc::clone(&waiter.waker));
