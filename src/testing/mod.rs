@@ -64,8 +64,7 @@ impl<T, E> TestOutcome for Result<T, E> {
 #[track_caller]
 pub fn run<C: SessionConnection, R: TestOutcome>(setup: TestSetup<C>, body: impl FnOnce(App<C>) -> R) -> R {
     let repeats = setup.warn_repeats;
-    // No closure panics here: `#[track_caller]` does not apply to closures, and the location has to be that of the
-    // test.
+    // This is not `unwrap_or_else`: a closure panics at its own location, and this panic has to be at that of the caller.
     let mut test = match setup.start() {
         Ok(test) => test,
         Err(error) => panic!("{error}"),
