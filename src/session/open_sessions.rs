@@ -1,4 +1,4 @@
-//! The open sessions of a test's application, with the calls that opened them.
+//! The open sessions of a test's application, with the source locations at which they were opened.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use std::thread::Thread;
 use crate::error::Place;
 use crate::wording::name;
 
-/// The list of the open sessions.
+/// The open sessions of one application.
 #[derive(Debug, Default)]
 pub(crate) struct OpenSessions(Mutex<Vec<OpenSession>>);
 

@@ -1,14 +1,15 @@
-//! Whole databases, by name: made, and removed with care.
+//! Functions that create and drop whole databases.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel::migration::MigrationSource;
 
-use super::files::Files;
-use super::names::Name;
+use super::connection_slots::ConnectionSlots;
+use super::generated_name::GeneratedName;
 use super::owner::{AdminConnection, Owner};
-use super::slots::Slots;
+use super::sqlite_files::SqliteFiles;
+use super::test_database::LAST_SESSIONS;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::database::Database;
@@ -17,16 +18,15 @@ use crate::kind::DatabaseKind;
 use crate::percent::encode;
 use crate::url::Target;
 
-/// How long other test processes are waited for that have the server's connections.
+/// How long a function waits for a connection slot of the server.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long sessions that are ending are waited for.
-const LAST_SESSIONS: Duration = Duration::from_secs(1);
-
-/// Makes the database that the URL of `config` names, empty. For SQLite there is nothing to do: a file is made by the first connection.
+/// Creates the empty database that the URL of `config` names. For SQLite the function does nothing: the first
+/// connection creates the file.
 ///
-/// The name is taken exactly as it is, with quotes, blanks and letters of any script; one that the server would cut, or could not
-/// have, is refused. On MySQL and MariaDB every name with special characters is, as Diesel's driver takes them as they stand in the URL.
+/// The name is used exactly as written, with quotes, blanks and letters of any script. A name that the server would
+/// truncate or reject is refused. On MySQL and MariaDB every name with special characters is refused, because Diesel's
+/// driver does not decode the URL.
 ///
 /// ```no_run
 /// # use diesel::prelude::*;
@@ -40,43 +40,44 @@ const LAST_SESSIONS: Duration = Duration::from_secs(1);
 /// ```
 ///
 /// # Errors
-/// [`Error::InvalidConfig`] for a name that cannot be; [`Error::Query`] where the server refuses, as when it is there already; what can
-/// go wrong with getting a connection.
+/// [`Error::InvalidConfig`] if the name is invalid; [`Error::Query`] if the server refuses, for example because the
+/// database exists already; the errors of getting a connection.
 pub fn create_database<C, M>(database: &'static Database<C, M>, config: &Config) -> Result<()>
 where
     C: SessionConnection,
     M: MigrationSource<C::Backend> + Send + Sync + 'static,
 {
-    let target = understood::<C>(config)?;
+    let target = checked_target::<C>(config)?;
     match target.kind {
         DatabaseKind::Sqlite => Ok(()),
-        kind => {
-            elsewhere(database, config, &target, |admin| admin.send(&kind.create_database(&target.database, None, "")))
-        }
+        kind => on_other_database(database, config, &target, |admin| {
+            admin.execute(&kind.create_database(&target.database, None, ""))
+        }),
     }
 }
 
-/// Removes the database that the URL of `config` names, if it is there. One that this crate has made for a test needs no more; every other has to
-/// be named once more, exactly: `Some("shop")`.
+/// Drops the database that the URL of `config` names, if the database exists. If this crate did not create the database
+/// for a test, the caller has to repeat its exact name: `Some("shop")`.
 ///
-/// Nobody is thrown out: where other sessions are in it the server refuses, except MySQL and MariaDB, which do not look.
+/// The function ends no other session. If the database has other sessions, PostgreSQL refuses to drop it; MySQL and
+/// MariaDB do not check that.
 ///
 /// # Errors
-/// [`Error::NotOurs`] where it was not named, or by another name; [`Error::InvalidConfig`], also for `:memory:`, which goes with its
-/// connections; [`Error::Query`] where the server refuses; what can go wrong with getting a connection.
+/// [`Error::NotOurs`] if the name is missing or different; [`Error::InvalidConfig`], also for `:memory:`, which ends
+/// with its connections; [`Error::Query`] if the server refuses; the errors of getting a connection.
 pub fn drop_database<C, M>(database: &'static Database<C, M>, config: &Config, name: Option<&str>) -> Result<()>
 where
     C: SessionConnection,
     M: MigrationSource<C::Backend> + Send + Sync + 'static,
 {
-    let target = understood::<C>(config)?;
+    let target = checked_target::<C>(config)?;
     let path = std::path::Path::new(&target.database);
-    // A file is known by its own name, in whatever folder.
-    let known = match target.kind {
+    // The name of a file is its name without the folder.
+    let name_of_database = match target.kind {
         DatabaseKind::Sqlite => path.file_name().and_then(|name| name.to_str()).unwrap_or_default(),
         DatabaseKind::Postgres | DatabaseKind::Mysql => target.database.as_str(),
     };
-    if Name::parse(known).is_none() && name != Some(known) {
+    if GeneratedName::parse(name_of_database).is_none() && name != Some(name_of_database) {
         let advice = match target.kind {
             DatabaseKind::Sqlite => "give the file's name, without its folder, as the last argument",
             DatabaseKind::Postgres | DatabaseKind::Mysql => "give its name as the last argument",
@@ -87,28 +88,29 @@ where
         DatabaseKind::Sqlite if target.in_memory => {
             Err(invalid("`:memory:` goes with its connections; dispose of the application"))
         }
-        DatabaseKind::Sqlite => Files::default().remove(path).map_err(invalid),
-        kind => elsewhere(database, config, &target, |admin| {
-            admin.is_empty_by(&target.database, Instant::now() + LAST_SESSIONS)?;
-            admin.send(&kind.drop_database(&target.database))
+        DatabaseKind::Sqlite => SqliteFiles::default().remove(path).map_err(invalid),
+        kind => on_other_database(database, config, &target, |admin| {
+            admin.wait_until_unused(&target.database, Instant::now() + LAST_SESSIONS)?;
+            admin.execute(&kind.drop_database(&target.database))
         }),
     }
 }
 
-/// Removes the databases that are kept between runs on the server of `config`: templates, and those in which tests run that are rolled
-/// back. Those that somebody is in stay. Returns how many were removed. The next run makes what it needs anew.
+/// Drops the databases that the test kit keeps between runs on the server of `config`: the templates, and the databases
+/// of tests that are rolled back. Databases with sessions remain. Returns the number of dropped databases. The next run
+/// creates the databases that it needs.
 ///
 /// # Errors
-/// Those of [`drop_database`].
+/// The errors of [`drop_database`].
 pub fn remove_templates<C, M>(database: &'static Database<C, M>, config: &Config) -> Result<usize>
 where
     C: SessionConnection,
     M: MigrationSource<C::Backend> + Send + Sync + 'static,
 {
-    let target = understood::<C>(config)?;
+    let target = checked_target::<C>(config)?;
     match target.kind {
-        DatabaseKind::Sqlite => Files::default().remove_templates().map_err(invalid),
-        _ => elsewhere(database, config, &target, AdminConnection::remove_kept),
+        DatabaseKind::Sqlite => SqliteFiles::default().remove_templates().map_err(invalid),
+        _ => on_other_database(database, config, &target, AdminConnection::remove_kept),
     }
 }
 
@@ -116,8 +118,8 @@ fn invalid(reason: impl Into<String>) -> Error {
     Error::InvalidConfig { app: "tests".into(), reason: reason.into() }
 }
 
-/// What the URL names, if a database can be called so.
-fn understood<C: SessionConnection>(config: &Config) -> Result<Target> {
+/// The target of the URL, if its database has a valid name.
+fn checked_target<C: SessionConnection>(config: &Config) -> Result<Target> {
     let target = Target::parse(&config.url, DatabaseKind::of_type::<C>()).map_err(invalid)?;
     let refusal = target.kind.name_problem(&target.database).or_else(|| {
         let is_plain = target.kind != DatabaseKind::Mysql || encode(&target.database) == target.database;
@@ -131,8 +133,8 @@ fn understood<C: SessionConnection>(config: &Config) -> Result<Target> {
     }
 }
 
-/// Works on a session of the server that is in another database.
-fn elsewhere<C, M, T>(
+/// Calls `work` with a session of the server that is connected to another database.
+fn on_other_database<C, M, T>(
     database: &'static Database<C, M>,
     config: &Config,
     target: &Target,
@@ -142,12 +144,12 @@ where
     C: SessionConnection,
     M: MigrationSource<C::Backend> + Send + Sync + 'static,
 {
-    let slots = Slots::of(&target.server).map_err(invalid)?;
-    let mut taken = Arc::clone(&slots)
-        .take(1, "databases", Instant::now() + PATIENCE)
-        .map_err(|busy| invalid(format!("{busy}. Wait until those tests have ended")))?;
-    let owner = Owner::elsewhere(database, config, target)?;
-    let outcome = owner.work(&slots, &mut taken, 0, PATIENCE, work);
+    let slots = ConnectionSlots::of_server(&target.server).map_err(invalid)?;
+    let mut held_slots = Arc::clone(&slots)
+        .acquire(1, "databases", Instant::now() + PATIENCE)
+        .map_err(|unavailable| invalid(format!("{unavailable}. Wait until those tests have ended")))?;
+    let owner = Owner::outside_configured_database(database, config, target)?;
+    let outcome = owner.with_session(&slots, &mut held_slots, 0, PATIENCE, work);
     owner.close();
     outcome
 }

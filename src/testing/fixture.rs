@@ -1,4 +1,4 @@
-//! What a test's database holds beside its schema.
+//! The rows that a test finds in its database.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,9 +7,10 @@ use crate::connection::SessionConnection;
 use crate::error::Result;
 use crate::session::Session;
 
-/// Rows that are there when a test begins: SQL, or a function.
+/// Rows that exist when a test begins. SQL or a function inserts them.
 ///
-/// Where tests have a template it runs once and is copied ([`TestIsolation`](super::TestIsolation) says where); its name is for error
+/// If the tests have a template, a fixture runs once, into the template, and each test gets a copy.
+/// [`TestIsolation`](super::TestIsolation) lists the cases with a template. The name of a fixture appears in error
 /// messages.
 ///
 /// ```
@@ -28,25 +29,26 @@ use crate::session::Session;
 /// ```
 pub struct Fixture<C: SessionConnection> {
     pub(super) name: Cow<'static, str>,
-    pub(super) rows: Rows<C>,
+    pub(super) rows: FixtureSource<C>,
 }
 
-/// Where the rows come from.
-pub(super) enum Rows<C: SessionConnection> {
+/// The source of the rows.
+pub(super) enum FixtureSource<C: SessionConnection> {
     Sql(Cow<'static, str>),
     Function(fn(&Session<C>) -> Result<()>),
 }
 
 impl<C: SessionConnection> Fixture<C> {
-    /// SQL, of any number of statements, which are one transaction; a file comes with `include_str!`. A text without a statement does
-    /// nothing.
+    /// A fixture of any number of SQL statements, which run in one transaction. `include_str!` reads the text from a
+    /// file. A text without a statement does nothing.
     pub fn sql(name: impl Into<Cow<'static, str>>, text: impl Into<Cow<'static, str>>) -> Self {
-        Self { name: name.into(), rows: Rows::Sql(text.into()) }
+        Self { name: name.into(), rows: FixtureSource::Sql(text.into()) }
     }
 
-    /// A function, which runs in a context of its own; what it did is committed when it returns `Ok`.
+    /// A fixture that calls a function, in a separate context. The transaction is committed if the function returns
+    /// `Ok`.
     pub fn function(name: impl Into<Cow<'static, str>>, run: fn(&Session<C>) -> Result<()>) -> Self {
-        Self { name: name.into(), rows: Rows::Function(run) }
+        Self { name: name.into(), rows: FixtureSource::Function(run) }
     }
 }
 

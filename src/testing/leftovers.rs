@@ -1,105 +1,111 @@
-//! What dead owners have left on a server: exactly that, and nothing that somebody is in.
+//! The removal of databases and schemas that dead owners have left on a server. A database that has sessions is never
+//! removed.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::names::{Name, PREFIX};
+use super::generated_name::{GeneratedName, PREFIX};
 use super::owner::AdminConnection;
 use crate::connection::SessionConnection;
 use crate::error::Result;
 use crate::kind::DatabaseKind;
 
-/// How long the sessions of a process that was killed are waited for: the server ends them when it finds nobody there.
-const LAST_SESSIONS: Duration = Duration::from_secs(2);
+/// How long the removal waits for the sessions of a killed process. The server ends such a session when it notices that
+/// the client is gone.
+const SESSIONS_OF_KILLED_PROCESSES: Duration = Duration::from_secs(2);
 
-/// How many tables are removed in one transaction. Each may have some indexes and sequences, which need locks too.
-const AT_A_TIME: usize = 50;
+/// The number of tables that one transaction drops. The indexes and sequences of a table need locks too.
+const TABLES_PER_TRANSACTION: usize = 50;
 
-/// How many contents are kept in templates and pinned connections. A build of a program with other migrations makes another.
-pub(super) const KEPT: usize = 8;
+/// The number of template contents that are kept, in templates and in rollback databases. A build with other migrations
+/// adds one.
+pub(super) const KEPT_CONTENTS: usize = 8;
 
 impl<C: SessionConnection> AdminConnection<C> {
-    /// Removes what is left of tests whose owners are dead.
-    pub(super) fn sweep(&mut self) -> Result<()> {
+    /// Removes the databases and schemas of tests whose owners are dead.
+    pub(super) fn remove_orphans(&mut self) -> Result<()> {
         let kind = self.kind();
-        // Before its owner is looked for: whoever makes a database has claimed its number before.
-        let databases = self.made_for_tests(&kind.databases(PREFIX))?;
+        // The list is read before the owners are checked: an owner claims its number before it creates a database.
+        let databases = self.generated_objects(&kind.databases(PREFIX))?;
         let schemas =
-            if kind == DatabaseKind::Postgres { self.made_for_tests(&kind.schemas(PREFIX))? } else { Vec::new() };
-        let mut lives = HashMap::from([(self.number(), true)]);
-        let deadline = Instant::now() + LAST_SESSIONS;
+            if kind == DatabaseKind::Postgres { self.generated_objects(&kind.schemas(PREFIX))? } else { Vec::new() };
+        let mut owners_alive = HashMap::from([(self.owner_number(), true)]);
+        let deadline = Instant::now() + SESSIONS_OF_KILLED_PROCESSES;
         for (text, name) in databases {
-            if self.is_orphan(name, &mut lives)? && self.is_empty_by(&text, deadline)? {
+            if self.owner_is_dead(name, &mut owners_alive)? && self.wait_until_unused(&text, deadline)? {
                 self.remove(&text);
             }
         }
         for (text, name) in schemas {
-            if self.is_orphan(name, &mut lives)? {
+            if self.owner_is_dead(name, &mut owners_alive)? {
                 let removed = self.drop_schema(&text);
-                note(&text, removed);
+                log_removal(&text, removed);
             }
         }
         Ok(())
     }
 
-    /// Removes a schema. One statement needs a lock for each table, and the server has so many: with more tables they go some at a time
-    /// before it.
+    /// Removes a schema. `DROP SCHEMA` needs a lock for each table, and the number of locks is limited. If the
+    /// statement fails and the schema has many tables, the method first drops the tables in several transactions.
     pub(super) fn drop_schema(&mut self, name: &str) -> Result<()> {
-        let drop_it = format!("DROP SCHEMA IF EXISTS {} CASCADE", self.kind().quote(name));
-        let Err(error) = self.send(&drop_it) else { return Ok(()) };
-        let removals = self.texts(&self.kind().removals_in_schema(name))?;
-        if removals.len() < AT_A_TIME {
+        let statement = format!("DROP SCHEMA IF EXISTS {} CASCADE", self.kind().quote(name));
+        let Err(error) = self.execute(&statement) else { return Ok(()) };
+        let removals = self.query_texts(&self.kind().removals_in_schema(name))?;
+        if removals.len() < TABLES_PER_TRANSACTION {
             return Err(error);
         }
-        for some in removals.chunks(AT_A_TIME) {
-            self.send(&some.join("; "))?;
+        for some in removals.chunks(TABLES_PER_TRANSACTION) {
+            self.execute(&some.join("; "))?;
         }
-        self.send(&drop_it)
+        self.execute(&statement)
     }
 
-    /// Removes the oldest of what is kept, where that is much, and nobody is in it.
+    /// Removes templates and rollback databases, the oldest contents first, if there are more contents than are kept.
+    /// The contents `in_use` and databases with sessions remain.
     pub(super) fn prune(&mut self, in_use: &[u64]) -> Result<()> {
-        let all = self.texts(&self.kind().databases(PREFIX))?;
-        let kept = |text: &String| match Name::parse(text) {
-            Some(Name::Template { content } | Name::Rollback { content, .. }) => Some((content, text.clone())),
+        let all = self.query_texts(&self.kind().databases(PREFIX))?;
+        let kept = |text: &String| match GeneratedName::parse(text) {
+            Some(GeneratedName::Template { contents_hash } | GeneratedName::Rollback { contents_hash, .. }) => {
+                Some((contents_hash, text.clone()))
+            }
             _ => None,
         };
         let all: Vec<(u64, String)> = all.iter().filter_map(kept).collect();
         let mut contents: Vec<u64> = Vec::new();
-        for (content, _) in &all {
-            if !contents.contains(content) {
-                contents.push(*content);
+        for (contents_hash, _) in &all {
+            if !contents.contains(contents_hash) {
+                contents.push(*contents_hash);
             }
         }
-        contents.retain(|content| !in_use.contains(content));
-        let surplus = contents.len().saturating_sub(KEPT - 1);
-        for (content, text) in all {
-            if contents[..surplus].contains(&content) && self.is_empty_by(&text, Instant::now())? {
+        contents.retain(|contents_hash| !in_use.contains(contents_hash));
+        let surplus = contents.len().saturating_sub(KEPT_CONTENTS - 1);
+        for (contents_hash, text) in all {
+            if contents[..surplus].contains(&contents_hash) && self.wait_until_unused(&text, Instant::now())? {
                 self.remove(&text);
             }
         }
         Ok(())
     }
 
-    /// Removes every template and pinned that nobody is in; the number removed.
+    /// Removes every template and rollback database that has no session. Returns the number of removed databases.
     pub(super) fn remove_kept(&mut self) -> Result<usize> {
-        let all = self.texts(&self.kind().databases(PREFIX))?;
+        let all = self.query_texts(&self.kind().databases(PREFIX))?;
         let mut removed = 0;
-        for text in all.iter().filter(|text| Name::parse(text).is_some_and(Name::is_kept)) {
-            if self.is_empty_by(text, Instant::now() + LAST_SESSIONS)? {
-                self.send(&self.kind().drop_database(text))?;
+        for text in all.iter().filter(|text| GeneratedName::parse(text).is_some_and(GeneratedName::is_kept)) {
+            if self.wait_until_unused(text, Instant::now() + SESSIONS_OF_KILLED_PROCESSES)? {
+                self.execute(&self.kind().drop_database(text))?;
                 removed += 1;
             }
         }
         Ok(removed)
     }
 
-    /// Waits until nobody is in a database; whether that is so. A server that is asked to drop one in which a session is still
-    /// ending sleeps for 100 ms before it looks again.
-    pub(super) fn is_empty_by(&mut self, database: &str, deadline: Instant) -> Result<bool> {
+    /// Waits until a database has no session, and returns `false` if the deadline passes. Without this wait, a `DROP
+    /// DATABASE` that finds an ending session sleeps for 100 ms before it checks again.
+    pub(super) fn wait_until_unused(&mut self, database: &str, deadline: Instant) -> Result<bool> {
         let question = self.kind().sessions_in(database);
         loop {
-            if self.texts(&question)?.is_empty() {
+            if self.query_texts(&question)?.is_empty() {
                 return Ok(true);
             }
             if Instant::now() >= deadline {
@@ -109,35 +115,36 @@ impl<C: SessionConnection> AdminConnection<C> {
         }
     }
 
-    fn made_for_tests(&mut self, question: &str) -> Result<Vec<(String, Name)>> {
-        let found = self.texts(question)?;
-        Ok(found.into_iter().filter_map(|text| Name::parse(&text).map(|name| (text, name))).collect())
+    fn generated_objects(&mut self, question: &str) -> Result<Vec<(String, GeneratedName)>> {
+        let found = self.query_texts(question)?;
+        Ok(found.into_iter().filter_map(|text| GeneratedName::parse(&text).map(|name| (text, name))).collect())
     }
 
-    fn is_orphan(&mut self, name: Name, lives: &mut HashMap<u32, bool>) -> Result<bool> {
-        let Name::Test { owner, .. } = name else { return Ok(false) };
-        if let Some(lives) = lives.get(&owner) {
-            return Ok(!lives);
+    /// Whether `name` belongs to a test whose owner is dead. `owners_alive` caches the server's answers.
+    fn owner_is_dead(&mut self, name: GeneratedName, owners_alive: &mut HashMap<u32, bool>) -> Result<bool> {
+        let GeneratedName::Test { owner, .. } = name else { return Ok(false) };
+        if let Some(is_alive) = owners_alive.get(&owner) {
+            return Ok(!is_alive);
         }
-        let alive = self.is_true(&self.kind().owner_is_alive_query(owner))?;
-        lives.insert(owner, alive);
-        Ok(!alive)
+        let is_alive = self.query_bool(&self.kind().owner_is_alive_query(owner))?;
+        owners_alive.insert(owner, is_alive);
+        Ok(!is_alive)
     }
 
-    /// Another process may be at it too.
+    /// A failure is only logged, because another process may remove the database at the same time.
     fn remove(&mut self, database: &str) {
-        let removed = self.send(&self.kind().drop_database(database));
-        note(database, removed);
+        let removed = self.execute(&self.kind().drop_database(database));
+        log_removal(database, removed);
     }
 }
 
-fn note(what: &str, removed: Result<()>) {
+fn log_removal(name: &str, removed: Result<()>) {
     match removed {
-        Ok(()) => crate::wording::log_line!(info, "diesel_session::testing", "removed {what}, whose tests are dead"),
+        Ok(()) => crate::wording::log_line!(info, "diesel_session::testing", "removed {name}, whose tests are dead"),
         Err(error) => crate::wording::log_line!(
             warn,
             "diesel_session::testing",
-            "{what} is left from tests that are dead: {error}"
+            "{name} is left from tests that are dead: {error}"
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! A file whose lock says that somebody is there, and whose text says who.
+//! A file whose lock shows that a process holds it, and whose text names that process.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -6,29 +6,30 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{fmt, process};
 
-use super::folder::make_inside;
+use super::shared_folder::make_inside;
 
-/// The longest label that is kept, in characters.
-const LABEL: usize = 120;
+/// The maximum length of a label, in characters.
+const MAX_LABEL_CHARS: usize = 120;
 
-/// The longest text that is read, in bytes.
-const LONGEST: u64 = 4096;
+/// The maximum length of a text that is read, in bytes.
+const MAX_TEXT_BYTES: u64 = 4096;
 
-/// One opening of the file. Locks belong to openings: two of them exclude each other in one process too, and the system takes the
-/// lock away with the process, however that ends.
+/// An open file description. A lock belongs to the description: two descriptions of one file exclude each other also
+/// within a process, and the system releases the lock when the process ends, also after a kill.
 #[derive(Debug)]
 pub(crate) struct LockFile(File);
 
-/// Who signed a file. It is for messages only: a lock is held a moment before it is signed, and is not signed off.
+/// The process that wrote the text of a lock file. It is for messages only: a holder locks the file before it writes
+/// the text, and the text remains after the unlock.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Who {
-    /// `None`: not to be read.
+pub(crate) struct LockHolder {
+    /// `None` if the text cannot be parsed.
     pub(crate) process: Option<u32>,
     pub(crate) label: String,
 }
 
 impl LockFile {
-    /// Opens it; makes it, and its folder, where there is none.
+    /// Opens the file. Creates the file and its folder if they do not exist.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let open =
             || self::open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false)).map(Self);
@@ -41,17 +42,17 @@ impl LockFile {
         }
     }
 
-    /// Whether the lock is ours now.
+    /// Tries to lock the file exclusively. Returns whether this object holds the lock now.
     pub(crate) fn try_lock(&self) -> io::Result<bool> {
-        unless_taken(self.0.try_lock())
+        locked(self.0.try_lock())
     }
 
-    /// Whether a lock beside other shared ones is ours now.
+    /// Tries to lock the file in shared mode. Returns whether this object holds the lock now.
     pub(crate) fn try_lock_shared(&self) -> io::Result<bool> {
-        unless_taken(self.0.try_lock_shared())
+        locked(self.0.try_lock_shared())
     }
 
-    /// Waits for the lock until `deadline`; whether it is ours then.
+    /// Waits for the exclusive lock until `deadline`. Returns whether this object holds the lock then.
     pub(crate) fn lock_until(&self, deadline: Instant) -> io::Result<bool> {
         while !self.try_lock()? {
             if Instant::now() >= deadline {
@@ -62,14 +63,15 @@ impl LockFile {
         Ok(true)
     }
 
-    /// An opening that a child process has inherited keeps its lock when it is closed here; this ends the lock all the same.
+    /// Releases the lock. If a child process has inherited the description, a close in this process does not release
+    /// the lock; this method does.
     pub(crate) fn unlock(&self) -> io::Result<()> {
         self.0.unlock()
     }
 
-    /// Writes who this is; for the holder of the lock.
-    pub(crate) fn sign(&self, label: &str) -> io::Result<()> {
-        let label: String = label.chars().take(LABEL).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    /// Writes the id of this process and `label` into the file. The caller holds the lock.
+    pub(crate) fn write_holder(&self, label: &str) -> io::Result<()> {
+        let label: String = label.chars().take(MAX_LABEL_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect();
         let mut file = &self.0;
         file.set_len(0)?;
         file.rewind()?;
@@ -77,21 +79,23 @@ impl LockFile {
     }
 }
 
-/// Who holds the lock of the file, if anybody does. Where a lock is free it is taken for a moment.
-pub(crate) fn holder(path: &Path) -> Option<Who> {
+/// The holder of the file's lock, if the file is locked. If the file is not locked, the function holds a shared lock
+/// for a moment.
+pub(crate) fn holder_of(path: &Path) -> Option<LockHolder> {
     let file = open(path, OpenOptions::new().read(true)).ok()?;
     if file.try_lock_shared().is_ok() {
-        // The file is closed next, which ends the lock where this fails.
+        // If this fails, the close releases the lock.
         let _ = file.unlock();
         return None;
     }
-    let text = text(&file).unwrap_or_default();
+    let text = read_text(&file).unwrap_or_default();
     let (process, label) = text.trim_end().split_once(' ').unwrap_or_default();
-    Some(Who { process: process.parse().ok(), label: label.to_owned() })
+    Some(LockHolder { process: process.parse().ok(), label: label.to_owned() })
 }
 
-/// Opens a file in a folder that has been checked. Another user who may write there too can have put a link or a pipe in its place:
-/// neither is followed or waited for. `options` must not truncate, as the file is checked after it is open.
+/// Opens a file in a checked folder. Another user with write access may have put a link or a pipe there: the function
+/// does not follow the link and does not wait for the pipe. `options` must not truncate, because the file is checked
+/// after it is open.
 pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NOFOLLOW | libc::O_NONBLOCK);
@@ -109,7 +113,7 @@ pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     {
         use std::os::unix::fs::MetadataExt;
         let named = fs::symlink_metadata(path)?;
-        // One that was replaced meanwhile has no name any more.
+        // A file without a name is one that was replaced after it was opened.
         if found.nlink() > 1 || found.nlink() == 1 && (found.dev(), found.ino()) != (named.dev(), named.ino()) {
             return Err(refuse("it is also the file of another name"));
         }
@@ -117,15 +121,15 @@ pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     Ok(file)
 }
 
-/// The text of a small file from its beginning. A longer one is none of the kit's.
-pub(crate) fn text(mut file: &File) -> io::Result<String> {
+/// The first [`MAX_TEXT_BYTES`] bytes of a file as text. The test kit writes no longer file.
+pub(crate) fn read_text(mut file: &File) -> io::Result<String> {
     let mut text = String::new();
     file.rewind()?;
-    file.take(LONGEST).read_to_string(&mut text)?;
+    file.take(MAX_TEXT_BYTES).read_to_string(&mut text)?;
     Ok(text)
 }
 
-impl fmt::Display for Who {
+impl fmt::Display for LockHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.process {
             Some(id) if id == process::id() => write!(f, "this process (`{}`)", self.label),
@@ -135,7 +139,7 @@ impl fmt::Display for Who {
     }
 }
 
-fn unless_taken(outcome: Result<(), TryLockError>) -> io::Result<bool> {
+fn locked(outcome: Result<(), TryLockError>) -> io::Result<bool> {
     match outcome {
         Ok(()) => Ok(true),
         Err(TryLockError::WouldBlock) => Ok(false),
@@ -149,13 +153,13 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn what_is_not_a_file_of_one_name_is_refused() {
+    fn lock_file_refuses_links_and_pipes() {
         let temp = tempfile::tempdir().unwrap();
         let (victim, path) = (temp.path().join("victim"), temp.path().join("lock"));
         fs::write(&victim, "precious").unwrap();
         let refused = || {
             let error = LockFile::open(&path).unwrap_err().to_string();
-            assert_eq!(holder(&path), None);
+            assert_eq!(holder_of(&path), None);
             fs::remove_file(&path).unwrap();
             assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
             error
@@ -171,18 +175,18 @@ mod tests {
     }
 
     #[test]
-    fn openings_exclude_each_other_and_tell_who() {
+    fn open_lock_files_exclude_each_other_and_name_the_holder() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("a/lock");
-        assert_eq!(holder(&path), None);
+        assert_eq!(holder_of(&path), None);
         let (one, other) = (LockFile::open(&path).unwrap(), LockFile::open(&path).unwrap());
         assert!(one.try_lock().unwrap() && !other.try_lock().unwrap() && !other.try_lock_shared().unwrap());
-        assert_eq!(holder(&path), Some(Who { process: None, label: String::new() }));
-        one.sign(&"long".repeat(99)).unwrap();
-        one.sign("a\ntest").unwrap();
-        assert_eq!(holder(&path), Some(Who { process: Some(process::id()), label: "a test".to_owned() }));
+        assert_eq!(holder_of(&path), Some(LockHolder { process: None, label: String::new() }));
+        one.write_holder(&"long".repeat(99)).unwrap();
+        one.write_holder("a\ntest").unwrap();
+        assert_eq!(holder_of(&path), Some(LockHolder { process: Some(process::id()), label: "a test".to_owned() }));
         one.unlock().unwrap();
-        assert_eq!(holder(&path), None);
+        assert_eq!(holder_of(&path), None);
         assert!(other.try_lock().unwrap());
     }
 }

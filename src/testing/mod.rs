@@ -1,43 +1,45 @@
-//! A database for every test: made in milliseconds, gone when the test has ended in whatever way.
+//! A separate database for each test. It is created in milliseconds, and removed when the test ends, also after a
+//! failure.
 #![doc = include_str!("guide.md")]
 
-mod address;
-mod content;
+mod connection_slots;
+mod database_properties;
+mod database_url;
 mod databases;
-mod environment;
-mod files;
 mod fixture;
-mod folder;
-mod isolation;
+mod generated_name;
 mod ledger;
 mod leftovers;
 mod lock_file;
-mod names;
 mod owner;
-mod pinned_connections;
-mod queue;
+mod provisioner;
 mod registrar;
+mod rollback_database;
 mod script;
-mod setup;
-mod slots;
-mod surroundings;
+mod shared_folder;
+mod slot_queue;
+mod sqlite_files;
+mod template_contents;
 mod test_app;
 mod test_database;
+mod test_environment;
+mod test_isolation;
+mod test_setup;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 pub use databases::{create_database, drop_database, remove_templates};
 pub use fixture::Fixture;
-pub use isolation::TestIsolation;
 pub use ledger::assert_clean;
-pub use setup::TestSetup;
 pub use test_app::TestApp;
+pub use test_isolation::TestIsolation;
+pub use test_setup::TestSetup;
 
 use crate::app::App;
 use crate::connection::SessionConnection;
 use crate::recorder::Recorder;
 
-/// What a test function returns: nothing, or a `Result`.
+/// The return type of a test function: `()` or a `Result`.
 pub trait TestOutcome {
     #[doc(hidden)]
     fn has_failed(&self) -> bool;
@@ -55,25 +57,27 @@ impl<T, E> TestOutcome for Result<T, E> {
     }
 }
 
-/// Runs `body` in a context of a test's application: what [`#[diesel_session::test]`](macro@crate::test) does with a function.
+/// Runs `body` in a context of the application of a new test. [`#[diesel_session::test]`](macro@crate::test) calls this
+/// function.
 ///
 /// # Panics
-/// Where the application cannot be made, where `body` panics, and where a test that succeeded has left something.
+/// The function panics if the application cannot be created, if `body` panics, and if a successful test leaves
+/// something behind.
 #[track_caller]
 pub fn run<C: SessionConnection, R: TestOutcome>(setup: TestSetup<C>, body: impl FnOnce(App<C>) -> R) -> R {
     let repeats = setup.warn_repeats;
-    // Not in closures: what is said there is said of their own place, here of the test's.
+    // This is not `unwrap_or_else`: a closure panics at its own location, and this panic has to be at that of the caller.
     let mut test = match setup.start() {
         Ok(test) => test,
         Err(error) => panic!("{error}"),
     };
     let app = test.app().clone();
-    let outcome = catch_unwind(AssertUnwindSafe(|| app.context(|| watched(repeats, || body(app.clone())))));
+    let outcome = catch_unwind(AssertUnwindSafe(|| app.context(|| warn_about_repeats(repeats, || body(app.clone())))));
     drop(app);
     if !matches!(&outcome, Ok(outcome) if !outcome.has_failed()) {
         test.fail();
         if let Err(error) = test.finish() {
-            test_app::say(&error.to_string());
+            test_app::print_message(&error.to_string());
         }
         return outcome.unwrap_or_else(|panic| resume_unwind(panic));
     }
@@ -83,12 +87,12 @@ pub fn run<C: SessionConnection, R: TestOutcome>(setup: TestSetup<C>, body: impl
     outcome.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-/// Says at the end what was sent more often than it should.
-fn watched<R>(repeats: Option<usize>, body: impl FnOnce() -> R) -> R {
+/// Runs `body` and then prints the statements that `body` sent more than `repeats` times.
+fn warn_about_repeats<R>(repeats: Option<usize>, body: impl FnOnce() -> R) -> R {
     let Some(times) = repeats else { return body() };
     let (out, recording) = Recorder::new().run(body);
     for (statement, count) in recording.repeated(times) {
-        test_app::say(&format!("sent {count} times, most often that is a query in a loop: {statement}"));
+        test_app::print_message(&format!("sent {count} times, most often that is a query in a loop: {statement}"));
     }
     out
 }

@@ -1,4 +1,5 @@
-//! A process's session on a server, which makes and removes databases. As long as it lives, the databases of its number are in use.
+//! The session of a process on a server that creates and removes databases. The session holds a lock on its owner
+//! number: while it is open, the databases with that number are in use.
 
 use std::panic::Location;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use diesel::result::QueryResult;
 
-use super::address::with_database;
-use super::names::Name;
+use super::connection_slots::{ConnectionSlots, HeldSlots};
+use super::database_url::with_database;
+use super::generated_name::GeneratedName;
 use super::registrar::Registrar;
-use super::slots::{Slots, Taken};
 use crate::app::App;
 use crate::config::Config;
 use crate::connection::SessionConnection;
@@ -19,49 +20,53 @@ use crate::kind::DatabaseKind;
 use crate::pool::CheckedOut;
 use crate::url::Target;
 
-/// How long it waits for a connection to a server that is full.
+/// How long the owner waits for a connection to a full server.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How many numbers of owners are tried. Of four thousand million hardly one is taken.
-const MOST_NUMBERS: usize = 8;
+/// How many owner numbers are tried. There are 2^32 numbers, so a collision is improbable.
+const MAX_NUMBER_ATTEMPTS: usize = 8;
 
-/// How long it waits for locks of others.
-const LOCKS: Duration = Duration::from_secs(5);
+/// How long a statement of the owner waits for locks of other sessions.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The session, which is opened when it is needed.
+/// The owner of the databases of a process. Its session is opened at the first use.
 pub(super) struct Owner<C: SessionConnection> {
-    /// The same server by its databases, in the order in which they are tried.
+    /// One application per database of the server to which the owner can connect, in the order of the attempts.
     admin_apps: Vec<App<C>>,
     kind: DatabaseKind,
-    open: Mutex<Option<AdminConnection<C>>>,
+    connection: Mutex<Option<AdminConnection<C>>>,
 }
 
-/// The open session.
+/// The open session of an owner.
 pub(super) struct AdminConnection<C: SessionConnection> {
     pooled: CheckedOut<C>,
     kind: DatabaseKind,
-    number: u32,
-    made: u32,
-    /// None where the limit had no more.
-    _slot: Option<Taken>,
+    owner_number: u32,
+    names_given: u32,
+    /// `None` if no slot was free.
+    _slot: Option<HeldSlots>,
 }
 
 impl<C: SessionConnection> Owner<C> {
-    /// A session in the database of the URL, or in another where that is not there.
+    /// An owner that connects to the database in the URL, or to another one if that database does not exist.
     pub(super) fn new(registrar: &'static dyn Registrar<C>, config: &Config, target: &Target) -> Result<Self> {
-        Self::through(registrar, config, target, Some(config.url.clone()))
+        Self::with_first_url(registrar, config, target, Some(config.url.clone()))
     }
 
-    /// A session that is not in the database of the URL.
-    pub(super) fn elsewhere(registrar: &'static dyn Registrar<C>, config: &Config, target: &Target) -> Result<Self> {
-        Self::through(registrar, config, target, None)
-    }
-
-    fn through(
+    /// An owner that never connects to the database in the URL.
+    pub(super) fn outside_configured_database(
         registrar: &'static dyn Registrar<C>,
         config: &Config,
         target: &Target,
-        first: Option<String>,
+    ) -> Result<Self> {
+        Self::with_first_url(registrar, config, target, None)
+    }
+
+    fn with_first_url(
+        registrar: &'static dyn Registrar<C>,
+        config: &Config,
+        target: &Target,
+        first_url: Option<String>,
     ) -> Result<Self> {
         let kind = target.kind;
         let others: &[&str] = match kind {
@@ -81,14 +86,14 @@ impl<C: SessionConnection> Owner<C> {
                 .idle_timeout(None)
                 .max_lifetime(None)
                 .leak_threshold(None)
-                .lock_timeout(LOCKS);
+                .lock_timeout(LOCK_TIMEOUT);
             registrar.make_bare("tests".into(), config)
         };
-        let admin_apps = first.into_iter().chain(others).map(admin_app).collect::<Result<_>>()?;
-        Ok(Self { admin_apps, kind, open: Mutex::new(None) })
+        let admin_apps = first_url.into_iter().chain(others).map(admin_app).collect::<Result<_>>()?;
+        Ok(Self { admin_apps, kind, connection: Mutex::new(None) })
     }
 
-    /// An application on the server, for what can be asked without a connection.
+    /// An application on the server, for information that needs no connection.
     pub(super) fn app(&self) -> &App<C> {
         &self.admin_apps[0]
     }
@@ -97,12 +102,12 @@ impl<C: SessionConnection> Owner<C> {
         self.lock().is_some()
     }
 
-    /// Ends the session; its databases are nobody's from then on.
+    /// Closes the session. Its databases have no living owner from then on.
     pub(super) fn close(&self) {
         self.close_if(|| true);
     }
 
-    /// The same where nobody needs it. That is asked while nobody can begin to work with it.
+    /// Closes the session if `is_idle` returns true. No other thread can use the session while `is_idle` runs.
     pub(super) fn close_if(&self, is_idle: impl FnOnce() -> bool) {
         let mut open = self.lock();
         if open.is_some() && is_idle() {
@@ -111,21 +116,23 @@ impl<C: SessionConnection> Owner<C> {
         }
     }
 
-    /// Works with the session. It is opened first where that is due, with a slot of `taken` where that has one to spare.
-    pub(super) fn work<T>(
+    /// Calls `work` with the session, and opens the session first if it is closed. The session takes a slot from
+    /// `held_slots` if they are more than `keep`, and otherwise a free slot, if there is one.
+    pub(super) fn with_session<T>(
         &self,
-        slots: &Arc<Slots>,
-        taken: &mut Taken,
+        slots: &Arc<ConnectionSlots>,
+        held_slots: &mut HeldSlots,
         keep: usize,
         patience: Duration,
         work: impl FnOnce(&mut AdminConnection<C>) -> Result<T>,
     ) -> Result<T> {
         let mut open = self.lock();
         if open.is_none() {
-            let slot = if taken.len() > keep { Some(taken.split_off(1)) } else { slots.try_take(1, "tests") };
+            let slot =
+                if held_slots.len() > keep { Some(held_slots.split_off(1)) } else { slots.try_acquire(1, "tests") };
             *open = Some(self.open(slots, slot, patience)?);
         }
-        let admin = open.as_mut().expect("it was just opened");
+        let admin = open.as_mut().expect("the session is open");
         let outcome = work(admin);
         if admin.pooled.managed().lost {
             *open = None;
@@ -133,23 +140,26 @@ impl<C: SessionConnection> Owner<C> {
         outcome
     }
 
-    /// Works with the session where it is open.
-    pub(super) fn work_on<T>(&self, work: impl FnOnce(&mut AdminConnection<C>) -> Result<T>) -> Option<Result<T>> {
+    /// Calls `work` with the session if it is open.
+    pub(super) fn with_open_session<T>(
+        &self,
+        work: impl FnOnce(&mut AdminConnection<C>) -> Result<T>,
+    ) -> Option<Result<T>> {
         self.lock().as_mut().map(work)
     }
 
-    fn open(&self, slots: &Slots, slot: Option<Taken>, patience: Duration) -> Result<AdminConnection<C>> {
-        let (at, end) = (Location::caller(), end_of(patience));
+    fn open(&self, slots: &ConnectionSlots, slot: Option<HeldSlots>, patience: Duration) -> Result<AdminConnection<C>> {
+        let (at, deadline) = (Location::caller(), deadline_after(patience));
         let mut admin_apps = self.admin_apps.iter();
-        let mut first = None;
+        let mut first_error = None;
         let pooled = loop {
             let Some(admin_app) = admin_apps.next() else {
                 let none = || Error::InvalidConfig { app: "tests".into(), reason: "no database can be reached".into() };
-                return Err(first.unwrap_or_else(none));
+                return Err(first_error.unwrap_or_else(none));
             };
-            match admin_app.pool()?.acquire(at, false, Some(end)) {
-                // An enum of connections does not tell that a database is not there. MySQL and MariaDB refuse an account
-                // that has no right to the database before they say whether there is one.
+            match admin_app.pool()?.acquire(at, false, Some(deadline)) {
+                // An enum of connections does not report that a database does not exist. MySQL and MariaDB refuse an
+                // account without rights on the database before they report whether the database exists.
                 Err(
                     error @ Error::Connect {
                         kind:
@@ -157,7 +167,7 @@ impl<C: SessionConnection> Owner<C> {
                         ..
                     },
                 ) => {
-                    first.get_or_insert(error);
+                    first_error.get_or_insert(error);
                 }
                 other => break other?,
             }
@@ -166,26 +176,26 @@ impl<C: SessionConnection> Owner<C> {
         if capacity > 0 {
             slots.set_capacity(capacity);
         }
-        let mut admin = AdminConnection { pooled, kind: self.kind, number: 0, made: 0, _slot: slot };
+        let mut admin = AdminConnection { pooled, kind: self.kind, owner_number: 0, names_given: 0, _slot: slot };
         if let Some(sql) = self.kind.catalog_search_path() {
-            admin.send(sql)?;
+            admin.execute(sql)?;
         }
-        for _ in 0..MOST_NUMBERS {
-            let number = random();
-            if admin.is_true(&self.kind.claim_owner(number))? {
-                admin.number = number;
+        for _ in 0..MAX_NUMBER_ATTEMPTS {
+            let number = random_number();
+            if admin.query_bool(&self.kind.claim_owner(number))? {
+                admin.owner_number = number;
                 return Ok(admin);
             }
         }
         let reason = format!(
-            "the server gave none of {MOST_NUMBERS} locks that it was asked for, by `{}`",
+            "the server gave none of {MAX_NUMBER_ATTEMPTS} locks that it was asked for, by `{}`",
             self.kind.claim_owner(0)
         );
         Err(Error::InvalidConfig { app: "tests".into(), reason })
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<AdminConnection<C>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -194,35 +204,35 @@ impl<C: SessionConnection> AdminConnection<C> {
         self.kind
     }
 
-    pub(super) fn number(&self) -> u32 {
-        self.number
+    pub(super) fn owner_number(&self) -> u32 {
+        self.owner_number
     }
 
     pub(super) fn is_lost(&mut self) -> bool {
         self.pooled.managed().lost
     }
 
-    /// A name that nothing has yet.
-    pub(super) fn new_name(&mut self) -> Name {
-        self.made += 1;
-        Name::Test { owner: self.number, number: self.made }
+    /// A name that no database or schema has.
+    pub(super) fn new_name(&mut self) -> GeneratedName {
+        self.names_given += 1;
+        GeneratedName::Test { owner: self.owner_number, number: self.names_given }
     }
 
-    pub(super) fn send(&mut self, sql: &str) -> Result<()> {
+    pub(super) fn execute(&mut self, sql: &str) -> Result<()> {
         let sent = self.pooled.conn().batch_execute(sql);
-        self.explained(sent)
+        self.convert_error(sent)
     }
 
-    pub(super) fn texts(&mut self, sql: &str) -> Result<Vec<String>> {
+    pub(super) fn query_texts(&mut self, sql: &str) -> Result<Vec<String>> {
         let answer = self.pooled.conn().texts(sql);
-        Ok(self.explained(answer)?.into_iter().flatten().collect())
+        Ok(self.convert_error(answer)?.into_iter().flatten().collect())
     }
 
-    pub(super) fn is_true(&mut self, sql: &str) -> Result<bool> {
-        Ok(self.texts(sql)?.first().is_some_and(|answer| answer == "1"))
+    pub(super) fn query_bool(&mut self, sql: &str) -> Result<bool> {
+        Ok(self.query_texts(sql)?.first().is_some_and(|answer| answer == "1"))
     }
 
-    fn explained<T>(&mut self, outcome: QueryResult<T>) -> Result<T> {
+    fn convert_error<T>(&mut self, outcome: QueryResult<T>) -> Result<T> {
         outcome.map_err(|error| {
             let managed = self.pooled.managed();
             managed.lost |= dialect::is_connection_lost(&error);
@@ -232,14 +242,14 @@ impl<C: SessionConnection> AdminConnection<C> {
     }
 }
 
-/// When a wait that begins now ends. One without end ends after a year.
-pub(super) fn end_of(patience: Duration) -> Instant {
+/// The end of a wait that begins now. The wait is limited to a year, because an `Instant` cannot represent every end.
+pub(super) fn deadline_after(patience: Duration) -> Instant {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
     Instant::now() + patience.min(YEAR)
 }
 
-/// Nobody else's, most likely: the server has the last word.
-fn random() -> u32 {
+/// A number that probably no other owner has. The server decides, when the owner claims the number.
+fn random_number() -> u32 {
     use std::hash::{BuildHasher, RandomState};
     (RandomState::new().hash_one(std::process::id()) >> 16) as u32
 }

@@ -1,4 +1,4 @@
-//! The guard of one test's application.
+//! The guard of the application of one test.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -8,24 +8,26 @@ use std::time::Duration;
 
 use diesel::migration::MigrationSource;
 
-use super::environment::{Admission, TestEnvironment};
-use super::ledger::{self, TrackedRow};
+use super::ledger::{self, LedgerEntry};
+use super::provisioner::Provisioner;
 use super::registrar::Registrar;
-use super::setup::TestSetup;
-use super::test_database::{Provisioner, TestDatabase};
+use super::test_database::TestDatabase;
+use super::test_environment::{Reservation, TestEnvironment};
+use super::test_setup::TestSetup;
 use crate::app::App;
 use crate::connection::SessionConnection;
 use crate::database::Database;
 use crate::error::{Error, Result};
 use crate::wording::{is_unprintable, phrase};
 
-/// How long the end of a test waits for connections that other threads hold.
+/// How long the end of a test waits until other threads have checked in their connections.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// One test's application, on a database of its own, which is gone when this guard is: on success, failure and panic alike.
+/// The application of one test, with a separate database. The drop of the guard removes the database, after a success,
+/// a failure and a panic.
 ///
-/// It derefs to the [`App`]. [`#[diesel_session::test]`](macro@crate::test) makes one around a function; this is for everything
-/// else.
+/// The guard derefs to the [`App`]. [`#[diesel_session::test]`](macro@crate::test) creates a guard for a test function.
+/// Other test harnesses use the guard directly.
 ///
 /// ```
 /// use diesel::prelude::*;
@@ -35,33 +37,34 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// static DB: Database<SqliteConnection> = Database::without_migrations();
 ///
 /// # let _ = || {
-/// let test = TestApp::start_for(&DB)?;             // `TestSetup` has more to choose
+/// let test = TestApp::start_for(&DB)?;             // `TestSetup` has more options
 /// test.context(|| {
 ///     let session = DB.session()?;
-///     // what the test does
+///     // the test
 ///     session.commit()
 /// })?;
-/// test.finish()                                    // an error where something is left
+/// test.finish()                                    // an error if something is left
 /// # };
 /// # Ok::<(), diesel_session::Error>(())
 /// ```
 ///
-/// [`finish`](Self::finish) tells what the test has left behind. A guard that is dropped panics then, unless its thread panics already.
+/// [`finish`](Self::finish) returns an error if the test has left something behind. The drop of an unfinished guard
+/// panics in this case, unless its thread is already panicking.
 #[must_use = "a guard that is dropped ends its test"]
 pub struct TestApp<C: SessionConnection> {
     app: App<C>,
     environment: Arc<TestEnvironment<C>>,
     registrar: &'static dyn Registrar<C>,
-    database_of_test: Option<TestDatabase<C>>,
-    admission: Option<Admission<C>>,
-    id: Id,
+    test_database: Option<TestDatabase<C>>,
+    reservation: Option<Reservation<C>>,
+    id: TestAppId,
     keep: bool,
     failed: bool,
-    _entry: TrackedRow,
+    _ledger_entry: LedgerEntry,
 }
 
 impl<C: SessionConnection> TestApp<C> {
-    /// An application with the default [`TestSetup`].
+    /// Starts a test with the default [`TestSetup`].
     ///
     /// # Errors
     /// See [`TestSetup::start`].
@@ -74,22 +77,22 @@ impl<C: SessionConnection> TestApp<C> {
     }
 
     pub(super) fn start(setup: TestSetup<C>) -> Result<Self> {
-        let id = Id::take(setup.registrar.number(), &setup.name);
-        let config = Provisioner::configured(&setup, &id.text)?;
+        let id = TestAppId::reserve(setup.registrar.number(), &setup.name);
+        let config = Provisioner::checked_config(&setup, &id.text)?;
         let provisioner = Provisioner::new(&setup, &config, &id.text)?;
-        let (app, database_of_test, admission) = provisioner.start(setup.isolation)?;
-        let entry = ledger::enter(&id.text, setup.place, &app);
+        let (app, test_database, reservation) = provisioner.start(setup.isolation)?;
+        let ledger_entry = ledger::record_start(&id.text, setup.location, &app);
         let environment = Arc::clone(&provisioner.environment);
         let started = Self {
             app,
             environment,
             registrar: setup.registrar,
-            database_of_test: Some(database_of_test),
-            admission: Some(admission),
+            test_database: Some(test_database),
+            reservation: Some(reservation),
             id,
             keep: setup.keep,
             failed: false,
-            _entry: entry,
+            _ledger_entry: ledger_entry,
         };
         started.registrar.register(started.app.clone())?;
         Ok(started)
@@ -100,29 +103,30 @@ impl<C: SessionConnection> TestApp<C> {
         &self.app
     }
 
-    /// The URL of the test's database, for programs that the test starts. It contains the password. In
-    /// [`TestIsolation::Rollback`](super::TestIsolation::Rollback) other programs find the database there without what the test has done.
+    /// The URL of the test's database, for programs that the test starts. The URL contains the password. With
+    /// [`TestIsolation::Rollback`](super::TestIsolation::Rollback) other programs do not see the changes of the test.
     pub fn url(&self) -> &str {
         &self.app.options().config.url
     }
 
-    /// Says that the test has failed, for [`TestSetup::keep`]. A panic is noticed without it.
+    /// Marks the test as failed, for [`TestSetup::keep`]. A panic marks the test without this call.
     pub fn fail(&mut self) {
         self.failed = true;
     }
 
-    /// Ends the test: its application is removed, its pool is drained, its database is gone.
+    /// Ends the test: removes its application, drains its pool and removes its database.
     ///
     /// # Errors
-    /// [`Error::TestSpoiled`] where a test that was to be rolled back could not be; [`Error::TestLeftovers`] where another thread still
-    /// holds a connection, or the database could not be removed. What is left is removed by the next run.
+    /// [`Error::TestSpoiled`] if a test with [`TestIsolation::Rollback`](super::TestIsolation::Rollback) cannot be
+    /// rolled back; [`Error::TestLeftovers`] if another thread still holds a connection, or if the database cannot be
+    /// removed. The next run removes the database.
     pub fn finish(mut self) -> Result<()> {
         self.end()
     }
 
     fn end(&mut self) -> Result<()> {
-        let Some(database_of_test) = self.database_of_test.take() else { return Ok(()) };
-        let mut admission = self.admission.take();
+        let Some(test_database) = self.test_database.take() else { return Ok(()) };
+        let mut reservation = self.reservation.take();
         let failed = self.failed || std::thread::panicking();
         self.registrar.unregister(&self.app);
         let mut left = Vec::new();
@@ -136,53 +140,58 @@ impl<C: SessionConnection> TestApp<C> {
             }
             Err(other) => left.push(other.to_string()),
         }
-        let mut invalidated = None;
-        if failed && self.keep && database_of_test.shown(&self.environment.target).is_none() {
-            say(&format!(
+        let mut poisoned = None;
+        if failed && self.keep && test_database.shown(&self.environment.target).is_none() {
+            print_message(&format!(
                 "test `{}` failed, and nothing of it can be kept: {}",
                 self.id.text,
-                match database_of_test {
-                    TestDatabase::PinnedConnection(_) => "it is rolled back; `TestIsolation::Database` could be kept",
+                match test_database {
+                    TestDatabase::Rollback(_) => "it is rolled back; `TestIsolation::Database` could be kept",
                     _ => "`:memory:` is gone with its connections; the URL of a file could be kept",
                 }
             ));
         }
-        match database_of_test {
-            TestDatabase::PinnedConnection(pinned) => {
-                invalidated = pinned.poisoned();
-                if pinned.end(self.environment.target.kind) {
-                    let taken = admission.as_mut().and_then(|admission| admission.taken.take());
-                    pinned.keep(&self.environment, taken);
+        match test_database {
+            TestDatabase::Rollback(database) => {
+                poisoned = database.poisoned();
+                if database.roll_back(self.environment.target.kind) {
+                    let slots = reservation.as_mut().and_then(|reservation| reservation.slots.take());
+                    database.keep_for_next_test(&self.environment, slots);
                 } else {
-                    self.removed(TestDatabase::PinnedConnection(pinned), admission.as_mut(), &mut left);
+                    self.remove_database(TestDatabase::Rollback(database), reservation.as_mut(), &mut left);
                 }
             }
-            database_of_test if failed && self.keep => {
-                if let Some(url) = database_of_test.shown(&self.environment.target) {
-                    say(&format!(
+            test_database if failed && self.keep => {
+                if let Some(url) = test_database.shown(&self.environment.target) {
+                    print_message(&format!(
                         "test `{}` failed; its database is kept until a run that keeps nothing: {url}",
                         self.id.text
                     ));
                 }
             }
-            database_of_test if left.is_empty() => self.removed(database_of_test, admission.as_mut(), &mut left),
-            database_of_test => {
-                left.extend(database_of_test.shown(&self.environment.target).map(|url| format!("its database: {url}")))
+            test_database if left.is_empty() => self.remove_database(test_database, reservation.as_mut(), &mut left),
+            test_database => {
+                left.extend(test_database.shown(&self.environment.target).map(|url| format!("its database: {url}")))
             }
         }
-        drop(admission);
-        let who = format!("test `{}`", self.id.text);
-        ledger::note(&who, &left);
-        match invalidated {
+        drop(reservation);
+        let test = format!("test `{}`", self.id.text);
+        ledger::record_leftovers(&test, &left);
+        match poisoned {
             Some((cause, at)) => Err(Error::TestSpoiled { app: self.id.text.clone(), cause, at }),
             None if left.is_empty() => Ok(()),
-            None => Err(Error::TestLeftovers { who, left }),
+            None => Err(Error::TestLeftovers { who: test, left }),
         }
     }
 
-    fn removed(&self, database_of_test: TestDatabase<C>, admission: Option<&mut Admission<C>>, left: &mut Vec<String>) {
-        let shown = database_of_test.shown(&self.environment.target);
-        if let Err(error) = database_of_test.remove(&self.environment, admission) {
+    fn remove_database(
+        &self,
+        test_database: TestDatabase<C>,
+        reservation: Option<&mut Reservation<C>>,
+        left: &mut Vec<String>,
+    ) {
+        let shown = test_database.shown(&self.environment.target);
+        if let Err(error) = test_database.remove(&self.environment, reservation) {
             left.push(format!("its database {}: {}", shown.unwrap_or_default(), phrase(error)));
         }
     }
@@ -206,7 +215,7 @@ impl<C: SessionConnection> Drop for TestApp<C> {
     fn drop(&mut self) {
         if let Err(error) = self.end() {
             if std::thread::panicking() {
-                say(&error.to_string());
+                print_message(&error.to_string());
             } else {
                 panic!("{error}");
             }
@@ -214,27 +223,28 @@ impl<C: SessionConnection> Drop for TestApp<C> {
     }
 }
 
-/// An application id that nobody else has, as long as it lives.
-struct Id {
+/// The id of a test's application. The id is unique until it is dropped.
+struct TestAppId {
     database: u64,
     text: String,
 }
 
-fn ids() -> std::sync::MutexGuard<'static, HashSet<(u64, String)>> {
+fn used_ids() -> std::sync::MutexGuard<'static, HashSet<(u64, String)>> {
     static IDS: OnceLock<Mutex<HashSet<(u64, String)>>> = OnceLock::new();
     IDS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Id {
-    /// What an application id takes; a name that is in use gets a number.
-    fn take(database: u64, name: &str) -> Self {
+impl TestAppId {
+    /// Reserves an id that begins with `name`, without the characters that an application id cannot contain. If the
+    /// name is in use, the id ends with a number.
+    fn reserve(database: u64, name: &str) -> Self {
         let name: String = name.chars().map(|c| if is_unprintable(c) { '?' } else { c }).collect();
         let end = name.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 180).last();
         let name = match &name[..end.unwrap_or_default()] {
             "" => "test",
             name => name,
         };
-        let mut ids = ids();
+        let mut ids = used_ids();
         let mut text = name.to_owned();
         for number in 2.. {
             if ids.insert((database, text.clone())) {
@@ -246,14 +256,14 @@ impl Id {
     }
 }
 
-impl Drop for Id {
+impl Drop for TestAppId {
     fn drop(&mut self) {
-        ids().remove(&(self.database, std::mem::take(&mut self.text)));
+        used_ids().remove(&(self.database, std::mem::take(&mut self.text)));
     }
 }
 
-/// Tells whoever runs the tests, in the test's own output.
-#[allow(clippy::print_stderr, reason = "what a test has to say")]
-pub(super) fn say(text: &str) {
+/// Prints a message to the output of the test.
+#[allow(clippy::print_stderr, reason = "the output of a test is standard error")]
+pub(super) fn print_message(text: &str) {
     eprintln!("diesel-session: {text}");
 }

@@ -1,35 +1,39 @@
-//! What the configured database is like, for the databases that are made to be like it.
+//! The properties of the configured database, which the databases of the tests copy.
 
 use std::panic::Location;
 use std::time::{Duration, Instant};
 
-use super::environment::TestEnvironment;
+use super::test_environment::TestEnvironment;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::dialect::NAME_PLACEHOLDER;
 use crate::error::{ConnectErrorKind, Error, Result};
 use crate::kind::DatabaseKind;
 
-/// The longest wait for a connection to the configured database.
+/// The maximum wait for a connection to the configured database.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What an application's session finds in the configured database. Nothing if that is not there, and for SQLite.
+/// The properties of the configured database, as a session of the application sees them. All fields are empty if the
+/// database does not exist, and for SQLite.
 #[derive(Debug, Default)]
-pub(super) struct Surroundings {
-    /// All that decides what migrations make: the role, the settings, and the database's properties. Part of a template's key.
+pub(super) struct DatabaseProperties {
+    /// The facts on which the result of migrations depends: the role, the settings, and the catalog row of the
+    /// database. They are part of the key of a template.
     pub(super) facts: String,
-    /// The options of a `CREATE DATABASE` that copies a template: the owner; elsewhere character set and collation.
+    /// The options of a `CREATE DATABASE`: on PostgreSQL the owner, on MySQL and MariaDB the character set and the
+    /// collation.
     pub(super) options: String,
-    /// Further options of one that copies none: encoding and locale, if they differ from those of `template1`.
+    /// Additional options of a `CREATE DATABASE` that copies no template of the test kit: encoding and locale, if they
+    /// differ from those of `template1`.
     pub(super) locale: Option<String>,
-    /// Statements that give a new database the configured one's settings and rights.
+    /// Statements that give a new database the settings and rights of the configured database.
     pub(super) settings: Vec<String>,
-    /// The role of the application's sessions, as SQL, if `on_connect` made it another than the login's.
+    /// The role of the application's sessions, as SQL, if `on_connect` has set a role other than that of the login.
     pub(super) role: Option<String>,
 }
 
-impl Surroundings {
-    /// Looks by a connection of its own, which is closed again: it takes one of the connections that the test has reserved.
+impl DatabaseProperties {
+    /// Queries the properties with a temporary connection, which uses one of the slots that the test has reserved.
     pub(super) fn of<C: SessionConnection>(environment: &TestEnvironment<C>, config: &Config) -> Result<Self> {
         let target = &environment.target;
         let Some(facts) = target.kind.schema_environment_query() else { return Ok(Self::default()) };
@@ -51,7 +55,7 @@ impl Surroundings {
                     .map(&mut texts)
                     .transpose()?
                     .and_then(|found| found.into_iter().next());
-                // The URL may leave the database's name to a default.
+                // The URL may contain no database, so the server is asked for the name.
                 let database = texts("SELECT pg_catalog.current_database()::pg_catalog.text AS value")?.concat();
                 settings =
                     target.kind.settings_of_database(&database).map(|sql| texts(&sql)).transpose()?.unwrap_or_default();
@@ -61,8 +65,8 @@ impl Surroundings {
         })();
         drop(app.dispose());
         match found {
-            // The kit's own session takes another database then. MySQL and MariaDB refuse an account that has no right to the
-            // database before they say whether there is one. A wrong password is an error of the kit's own session.
+            // The owner connects to another database in these cases, and reports a wrong password. MySQL and MariaDB
+            // refuse an account without rights on the database before they report whether the database exists.
             Err(Error::Connect {
                 kind: ConnectErrorKind::UnknownDatabase | ConnectErrorKind::Authentication | ConnectErrorKind::Other,
                 message,
@@ -88,7 +92,7 @@ fn texts_of<C: SessionConnection>(conn: &mut C, sql: &str) -> Result<Vec<String>
 const OTHER_ROLE: &str = "SELECT pg_catalog.quote_ident(current_user) AS value WHERE current_user OPERATOR(pg_catalog.<>) session_user \
      AND pg_catalog.pg_has_role(session_user, current_user, 'USAGE')";
 
-/// Statements for a database of that name, which is quoted.
+/// The statements in `settings` for the database with the name `quoted`.
 pub(super) fn for_database(settings: &[String], quoted: &str) -> Vec<String> {
     settings.iter().map(|sql| sql.replace(NAME_PLACEHOLDER, quoted)).collect()
 }

@@ -1,4 +1,4 @@
-//! SQLite files of tests: in a folder of this process's, locked as long as it lives.
+//! The SQLite files of tests. Each process has a folder for its files, which is locked until the process ends.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -7,42 +7,42 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
-use super::folder::{folder, make_ours_inside};
-use super::leftovers::KEPT;
+use super::leftovers::KEPT_CONTENTS;
 use super::lock_file::open;
-use super::setup::keeps;
+use super::shared_folder::{make_private_inside, shared_folder};
+use super::test_setup::keep_is_requested;
 
-/// The files of one database object.
+/// The files of the tests of one database object.
 #[derive(Default)]
-pub(super) struct Files {
-    /// Templates are made one after the other.
-    pub(super) making: Mutex<()>,
+pub(super) struct SqliteFiles {
+    /// Locked while a template is created.
+    pub(super) template_creation: Mutex<()>,
 }
 
-/// This process's folder.
-struct Own {
+/// The folder of this process.
+struct ProcessFolder {
     path: PathBuf,
-    /// Held until the process ends, in whatever way.
+    /// The lock that marks the folder as in use. The system releases it when the process ends, also after a kill.
     _lock: File,
 }
 
-impl Files {
-    /// A path that nothing has yet.
+impl SqliteFiles {
+    /// A path at which no file exists.
     pub(super) fn new_path(&self) -> Result<PathBuf, String> {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
-        Ok(own()?.path.join(format!("{}.sqlite", NEXT.fetch_add(1, Ordering::Relaxed))))
+        Ok(process_folder()?.path.join(format!("{}.sqlite", NEXT.fetch_add(1, Ordering::Relaxed))))
     }
 
-    /// Where the template of a content is, or will be.
-    pub(super) fn template(&self, content: u64, wal: bool) -> Result<PathBuf, String> {
+    /// The path of the template with the hash `contents_hash`.
+    pub(super) fn template(&self, contents_hash: u64, wal: bool) -> Result<PathBuf, String> {
         let log = if wal { "-wal" } else { "" };
-        Ok(all()?.join(format!("template-{content:016x}{log}.sqlite")))
+        Ok(sqlite_folder()?.join(format!("template-{contents_hash:016x}{log}.sqlite")))
     }
 
-    /// Copies a template, which counts as used now; `false` if there is none.
+    /// Copies a template and records its use. Returns `false` if the template does not exist.
     pub(super) fn copy(&self, template: &Path, to: &Path) -> Result<bool, String> {
         let failed = |error: io::Error| {
-            // What there is of the copy is of no use.
+            // An incomplete copy is useless.
             let _ = fs::remove_file(to);
             format!("{} cannot be copied to {}: {error}", template.display(), to.display())
         };
@@ -51,28 +51,29 @@ impl Files {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(failed(error)),
         };
-        // Which template was used last only decides which one is removed first.
+        // A failure is harmless: the time only decides which template is removed first.
         let _ = from.set_modified(SystemTime::now());
         let mut copy = File::create_new(to).map_err(failed)?;
         io::copy(&mut from, &mut copy).map_err(failed)?;
         Ok(true)
     }
 
-    /// Gives a template its name, and removes those that were used least recently if there are more than are kept.
-    pub(super) fn keep(&self, made: &Path, template: &Path) -> Result<(), String> {
-        fs::rename(made, template).map_err(|error| format!("{} cannot be made: {error}", template.display()))?;
+    /// Renames a finished template to its final name, and removes the least recently used templates beyond
+    /// [`KEPT_CONTENTS`].
+    pub(super) fn keep(&self, finished: &Path, template: &Path) -> Result<(), String> {
+        fs::rename(finished, template).map_err(|error| format!("{} cannot be made: {error}", template.display()))?;
         let Ok(mut kept) = templates() else { return Ok(()) };
         kept.retain(|(_, path)| path != template);
         kept.sort();
-        let surplus = (kept.len() + 1).saturating_sub(KEPT);
+        let surplus = (kept.len() + 1).saturating_sub(KEPT_CONTENTS);
         for (_, path) in kept.iter().take(surplus) {
-            // Another process may be at it too.
+            // Another process may remove the file at the same time.
             let _ = fs::remove_file(path);
         }
         Ok(())
     }
 
-    /// Removes all templates; how many there were.
+    /// Removes all templates. Returns the number of removed templates.
     pub(super) fn remove_templates(&self) -> Result<usize, String> {
         let failed = |error: io::Error| format!("the templates cannot be removed: {error}");
         let mut removed = 0;
@@ -88,7 +89,7 @@ impl Files {
         Ok(removed)
     }
 
-    /// Removes a database with its write-ahead log.
+    /// Removes a database file with its journal, write-ahead log and shared-memory file.
     pub(super) fn remove(&self, path: &Path) -> Result<(), String> {
         for suffix in ["", "-wal", "-shm", "-journal"] {
             let mut name = path.as_os_str().to_owned();
@@ -104,17 +105,17 @@ impl Files {
     }
 }
 
-/// The folder of all processes of this user.
-fn all() -> Result<PathBuf, String> {
-    let folder = folder()?;
-    make_ours_inside(folder, "sqlite")
+/// The folder of the SQLite files of all processes of this user.
+fn sqlite_folder() -> Result<PathBuf, String> {
+    let folder = shared_folder()?;
+    make_private_inside(folder, "sqlite")
         .map_err(|error| format!("{} cannot be made: {error}", folder.join("sqlite").display()))
 }
 
 /// All templates, each with the time of its last use.
 fn templates() -> io::Result<Vec<(SystemTime, PathBuf)>> {
     let mut templates = Vec::new();
-    for entry in fs::read_dir(all().map_err(io::Error::other)?)? {
+    for entry in fs::read_dir(sqlite_folder().map_err(io::Error::other)?)? {
         let entry = entry?;
         let is_template = entry.file_name().to_str().is_some_and(is_template);
         if is_template && let Ok(found) = entry.metadata() {
@@ -127,41 +128,43 @@ fn templates() -> io::Result<Vec<(SystemTime, PathBuf)>> {
 /// Whether a file has the name of a template.
 fn is_template(name: &str) -> bool {
     let Some(name) = name.strip_prefix("template-").and_then(|name| name.strip_suffix(".sqlite")) else { return false };
-    let content = name.strip_suffix("-wal").unwrap_or(name);
-    content.len() == 16 && content.bytes().all(|digit| digit.is_ascii_hexdigit())
+    let contents_hash = name.strip_suffix("-wal").unwrap_or(name);
+    contents_hash.len() == 16 && contents_hash.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
-fn own() -> Result<&'static Own, String> {
-    static OWN: OnceLock<Own> = OnceLock::new();
+/// The folder of this process. It is created at the first use.
+fn process_folder() -> Result<&'static ProcessFolder, String> {
+    static PROCESS_FOLDER: OnceLock<ProcessFolder> = OnceLock::new();
     static MAKING: Mutex<()> = Mutex::new(());
-    if let Some(own) = OWN.get() {
-        return Ok(own);
+    if let Some(folder) = PROCESS_FOLDER.get() {
+        return Ok(folder);
     }
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(own) = OWN.get() {
-        return Ok(own);
+    if let Some(folder) = PROCESS_FOLDER.get() {
+        return Ok(folder);
     }
-    let all = all()?;
-    let made = make(&all)
+    let all = sqlite_folder()?;
+    let created = make_process_folder(&all)
         .map_err(|error| format!("a folder for SQLite files cannot be made in {}: {error}", all.display()))?;
-    Ok(OWN.get_or_init(|| made))
+    Ok(PROCESS_FOLDER.get_or_init(|| created))
 }
 
-/// Makes this process's folder, and removes those whose processes have ended. Both under one lock: a folder that is not locked yet
-/// would be taken for one of the dead.
-fn make(all: &Path) -> io::Result<Own> {
-    let turn = open(&all.join("turn"), OpenOptions::new().read(true).write(true).create(true).truncate(false))?;
-    turn.lock()?;
-    for entry in fs::read_dir(all)?.filter(|_| !keeps()) {
+/// Creates the folder of this process, and removes the folders of ended processes. One lock covers both steps:
+/// otherwise another process could remove a new folder before its lock is held.
+fn make_process_folder(all: &Path) -> io::Result<ProcessFolder> {
+    let folders_lock = open(&all.join("turn"), OpenOptions::new().read(true).write(true).create(true).truncate(false))?;
+    folders_lock.lock()?;
+    for entry in fs::read_dir(all)?.filter(|_| !keep_is_requested()) {
         let path = entry?.path();
-        // A link to somewhere is none of these.
+        // A link is not a folder of a process.
         if !fs::symlink_metadata(&path)?.is_dir() {
             continue;
         }
         let is_dead = match open(&path.join("lock"), OpenOptions::new().read(true)) {
             Ok(lock) => lock.try_lock().is_ok(),
-            // Somebody who was removing it, or making it, was killed: both have had the turn.
-            Err(error) => error.kind() == io::ErrorKind::NotFound && is_of_a_process(&path),
+            // A process was killed while it created or removed the folder. Both steps need the lock that this process
+            // holds now.
+            Err(error) => error.kind() == io::ErrorKind::NotFound && is_process_folder(&path),
         };
         if is_dead {
             fs::remove_dir_all(&path)?;
@@ -173,7 +176,7 @@ fn make(all: &Path) -> io::Result<Own> {
             Ok(()) => {
                 let lock = File::create_new(path.join("lock"))?;
                 lock.lock()?;
-                return Ok(Own { path, _lock: lock });
+                return Ok(ProcessFolder { path, _lock: lock });
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
@@ -182,8 +185,8 @@ fn make(all: &Path) -> io::Result<Own> {
     unreachable!("there are more numbers than folders")
 }
 
-/// Whether a folder has the name of one of these.
-fn is_of_a_process(path: &Path) -> bool {
+/// Whether a path is a folder with the name of a process's folder.
+fn is_process_folder(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     path.is_dir()
         && name

@@ -6,44 +6,46 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::{env, io, process};
 
-/// Names another folder.
+/// The environment variable that names another folder.
 const VARIABLE: &str = "DIESEL_SESSION_TEST_DIR";
 
-/// The folder: `$DIESEL_SESSION_TEST_DIR`, or `diesel-session-<user>` where temporary files are. It is made at first use, for its
-/// user alone. One that the variable names and that exists keeps the permissions that it has.
+/// The path of the folder: `$DIESEL_SESSION_TEST_DIR`, or `diesel-session-<user>` in the system's folder for temporary
+/// files. The first call creates the folder, and only its user can access it. An existing folder that the variable
+/// names keeps its permissions.
 ///
-/// Other users may have been there first. So a folder is checked before anything is made in it, and no file in it is opened
-/// through a link ([`super::lock_file::open`]).
-pub(crate) fn folder() -> Result<&'static Path, String> {
+/// Another user may have created the folder first. So the folder is checked before a file is created in it, and no file
+/// in it is opened through a link ([`super::lock_file::open`]).
+pub(crate) fn shared_folder() -> Result<&'static Path, String> {
     static FOLDER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let made = FOLDER.get_or_init(|| {
+    let created = FOLDER.get_or_init(|| {
         let user = ["USER", "LOGNAME", "USERNAME"].into_iter().find_map(env::var_os);
         prepare(env::var_os(VARIABLE).filter(|named| !named.is_empty()), &env::temp_dir(), user)
     });
-    made.as_deref().map_err(Clone::clone)
+    created.as_deref().map_err(Clone::clone)
 }
 
 fn prepare(named: Option<OsString>, temp: &Path, user: Option<OsString>) -> Result<PathBuf, String> {
-    let (path, made) = match named {
+    let (path, created) = match named {
         Some(named) => {
             let path = PathBuf::from(named);
-            // Tests may change their current directory, and processes need not share it.
+            // Tests may change their current directory, and other processes may have another one.
             let path = std::path::absolute(&path).unwrap_or(path);
-            let made = private(DirBuilder::new().recursive(true)).create(&path).and_then(|()| fs::canonicalize(&path));
+            let created =
+                private(DirBuilder::new().recursive(true)).create(&path).and_then(|()| fs::canonicalize(&path));
             (
                 path,
-                made.and_then(|path| {
-                    refuse_replaceable(&fs::metadata(&path)?).and_then(|()| try_out(&path)).map(|()| path)
+                created.and_then(|path| {
+                    refuse_replaceable(&fs::metadata(&path)?).and_then(|()| check_writable(&path)).map(|()| path)
                 }),
             )
         }
         None => {
-            let path = temp.join(format!("diesel-session-{}", plain(user)));
-            let made = make_ours(&path).and_then(|()| try_out(&path)).map(|()| path.clone());
-            (path, made)
+            let path = temp.join(format!("diesel-session-{}", sanitized(user)));
+            let created = make_private(&path).and_then(|()| check_writable(&path)).map(|()| path.clone());
+            (path, created)
         }
     };
-    made.map_err(|error| {
+    created.map_err(|error| {
         format!(
             "the folder that test processes share cannot be used: {}: {error}; {VARIABLE} names another one",
             path.display()
@@ -51,8 +53,8 @@ fn prepare(named: Option<OsString>, temp: &Path, user: Option<OsString>) -> Resu
     })
 }
 
-/// A user's name as part of a file's.
-fn plain(user: Option<OsString>) -> String {
+/// The name of a user as part of a file name.
+fn sanitized(user: Option<OsString>) -> String {
     let user = user.unwrap_or_default();
     let user = user.to_string_lossy();
     let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
@@ -60,23 +62,23 @@ fn plain(user: Option<OsString>) -> String {
     if name.is_empty() { "any".to_owned() } else { name }
 }
 
-/// Makes or checks a folder that only this user may use. If every user may make files beside it, another user may have made it
-/// first, or a link to somewhere.
-fn make_ours(path: &Path) -> io::Result<()> {
+/// Creates or checks a folder that only this user can access. If every user can create files in the parent folder,
+/// another user may have created the folder, or a link, first.
+fn make_private(path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         let parent_is_safe = refuse_replaceable(&fs::metadata(parent)?);
         parent_is_safe.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", parent.display())))?;
     }
     match private(&mut DirBuilder::new()).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        made => made?,
+        created => created?,
     }
     let folder = open_folder(path)?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::{MetadataExt, PermissionsExt};
         let found = folder.metadata()?;
-        if found.uid() != own_user()? {
+        if found.uid() != current_user()? {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user"));
         }
         if found.mode() & 0o777 != 0o700 {
@@ -87,54 +89,55 @@ fn make_ours(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes or checks a folder inside of one that has been checked: `folder` itself or one that this function made. A link is refused,
-/// and so is a folder that a stranger made or could replace.
+/// Creates or checks a folder in a checked folder: in `shared_folder` or in a folder that this function has created.
+/// The function refuses a link, and a folder that another user has created or can replace.
 pub(super) fn make_inside(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
-    let made = std::os::unix::fs::DirBuilderExt::mode(&mut DirBuilder::new(), 0o775).create(path);
+    let created = std::os::unix::fs::DirBuilderExt::mode(&mut DirBuilder::new(), 0o775).create(path);
     #[cfg(not(unix))]
-    let made = fs::create_dir(path);
-    match (made, path.parent()) {
+    let created = fs::create_dir(path);
+    match (created, path.parent()) {
         (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound && !parent.exists() => {
-            // Somebody has cleared the temporary files.
+            // Another program has cleared the temporary files.
             make_inside(parent)?;
             return make_inside(path);
         }
         (Err(error), _) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        (made, _) => made?,
+        (created, _) => created?,
     }
     let found = open_folder(path)?.metadata()?;
     refuse_replaceable(&found)?;
     #[cfg(unix)]
     if let Some(parent) = path.parent() {
         use std::os::unix::fs::MetadataExt;
-        let around = fs::metadata(parent)?;
-        refuse_replaceable(&around)?;
-        let strangers_may_write = around.mode() & 0o002 != 0;
-        if strangers_may_write && found.uid() != around.uid() && found.uid() != own_user()? {
+        let parent = fs::metadata(parent)?;
+        refuse_replaceable(&parent)?;
+        let everybody_may_write = parent.mode() & 0o002 != 0;
+        if everybody_may_write && found.uid() != parent.uid() && found.uid() != current_user()? {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user"));
         }
     }
     Ok(())
 }
 
-/// The same for this user alone; one of that name that belongs to another user stays, and the result is beside it.
-pub(super) fn make_ours_inside(folder: &Path, name: &str) -> io::Result<PathBuf> {
+/// Creates or checks a folder in `folder` that only this user can access. If `name` belongs to another user, the folder
+/// gets another name. Returns its path.
+pub(super) fn make_private_inside(folder: &Path, name: &str) -> io::Result<PathBuf> {
     let path = folder.join(name);
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
-        let user = own_user()?;
-        let is_anothers = fs::symlink_metadata(&path).is_ok_and(|found| found.uid() != user);
-        let path = if is_anothers { folder.join(format!("{name}-{user}")) } else { path };
-        make_ours(&path)?;
+        let user = current_user()?;
+        let belongs_to_another_user = fs::symlink_metadata(&path).is_ok_and(|found| found.uid() != user);
+        let path = if belongs_to_another_user { folder.join(format!("{name}-{user}")) } else { path };
+        make_private(&path)?;
         Ok(path)
     }
     #[cfg(not(unix))]
-    make_ours(&path).map(|()| path)
+    make_private(&path).map(|()| path)
 }
 
-/// Opens a folder, and not what a link points to.
+/// Opens a folder. The function does not follow a link.
 fn open_folder(path: &Path) -> io::Result<File> {
     if !fs::symlink_metadata(path)?.is_dir() {
         return Err(io::Error::new(io::ErrorKind::NotADirectory, "it is not a folder"));
@@ -148,11 +151,11 @@ fn open_folder(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// Without it Windows opens no folder.
+/// The flag that Windows requires to open a folder.
 #[cfg(windows)]
 const BACKUP_SEMANTICS: u32 = 0x0200_0000;
 
-/// Every user may write into `found` and rename what others have in it.
+/// Refuses a folder in which every user can replace the files of other users.
 fn refuse_replaceable(found: &fs::Metadata) -> io::Result<()> {
     #[cfg(unix)]
     if std::os::unix::fs::MetadataExt::mode(found) & 0o1002 == 0o0002 {
@@ -165,21 +168,21 @@ fn refuse_replaceable(found: &fs::Metadata) -> io::Result<()> {
     Ok(())
 }
 
-/// The user of this process, as the owner of what it makes.
+/// The id of the user to whom the files of this process belong.
 #[cfg(unix)]
-fn own_user() -> io::Result<u32> {
+fn current_user() -> io::Result<u32> {
     let (pipe, _) = io::pipe()?;
     let pipe = File::from(std::os::fd::OwnedFd::from(pipe));
     Ok(std::os::unix::fs::MetadataExt::uid(&pipe.metadata()?))
 }
 
-/// Makes a file in a folder that has been checked, and removes it.
-fn try_out(path: &Path) -> io::Result<()> {
+/// Checks that this process can create files in a checked folder.
+fn check_writable(path: &Path) -> io::Result<()> {
     for number in 0.. {
         let trial = path.join(format!("trial-{}-{number}", process::id()));
         match File::create_new(&trial) {
-            // A process of that number that was killed has left it, or somebody else has put a link there.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number < MOST_TRIALS => {}
+            // A killed process with the same id has left the file, or another user has put a link there.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number < MAX_TRIALS => {}
             Err(error) => return Err(error),
             Ok(_) => return fs::remove_file(&trial),
         }
@@ -187,8 +190,8 @@ fn try_out(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// How many names of a trial may be taken.
-const MOST_TRIALS: usize = 100;
+/// How many existing files [`check_writable`] accepts before it gives up.
+const MAX_TRIALS: usize = 100;
 
 fn private(builder: &mut DirBuilder) -> &mut DirBuilder {
     #[cfg(unix)]
@@ -206,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_made_for_its_user_alone() {
+    fn shared_folder_is_private_to_its_user() {
         let temp = tempfile::tempdir().unwrap();
         let path = prepare(None, temp.path(), Some("../ada b".into())).unwrap();
         assert_eq!(path, temp.path().join("diesel-session-.._ada_b"));
@@ -223,7 +226,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_link_in_the_place_of_a_file_or_folder_is_not_followed() {
+    fn shared_folder_does_not_follow_links() {
         use std::os::unix::fs::{PermissionsExt, symlink};
         let temp = tempfile::tempdir().unwrap();
         let victim = temp.path().join("victim");
@@ -241,38 +244,38 @@ mod tests {
             assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
             symlink(temp.path(), folder.join("inside")).unwrap();
             assert!(make_inside(&folder.join("inside")).unwrap_err().to_string().contains("not a folder"));
-            assert!(make_ours_inside(&folder, "inside").is_err());
+            assert!(make_private_inside(&folder, "inside").is_err());
         }
     }
 
     #[cfg(unix)]
     #[test]
-    fn a_folder_of_another_user_is_refused() {
+    fn shared_folder_of_another_user_is_refused() {
         use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
         let temp = tempfile::tempdir().unwrap();
-        assert_eq!(own_user().unwrap(), fs::metadata(temp.path()).unwrap().uid());
+        assert_eq!(current_user().unwrap(), fs::metadata(temp.path()).unwrap().uid());
         let folder = temp.path().join("diesel-session-any");
         fs::create_dir_all(folder.join("server")).unwrap();
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o1777)).unwrap();
-        // Only root may give a folder away, as the gate's machine is.
+        // Only root can change the owner of a folder.
         if chown(folder.join("server"), Some(12345), None).is_err() {
             return;
         }
         assert!(make_inside(&folder.join("server")).unwrap_err().to_string().contains("another user"));
-        let ours = make_ours_inside(&folder, "server").unwrap();
+        let ours = make_private_inside(&folder, "server").unwrap();
         assert_ne!(ours, folder.join("server"));
         assert_eq!(mode(&ours), 0o700);
         chown(&folder, Some(12345), None).unwrap();
         let error = prepare(None, temp.path(), None).unwrap_err();
         assert!(error.contains("it belongs to another user"), "{error}");
-        // One that the user has named is trusted, and so is its owner.
+        // A folder that the variable names is trusted, and so is its owner.
         assert!(prepare(Some(folder.clone().into()), temp.path(), None).is_ok());
         make_inside(&folder.join("server")).unwrap();
     }
 
     #[cfg(unix)]
     #[test]
-    fn a_named_one_that_exists_keeps_its_permissions() {
+    fn named_folder_keeps_its_permissions() {
         let temp = tempfile::tempdir().unwrap();
         let named = fs::canonicalize(temp.path()).unwrap().join("a/b");
         assert_eq!(prepare(Some(named.clone().into()), Path::new("/nowhere"), None).unwrap(), named);
@@ -283,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_folder_is_refused_by_name() {
+    fn file_in_place_of_the_shared_folder_is_refused() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("diesel-session-any");
         fs::write(&path, "").unwrap();

@@ -1,4 +1,4 @@
-//! What a test asks for.
+//! The options of a test.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,31 +8,31 @@ use std::time::Duration;
 use diesel::migration::MigrationSource;
 
 use super::fixture::Fixture;
-use super::isolation::TestIsolation;
 use super::registrar::Registrar;
 use super::test_app::TestApp;
+use super::test_isolation::TestIsolation;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::database::Database;
 use crate::error::{Place, Result};
 use crate::kind::DatabaseKind;
 
-/// A switch that keeps the databases of failing tests; see [`TestSetup::keep`].
-const KEEP: &str = "DIESEL_SESSION_KEEP";
+/// The environment variable that keeps the databases of failed tests; see [`TestSetup::keep`].
+const KEEP_VARIABLE: &str = "DIESEL_SESSION_KEEP";
 
-/// What a test asks for; [`start`](Self::start) makes it.
+/// The options of a test. [`start`](Self::start) creates the test's application and database.
 ///
-/// | choice | default |
+/// | option | default |
 /// |---|---|
-/// | [`named`](Self::named) | the place at which [`of`](Self::of) was called |
+/// | [`named`](Self::named) | the source location at which [`of`](Self::of) is called |
 /// | [`config`](Self::config) | the URL in `DATABASE_URL`; `:memory:` for a `Database<SqliteConnection>` without that |
 /// | [`isolation`](Self::isolation) | [`TestIsolation::Database`] |
-/// | [`max_size`](Self::max_size) | that of the `Config` where it says another than its default, else 4 connections |
+/// | [`max_size`](Self::max_size) | the value in the `Config` if it differs from the default there, otherwise 4 connections |
 /// | [`fixture`](Self::fixture) | none |
 /// | [`patience`](Self::patience) | 120 s |
 /// | [`keep`](Self::keep) | off, unless `DIESEL_SESSION_KEEP` is set |
 /// | [`warn_repeats`](Self::warn_repeats) | off |
-/// | [`template`](Self::template) | none: on PostgreSQL `template1` |
+/// | [`template`](Self::template) | none: PostgreSQL copies `template1` |
 ///
 /// ```
 /// use diesel::prelude::*;
@@ -55,7 +55,7 @@ const KEEP: &str = "DIESEL_SESSION_KEEP";
 pub struct TestSetup<C: SessionConnection> {
     pub(super) registrar: &'static dyn Registrar<C>,
     pub(super) name: Cow<'static, str>,
-    pub(super) place: Place,
+    pub(super) location: Place,
     pub(super) config: Option<Config>,
     pub(super) isolation: TestIsolation,
     pub(super) max_size: Option<u32>,
@@ -67,101 +67,105 @@ pub struct TestSetup<C: SessionConnection> {
 }
 
 impl<C: SessionConnection> TestSetup<C> {
-    /// A test of the programs that use `database`.
+    /// The default options of a test for programs that use `database`.
     #[track_caller]
     pub fn of<M>(database: &'static Database<C, M>) -> Self
     where
         M: MigrationSource<C::Backend> + Send + Sync + 'static,
     {
-        let place = Location::caller();
+        let location = Location::caller();
         Self {
             registrar: database,
-            name: format!("{}:{}", place.file(), place.line()).into(),
-            place,
+            name: format!("{}:{}", location.file(), location.line()).into(),
+            location,
             config: None,
             isolation: TestIsolation::default(),
             max_size: None,
             fixtures: Vec::new(),
             patience: Duration::from_secs(120),
-            keep: keeps(),
+            keep: keep_is_requested(),
             warn_repeats: None,
             template: None,
         }
     }
 
-    /// What the test is called; its application's id begins with it.
+    /// The name of the test. The id of its application begins with this name.
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// Where the server is, and the options of the test's application. The database that the URL names is connected to, and on
-    /// PostgreSQL a [`TestIsolation::Schema`] is made in it; nothing in it is touched.
+    /// The URL of the server, and the options of the test's application. The test kit connects to the database in the
+    /// URL but changes nothing in it, except that [`TestIsolation::Schema`] creates a schema there on PostgreSQL.
     pub fn config(mut self, config: Config) -> Self {
         self.config = Some(config);
         self
     }
 
-    /// How the test is kept apart from others.
+    /// How the test is isolated from other tests.
     pub fn isolation(mut self, isolation: TestIsolation) -> Self {
         self.isolation = isolation;
         self
     }
 
-    /// Most connections of the test's application, at least 1. So many are reserved before the test begins, of what the server has for all test
-    /// processes of this machine. In [`TestIsolation::Rollback`] there is one whatever is said here.
+    /// The maximum number of connections of the test's application, at least 1. The test reserves this number before it
+    /// begins, from the connections that the server has for all test processes of this machine.
+    /// [`TestIsolation::Rollback`] always uses one connection.
     pub fn max_size(mut self, connections: u32) -> Self {
         self.max_size = Some(connections);
         self
     }
 
-    /// Rows that are there when the test begins. May be called several times; they are made in that order.
+    /// Rows that exist when the test begins. The method may be called several times; the fixtures run in the order of
+    /// the calls.
     pub fn fixture(mut self, fixture: Fixture<C>) -> Self {
         self.fixtures.push(fixture);
         self
     }
 
-    /// How long the test waits for others: for the server's connections, of which all processes of this machine have a part, and for
-    /// databases that they are making. `Duration::ZERO` tries once.
+    /// How long the test waits for connections of the server, which all test processes of this machine share, and for
+    /// templates that other processes are creating. `Duration::ZERO` allows one attempt.
     pub fn patience(mut self, longest: Duration) -> Self {
         self.patience = longest;
         self
     }
 
-    /// Whether a test that fails leaves its database behind, and says where it is. The environment variable `DIESEL_SESSION_KEEP`, set
-    /// to anything but `0`, does it for all tests. What was kept goes with the next run that keeps nothing. Of a test that is
-    /// rolled back nothing can be kept.
+    /// Whether a failed test keeps its database and prints its URL. The environment variable `DIESEL_SESSION_KEEP`, set
+    /// to any value except `0` and the empty text, has this effect for all tests. The next run without the variable
+    /// removes the kept databases. The changes of a test that is rolled back cannot be kept.
     pub fn keep(mut self, on: bool) -> Self {
         self.keep = on;
         self
     }
 
-    /// Warns on standard error where one statement of the test's own thread is sent more than `times` times, with the place: most often a
-    /// query in a loop over the rows of another.
+    /// Warns on standard error about each statement that the thread of the test sends more than `times` times. Such a
+    /// statement is usually a query in a loop over the rows of another query.
     pub fn warn_repeats(mut self, times: usize) -> Self {
         self.warn_repeats = Some(times);
         self
     }
 
-    /// The PostgreSQL database from which the test's databases are copied before the migrations run, for what only an administrator can
-    /// install, such as some extensions. The role needs to own it, or it is marked as a template (`ALTER DATABASE .. IS_TEMPLATE true`),
-    /// and nobody may be connected to it. [`TestIsolation::Schema`] copies nothing.
+    /// The PostgreSQL database that is copied before the migrations run. It can contain objects that only an
+    /// administrator can install, such as some extensions. The role has to own the database, or the database has to be
+    /// marked as a template (`ALTER DATABASE .. IS_TEMPLATE true`), and it must have no sessions.
+    /// [`TestIsolation::Schema`] does not copy a database.
     pub fn template(mut self, database: impl Into<Cow<'static, str>>) -> Self {
         self.template = Some(database.into());
         self
     }
 
-    /// Makes the test's application and database.
+    /// Creates the test's application and database.
     ///
     /// # Errors
-    /// [`Error::TestSetup`](crate::Error::TestSetup), with what could not be done and why; [`Error::InvalidConfig`](crate::Error::InvalidConfig);
-    /// those of [`App::create_all`](crate::App::create_all); what can go wrong with getting a connection.
+    /// [`Error::TestSetup`](crate::Error::TestSetup), with the step that failed and the reason;
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig); the errors of
+    /// [`App::create_all`](crate::App::create_all); the errors of getting a connection.
     pub fn start(self) -> Result<TestApp<C>> {
         TestApp::start(self)
     }
 
-    /// The configuration, or where it comes from when nothing was said.
-    pub(super) fn configured(&self) -> Result<Config> {
+    /// The given configuration, or the default one.
+    pub(super) fn config_or_default(&self) -> Result<Config> {
         const VARIABLE: &str = "DATABASE_URL";
         match &self.config {
             Some(config) => Ok(config.clone()),
@@ -175,9 +179,9 @@ impl<C: SessionConnection> TestSetup<C> {
     }
 }
 
-/// Whether the databases of failing tests are kept.
-pub(super) fn keeps() -> bool {
-    std::env::var_os(KEEP).is_some_and(|value| value != "0" && !value.is_empty())
+/// Whether the environment variable keeps the databases of failed tests.
+pub(super) fn keep_is_requested() -> bool {
+    std::env::var_os(KEEP_VARIABLE).is_some_and(|value| value != "0" && !value.is_empty())
 }
 
 impl<C: SessionConnection> fmt::Debug for TestSetup<C> {

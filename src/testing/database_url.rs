@@ -5,14 +5,14 @@ use crate::percent::encode;
 use crate::redact::is_harmless;
 use crate::url::{Target, is_url};
 
-/// `target`'s URL with another database.
+/// The URL of `target` with the name of another database.
 ///
 /// # Errors
-/// A reason, where the URL names its database in a way that would win over the new one.
+/// The reason, if the URL names its database in a way that overrides the new name.
 pub(super) fn with_database(target: &Target, database: &str) -> Result<String, String> {
     let url = &target.url;
     if target.kind == DatabaseKind::Postgres && !is_url(url) {
-        // Of a keyword that comes twice libpq takes the last.
+        // If a keyword occurs twice, libpq uses the last value.
         return Ok(target.with_parameters(&[("dbname", database.to_owned())]));
     }
     if target.kind == DatabaseKind::Postgres && target.has_parameter("dbname") {
@@ -27,10 +27,11 @@ pub(super) fn with_database(target: &Target, database: &str) -> Result<String, S
     Ok(format!("{}/{}{query}", &before[..end], encode(database)))
 }
 
-/// `target`'s URL whose sessions see nothing but one schema. It is a parameter of the connection, to which `RESET ALL` comes back.
+/// The URL of `target` for sessions whose `search_path` is only `schema`. The path is a parameter of the connection, so
+/// `RESET ALL` restores it.
 ///
 /// # Errors
-/// A reason, where the URL has parameters of that kind.
+/// The reason, if the URL already has the parameter `options`.
 pub(super) fn with_schema(target: &Target, schema: &str) -> Result<String, String> {
     if target.has_parameter("options") {
         return Err("the URL has a parameter `options`, which a schema of its own needs for itself; \
@@ -40,7 +41,7 @@ pub(super) fn with_schema(target: &Target, schema: &str) -> Result<String, Strin
     Ok(target.with_parameters(&[("options", format!("-c search_path={schema}"))]))
 }
 
-/// The URL without its password and without parameters that may hold one.
+/// The URL of `target` without its password and without parameters that may contain a secret.
 pub(super) fn without_password(target: &Target) -> String {
     let url = &target.url;
     if target.kind == DatabaseKind::Postgres && !is_url(url) {
@@ -68,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn the_database_is_another_and_nothing_else() {
+    fn with_database_replaces_only_the_database() {
         let with = |url| with_database(&target(url), "a b\"c").expect(url);
         assert_eq!(with("postgres://u:p@h:1/db?x=y"), "postgres://u:p@h:1/a%20b%22c?x=y");
         assert_eq!(with("postgres://u:p@/db?host=%2Ftmp"), "postgres://u:p@/a%20b%22c?host=%2Ftmp");
@@ -83,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn people_see_no_password() {
+    fn without_password_removes_every_secret() {
         let shown = |url| without_password(&target(url));
         assert_eq!(shown("postgres://u:sec%40ret@h:1/db?x=y&sslmode=require"), "postgres://u@h:1/db?sslmode=require");
         assert_eq!(shown("postgres://u@h/db?password=abc&host=%2Ftmp"), "postgres://u@h/db?host=%2Ftmp");
