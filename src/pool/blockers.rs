@@ -33,8 +33,8 @@ impl<C: SessionConnection> AppPool<C> {
     /// The sessions on this server that this process has by any application, with their holders.
     fn sessions_of_this_process(&self) -> Vec<(u64, Option<Holder>)> {
         let servers = self.storage.server.under_all_names();
-        let residents = servers.iter().flat_map(|server| server.limit().residents());
-        residents.flat_map(|(_, resident)| resident.sessions()).collect()
+        let pools = servers.iter().flat_map(|server| server.limit().pools());
+        pools.flat_map(|(_, pool)| pool.sessions()).collect()
     }
 }
 

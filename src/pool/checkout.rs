@@ -15,25 +15,25 @@ use crate::error::Holder;
 use crate::error::{ConnectErrorKind, Error, Place, Result, Shortage, WaitLimit};
 
 /// Checked out less than that ago, a connection is handed out without a ping.
-const FRESH: Duration = Duration::from_millis(500);
+const TRUSTED_WITHOUT_PING: Duration = Duration::from_millis(500);
 
 /// Checked out less than that ago, nobody looks whether the server has hung up meanwhile.
-const JUST_NOW: Duration = Duration::from_millis(1);
+const TRUSTED_WITHOUT_CHECK: Duration = Duration::from_millis(1);
 
 /// A caller that wants a connection.
 #[derive(Debug, Clone, Copy)]
-struct Request {
-    place: Place,
+struct CheckoutRequest {
+    location: Place,
     since: Instant,
     deadline: Instant,
     /// Whether `deadline` is that of the scope.
-    of_scope: bool,
+    is_scope_deadline: bool,
 }
 
-impl Request {
+impl CheckoutRequest {
     /// What ended a wait that went on until the deadline.
     fn limit(&self) -> WaitLimit {
-        if self.of_scope { WaitLimit::Scope } else { WaitLimit::Acquire }
+        if self.is_scope_deadline { WaitLimit::Scope } else { WaitLimit::Acquire }
     }
 }
 
@@ -41,7 +41,7 @@ impl<C: SessionConnection> AppPool<C> {
     /// Checks out a connection, within the application's `acquire_timeout` and before `limit`.
     pub(crate) fn acquire(
         mut self: Arc<Self>,
-        place: Place,
+        location: Place,
         in_transaction: bool,
         limit: Option<Instant>,
     ) -> Result<CheckedOut<C>> {
@@ -49,34 +49,34 @@ impl<C: SessionConnection> AppPool<C> {
         let config = &self.storage.options.config;
         let connect_timeout = config.connect_timeout;
         let deadline = since + config.acquire_timeout;
-        let of_scope = limit.is_some_and(|limit| limit < deadline);
+        let is_scope_deadline = limit.is_some_and(|limit| limit < deadline);
         let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
-        let request = Request { place, since, deadline, of_scope };
+        let request = CheckoutRequest { location, since, deadline, is_scope_deadline };
         if self.storage.options.pinned.is_some() {
             self.wait_for_pinned(&request)?;
         }
-        let mut asked = since;
+        let mut attempt_started = since;
         loop {
-            let holder = Holder::new(Arc::clone(&self.storage.options.app), place, asked, in_transaction);
-            let held = match self.hold(holder, deadline, connect_timeout) {
-                Ok(held) => held,
-                Err(refused) => return Err(self.refused(refused, &request)),
+            let holder = Holder::new(Arc::clone(&self.storage.options.app), location, attempt_started, in_transaction);
+            let assigned = match self.get_assigned(holder, deadline, connect_timeout) {
+                Ok(assigned) => assigned,
+                Err(refused) => return Err(self.error_of_refusal(refused, &request)),
             };
-            self.storage.watch();
-            let since = held.since;
-            let mut checked_out = held.of(self);
+            self.storage.schedule_leak_check();
+            let since = assigned.since;
+            let mut checked_out = assigned.into_guard(self);
             let outcome = checked_out.prepare(since, deadline, limit);
             if let Ok(true) = outcome {
                 return Ok(checked_out);
             }
             self = Arc::clone(&checked_out.pool);
-            let gave_no_answer = checked_out.managed().doomed;
+            let gave_no_answer = checked_out.managed().closes_at_checkin;
             checked_out.close();
             outcome?;
-            asked = Instant::now();
+            attempt_started = Instant::now();
             // A caller that has no time left would find no other alive either, and close them all.
-            if asked >= deadline {
-                return Err(self.refused(Refused::Connecting { began: request.since, hangs: false }, &request));
+            if attempt_started >= deadline {
+                return Err(self.error_of_refusal(Refused::Connecting { began: request.since, hangs: false }, &request));
             }
             if gave_no_answer {
                 // To wait for one answer after the other would use up the caller's time.
@@ -86,18 +86,18 @@ impl<C: SessionConnection> AppPool<C> {
         }
     }
 
-    /// Whether the server has the connection still. It is asked if that is in doubt.
+    /// Whether the server has the connection still. It is attempt_started if that is in doubt.
     fn is_alive(&self, managed: &mut Managed<C>, since: Instant, deadline: Instant) -> bool {
         let suspicion = self.storage.server.suspicion();
         let idle = since.saturating_duration_since(managed.last_used);
         let is_trusted = managed.suspicion == suspicion;
-        if idle < JUST_NOW && is_trusted {
+        if idle < TRUSTED_WITHOUT_CHECK && is_trusted {
             return true;
         }
         if dialect::detect_hang_up(managed.conn_mut()) {
             return false;
         }
-        if idle < FRESH && is_trusted {
+        if idle < TRUSTED_WITHOUT_PING && is_trusted {
             return true;
         }
         if !self.storage.can_be_cut(managed) {
@@ -114,7 +114,7 @@ impl<C: SessionConnection> AppPool<C> {
     }
 
     /// The one connection of a test may still be checked out of a pool that was disposed of.
-    fn wait_for_pinned(&self, request: &Request) -> Result<()> {
+    fn wait_for_pinned(&self, request: &CheckoutRequest) -> Result<()> {
         let options = &self.storage.options;
         let Some(pinned) = &options.pinned else { return Ok(()) };
         pinned.check(&options.app)?;
@@ -124,26 +124,26 @@ impl<C: SessionConnection> AppPool<C> {
         let holders = self.storage.owner.upgrade().map(|owner| owner.held_by_this_thread()).unwrap_or_default();
         if !holders.is_empty() {
             let (app, short, pool) = (options.app.to_string(), Shortage::TestConnection, options.pool_of());
-            return Err(Error::WouldDeadlock { app, short, holders, at: request.place, pool });
+            return Err(Error::WouldDeadlock { app, short, holders, at: request.location, pool });
         }
         pinned.wait_for_checkin(request.deadline);
         Ok(())
     }
 
     #[cold]
-    fn refused(&self, refused: Refused<Box<ConnectFailure>>, request: &Request) -> Error {
+    fn error_of_refusal(&self, refused: Refused<Box<ConnectFailure>>, request: &CheckoutRequest) -> Error {
         if matches!(refused, Refused::Connecting { hangs: true, .. })
             && self.hangs()
             && let Some(owner) = self.storage.owner.upgrade()
         {
             // The driver may never return: the next caller connects in another thread.
-            owner.give_up(self.number);
+            owner.abandon_hanging(self.number);
         }
         let options = &self.storage.options;
-        let (app, at, waited) = (options.app.to_string(), request.place, request.since.elapsed());
+        let (app, at, waited) = (options.app.to_string(), request.location, request.since.elapsed());
         let server = options.target.shown.clone();
         match refused {
-            Refused::Closed => self.ended(),
+            Refused::Closed => self.closed_error(),
             Refused::Deadlock { holders, of_limit } => {
                 let short = match (&options.pinned, of_limit) {
                     (Some(_), _) => Shortage::TestConnection,
@@ -220,28 +220,28 @@ impl<C: SessionConnection> PooledConnection<Connections<C>> {
     }
 
     pub(crate) fn conn_ref(&self) -> &C {
-        let stored: Option<&r2d2::PooledConnection<Manager<C>>> = self.conn.as_deref();
-        match stored.map(|stored| &**stored) {
+        let pooled: Option<&r2d2::PooledConnection<Manager<C>>> = self.conn.as_deref();
+        match pooled.map(|pooled| &**pooled) {
             Some(Ok(managed)) => managed.conn(),
             _ => unreachable!("{ONLY_DROP}"),
         }
     }
 
     /// Closes the connection when it is checked in.
-    pub(crate) fn doom(&mut self) {
-        self.managed().doomed = true;
+    pub(crate) fn close_at_checkin(&mut self) {
+        self.managed().closes_at_checkin = true;
     }
 
     /// The schema is, or is about to be, another. No connection from before stays in use, except this one if it has
     /// prepared nothing before.
-    pub(crate) fn schema_changes(&mut self) {
+    pub(crate) fn note_schema_change(&mut self) {
         let prepared_nothing = self.pool.storage.options.on_connect.is_none();
         let managed = self.managed();
         if let Some(pinned) = managed.pinned() {
-            pinned.schema_changes();
+            pinned.note_schema_change();
         }
         // Migrations are anybody's SQL.
-        managed.marked = true;
+        managed.marked_dirty = true;
         managed.schema.change(managed.unused && prepared_nothing);
     }
 
@@ -255,8 +255,8 @@ impl<C: SessionConnection> PooledConnection<Connections<C>> {
     }
 
     /// The scope's time ends then.
-    pub(crate) fn returns_by(&mut self, end: Instant) {
-        self.until = Some(end);
+    pub(crate) fn set_checkin_deadline(&mut self, end: Instant) {
+        self.checkin_deadline = Some(end);
     }
 }
 

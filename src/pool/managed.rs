@@ -25,7 +25,7 @@ pub(crate) struct Managed<C> {
     pinned: Option<Arc<PinnedConnection<C>>>,
     pub(crate) observer: Arc<StatementObserver>,
     /// Code had it that may have left something on it, whatever the observer has seen.
-    pub(crate) marked: bool,
+    pub(crate) marked_dirty: bool,
     pub(super) on_close: Option<OnClose<C>>,
     /// When it was last checked out. To read the clock at the checkin too would cost a tenth of the checkout.
     pub(super) last_used: Instant,
@@ -42,7 +42,7 @@ pub(crate) struct Managed<C> {
     /// The socket under it, if that is known.
     pub(crate) socket: Option<Socket>,
     /// Its socket was cut at the end of a scope's time.
-    pub(crate) cut: bool,
+    pub(crate) was_cut: bool,
     /// It has not been checked out yet.
     pub(super) unused: bool,
     /// The suspicions about its server when it was last proven sound.
@@ -52,18 +52,18 @@ pub(crate) struct Managed<C> {
     /// It is known to be lost.
     pub(crate) lost: bool,
     /// Its state is not known: it is closed instead of pooled.
-    pub(crate) doomed: bool,
+    pub(crate) closes_at_checkin: bool,
     /// r2d2 keeps it when it is put back. Otherwise r2d2 closes it.
-    pub(super) is_kept: bool,
-    pub(super) sessions: Option<Arc<Sessions>>,
+    pub(super) kept_by_r2d2: bool,
+    pub(super) sessions: Option<Arc<OpenSessions>>,
     pub(super) permits: Vec<LimitPermit>,
 }
 
 /// The server's numbers of the open connections of one pool.
 #[derive(Debug, Default)]
-pub(super) struct Sessions(Mutex<Vec<u64>>);
+pub(super) struct OpenSessions(Mutex<Vec<u64>>);
 
-impl Sessions {
+impl OpenSessions {
     pub(super) fn opened(&self, session: u64) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(session);
     }
@@ -79,7 +79,7 @@ impl Sessions {
 
 impl<C> fmt::Debug for Managed<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Managed").field("doomed", &self.doomed).finish_non_exhaustive()
+        f.debug_struct("Managed").field("closes_at_checkin", &self.closes_at_checkin).finish_non_exhaustive()
     }
 }
 
@@ -95,7 +95,7 @@ impl<C> Managed<C> {
             conn: Some(conn),
             pinned,
             observer,
-            marked: false,
+            marked_dirty: false,
             on_close: None,
             last_used: Instant::now(),
             was_used: false,
@@ -106,12 +106,12 @@ impl<C> Managed<C> {
             session: None,
             checks_client: false,
             socket: None,
-            cut: false,
+            was_cut: false,
             suspicion: 0,
             retired: false,
             lost: false,
-            doomed: false,
-            is_kept: false,
+            closes_at_checkin: false,
+            kept_by_r2d2: false,
             sessions: None,
             permits: Vec::new(),
         }
@@ -146,13 +146,13 @@ impl<C> Managed<C> {
         C: diesel::Connection,
     {
         let Self { conn, observer, .. } = self;
-        conn.as_mut().is_some_and(|conn| observer.watches(conn.instrumentation()))
+        conn.as_mut().is_some_and(|conn| observer.is_installed_as(conn.instrumentation()))
     }
 
     /// Whether there may be something on it that the next holder must not find.
     #[inline]
     pub(super) fn may_have_leftovers(&self) -> bool {
-        self.marked || self.observer.has_seen_leftovers()
+        self.marked_dirty || self.observer.has_seen_leftovers()
     }
 
     /// Whether it may be checked out. However short its lifetime, a new one serves once: another would be no younger.
@@ -170,7 +170,7 @@ impl<C> Managed<C> {
     pub(crate) fn retire(&mut self, poison: Poison) {
         if let Some(pinned) = &self.pinned {
             // It is the test's one connection. What it remembers must not reach another test.
-            pinned.schema_changes();
+            pinned.note_schema_change();
             return;
         }
         self.retired = true;
@@ -216,14 +216,14 @@ impl<C> Managed<C> {
             socket.forget();
         }
         if let Some(pinned) = &self.pinned {
-            if self.doomed || self.lost {
+            if self.closes_at_checkin || self.lost {
                 pinned.poison(if self.lost { LOST } else { "its connection was left in an unknown state" }, None);
             }
             if self.may_have_leftovers() {
                 pinned.mark_dirty();
             }
             if self.observer.may_have_changed_schema() {
-                pinned.schema_changes();
+                pinned.note_schema_change();
             }
         }
         let (Some((hook, run_nested)), Some(conn)) = (self.on_close.take(), &mut self.conn) else { return };

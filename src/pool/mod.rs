@@ -6,6 +6,7 @@
 
 mod admission;
 mod blockers;
+mod call_deadline;
 mod checkout;
 #[cfg(all(test, feature = "sqlite"))]
 mod checkout_tests;
@@ -26,14 +27,14 @@ mod storage;
 mod thread;
 mod upkeep;
 mod wait_graph;
-mod watchdog;
-mod writers;
+mod writer_queue;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Instant;
 
 use admission::{Pool, PooledConnection, Refused};
+pub(crate) use call_deadline::{CallDeadline, GRACE};
 use connection_limit::ConnectionLimit;
 use connections::Connections;
 pub(crate) use options::PoolOptions;
@@ -41,13 +42,12 @@ pub(crate) use pinned_connection::PinnedConnection;
 #[cfg(feature = "testing")]
 pub(crate) use pinned_connection::TAKEN;
 use server::Server;
-pub(crate) use statement_observer::{ObservedEffects, Reading, StatementObserver, refuse_empty_statements};
+pub(crate) use statement_observer::{ObservedEffects, SqlSource, StatementObserver, refuse_empty_statements};
 pub use status::AppStatus;
 use thread::PoolThread;
 pub(crate) use thread::{end_idle_threads, guard_exit, were_inherited};
 use wait_graph::WaitGraph;
-pub(crate) use watchdog::{GRACE, Watched};
-pub(crate) use writers::WritePermit;
+pub(crate) use writer_queue::WritePermit;
 
 use crate::connection::SessionConnection;
 use crate::error::{A_WRITE, AppEnd, Blockers, ConnectErrorKind, Error, Holder, Holders, Place, Result, Shortage};
@@ -62,12 +62,12 @@ pub(crate) type CheckedOut<C> = PooledConnection<Connections<C>>;
 
 /// The limit of a database object, which holds for each process by itself.
 #[derive(Debug)]
-pub(crate) struct Limit {
+pub(crate) struct PerProcessLimit {
     connections: usize,
     limit: PerProcess<Arc<ConnectionLimit>>,
 }
 
-impl Limit {
+impl PerProcessLimit {
     pub(crate) fn new(connections: usize) -> Self {
         Self { connections, limit: PerProcess::new() }
     }
@@ -81,12 +81,12 @@ impl Limit {
 /// applications used once are then no heavier than ten thousand that were never used.
 pub(crate) trait PoolOwner: Send + Sync {
     /// Lets go of the pool of that number, if it is empty and nobody uses it.
-    fn let_go(&self, pool: u64);
+    fn drop_if_empty(&self, pool: u64);
 
     /// Makes another pool at the next use: the connect of the pool of that number hangs, and it has nothing else.
-    fn give_up(&self, pool: u64);
+    fn abandon_hanging(&self, pool: u64);
     /// What it has done with a pool that is closed.
-    fn end(&self) -> AppEnd {
+    fn app_end(&self) -> AppEnd {
         AppEnd::Disposed
     }
 
@@ -129,18 +129,18 @@ impl<C: SessionConnection> AppPool<C> {
     }
 
     /// The turn to write, where writers have to take turns.
-    pub(crate) fn turn_to_write(&self, place: Place, limit: Option<Instant>) -> Result<Option<WritePermit>> {
+    pub(crate) fn acquire_write_permit(&self, location: Place, limit: Option<Instant>) -> Result<Option<WritePermit>> {
         let Some(writers) = &self.storage.writers else { return Ok(None) };
         let options = &self.storage.options;
         let started = Instant::now();
         let deadline = started + options.config.lock_timeout.unwrap_or(crate::dialect::DEFAULT_BUSY_TIMEOUT);
         let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
-        let holder = Holder::new(Arc::clone(&options.app), place, started, true);
+        let holder = Holder::new(Arc::clone(&options.app), location, started, true);
         let app = || options.app.to_string();
         writers.get(holder, deadline, options.config.connect_timeout).map(Some).map_err(|refused| match refused {
             Refused::Deadlock { holders, .. } => {
                 let pool = options.pool_of();
-                Error::WouldDeadlock { app: app(), short: Shortage::WriteLock, holders, at: place, pool }
+                Error::WouldDeadlock { app: app(), short: Shortage::WriteLock, holders, at: location, pool }
             }
             Refused::InUse { holders, .. } => Error::LockTimeout {
                 app: app(),
@@ -149,26 +149,26 @@ impl<C: SessionConnection> AppPool<C> {
                 message: "SQLite has one writer at a time".into(),
                 blockers: Blockers::of_queue(holders),
                 left: "Nothing was written.".into(),
-                at: place,
+                at: location,
             },
-            Refused::Closed | Refused::Limited | Refused::Connecting { .. } => self.ended(),
+            Refused::Closed | Refused::Limited | Refused::Connecting { .. } => self.closed_error(),
             Refused::Failed(never) => match never {},
         })
     }
 
     /// The error of a caller that finds the pool closed.
-    fn ended(&self) -> Error {
-        let how = self.storage.owner.upgrade().map_or(AppEnd::Disposed, |owner| owner.end());
+    fn closed_error(&self) -> Error {
+        let how = self.storage.owner.upgrade().map_or(AppEnd::Disposed, |owner| owner.app_end());
         Error::Disposed { app: self.storage.options.app.to_string(), how }
     }
 
     /// The last of a closed pool: a SQLite database in memory ends with this.
-    pub(crate) fn forget_memory(&self) {
+    pub(crate) fn drop_memory_database(&self) {
         drop(self.storage.anchor.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Another pool would be no different: nothing is open, and no database lives in it.
-    pub(crate) fn is_worthless(&self) -> bool {
+    pub(crate) fn holds_nothing(&self) -> bool {
         self.is_empty() && self.storage.anchor.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 

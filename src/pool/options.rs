@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use diesel::result::{ConnectionResult, QueryResult};
 
-use super::{Limit, PinnedConnection};
+use super::{PerProcessLimit, PinnedConnection};
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::error::PoolOf;
@@ -16,7 +16,7 @@ pub(crate) struct PoolOptions<C: SessionConnection> {
     pub(crate) config: Config,
     pub(crate) target: Target,
     /// The connections that all applications of its database object have together, where that is limited.
-    pub(crate) connection_limit: Option<Arc<Limit>>,
+    pub(crate) connection_limit: Option<Arc<PerProcessLimit>>,
     pub(crate) connect_with: Option<fn(&str) -> ConnectionResult<C>>,
     pub(crate) on_connect: Option<fn(&mut C) -> QueryResult<()>>,
     pub(crate) on_checkout: Option<fn(&mut C) -> QueryResult<()>>,

@@ -17,11 +17,11 @@ use crate::kind::DatabaseKind;
 
 /// One connection, and what became of its transaction.
 pub(crate) struct PinnedConnection<C> {
-    parked: Mutex<PinnedState<C>>,
+    state: Mutex<PinnedState<C>>,
     /// It is parked again.
-    back: Condvar,
+    checked_in: Condvar,
     /// A query that answers `1` where no other process has the pinned connection's database.
-    claim: Option<String>,
+    ownership_query: Option<String>,
     begun: AtomicBool,
     /// Why nothing is checked out any more.
     poisoned: Mutex<Option<Poisoned>>,
@@ -62,11 +62,11 @@ impl<C> fmt::Debug for PinnedConnection<C> {
 impl<C> PinnedConnection<C> {
     /// The first pool makes the connection.
     #[cfg(feature = "testing")]
-    pub(crate) fn new(claim: Option<String>) -> Self {
+    pub(crate) fn new(ownership_query: Option<String>) -> Self {
         Self {
-            parked: Mutex::new(PinnedState::NotOpen),
-            back: Condvar::new(),
-            claim,
+            state: Mutex::new(PinnedState::NotOpen),
+            checked_in: Condvar::new(),
+            ownership_query,
             begun: AtomicBool::new(false),
             poisoned: Mutex::new(None),
             is_poisoned: AtomicBool::new(false),
@@ -86,30 +86,30 @@ impl<C> PinnedConnection<C> {
     }
 
     /// The connection, or that it has to be made: then the caller has it, or says that it [failed](Self::not_opened).
-    pub(super) fn take(&self) -> PinnedState<C> {
-        std::mem::replace(&mut *self.parked(), PinnedState::CheckedOut)
+    pub(super) fn check_out(&self) -> PinnedState<C> {
+        std::mem::replace(&mut *self.lock_state(), PinnedState::CheckedOut)
     }
 
     pub(super) fn not_opened(&self) {
-        *self.parked() = PinnedState::NotOpen;
-        self.back.notify_all();
+        *self.lock_state() = PinnedState::NotOpen;
+        self.checked_in.notify_all();
     }
 
     pub(super) fn check_in(&self, conn: C) {
-        *self.parked() = PinnedState::Idle(conn);
-        self.back.notify_all();
+        *self.lock_state() = PinnedState::Idle(conn);
+        self.checked_in.notify_all();
     }
 
     pub(super) fn is_checked_out(&self) -> bool {
-        matches!(*self.parked(), PinnedState::CheckedOut)
+        matches!(*self.lock_state(), PinnedState::CheckedOut)
     }
 
     /// Waits until no pool has the connection: one that was disposed of has it until its holder gives it back.
     pub(super) fn wait_for_checkin(&self, deadline: Instant) {
-        let mut parked = self.parked();
-        while matches!(*parked, PinnedState::CheckedOut) {
+        let mut state = self.lock_state();
+        while matches!(*state, PinnedState::CheckedOut) {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
-            parked = self.back.wait_timeout(parked, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.checked_in.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -132,11 +132,11 @@ impl<C> PinnedConnection<C> {
     }
 
     /// The connection has that socket.
-    pub(super) fn has_socket(&self, socket: Option<Socket>) {
+    pub(super) fn set_socket(&self, socket: Option<Socket>) {
         *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = socket;
     }
 
-    pub(crate) fn schema_changes(&self) {
+    pub(crate) fn note_schema_change(&self) {
         self.schema_changed.store(true, Ordering::Release);
     }
 
@@ -146,7 +146,7 @@ impl<C> PinnedConnection<C> {
 
     #[cfg(feature = "testing")]
     pub(crate) fn is_connected(&self) -> bool {
-        matches!(*self.parked(), PinnedState::Idle(_))
+        matches!(*self.lock_state(), PinnedState::Idle(_))
     }
 
     pub(crate) fn had_orphans(&self) -> bool {
@@ -165,8 +165,8 @@ impl<C> PinnedConnection<C> {
             && !self.is_dirty.load(Ordering::Acquire)
     }
 
-    fn parked(&self) -> MutexGuard<'_, PinnedState<C>> {
-        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_state(&self) -> MutexGuard<'_, PinnedState<C>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -177,8 +177,8 @@ impl<C: SessionConnection> PinnedConnection<C> {
             return Ok(());
         }
         kind.begin_outer(conn).map_err(|error| error.to_string())?;
-        if let Some(claim) = &self.claim {
-            let answer = conn.texts(claim).map_err(|error| error.to_string())?;
+        if let Some(ownership_query) = &self.ownership_query {
+            let answer = conn.texts(ownership_query).map_err(|error| error.to_string())?;
             if answer.first().and_then(Option::as_deref) != Some("1") {
                 return Err(TAKEN.into());
             }
@@ -192,14 +192,14 @@ impl<C: SessionConnection> PinnedConnection<C> {
     /// is as it was, or will be made anew.
     #[cfg(feature = "testing")]
     pub(crate) fn end(&self, kind: DatabaseKind) -> bool {
-        let parked = std::mem::replace(&mut *self.parked(), PinnedState::NotOpen);
+        let state = std::mem::replace(&mut *self.lock_state(), PinnedState::NotOpen);
         let begun = self.begun.swap(false, Ordering::AcqRel);
         let sound = self.poisoned().is_none();
-        match parked {
+        match state {
             PinnedState::Idle(mut conn) => {
                 let undone = begun && matches!(kind.end_outer(&mut conn), Ok(true)) && conn.depth() == Some(0);
                 if undone && self.is_clean() {
-                    *self.parked() = PinnedState::Idle(conn);
+                    *self.lock_state() = PinnedState::Idle(conn);
                 }
                 self.schema_changed.store(false, Ordering::Release);
                 self.is_dirty.store(false, Ordering::Release);
@@ -207,7 +207,7 @@ impl<C: SessionConnection> PinnedConnection<C> {
             }
             PinnedState::NotOpen => sound,
             PinnedState::CheckedOut => {
-                *self.parked() = PinnedState::CheckedOut;
+                *self.lock_state() = PinnedState::CheckedOut;
                 false
             }
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::connection_limit::{ConnectionLimit, Resident};
+use super::connection_limit::{ConnectionLimit, EvictablePool};
 use crate::error::{Holders, count};
 use crate::kind::DatabaseKind;
 use crate::process::PerProcess;
@@ -36,8 +36,8 @@ struct SessionCounts {
     counts: Vec<String>,
 }
 
-/// How long one idle connection has for the answer to a question about its server, and all of them together.
-const ASKING: (Duration, Duration) = (Duration::from_millis(300), Duration::from_millis(600));
+/// How long one idle connection has for the answer to a sql about its server, and all of them together.
+const QUERY_TIMEOUTS: (Duration, Duration) = (Duration::from_millis(300), Duration::from_millis(600));
 
 /// The session counts are taken again when a connection is opened after that time.
 const COUNTS_AGE: Duration = Duration::from_secs(1);
@@ -46,12 +46,12 @@ static SERVERS: PerProcess<Mutex<HashMap<String, Weak<Server>>>> = PerProcess::n
 
 /// The port of a PostgreSQL server of this machine, by its name. Its sockets and its addresses have the same.
 fn local_port(name: &str) -> Option<u16> {
-    let place = name.strip_prefix(DatabaseKind::Postgres.name())?.strip_prefix("://")?;
-    let (host, port) = match place.rsplit_once(':') {
+    let address = name.strip_prefix(DatabaseKind::Postgres.name())?.strip_prefix("://")?;
+    let (host, port) = match address.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
-        _ => (place, 5432),
+        _ => (address, 5432),
     };
-    if place.contains(" hostaddr ") || place.contains("service ") {
+    if address.contains(" hostaddr ") || address.contains("service ") {
         return None;
     }
     let is_local = host.starts_with('/')
@@ -90,7 +90,7 @@ impl Server {
     }
 
     /// It has answered, whatever it said.
-    pub(super) fn answered(&self, shown: &str) {
+    pub(super) fn report_reachable(&self, shown: &str) {
         self.reached.store(true, Ordering::Release);
         if self.unreachable.load(Ordering::Acquire) && self.unreachable.swap(false, Ordering::AcqRel) {
             crate::wording::log_line!(info, "diesel_session::pool", "{shown} is reachable again");
@@ -98,7 +98,7 @@ impl Server {
     }
 
     /// It cannot be reached, or does not accept connections yet.
-    pub(super) fn is_unreachable(&self, shown: &str, message: &str) {
+    pub(super) fn report_unreachable(&self, shown: &str, message: &str) {
         if !self.unreachable.swap(true, Ordering::AcqRel) {
             self.suspect();
             crate::wording::log_line!(warn, "diesel_session::pool", "{shown} is unreachable: {message}; retrying");
@@ -117,15 +117,15 @@ impl Server {
     }
 
     /// What an idle connection of this process answers, if there is one that answers soon.
-    pub(super) fn ask(self: &Arc<Self>, question: &str) -> Option<Vec<String>> {
-        let deadline = Instant::now() + ASKING.1;
+    pub(super) fn query_idle(self: &Arc<Self>, sql: &str) -> Option<Vec<String>> {
+        let deadline = Instant::now() + QUERY_TIMEOUTS.1;
         let names = self.under_all_names();
-        for (_, resident) in names.iter().flat_map(|server| server.limit.residents()) {
-            let patience = ASKING.0.min(deadline.saturating_duration_since(Instant::now()));
-            if patience.is_zero() {
+        for (_, pool) in names.iter().flat_map(|server| server.limit.pools()) {
+            let timeout = QUERY_TIMEOUTS.0.min(deadline.saturating_duration_since(Instant::now()));
+            if timeout.is_zero() {
                 return None;
             }
-            if let Some(answer) = resident.ask(question, patience) {
+            if let Some(answer) = pool.query_idle(sql, timeout) {
                 return Some(answer);
             }
         }
@@ -133,7 +133,7 @@ impl Server {
     }
 
     /// It has told what it is.
-    pub(super) fn is_instance(&self, instance: &str) {
+    pub(super) fn set_instance(&self, instance: &str) {
         let mut known = self.instance();
         if known.as_deref() != Some(instance) {
             *known = Some(instance.to_owned());
@@ -156,10 +156,10 @@ impl Server {
     }
 
     /// The least recently used pool on this server that has an idle connection, other than `except`.
-    pub(super) fn least_recently_used(self: &Arc<Self>, except: u64) -> Option<Arc<dyn Resident>> {
+    pub(super) fn least_recently_used(self: &Arc<Self>, except: u64) -> Option<Arc<dyn EvictablePool>> {
         let names = self.under_all_names();
         let idle = names.iter().filter_map(|server| server.limit.least_recently_used(except));
-        idle.min_by_key(|(since, _)| *since).map(|(_, resident)| resident)
+        idle.min_by_key(|(since, _)| *since).map(|(_, pool)| pool)
     }
 
     fn instance(&self) -> MutexGuard<'_, Option<String>> {
@@ -167,7 +167,7 @@ impl Server {
     }
 
     /// It lets an ordinary role have so many connections.
-    pub(super) fn allows(&self, capacity: usize) {
+    pub(super) fn set_capacity(&self, capacity: usize) {
         self.capacity.store(capacity, Ordering::Relaxed);
     }
 
@@ -179,17 +179,17 @@ impl Server {
         self.session_counts().as_ref().is_none_or(|counts| counts.taken.elapsed() > COUNTS_AGE)
     }
 
-    pub(super) fn note_session_counts(&self, counts: Vec<String>) {
+    pub(super) fn set_session_counts(&self, counts: Vec<String>) {
         *self.session_counts() = Some(SessionCounts { taken: Instant::now(), counts });
     }
 
     /// A sentence on who has connections to the server.
     pub(super) fn session_counts_text(self: &Arc<Self>) -> String {
         let names = self.under_all_names();
-        let residents: Vec<_> = names.iter().flat_map(|server| server.limit.residents()).collect();
-        let mine: usize = residents.iter().map(|(_, resident)| resident.open()).sum();
-        let holders = Holders(residents.iter().flat_map(|(_, resident)| resident.holders().0).collect());
-        let own = own_text(mine, &holders);
+        let pools: Vec<_> = names.iter().flat_map(|server| server.limit.pools()).collect();
+        let mine: usize = pools.iter().map(|(_, pool)| pool.open()).sum();
+        let holders = Holders(pools.iter().flat_map(|(_, pool)| pool.holders().0).collect());
+        let own = own_connections_text(mine, &holders);
         match &*self.session_counts() {
             Some(SessionCounts { taken, counts }) => {
                 format!(". {own}. Asked {:.1?} ago, the server had: {}", taken.elapsed(), counts.join(", "))
@@ -204,7 +204,7 @@ impl Server {
 }
 
 /// What this process has of the server, as the beginning of a sentence.
-fn own_text(open: usize, holders: &Holders) -> String {
+fn own_connections_text(open: usize, holders: &Holders) -> String {
     let held = if holders.is_empty() { String::new() } else { format!(", held: {holders}") };
     format!("This process has {} there{held}", count(open, "connection"))
 }
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn one_connection_is_singular() {
-        let text = |open| own_text(open, &Holders::default());
+        let text = |open| own_connections_text(open, &Holders::default());
         assert_eq!(text(0), "This process has 0 connections there");
         assert_eq!(text(1), "This process has 1 connection there");
         assert_eq!(text(2), "This process has 2 connections there");

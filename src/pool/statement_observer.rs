@@ -20,11 +20,11 @@ use crate::recorder;
 pub(crate) struct StatementObserver {
     kind: DatabaseKind,
     /// There is something to report.
-    noted: AtomicBool,
+    has_pending: AtomicBool,
     /// Whose statements come, by their number; what may be in them is read in their text.
-    reading: AtomicU8,
+    sql_source: AtomicU8,
     /// A statement that was read may have left something on the connection.
-    left_something: AtomicBool,
+    leftovers_seen: AtomicBool,
     /// What comes is the library's own question, to which an error is an answer.
     suppressed: AtomicBool,
     /// Statements that have begun and not ended.
@@ -32,14 +32,14 @@ pub(crate) struct StatementObserver {
     /// A raw statement may have changed how PostgreSQL reads strings.
     odd_strings: AtomicBool,
     /// Whether a change of the schema by raw statements is of interest, and whether there may have been one.
-    looks_for_changes: bool,
+    tracks_schema_changes: bool,
     schema_changed: AtomicBool,
-    notes: Mutex<ObservedEffects>,
+    effects: Mutex<ObservedEffects>,
 }
 
-/// Statements whose text is read.
+/// Statements source text is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reading {
+pub(crate) enum SqlSource {
     /// Those of the query builder, with parts that its types do not tell.
     Typed = 1,
     /// Raw ones.
@@ -61,7 +61,7 @@ pub(crate) struct ObservedEffects {
     pub(crate) lost: bool,
     /// Why the connection is of no more use, by the last of the errors that say so.
     pub(crate) poison: Option<Poison>,
-    /// A statement whose words end a transaction was sent and was not refused.
+    /// A statement source words end a transaction was sent and was not refused.
     pub(crate) ended_by: Option<String>,
     /// A statement began a transaction of its own.
     pub(crate) began: bool,
@@ -82,7 +82,7 @@ impl ObservedEffects {
 
     /// Adds what a raw statement did that was not refused. A text of several statements may have been refused after it had done
     /// something: `failed`.
-    fn add(&mut self, kind: DatabaseKind, effect: Effect, failed: bool) {
+    fn add_statement(&mut self, kind: DatabaseKind, effect: Effect, failed: bool) {
         let Effect { ends, may_end, begins, begins_transaction, sets_savepoint, names_string_setting: _ } = effect;
         // Where it ended the transaction and began none, what is asked after an error tells.
         let mut ends = ends.filter(|_| !failed || begins_transaction);
@@ -98,7 +98,7 @@ impl ObservedEffects {
     }
 
     /// Adds an error. `last` says that it is the last statement's; otherwise it may be any error that was handed on.
-    pub(crate) fn complete(&mut self, kind: DatabaseKind, error: &DieselError, last: bool) {
+    pub(crate) fn add_error(&mut self, kind: DatabaseKind, error: &DieselError, last: bool) {
         if dialect::is_empty_query(error) {
             return;
         }
@@ -114,18 +114,18 @@ impl ObservedEffects {
 }
 
 impl StatementObserver {
-    pub(crate) fn new(kind: DatabaseKind, looks_for_changes: bool) -> Self {
+    pub(crate) fn new(kind: DatabaseKind, tracks_schema_changes: bool) -> Self {
         Self {
             kind,
-            noted: AtomicBool::new(false),
-            reading: AtomicU8::new(0),
-            left_something: AtomicBool::new(false),
+            has_pending: AtomicBool::new(false),
+            sql_source: AtomicU8::new(0),
+            leftovers_seen: AtomicBool::new(false),
             suppressed: AtomicBool::new(false),
             running: AtomicU8::new(0),
             odd_strings: AtomicBool::new(false),
-            looks_for_changes,
+            tracks_schema_changes,
             schema_changed: AtomicBool::new(false),
-            notes: Mutex::default(),
+            effects: Mutex::default(),
         }
     }
 
@@ -136,29 +136,29 @@ impl StatementObserver {
     /// Whether there is something to take.
     #[inline]
     pub(crate) fn has_effects(&self) -> bool {
-        self.noted.load(Ordering::Acquire)
+        self.has_pending.load(Ordering::Acquire)
     }
 
     pub(crate) fn take(&self) -> ObservedEffects {
         self.running.store(0, Ordering::Release);
-        self.noted.store(false, Ordering::Release);
-        std::mem::take(&mut *self.notes())
+        self.has_pending.store(false, Ordering::Release);
+        std::mem::take(&mut *self.effects())
     }
 
     /// From here on the text of statements is read, for words that end a transaction and for what outlives one.
-    pub(crate) fn read_statements(&self, whose: Reading) {
+    pub(crate) fn read_statements(&self, source: SqlSource) {
         self.running.store(0, Ordering::Release);
-        self.reading.store(whose as u8, Ordering::Release);
+        self.sql_source.store(source as u8, Ordering::Release);
     }
 
     pub(crate) fn stop_reading(&self) {
-        self.reading.store(0, Ordering::Release);
+        self.sql_source.store(0, Ordering::Release);
     }
 
     /// Whether a statement that was read may have left something on the connection that outlives its transaction.
     #[inline]
     pub(crate) fn has_seen_leftovers(&self) -> bool {
-        self.left_something.load(Ordering::Acquire)
+        self.leftovers_seen.load(Ordering::Acquire)
     }
 
     /// Whether a raw statement may have changed the schema, where that was to be looked for.
@@ -169,53 +169,55 @@ impl StatementObserver {
     /// They are gone.
     pub(crate) fn forget_leftovers(&self) {
         self.odd_strings.store(false, Ordering::Release);
-        self.left_something.store(false, Ordering::Release);
+        self.leftovers_seen.store(false, Ordering::Release);
     }
 
-    /// While it looks away neither it nor the program's own instrumentation is told of anything.
-    pub(crate) fn suppress(&self, away: bool) {
-        self.suppressed.store(away, Ordering::Release);
+    /// While it looks on neither it nor the program's own instrumentation is told of anything.
+    pub(crate) fn suppress(&self, on: bool) {
+        self.suppressed.store(on, Ordering::Release);
     }
 
     /// Whether `installed` is this observer's.
-    pub(crate) fn watches(self: &Arc<Self>, installed: &dyn Instrumentation) -> bool {
-        installed.downcast_ref::<ObserverInstrumentation>().is_some_and(|watch| Arc::ptr_eq(&watch.observer, self))
+    pub(crate) fn is_installed_as(self: &Arc<Self>, installed: &dyn Instrumentation) -> bool {
+        installed
+            .downcast_ref::<ObserverInstrumentation>()
+            .is_some_and(|installed| Arc::ptr_eq(&installed.observer, self))
     }
 
-    fn notes(&self) -> std::sync::MutexGuard<'_, ObservedEffects> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn effects(&self) -> std::sync::MutexGuard<'_, ObservedEffects> {
+        self.effects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Only raw SQL can be empty.
     fn refuses_empty_statements(&self) -> bool {
-        self.kind == DatabaseKind::Mysql && self.reading.load(Ordering::Acquire) == Reading::Raw as u8
+        self.kind == DatabaseKind::Mysql && self.sql_source.load(Ordering::Acquire) == SqlSource::Raw as u8
     }
 
     /// What a reset removes need not be read, nor how it ends.
     fn started(&self) {
         self.running.store(self.running.load(Ordering::Acquire).saturating_add(1), Ordering::Release);
-        if self.reading.load(Ordering::Acquire) == Reading::Raw as u8 && self.kind.can_reset() {
-            self.left_something.store(true, Ordering::Release);
+        if self.sql_source.load(Ordering::Acquire) == SqlSource::Raw as u8 && self.kind.can_reset() {
+            self.leftovers_seen.store(true, Ordering::Release);
         }
     }
 
     fn finished(&self, query: &dyn fmt::Display, error: Option<&DieselError>) {
-        let reading = self.reading.load(Ordering::Acquire);
-        let raw = reading == Reading::Raw as u8;
-        let text = if reading > 0 { statement(query) } else { String::new() };
+        let sql_source = self.sql_source.load(Ordering::Acquire);
+        let raw = sql_source == SqlSource::Raw as u8;
+        let text = if sql_source > 0 { statement(query) } else { String::new() };
         // An error too: of several statements in one text it may be the last one's.
-        if reading > 0 && self.kind.leaves_state(&text, raw) {
-            self.left_something.store(true, Ordering::Release);
+        if sql_source > 0 && self.kind.leaves_state(&text, raw) {
+            self.leftovers_seen.store(true, Ordering::Release);
         }
-        if self.looks_for_changes && raw && self.kind.may_change_schema(&text) {
+        if self.tracks_schema_changes && raw && self.kind.may_change_schema(&text) {
             self.schema_changed.store(true, Ordering::Release);
         }
         // Diesel tells the end of a query once more when the rows of one that failed are dropped: that is no other statement.
         let repeated = self.running.load(Ordering::Acquire) == 0;
         self.running.store(self.running.load(Ordering::Acquire).saturating_sub(1), Ordering::Release);
         if raw && self.kind.forgets_prepared(&text) {
-            self.notes().poison = Some(Poison::Forgotten);
-            self.noted.store(true, Ordering::Release);
+            self.effects().poison = Some(Poison::Forgotten);
+            self.has_pending.store(true, Ordering::Release);
         }
         let mut effect = if raw { self.kind.effect(&text) } else { Effect::default() };
         if raw && self.kind == DatabaseKind::Postgres {
@@ -229,20 +231,20 @@ impl StatementObserver {
         match error {
             None if !raw && !self.has_effects() => {}
             None => {
-                let mut notes = self.notes();
+                let mut effects = self.effects();
                 if !repeated {
-                    notes.last_failed = false;
+                    effects.last_failed = false;
                 }
-                notes.add(self.kind, effect, false);
-                if raw && !notes.is_empty() {
-                    self.noted.store(true, Ordering::Release);
+                effects.add_statement(self.kind, effect, false);
+                if raw && !effects.is_empty() {
+                    self.has_pending.store(true, Ordering::Release);
                 }
             }
             Some(error @ DieselError::DatabaseError(..)) => {
-                let mut notes = self.notes();
-                notes.add(self.kind, effect, true);
-                notes.complete(self.kind, error, true);
-                self.noted.store(true, Ordering::Release);
+                let mut effects = self.effects();
+                effects.add_statement(self.kind, effect, true);
+                effects.add_error(self.kind, error, true);
+                self.has_pending.store(true, Ordering::Release);
             }
             // Not the database's: it has not seen the statement.
             Some(_) => {}

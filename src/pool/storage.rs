@@ -46,10 +46,10 @@ pub(crate) trait Storage: Send + Sync + Sized + 'static {
 
     /// Closes an idle connection of another pool if this process has most of what the server allows, so that other programs
     /// find room there too.
-    fn keep_in_bounds(&self, pool: u64);
+    fn evict_above_threshold(&self, pool: u64);
 
     /// Lets go of an empty pool that nobody uses, once the caller has dropped it.
-    fn let_go(&self, pool: u64) -> impl FnOnce() + 'static;
+    fn drop_if_empty(&self, pool: u64) -> impl FnOnce() + 'static;
 
     /// The server's numbers of all open connections.
     fn sessions(&self) -> Vec<u64>;
@@ -67,20 +67,20 @@ pub(crate) trait Storage: Send + Sync + Sized + 'static {
         true
     }
 
-    /// The rows that a connection answers within `patience`. `None` if it has to be closed.
-    fn ask(&self, conn: &mut Self::Conn, question: &str, patience: Duration) -> Option<Vec<String>>;
+    /// The rows that a connection answers within `timeout`. `None` if it has to be closed.
+    fn query(&self, conn: &mut Self::Conn, sql: &str, timeout: Duration) -> Option<Vec<String>>;
 
     /// Whether an idle connection may stay in the pool, and when to look at it again.
     fn may_stay(&self, conn: &mut Self::Conn, now: Instant) -> (bool, Option<Instant>);
 
     /// Prepares a connection for its next holder. `false`: it has to be closed.
-    fn reset(&self, conn: &mut Self::Conn, until: Option<Instant>) -> bool;
+    fn reset(&self, conn: &mut Self::Conn, deadline: Option<Instant>) -> bool;
 
-    /// Closes a connection. `is_awaited`: the caller needs to know when the server has closed it too.
-    fn close(&self, conn: Self::Conn, until: Option<Instant>, is_awaited: bool) -> Self::Closing;
+    /// Closes a connection. `waits_for_server`: the caller needs to know when the server has closed it too.
+    fn close(&self, conn: Self::Conn, deadline: Option<Instant>, waits_for_server: bool) -> Self::Closing;
 
     /// Waits for the server's end of the connection, if that matters, and frees the permits.
-    fn finish(&self, closing: Self::Closing);
+    fn finish_closing(&self, closing: Self::Closing);
 }
 
 /// What is to be done about a failed connect.

@@ -22,13 +22,13 @@ use crate::panic::into_panic_message;
 use crate::process::PerProcess;
 
 /// Threads that are kept for the next pools.
-const KEPT: usize = 8;
+const MAX_FREE_THREADS: usize = 8;
 
 /// No job is ever due then.
 const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// How long the end of the program waits for a connect that is under way.
-const EXIT: Duration = Duration::from_secs(1);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 static THREADS: PerProcess<Threads> = PerProcess::new();
 
@@ -50,8 +50,8 @@ type FreeThread = (Arc<ScheduledThreadPool>, Arc<AtomicBool>);
 pub(super) struct PoolThread {
     thread: Option<Arc<ScheduledThreadPool>>,
     is_abandoned: Arc<AtomicBool>,
-    /// Connects that run on it.
-    busy: Arc<AtomicUsize>,
+    /// ConnectsInProgress that run on it.
+    connects_running: Arc<AtomicUsize>,
 }
 
 /// Lies in the queue of a thread, and is dropped with the queue when the thread has ended.
@@ -98,15 +98,15 @@ impl PoolThread {
             None => start()?,
         };
         threads.pools.fetch_add(1, Ordering::AcqRel);
-        Ok(Self { thread: Some(thread), is_abandoned, busy: Arc::default() })
+        Ok(Self { thread: Some(thread), is_abandoned, connects_running: Arc::default() })
     }
 
     pub(super) fn scheduler(&self) -> &Arc<ScheduledThreadPool> {
         self.thread.as_ref().expect("only drop takes it")
     }
 
-    pub(super) fn busy(&self) -> Arc<AtomicUsize> {
-        Arc::clone(&self.busy)
+    pub(super) fn connects_running(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.connects_running)
     }
 }
 
@@ -129,13 +129,13 @@ fn start() -> Result<FreeThread, String> {
 impl Drop for PoolThread {
     fn drop(&mut self) {
         let (Some(threads), Some(thread)) = (THREADS.get(), self.thread.take()) else { return };
-        if self.busy.load(Ordering::Acquire) > 0 {
+        if self.connects_running.load(Ordering::Acquire) > 0 {
             // A thread whose connect hangs is not given to another pool.
             threads.abandoned.fetch_add(1, Ordering::AcqRel);
             self.is_abandoned.store(true, Ordering::Release);
         } else {
             let mut free = threads.free.lock();
-            if free.len() < KEPT {
+            if free.len() < MAX_FREE_THREADS {
                 free.push((thread, Arc::clone(&self.is_abandoned)));
             }
         }
@@ -143,38 +143,38 @@ impl Drop for PoolThread {
     }
 }
 
-/// Connects under way in this process.
+/// ConnectsInProgress under way in this process.
 #[derive(Default)]
-struct Connects {
+struct ConnectsInProgress {
     under_way: Mutex<usize>,
     ended: Condvar,
     /// `main` is returning: no connect begins any more.
     exiting: AtomicBool,
 }
 
-static CONNECTS: PerProcess<Connects> = PerProcess::new();
+static CONNECTS_IN_PROGRESS: PerProcess<ConnectsInProgress> = PerProcess::new();
 
 /// A connect under way, as long as this lives.
-pub(super) struct Connect(Arc<AtomicUsize>);
+pub(super) struct ConnectInProgress(Arc<AtomicUsize>);
 
 /// Begins a connect. `None`: the program is ending.
 ///
 /// While `exit` tears down the libraries that a client library uses, a connect crashes in them.
-pub(super) fn begin_connect(busy: &Arc<AtomicUsize>) -> Option<Connect> {
-    let connects = CONNECTS.get_or_init(Connects::default);
+pub(super) fn begin_connect(connects_running: &Arc<AtomicUsize>) -> Option<ConnectInProgress> {
+    let connects = CONNECTS_IN_PROGRESS.get_or_init(ConnectsInProgress::default);
     let mut under_way = connects.under_way.lock();
     if connects.exiting.load(Ordering::Acquire) {
         return None;
     }
     *under_way += 1;
-    busy.fetch_add(1, Ordering::AcqRel);
-    Some(Connect(Arc::clone(busy)))
+    connects_running.fetch_add(1, Ordering::AcqRel);
+    Some(ConnectInProgress(Arc::clone(connects_running)))
 }
 
-impl Drop for Connect {
+impl Drop for ConnectInProgress {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
-        if let Some(connects) = CONNECTS.get() {
+        if let Some(connects) = CONNECTS_IN_PROGRESS.get() {
             *connects.under_way.lock() -= 1;
             connects.ended.notify_all();
         }
@@ -182,12 +182,12 @@ impl Drop for Connect {
 }
 
 /// The end of the main thread, which waits for connects under way.
-struct MainEnd(bool);
+struct MainThreadGuard(bool);
 
-impl Drop for MainEnd {
+impl Drop for MainThreadGuard {
     fn drop(&mut self) {
-        let Some(connects) = CONNECTS.get().filter(|_| self.0) else { return };
-        let deadline = Instant::now() + EXIT;
+        let Some(connects) = CONNECTS_IN_PROGRESS.get().filter(|_| self.0) else { return };
+        let deadline = Instant::now() + EXIT_TIMEOUT;
         let mut under_way = connects.under_way.lock();
         connects.exiting.store(true, Ordering::Release);
         while *under_way > 0 && !connects.ended.wait_until(&mut under_way, deadline).timed_out() {}
@@ -197,7 +197,7 @@ impl Drop for MainEnd {
 /// The calling thread, if it is the main thread, waits at its end for connects that are under way.
 pub(crate) fn guard_exit() {
     thread_local! {
-        static END: MainEnd = MainEnd(thread::current().name() == Some("main"));
+        static END: MainThreadGuard = MainThreadGuard(thread::current().name() == Some("main"));
     }
     // A thread that is ending guards nothing any more.
     let _ = END.try_with(|_| ());

@@ -17,7 +17,7 @@ use crate::sync::{Mutex, ThreadId};
 /// What threads wait for.
 pub(crate) trait Resource: Send + Sync {
     /// Whether that thread is still in the queue.
-    fn is_awaited_by(&self, thread: ThreadId) -> bool;
+    fn has_waiter(&self, thread: ThreadId) -> bool;
 
     /// The threads that hold all of it. `None` if some of it is free or on its way.
     fn holding_threads(&self) -> Option<Vec<ThreadId>>;
@@ -28,7 +28,7 @@ pub(crate) trait Resource: Send + Sync {
 pub(crate) struct WaitGraph(Mutex<HashMap<ThreadId, Wait>>);
 
 struct Wait {
-    place: Place,
+    location: Place,
     resource: Arc<dyn Resource>,
 }
 
@@ -38,15 +38,15 @@ pub(crate) struct Waiting {
     thread: ThreadId,
 }
 
-/// A wait that cannot end: for each thread of the cycle the place at which it waits, and whether it waits for the same resource as
+/// A wait that cannot end: for each thread of the cycle the location at which it waits, and whether it waits for the same resource as
 /// the thread that found the cycle.
 #[derive(Debug)]
 pub(crate) struct Deadlock(HashMap<ThreadId, (Place, bool)>);
 
 impl WaitGraph {
     /// From here on `thread` waits for `resource`. It is in the queue of the resource already.
-    pub(crate) fn begin(self: &Arc<Self>, thread: ThreadId, resource: Arc<dyn Resource>, place: Place) -> Waiting {
-        self.0.lock().insert(thread, Wait { place, resource });
+    pub(crate) fn begin(self: &Arc<Self>, thread: ThreadId, resource: Arc<dyn Resource>, location: Place) -> Waiting {
+        self.0.lock().insert(thread, Wait { location, resource });
         Waiting { graph: Arc::clone(self), thread }
     }
 }
@@ -57,17 +57,17 @@ impl Waiting {
         let mut waits = self.graph.0.lock();
         let threads = all_waiting(&waits, self.thread)?;
         let mine = Arc::clone(&waits.get(&self.thread)?.resource);
-        let places = threads.into_iter().filter_map(|thread| {
+        let locations = threads.into_iter().filter_map(|thread| {
             let wait = waits.get(&thread)?;
-            Some((thread, (wait.place, Arc::ptr_eq(&wait.resource, &mine))))
+            Some((thread, (wait.location, Arc::ptr_eq(&wait.resource, &mine))))
         });
-        let places = places.collect();
+        let locations = locations.collect();
         // The others of the cycle wait for this thread, which does not wait any more.
         let ended = waits.remove(&self.thread);
         drop(waits);
         // Without the lock: this may be the last reference to a pool.
         drop((ended, mine));
-        Some(Deadlock(places))
+        Some(Deadlock(locations))
     }
 }
 
@@ -78,7 +78,7 @@ fn all_waiting(waits: &HashMap<ThreadId, Wait>, thread: ThreadId) -> Option<Hash
     while let Some(thread) = next.pop() {
         let wait = waits.get(&thread)?;
         let holding = wait.resource.holding_threads()?;
-        if holding.is_empty() || !wait.resource.is_awaited_by(thread) {
+        if holding.is_empty() || !wait.resource.has_waiter(thread) {
             return None;
         }
         next.extend(holding.into_iter().filter(|holder| reached.insert(*holder)));
@@ -87,12 +87,12 @@ fn all_waiting(waits: &HashMap<ThreadId, Wait>, thread: ThreadId) -> Option<Hash
 }
 
 impl Deadlock {
-    /// The holders, each with the place at which its thread waits.
+    /// The holders, each with the location at which its thread waits.
     pub(crate) fn explain(&self, mut holders: Holders) -> Holders {
         for holder in &mut holders.0 {
             let wait = self.0.get(&holder.thread.id()).copied();
-            holder.waits_at = wait.map(|(place, _)| place);
-            holder.waits_for_the_same = wait.is_some_and(|(_, is_same)| is_same);
+            holder.waits_at = wait.map(|(location, _)| location);
+            holder.waits_for_same_resource = wait.is_some_and(|(_, is_same)| is_same);
         }
         holders
     }

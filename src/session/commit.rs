@@ -157,7 +157,7 @@ fn ask_for_outcome<C: SessionConnection>(app: &Arc<AppCore<C>>, number: u64, at:
         let mut connection = app.pool()?.acquire(at, false, Some(end))?;
         let answer = connection.conn().texts(&question);
         if answer.is_err() {
-            connection.doom();
+            connection.close_at_checkin();
         }
         drop(connection);
         let status = match answer {

@@ -142,7 +142,7 @@ impl<'t, C: SessionConnection> Content<'t, C> {
             return Ok(None);
         }
         let mut pooled = app.pool()?.acquire(Location::caller(), false, None)?;
-        pooled.managed().marked = true;
+        pooled.managed().marked_dirty = true;
         let mut before = None;
         for (number, message) in messages.iter().enumerate() {
             if let Err(error) = send_alone(pooled.conn(), self.kind, message, &mut before) {
@@ -152,7 +152,7 @@ impl<'t, C: SessionConnection> Content<'t, C> {
                     "test `{}`: message {number} failed: {error}",
                     self.setup.name
                 );
-                pooled.doom();
+                pooled.close_at_checkin();
                 return Ok(Some((number, error)));
             }
         }
@@ -163,10 +163,10 @@ impl<'t, C: SessionConnection> Content<'t, C> {
     fn send_fixture(&self, app: &App<C>, name: &str, text: &str) -> Result<()> {
         let send = |sql: &str| -> Result<diesel::QueryResult<()>> {
             let mut pooled = app.pool()?.acquire(Location::caller(), false, None)?;
-            pooled.managed().marked = true;
+            pooled.managed().marked_dirty = true;
             let sent = pooled.conn().batch_execute(sql);
             if sent.is_err() {
-                pooled.doom();
+                pooled.close_at_checkin();
             }
             Ok(sent)
         };

@@ -16,19 +16,19 @@ use crate::process::PerProcess;
 pub(crate) const GRACE: Duration = Duration::from_millis(250);
 
 /// How long the thread stays without anything to watch.
-const LINGERS: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(1);
 
 static WATCHDOG: PerProcess<Arc<Watchdog>> = PerProcess::new();
 
 #[derive(Debug, Default)]
 struct Watchdog {
-    state: Mutex<State>,
+    state: Mutex<WatchdogState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    watched: BTreeMap<(Instant, u64), (Socket, Arc<AtomicBool>)>,
+struct WatchdogState {
+    calls: BTreeMap<(Instant, u64), (Socket, Arc<AtomicBool>)>,
     next: u64,
     runs: bool,
     /// When the thread wakes by itself.
@@ -37,13 +37,13 @@ struct State {
 
 /// A driver call that is watched until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Watched {
+pub(crate) struct CallDeadline {
     key: (Instant, u64),
     cut: Arc<AtomicBool>,
     watchdog: Arc<Watchdog>,
 }
 
-impl Watched {
+impl CallDeadline {
     /// From here on the socket is cut at `end`.
     pub(crate) fn begin(socket: Socket, end: Instant) -> Self {
         let watchdog = Arc::clone(WATCHDOG.get_or_init(Arc::default));
@@ -51,11 +51,11 @@ impl Watched {
         let mut state = watchdog.lock();
         let key = (end, state.next);
         state.next += 1;
-        state.watched.insert(key, (socket, Arc::clone(&cut)));
+        state.calls.insert(key, (socket, Arc::clone(&cut)));
         if !state.runs {
-            let watched = Arc::clone(&watchdog);
+            let spawned = Arc::clone(&watchdog);
             let thread = std::thread::Builder::new().name("diesel-session-deadlines".into());
-            state.runs = thread.spawn(move || watched.run()).is_ok();
+            state.runs = thread.spawn(move || spawned.run()).is_ok();
         } else if state.wakes_at.is_none_or(|wakes_at| end < wakes_at) {
             watchdog.changed.notify_one();
         }
@@ -70,14 +70,14 @@ impl Watched {
     }
 }
 
-impl Drop for Watched {
+impl Drop for CallDeadline {
     fn drop(&mut self) {
-        self.watchdog.lock().watched.remove(&self.key);
+        self.watchdog.lock().calls.remove(&self.key);
     }
 }
 
 impl Watchdog {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, WatchdogState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -87,22 +87,22 @@ impl Watchdog {
         loop {
             let now = Instant::now();
             // While the lock is held no call ends, so the socket is still that of the call.
-            while let Some(due) = state.watched.first_entry().filter(|due| due.key().0 <= now) {
+            while let Some(due) = state.calls.first_entry().filter(|due| due.key().0 <= now) {
                 let (socket, cut) = due.remove();
                 cut.store(socket.cut(), Ordering::Release);
             }
-            let wait = match state.watched.first_key_value() {
+            let wait = match state.calls.first_key_value() {
                 Some(((end, _), _)) => {
                     idle_since = None;
                     end.saturating_duration_since(now)
                 }
                 None => {
                     let idle = now.saturating_duration_since(*idle_since.get_or_insert(now));
-                    if idle >= LINGERS {
+                    if idle >= LINGER {
                         state.runs = false;
                         return;
                     }
-                    LINGERS - idle
+                    LINGER - idle
                 }
             };
             state.wakes_at = now.checked_add(wait);
@@ -118,12 +118,12 @@ mod tests {
     #[test]
     fn call_that_ends_in_time_is_not_cut() {
         let socket = Socket::none();
-        let watched = Watched::begin(socket, Instant::now() + Duration::from_secs(3600));
-        assert!(!watched.was_cut());
-        let watchdog = Arc::clone(&watched.watchdog);
-        assert!(watchdog.lock().watched.contains_key(&watched.key));
-        let key = watched.key;
-        drop(watched);
-        assert!(!watchdog.lock().watched.contains_key(&key));
+        let call = CallDeadline::begin(socket, Instant::now() + Duration::from_secs(3600));
+        assert!(!call.was_cut());
+        let watchdog = Arc::clone(&call.watchdog);
+        assert!(watchdog.lock().calls.contains_key(&call.key));
+        let key = call.key;
+        drop(call);
+        assert!(!watchdog.lock().calls.contains_key(&key));
     }
 }
