@@ -17,21 +17,15 @@ use super::connection_limit::ConnectionLimit;
 use super::growth::Growth;
 use super::storage::Storage;
 use super::wait_graph::{Resource, WaitGraph};
-use crate::error::Place;
+use super::waiter::{Answer, Refused, Waiter, wake};
 use crate::error::{Holder, Holders};
-use crate::sync::{
-    AtomicUsize, BEFORE_DEADLOCK_CHECK, Condvar, Instant, Mutex, MutexGuard, Ordering, ThreadId, YIELDS,
-    current_thread, yield_now,
-};
+use crate::sync::{AtomicUsize, Condvar, Instant, Mutex, MutexGuard, Ordering, ThreadId, current_thread};
 
 /// While others overtake them, all waiters are served within about this time, if they are few.
 const OVERTAKING_TIME: Duration = Duration::from_micros(900);
 
 /// The shortest time between two connections that are handed over: each costs the thread that has to be woken.
 const HAND_OFF_INTERVAL: Duration = Duration::from_micros(80);
-
-/// The pause between two looks whether a wait can end.
-const DEADLOCK_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The connections of one application, from its first use to its disposal.
 pub(crate) struct Pool<S: Storage> {
@@ -46,7 +40,7 @@ pub(crate) struct Pool<S: Storage> {
     pub(super) drain_changed: Condvar,
     /// The permits that a connection needs, in this order.
     pub(super) limits: Vec<Arc<ConnectionLimit>>,
-    graph: Arc<WaitGraph>,
+    pub(super) graph: Arc<WaitGraph>,
     pub(super) weak_self: Weak<Self>,
 }
 
@@ -55,8 +49,8 @@ pub(super) struct PoolState<S: Storage> {
     free_indices: Vec<usize>,
     pub(super) in_use: usize,
     pub(super) waiters: VecDeque<Arc<Waiter<S>>>,
-    /// The first waiter has been called and has not looked yet.
-    notified: bool,
+    /// The first waiter has been notified and has not checked yet.
+    pub(super) notified: bool,
     /// From then on a connection is handed to the first waiter.
     hand_off_at: Instant,
     /// When a caller last checked a connection out; before that, when the first connection was made.
@@ -69,52 +63,10 @@ pub(super) struct PoolState<S: Storage> {
     pub(super) closed: bool,
 }
 
-pub(super) struct Waiter<S: Storage> {
-    thread: ThreadId,
-    pub(super) since: Instant,
-    wake: Condvar,
-    answer: Mutex<Answer<S>>,
-}
-
-enum Answer<S: Storage> {
-    Waiting(Holder),
-    /// There may be an idle connection.
-    Notified(Holder),
-    Served(AssignedConnection<S>),
-    Failed(S::Failure),
-    Closed,
-    Taken,
-}
-
-/// Why a caller got no connection.
-#[derive(Debug)]
-pub(crate) enum Refused<F> {
-    Closed,
-    /// No connection can be made, or none could until the deadline.
-    Failed(F),
-    /// Everything is assigned by threads that wait themselves, and none of these waits can end.
-    Deadlock {
-        holders: Holders,
-        of_limit: bool,
-    },
-    /// A connect had not ended at the deadline, or hangs for longer than connects may take.
-    Connecting {
-        began: Instant,
-        hangs: bool,
-    },
-    /// The limit was used up until the deadline.
-    Limited,
-    /// All connections were in use until the deadline, or a connect was under way beside them.
-    InUse {
-        waiting: usize,
-        connecting_since: Option<Instant>,
-        holders: Holders,
-    },
-}
-
-/// A connection that has a holder, in the index of that number.
+/// A connection that is assigned to a holder, before it has its guard.
 pub(super) struct AssignedConnection<S: Storage> {
     conn: S::Conn,
+    /// The index of its holder.
     index: usize,
     pub(super) since: Instant,
 }
@@ -221,125 +173,6 @@ impl<S: Storage> Pool<S> {
         Some(state.assign(holder, conn).into_guard(Arc::clone(self)))
     }
 
-    fn wait_for_answer(
-        self: &Arc<Self>,
-        waiter: &Arc<Waiter<S>>,
-        location: Place,
-        deadline: Instant,
-        connect_timeout: Duration,
-    ) -> Result<AssignedConnection<S>, Refused<S::Failure>> {
-        let (mut in_graph, mut yields) = (None, 0);
-        let mut until = deadline.min(waiter.since + BEFORE_DEADLOCK_CHECK);
-        loop {
-            let mut answer = waiter.answer.lock();
-            match std::mem::replace(&mut *answer, Answer::Taken) {
-                Answer::Served(assigned) => return Ok(assigned),
-                Answer::Failed(failure) => return Err(Refused::Failed(failure)),
-                Answer::Closed | Answer::Taken => return Err(Refused::Closed),
-                Answer::Notified(holder) => {
-                    *answer = Answer::Waiting(holder);
-                    drop(answer);
-                    self.check_for_idle(waiter);
-                    continue;
-                }
-                waiting => *answer = waiting,
-            }
-            let now = Instant::now();
-            if now < until && yields < YIELDS {
-                drop(answer);
-                yields += 1;
-                yield_now();
-                continue;
-            }
-            if now < until {
-                waiter.wake.wait_until(&mut answer, until);
-                continue;
-            }
-            drop(answer);
-            if now >= deadline {
-                if let Some(state) = self.remove_waiter(waiter) {
-                    return Err(self.refuse_at_deadline(state));
-                }
-                continue;
-            }
-            let waiting = in_graph.get_or_insert_with(|| {
-                self.graph.begin(waiter.thread, Arc::clone(self) as Arc<dyn Resource>, location)
-            });
-            if let Some(deadlock) = waiting.deadlock() {
-                let Some(state) = self.remove_waiter(waiter) else { continue };
-                let of_limit = matches!(state.growth, Growth::Queued(_));
-                self.grow(state);
-                let assigned = if of_limit { self.holders_of_limit() } else { self.holders() };
-                return Err(Refused::Deadlock { holders: deadlock.explain(assigned), of_limit });
-            }
-            until = deadline.min(now + DEADLOCK_CHECK_INTERVAL);
-            if let Some((began, end)) = self.connect_hangs_at(waiter, connect_timeout) {
-                if end <= now {
-                    let Some(state) = self.remove_waiter(waiter) else { continue };
-                    self.grow(state);
-                    return Err(Refused::Connecting { began, hangs: true });
-                }
-                until = until.min(end);
-            }
-        }
-    }
-
-    /// When the connect began that is under way, and when it will have taken too long for this waiter. `None` if something else may
-    /// serve the waiter before.
-    fn connect_hangs_at(&self, waiter: &Arc<Waiter<S>>, connect_timeout: Duration) -> Option<(Instant, Instant)> {
-        let state = self.state.lock();
-        let Growth::Connecting(began) = state.growth else { return None };
-        let is_first = state.waiters.front().is_some_and(|first| Arc::ptr_eq(first, waiter));
-        (state.in_use == 0 || is_first).then(|| (began, began.max(waiter.since) + connect_timeout))
-    }
-
-    /// A waiter that was notified takes an idle connection, if there still is one.
-    fn check_for_idle(&self, waiter: &Arc<Waiter<S>>) {
-        let mut state = self.state.lock();
-        state.notified = false;
-        if let Some(position) = state.waiters.iter().position(|other| Arc::ptr_eq(other, waiter))
-            && let Some(conn) = self.take_idle(&mut state)
-        {
-            state.waiters.remove(position);
-            state.serve(waiter, conn);
-        }
-        let next = self.notify_if_idle(&mut state);
-        self.grow(state);
-        wake(next);
-    }
-
-    /// Takes a waiter out of the queue. `None` if it has been answered.
-    fn remove_waiter(&self, waiter: &Arc<Waiter<S>>) -> Option<MutexGuard<'_, PoolState<S>>> {
-        let mut state = self.state.lock();
-        let position = state.waiters.iter().position(|other| Arc::ptr_eq(other, waiter))?;
-        state.waiters.remove(position);
-        if matches!(*waiter.answer.lock(), Answer::Notified(_)) {
-            state.notified = false;
-            wake(self.notify_if_idle(&mut state));
-        }
-        Some(state)
-    }
-
-    /// Why a caller had to leave at its deadline.
-    fn refuse_at_deadline(&self, state: MutexGuard<'_, PoolState<S>>) -> Refused<S::Failure> {
-        let reason = match (&state.last_failure, &state.growth) {
-            (Some((failure, _)), _) => Refused::Failed(failure.clone()),
-            (None, Growth::Queued(_)) if self.limits.iter().any(|limit| limit.limit().is_some()) => Refused::Limited,
-            (None, Growth::Connecting(began)) if state.in_use == 0 => {
-                Refused::Connecting { began: *began, hangs: false }
-            }
-            (None, growth) => {
-                let connecting_since = match growth {
-                    Growth::Connecting(began) => Some(*began),
-                    _ => None,
-                };
-                Refused::InUse { waiting: state.waiters.len(), connecting_since, holders: state.holders() }
-            }
-        };
-        self.grow(state);
-        reason
-    }
-
     /// An idle connection. The failure of a connect may be met here before it is announced; it is left for the announcement.
     #[inline]
     pub(super) fn take_idle(&self, state: &mut PoolState<S>) -> Option<S::Conn> {
@@ -385,7 +218,7 @@ impl<S: Storage> Pool<S> {
 
     /// Calls the first waiter if a connection is idle. Returns the waiter to wake.
     #[inline]
-    fn notify_if_idle(&self, state: &mut PoolState<S>) -> Option<Arc<Waiter<S>>> {
+    pub(super) fn notify_if_idle(&self, state: &mut PoolState<S>) -> Option<Arc<Waiter<S>>> {
         let is_useless = state.waiters.is_empty() || state.notified;
         if is_useless || self.storage.idle() == 0 { None } else { state.notify_first() }
     }
@@ -608,7 +441,7 @@ impl<S: Storage> PoolState<S> {
     }
 
     /// Gives a connection to a waiter that has left the queue.
-    fn serve(&mut self, waiter: &Waiter<S>, conn: S::Conn) {
+    pub(super) fn serve(&mut self, waiter: &Waiter<S>, conn: S::Conn) {
         let mut answer = waiter.answer.lock();
         let holder = match std::mem::replace(&mut *answer, Answer::Taken) {
             Answer::Notified(holder) => {
@@ -666,24 +499,6 @@ impl<S: Storage> PoolState<S> {
 
     fn threads(&self) -> Vec<ThreadId> {
         self.holders.iter().flatten().map(|holder| holder.thread.id()).collect()
-    }
-}
-
-impl<S: Storage> Waiter<S> {
-    fn new(holder: Holder) -> Self {
-        let (thread, since) = (holder.thread.id(), holder.since);
-        Self { thread, since, wake: Condvar::new(), answer: Mutex::new(Answer::Waiting(holder)) }
-    }
-
-    fn answer(&self, answer: Answer<S>) {
-        *self.answer.lock() = answer;
-        self.wake.notify_one();
-    }
-}
-
-fn wake<S: Storage>(waiter: Option<Arc<Waiter<S>>>) {
-    if let Some(waiter) = waiter {
-        waiter.wake.notify_one();
     }
 }
 

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::admission::{PooledConnection, Refused};
+use super::admission::PooledConnection;
 use super::connections::{Connections, managed};
 use super::managed::Managed;
 use super::manager::{ConnectFailure, Manager};
 use super::storage::Storage;
+use super::waiter::Refused;
 use super::{AppPool, CheckedOut};
 use crate::connection::SessionConnection;
 use crate::dialect;

@@ -27,13 +27,14 @@ mod storage;
 mod thread;
 mod upkeep;
 mod wait_graph;
+mod waiter;
 mod writer_queue;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Instant;
 
-use admission::{Pool, PooledConnection, Refused};
+use admission::{Pool, PooledConnection};
 pub(crate) use call_deadline::{CallDeadline, GRACE};
 use connection_limit::ConnectionLimit;
 use connections::Connections;
@@ -47,6 +48,7 @@ pub use status::AppStatus;
 use thread::PoolThread;
 pub(crate) use thread::{end_idle_threads, guard_exit, were_inherited};
 use wait_graph::WaitGraph;
+use waiter::Refused;
 pub(crate) use writer_queue::WritePermit;
 
 use crate::connection::SessionConnection;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use shuttle::rand::Rng;
 use shuttle::thread;
 
-use crate::pool::admission::Refused;
 use crate::pool::imitation::{Failure, ServerBehavior};
+use crate::pool::waiter::Refused;
 use crate::pool::world::{CheckedOut, FOREVER, WITHOUT_FAILURES, World, acquire, break_connection};
 use crate::sync;
 

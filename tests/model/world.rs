@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::admission::{Pool, PooledConnection, Refused};
+use super::admission::{Pool, PooledConnection};
 use super::connection_limit::ConnectionLimit;
 use super::growth::Growth;
 use super::imitation::{Failure, Imitation, Server, ServerBehavior};
 use super::wait_graph::WaitGraph;
+use super::waiter::Refused;
 use crate::error::Holder;
 use crate::sync::Instant;
 
