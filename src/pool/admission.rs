@@ -1,13 +1,16 @@
-//! Who gets the next connection of a pool.
+//! Admission: decides which caller gets the next connection of a pool.
 //!
-//! Callers wait here, in a queue, and nowhere else. A caller that runs may take a connection that has just been checked in before
-//! the callers in the queue, because it need not be woken. But after a while a connection is handed to the first waiter, the sooner
-//! the more callers wait, so that none is overtaken for long. In between, the first waiter is notified: it looks for an idle connection, and keeps its
-//! location in the queue if there is none.
+//! Callers wait in the queue of the pool and nowhere else. A running caller may overtake the queue and take a
+//! connection that was just checked in, because no thread has to be woken for it. After some time, the pool hands a
+//! connection directly to the first waiter. This time is shorter if more callers wait, so no waiter is overtaken for
+//! long. In between, the pool only notifies the first waiter: the waiter then checks for an idle connection and keeps
+//! its position in the queue if there is none.
 //!
-//! Invariants: a index has a holder from the checkout of a connection until it is stored again or closed. While a connection is idle,
-//! the first waiter has been notified, or there is none. While callers wait, no connection is idle and not all holders are taken, a connection is on its way
-//! (`growth.rs`). Neither the driver nor a [`LimitPermit`](super::connection_limit::LimitPermit) is touched with the state's lock.
+//! Invariants: An entry of `holders` exists from the checkout of a connection until the connection is stored again or
+//! closed. While a connection is idle, the first waiter is notified, or no caller waits. While callers wait, no
+//! connection is idle and fewer than `max_size` connections are in use, the pool is growing (`growth.rs`). The lock of
+//! the state is never held during a driver call or while a [`LimitPermit`](super::connection_limit::LimitPermit) is
+//! acquired or released.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -21,24 +24,24 @@ use super::waiter::{Answer, Refused, Waiter, wake};
 use crate::error::{Holder, Holders};
 use crate::sync::{AtomicUsize, Condvar, Instant, Mutex, MutexGuard, Ordering, ThreadId, current_thread};
 
-/// While others overtake them, all waiters are served within about this time, if they are few.
+/// The time within which all waiters are served although other callers overtake them, if there are few waiters.
 const OVERTAKING_TIME: Duration = Duration::from_micros(900);
 
-/// The shortest time between two connections that are handed over: each costs the thread that has to be woken.
+/// The shortest time between two hand-offs. Each hand-off costs the wake-up of a thread.
 const HAND_OFF_INTERVAL: Duration = Duration::from_micros(80);
 
 /// The connections of one application, from its first use to its disposal.
 pub(crate) struct Pool<S: Storage> {
-    /// Tells it from other pools under the same limit.
+    /// Identifies the pool among the pools under the same limit.
     pub(super) number: u64,
     pub(super) storage: S,
     pub(super) max_size: usize,
     pub(super) state: Mutex<PoolState<S>>,
-    /// 1 if the pool is closed: a connection that is checked in needs no reset any more.
+    /// 1 if the pool is closed. A connection that is checked in then needs no reset.
     closed: AtomicUsize,
-    /// Notified whenever something ends in a closed pool.
+    /// Notified at each change in a closed pool, for the callers that drain it.
     pub(super) drain_changed: Condvar,
-    /// The permits that a connection needs, in this order.
+    /// The limits of which a connection needs a permit, in the order in which the permits are acquired.
     pub(super) limits: Vec<Arc<ConnectionLimit>>,
     pub(super) graph: Arc<WaitGraph>,
     pub(super) weak_self: Weak<Self>,
@@ -49,35 +52,35 @@ pub(super) struct PoolState<S: Storage> {
     free_indices: Vec<usize>,
     pub(super) in_use: usize,
     pub(super) waiters: VecDeque<Arc<Waiter<S>>>,
-    /// The first waiter has been notified and has not checked yet.
+    /// The first waiter is notified and has not checked for an idle connection yet.
     pub(super) notified: bool,
-    /// From then on a connection is handed to the first waiter.
+    /// From this time on, a connection is handed to the first waiter.
     hand_off_at: Instant,
-    /// When a caller last checked a connection out; before that, when the first connection was made.
+    /// The time of the last checkout by a caller. Before the first checkout: the time of the first connect.
     pub(super) last_checkout: Option<Instant>,
     pub(super) growth: Growth,
-    /// The failure of the connect whose end has not been announced yet.
+    /// The failure of a finished connect that is not reported to the waiters yet.
     pub(super) unreported_failure: Option<S::Failure>,
-    /// The last failure, while another attempt may succeed, and how many failures there were in a row.
+    /// The last failure, as long as another attempt may succeed, and the number of consecutive failures.
     pub(super) last_failure: Option<(S::Failure, u32)>,
     pub(super) closed: bool,
 }
 
-/// A connection that is assigned to a holder, before it has its guard.
+/// A connection that is assigned to a holder and has no guard yet.
 pub(super) struct AssignedConnection<S: Storage> {
     conn: S::Conn,
-    /// The index of its holder.
+    /// The index of the holder in [`PoolState::holders`].
     index: usize,
     pub(super) since: Instant,
 }
 
 /// A connection that is checked out. Drop checks it in.
 pub(crate) struct PooledConnection<S: Storage> {
-    /// Only drop takes it.
+    /// `None` only during drop.
     pub(super) conn: Option<S::Conn>,
     index: usize,
     pub(super) pool: Arc<Pool<S>>,
-    /// The end of the scope's time: the checkin waits for nothing beyond that.
+    /// The deadline of the scope. The checkin waits for nothing beyond it.
     pub(super) checkin_deadline: Option<Instant>,
 }
 
@@ -94,7 +97,7 @@ impl<S: Storage> std::fmt::Debug for PooledConnection<S> {
 }
 
 impl<S: Storage> Pool<S> {
-    /// A pool that has opened nothing yet.
+    /// Creates a pool that has no connection yet.
     pub(crate) fn with_storage(
         number: u64,
         max_size: usize,
@@ -127,8 +130,8 @@ impl<S: Storage> Pool<S> {
         })
     }
 
-    /// Checks out a connection for `holder`, and waits for it until `deadline`. A connect that takes longer than `connect_timeout` is not
-    /// waited for if no connection is in use.
+    /// Checks out a connection for `holder` and waits for it until `deadline`. If no connection is in use, the caller
+    /// waits for one connect for at most `connect_timeout`.
     pub(crate) fn get(
         self: &Arc<Self>,
         holder: Holder,
@@ -138,7 +141,7 @@ impl<S: Storage> Pool<S> {
         self.get_assigned(holder, deadline, connect_timeout).map(|assigned| assigned.into_guard(Arc::clone(self)))
     }
 
-    /// The same, without a [`PooledConnection`] around the connection.
+    /// Like [`get`](Self::get), but returns the connection without its guard.
     #[inline]
     pub(super) fn get_assigned(
         self: &Arc<Self>,
@@ -166,14 +169,15 @@ impl<S: Storage> Pool<S> {
         self.wait_for_answer(&waiter, location, deadline, connect_timeout)
     }
 
-    /// Checks out an idle connection for the pool itself, which changes nothing in the order of eviction.
+    /// Checks out an idle connection for the pool itself. This does not change the order of eviction.
     pub(crate) fn try_get(self: &Arc<Self>, holder: Holder) -> Option<PooledConnection<S>> {
         let mut state = self.state.lock();
         let conn = self.take_idle(&mut state)?;
         Some(state.assign(holder, conn).into_guard(Arc::clone(self)))
     }
 
-    /// An idle connection. The failure of a connect may be met here before it is announced; it is left for the announcement.
+    /// Takes an idle connection. If this finds the failure of a connect that is not reported yet, it keeps the failure
+    /// for the report.
     #[inline]
     pub(super) fn take_idle(&self, state: &mut PoolState<S>) -> Option<S::Conn> {
         loop {
@@ -185,7 +189,8 @@ impl<S: Storage> Pool<S> {
         }
     }
 
-    /// Stores a connection that comes back, or hands it to the first waiter. Without a connection the index becomes free_indices.
+    /// Stores a connection that is checked in, or hands it to the first waiter, and removes its holder. Without a
+    /// connection it only removes the holder.
     #[inline]
     pub(super) fn release(&self, index: usize, mut conn: Option<S::Conn>) {
         let mut state = self.state.lock();
@@ -204,7 +209,8 @@ impl<S: Storage> Pool<S> {
         }
     }
 
-    /// After a connection has come or gone: wakes the waiters that it concerns, grows if that is due, and tells those that drain the pool.
+    /// Has to follow each change of the number of connections. It wakes the waiters that the change concerns, grows
+    /// the pool if necessary, and notifies the callers that drain it.
     pub(super) fn after_change(&self, mut state: MutexGuard<'_, PoolState<S>>, served: Option<Arc<Waiter<S>>>) {
         let notified = self.notify_if_idle(&mut state);
         let closed = state.closed;
@@ -216,14 +222,14 @@ impl<S: Storage> Pool<S> {
         }
     }
 
-    /// Calls the first waiter if a connection is idle. Returns the waiter to wake.
+    /// Notifies the first waiter if a connection is idle. Returns the waiter, which the caller has to wake.
     #[inline]
     pub(super) fn notify_if_idle(&self, state: &mut PoolState<S>) -> Option<Arc<Waiter<S>>> {
         let is_useless = state.waiters.is_empty() || state.notified;
         if is_useless || self.storage.idle() == 0 { None } else { state.notify_first() }
     }
 
-    /// Stores an idle connection, or hands it to the first waiter, which has to be woken.
+    /// Stores an idle connection, or hands it to the first waiter. Returns the waiter, which the caller has to wake.
     #[inline]
     fn store_or_hand_off(&self, state: &mut PoolState<S>, conn: S::Conn) -> Option<Arc<Waiter<S>>> {
         if !state.waiters.is_empty() && Instant::now() >= state.hand_off_at {
@@ -233,7 +239,7 @@ impl<S: Storage> Pool<S> {
         None
     }
 
-    /// Checks out no connection any more, sends the waiters away and closes the idle connections.
+    /// Closes the pool: refuses all waiters and all later callers, and closes the idle connections.
     pub(crate) fn close(self: &Arc<Self>, deadline: Instant) {
         let mut state = self.state.lock();
         state.closed = true;
@@ -257,14 +263,15 @@ impl<S: Storage> Pool<S> {
                 closing.push((idle.index, self.storage.close(conn, until, is_closed)));
             }
         }
-        // The server closes all of them meanwhile.
+        // The server ends all of these sessions at the same time.
         for (index, closing) in closing {
             self.storage.finish_closing(closing);
             self.release(index, None);
         }
     }
 
-    /// Waits until no connection is checked out or being made, except for those that the calling thread holds itself.
+    /// Waits until all connections are checked in and no connect is running. Connections that the calling thread holds
+    /// do not count.
     pub(crate) fn wait_until_drained(&self, deadline: Instant) -> bool {
         let me = current_thread().id();
         let mut state = self.state.lock();
@@ -284,7 +291,7 @@ impl<S: Storage> Pool<S> {
         self.closed.load(Ordering::Acquire) == 1
     }
 
-    /// The holders of its connections, oldest first.
+    /// The holders of the connections, oldest first.
     pub(crate) fn holders(&self) -> Holders {
         self.state.lock().holders()
     }
@@ -294,26 +301,26 @@ impl<S: Storage> Pool<S> {
         limit.map_or_else(Holders::default, |limit| limit.holders())
     }
 
-    /// Connections in use, connects under way, and callers that wait.
+    /// The numbers of connections in use, of running connects, and of waiting callers.
     pub(crate) fn counts(&self) -> (usize, usize, usize) {
         let state = self.state.lock();
         (state.in_use, usize::from(matches!(state.growth, Growth::Connecting(_))), state.waiters.len())
     }
 
-    /// Whether it has nothing but a connect under way.
+    /// Whether the pool has a running connect and no open connection.
     pub(crate) fn hangs(&self) -> bool {
         let state = self.state.lock();
         matches!(state.growth, Growth::Connecting(_)) && self.storage.open() == 0
     }
 
-    /// Whether it has no connection and makes none.
+    /// Whether the pool has no connection and no running connect.
     pub(crate) fn is_empty(&self) -> bool {
         let state = self.state.lock();
         state.in_use == 0 && matches!(state.growth, Growth::None) && self.storage.open() == 0
     }
 
-    /// Whether a connection that comes back has to be closed, so that a pool under the same limit can open one. Its caller has
-    /// waited for longer than the first waiter of this pool.
+    /// Whether a connection that is checked in has to be closed, so that another pool under the same limit can open
+    /// one. This is so if a caller of that pool has waited longer than the first waiter of this pool.
     pub(super) fn is_needed_by_another_pool(&self) -> bool {
         self.storage.is_evictable()
             && self.limits.iter().filter(|limit| limit.has_queue()).any(|limit| {
@@ -322,7 +329,7 @@ impl<S: Storage> Pool<S> {
             })
     }
 
-    /// Evicts idle connections for the pools that wait for room.
+    /// Evicts idle connections for other pools that wait for a permit.
     pub(super) fn evict_for_other_pools(&self) {
         self.limits.iter().filter(|limit| limit.has_queue()).for_each(|limit| limit.evict_for_queue());
     }
@@ -333,13 +340,13 @@ impl<S: Storage> Pool<S> {
         }
     }
 
-    /// When a connection was last checked out, if one is idle.
+    /// The time of the last checkout, if a connection is idle.
     pub(super) fn last_used_if_idle(&self) -> Option<Instant> {
         let state = self.state.lock();
         if self.storage.idle() == 0 { None } else { state.last_checkout }
     }
 
-    /// Closes an idle connection. `false` if there is none.
+    /// Closes an idle connection. Returns `false` if there is none.
     pub(super) fn close_one_idle(self: &Arc<Self>) -> bool {
         let Some(idle) = self.try_get(Holder::housekeeper()) else { return false };
         idle.close();
@@ -347,19 +354,19 @@ impl<S: Storage> Pool<S> {
         true
     }
 
-    /// The threads that hold its connections. `None` if a connection is idle, or is being made.
+    /// The threads that hold the connections. `None` if a connection is idle or a connect is running.
     pub(super) fn threads_in_use(&self) -> Option<Vec<ThreadId>> {
         let state = self.state.lock();
         let moving = self.storage.idle() > 0 || matches!(state.growth, Growth::Connecting(_));
         (!moving).then(|| state.threads())
     }
 
-    /// Closes the idle connections that are too old. Returns when to look again.
+    /// Closes the idle connections that are too old. Returns the time of the next check.
     pub(crate) fn close_aged(self: &Arc<Self>) -> Option<Instant> {
         self.close_idle_unless(|pool, conn, now| pool.storage.may_stay(conn, now))
     }
 
-    /// Closes the idle connections for which `may_stay` answers `false`. Returns the earliest time at which it wants to be asked again.
+    /// Closes the idle connections for which `may_stay` returns `false`. Returns the earliest time of the next check.
     pub(super) fn close_idle_unless(
         self: &Arc<Self>,
         may_stay: impl Fn(&Self, &mut S::Conn, Instant) -> (bool, Option<Instant>),
@@ -376,7 +383,7 @@ impl<S: Storage> Pool<S> {
                 aged.push(state.assign(Holder::housekeeper(), conn));
             }
         }
-        // The connection that was put last is checked out first: it goes back last.
+        // The storage gives the connection first that was stored last, so this keeps the order.
         while let Some(conn) = kept.pop() {
             self.storage.put(conn);
         }
@@ -387,7 +394,8 @@ impl<S: Storage> Pool<S> {
         next
     }
 
-    /// The holders of a connection for longer than `threshold`, each told once, and how long it takes until there can be more.
+    /// The holders that have held a connection for longer than `threshold` and were not returned before, and the time
+    /// until the next check is due.
     pub(crate) fn overdue(&self, now: Instant, threshold: Duration) -> (Vec<Holder>, Duration) {
         let mut state = self.state.lock();
         let (mut overdue, mut pause) = (Vec::new(), threshold);
@@ -405,13 +413,13 @@ impl<S: Storage> Pool<S> {
 }
 
 impl<S: Storage> PoolState<S> {
-    /// Whether a caller that runs may take an idle connection before the waiters.
+    /// Whether a running caller may take an idle connection before the waiters.
     #[inline]
     fn may_overtake(&self, now: Instant) -> bool {
         self.waiters.is_empty() || now < self.hand_off_at
     }
 
-    /// Takes a index.
+    /// Assigns a connection to a holder.
     #[inline(always)]
     fn assign(&mut self, mut holder: Holder, conn: S::Conn) -> AssignedConnection<S> {
         let since = holder.since;
@@ -430,7 +438,7 @@ impl<S: Storage> PoolState<S> {
         AssignedConnection { conn, index, since }
     }
 
-    /// Frees a index. Returns its holder if that one was overdue.
+    /// Removes a holder. Returns the holder if it was reported as overdue.
     #[inline]
     fn unassign(&mut self, index: usize) -> Option<Holder> {
         self.in_use -= 1;
@@ -440,7 +448,7 @@ impl<S: Storage> PoolState<S> {
         overdue
     }
 
-    /// Gives a connection to a waiter that has left the queue.
+    /// Assigns a connection to a waiter that was removed from the queue.
     pub(super) fn serve(&mut self, waiter: &Waiter<S>, conn: S::Conn) {
         let mut answer = waiter.answer.lock();
         let holder = match std::mem::replace(&mut *answer, Answer::Taken) {
@@ -456,7 +464,7 @@ impl<S: Storage> PoolState<S> {
         *answer = Answer::Served(self.assign(Holder { since, ..holder }, conn));
     }
 
-    /// Gives a connection to the first waiter, which has to be woken.
+    /// Hands a connection to the first waiter. The caller has to wake the waiter.
     pub(super) fn hand_off(&mut self, conn: S::Conn) -> Arc<Waiter<S>> {
         let waiter = self.waiters.pop_front().expect("somebody waits");
         self.serve(&waiter, conn);
@@ -465,7 +473,7 @@ impl<S: Storage> PoolState<S> {
         waiter
     }
 
-    /// Calls the first waiter, which has to be woken, unless a waiter has been notified already.
+    /// Notifies the first waiter, unless a waiter is already notified. The caller has to wake the waiter.
     pub(super) fn notify_first(&mut self) -> Option<Arc<Waiter<S>>> {
         if self.notified {
             return None;
@@ -480,7 +488,7 @@ impl<S: Storage> PoolState<S> {
         Some(Arc::clone(first))
     }
 
-    /// Tells the first waiter, or all of them, that a connect has failed.
+    /// Refuses the first waiter, or `all` waiters, with the failure of a connect.
     pub(super) fn fail_waiters(&mut self, failure: &S::Failure, all: bool) {
         let number = if all { self.waiters.len() } else { self.waiters.len().min(1) };
         for waiter in self.waiters.drain(..number) {
@@ -509,7 +517,7 @@ impl<S: Storage> AssignedConnection<S> {
 }
 
 impl<S: Storage> PooledConnection<S> {
-    /// Closes the connection, and frees its index afterwards.
+    /// Closes the connection and removes its holder.
     pub(crate) fn close(mut self) {
         if let Some(conn) = self.conn.take() {
             self.close_taken(conn);
@@ -521,7 +529,7 @@ impl<S: Storage> PooledConnection<S> {
         let is_closed = pool.is_closed();
         let closing = pool.storage.close(conn, self.checkin_deadline, is_closed);
         if is_closed {
-            // A pool that has drained has no session on the server.
+            // A pool counts as drained only when the server has ended all of its sessions.
             pool.storage.finish_closing(closing);
             pool.release(self.index, None);
         } else {
@@ -530,7 +538,8 @@ impl<S: Storage> PooledConnection<S> {
         }
     }
 
-    /// Stores the connection again without a reset: only the pool itself has used it, and has left nothing on it.
+    /// Stores the connection again without a reset. Only the pool itself has used the connection and left no state on
+    /// it.
     pub(super) fn store_again(mut self) {
         if let Some(conn) = self.conn.take() {
             self.pool.release(self.index, Some(conn));
@@ -545,7 +554,8 @@ impl<S: Storage> Drop for PooledConnection<S> {
         let Some(mut conn) = self.conn.take() else { return };
         let pool = &self.pool;
         if pool.storage.is_inherited() {
-            // It is the parent's, and so is the pool, whose lock may be assigned by a thread that does not exist here.
+            // The connection and its pool belong to the parent process. A thread that does not exist in this process
+            // may hold the lock of the pool.
             std::mem::forget((conn, Arc::clone(pool)));
             return;
         }

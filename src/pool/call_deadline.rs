@@ -1,8 +1,8 @@
-//! Cuts connections whose driver call has gone on beyond the scope's deadline.
+//! Cuts the connection of a driver call that does not return by its deadline.
 //!
-//! A driver call blocks its thread in C code, and the server's own limit needs a server that runs. So a thread of its own ends
-//! the socket under the call, and the call returns with a lost connection. The thread runs only while calls with a deadline
-//! are made; a scope without a deadline has nothing to do with it.
+//! A driver call blocks its thread in C code, and a statement timeout of the server has no effect if the server hangs.
+//! So a watchdog thread shuts down the socket under the call, and the call returns with a lost connection. The thread
+//! runs only while calls with a deadline are made.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use super::socket::Socket;
 use crate::process::PerProcess;
 
-/// How long after a deadline the server has to answer by itself, before its connection is cut.
+/// The time after a deadline in which the server can end the statement itself, before the connection is cut.
 pub(crate) const GRACE: Duration = Duration::from_millis(250);
 
-/// How long the thread stays without anything to watch.
+/// The time for which the thread stays without a call to watch.
 const LINGER: Duration = Duration::from_secs(1);
 
 static WATCHDOG: PerProcess<Arc<Watchdog>> = PerProcess::new();
@@ -31,11 +31,11 @@ struct WatchdogState {
     calls: BTreeMap<(Instant, u64), (Socket, Arc<AtomicBool>)>,
     next: u64,
     runs: bool,
-    /// When the thread wakes by itself.
+    /// The time at which the thread wakes without a notification.
     wakes_at: Option<Instant>,
 }
 
-/// A driver call that is watched until this is dropped.
+/// The deadline of a driver call. It is in force until this value is dropped.
 #[derive(Debug)]
 pub(crate) struct CallDeadline {
     key: (Instant, u64),
@@ -44,7 +44,7 @@ pub(crate) struct CallDeadline {
 }
 
 impl CallDeadline {
-    /// From here on the socket is cut at `end`.
+    /// Starts the watch: the socket is cut at `end`.
     pub(crate) fn begin(socket: Socket, end: Instant) -> Self {
         let watchdog = Arc::clone(WATCHDOG.get_or_init(Arc::default));
         let cut = Arc::new(AtomicBool::new(false));
@@ -63,7 +63,8 @@ impl CallDeadline {
         Self { key, cut, watchdog }
     }
 
-    /// Whether the socket was cut. The call may have returned while that was still under way, so the lock is needed.
+    /// Whether the socket was cut. The lock is needed because the call may return before the watchdog has set the
+    /// flag.
     pub(crate) fn was_cut(&self) -> bool {
         let _state = self.watchdog.lock();
         self.cut.load(Ordering::Acquire)
@@ -86,7 +87,7 @@ impl Watchdog {
         let mut idle_since = None;
         loop {
             let now = Instant::now();
-            // While the lock is held no call ends, so the socket is still that of the call.
+            // No call ends while the lock is held, so the socket still belongs to the call.
             while let Some(due) = state.calls.first_entry().filter(|due| due.key().0 <= now) {
                 let (socket, cut) = due.remove();
                 cut.store(socket.cut(), Ordering::Release);

@@ -1,4 +1,5 @@
-//! How a session checks out a connection: it waits for an idle or a new connection, which is pinged if its state is in doubt.
+//! The checkout of a connection by a session: waits for an idle or new connection, and pings the connection if its
+//! health is in doubt.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,31 +16,31 @@ use crate::dialect;
 use crate::error::Holder;
 use crate::error::{ConnectErrorKind, Error, Place, Result, Shortage, WaitLimit};
 
-/// Checked out less than that ago, a connection is handed out without a ping.
+/// A connection that was checked out less than this time ago is not pinged.
 const TRUSTED_WITHOUT_PING: Duration = Duration::from_millis(500);
 
-/// Checked out less than that ago, nobody looks whether the server has hung up meanwhile.
+/// A connection that was checked out less than this time ago is not checked for a hang-up of the server.
 const TRUSTED_WITHOUT_CHECK: Duration = Duration::from_millis(1);
 
-/// A caller that wants a connection.
+/// A caller's request for a connection.
 #[derive(Debug, Clone, Copy)]
 struct CheckoutRequest {
     location: Place,
     since: Instant,
     deadline: Instant,
-    /// Whether `deadline` is that of the scope.
+    /// Whether `deadline` is the deadline of the scope.
     is_scope_deadline: bool,
 }
 
 impl CheckoutRequest {
-    /// What ended a wait that went on until the deadline.
+    /// The limit that ended a wait until the deadline.
     fn limit(&self) -> WaitLimit {
         if self.is_scope_deadline { WaitLimit::Scope } else { WaitLimit::Acquire }
     }
 }
 
 impl<C: SessionConnection> AppPool<C> {
-    /// Checks out a connection, within the application's `acquire_timeout` and before `limit`.
+    /// Checks out a connection within the application's `acquire_timeout` and before `limit`.
     pub(crate) fn acquire(
         mut self: Arc<Self>,
         location: Place,
@@ -75,19 +76,19 @@ impl<C: SessionConnection> AppPool<C> {
             checked_out.close();
             outcome?;
             attempt_started = Instant::now();
-            // A caller that has no time left would find no other alive either, and close them all.
+            // Without time for a ping, each further attempt would close another idle connection.
             if attempt_started >= deadline {
                 return Err(self.error_of_refusal(Refused::Connecting { began: request.since, hangs: false }, &request));
             }
             if gave_no_answer {
-                // To wait for one answer after the other would use up the caller's time.
+                // To wait for the ping of each idle connection in turn would use up the caller's time.
                 let suspicion = self.storage.server.suspicion();
                 self.close_idle_unless(|_, conn, _| (managed(conn).suspicion == suspicion, None));
             }
         }
     }
 
-    /// Whether the server has the connection still. It is attempt_started if that is in doubt.
+    /// Whether the session on the server still exists. The connection is pinged if this is in doubt.
     fn is_alive(&self, managed: &mut Managed<C>, since: Instant, deadline: Instant) -> bool {
         let suspicion = self.storage.server.suspicion();
         let idle = since.saturating_duration_since(managed.last_used);
@@ -114,7 +115,7 @@ impl<C: SessionConnection> AppPool<C> {
         matches!(answer, Some(Ok(())))
     }
 
-    /// The one connection of a test may still be checked out of a pool that was disposed of.
+    /// Waits for the one connection of a test: a pool that was disposed of may still have it checked out.
     fn wait_for_pinned(&self, request: &CheckoutRequest) -> Result<()> {
         let options = &self.storage.options;
         let Some(pinned) = &options.pinned else { return Ok(()) };
@@ -137,7 +138,7 @@ impl<C: SessionConnection> AppPool<C> {
             && self.hangs()
             && let Some(owner) = self.storage.owner.upgrade()
         {
-            // The driver may never return: the next caller connects in another thread.
+            // The driver may never return. A new pool with another thread serves the next caller.
             owner.abandon_hanging(self.number);
         }
         let options = &self.storage.options;
@@ -192,7 +193,7 @@ impl<C: SessionConnection> AppPool<C> {
 }
 
 impl<C: SessionConnection> PooledConnection<Connections<C>> {
-    /// Makes the connection ready for its holder. `false` if it cannot be used.
+    /// Prepares the connection for its holder. Returns `false` if the connection cannot be used.
     #[inline]
     fn prepare(&mut self, since: Instant, deadline: Instant, limit: Option<Instant>) -> Result<bool> {
         let (pool, managed) = (&self.pool, managed(self.conn.as_mut().expect(ONLY_DROP)));
@@ -228,20 +229,20 @@ impl<C: SessionConnection> PooledConnection<Connections<C>> {
         }
     }
 
-    /// Closes the connection when it is checked in.
+    /// Marks the connection: it is closed when it is checked in.
     pub(crate) fn close_at_checkin(&mut self) {
         self.managed().closes_at_checkin = true;
     }
 
-    /// The schema is, or is about to be, another. No connection from before stays in use, except this one if it has
-    /// prepared nothing before.
+    /// Has to be called before a change of the schema. All older connections are closed at their checkin, except for
+    /// this one if it has prepared no statement yet.
     pub(crate) fn note_schema_change(&mut self) {
         let prepared_nothing = self.pool.storage.options.on_connect.is_none();
         let managed = self.managed();
         if let Some(pinned) = managed.pinned() {
             pinned.note_schema_change();
         }
-        // Migrations are anybody's SQL.
+        // A migration can run any SQL.
         managed.marked_dirty = true;
         managed.schema.change(managed.unused && prepared_nothing);
     }
@@ -250,12 +251,13 @@ impl<C: SessionConnection> PooledConnection<Connections<C>> {
         &self.pool
     }
 
-    /// Whether this process is not the one that took it: then nothing may be sent on it.
+    /// Whether another process, the parent of a fork, has checked out this connection. This process must not send
+    /// anything on it.
     pub(crate) fn is_inherited(&self) -> bool {
         self.pool.storage.is_inherited()
     }
 
-    /// The scope's time ends then.
+    /// Sets the deadline of the scope for the checkin.
     pub(crate) fn set_checkin_deadline(&mut self, end: Instant) {
         self.checkin_deadline = Some(end);
     }

@@ -1,4 +1,4 @@
-//! The connections of one application: r2d2's pool, and the parts that make and close its connections.
+//! The [`Storage`] of an application's pool: r2d2's pool, and the code that opens and closes its connections.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,10 +24,12 @@ use crate::kind::DatabaseKind;
 use crate::panic::catch_panic;
 use crate::process::Process;
 
-/// The pause before another attempt after a failed connect. It doubles with each failure, up to the second.
+/// The pause before another attempt after a failed connect: it starts with the first value, doubles with each failure,
+/// and is at most the second value.
 const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(150));
 
-/// How long a closed connection is waited for deadline the server has closed it too. A server that runs needs some milliseconds.
+/// The time to wait until the server has ended the session of a closed connection. A running server needs a few
+/// milliseconds.
 const SERVER_CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The connections of one application.
@@ -37,26 +39,26 @@ pub(crate) struct Connections<C: SessionConnection> {
     pub(super) server: Arc<Server>,
     pub(super) owner: Weak<dyn PoolOwner>,
     pub(super) pool: Weak<AppPool<C>>,
-    /// The process that made it, and that alone may touch its connections.
+    /// The process that created the connections. No other process may use them.
     process: Process,
     #[cfg(feature = "testing")]
     pub(super) url: Arc<str>,
     pub(super) anchor: Arc<Mutex<Option<C>>>,
     permits: Arc<Mutex<VecDeque<Vec<LimitPermit>>>>,
     sessions: Arc<OpenSessions>,
-    /// The queue of the writers, where the database has one writer at a time.
+    /// The queue of writers, if the database allows one writer at a time.
     pub(super) writers: Option<Arc<WriterQueue>>,
     pub(super) closings: AtomicUsize,
-    /// A look at the age of the idle connections is scheduled.
+    /// Whether a check of the age of the idle connections is scheduled.
     pub(super) age_check_scheduled: AtomicBool,
-    /// A look at the holders is scheduled.
+    /// Whether a check for overdue holders is scheduled.
     pub(super) leak_check_scheduled: AtomicBool,
-    // After r2d2, whose thread it is.
+    // Dropped after `r2d2`, which uses the thread.
     thread: PoolThread,
 }
 
 impl<C: SessionConnection> Connections<C> {
-    /// Opens nothing.
+    /// Opens no connection yet.
     pub(super) fn new(
         options: Arc<PoolOptions<C>>,
         owner: Weak<dyn PoolOwner>,
@@ -115,19 +117,19 @@ impl<C: SessionConnection> Connections<C> {
         self.options.target.kind
     }
 
-    /// The time for a driver call at a checkin.
+    /// The deadline of a driver call at a checkin.
     pub(super) fn call_deadline(&self, deadline: Option<Instant>) -> Instant {
         let now = Instant::now();
         let end = now + self.options.config.connect_timeout;
         deadline.map_or(end, |deadline| end.min(deadline.max(now) + GRACE))
     }
 
-    /// Whether a driver call has a deadline: it is cut through the socket, which may not be known.
+    /// Whether a deadline can end a driver call. This needs the socket, which may be unknown.
     pub(super) fn can_be_cut(&self, managed: &Managed<C>) -> bool {
         !self.kind().can_go_stale() || managed.socket.is_some()
     }
 
-    /// Makes a driver call that is cut at `end`. `None` if it was cut.
+    /// Runs a driver call that is cut at `end`. Returns `None` if it was cut.
     pub(super) fn call<T>(
         &self,
         managed: &mut Managed<C>,
@@ -151,7 +153,7 @@ impl<C: SessionConnection> Connections<C> {
     }
 }
 
-/// The connection is live: a failure is never checked out.
+/// The managed connection of a checkout. Admission never checks out a failed connect.
 #[inline]
 pub(super) fn managed<C: SessionConnection>(pooled: &mut r2d2::PooledConnection<Manager<C>>) -> &mut Managed<C> {
     match &mut **pooled {
@@ -188,14 +190,14 @@ impl<C: SessionConnection> Storage for Connections<C> {
     fn connect(&self, permits: Vec<LimitPermit>, connected: impl FnOnce() + Send + 'static) {
         self.schedule_age_check();
         self.permits.lock().unwrap_or_else(PoisonError::into_inner).push_back(permits);
-        // Nothing is idle, so r2d2 begins to connect, and nobody waits for it here.
+        // No connection is idle, so r2d2 starts a connect. The timeout of zero keeps this thread from waiting for it.
         if let Ok(mut made) = self.r2d2.get_timeout(Duration::ZERO)
             && let Ok(managed) = &mut *made
         {
-            // It was faster than expected.
+            // The connect has finished before the call returned.
             managed.kept_by_r2d2 = true;
         }
-        // Due later than r2d2's connect, on the same thread: r2d2 has the outcome by then.
+        // This job is due after r2d2's connect on the same thread, so r2d2 has the outcome before it runs.
         self.thread.scheduler().execute_after(Duration::from_nanos(1), connected);
     }
 
@@ -219,7 +221,7 @@ impl<C: SessionConnection> Storage for Connections<C> {
         let pause = with_jitter((RETRY_PAUSES.0 * 2_u32.saturating_pow(failures.min(8))).min(RETRY_PAUSES.1));
         match failure.kind {
             ConnectErrorKind::ServerFull => Remedy::Evict(pause),
-            // A file is locked, or the server does not accept connections yet.
+            // Another process has locked a file, or the server does not accept connections yet.
             ConnectErrorKind::Starting => Remedy::Retry(pause),
             ConnectErrorKind::Unreachable if failure.was_reached && self.kind().can_go_stale() => Remedy::Retry(pause),
             _ => Remedy::Fail,
@@ -263,7 +265,8 @@ impl<C: SessionConnection> Storage for Connections<C> {
         !self.process.is_this()
     }
 
-    /// A test's one connection is never closed: the server would not get its slot back.
+    /// The one connection of a test stays open until the test ends, so eviction would not free a session on the
+    /// server.
     fn is_evictable(&self) -> bool {
         self.options.pinned.is_none()
     }
@@ -331,7 +334,7 @@ impl<C: SessionConnection> Storage for Connections<C> {
     }
 }
 
-/// A closed connection whose session the server may still count, with the permits that are freed afterwards.
+/// A closed connection whose session may still exist on the server, with the permits that are released afterwards.
 pub(crate) struct Closing {
     server_close: Option<ServerClose>,
     end: Instant,

@@ -1,9 +1,11 @@
-//! How a pool gets one more connection while callers wait: permits of the limits, then a connect, then a remedy if that has failed.
+//! The growth of a pool by one connection while callers wait: acquire the permits of the limits, then connect, then
+//! recover if the connect has failed.
 //!
-//! A pool grows by one connection at a time, as one thread connects for it. Nobody waits for the growth itself: each step ends with
-//! an event that begins the next one, and the callers wait in the queue of the pool for whatever comes first.
+//! A pool grows by one connection at a time, because one thread connects for it. No thread waits for the growth
+//! itself: each step ends with an event that starts the next step, and the callers wait in the queue of the pool.
 //!
-//! Invariant: while callers wait, no connection is idle and not all slots are taken, the growth is not `None`.
+//! Invariant: while callers wait, no connection is idle and fewer than `max_size` connections are in use, the growth
+//! is not `None`.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -14,14 +16,14 @@ use super::storage::{Remedy, Storage};
 use crate::error::{Holder, Holders};
 use crate::sync::{Instant, MutexGuard, ThreadId};
 
-/// How far a pool is on its way to one more connection.
+/// The progress of a pool towards one more connection.
 #[derive(Debug)]
 pub(super) enum Growth {
     None,
-    /// It has these permits and waits for the next.
+    /// The pool has these permits and waits for the next one.
     Queued(Vec<LimitPermit>),
     Connecting(Instant),
-    /// It tries again after a pause, or when another pool closes a connection.
+    /// The pool makes another attempt after a pause, or when a permit is released.
     Pausing,
 }
 
@@ -30,7 +32,7 @@ impl<S: Storage> Pool<S> {
         Weak::clone(&self.weak_self) as Weak<dyn EvictablePool>
     }
 
-    /// Begins to grow if callers wait for a connection that is not on its way. Stops if nobody waits any more.
+    /// Starts to grow if callers wait and no connection is idle. Stops the growth if no caller waits any more.
     pub(super) fn grow(&self, mut state: MutexGuard<'_, PoolState<S>>) {
         if state.waiters.is_empty() {
             return self.stop_growing(&mut state);
@@ -41,14 +43,14 @@ impl<S: Storage> Pool<S> {
         }
         state.growth = Growth::Queued(Vec::new());
         drop(state);
-        // The others have to know of the pool before it opens anything.
+        // The limits have to know the pool before it opens a connection.
         let evictable = self.as_evictable();
         self.limits.iter().for_each(|limit| limit.register(self.number, &evictable));
         self.storage.evict_above_threshold(self.number);
         self.take_permits();
     }
 
-    /// Takes the permits that are still missing, and connects with all of them.
+    /// Acquires the missing permits and then connects.
     fn take_permits(&self) {
         let mut state = self.state.lock();
         loop {
@@ -68,7 +70,7 @@ impl<S: Storage> Pool<S> {
         }
     }
 
-    /// Has the storage connect, unless nobody waits for it any more.
+    /// Starts a connect, unless no caller needs the connection any more.
     fn connect(&self, mut state: MutexGuard<'_, PoolState<S>>) {
         let Growth::Queued(permits) = std::mem::replace(&mut state.growth, Growth::None) else { return };
         let wanted = !state.closed && !state.waiters.is_empty() && state.in_use < self.max_size;
@@ -87,12 +89,12 @@ impl<S: Storage> Pool<S> {
         } else {
             drop(state);
         }
-        // Without the lock: another pool may be waiting for them.
+        // Not under the lock, because another pool may wait for the permits.
         drop(permits);
         self.unregister_if_empty();
     }
 
-    /// The outcome of a connect is in the storage.
+    /// Called when the storage has the outcome of a connect.
     fn connected(self: &Arc<Self>) {
         let mut state = self.state.lock();
         if state.closed {
@@ -102,7 +104,7 @@ impl<S: Storage> Pool<S> {
         }
         let conn = self.take_idle(&mut state);
         if conn.is_some() {
-            // Its caller may have left: then it is idle, and can be evicted.
+            // The caller may have left. Then the connection becomes idle and can be evicted.
             state.last_checkout.get_or_insert_with(Instant::now);
         }
         state.growth = Growth::None;
@@ -123,14 +125,14 @@ impl<S: Storage> Pool<S> {
         self.evict_for_other_pools();
     }
 
-    /// Finds a remedy for a failure, or tells it to those that wait.
+    /// Recovers from a failure, or reports it to the waiters.
     fn connect_failed(&self, state: &mut PoolState<S>, failure: S::Failure) {
         let failures = state.last_failure.take().map_or(0, |(_, failures)| failures);
         if state.closed {
             return;
         }
         let (pause, evicts) = match self.storage.remedy(&failure, failures) {
-            // A connection in use will come back and serve those that wait behind the first waiter.
+            // If a connection is in use, its checkin serves the remaining waiters.
             Remedy::Fail => return state.fail_waiters(&failure, state.in_use == 0),
             _ if state.waiters.is_empty() => return,
             Remedy::Retry(pause) => (pause, false),
@@ -155,7 +157,7 @@ impl<S: Storage> Pool<S> {
         });
     }
 
-    /// Tries again after a failure.
+    /// Makes another attempt after a failure.
     fn retry(&self) {
         let mut state = self.state.lock();
         if !matches!(state.growth, Growth::Pausing) {
@@ -166,7 +168,7 @@ impl<S: Storage> Pool<S> {
         self.grow(state);
     }
 
-    /// Nobody waits any more.
+    /// Called when no caller waits any more.
     pub(super) fn stop_growing(&self, state: &mut PoolState<S>) {
         state.last_failure = None;
         if matches!(state.growth, Growth::None | Growth::Connecting(_)) {
@@ -175,7 +177,7 @@ impl<S: Storage> Pool<S> {
         match std::mem::replace(&mut state.growth, Growth::None) {
             Growth::None | Growth::Connecting(_) | Growth::Pausing => {}
             Growth::Queued(permits) => {
-                // Their drop may call another pool, which must not happen with the lock.
+                // Their drop may call another pool, which must not happen under the lock.
                 self.storage.run_after(Duration::ZERO, move || drop(permits));
             }
         }
@@ -191,7 +193,7 @@ impl<S: Storage> EvictablePool for Pool<S> {
     fn evict(self: Arc<Self>) -> bool {
         let evicted = self.close_one_idle();
         let drop_if_empty = self.storage.drop_if_empty(self.number);
-        // The pool is let go of if nobody else has it.
+        // The pool can be dropped only if there is no other reference to it.
         drop(self);
         drop_if_empty();
         evicted
@@ -209,7 +211,7 @@ impl<S: Storage> EvictablePool for Pool<S> {
                 drop(state);
                 self.take_permits();
             }
-            // It has gone another way meanwhile.
+            // The growth has continued in another way.
             _ => {
                 drop(state);
                 drop(permit);

@@ -1,7 +1,7 @@
-//! How r2d2 makes a connection.
+//! Opens connections for r2d2.
 //!
-//! A failed connect is a value for r2d2, which would otherwise try again by itself, without an end and with pauses of its own. The
-//! caller that waits receives the failure, and r2d2 drops it.
+//! A failed connect is a value for r2d2. Otherwise r2d2 would retry by itself, without a limit and with its own
+//! pauses. The waiting caller receives the failure, and r2d2 drops the value.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -29,19 +29,19 @@ use crate::kind::DatabaseKind;
 use crate::panic::into_panic_message;
 use crate::wording::phrase;
 
-/// What r2d2 stores: a connection, or why there is none. Both are boxed because they are moved often.
+/// The value that r2d2 stores: a connection, or the failure of a connect. Both are boxed because they are moved often.
 pub(crate) type ConnectOutcome<C> = Result<Box<Managed<C>>, Box<ConnectFailure>>;
 
-/// Why a connect failed.
+/// The failure of a connect.
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectFailure {
     pub(crate) kind: ConnectErrorKind,
     pub(crate) message: String,
-    /// A server that this process has reached before may come back.
+    /// This process has reached the server before, so the server may come back.
     pub(super) was_reached: bool,
 }
 
-/// Makes the connections of one pool.
+/// Opens the connections of one pool.
 pub(crate) struct Manager<C: SessionConnection> {
     pub(super) options: Arc<PoolOptions<C>>,
     pub(super) server: Arc<Server>,
@@ -49,12 +49,12 @@ pub(crate) struct Manager<C: SessionConnection> {
     pub(super) url: Arc<str>,
     /// Keeps a SQLite database in memory alive while the pool has no other connection to it.
     pub(super) anchor: Arc<Mutex<Option<C>>>,
-    /// The permits for the connects that r2d2 has begun or will begin.
+    /// The permits for the connects that r2d2 has started or will start.
     pub(super) permits: Arc<Mutex<VecDeque<Vec<LimitPermit>>>>,
     pub(super) sessions: Arc<OpenSessions>,
-    /// Connects that run on the pool's thread.
+    /// The number of connects that are running on the pool's thread.
     pub(super) connects_running: Arc<AtomicUsize>,
-    /// That of the database's name, for servers that do not tell what they are.
+    /// The schema version by the name of the database, for servers that do not report their identity.
     pub(super) version: Arc<SchemaVersion>,
 }
 
@@ -75,7 +75,8 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
     type Connection = ConnectOutcome<C>;
     type Error = Infallible;
 
-    /// Connects, sets the connection up and runs `on_connect`, whatever the driver and the program's own functions do.
+    /// Connects, sets the connection up and runs `on_connect`. A panic of the driver or of the program's functions
+    /// becomes a failure.
     fn connect(&self) -> Result<ConnectOutcome<C>, Infallible> {
         let outcome = catch_unwind(AssertUnwindSafe(|| self.connect_with_permits()));
         Ok(outcome.unwrap_or_else(|panic| {
@@ -141,7 +142,7 @@ impl<C: SessionConnection> Manager<C> {
         }
         let observer = Arc::new(StatementObserver::new(options.target.kind, pinned.is_some()));
         let schema = SeenVersion::now(Arc::clone(&self.version));
-        // From here on a test's connection is parked wherever this ends.
+        // From here on, the drop of `managed` checks in the connection of a test.
         let mut managed = Managed::new(conn, pinned.cloned(), Arc::clone(&observer), schema);
         managed.socket = socket;
         let end = Instant::now() + options.config.connect_timeout;
@@ -160,7 +161,7 @@ impl<C: SessionConnection> Manager<C> {
         Ok(managed)
     }
 
-    /// Prepares a new connection for the pool and runs `on_connect`.
+    /// Sets up a new connection for the pool and runs `on_connect`.
     fn set_up(
         &self,
         managed: &mut Managed<C>,
@@ -169,7 +170,7 @@ impl<C: SessionConnection> Manager<C> {
     ) -> Result<(), ConnectFailure> {
         let options = &self.options;
         let pinned = options.pinned.as_ref();
-        // A test's connection was prepared by an earlier pool, and inside of a transaction some settings cannot be outcome.
+        // An earlier pool has set up a test's connection, and some settings cannot be changed inside a transaction.
         let is_set_up = pinned.is_some_and(|pinned| pinned.has_begun());
         let no_log = options.target.in_memory || options.target.read_only;
         let conn = managed.conn_mut();
@@ -191,7 +192,7 @@ impl<C: SessionConnection> Manager<C> {
                 SessionInfo { session: None, version: Arc::clone(&self.version), checks_client: false }
             }
         };
-        // Before the program's own statements, which may be kept as they are.
+        // Before the program's own statements, whose plans the driver may keep.
         let schema = SeenVersion::now(version);
         for sql in options.config.on_connect.iter().filter(|_| !is_set_up) {
             conn.batch_execute(sql)
@@ -199,7 +200,7 @@ impl<C: SessionConnection> Manager<C> {
         }
         if let Some(prepare) = options.on_connect.filter(|_| !is_set_up) {
             if options.target.kind == DatabaseKind::Mysql {
-                // An empty statement is refused here too.
+                // The guard refuses an empty statement in `on_connect` too.
                 let guard = Arc::new(StatementObserver::new(options.target.kind, false));
                 guard.read_statements(SqlSource::Raw);
                 conn.set_instrumentation(ObserverInstrumentation::new(guard));
@@ -236,7 +237,7 @@ impl<C: SessionConnection> Manager<C> {
         Ok(())
     }
 
-    /// A connection, and the socket under it if that can be told.
+    /// Connects, and finds the socket of the connection if possible.
     fn establish_and_find(&self) -> ConnectionResult<(C, Option<Socket>)> {
         let (target, kind) = (&self.options.target, self.options.target.kind);
         let Some(sql) = kind.client_port_query() else { return Ok((self.establish()?, None)) };
@@ -271,8 +272,9 @@ impl<C: SessionConnection> Manager<C> {
         connect(&self.url)
     }
 
-    /// Asks the server for its number of this session, what it is and, once in a while, who else has a connection: when it is full it is
-    /// too late to ask. Whatever stands between this process and the server and does not know may stay silent.
+    /// Asks the server for the id of this session, the identity and the capacity of the server and, if the session
+    /// counts are old, for the session counts. A full server cannot be asked, so this is done in advance. The result
+    /// is `None` if a pooler between this process and the server does not answer the query.
     fn query_session_info(&self, conn: &mut C) -> Option<SessionInfo> {
         let kind = self.options.target.kind;
         let answer = conn.texts(kind.server_info_query()?).ok()?.into_iter().next().flatten()?;
@@ -291,7 +293,7 @@ impl<C: SessionConnection> Manager<C> {
     }
 
     fn failure(&self, message: &str) -> ConnectFailure {
-        // The message is classified before it is redacted: a password may be a word of it.
+        // The message is classified before it is redacted, because the password may be a word of the message.
         let kind = self.options.target.kind.classify_connect_error(&phrase(message));
         let mut message = self.options.target.redact(message);
         if self.options.connect_with.is_none() && message.contains("url for multiconnection") {
@@ -307,7 +309,8 @@ impl<C: SessionConnection> Manager<C> {
         ConnectFailure { kind, message, was_reached: false }
     }
 
-    /// A failure whose text may say nothing, after the server was asked over an idle connection.
+    /// Completes a failure. If the text does not tell the kind of failure, the server is asked on an idle connection
+    /// whether it is full.
     fn classify_with_server(&self, mut failure: ConnectFailure) -> ConnectFailure {
         let target = &self.options.target;
         if failure.kind == ConnectErrorKind::Other
@@ -329,7 +332,7 @@ impl<C: SessionConnection> Manager<C> {
     }
 }
 
-/// A time less up to a tenth, so that what began together does not end together.
+/// The time reduced by up to 10 %, so that connections that were opened together do not expire together.
 pub(super) fn with_jitter(time: Duration) -> Duration {
     use std::hash::{BuildHasher, RandomState};
     let chance = RandomState::new().hash_one(0_u8) % 1000;

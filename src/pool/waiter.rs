@@ -10,7 +10,7 @@ use super::wait_graph::Resource;
 use crate::error::{Holder, Holders, Place};
 use crate::sync::{BEFORE_DEADLOCK_CHECK, Condvar, Instant, Mutex, MutexGuard, ThreadId, YIELDS, yield_now};
 
-/// The pause between two looks whether a wait can end.
+/// The pause between two deadlock checks of a waiter.
 const DEADLOCK_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 pub(super) struct Waiter<S: Storage> {
@@ -22,7 +22,7 @@ pub(super) struct Waiter<S: Storage> {
 
 pub(super) enum Answer<S: Storage> {
     Waiting(Holder),
-    /// There may be an idle connection.
+    /// A connection may be idle: the waiter has to check.
     Notified(Holder),
     Served(AssignedConnection<S>),
     Failed(S::Failure),
@@ -30,25 +30,25 @@ pub(super) enum Answer<S: Storage> {
     Taken,
 }
 
-/// Why a caller got no connection.
+/// The reason why a caller got no connection.
 #[derive(Debug)]
 pub(crate) enum Refused<F> {
     Closed,
-    /// No connection can be made, or none could until the deadline.
+    /// No connection can be opened, or none could be opened until the deadline.
     Failed(F),
-    /// Everything is assigned by threads that wait themselves, and none of these waits can end.
+    /// Threads that are waiting themselves hold all connections, and none of these waits can end.
     Deadlock {
         holders: Holders,
         of_limit: bool,
     },
-    /// A connect had not ended at the deadline, or hangs for longer than connects may take.
+    /// At the deadline a connect was still running, or a connect has run for longer than `connect_timeout`.
     Connecting {
         began: Instant,
         hangs: bool,
     },
-    /// The limit was used up until the deadline.
+    /// No permit of the limit was free until the deadline.
     Limited,
-    /// All connections were in use until the deadline, or a connect was under way beside them.
+    /// All connections were in use until the deadline, or all except one whose connect was running.
     InUse {
         waiting: usize,
         connecting_since: Option<Instant>,
@@ -138,8 +138,8 @@ impl<S: Storage> Pool<S> {
         }
     }
 
-    /// When the connect began that is under way, and when it will have taken too long for this waiter. `None` if something else may
-    /// serve the waiter before.
+    /// The start of the running connect, and the time at which it has taken too long for this waiter. `None` if the
+    /// waiter may be served before by a connection that is checked in.
     fn connect_hangs_at(&self, waiter: &Arc<Waiter<S>>, connect_timeout: Duration) -> Option<(Instant, Instant)> {
         let state = self.state.lock();
         let Growth::Connecting(began) = state.growth else { return None };
@@ -147,7 +147,7 @@ impl<S: Storage> Pool<S> {
         (state.in_use == 0 || is_first).then(|| (began, began.max(waiter.since) + connect_timeout))
     }
 
-    /// A waiter that was notified takes an idle connection, if there still is one.
+    /// A notified waiter takes an idle connection, if there still is one.
     fn check_for_idle(&self, waiter: &Arc<Waiter<S>>) {
         let mut state = self.state.lock();
         state.notified = false;
@@ -162,7 +162,7 @@ impl<S: Storage> Pool<S> {
         wake(next);
     }
 
-    /// Takes a waiter out of the queue. `None` if it has been answered.
+    /// Removes a waiter from the queue. Returns `None` if the waiter is already answered.
     fn remove_waiter(&self, waiter: &Arc<Waiter<S>>) -> Option<MutexGuard<'_, PoolState<S>>> {
         let mut state = self.state.lock();
         let position = state.waiters.iter().position(|other| Arc::ptr_eq(other, waiter))?;
@@ -174,7 +174,7 @@ impl<S: Storage> Pool<S> {
         Some(state)
     }
 
-    /// Why a caller had to leave at its deadline.
+    /// The reason for a caller whose deadline has passed. The pool grows for the remaining waiters.
     fn refuse_at_deadline(&self, state: MutexGuard<'_, PoolState<S>>) -> Refused<S::Failure> {
         let reason = match (&state.last_failure, &state.growth) {
             (Some((failure, _)), _) => Refused::Failed(failure.clone()),
