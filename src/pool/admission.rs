@@ -56,7 +56,8 @@ pub(super) struct PoolState<S: Storage> {
     pub(super) notified: bool,
     /// From this time on, a connection is handed to the first waiter.
     hand_off_at: Instant,
-    /// The time of the last checkout by a caller. Before the first checkout: the time of the first connect.
+    /// The time of the last checkout by a caller. Before the first checkout: the time at which the first connection was
+    /// opened.
     pub(super) last_checkout: Option<Instant>,
     pub(super) growth: Growth,
     /// The failure of a finished connect that is not reported to the waiters yet.

@@ -1,4 +1,4 @@
-//! Resets a connection between two holders, and runs the program's hooks.
+//! The reset of a connection between two holders, and the hooks of the program.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -17,8 +17,9 @@ use crate::error::{Error, Result};
 use crate::kind::DatabaseKind;
 
 impl<C: SessionConnection> Connections<C> {
-    /// Removes what the last holder left, if that is due, and runs `on_checkin`. `false`: the connection has to be closed. The
-    /// holder waits for this, so that a lock of the session is gone when `commit` has returned.
+    /// Removes the state that the last holder left, if `reset` is set, and runs `on_checkin`. Returns `false` if the
+    /// connection has to be closed. The holder waits for this, so that the locks of the session are released when
+    /// `commit` returns.
     pub(super) fn reset_and_run_on_checkin(
         &self,
         managed: &mut Managed<C>,
@@ -56,7 +57,8 @@ impl<C: SessionConnection> Connections<C> {
 }
 
 impl<C: SessionConnection> AppPool<C> {
-    /// Runs the program's `on_checkout`. `false` if the connection was lost while it was idle: then another is tried.
+    /// Runs the program's `on_checkout`. Returns `false` if the connection was lost while it was idle. Then the caller
+    /// tries another connection.
     pub(super) fn on_checkout(
         &self,
         managed: &mut Managed<C>,
@@ -87,7 +89,7 @@ impl<C: SessionConnection> AppPool<C> {
     }
 }
 
-/// Why a connection is not in order.
+/// The reason why a reset or a hook has failed.
 struct ResetFailure {
     message: String,
     lost: bool,
@@ -100,7 +102,8 @@ impl From<diesel::result::Error> for ResetFailure {
 }
 
 impl<C: SessionConnection> Managed<C> {
-    /// Makes it what it was when it was new, except for Diesel's prepared statements. A failure comes with what failed.
+    /// Restores the state of a new connection, except for Diesel's prepared statements. An error contains the step
+    /// that failed.
     fn reset(&mut self, options: &PoolOptions<C>) -> Result<(), (&'static str, ResetFailure)> {
         let batch = options.target.kind.reset(&options.config, self.checks_client);
         self.conn_mut().batch_execute(&batch).map_err(|error| ("the reset", error.into()))?;
@@ -123,8 +126,9 @@ impl<C: SessionConnection> Managed<C> {
         Ok(())
     }
 
-    /// Runs a hook of the program; what it sends is nobody else's business. It leaves neither a transaction nor another
-    /// instrumentation. Where a test is to be rolled back its transactions are savepoints.
+    /// Runs a hook of the program. The effects of its statements are not reported to the session. The hook must not
+    /// leave a transaction open, and another instrumentation is replaced. In a test that is rolled back, the hook runs
+    /// in a savepoint.
     fn run_hook(&mut self, hook: fn(&mut C) -> QueryResult<()>, kind: DatabaseKind) -> Result<(), ResetFailure> {
         let Some(pinned) = self.pinned().filter(|pinned| pinned.has_begun()).map(Arc::clone) else {
             return self.run_hook_at(0, hook, kind);
@@ -163,7 +167,7 @@ impl<C: SessionConnection> Managed<C> {
             let instrumentation = ObserverInstrumentation::new(Arc::clone(&self.observer));
             self.conn_mut().set_instrumentation(instrumentation);
         }
-        // Of a raw `BEGIN` Diesel knows nothing. Inside of a test's transaction it begins none.
+        // Diesel does not know of a raw `BEGIN`. Inside a test's transaction, `BEGIN` starts no transaction.
         let began = depth == 0
             && effects.began
             && match kind {

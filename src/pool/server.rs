@@ -1,4 +1,4 @@
-//! One database server as this process sees it: what it says it is, whether it can be reached, and which pools have connections to it.
+//! A database server as seen by this process: its identity, its health, and the pools that have connections to it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,41 +10,42 @@ use crate::error::{Holders, count};
 use crate::kind::DatabaseKind;
 use crate::process::PerProcess;
 
-/// It lives while a pool uses it.
+/// A database server. It exists as long as a pool uses it.
 #[derive(Debug)]
 pub(crate) struct Server {
-    /// The connections to it of this whole process.
+    /// The permits of this process's connections to the server.
     limit: Arc<ConnectionLimit>,
-    /// It has let this process in before.
+    /// The server has accepted a connection of this process before.
     reached: AtomicBool,
     unreachable: AtomicBool,
-    /// Raised when connections that were sound a moment ago may be lost.
+    /// Raised when connections that were healthy before may be lost.
     suspicion: AtomicUsize,
     session_counts: Mutex<Option<SessionCounts>>,
-    /// The connections an ordinary role may have there; 0 if that is not known.
+    /// The number of connections that the server allows an ordinary role, or 0 if it is unknown.
     capacity: AtomicUsize,
-    /// What it says it is; the same server may have another name.
+    /// The identity that the server reports. The same server may have several names.
     instance: Mutex<Option<String>>,
-    /// The port, if it is a PostgreSQL server of this machine.
+    /// The port, if this is a PostgreSQL server on this machine.
     local_port: Option<u16>,
 }
 
-/// Who had connections to the server at one moment.
+/// The numbers of sessions on the server at one moment.
 #[derive(Debug)]
 struct SessionCounts {
     taken: Instant,
     counts: Vec<String>,
 }
 
-/// How long one idle connection has for the answer to a sql about its server, and all of them together.
+/// The time that one idle connection has to answer a query about its server, and the time for all of them together.
 const QUERY_TIMEOUTS: (Duration, Duration) = (Duration::from_millis(300), Duration::from_millis(600));
 
-/// The session counts are taken again when a connection is opened after that time.
+/// After this time, the next new connection queries the session counts again.
 const COUNTS_AGE: Duration = Duration::from_secs(1);
 
 static SERVERS: PerProcess<Mutex<HashMap<String, Weak<Server>>>> = PerProcess::new();
 
-/// The port of a PostgreSQL server of this machine, by its name. Its sockets and its addresses have the same.
+/// The port of a PostgreSQL server on this machine, by the name of the server. Its Unix sockets and its addresses have
+/// the same port.
 fn local_port(name: &str) -> Option<u16> {
     let address = name.strip_prefix(DatabaseKind::Postgres.name())?.strip_prefix("://")?;
     let (host, port) = match address.rsplit_once(':') {
@@ -60,7 +61,7 @@ fn local_port(name: &str) -> Option<u16> {
 }
 
 impl Server {
-    /// The server of that name; two pools with equal names share it.
+    /// The server with this name. All pools with the same name share it.
     pub(crate) fn named(name: &str) -> Arc<Self> {
         let mut servers = SERVERS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(server) = servers.get(name).and_then(Weak::upgrade) {
@@ -89,7 +90,7 @@ impl Server {
         self.reached.load(Ordering::Acquire)
     }
 
-    /// It has answered, whatever it said.
+    /// Reports an answer of the server, whatever it was.
     pub(super) fn report_reachable(&self, shown: &str) {
         self.reached.store(true, Ordering::Release);
         if self.unreachable.load(Ordering::Acquire) && self.unreachable.swap(false, Ordering::AcqRel) {
@@ -97,7 +98,7 @@ impl Server {
         }
     }
 
-    /// It cannot be reached, or does not accept connections yet.
+    /// Reports that the server is unreachable or does not accept connections yet.
     pub(super) fn report_unreachable(&self, shown: &str, message: &str) {
         if !self.unreachable.swap(true, Ordering::AcqRel) {
             self.suspect();
@@ -105,18 +106,18 @@ impl Server {
         }
     }
 
-    /// The number of suspicions so far: a connection that was proven sound at that number is not suspected.
+    /// The number of suspicions so far. A connection that was proven healthy at this number is trusted.
     #[inline]
     pub(super) fn suspicion(&self) -> usize {
         self.suspicion.load(Ordering::Acquire)
     }
 
-    /// A connection was lost: others may be too. Returns the number of suspicions.
+    /// Reports the loss of a connection. Other connections may be lost too. Returns the number of suspicions.
     pub(super) fn suspect(&self) -> usize {
         self.suspicion.fetch_add(1, Ordering::AcqRel) + 1
     }
 
-    /// What an idle connection of this process answers, if there is one that answers soon.
+    /// The rows of `sql` on an idle connection of this process, if one answers in time.
     pub(super) fn query_idle(self: &Arc<Self>, sql: &str) -> Option<Vec<String>> {
         let deadline = Instant::now() + QUERY_TIMEOUTS.1;
         let names = self.under_all_names();
@@ -132,7 +133,7 @@ impl Server {
         None
     }
 
-    /// It has told what it is.
+    /// Sets the identity that the server has reported.
     pub(super) fn set_instance(&self, instance: &str) {
         let mut known = self.instance();
         if known.as_deref() != Some(instance) {
@@ -140,8 +141,8 @@ impl Server {
         }
     }
 
-    /// This server under all the names that it has in this process. Until it has told what it is, a PostgreSQL server of this machine
-    /// is known by its port.
+    /// This server under all its names in this process. A PostgreSQL server on this machine is recognised by its port
+    /// until it has reported its identity.
     pub(super) fn under_all_names(self: &Arc<Self>) -> Vec<Arc<Self>> {
         let instance = self.instance().clone();
         let is_same = |other: &Arc<Self>| match (&instance, &*other.instance()) {
@@ -166,7 +167,7 @@ impl Server {
         self.instance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It lets an ordinary role have so many connections.
+    /// Sets the number of connections that the server allows an ordinary role.
     pub(super) fn set_capacity(&self, capacity: usize) {
         self.capacity.store(capacity, Ordering::Relaxed);
     }
@@ -183,7 +184,7 @@ impl Server {
         *self.session_counts() = Some(SessionCounts { taken: Instant::now(), counts });
     }
 
-    /// A sentence on who has connections to the server.
+    /// A sentence about the sessions on the server, for an error.
     pub(super) fn session_counts_text(self: &Arc<Self>) -> String {
         let names = self.under_all_names();
         let pools: Vec<_> = names.iter().flat_map(|server| server.limit.pools()).collect();
@@ -203,7 +204,7 @@ impl Server {
     }
 }
 
-/// What this process has of the server, as the beginning of a sentence.
+/// The connections of this process to the server, as the beginning of a sentence.
 fn own_connections_text(open: usize, holders: &Holders) -> String {
     let held = if holders.is_empty() { String::new() } else { format!(", held: {holders}") };
     format!("This process has {} there{held}", count(open, "connection"))

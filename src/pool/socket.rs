@@ -1,13 +1,13 @@
 //! The socket under a driver's connection.
 //!
-//! The drivers show no file descriptor. On Linux the socket is the one that is new after a connect and that has the server at
-//! its other end. If more than one socket qualifies, the server's view of the client's port decides; if that does not help
-//! either, the socket counts as unknown, and nothing is ever done to it.
+//! The drivers do not expose the file descriptor. On Linux the socket is the one that is new after a connect and whose
+//! peer is the server. If several sockets qualify, the client port that the server reports decides. Otherwise the
+//! socket counts as unknown and is never touched.
 
 #[cfg(not(target_os = "linux"))]
 use crate::url::Target;
 
-/// One open socket of this process. Its inode number tells it from a later socket with the same descriptor.
+/// An open socket of this process. The inode number distinguishes it from a later socket with the same descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Socket {
     descriptor: i32,
@@ -22,16 +22,16 @@ impl Socket {
     }
 }
 
-/// The server's end of a connection that this process closes.
+/// The wait for the server to close its end of a connection that this process closes.
 #[derive(Debug)]
 pub(super) struct ServerClose(Socket);
 
-/// Looks for the socket that a connect opens.
+/// The search for the socket that a connect opens.
 #[derive(Debug)]
 pub(super) struct SocketSearch {
     #[cfg(target_os = "linux")]
     before: Vec<Socket>,
-    /// Connects to a local socket are short: they take turns, so that each opens one socket at a time.
+    /// A lock around connects to a local socket, so that only one socket is new after each of them.
     _local_connect: Option<parking_lot::MutexGuard<'static, ()>>,
 }
 
@@ -58,47 +58,49 @@ mod linux {
 
     static LOCAL_CONNECT: PerProcess<parking_lot::Mutex<()>> = PerProcess::new();
 
-    /// How long a connect to a local socket waits for its local_connect. Without it the search may find nothing.
+    /// The time that a connect to a local socket waits for the lock. Without the lock, the search may find nothing.
     const LOCAL_CONNECT_WAIT: Duration = Duration::from_millis(100);
 
-    // No descriptor is duplicated here: if its number had meanwhile become that of a SQLite file, closing the duplicate would
-    // release the locks that this process has on the file.
+    // This code does not duplicate the descriptor: if a SQLite file had got the descriptor in the meantime, closing
+    // the duplicate would release the locks of this process on that file.
     impl Socket {
         fn is_open(self) -> bool {
             inode(&self.descriptor.to_string()) == Some(self.inode)
         }
 
-        /// What `ask` says of this very socket.
+        /// The result of `ask` for the descriptor, if the descriptor still belongs to this socket.
         fn ask<T>(self, ask: impl FnOnce(i32) -> nix::Result<T>) -> Option<T> {
             let answer = ask(self.descriptor).ok()?;
             self.is_open().then_some(answer)
         }
 
-        /// Ends both directions, which wakes the driver if it waits for the server. `false` if the socket is closed already.
+        /// Shuts both directions down, which wakes a driver that waits for the server. Returns `false` if the socket
+        /// is already closed.
         pub(crate) fn cut(self) -> bool {
             self.is_open() && shutdown(self.descriptor, Shutdown::Both).is_ok()
         }
 
-        /// Waits for the server's end of a connection that is about to be closed. `None` if the socket is not open.
+        /// Prepares the wait for the server's end of a connection that is about to be closed. `None` if the socket is
+        /// not open.
         pub(in super::super) fn server_close(self) -> Option<ServerClose> {
             let mut known = KNOWN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
             if !self.is_open() {
                 return None;
             }
-            // The connection is this thread's and open, so its descriptor is no file of SQLite's.
+            // The calling thread owns the open connection, so the descriptor cannot belong to a SQLite file.
             let twin = Self { descriptor: dup(self.descriptor).ok()?, ..self };
             known.insert(twin);
             Some(ServerClose(twin))
         }
 
-        /// The connection is about to be closed.
+        /// Has to be called before the connection is closed.
         pub(in super::super) fn forget(self) {
             if let Some(known) = KNOWN.get() {
                 known.lock().unwrap_or_else(PoisonError::into_inner).remove(&self);
             }
         }
 
-        /// Whether its other end may be `peer`.
+        /// Whether the peer of the socket may be `peer`.
         fn leads_to(self, peer: &Peer) -> bool {
             let Some(address) = self.ask(getpeername::<SockaddrStorage>) else { return false };
             match address.family() {
@@ -119,10 +121,10 @@ mod linux {
     }
 
     impl ServerClose {
-        /// The server closes its side when it has given the location of the session back.
+        /// Waits until the server closes its end, which it does after it has freed the session's slot.
         pub(in super::super) fn wait(&self, end: Instant) {
             let Self(twin) = self;
-            // libpq's sockets do not block, and the driver has let go of this one.
+            // libpq's sockets do not block. The driver does not use this socket any more.
             if let Ok(flags) = fcntl(twin.descriptor, FcntlArg::F_GETFL) {
                 let blocking = OFlag::from_bits_truncate(flags) - OFlag::O_NONBLOCK;
                 let _ = fcntl(twin.descriptor, FcntlArg::F_SETFL(blocking));
@@ -183,7 +185,7 @@ mod linux {
         sockets
     }
 
-    /// The inode number of a descriptor, if it is a socket's.
+    /// The inode number of a descriptor, if the descriptor is a socket.
     fn inode(descriptor: &str) -> Option<u64> {
         let link = fs::read_link(format!("/proc/self/fd/{descriptor}")).ok()?;
         link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()

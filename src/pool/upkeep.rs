@@ -1,4 +1,5 @@
-//! What a pool does by itself while something is open: it closes connections that are too old, and logs those that are held for too long.
+//! Scheduled work of a pool that has open connections: it closes old connections, and logs connections that are held
+//! for too long.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,18 +12,19 @@ use crate::connection::SessionConnection;
 use crate::error::Holder;
 use crate::wording::phrase;
 
-/// How often the idle connections are looked at within `idle_timeout`. A checkin reads no clock: a connection counts as idle from the first
-/// look that finds it, so it is closed up to this part of `idle_timeout` later.
+/// The number of checks of the idle connections within `idle_timeout`. A checkin does not read the clock. A connection
+/// counts as idle from the first check that finds it, so it is closed up to this fraction of `idle_timeout` late.
 const CHECKS_PER_IDLE_TIMEOUT: u32 = 4;
 
-/// The pause between two looks if connections stay open without a limit: the pool is let go of once it has none.
+/// The pause between two checks if the age of connections has no limit. The check then only drops the pool when it has
+/// no connection.
 const CHECK_PAUSE_WITHOUT_LIMIT: Duration = Duration::from_secs(60);
 
-/// The shortest pause between two looks at the connections of a pool, however short the configured times are.
+/// The shortest pause between two checks of a pool, however short the configured times are.
 const MIN_CHECK_PAUSE: Duration = Duration::from_millis(20);
 
 impl<C: SessionConnection> Connections<C> {
-    /// From here on the pool is looked after, as long as something is open. It is called at each checkin.
+    /// Schedules checks of the connections' age for as long as a connection is open. Called at each checkin.
     pub(super) fn schedule_age_check(&self) {
         let config = &self.options.config;
         if self.age_check_scheduled.load(Ordering::Relaxed) {
@@ -53,7 +55,7 @@ impl<C: SessionConnection> Connections<C> {
         });
     }
 
-    /// From here until nothing is open any more, holders are watched. It is called at each checkout.
+    /// Schedules checks for overdue holders for as long as a connection is open. Called at each checkout.
     pub(super) fn schedule_leak_check(&self) {
         let Some(threshold) = self.options.config.leak_threshold else { return };
         if !self.leak_check_scheduled.load(Ordering::Relaxed) && !self.leak_check_scheduled.swap(true, Ordering::AcqRel)
@@ -113,7 +115,7 @@ impl Holder {
         crate::wording::log_line!(warn, "diesel_session::leak", "{line}");
     }
 
-    /// It is logged of those holders only that were overdue.
+    /// Called only for holders that were logged as overdue.
     pub(super) fn log_return(&self) {
         let line = phrase(format_args!("a connection that was held for too long has come back: {}", self.snapshot()));
         crate::wording::log_line!(info, "diesel_session::leak", "{line}");

@@ -1,4 +1,4 @@
-//! The queue of writers, where a database has one writer at a time.
+//! The queue of writers of a database that allows one writer at a time.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -13,13 +13,14 @@ use crate::process::PerProcess;
 use crate::sync::Ordering;
 use crate::url::Target;
 
-/// The queue of this process's writers of one database. SQLite's own waiting polls; this one is in order.
+/// The queue of this process's writers of one database. SQLite itself polls for its write lock. This queue serves the
+/// writers in order.
 pub(crate) type WriterQueue = Pool<WriterStorage>;
 
-/// The permit of the one writer. Drop ends it.
+/// The write permit of a database. Drop releases it.
 pub(crate) type WritePermit = PooledConnection<WriterStorage>;
 
-/// Stores the permit while nobody writes.
+/// Stores the one write permit while no thread writes.
 #[derive(Debug)]
 pub(crate) struct WriterStorage(Mutex<Option<()>>);
 
@@ -49,7 +50,7 @@ pub(super) fn of(target: &Target) -> Arc<WriterQueue> {
     queue
 }
 
-/// Nothing is ever connected: there is one permit.
+/// Nothing ever connects, because the one permit always exists.
 impl Storage for WriterStorage {
     type Conn = ();
     type Failure = Infallible;
