@@ -98,7 +98,7 @@ impl<C: SessionConnection> App<C> {
         let mut connection = self.pool()?.acquire(at, false, None)?;
         let answer = connection.conn().ping();
         if answer.is_err() {
-            connection.doom();
+            connection.close_at_checkin();
         }
         drop(connection);
         answer.map_err(|error| match dialect::is_connection_lost(&error) {

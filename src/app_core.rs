@@ -44,7 +44,7 @@ impl<C: SessionConnection> ProcessPools<C> {
 }
 
 impl<C: SessionConnection> PoolOwner for AppCore<C> {
-    fn end(&self) -> AppEnd {
+    fn app_end(&self) -> AppEnd {
         match (self.is_removed.load(Ordering::Acquire), self.options.is_of_test) {
             (false, _) => AppEnd::Disposed,
             (true, true) => AppEnd::TestEnded,
@@ -58,18 +58,18 @@ impl<C: SessionConnection> PoolOwner for AppCore<C> {
         Holders(pools.retired.iter().flat_map(|pool| pool.holders().on_this_thread().0).collect())
     }
 
-    fn let_go(&self, number: u64) {
+    fn drop_if_empty(&self, number: u64) {
         let Some(process_pools) = self.process_pools.get() else { return };
         let mut pools = process_pools.write();
         // A caller that is about to use the pool has cloned it under the lock, so the count includes the caller.
         let removed = pools
             .current
-            .take_if(|pool| pool.number() == number && Arc::strong_count(pool) == 1 && pool.is_worthless());
+            .take_if(|pool| pool.number() == number && Arc::strong_count(pool) == 1 && pool.holds_nothing());
         drop(pools);
         drop(removed);
     }
 
-    fn give_up(&self, number: u64) {
+    fn abandon_hanging(&self, number: u64) {
         let Some(process_pools) = self.process_pools.get() else { return };
         let mut pools = process_pools.write();
         if pools.retired.iter().filter(|pool| pool.hangs()).count() < MOST_GIVEN_UP {
@@ -107,7 +107,7 @@ impl<C: SessionConnection> AppCore<C> {
     }
 
     pub(crate) fn check_not_removed(&self) -> Result<()> {
-        match self.end() {
+        match self.app_end() {
             AppEnd::Disposed => Ok(()),
             how => Err(Error::Disposed { app: self.id().into(), how }),
         }

@@ -18,7 +18,7 @@ use crate::dispose::{TIMEOUT, dispose_each};
 use crate::error::{DisposeReport, Error, Place, Result};
 use crate::kind::DatabaseKind;
 use crate::migrations::{MigrationSet, PerBackend, Sources};
-use crate::pool::{AppStatus, Limit, PinnedConnection, PoolOptions};
+use crate::pool::{AppStatus, PerProcessLimit, PinnedConnection, PoolOptions};
 use crate::registry::Registry;
 use crate::session::{RowHooks, Session, SessionFactory};
 use crate::unit_of_work::Changes;
@@ -57,7 +57,7 @@ pub struct Database<C: SessionConnection, M = EmbeddedMigrations> {
     on_checkin: Option<fn(&mut C) -> QueryResult<()>>,
     on_close: Option<fn(&mut C)>,
     max_connections: Option<usize>,
-    limit: OnceLock<Arc<Limit>>,
+    limit: OnceLock<Arc<PerProcessLimit>>,
     pub(crate) row_hooks: RowHooks<C>,
 }
 
@@ -393,9 +393,9 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
         })
     }
 
-    fn connection_limit(&self) -> Option<Arc<Limit>> {
+    fn connection_limit(&self) -> Option<Arc<PerProcessLimit>> {
         let connections = self.max_connections?;
-        Some(Arc::clone(self.limit.get_or_init(|| Arc::new(Limit::new(connections)))))
+        Some(Arc::clone(self.limit.get_or_init(|| Arc::new(PerProcessLimit::new(connections)))))
     }
 
     fn migrations(&self) -> &Arc<dyn MigrationSet<C>> {

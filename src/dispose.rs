@@ -12,13 +12,13 @@ use crate::pool::{AppPool, end_idle_threads};
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long it waits for the end of the threads that no pool needs any more, whatever the patience.
-const LATE: Duration = Duration::from_millis(100);
+const THREAD_END_WAIT: Duration = Duration::from_millis(100);
 
 /// A disposal that has closed what was idle.
 struct Disposal<C: SessionConnection> {
     disposed: Vec<Arc<AppPool<C>>>,
     /// Connections these pools had closed earlier.
-    before: usize,
+    closed_before: usize,
     started: Instant,
 }
 
@@ -69,19 +69,19 @@ impl<C: SessionConnection> App<C> {
     fn close(&self, deadline: Instant) -> Disposal<C> {
         let started = Instant::now();
         let disposed = self.core().retire();
-        let before = disposed.iter().map(|pool| pool.closings()).sum();
+        let closed_before = disposed.iter().map(|pool| pool.closings()).sum();
         for pool in &disposed {
             pool.close(deadline);
         }
-        Disposal { disposed, before, started }
+        Disposal { disposed, closed_before, started }
     }
 
     /// Waits for what is out.
     fn drain(&self, disposal: Disposal<C>, deadline: Instant) -> Result<DisposeReport> {
-        let Disposal { disposed, before, started } = disposal;
+        let Disposal { disposed, closed_before, started } = disposal;
         let mut report = DisposeReport { apps: vec![self.id().into()], ..DisposeReport::default() };
         let mut overdue = false;
-        let mut gone = Vec::new();
+        let mut drained_pools = Vec::new();
         for pool in &disposed {
             let drained = pool.wait_until_drained(deadline);
             // From then on only those who clear up take permits, in other threads too, and they find nothing.
@@ -90,22 +90,22 @@ impl<C: SessionConnection> App<C> {
                 false => (pool.holders(), pool.status().connecting),
             };
             if drained && out.is_empty() {
-                pool.forget_memory();
-                gone.push(Arc::as_ptr(pool));
+                pool.drop_memory_database();
+                drained_pools.push(Arc::as_ptr(pool));
             }
             overdue |= !drained;
             report.still_out.0.extend(out.0);
             report.connecting += connecting;
         }
-        report.closed = disposed.iter().map(|pool| pool.closings()).sum::<usize>() - before;
+        report.closed = disposed.iter().map(|pool| pool.closings()).sum::<usize>() - closed_before;
         report.waited = started.elapsed();
-        self.core().remove_drained(&gone);
-        let drained = disposed.iter().filter(|pool| gone.contains(&Arc::as_ptr(pool))).map(Arc::downgrade);
+        self.core().remove_drained(&drained_pools);
+        let drained = disposed.iter().filter(|pool| drained_pools.contains(&Arc::as_ptr(pool))).map(Arc::downgrade);
         let drained: Vec<_> = drained.collect();
         drop(disposed);
         // After a test that is rolled back nobody forks, and the next one begins sooner.
         if self.options().pinned.is_none() {
-            end_idle_threads(LATE, || drained.iter().any(|pool| pool.strong_count() > 0));
+            end_idle_threads(THREAD_END_WAIT, || drained.iter().any(|pool| pool.strong_count() > 0));
         }
         let level = match report.closed {
             // Also those of the calling thread.

@@ -15,7 +15,7 @@ pub enum AppEnd {
 
 impl AppEnd {
     /// Sentences on an application, after its name.
-    pub(super) fn told(self) -> &'static str {
+    pub(super) fn description(self) -> &'static str {
         match self {
             Self::Disposed => {
                 "was disposed of while the caller asked for a connection. Try again: it opens a fresh pool at its next use."

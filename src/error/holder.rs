@@ -14,17 +14,17 @@ const HOUSEKEEPER: &str = "the pool\n";
 #[derive(Debug, Clone)]
 pub struct Holder {
     pub(crate) app: Arc<str>,
-    pub(crate) place: Place,
+    pub(crate) location: Place,
     pub(crate) thread: Thread,
     pub(crate) since: Instant,
     /// How long it had been held when it was listed, so that the text of an error does not depend on
     /// when it is read.
-    pub(crate) held: Option<Duration>,
+    pub(crate) held_at_snapshot: Option<Duration>,
     pub(crate) in_transaction: bool,
     /// Where its thread itself waits for a connection, in the error of a wait that cannot end.
     pub(crate) waits_at: Option<Place>,
     /// Its thread waits for the same as the caller that got that error.
-    pub(crate) waits_for_the_same: bool,
+    pub(crate) waits_for_same_resource: bool,
     /// The thread that listed it holds the connection itself: an error may be read in another thread.
     pub(crate) is_caller: bool,
     /// It was logged that it holds the connection for too long.
@@ -35,17 +35,17 @@ pub struct Holder {
 
 impl Holder {
     #[inline]
-    pub(crate) fn new(app: Arc<str>, place: Place, since: Instant, in_transaction: bool) -> Self {
+    pub(crate) fn new(app: Arc<str>, location: Place, since: Instant, in_transaction: bool) -> Self {
         let thread = current_thread();
         Self {
             app,
-            place,
+            location,
             thread,
             since,
-            held: None,
+            held_at_snapshot: None,
             in_transaction,
             waits_at: None,
-            waits_for_the_same: false,
+            waits_for_same_resource: false,
             is_caller: false,
             overdue: false,
             session: None,
@@ -61,9 +61,9 @@ impl Holder {
     }
 
     /// For a list: how long it has held the connection does not change any more.
-    pub(crate) fn listed(&self) -> Self {
+    pub(crate) fn snapshot(&self) -> Self {
         let is_caller = self.is_on(current_thread().id());
-        Self { held: Some(self.since.elapsed()), is_caller, ..self.clone() }
+        Self { held_at_snapshot: Some(self.since.elapsed()), is_caller, ..self.clone() }
     }
 
     pub(crate) fn is_on(&self, thread: ThreadId) -> bool {
@@ -77,7 +77,7 @@ impl Holder {
 
     /// The first statement that took the connection.
     pub fn place(&self) -> Place {
-        self.place
+        self.location
     }
 
     /// The thread's name, or `unnamed`.
@@ -92,7 +92,7 @@ impl Holder {
 
     /// How long it had been held when the error or the status was made that names it.
     pub fn held_for(&self) -> Duration {
-        self.held.unwrap_or_else(|| self.since.elapsed())
+        self.held_at_snapshot.unwrap_or_else(|| self.since.elapsed())
     }
 
     /// Where its thread waits itself; told by [`Error::WouldDeadlock`](crate::Error::WouldDeadlock) only.
@@ -121,7 +121,7 @@ impl fmt::Display for Holder {
             f,
             "app `{}` at {} on thread {} ({:?}) for {:.3?}",
             self.app,
-            self.place,
+            self.location,
             crate::wording::name(self.thread_name()),
             self.thread.id(),
             self.held_for()
@@ -133,7 +133,7 @@ impl fmt::Display for Holder {
             write!(f, ", server session {session}")?;
         }
         match self.waits_at {
-            Some(place) => write!(f, ", itself waiting at {place}"),
+            Some(location) => write!(f, ", itself waiting at {location}"),
             None => Ok(()),
         }
     }
@@ -150,8 +150,8 @@ impl Holders {
     }
 
     /// Whether all of them wait for the same as the caller.
-    pub(crate) fn wait_for_the_same(&self) -> bool {
-        self.0.iter().all(|holder| holder.waits_for_the_same)
+    pub(crate) fn wait_for_same_resource(&self) -> bool {
+        self.0.iter().all(|holder| holder.waits_for_same_resource)
     }
 
     pub(crate) fn on_this_thread(self) -> Self {

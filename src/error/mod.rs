@@ -3,12 +3,12 @@
 pub(crate) mod advice;
 mod app_end;
 mod blocker;
+mod connect_error_kind;
 mod dispose_report;
 mod holder;
-mod kind;
 mod migration_failure;
-mod optional;
-mod questions;
+mod optional_ext;
+mod predicates;
 mod row_state;
 mod shortage;
 #[cfg(test)]
@@ -21,12 +21,12 @@ use std::time::Duration;
 
 pub use app_end::AppEnd;
 pub use blocker::{Blocker, Blockers};
+pub use connect_error_kind::ConnectErrorKind;
+pub(crate) use connect_error_kind::{CONFIG_ON_CONNECT, DATABASE_ON_CONNECT};
 pub use dispose_report::DisposeReport;
 pub use holder::{Holder, Holders};
-pub use kind::ConnectErrorKind;
-pub(crate) use kind::{CONFIG_ON_CONNECT, DATABASE_ON_CONNECT};
 pub use migration_failure::{MigrationFailure, MigrationOutcome};
-pub use optional::OptionalExt;
+pub use optional_ext::OptionalExt;
 pub use row_state::RowState;
 pub use shortage::{PoolOf, Shortage, WaitLimit};
 pub use undo::Undo;
@@ -69,8 +69,8 @@ pub enum Error {
     /// The connection pool has no connection to give and one did not come back in time.
     #[error(
         "DS201 app `{app}` got no connection in {waited:.3?} (at {at}): {}, and {} for one. {}{}",
-        in_use(*max_size, holders.len(), *connecting_for), others_wait(*waiting),
-        held(holders),
+        connections_in_use(*max_size, holders.len(), *connecting_for), others_wait(*waiting),
+        held_by(holders),
         limit.advice(!holders.is_empty(), pool.more_or_time(connecting_for.is_some()))
     )]
     AcquireTimeout {
@@ -256,7 +256,7 @@ pub enum Error {
     },
 
     /// The application was disposed of while the caller waited, or it has been removed.
-    #[error("DS204 app `{app}` {}", how.told())]
+    #[error("DS204 app `{app}` {}", how.description())]
     Disposed {
         /// The application.
         app: String,
@@ -321,7 +321,7 @@ pub enum Error {
     #[error(
         "DS208 app `{app}` got no connection in {waited:.3?} (at {at}): {} that `Database::max_connections` allows {}{}",
         if *max_connections == 1 { "the one connection".to_owned() } else { format!("all {max_connections} connections") },
-        if *max_connections == 1 { "is in use. " } else { "are in use. " }.to_owned() + &held(holders),
+        if *max_connections == 1 { "is in use. " } else { "are in use. " }.to_owned() + &held_by(holders),
         limit.advice(!holders.is_empty(), "raise `Database::max_connections`")
     )]
     BudgetExhausted {
@@ -835,7 +835,7 @@ pub(crate) fn count(number: usize, thing: &str) -> String {
 }
 
 /// The connections of a pool that was short of one.
-fn in_use(max_size: u32, in_use: usize, connecting_for: Option<Duration>) -> String {
+fn connections_in_use(max_size: u32, in_use: usize, connecting_for: Option<Duration>) -> String {
     match connecting_for {
         None => format!("{} in use", all(max_size, "connection")),
         Some(time) => {
@@ -858,7 +858,7 @@ fn others_wait(waiting: usize) -> String {
 }
 
 /// Who has them, as a sentence with a blank after it; nothing if nobody has them any more.
-fn held(holders: &Holders) -> String {
+fn held_by(holders: &Holders) -> String {
     if holders.is_empty() { String::new() } else { format!("Held: {holders}. ") }
 }
 

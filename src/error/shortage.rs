@@ -32,7 +32,7 @@ impl Shortage {
             (Self::Limit, true) => format!("{first}, or raise `Database::max_connections`"),
             (Self::WriteLock, false) => "Write to the databases in the same order everywhere".into(),
             // There is no order in one pool.
-            (Self::Pool, false) if holders.wait_for_the_same() => {
+            (Self::Pool, false) if holders.wait_for_same_resource() => {
                 format!("Let each thread hold one connection at a time, or {}", pool.more())
             }
             (Self::Pool, false) => format!("Take connections in the same order everywhere, or {}", pool.more()),
@@ -92,13 +92,13 @@ pub enum WaitLimit {
 
 impl WaitLimit {
     /// Sentences on what can be done about connections that are in use.
-    pub(super) fn advice(self, someone_holds: bool, more: &str) -> String {
-        let end = if someone_holds { "end the transactions listed, or " } else { "" };
+    pub(super) fn advice(self, has_holders: bool, more: &str) -> String {
+        let end = if has_holders { "end the transactions listed, or " } else { "" };
         let advice = format!("{end}{more}");
         match self {
             Self::Scope => format!(
                 "The scope's deadline ended the wait: give it more time with `Scope::deadline`, {}.",
-                match someone_holds {
+                match has_holders {
                     true => advice,
                     false => format!("or {advice}"),
                 }

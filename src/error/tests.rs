@@ -50,7 +50,7 @@ fn holder() -> Holder {
 }
 
 fn some_holders() -> [Holders; 3] {
-    [Holders::default(), Holders(vec![holder().listed()]), Holders(vec![holder()])]
+    [Holders::default(), Holders(vec![holder().snapshot()]), Holders(vec![holder()])]
 }
 
 fn failures() -> Vec<MigrationFailure> {
@@ -253,7 +253,7 @@ fn all() -> Vec<Error> {
 }
 
 fn known_codes() -> BTreeSet<&'static str> {
-    let source = include_str!("questions.rs");
+    let source = include_str!("predicates.rs");
     source.match_indices("\"DS").map(|(at, _)| &source[at + 1..at + 6]).collect()
 }
 
@@ -325,8 +325,8 @@ fn a_limit_of_the_account_is_not_taken_for_the_servers() {
 
 #[test]
 fn a_deadlock_says_whether_to_keep_an_order_or_to_hold_less() {
-    let error = |waits_for_the_same: bool, is_caller: bool| {
-        let holders = Holders((0..2).map(|_| Holder { waits_for_the_same, is_caller, ..holder() }).collect());
+    let error = |waits_for_same_resource: bool, is_caller: bool| {
+        let holders = Holders((0..2).map(|_| Holder { waits_for_same_resource, is_caller, ..holder() }).collect());
         let (short, pool) = (Shortage::Pool, PoolOf::Program);
         Error::WouldDeadlock { app: "shop".into(), short, holders, at: place(), pool }
     };
@@ -358,7 +358,7 @@ fn a_disposed_application_says_what_ended_it() {
 /// The thread that reads an error need not be the one that got it.
 #[test]
 fn a_deadlock_of_one_thread_is_that_in_every_thread() {
-    let holders = Holders(vec![holder().listed()]);
+    let holders = Holders(vec![holder().snapshot()]);
     let (short, pool) = (Shortage::Pool, PoolOf::Program);
     let error = Error::WouldDeadlock { app: "shop".into(), short, holders, at: place(), pool };
     std::thread::scope(|scope| {

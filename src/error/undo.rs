@@ -2,7 +2,7 @@
 
 use super::{Error, Place};
 
-/// What the program has to do, at the place at which it got an error, so that what the transaction has done is undone.
+/// UndoText the program has to do, at the place at which it got an error, so that what the transaction has done is undone.
 ///
 /// [`Session::rollback`](crate::Session::rollback) is refused inside of a closure of `transaction`, `savepoint` and `retry`, and in a
 /// hook it takes away what was to be committed. There the program returns `Err`.
@@ -46,45 +46,47 @@ pub enum Undo {
 impl Undo {
     /// A sentence on what undoes the transaction, with what is to be done `next`. It stands behind `before`, if it is not empty.
     pub(super) fn then(self, before: &str, next: &str) -> String {
-        match self.what() {
-            What::Nothing if self == Self::Unsaid => String::new(),
-            What::Nothing => format!("{before}{}", sentence(next)),
-            What::Fact(fact) => format!("{before}{fact}. {}", sentence(next)),
-            What::Act(act) => format!("{before}{act}, then {next}."),
+        match self.text() {
+            UndoText::Nothing if self == Self::Unsaid => String::new(),
+            UndoText::Nothing => format!("{before}{}", sentence(next)),
+            UndoText::Fact(fact) => format!("{before}{fact}. {}", sentence(next)),
+            UndoText::Action(action) => format!("{before}{action}, then {next}."),
         }
     }
 
-    /// The same without anything next; it is empty if nothing has to be said. It begins with a blank.
+    /// The same without anything next; it is empty if nothing has to be text. It begins with a blank.
     pub(super) fn alone(self) -> String {
-        match self.what() {
-            What::Nothing => String::new(),
-            What::Fact(said) => format!(" {said}."),
-            What::Act(said) => format!(" {said}."),
+        match self.text() {
+            UndoText::Nothing => String::new(),
+            UndoText::Fact(text) => format!(" {text}."),
+            UndoText::Action(text) => format!(" {text}."),
         }
     }
 
-    fn what(self) -> What {
+    fn text(self) -> UndoText {
         match self {
-            Self::NotNeeded | Self::Unsaid => What::Nothing,
-            Self::RolledBack => What::Fact("The transaction was rolled back"),
-            Self::SavepointRolledBack => What::Fact("What was done in the savepoint was rolled back"),
-            Self::Rollback => What::Act("Call `rollback()`".into()),
-            Self::Scope => What::Act("Return `Err` from the closure of the scope, or call `rollback()`".into()),
-            Self::Closure { name, at } => What::Act(format!("Return `Err` from the closure of the `{name}` at {at}")),
+            Self::NotNeeded | Self::Unsaid => UndoText::Nothing,
+            Self::RolledBack => UndoText::Fact("The transaction was rolled back"),
+            Self::SavepointRolledBack => UndoText::Fact("What was done in the savepoint was rolled back"),
+            Self::Rollback => UndoText::Action("Call `rollback()`".into()),
+            Self::Scope => UndoText::Action("Return `Err` from the closure of the scope, or call `rollback()`".into()),
+            Self::Closure { name, at } => {
+                UndoText::Action(format!("Return `Err` from the closure of the `{name}` at {at}"))
+            }
             Self::ClosureThenRollback { name, at } => {
-                What::Act(format!("Return `Err` from the closure of the `{name}` at {at} and call `rollback()`"))
+                UndoText::Action(format!("Return `Err` from the closure of the `{name}` at {at} and call `rollback()`"))
             }
             Self::Hook { name } => {
-                What::Act(format!("Return `Err` from the `{name}` hook, so that its caller rolls back"))
+                UndoText::Action(format!("Return `Err` from the `{name}` hook, so that its caller rolls back"))
             }
         }
     }
 }
 
-enum What {
+enum UndoText {
     Nothing,
     Fact(&'static str),
-    Act(String),
+    Action(String),
 }
 
 /// A phrase as a sentence of its own.

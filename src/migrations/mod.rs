@@ -164,7 +164,7 @@ impl<C: SessionConnection> App<C> {
             false => Error::from_query(error, at),
         });
         if applied.is_err() {
-            pooled.doom();
+            pooled.close_at_checkin();
         }
         drop(pooled);
         let applied = applied?;

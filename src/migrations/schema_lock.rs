@@ -75,7 +75,7 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         // While the second connection is in a transaction, a pooler has to use another session for the first one.
         let was_moved = !is_same && self.process_of_next_transaction()?.as_deref() != process;
         if second.conn().leave_with("ROLLBACK").is_err() {
-            second.doom();
+            second.close_at_checkin();
         }
         Ok(is_same || was_moved)
     }

@@ -16,7 +16,7 @@ use crate::connection::SessionConnection;
 use crate::dialect::{BeginOptions, ConnectionSnapshot, is_connection_lost};
 use crate::error::{Error, Place, Result};
 use crate::kind::DatabaseKind;
-use crate::pool::{CheckedOut, Reading, WritePermit};
+use crate::pool::{CheckedOut, SqlSource, WritePermit};
 use crate::wording::phrase;
 
 /// The longest wait of a schema operation for another session's locks, unless the configuration sets a limit.
@@ -76,7 +76,7 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
             return Err(Error::TransactionOpen { app: app.id().into(), operation, holders });
         }
         let pooled = pool.acquire(at, false, None)?;
-        let write_permit = pooled.pool().turn_to_write(at, None)?;
+        let write_permit = pooled.pool().acquire_write_permit(at, None)?;
         let options = app.options();
         let kind = options.target.kind;
         if operation == "drop_all" && kind != DatabaseKind::Mysql && options.pinned.is_none() {
@@ -106,7 +106,7 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
             names_bookkeeping_table: false,
         };
         // Unless the operation ends regularly, the pool closes the connection, which releases all its locks.
-        this.pooled().doom();
+        this.pooled().close_at_checkin();
         if this.is_chained() {
             this.refuse_pooler()?;
             this.lock()?;
@@ -289,7 +289,7 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
         let others = if direction == Direction::Down { self.objects_of_other_databases()? } else { Vec::new() };
         let migration = &*self.migrations[index].migration;
         let managed = self.pooled.as_mut().expect("nothing is sent after the connection was lost").managed();
-        managed.observer.read_statements(Reading::Raw);
+        managed.observer.read_statements(SqlSource::Raw);
         let mut connection = MigrationConnection {
             conn: managed.take_out(),
             kind,
@@ -440,7 +440,7 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
     pub(super) fn announce_change(&mut self) {
         self.changed = true;
         if let Some(pooled) = &mut self.pooled {
-            pooled.schema_changes();
+            pooled.note_schema_change();
         }
     }
 
@@ -545,7 +545,7 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
                 && self.depth() == Some(0)
                 && self.restore_limits();
             let managed = self.pooled().managed();
-            managed.doomed = !restored;
+            managed.closes_at_checkin = !restored;
             managed.observer.take();
         }
         drop(self.pooled.take());

@@ -119,7 +119,7 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         }
         // `blockers` ends the open transaction, in which the operation has to release its lock.
         if self.is_chained() && self.unlock().is_err() {
-            self.pooled().doom();
+            self.pooled().close_at_checkin();
         }
         let blockers = self.kind.blockers(self.lock_timeout);
         Error::LockTimeout {
@@ -144,7 +144,7 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         if let Some(mut pooled) = self.pooled.take() {
             let managed = pooled.managed();
             managed.lost = true;
-            managed.doomed = true;
+            managed.closes_at_checkin = true;
         }
         // The outer transaction of a test is never committed, and other steps than the removal change nothing.
         let may_be_done = !self.is_nested() && (index.is_some() || step == REMOVAL);
@@ -174,7 +174,7 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
     /// `None` if the server does not answer. The lost session has ended when its lock is free.
     fn resolve_step(&mut self, index: Option<usize>) -> Option<(bool, Inventory)> {
         let mut pooled = self.app.pool().ok()?.acquire(self.at, false, None).ok()?;
-        pooled.doom();
+        pooled.close_at_checkin();
         let (kind, options) = (self.kind, self.app.options());
         let deadline = Instant::now() + options.config.acquire_timeout;
         let conn = pooled.conn();

@@ -1,13 +1,16 @@
-//! Who gets the next connection of a pool.
+//! Admission: decides which caller gets the next connection of a pool.
 //!
-//! Callers wait here, in a queue, and nowhere else. A caller that runs may take a connection that has just been checked in before
-//! the callers in the queue, because it need not be woken. But after a while a connection is handed to the first waiter, the sooner
-//! the more callers wait, so that none is overtaken for long. In between, the first waiter is called: it looks for an idle connection, and keeps its
-//! place in the queue if there is none.
+//! Callers wait in the queue of the pool and nowhere else. A running caller may overtake the queue and take a
+//! connection that was just checked in, because no thread has to be woken for it. After some time, the pool hands a
+//! connection directly to the first waiter. This time is shorter if more callers wait, so no waiter is overtaken for
+//! long. In between, the pool only notifies the first waiter: the waiter then checks for an idle connection and keeps
+//! its position in the queue if there is none.
 //!
-//! Invariants: a slot has a holder from the checkout of a connection until it is stored again or closed. While a connection is idle,
-//! the first waiter has been called, or there is none. While callers wait, no connection is idle and not all slots are taken, a connection is on its way
-//! (`growth.rs`). Neither the driver nor a [`LimitPermit`](super::connection_limit::LimitPermit) is touched with the state's lock.
+//! Invariants: An entry of `holders` exists from the checkout of a connection until the connection is stored again or
+//! closed. While a connection is idle, the first waiter is notified, or no caller waits. While callers wait, no
+//! connection is idle and fewer than `max_size` connections are in use, the pool is growing (`growth.rs`). The lock of
+//! the state is never held during a driver call or while a [`LimitPermit`](super::connection_limit::LimitPermit) is
+//! acquired or released.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -17,116 +20,69 @@ use super::connection_limit::ConnectionLimit;
 use super::growth::Growth;
 use super::storage::Storage;
 use super::wait_graph::{Resource, WaitGraph};
-use crate::error::Place;
+use super::waiter::{Answer, Refused, Waiter, wake};
 use crate::error::{Holder, Holders};
-use crate::sync::{
-    AtomicUsize, BEFORE_DEADLOCK_CHECK, Condvar, Instant, Mutex, MutexGuard, Ordering, ThreadId, YIELDS,
-    current_thread, yield_now,
-};
+use crate::sync::{AtomicUsize, Condvar, Instant, Mutex, MutexGuard, Ordering, ThreadId, current_thread};
 
-/// While others overtake them, all waiters are served within about this time, if they are few.
-const PATIENCE: Duration = Duration::from_micros(900);
+/// The time within which all waiters are served although other callers overtake them, if there are few waiters.
+const OVERTAKING_TIME: Duration = Duration::from_micros(900);
 
-/// The shortest time between two connections that are handed over: each costs the thread that has to be woken.
-const HAND_OFF: Duration = Duration::from_micros(80);
-
-/// The pause between two looks whether a wait can end.
-const DEADLOCK_CHECKS: Duration = Duration::from_millis(100);
+/// The shortest time between two hand-offs. Each hand-off costs the wake-up of a thread.
+const HAND_OFF_INTERVAL: Duration = Duration::from_micros(80);
 
 /// The connections of one application, from its first use to its disposal.
 pub(crate) struct Pool<S: Storage> {
-    /// Tells it from other pools under the same limit.
+    /// Identifies the pool among the pools under the same limit.
     pub(super) number: u64,
     pub(super) storage: S,
     pub(super) max_size: usize,
-    pub(super) state: Mutex<State<S>>,
-    /// 1 if the pool is closed: a connection that is checked in needs no reset any more.
+    pub(super) state: Mutex<PoolState<S>>,
+    /// 1 if the pool is closed. A connection that is checked in then needs no reset.
     closed: AtomicUsize,
-    /// Notified whenever something ends in a closed pool.
-    pub(super) ended: Condvar,
-    /// The permits that a connection needs, in this order.
+    /// Notified at each change in a closed pool, for the callers that drain it.
+    pub(super) drain_changed: Condvar,
+    /// The limits of which a connection needs a permit, in the order in which the permits are acquired.
     pub(super) limits: Vec<Arc<ConnectionLimit>>,
-    graph: Arc<WaitGraph>,
-    pub(super) myself: Weak<Self>,
+    pub(super) graph: Arc<WaitGraph>,
+    pub(super) weak_self: Weak<Self>,
 }
 
-pub(super) struct State<S: Storage> {
-    slots: Vec<Option<Holder>>,
-    free: Vec<usize>,
+pub(super) struct PoolState<S: Storage> {
+    holders: Vec<Option<Holder>>,
+    free_indices: Vec<usize>,
     pub(super) in_use: usize,
     pub(super) waiters: VecDeque<Arc<Waiter<S>>>,
-    /// The first waiter has been called and has not looked yet.
-    called: bool,
-    /// From then on a connection is handed to the first waiter.
+    /// The first waiter is notified and has not checked for an idle connection yet.
+    pub(super) notified: bool,
+    /// From this time on, a connection is handed to the first waiter.
     hand_off_at: Instant,
-    /// When a caller last checked a connection out; before that, when the first connection was made.
-    pub(super) latest: Option<Instant>,
+    /// The time of the last checkout by a caller. Before the first checkout: the time at which the first connection was
+    /// opened.
+    pub(super) last_checkout: Option<Instant>,
     pub(super) growth: Growth,
-    /// The failure of the connect whose end has not been announced yet.
-    pub(super) unannounced: Option<S::Failure>,
-    /// The last failure, while another attempt may succeed, and how many failures there were in a row.
-    pub(super) failure: Option<(S::Failure, u32)>,
+    /// The failure of a finished connect that is not reported to the waiters yet.
+    pub(super) unreported_failure: Option<S::Failure>,
+    /// The last failure, as long as another attempt may succeed, and the number of consecutive failures.
+    pub(super) last_failure: Option<(S::Failure, u32)>,
     pub(super) closed: bool,
 }
 
-pub(super) struct Waiter<S: Storage> {
-    thread: ThreadId,
-    pub(super) since: Instant,
-    wake: Condvar,
-    answer: Mutex<Answer<S>>,
-}
-
-enum Answer<S: Storage> {
-    Waiting(Holder),
-    /// There may be an idle connection.
-    Called(Holder),
-    Served(HeldConnection<S>),
-    Failed(S::Failure),
-    Closed,
-    Taken,
-}
-
-/// Why a caller got no connection.
-#[derive(Debug)]
-pub(crate) enum Refused<F> {
-    Closed,
-    /// No connection can be made, or none could until the deadline.
-    Failed(F),
-    /// Everything is held by threads that wait themselves, and none of these waits can end.
-    Deadlock {
-        holders: Holders,
-        of_limit: bool,
-    },
-    /// A connect had not ended at the deadline, or hangs for longer than connects may take.
-    Connecting {
-        began: Instant,
-        hangs: bool,
-    },
-    /// The limit was used up until the deadline.
-    Limited,
-    /// All connections were in use until the deadline, or a connect was under way beside them.
-    InUse {
-        waiting: usize,
-        connecting_since: Option<Instant>,
-        holders: Holders,
-    },
-}
-
-/// A connection that has a holder, in the slot of that number.
-pub(super) struct HeldConnection<S: Storage> {
+/// A connection that is assigned to a holder and has no guard yet.
+pub(super) struct AssignedConnection<S: Storage> {
     conn: S::Conn,
-    slot: usize,
+    /// The index of the holder in [`PoolState::holders`].
+    index: usize,
     pub(super) since: Instant,
 }
 
 /// A connection that is checked out. Drop checks it in.
 pub(crate) struct PooledConnection<S: Storage> {
-    /// Only drop takes it.
+    /// `None` only during drop.
     pub(super) conn: Option<S::Conn>,
-    slot: usize,
+    index: usize,
     pub(super) pool: Arc<Pool<S>>,
-    /// The end of the scope's time: the checkin waits for nothing beyond that.
-    pub(super) until: Option<Instant>,
+    /// The deadline of the scope. The checkin waits for nothing beyond it.
+    pub(super) checkin_deadline: Option<Instant>,
 }
 
 impl<S: Storage> std::fmt::Debug for Pool<S> {
@@ -137,12 +93,12 @@ impl<S: Storage> std::fmt::Debug for Pool<S> {
 
 impl<S: Storage> std::fmt::Debug for PooledConnection<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PooledConnection").field("slot", &self.slot).finish_non_exhaustive()
+        f.debug_struct("PooledConnection").field("index", &self.index).finish_non_exhaustive()
     }
 }
 
 impl<S: Storage> Pool<S> {
-    /// A pool that has opened nothing yet.
+    /// Creates a pool that has no connection yet.
     pub(crate) fn with_storage(
         number: u64,
         max_size: usize,
@@ -150,51 +106,51 @@ impl<S: Storage> Pool<S> {
         graph: Arc<WaitGraph>,
         storage: impl FnOnce(&Weak<Self>) -> S,
     ) -> Arc<Self> {
-        Arc::new_cyclic(|myself| Self {
+        Arc::new_cyclic(|weak_self| Self {
             number,
-            storage: storage(myself),
+            storage: storage(weak_self),
             max_size,
-            state: Mutex::new(State {
-                slots: Vec::new(),
-                free: Vec::new(),
+            state: Mutex::new(PoolState {
+                holders: Vec::new(),
+                free_indices: Vec::new(),
                 in_use: 0,
                 waiters: VecDeque::new(),
-                called: false,
+                notified: false,
                 hand_off_at: Instant::now(),
-                latest: None,
+                last_checkout: None,
                 growth: Growth::None,
-                unannounced: None,
-                failure: None,
+                unreported_failure: None,
+                last_failure: None,
                 closed: false,
             }),
             closed: AtomicUsize::new(0),
-            ended: Condvar::new(),
+            drain_changed: Condvar::new(),
             limits,
             graph,
-            myself: Weak::clone(myself),
+            weak_self: Weak::clone(weak_self),
         })
     }
 
-    /// Checks out a connection for `holder`, and waits for it until `deadline`. A connect that takes longer than `connect_timeout` is not
-    /// waited for if no connection is in use.
+    /// Checks out a connection for `holder` and waits for it until `deadline`. If no connection is in use, the caller
+    /// waits for one connect for at most `connect_timeout`.
     pub(crate) fn get(
         self: &Arc<Self>,
         holder: Holder,
         deadline: Instant,
         connect_timeout: Duration,
     ) -> Result<PooledConnection<S>, Refused<S::Failure>> {
-        self.hold(holder, deadline, connect_timeout).map(|held| held.of(Arc::clone(self)))
+        self.get_assigned(holder, deadline, connect_timeout).map(|assigned| assigned.into_guard(Arc::clone(self)))
     }
 
-    /// The same, without a [`PooledConnection`] around the connection.
+    /// Like [`get`](Self::get), but returns the connection without its guard.
     #[inline]
-    pub(super) fn hold(
+    pub(super) fn get_assigned(
         self: &Arc<Self>,
         holder: Holder,
         deadline: Instant,
         connect_timeout: Duration,
-    ) -> Result<HeldConnection<S>, Refused<S::Failure>> {
-        let (since, place) = (holder.since, holder.place);
+    ) -> Result<AssignedConnection<S>, Refused<S::Failure>> {
+        let (since, location) = (holder.since, holder.location);
         let mut state = self.state.lock();
         if state.closed {
             return Err(Refused::Closed);
@@ -202,196 +158,81 @@ impl<S: Storage> Pool<S> {
         if state.may_overtake(since)
             && let Some(conn) = self.take_idle(&mut state)
         {
-            state.latest = Some(since);
-            return Ok(state.hold(holder, conn));
+            state.last_checkout = Some(since);
+            return Ok(state.assign(holder, conn));
         }
         if state.waiters.is_empty() {
-            state.hand_off_at = since + HAND_OFF;
+            state.hand_off_at = since + HAND_OFF_INTERVAL;
         }
         let waiter = Arc::new(Waiter::new(holder));
         state.waiters.push_back(Arc::clone(&waiter));
         self.grow(state);
-        self.wait(&waiter, place, deadline, connect_timeout)
+        self.wait_for_answer(&waiter, location, deadline, connect_timeout)
     }
 
-    /// Checks out an idle connection for the pool itself, which changes nothing in the order of eviction.
+    /// Checks out an idle connection for the pool itself. This does not change the order of eviction.
     pub(crate) fn try_get(self: &Arc<Self>, holder: Holder) -> Option<PooledConnection<S>> {
         let mut state = self.state.lock();
         let conn = self.take_idle(&mut state)?;
-        Some(state.hold(holder, conn).of(Arc::clone(self)))
+        Some(state.assign(holder, conn).into_guard(Arc::clone(self)))
     }
 
-    fn wait(
-        self: &Arc<Self>,
-        waiter: &Arc<Waiter<S>>,
-        place: Place,
-        deadline: Instant,
-        connect_timeout: Duration,
-    ) -> Result<HeldConnection<S>, Refused<S::Failure>> {
-        let (mut in_graph, mut yields) = (None, 0);
-        let mut until = deadline.min(waiter.since + BEFORE_DEADLOCK_CHECK);
-        loop {
-            let mut answer = waiter.answer.lock();
-            match std::mem::replace(&mut *answer, Answer::Taken) {
-                Answer::Served(held) => return Ok(held),
-                Answer::Failed(failure) => return Err(Refused::Failed(failure)),
-                Answer::Closed | Answer::Taken => return Err(Refused::Closed),
-                Answer::Called(holder) => {
-                    *answer = Answer::Waiting(holder);
-                    drop(answer);
-                    self.look(waiter);
-                    continue;
-                }
-                waiting => *answer = waiting,
-            }
-            let now = Instant::now();
-            if now < until && yields < YIELDS {
-                drop(answer);
-                yields += 1;
-                yield_now();
-                continue;
-            }
-            if now < until {
-                waiter.wake.wait_until(&mut answer, until);
-                continue;
-            }
-            drop(answer);
-            if now >= deadline {
-                if let Some(state) = self.leave(waiter) {
-                    return Err(self.reason(state));
-                }
-                continue;
-            }
-            let waiting = in_graph
-                .get_or_insert_with(|| self.graph.begin(waiter.thread, Arc::clone(self) as Arc<dyn Resource>, place));
-            if let Some(deadlock) = waiting.deadlock() {
-                let Some(state) = self.leave(waiter) else { continue };
-                let of_limit = matches!(state.growth, Growth::Queued(_));
-                self.grow(state);
-                let held = if of_limit { self.holders_of_limit() } else { self.holders() };
-                return Err(Refused::Deadlock { holders: deadlock.explain(held), of_limit });
-            }
-            until = deadline.min(now + DEADLOCK_CHECKS);
-            if let Some((began, end)) = self.hangs_at(waiter, connect_timeout) {
-                if end <= now {
-                    let Some(state) = self.leave(waiter) else { continue };
-                    self.grow(state);
-                    return Err(Refused::Connecting { began, hangs: true });
-                }
-                until = until.min(end);
-            }
-        }
-    }
-
-    /// When the connect began that is under way, and when it will have taken too long for this waiter. `None` if something else may
-    /// serve the waiter before.
-    fn hangs_at(&self, waiter: &Arc<Waiter<S>>, connect_timeout: Duration) -> Option<(Instant, Instant)> {
-        let state = self.state.lock();
-        let Growth::Connecting(began) = state.growth else { return None };
-        let is_first = state.waiters.front().is_some_and(|first| Arc::ptr_eq(first, waiter));
-        (state.in_use == 0 || is_first).then(|| (began, began.max(waiter.since) + connect_timeout))
-    }
-
-    /// A waiter that was called takes an idle connection, if there still is one.
-    fn look(&self, waiter: &Arc<Waiter<S>>) {
-        let mut state = self.state.lock();
-        state.called = false;
-        if let Some(place) = state.waiters.iter().position(|other| Arc::ptr_eq(other, waiter))
-            && let Some(conn) = self.take_idle(&mut state)
-        {
-            state.waiters.remove(place);
-            state.serve(waiter, conn);
-        }
-        let next = self.call_for_idle(&mut state);
-        self.grow(state);
-        wake(next);
-    }
-
-    /// Takes a waiter out of the queue. `None` if it has been answered.
-    fn leave(&self, waiter: &Arc<Waiter<S>>) -> Option<MutexGuard<'_, State<S>>> {
-        let mut state = self.state.lock();
-        let place = state.waiters.iter().position(|other| Arc::ptr_eq(other, waiter))?;
-        state.waiters.remove(place);
-        if matches!(*waiter.answer.lock(), Answer::Called(_)) {
-            state.called = false;
-            wake(self.call_for_idle(&mut state));
-        }
-        Some(state)
-    }
-
-    /// Why a caller had to leave at its deadline.
-    fn reason(&self, state: MutexGuard<'_, State<S>>) -> Refused<S::Failure> {
-        let reason = match (&state.failure, &state.growth) {
-            (Some((failure, _)), _) => Refused::Failed(failure.clone()),
-            (None, Growth::Queued(_)) if self.limits.iter().any(|limit| limit.limit().is_some()) => Refused::Limited,
-            (None, Growth::Connecting(began)) if state.in_use == 0 => {
-                Refused::Connecting { began: *began, hangs: false }
-            }
-            (None, growth) => {
-                let connecting_since = match growth {
-                    Growth::Connecting(began) => Some(*began),
-                    _ => None,
-                };
-                Refused::InUse { waiting: state.waiters.len(), connecting_since, holders: state.holders() }
-            }
-        };
-        self.grow(state);
-        reason
-    }
-
-    /// An idle connection. The failure of a connect may be met here before it is announced; it is left for the announcement.
+    /// Takes an idle connection. If this finds the failure of a connect that is not reported yet, it keeps the failure
+    /// for the report.
     #[inline]
-    pub(super) fn take_idle(&self, state: &mut State<S>) -> Option<S::Conn> {
+    pub(super) fn take_idle(&self, state: &mut PoolState<S>) -> Option<S::Conn> {
         loop {
             let conn = self.storage.try_get()?;
             match S::failure(&conn) {
                 None => return Some(conn),
-                failure => state.unannounced = failure,
+                failure => state.unreported_failure = failure,
             }
         }
     }
 
-    /// Stores a connection that comes back, or hands it to the first waiter. Without a connection the slot becomes free.
+    /// Stores a connection that is checked in, or hands it to the first waiter, and removes its holder. Without a
+    /// connection it only removes the holder.
     #[inline]
-    pub(super) fn release(&self, slot: usize, mut conn: Option<S::Conn>) {
+    pub(super) fn release(&self, index: usize, mut conn: Option<S::Conn>) {
         let mut state = self.state.lock();
         while state.closed
             && let Some(conn) = conn.take()
         {
             drop(state);
-            self.storage.finish(self.storage.close(conn, None, true));
+            self.storage.finish_closing(self.storage.close(conn, None, true));
             state = self.state.lock();
         }
-        let overdue = state.let_go(slot);
-        let served = conn.and_then(|conn| self.store(&mut state, conn));
-        self.settle(state, served);
+        let overdue = state.unassign(index);
+        let served = conn.and_then(|conn| self.store_or_hand_off(&mut state, conn));
+        self.after_change(state, served);
         if let Some(holder) = overdue {
-            holder.is_back();
+            holder.log_return();
         }
     }
 
-    /// After a connection has come or gone: wakes the waiters that it concerns, grows if that is due, and tells those that drain the pool.
-    pub(super) fn settle(&self, mut state: MutexGuard<'_, State<S>>, served: Option<Arc<Waiter<S>>>) {
-        let called = self.call_for_idle(&mut state);
+    /// Has to follow each change of the number of connections. It wakes the waiters that the change concerns, grows
+    /// the pool if necessary, and notifies the callers that drain it.
+    pub(super) fn after_change(&self, mut state: MutexGuard<'_, PoolState<S>>, served: Option<Arc<Waiter<S>>>) {
+        let notified = self.notify_if_idle(&mut state);
         let closed = state.closed;
         self.grow(state);
         wake(served);
-        wake(called);
+        wake(notified);
         if closed {
-            self.ended.notify_all();
+            self.drain_changed.notify_all();
         }
     }
 
-    /// Calls the first waiter if a connection is idle. Returns the waiter to wake.
+    /// Notifies the first waiter if a connection is idle. Returns the waiter, which the caller has to wake.
     #[inline]
-    fn call_for_idle(&self, state: &mut State<S>) -> Option<Arc<Waiter<S>>> {
-        let is_useless = state.waiters.is_empty() || state.called;
-        if is_useless || self.storage.idle() == 0 { None } else { state.call() }
+    pub(super) fn notify_if_idle(&self, state: &mut PoolState<S>) -> Option<Arc<Waiter<S>>> {
+        let is_useless = state.waiters.is_empty() || state.notified;
+        if is_useless || self.storage.idle() == 0 { None } else { state.notify_first() }
     }
 
-    /// Stores an idle connection, or hands it to the first waiter, which has to be woken.
+    /// Stores an idle connection, or hands it to the first waiter. Returns the waiter, which the caller has to wake.
     #[inline]
-    fn store(&self, state: &mut State<S>, conn: S::Conn) -> Option<Arc<Waiter<S>>> {
+    fn store_or_hand_off(&self, state: &mut PoolState<S>, conn: S::Conn) -> Option<Arc<Waiter<S>>> {
         if !state.waiters.is_empty() && Instant::now() >= state.hand_off_at {
             return Some(state.hand_off(conn));
         }
@@ -399,19 +240,19 @@ impl<S: Storage> Pool<S> {
         None
     }
 
-    /// Checks out no connection any more, sends the waiters away and closes the idle connections.
+    /// Closes the pool: refuses all waiters and all later callers, and closes the idle connections.
     pub(crate) fn close(self: &Arc<Self>, deadline: Instant) {
         let mut state = self.state.lock();
         state.closed = true;
         self.closed.store(1, Ordering::Release);
-        state.called = false;
+        state.notified = false;
         let waiters: Vec<_> = state.waiters.drain(..).collect();
         self.stop_growing(&mut state);
         drop(state);
         for waiter in waiters {
             waiter.answer(Answer::Closed);
         }
-        self.ended.notify_all();
+        self.drain_changed.notify_all();
         self.close_idle(Some(deadline));
     }
 
@@ -420,29 +261,30 @@ impl<S: Storage> Pool<S> {
         let mut closing = Vec::new();
         while let Some(mut idle) = self.try_get(Holder::housekeeper()) {
             if let Some(conn) = idle.conn.take() {
-                closing.push((idle.slot, self.storage.close(conn, until, is_closed)));
+                closing.push((idle.index, self.storage.close(conn, until, is_closed)));
             }
         }
-        // The server closes all of them meanwhile.
-        for (slot, closing) in closing {
-            self.storage.finish(closing);
-            self.release(slot, None);
+        // The server ends all of these sessions at the same time.
+        for (index, closing) in closing {
+            self.storage.finish_closing(closing);
+            self.release(index, None);
         }
     }
 
-    /// Waits until no connection is checked out or being made, except for those that the calling thread holds itself.
+    /// Waits until all connections are checked in and no connect is running. Connections that the calling thread holds
+    /// do not count.
     pub(crate) fn wait_until_drained(&self, deadline: Instant) -> bool {
         let me = current_thread().id();
         let mut state = self.state.lock();
         loop {
-            let others = state.slots.iter().flatten().any(|holder| !holder.is_on(me));
+            let others = state.holders.iter().flatten().any(|holder| !holder.is_on(me));
             if !others && matches!(state.growth, Growth::None) && (self.storage.idle() == 0) {
                 return true;
             }
             if Instant::now() >= deadline {
                 return false;
             }
-            self.ended.wait_until(&mut state, deadline);
+            self.drain_changed.wait_until(&mut state, deadline);
         }
     }
 
@@ -450,7 +292,7 @@ impl<S: Storage> Pool<S> {
         self.closed.load(Ordering::Acquire) == 1
     }
 
-    /// The holders of its connections, oldest first.
+    /// The holders of the connections, oldest first.
     pub(crate) fn holders(&self) -> Holders {
         self.state.lock().holders()
     }
@@ -460,27 +302,27 @@ impl<S: Storage> Pool<S> {
         limit.map_or_else(Holders::default, |limit| limit.holders())
     }
 
-    /// Connections in use, connects under way, and callers that wait.
+    /// The numbers of connections in use, of running connects, and of waiting callers.
     pub(crate) fn counts(&self) -> (usize, usize, usize) {
         let state = self.state.lock();
         (state.in_use, usize::from(matches!(state.growth, Growth::Connecting(_))), state.waiters.len())
     }
 
-    /// Whether it has nothing but a connect under way.
+    /// Whether the pool has a running connect and no open connection.
     pub(crate) fn hangs(&self) -> bool {
         let state = self.state.lock();
         matches!(state.growth, Growth::Connecting(_)) && self.storage.open() == 0
     }
 
-    /// Whether it has no connection and makes none.
+    /// Whether the pool has no connection and no running connect.
     pub(crate) fn is_empty(&self) -> bool {
         let state = self.state.lock();
         state.in_use == 0 && matches!(state.growth, Growth::None) && self.storage.open() == 0
     }
 
-    /// Whether a connection that comes back has to be closed, so that a pool under the same limit can open one. Its caller has
-    /// waited for longer than the first waiter of this pool.
-    pub(super) fn is_needed_elsewhere(&self) -> bool {
+    /// Whether a connection that is checked in has to be closed, so that another pool under the same limit can open
+    /// one. This is so if a caller of that pool has waited longer than the first waiter of this pool.
+    pub(super) fn is_needed_by_another_pool(&self) -> bool {
         self.storage.is_evictable()
             && self.limits.iter().filter(|limit| limit.has_queue()).any(|limit| {
                 let since = self.state.lock().waiters.front().map(|waiter| waiter.since);
@@ -488,44 +330,44 @@ impl<S: Storage> Pool<S> {
             })
     }
 
-    /// Evicts idle connections for the pools that wait for room.
-    pub(super) fn serve_others(&self) {
-        self.limits.iter().filter(|limit| limit.has_queue()).for_each(|limit| limit.make_room());
+    /// Evicts idle connections for other pools that wait for a permit.
+    pub(super) fn evict_for_other_pools(&self) {
+        self.limits.iter().filter(|limit| limit.has_queue()).for_each(|limit| limit.evict_for_queue());
     }
 
-    pub(super) fn leave_if_empty(&self) {
+    pub(super) fn unregister_if_empty(&self) {
         if self.is_empty() {
-            self.limits.iter().for_each(|limit| limit.leave(self.number));
+            self.limits.iter().for_each(|limit| limit.unregister_if_empty(self.number));
         }
     }
 
-    /// When a connection was last checked out, if one is idle.
+    /// The time of the last checkout, if a connection is idle.
     pub(super) fn last_used_if_idle(&self) -> Option<Instant> {
         let state = self.state.lock();
-        if self.storage.idle() == 0 { None } else { state.latest }
+        if self.storage.idle() == 0 { None } else { state.last_checkout }
     }
 
-    /// Closes an idle connection. `false` if there is none.
+    /// Closes an idle connection. Returns `false` if there is none.
     pub(super) fn close_one_idle(self: &Arc<Self>) -> bool {
         let Some(idle) = self.try_get(Holder::housekeeper()) else { return false };
         idle.close();
-        self.leave_if_empty();
+        self.unregister_if_empty();
         true
     }
 
-    /// The threads that hold its connections. `None` if a connection is idle, or is being made.
+    /// The threads that hold the connections. `None` if a connection is idle or a connect is running.
     pub(super) fn threads_in_use(&self) -> Option<Vec<ThreadId>> {
         let state = self.state.lock();
         let moving = self.storage.idle() > 0 || matches!(state.growth, Growth::Connecting(_));
         (!moving).then(|| state.threads())
     }
 
-    /// Closes the idle connections that are too old. Returns when to look again.
+    /// Closes the idle connections that are too old. Returns the time of the next check.
     pub(crate) fn close_aged(self: &Arc<Self>) -> Option<Instant> {
         self.close_idle_unless(|pool, conn, now| pool.storage.may_stay(conn, now))
     }
 
-    /// Closes the idle connections for which `may_stay` answers `false`. Returns the earliest time at which it wants to be asked again.
+    /// Closes the idle connections for which `may_stay` returns `false`. Returns the earliest time of the next check.
     pub(super) fn close_idle_unless(
         self: &Arc<Self>,
         may_stay: impl Fn(&Self, &mut S::Conn, Instant) -> (bool, Option<Instant>),
@@ -534,34 +376,35 @@ impl<S: Storage> Pool<S> {
         let (mut next, mut kept, mut aged): (Option<Instant>, _, _) = (None, Vec::new(), Vec::new());
         let mut state = self.state.lock();
         while let Some(mut conn) = self.take_idle(&mut state) {
-            let (stays, look) = may_stay(self, &mut conn, now);
+            let (stays, next_check) = may_stay(self, &mut conn, now);
             if stays {
-                next = next.into_iter().chain(look).min();
+                next = next.into_iter().chain(next_check).min();
                 kept.push(conn);
             } else {
-                aged.push(state.hold(Holder::housekeeper(), conn));
+                aged.push(state.assign(Holder::housekeeper(), conn));
             }
         }
-        // The connection that was put last is checked out first: it goes back last.
+        // The storage gives the connection first that was stored last, so this keeps the order.
         while let Some(conn) = kept.pop() {
             self.storage.put(conn);
         }
         drop(state);
-        aged.into_iter().for_each(|held| held.of(Arc::clone(self)).close());
-        self.leave_if_empty();
-        self.serve_others();
+        aged.into_iter().for_each(|assigned| assigned.into_guard(Arc::clone(self)).close());
+        self.unregister_if_empty();
+        self.evict_for_other_pools();
         next
     }
 
-    /// The holders of a connection for longer than `threshold`, each told once, and how long it takes until there can be more.
+    /// The holders that have held a connection for longer than `threshold` and were not returned before, and the time
+    /// until the next check is due.
     pub(crate) fn overdue(&self, now: Instant, threshold: Duration) -> (Vec<Holder>, Duration) {
         let mut state = self.state.lock();
         let (mut overdue, mut pause) = (Vec::new(), threshold);
-        for holder in state.slots.iter_mut().flatten().filter(|holder| !holder.overdue) {
+        for holder in state.holders.iter_mut().flatten().filter(|holder| !holder.overdue) {
             let left = threshold.saturating_sub(now.saturating_duration_since(holder.since));
             if left.is_zero() {
                 holder.overdue = true;
-                overdue.push(holder.listed());
+                overdue.push(holder.snapshot());
             } else {
                 pause = pause.min(left);
             }
@@ -570,130 +413,112 @@ impl<S: Storage> Pool<S> {
     }
 }
 
-impl<S: Storage> State<S> {
-    /// Whether a caller that runs may take an idle connection before the waiters.
+impl<S: Storage> PoolState<S> {
+    /// Whether a running caller may take an idle connection before the waiters.
     #[inline]
     fn may_overtake(&self, now: Instant) -> bool {
         self.waiters.is_empty() || now < self.hand_off_at
     }
 
-    /// Takes a slot.
+    /// Assigns a connection to a holder.
     #[inline(always)]
-    fn hold(&mut self, mut holder: Holder, conn: S::Conn) -> HeldConnection<S> {
+    fn assign(&mut self, mut holder: Holder, conn: S::Conn) -> AssignedConnection<S> {
         let since = holder.since;
         holder.session = S::session(&conn);
         self.in_use += 1;
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.slots[slot] = Some(holder);
-                slot
+        let index = match self.free_indices.pop() {
+            Some(index) => {
+                self.holders[index] = Some(holder);
+                index
             }
             None => {
-                self.slots.push(Some(holder));
-                self.slots.len() - 1
+                self.holders.push(Some(holder));
+                self.holders.len() - 1
             }
         };
-        HeldConnection { conn, slot, since }
+        AssignedConnection { conn, index, since }
     }
 
-    /// Frees a slot. Returns its holder if that one was overdue.
+    /// Removes a holder. Returns the holder if it was reported as overdue.
     #[inline]
-    fn let_go(&mut self, slot: usize) -> Option<Holder> {
+    fn unassign(&mut self, index: usize) -> Option<Holder> {
         self.in_use -= 1;
-        self.free.push(slot);
-        let overdue = self.slots[slot].take_if(|holder| holder.overdue);
-        self.slots[slot] = None;
+        self.free_indices.push(index);
+        let overdue = self.holders[index].take_if(|holder| holder.overdue);
+        self.holders[index] = None;
         overdue
     }
 
-    /// Gives a connection to a waiter that has left the queue.
-    fn serve(&mut self, waiter: &Waiter<S>, conn: S::Conn) {
+    /// Assigns a connection to a waiter that was removed from the queue.
+    pub(super) fn serve(&mut self, waiter: &Waiter<S>, conn: S::Conn) {
         let mut answer = waiter.answer.lock();
         let holder = match std::mem::replace(&mut *answer, Answer::Taken) {
-            Answer::Called(holder) => {
-                self.called = false;
+            Answer::Notified(holder) => {
+                self.notified = false;
                 holder
             }
             Answer::Waiting(holder) => holder,
             _ => unreachable!("a waiter in the queue has no answer yet"),
         };
         let since = Instant::now();
-        self.latest = Some(since);
-        *answer = Answer::Served(self.hold(Holder { since, ..holder }, conn));
+        self.last_checkout = Some(since);
+        *answer = Answer::Served(self.assign(Holder { since, ..holder }, conn));
     }
 
-    /// Gives a connection to the first waiter, which has to be woken.
+    /// Hands a connection to the first waiter. The caller has to wake the waiter.
     pub(super) fn hand_off(&mut self, conn: S::Conn) -> Arc<Waiter<S>> {
         let waiter = self.waiters.pop_front().expect("somebody waits");
         self.serve(&waiter, conn);
         let waiters = u32::try_from(self.waiters.len()).unwrap_or(u32::MAX).max(1);
-        self.hand_off_at = Instant::now() + (PATIENCE / waiters).max(HAND_OFF);
+        self.hand_off_at = Instant::now() + (OVERTAKING_TIME / waiters).max(HAND_OFF_INTERVAL);
         waiter
     }
 
-    /// Calls the first waiter, which has to be woken, unless a waiter has been called already.
-    pub(super) fn call(&mut self) -> Option<Arc<Waiter<S>>> {
-        if self.called {
+    /// Notifies the first waiter, unless a waiter is already notified. The caller has to wake the waiter.
+    pub(super) fn notify_first(&mut self) -> Option<Arc<Waiter<S>>> {
+        if self.notified {
             return None;
         }
         let first = self.waiters.front()?;
         let mut answer = first.answer.lock();
         *answer = match std::mem::replace(&mut *answer, Answer::Taken) {
-            Answer::Waiting(holder) => Answer::Called(holder),
-            called => called,
+            Answer::Waiting(holder) => Answer::Notified(holder),
+            notified => notified,
         };
-        self.called = true;
+        self.notified = true;
         Some(Arc::clone(first))
     }
 
-    /// Tells the first waiter, or all of them, that a connect has failed.
-    pub(super) fn fail(&mut self, failure: &S::Failure, all: bool) {
+    /// Refuses the first waiter, or `all` waiters, with the failure of a connect.
+    pub(super) fn fail_waiters(&mut self, failure: &S::Failure, all: bool) {
         let number = if all { self.waiters.len() } else { self.waiters.len().min(1) };
         for waiter in self.waiters.drain(..number) {
-            if matches!(*waiter.answer.lock(), Answer::Called(_)) {
-                self.called = false;
+            if matches!(*waiter.answer.lock(), Answer::Notified(_)) {
+                self.notified = false;
             }
             waiter.answer(Answer::Failed(failure.clone()));
         }
     }
 
     pub(super) fn holders(&self) -> Holders {
-        let mut holders: Vec<_> = self.slots.iter().flatten().map(Holder::listed).collect();
+        let mut holders: Vec<_> = self.holders.iter().flatten().map(Holder::snapshot).collect();
         holders.sort_by_key(|holder| holder.since);
         Holders(holders)
     }
 
     fn threads(&self) -> Vec<ThreadId> {
-        self.slots.iter().flatten().map(|holder| holder.thread.id()).collect()
+        self.holders.iter().flatten().map(|holder| holder.thread.id()).collect()
     }
 }
 
-impl<S: Storage> Waiter<S> {
-    fn new(holder: Holder) -> Self {
-        let (thread, since) = (holder.thread.id(), holder.since);
-        Self { thread, since, wake: Condvar::new(), answer: Mutex::new(Answer::Waiting(holder)) }
-    }
-
-    fn answer(&self, answer: Answer<S>) {
-        *self.answer.lock() = answer;
-        self.wake.notify_one();
-    }
-}
-
-fn wake<S: Storage>(waiter: Option<Arc<Waiter<S>>>) {
-    if let Some(waiter) = waiter {
-        waiter.wake.notify_one();
-    }
-}
-
-impl<S: Storage> HeldConnection<S> {
-    pub(super) fn of(self, pool: Arc<Pool<S>>) -> PooledConnection<S> {
-        PooledConnection { conn: Some(self.conn), slot: self.slot, pool, until: None }
+impl<S: Storage> AssignedConnection<S> {
+    pub(super) fn into_guard(self, pool: Arc<Pool<S>>) -> PooledConnection<S> {
+        PooledConnection { conn: Some(self.conn), index: self.index, pool, checkin_deadline: None }
     }
 }
 
 impl<S: Storage> PooledConnection<S> {
-    /// Closes the connection, and frees its slot afterwards.
+    /// Closes the connection and removes its holder.
     pub(crate) fn close(mut self) {
         if let Some(conn) = self.conn.take() {
             self.close_taken(conn);
@@ -703,22 +528,23 @@ impl<S: Storage> PooledConnection<S> {
     fn close_taken(&self, conn: S::Conn) {
         let pool = &self.pool;
         let is_closed = pool.is_closed();
-        let closing = pool.storage.close(conn, self.until, is_closed);
+        let closing = pool.storage.close(conn, self.checkin_deadline, is_closed);
         if is_closed {
-            // A pool that has drained has no session on the server.
-            pool.storage.finish(closing);
-            pool.release(self.slot, None);
+            // A pool counts as drained only when the server has ended all of its sessions.
+            pool.storage.finish_closing(closing);
+            pool.release(self.index, None);
         } else {
-            pool.release(self.slot, None);
-            pool.storage.finish(closing);
+            pool.release(self.index, None);
+            pool.storage.finish_closing(closing);
         }
     }
 
-    /// Stores the connection again without a reset: only the pool itself has used it, and has left nothing on it.
+    /// Stores the connection again without a reset. Only the pool itself has used the connection and left no state on
+    /// it.
     pub(super) fn store_again(mut self) {
         if let Some(conn) = self.conn.take() {
-            self.pool.release(self.slot, Some(conn));
-            self.pool.serve_others();
+            self.pool.release(self.index, Some(conn));
+            self.pool.evict_for_other_pools();
         }
     }
 }
@@ -729,22 +555,24 @@ impl<S: Storage> Drop for PooledConnection<S> {
         let Some(mut conn) = self.conn.take() else { return };
         let pool = &self.pool;
         if pool.storage.is_inherited() {
-            // It is the parent's, and so is the pool, whose lock may be held by a thread that does not exist here.
+            // The connection and its pool belong to the parent process. A thread that does not exist in this process
+            // may hold the lock of the pool.
             std::mem::forget((conn, Arc::clone(pool)));
             return;
         }
-        if pool.is_closed() || pool.is_needed_elsewhere() || !pool.storage.reset(&mut conn, self.until) {
+        if pool.is_closed() || pool.is_needed_by_another_pool() || !pool.storage.reset(&mut conn, self.checkin_deadline)
+        {
             self.close_taken(conn);
-            pool.leave_if_empty();
+            pool.unregister_if_empty();
         } else {
-            pool.release(self.slot, Some(conn));
+            pool.release(self.index, Some(conn));
         }
-        pool.serve_others();
+        pool.evict_for_other_pools();
     }
 }
 
 impl<S: Storage> Resource for Pool<S> {
-    fn is_awaited_by(&self, thread: ThreadId) -> bool {
+    fn has_waiter(&self, thread: ThreadId) -> bool {
         self.state.lock().waiters.iter().any(|waiter| waiter.thread == thread)
     }
 
@@ -762,6 +590,6 @@ impl<S: Storage> Resource for Pool<S> {
 
 impl<S: Storage> Drop for Pool<S> {
     fn drop(&mut self) {
-        self.limits.iter().for_each(|limit| limit.leave(self.number));
+        self.limits.iter().for_each(|limit| limit.unregister_if_empty(self.number));
     }
 }

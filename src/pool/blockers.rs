@@ -1,4 +1,4 @@
-//! The sessions that block a lock, as the server reports them.
+//! Asks the server for the sessions that block a lock.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use crate::error::{Blocker, Blockers, Holder};
 use crate::url::Target;
 use crate::wording::phrase;
 
-/// Characters of a statement that are shown.
+/// The number of characters of a statement that are shown.
 const SHOWN: usize = 120;
 
 impl<C: SessionConnection> CheckedOut<C> {
-    /// Asks for blockers with the first of the queries that is answered. An open transaction is rolled back before.
+    /// Returns the rows of the first query that the server answers. An open transaction is rolled back first.
     pub(crate) fn blockers(&mut self, queries: &[String]) -> Blockers {
         let conn = self.conn();
         while conn.depth().is_some_and(|depth| depth > 0) {
@@ -30,11 +30,11 @@ impl<C: SessionConnection> CheckedOut<C> {
 }
 
 impl<C: SessionConnection> AppPool<C> {
-    /// The sessions on this server that this process has by any application, with their holders.
+    /// The sessions that all applications of this process have on this server, with their holders.
     fn sessions_of_this_process(&self) -> Vec<(u64, Option<Holder>)> {
         let servers = self.storage.server.under_all_names();
-        let residents = servers.iter().flat_map(|server| server.limit().residents());
-        residents.flat_map(|(_, resident)| resident.sessions()).collect()
+        let pools = servers.iter().flat_map(|server| server.limit().pools());
+        pools.flat_map(|(_, pool)| pool.sessions()).collect()
     }
 }
 
@@ -53,7 +53,7 @@ fn read(row: &str, target: &Target) -> Option<Blocker> {
     })
 }
 
-/// `None` for a connection of ours that nobody has: it is in nobody's way.
+/// `None` for a connection of this process without a holder, because an idle connection blocks nothing.
 fn with_holder(mut blocker: Blocker, ours: &[(u64, Option<Holder>)]) -> Option<Blocker> {
     if let Some((_, holder)) = ours.iter().find(|(session, _)| Some(*session) == blocker.session) {
         blocker.holder = Some(holder.clone()?);

@@ -1,47 +1,49 @@
-//! How a session checks out a connection: it waits for an idle or a new connection, which is pinged if its state is in doubt.
+//! The checkout of a connection by a session: waits for an idle or new connection, and pings the connection if its
+//! health is in doubt.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::admission::{PooledConnection, Refused};
+use super::admission::PooledConnection;
 use super::connections::{Connections, managed};
 use super::managed::Managed;
 use super::manager::{ConnectFailure, Manager};
 use super::storage::Storage;
+use super::waiter::Refused;
 use super::{AppPool, CheckedOut};
 use crate::connection::SessionConnection;
 use crate::dialect;
 use crate::error::Holder;
 use crate::error::{ConnectErrorKind, Error, Place, Result, Shortage, WaitLimit};
 
-/// Checked out less than that ago, a connection is handed out without a ping.
-const FRESH: Duration = Duration::from_millis(500);
+/// A connection that was checked out less than this time ago is not pinged.
+const TRUSTED_WITHOUT_PING: Duration = Duration::from_millis(500);
 
-/// Checked out less than that ago, nobody looks whether the server has hung up meanwhile.
-const JUST_NOW: Duration = Duration::from_millis(1);
+/// A connection that was checked out less than this time ago is not checked for a hang-up of the server.
+const TRUSTED_WITHOUT_CHECK: Duration = Duration::from_millis(1);
 
-/// A caller that wants a connection.
+/// A caller's request for a connection.
 #[derive(Debug, Clone, Copy)]
-struct Request {
-    place: Place,
+struct CheckoutRequest {
+    location: Place,
     since: Instant,
     deadline: Instant,
-    /// Whether `deadline` is that of the scope.
-    of_scope: bool,
+    /// Whether `deadline` is the deadline of the scope.
+    is_scope_deadline: bool,
 }
 
-impl Request {
-    /// What ended a wait that went on until the deadline.
+impl CheckoutRequest {
+    /// The limit that ended a wait until the deadline.
     fn limit(&self) -> WaitLimit {
-        if self.of_scope { WaitLimit::Scope } else { WaitLimit::Acquire }
+        if self.is_scope_deadline { WaitLimit::Scope } else { WaitLimit::Acquire }
     }
 }
 
 impl<C: SessionConnection> AppPool<C> {
-    /// Checks out a connection, within the application's `acquire_timeout` and before `limit`.
+    /// Checks out a connection within the application's `acquire_timeout` and before `limit`.
     pub(crate) fn acquire(
         mut self: Arc<Self>,
-        place: Place,
+        location: Place,
         in_transaction: bool,
         limit: Option<Instant>,
     ) -> Result<CheckedOut<C>> {
@@ -49,55 +51,55 @@ impl<C: SessionConnection> AppPool<C> {
         let config = &self.storage.options.config;
         let connect_timeout = config.connect_timeout;
         let deadline = since + config.acquire_timeout;
-        let of_scope = limit.is_some_and(|limit| limit < deadline);
+        let is_scope_deadline = limit.is_some_and(|limit| limit < deadline);
         let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
-        let request = Request { place, since, deadline, of_scope };
+        let request = CheckoutRequest { location, since, deadline, is_scope_deadline };
         if self.storage.options.pinned.is_some() {
             self.wait_for_pinned(&request)?;
         }
-        let mut asked = since;
+        let mut attempt_started = since;
         loop {
-            let holder = Holder::new(Arc::clone(&self.storage.options.app), place, asked, in_transaction);
-            let held = match self.hold(holder, deadline, connect_timeout) {
-                Ok(held) => held,
-                Err(refused) => return Err(self.refused(refused, &request)),
+            let holder = Holder::new(Arc::clone(&self.storage.options.app), location, attempt_started, in_transaction);
+            let assigned = match self.get_assigned(holder, deadline, connect_timeout) {
+                Ok(assigned) => assigned,
+                Err(refused) => return Err(self.error_of_refusal(refused, &request)),
             };
-            self.storage.watch();
-            let since = held.since;
-            let mut checked_out = held.of(self);
+            self.storage.schedule_leak_check();
+            let since = assigned.since;
+            let mut checked_out = assigned.into_guard(self);
             let outcome = checked_out.prepare(since, deadline, limit);
             if let Ok(true) = outcome {
                 return Ok(checked_out);
             }
             self = Arc::clone(&checked_out.pool);
-            let gave_no_answer = checked_out.managed().doomed;
+            let gave_no_answer = checked_out.managed().closes_at_checkin;
             checked_out.close();
             outcome?;
-            asked = Instant::now();
-            // A caller that has no time left would find no other alive either, and close them all.
-            if asked >= deadline {
-                return Err(self.refused(Refused::Connecting { began: request.since, hangs: false }, &request));
+            attempt_started = Instant::now();
+            // Without time for a ping, each further attempt would close another idle connection.
+            if attempt_started >= deadline {
+                return Err(self.error_of_refusal(Refused::Connecting { began: request.since, hangs: false }, &request));
             }
             if gave_no_answer {
-                // To wait for one answer after the other would use up the caller's time.
+                // To wait for the ping of each idle connection in turn would use up the caller's time.
                 let suspicion = self.storage.server.suspicion();
                 self.close_idle_unless(|_, conn, _| (managed(conn).suspicion == suspicion, None));
             }
         }
     }
 
-    /// Whether the server has the connection still. It is asked if that is in doubt.
+    /// Whether the session on the server still exists. The connection is pinged if this is in doubt.
     fn is_alive(&self, managed: &mut Managed<C>, since: Instant, deadline: Instant) -> bool {
         let suspicion = self.storage.server.suspicion();
         let idle = since.saturating_duration_since(managed.last_used);
         let is_trusted = managed.suspicion == suspicion;
-        if idle < JUST_NOW && is_trusted {
+        if idle < TRUSTED_WITHOUT_CHECK && is_trusted {
             return true;
         }
         if dialect::detect_hang_up(managed.conn_mut()) {
             return false;
         }
-        if idle < FRESH && is_trusted {
+        if idle < TRUSTED_WITHOUT_PING && is_trusted {
             return true;
         }
         if !self.storage.can_be_cut(managed) {
@@ -113,8 +115,8 @@ impl<C: SessionConnection> AppPool<C> {
         matches!(answer, Some(Ok(())))
     }
 
-    /// The one connection of a test may still be checked out of a pool that was disposed of.
-    fn wait_for_pinned(&self, request: &Request) -> Result<()> {
+    /// Waits for the one connection of a test: a pool that was disposed of may still have it checked out.
+    fn wait_for_pinned(&self, request: &CheckoutRequest) -> Result<()> {
         let options = &self.storage.options;
         let Some(pinned) = &options.pinned else { return Ok(()) };
         pinned.check(&options.app)?;
@@ -124,26 +126,26 @@ impl<C: SessionConnection> AppPool<C> {
         let holders = self.storage.owner.upgrade().map(|owner| owner.held_by_this_thread()).unwrap_or_default();
         if !holders.is_empty() {
             let (app, short, pool) = (options.app.to_string(), Shortage::TestConnection, options.pool_of());
-            return Err(Error::WouldDeadlock { app, short, holders, at: request.place, pool });
+            return Err(Error::WouldDeadlock { app, short, holders, at: request.location, pool });
         }
         pinned.wait_for_checkin(request.deadline);
         Ok(())
     }
 
     #[cold]
-    fn refused(&self, refused: Refused<Box<ConnectFailure>>, request: &Request) -> Error {
+    fn error_of_refusal(&self, refused: Refused<Box<ConnectFailure>>, request: &CheckoutRequest) -> Error {
         if matches!(refused, Refused::Connecting { hangs: true, .. })
             && self.hangs()
             && let Some(owner) = self.storage.owner.upgrade()
         {
-            // The driver may never return: the next caller connects in another thread.
-            owner.give_up(self.number);
+            // The driver may never return. A new pool with another thread serves the next caller.
+            owner.abandon_hanging(self.number);
         }
         let options = &self.storage.options;
-        let (app, at, waited) = (options.app.to_string(), request.place, request.since.elapsed());
+        let (app, at, waited) = (options.app.to_string(), request.location, request.since.elapsed());
         let server = options.target.shown.clone();
         match refused {
-            Refused::Closed => self.ended(),
+            Refused::Closed => self.closed_error(),
             Refused::Deadlock { holders, of_limit } => {
                 let short = match (&options.pinned, of_limit) {
                     (Some(_), _) => Shortage::TestConnection,
@@ -191,7 +193,7 @@ impl<C: SessionConnection> AppPool<C> {
 }
 
 impl<C: SessionConnection> PooledConnection<Connections<C>> {
-    /// Makes the connection ready for its holder. `false` if it cannot be used.
+    /// Prepares the connection for its holder. Returns `false` if the connection cannot be used.
     #[inline]
     fn prepare(&mut self, since: Instant, deadline: Instant, limit: Option<Instant>) -> Result<bool> {
         let (pool, managed) = (&self.pool, managed(self.conn.as_mut().expect(ONLY_DROP)));
@@ -220,28 +222,28 @@ impl<C: SessionConnection> PooledConnection<Connections<C>> {
     }
 
     pub(crate) fn conn_ref(&self) -> &C {
-        let stored: Option<&r2d2::PooledConnection<Manager<C>>> = self.conn.as_deref();
-        match stored.map(|stored| &**stored) {
+        let pooled: Option<&r2d2::PooledConnection<Manager<C>>> = self.conn.as_deref();
+        match pooled.map(|pooled| &**pooled) {
             Some(Ok(managed)) => managed.conn(),
             _ => unreachable!("{ONLY_DROP}"),
         }
     }
 
-    /// Closes the connection when it is checked in.
-    pub(crate) fn doom(&mut self) {
-        self.managed().doomed = true;
+    /// Marks the connection: it is closed when it is checked in.
+    pub(crate) fn close_at_checkin(&mut self) {
+        self.managed().closes_at_checkin = true;
     }
 
-    /// The schema is, or is about to be, another. No connection from before stays in use, except this one if it has
-    /// prepared nothing before.
-    pub(crate) fn schema_changes(&mut self) {
+    /// Has to be called before a change of the schema. All older connections are closed at their checkin, except for
+    /// this one if it has prepared no statement yet.
+    pub(crate) fn note_schema_change(&mut self) {
         let prepared_nothing = self.pool.storage.options.on_connect.is_none();
         let managed = self.managed();
         if let Some(pinned) = managed.pinned() {
-            pinned.schema_changes();
+            pinned.note_schema_change();
         }
-        // Migrations are anybody's SQL.
-        managed.marked = true;
+        // A migration can run any SQL.
+        managed.marked_dirty = true;
         managed.schema.change(managed.unused && prepared_nothing);
     }
 
@@ -249,14 +251,15 @@ impl<C: SessionConnection> PooledConnection<Connections<C>> {
         &self.pool
     }
 
-    /// Whether this process is not the one that took it: then nothing may be sent on it.
+    /// Whether another process, the parent of a fork, has checked out this connection. This process must not send
+    /// anything on it.
     pub(crate) fn is_inherited(&self) -> bool {
         self.pool.storage.is_inherited()
     }
 
-    /// The scope's time ends then.
-    pub(crate) fn returns_by(&mut self, end: Instant) {
-        self.until = Some(end);
+    /// Sets the deadline of the scope for the checkin.
+    pub(crate) fn set_checkin_deadline(&mut self, end: Instant) {
+        self.checkin_deadline = Some(end);
     }
 }
 

@@ -1,4 +1,4 @@
-//! What callers that get no connection are told.
+//! The errors of callers that get no connection.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn a_connect_timeout_tells_the_callers_own_wait() {
     let first = refused();
     let Error::ConnectTimeout { waited, connecting: None, .. } = first else { panic!("{first}") };
     assert!((PATIENCE..2 * PATIENCE).contains(&waited), "{first}");
-    // It waits for the same connect.
+    // The second call waits for the connect that the first call has started.
     let second = refused();
     let Error::ConnectTimeout { waited, connecting: Some(age), .. } = second else { panic!("{second}") };
     assert!((PATIENCE..2 * PATIENCE).contains(&waited), "{second}");

@@ -1,14 +1,16 @@
-//! How many connections several pools may have together, and which of them closes one for another.
+//! The limit on the connections that several pools have together, and the eviction of an idle connection of one pool
+//! for another.
 //!
-//! Each database server has a [`ConnectionLimit`] without a number, because only the server knows its limit. A `Database` with
-//! `max_connections` has one with a number. An open connection holds a [`LimitPermit`] of each until it is closed. A pool without a
-//! permit queues, in the order in which its callers began to wait. An idle connection is evicted for it: one of the least recently
-//! used pool. A connection that is checked out is never evicted.
+//! Each database server has a [`ConnectionLimit`] without a number, because only the server knows its limit. A
+//! `Database` with `max_connections` has a limit with a number. An open connection holds a [`LimitPermit`] of each
+//! limit until it is closed. A pool that gets no permit joins the queue, in the order in which the callers began to
+//! wait. The limit then evicts an idle connection of the least recently used pool. A connection that is checked out is
+//! never evicted.
 //!
-//! No wake-up is lost: a pool queues before it looks for an idle connection, and a connection that is checked in is idle before
-//! its holder looks at the queue.
+//! No wake-up is lost: a pool joins the queue before it looks for an idle connection, and a checkin makes the
+//! connection idle before it looks at the queue.
 //!
-//! Lock order: `residents`, the state of a pool, `state`.
+//! Lock order: `pools`, then the state of a pool, then `state`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -17,62 +19,63 @@ use std::time::Duration;
 use crate::error::{Holder, Holders};
 use crate::sync::{AtomicUsize, Instant, Mutex, Ordering, ThreadId};
 
-/// A pool, as the pools see it that share a limit with it.
-pub(crate) trait Resident: Send + Sync {
-    /// When the pool last checked out a connection. `None` if it has no idle connection to evict.
+/// A pool as seen by the other pools under the same limit.
+pub(crate) trait EvictablePool: Send + Sync {
+    /// The time of the last checkout. `None` if the pool has no idle connection to evict.
     fn idle_since(&self) -> Option<Instant>;
 
-    /// Closes an idle connection. `false` if there is none any more.
+    /// Closes an idle connection. Returns `false` if there is none any more.
     fn evict(self: Arc<Self>) -> bool;
 
-    /// A permit has become free for which this pool has queued.
-    fn granted(&self, permit: LimitPermit);
+    /// Hands over a permit for which this pool is in the queue.
+    fn accept_permit(&self, permit: LimitPermit);
 
-    /// The rows that an idle connection answers. `None` if there is no idle connection, or no answer within `patience`.
-    fn ask(&self, question: &str, patience: Duration) -> Option<Vec<String>>;
+    /// The rows of `sql` on an idle connection. `None` if no connection is idle, or if it has not answered within
+    /// `timeout`.
+    fn query_idle(&self, sql: &str, timeout: Duration) -> Option<Vec<String>>;
 
-    /// The holders of its connections.
+    /// The holders of the connections.
     fn holders(&self) -> Holders;
 
-    /// The number of its open connections.
+    /// The number of open connections.
     fn open(&self) -> usize;
 
-    /// The threads that hold its connections. `None` if one of its connections is idle or on its way.
+    /// The threads that hold the connections. `None` if a connection is idle or a connect is running.
     fn holding_threads(&self) -> Option<Vec<ThreadId>>;
 
-    /// The server's numbers of its connections, with their holders.
+    /// The session ids of the open connections on the server, with the holders of the connections.
     fn sessions(&self) -> Vec<(u64, Option<Holder>)>;
 
-    /// Whether it has no connection and makes none.
+    /// Whether the pool has no connection and no running connect.
     fn is_empty(&self) -> bool;
 }
 
-/// The connections that several pools may have together.
+/// A limit on the connections that several pools have together.
 pub(crate) struct ConnectionLimit {
-    /// `None`: only the server knows.
+    /// `None` if only the server knows the limit.
     limit: Option<usize>,
-    state: Mutex<State>,
+    state: Mutex<LimitState>,
     /// The length of the queue.
     queued: AtomicUsize,
-    /// The pools with an open connection, by their numbers.
-    residents: Mutex<BTreeMap<u64, Weak<dyn Resident>>>,
+    /// The pools that have or open a connection, by their numbers.
+    pools: Mutex<BTreeMap<u64, Weak<dyn EvictablePool>>>,
 }
 
 #[derive(Default)]
-struct State {
+struct LimitState {
     taken: usize,
-    /// Connections that are being closed for pools in the queue.
+    /// The number of connections that are being closed for pools in the queue.
     evicting: usize,
-    queue: VecDeque<Queued>,
+    queue: VecDeque<QueuedPool>,
 }
 
-struct Queued {
-    pool: u64,
+struct QueuedPool {
+    number: u64,
     since: Instant,
-    resident: Weak<dyn Resident>,
+    pool: Weak<dyn EvictablePool>,
 }
 
-/// The right to one open connection. Drop frees it.
+/// A permit for one open connection. Drop releases it.
 pub(crate) struct LimitPermit(Option<Arc<ConnectionLimit>>);
 
 impl LimitPermit {
@@ -80,8 +83,8 @@ impl LimitPermit {
         self.0.as_ref().is_some_and(|mine| Arc::ptr_eq(mine, limit))
     }
 
-    /// Whether somebody waits for it, or the number of permits is limited.
-    pub(crate) fn is_wanted(&self) -> bool {
+    /// Whether a pool waits for a permit, or the number of permits is limited.
+    pub(crate) fn is_contended(&self) -> bool {
         self.0.as_ref().is_some_and(|limit| limit.limit.is_some() || limit.has_queue())
     }
 }
@@ -100,50 +103,51 @@ impl std::fmt::Debug for ConnectionLimit {
 
 impl ConnectionLimit {
     pub(crate) fn new(limit: Option<usize>) -> Self {
-        Self { limit, state: Mutex::default(), queued: AtomicUsize::new(0), residents: Mutex::default() }
+        Self { limit, state: Mutex::default(), queued: AtomicUsize::new(0), pools: Mutex::default() }
     }
 
     pub(crate) fn limit(&self) -> Option<usize> {
         self.limit
     }
 
-    /// Open connections, and those that are being made.
+    /// The number of permits of open connections and running connects.
     pub(crate) fn taken(&self) -> usize {
         self.state.lock().taken
     }
 
-    /// A permit, if one is free and nobody waits for it. Otherwise the pool queues, as of `since`.
-    pub(crate) fn take(
+    /// Acquires a permit if one is free and the queue is empty. Otherwise the pool joins the queue at the position of
+    /// `since`.
+    pub(crate) fn acquire_or_enqueue(
         self: &Arc<Self>,
-        pool: u64,
+        number: u64,
         since: Instant,
-        resident: &Weak<dyn Resident>,
+        pool: &Weak<dyn EvictablePool>,
     ) -> Option<LimitPermit> {
         let mut state = self.state.lock();
         if self.limit.is_none_or(|limit| state.taken < limit && state.queue.is_empty()) {
             state.taken += 1;
             return Some(LimitPermit(Some(Arc::clone(self))));
         }
-        self.queue_in(&mut state, pool, since, resident);
+        self.enqueue_locked(&mut state, number, since, pool);
         None
     }
 
-    /// Queues for the next connection that is closed: the server has refused one more.
-    pub(crate) fn queue(&self, pool: u64, since: Instant, resident: &Weak<dyn Resident>) {
-        self.queue_in(&mut self.state.lock(), pool, since, resident);
+    /// Joins the queue for the next permit that is released, because the server has refused another session.
+    pub(crate) fn enqueue(&self, number: u64, since: Instant, pool: &Weak<dyn EvictablePool>) {
+        self.enqueue_locked(&mut self.state.lock(), number, since, pool);
     }
 
-    fn queue_in(&self, state: &mut State, pool: u64, since: Instant, resident: &Weak<dyn Resident>) {
-        let place = state.queue.partition_point(|other| other.since <= since);
-        state.queue.insert(place, Queued { pool, since, resident: Weak::clone(resident) });
+    fn enqueue_locked(&self, state: &mut LimitState, number: u64, since: Instant, pool: &Weak<dyn EvictablePool>) {
+        let position = state.queue.partition_point(|other| other.since <= since);
+        state.queue.insert(position, QueuedPool { number, since, pool: Weak::clone(pool) });
         self.queued.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Takes a pool out of the queue.
-    pub(crate) fn leave_queue(&self, pool: u64) {
+    /// Removes a pool from the queue.
+    pub(crate) fn leave_queue(&self, number: u64) {
         let mut state = self.state.lock();
         let before = state.queue.len();
-        state.queue.retain(|queued| queued.pool != pool);
+        state.queue.retain(|queued| queued.number != number);
         self.queued.fetch_sub(before - state.queue.len(), Ordering::SeqCst);
     }
 
@@ -153,22 +157,22 @@ impl ConnectionLimit {
         self.queued.load(Ordering::SeqCst) > 0
     }
 
-    /// Whether another pool is in the queue whose caller waits for longer than `since`.
-    pub(crate) fn prefers_another(&self, pool: u64, since: Option<Instant>) -> bool {
+    /// Whether the first pool in the queue is another one whose caller has waited since before `since`.
+    pub(crate) fn prefers_another(&self, number: u64, since: Option<Instant>) -> bool {
         let state = self.state.lock();
-        state.queue.front().is_some_and(|first| first.pool != pool && since.is_none_or(|since| first.since < since))
+        state.queue.front().is_some_and(|first| first.number != number && since.is_none_or(|since| first.since < since))
     }
 
-    /// Evicts one idle connection for each pool in the queue, as far as there are idle connections. A pool evicts none of its own: its
-    /// waiter has been called for it.
-    pub(crate) fn make_room(&self) {
+    /// Evicts one idle connection for each pool in the queue, as long as there are idle connections. A pool never
+    /// evicts a connection of its own, because its first waiter is notified of it.
+    pub(crate) fn evict_for_queue(&self) {
         loop {
             let queued: Vec<u64> = {
                 let state = self.state.lock();
-                state.queue.iter().skip(state.evicting).map(|queued| queued.pool).collect()
+                state.queue.iter().skip(state.evicting).map(|queued| queued.number).collect()
             };
-            let idle = queued.into_iter().find_map(|pool| self.least_recently_used(pool));
-            let Some((_, resident)) = idle else { return };
+            let idle = queued.into_iter().find_map(|number| self.least_recently_used(number));
+            let Some((_, pool)) = idle else { return };
             {
                 let mut state = self.state.lock();
                 if state.queue.len() <= state.evicting {
@@ -176,63 +180,65 @@ impl ConnectionLimit {
                 }
                 state.evicting += 1;
             }
-            resident.evict();
+            pool.evict();
             self.state.lock().evicting -= 1;
         }
     }
 
-    /// The least recently used pool that has an idle connection, except for the pool of that number.
-    pub(crate) fn least_recently_used(&self, except: u64) -> Option<(Instant, Arc<dyn Resident>)> {
-        let others = self.residents().into_iter().filter(|(number, _)| *number != except);
-        let idle = others.filter_map(|(_, resident)| Some((resident.idle_since()?, resident)));
+    /// The least recently used pool with an idle connection, except for the pool with the number `except`.
+    pub(crate) fn least_recently_used(&self, except: u64) -> Option<(Instant, Arc<dyn EvictablePool>)> {
+        let others = self.pools().into_iter().filter(|(number, _)| *number != except);
+        let idle = others.filter_map(|(_, pool)| Some((pool.idle_since()?, pool)));
         idle.min_by_key(|(since, _)| *since)
     }
 
-    /// The pools with an open connection.
-    pub(crate) fn residents(&self) -> Vec<(u64, Arc<dyn Resident>)> {
-        let residents = self.residents.lock();
-        residents.iter().filter_map(|(number, resident)| Some((*number, resident.upgrade()?))).collect()
+    /// The pools that have or open a connection.
+    pub(crate) fn pools(&self) -> Vec<(u64, Arc<dyn EvictablePool>)> {
+        let pools = self.pools.lock();
+        pools.iter().filter_map(|(number, pool)| Some((*number, pool.upgrade()?))).collect()
     }
 
-    pub(crate) fn enter(&self, number: u64, resident: &Weak<dyn Resident>) {
-        self.residents.lock().entry(number).or_insert_with(|| Weak::clone(resident));
+    pub(crate) fn register(&self, number: u64, pool: &Weak<dyn EvictablePool>) {
+        self.pools.lock().entry(number).or_insert_with(|| Weak::clone(pool));
     }
 
-    /// Forgets a pool that is empty. That is asked under the lock of [`enter`](Self::enter), which a pool calls before it connects.
-    pub(crate) fn leave(&self, number: u64) {
-        let mut residents = self.residents.lock();
-        let resident = residents.get(&number).map(Weak::upgrade);
-        if resident.as_ref().is_some_and(|resident| resident.as_ref().is_none_or(|resident| resident.is_empty())) {
-            residents.remove(&number);
+    /// Removes a pool if it is empty. The check runs under the lock of [`register`](Self::register), which a pool
+    /// calls before it connects.
+    pub(crate) fn unregister_if_empty(&self, number: u64) {
+        let mut pools = self.pools.lock();
+        let pool = pools.get(&number).map(Weak::upgrade);
+        if pool.as_ref().is_some_and(|pool| pool.as_ref().is_none_or(|pool| pool.is_empty())) {
+            pools.remove(&number);
         }
-        drop(residents);
-        // Without the lock: this may be the last reference to the pool.
-        drop(resident);
+        drop(pools);
+        // Not under the lock, because this may be the last reference to the pool.
+        drop(pool);
     }
 
-    /// The holders of the connections of all its pools.
+    /// The holders of the connections of all pools under this limit.
     pub(crate) fn holders(&self) -> Holders {
-        let mut holders: Vec<_> = self.residents().into_iter().flat_map(|(_, resident)| resident.holders().0).collect();
+        let mut holders: Vec<_> = self.pools().into_iter().flat_map(|(_, pool)| pool.holders().0).collect();
         holders.sort_by_key(|holder| holder.since);
         Holders(holders)
     }
 
-    /// The threads that hold all of its connections. `None` if a permit is free or on its way, or a connection is idle.
+    /// The threads that hold all of these connections. `None` if a permit is free, a connect is running, or a
+    /// connection is idle.
     pub(crate) fn holding_threads(&self) -> Option<Vec<ThreadId>> {
         let taken = self.taken();
         if self.limit.is_none_or(|limit| taken < limit) {
             return None;
         }
         let mut threads = Vec::new();
-        for (_, resident) in self.residents() {
-            threads.extend(resident.holding_threads()?);
+        for (_, pool) in self.pools() {
+            threads.extend(pool.holding_threads()?);
         }
-        // One thread may hold several.
+        // A thread may hold several connections.
         (taken <= threads.len()).then_some(threads)
     }
 
-    /// A connection was closed, or not made.
-    fn free(self: &Arc<Self>) {
+    /// A connection was closed, or a connect has failed.
+    fn release(self: &Arc<Self>) {
         let mut state = self.state.lock();
         state.taken -= 1;
         let first = match self.limit {
@@ -244,8 +250,8 @@ impl ConnectionLimit {
         state.taken += 1;
         drop(state);
         let permit = LimitPermit(Some(Arc::clone(self)));
-        if let Some(resident) = first.resident.upgrade() {
-            resident.granted(permit);
+        if let Some(pool) = first.pool.upgrade() {
+            pool.accept_permit(permit);
         }
     }
 }
@@ -253,7 +259,7 @@ impl ConnectionLimit {
 impl Drop for LimitPermit {
     fn drop(&mut self) {
         if let Some(limit) = self.0.take() {
-            limit.free();
+            limit.release();
         }
     }
 }

@@ -1,21 +1,21 @@
-//! The connections of one application: r2d2's pool, and the parts that make and close its connections.
+//! The [`Storage`] of an application's pool: r2d2's pool, and the code that opens and closes its connections.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use super::call_deadline::{CallDeadline, GRACE};
 use super::connection_limit::LimitPermit;
-use super::managed::{Managed, Sessions};
+use super::managed::{Managed, OpenSessions};
 use super::manager::{ConnectFailure, Manager, with_jitter};
 use super::options::PoolOptions;
 use super::schema_version::SchemaVersion;
 use super::server::Server;
-use super::socket::Ending;
+use super::socket::ServerClose;
 use super::storage::{Remedy, Storage};
 use super::thread::PoolThread;
-use super::watchdog::{GRACE, Watched};
-use super::writers::{self, Writers};
+use super::writer_queue::{self, WriterQueue};
 use super::{AppPool, PoolOwner};
 use crate::config::Reset;
 use crate::connection::SessionConnection;
@@ -24,11 +24,13 @@ use crate::kind::DatabaseKind;
 use crate::panic::catch_panic;
 use crate::process::Process;
 
-/// The pause before another attempt after a failed connect. It doubles with each failure, up to the second.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(150));
+/// The pause before another attempt after a failed connect: it starts with the first value, doubles with each failure,
+/// and is at most the second value.
+const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(150));
 
-/// How long a closed connection is waited for until the server has closed it too. A server that runs needs some milliseconds.
-const ENDING: Duration = Duration::from_millis(100);
+/// The time to wait until the server has ended the session of a closed connection. A running server needs a few
+/// milliseconds.
+const SERVER_CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The connections of one application.
 pub(crate) struct Connections<C: SessionConnection> {
@@ -37,26 +39,26 @@ pub(crate) struct Connections<C: SessionConnection> {
     pub(super) server: Arc<Server>,
     pub(super) owner: Weak<dyn PoolOwner>,
     pub(super) pool: Weak<AppPool<C>>,
-    /// The process that made it, and that alone may touch its connections.
+    /// The process that created the connections. No other process may use them.
     process: Process,
     #[cfg(feature = "testing")]
     pub(super) url: Arc<str>,
     pub(super) anchor: Arc<Mutex<Option<C>>>,
     permits: Arc<Mutex<VecDeque<Vec<LimitPermit>>>>,
-    sessions: Arc<Sessions>,
-    /// The queue of the writers, where the database has one writer at a time.
-    pub(super) writers: Option<Arc<Writers>>,
+    sessions: Arc<OpenSessions>,
+    /// The queue of writers, if the database allows one writer at a time.
+    pub(super) writers: Option<Arc<WriterQueue>>,
     pub(super) closings: AtomicUsize,
-    /// A look at the age of the idle connections is scheduled.
-    pub(super) ageing: AtomicBool,
-    /// A look at the holders is scheduled.
-    pub(super) watching: AtomicBool,
-    // After r2d2, whose thread it is.
+    /// Whether a check of the age of the idle connections is scheduled.
+    pub(super) age_check_scheduled: AtomicBool,
+    /// Whether a check for overdue holders is scheduled.
+    pub(super) leak_check_scheduled: AtomicBool,
+    // Dropped after `r2d2`, which uses the thread.
     thread: PoolThread,
 }
 
 impl<C: SessionConnection> Connections<C> {
-    /// Opens nothing.
+    /// Opens no connection yet.
     pub(super) fn new(
         options: Arc<PoolOptions<C>>,
         owner: Weak<dyn PoolOwner>,
@@ -78,7 +80,7 @@ impl<C: SessionConnection> Connections<C> {
             anchor: Arc::clone(&anchor),
             permits: Arc::clone(&permits),
             sessions: Arc::clone(&sessions),
-            busy: thread.busy(),
+            connects_running: thread.connects_running(),
             version: SchemaVersion::of(target),
         };
         let r2d2 = r2d2::Pool::builder()
@@ -90,7 +92,7 @@ impl<C: SessionConnection> Connections<C> {
             .error_handler(Box::new(r2d2::NopErrorHandler))
             .thread_pool(Arc::clone(thread.scheduler()))
             .build_unchecked(manager);
-        let writers = target.kind.has_one_writer().then(|| writers::of(target));
+        let writers = target.kind.has_one_writer().then(|| writer_queue::of(target));
         Self {
             r2d2,
             server,
@@ -104,8 +106,8 @@ impl<C: SessionConnection> Connections<C> {
             sessions,
             writers,
             closings: AtomicUsize::new(0),
-            ageing: AtomicBool::new(false),
-            watching: AtomicBool::new(false),
+            age_check_scheduled: AtomicBool::new(false),
+            leak_check_scheduled: AtomicBool::new(false),
             thread,
             options,
         }
@@ -115,19 +117,19 @@ impl<C: SessionConnection> Connections<C> {
         self.options.target.kind
     }
 
-    /// The time for a driver call at a checkin.
-    pub(super) fn end(&self, until: Option<Instant>) -> Instant {
+    /// The deadline of a driver call at a checkin.
+    pub(super) fn call_deadline(&self, deadline: Option<Instant>) -> Instant {
         let now = Instant::now();
         let end = now + self.options.config.connect_timeout;
-        until.map_or(end, |until| end.min(until.max(now) + GRACE))
+        deadline.map_or(end, |deadline| end.min(deadline.max(now) + GRACE))
     }
 
-    /// Whether a driver call has a deadline: it is cut through the socket, which may not be known.
+    /// Whether a deadline can end a driver call. This needs the socket, which may be unknown.
     pub(super) fn can_be_cut(&self, managed: &Managed<C>) -> bool {
         !self.kind().can_go_stale() || managed.socket.is_some()
     }
 
-    /// Makes a driver call that is cut at `end`. `None` if it was cut.
+    /// Runs a driver call that is cut at `end`. Returns `None` if it was cut.
     pub(super) fn call<T>(
         &self,
         managed: &mut Managed<C>,
@@ -135,12 +137,12 @@ impl<C: SessionConnection> Connections<C> {
         what: &str,
         call: impl FnOnce(&mut Managed<C>) -> T,
     ) -> Option<T> {
-        let watched = managed.socket.map(|socket| Watched::begin(socket, end));
+        let call_deadline = managed.socket.map(|socket| CallDeadline::begin(socket, end));
         let answer = call(managed);
-        if watched.is_none_or(|watched| !watched.was_cut()) {
+        if call_deadline.is_none_or(|call_deadline| !call_deadline.was_cut()) {
             return Some(answer);
         }
-        managed.doomed = true;
+        managed.closes_at_checkin = true;
         let (app, server) = (&self.options.app, &self.options.target.shown);
         crate::wording::log_line!(
             warn,
@@ -151,10 +153,10 @@ impl<C: SessionConnection> Connections<C> {
     }
 }
 
-/// The connection is live: a failure is never checked out.
+/// The managed connection of a checkout. Admission never checks out a failed connect.
 #[inline]
-pub(super) fn managed<C: SessionConnection>(stored: &mut r2d2::PooledConnection<Manager<C>>) -> &mut Managed<C> {
-    match &mut **stored {
+pub(super) fn managed<C: SessionConnection>(pooled: &mut r2d2::PooledConnection<Manager<C>>) -> &mut Managed<C> {
+    match &mut **pooled {
         Ok(managed) => managed,
         Err(_) => unreachable!("a failed connect was checked out"),
     }
@@ -166,15 +168,15 @@ impl<C: SessionConnection> Storage for Connections<C> {
     type Closing = Closing;
 
     fn try_get(&self) -> Option<Self::Conn> {
-        let mut stored = Box::new(self.r2d2.try_get()?);
-        if let Ok(managed) = &mut **stored {
-            managed.is_kept = false;
+        let mut pooled = Box::new(self.r2d2.try_get()?);
+        if let Ok(managed) = &mut **pooled {
+            managed.kept_by_r2d2 = false;
         }
-        Some(stored)
+        Some(pooled)
     }
 
     fn put(&self, mut conn: Self::Conn) {
-        managed(&mut conn).is_kept = true;
+        managed(&mut conn).kept_by_r2d2 = true;
     }
 
     fn idle(&self) -> usize {
@@ -186,16 +188,16 @@ impl<C: SessionConnection> Storage for Connections<C> {
     }
 
     fn connect(&self, permits: Vec<LimitPermit>, connected: impl FnOnce() + Send + 'static) {
-        self.age();
+        self.schedule_age_check();
         self.permits.lock().unwrap_or_else(PoisonError::into_inner).push_back(permits);
-        // Nothing is idle, so r2d2 begins to connect, and nobody waits for it here.
+        // No connection is idle, so r2d2 starts a connect. The timeout of zero keeps this thread from waiting for it.
         if let Ok(mut made) = self.r2d2.get_timeout(Duration::ZERO)
             && let Ok(managed) = &mut *made
         {
-            // It was faster than expected.
-            managed.is_kept = true;
+            // The connect has finished before the call returned.
+            managed.kept_by_r2d2 = true;
         }
-        // Due later than r2d2's connect, on the same thread: r2d2 has the outcome by then.
+        // This job is due after r2d2's connect on the same thread, so r2d2 has the outcome before it runs.
         self.thread.scheduler().execute_after(Duration::from_nanos(1), connected);
     }
 
@@ -216,10 +218,10 @@ impl<C: SessionConnection> Storage for Connections<C> {
     }
 
     fn remedy(&self, failure: &Box<ConnectFailure>, failures: u32) -> Remedy {
-        let pause = with_jitter((PAUSES.0 * 2_u32.saturating_pow(failures.min(8))).min(PAUSES.1));
+        let pause = with_jitter((RETRY_PAUSES.0 * 2_u32.saturating_pow(failures.min(8))).min(RETRY_PAUSES.1));
         match failure.kind {
             ConnectErrorKind::ServerFull => Remedy::Evict(pause),
-            // A file is locked, or the server does not accept connections yet.
+            // Another process has locked a file, or the server does not accept connections yet.
             ConnectErrorKind::Starting => Remedy::Retry(pause),
             ConnectErrorKind::Unreachable if failure.was_reached && self.kind().can_go_stale() => Remedy::Retry(pause),
             _ => Remedy::Fail,
@@ -232,7 +234,7 @@ impl<C: SessionConnection> Storage for Connections<C> {
         }
     }
 
-    fn keep_in_bounds(&self, pool: u64) {
+    fn evict_above_threshold(&self, pool: u64) {
         if self.server.limit().taken() >= self.kind().eviction_threshold(self.server.capacity())
             && let Some((_, other)) = self.server.limit().least_recently_used(pool)
         {
@@ -242,11 +244,11 @@ impl<C: SessionConnection> Storage for Connections<C> {
         }
     }
 
-    fn let_go(&self, pool: u64) -> impl FnOnce() + 'static {
+    fn drop_if_empty(&self, pool: u64) -> impl FnOnce() + 'static {
         let owner = self.owner.upgrade();
         move || {
             if let Some(owner) = owner {
-                owner.let_go(pool);
+                owner.drop_if_empty(pool);
             }
         }
     }
@@ -263,19 +265,20 @@ impl<C: SessionConnection> Storage for Connections<C> {
         !self.process.is_this()
     }
 
-    /// A test's one connection is never closed: the server would not get its slot back.
+    /// The one connection of a test stays open until the test ends, so eviction would not free a session on the
+    /// server.
     fn is_evictable(&self) -> bool {
         self.options.pinned.is_none()
     }
 
-    fn ask(&self, conn: &mut Self::Conn, question: &str, patience: Duration) -> Option<Vec<String>> {
+    fn query(&self, conn: &mut Self::Conn, sql: &str, timeout: Duration) -> Option<Vec<String>> {
         let managed = managed(conn);
         if !self.can_be_cut(managed) {
             return None;
         }
-        let end = Instant::now() + patience;
+        let end = Instant::now() + timeout;
         let answer = self.call(managed, end, "did not answer in time", |managed| {
-            let answer = managed.conn_mut().texts(question);
+            let answer = managed.conn_mut().texts(sql);
             managed.observer.take();
             answer
         });
@@ -286,50 +289,54 @@ impl<C: SessionConnection> Storage for Connections<C> {
         managed(conn).may_stay(now, self.options.config.idle_timeout)
     }
 
-    fn reset(&self, conn: &mut Self::Conn, until: Option<Instant>) -> bool {
+    fn reset(&self, conn: &mut Self::Conn, deadline: Option<Instant>) -> bool {
         let managed = managed(conn);
         (managed.was_used, managed.unused) = (true, false);
         if managed.lost {
             self.server.suspect();
         }
-        if managed.doomed || managed.retired || !managed.schema.is_current() || managed.conn_mut().is_broken() {
+        if managed.closes_at_checkin
+            || managed.retired
+            || !managed.schema.is_current()
+            || managed.conn_mut().is_broken()
+        {
             return false;
         }
-        self.age();
+        self.schedule_age_check();
         let due = match self.options.config.reset {
             Reset::WhenLent => managed.may_have_leftovers(),
             Reset::Always => true,
             Reset::Never => false,
         };
-        let is_ready = || self.make_ready(managed, due, until);
+        let is_ready = || self.reset_and_run_on_checkin(managed, due, deadline);
         !due && self.options.on_checkin.is_none() || catch_panic("the reset of a connection", is_ready).unwrap_or(false)
     }
 
-    fn close(&self, mut conn: Self::Conn, until: Option<Instant>, is_awaited: bool) -> Closing {
+    fn close(&self, mut conn: Self::Conn, deadline: Option<Instant>, waits_for_server: bool) -> Closing {
         let managed = managed(&mut conn);
         let permits = std::mem::take(&mut managed.permits);
         let socket = managed.socket.filter(|_| managed.pinned().is_none());
-        let end = self.end(until);
-        let is_awaited = is_awaited || permits.iter().any(LimitPermit::is_wanted);
-        let ending = socket.filter(|_| is_awaited).and_then(|socket| socket.ending());
-        let watched = socket.map(|socket| Watched::begin(socket, end));
+        let end = self.call_deadline(deadline);
+        let waits_for_server = waits_for_server || permits.iter().any(LimitPermit::is_contended);
+        let server_close = socket.filter(|_| waits_for_server).and_then(|socket| socket.server_close());
+        let call_deadline = socket.map(|socket| CallDeadline::begin(socket, end));
         catch_panic("the end of a connection", || drop(conn));
-        drop(watched);
+        drop(call_deadline);
         self.closings.fetch_add(1, Ordering::AcqRel);
         crate::wording::log_line!(debug, "diesel_session::pool", "app `{}` has closed a connection", self.options.app);
-        Closing { ending, end: end.min(Instant::now() + ENDING), _permits: permits }
+        Closing { server_close, end: end.min(Instant::now() + SERVER_CLOSE_TIMEOUT), _permits: permits }
     }
 
-    fn finish(&self, closing: Closing) {
-        if let Some(ending) = &closing.ending {
-            ending.wait(closing.end);
+    fn finish_closing(&self, closing: Closing) {
+        if let Some(server_close) = &closing.server_close {
+            server_close.wait(closing.end);
         }
     }
 }
 
-/// A closed connection whose session the server may still count, with the permits that are freed afterwards.
+/// A closed connection whose session may still exist on the server, with the permits that are released afterwards.
 pub(crate) struct Closing {
-    ending: Option<Ending>,
+    server_close: Option<ServerClose>,
     end: Instant,
     _permits: Vec<LimitPermit>,
 }

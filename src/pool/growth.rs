@@ -1,37 +1,39 @@
-//! How a pool gets one more connection while callers wait: permits of the limits, then a connect, then a remedy if that has failed.
+//! The growth of a pool by one connection while callers wait: acquire the permits of the limits, then connect, then
+//! recover if the connect has failed.
 //!
-//! A pool grows by one connection at a time, as one thread connects for it. Nobody waits for the growth itself: each step ends with
-//! an event that begins the next one, and the callers wait in the queue of the pool for whatever comes first.
+//! A pool grows by one connection at a time, because one thread connects for it. No thread waits for the growth
+//! itself: each step ends with an event that starts the next step, and the callers wait in the queue of the pool.
 //!
-//! Invariant: while callers wait, no connection is idle and not all slots are taken, the growth is not `None`.
+//! Invariant: while callers wait, no connection is idle and fewer than `max_size` connections are in use, the growth
+//! is not `None`.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::admission::{Pool, State};
-use super::connection_limit::{LimitPermit, Resident};
+use super::admission::{Pool, PoolState};
+use super::connection_limit::{EvictablePool, LimitPermit};
 use super::storage::{Remedy, Storage};
 use crate::error::{Holder, Holders};
 use crate::sync::{Instant, MutexGuard, ThreadId};
 
-/// How far a pool is on its way to one more connection.
+/// The progress of a pool towards one more connection.
 #[derive(Debug)]
 pub(super) enum Growth {
     None,
-    /// It has these permits and waits for the next.
+    /// The pool has these permits and waits for the next one.
     Queued(Vec<LimitPermit>),
     Connecting(Instant),
-    /// It tries again after a pause, or when another pool closes a connection.
+    /// The pool makes another attempt after a pause, or when a permit is released.
     Pausing,
 }
 
 impl<S: Storage> Pool<S> {
-    fn resident(&self) -> Weak<dyn Resident> {
-        Weak::clone(&self.myself) as Weak<dyn Resident>
+    fn as_evictable(&self) -> Weak<dyn EvictablePool> {
+        Weak::clone(&self.weak_self) as Weak<dyn EvictablePool>
     }
 
-    /// Begins to grow if callers wait for a connection that is not on its way. Stops if nobody waits any more.
-    pub(super) fn grow(&self, mut state: MutexGuard<'_, State<S>>) {
+    /// Starts to grow if callers wait and no connection is idle. Stops the growth if no caller waits any more.
+    pub(super) fn grow(&self, mut state: MutexGuard<'_, PoolState<S>>) {
         if state.waiters.is_empty() {
             return self.stop_growing(&mut state);
         }
@@ -41,14 +43,14 @@ impl<S: Storage> Pool<S> {
         }
         state.growth = Growth::Queued(Vec::new());
         drop(state);
-        // The others have to know of the pool before it opens anything.
-        let resident = self.resident();
-        self.limits.iter().for_each(|limit| limit.enter(self.number, &resident));
-        self.storage.keep_in_bounds(self.number);
+        // The limits have to know the pool before it opens a connection.
+        let evictable = self.as_evictable();
+        self.limits.iter().for_each(|limit| limit.register(self.number, &evictable));
+        self.storage.evict_above_threshold(self.number);
         self.take_permits();
     }
 
-    /// Takes the permits that are still missing, and connects with all of them.
+    /// Acquires the missing permits and then connects.
     fn take_permits(&self) {
         let mut state = self.state.lock();
         loop {
@@ -57,28 +59,28 @@ impl<S: Storage> Pool<S> {
             let (Some(limit), Some(since)) = (self.limits.get(permits.len()), since) else {
                 return self.connect(state);
             };
-            match limit.take(self.number, since, &self.resident()) {
+            match limit.acquire_or_enqueue(self.number, since, &self.as_evictable()) {
                 Some(permit) => permits.push(permit),
                 None => {
                     let limit = Arc::clone(limit);
                     drop(state);
-                    return self.storage.run_closing(move || limit.make_room());
+                    return self.storage.run_closing(move || limit.evict_for_queue());
                 }
             }
         }
     }
 
-    /// Has the storage connect, unless nobody waits for it any more.
-    fn connect(&self, mut state: MutexGuard<'_, State<S>>) {
+    /// Starts a connect, unless no caller needs the connection any more.
+    fn connect(&self, mut state: MutexGuard<'_, PoolState<S>>) {
         let Growth::Queued(permits) = std::mem::replace(&mut state.growth, Growth::None) else { return };
         let wanted = !state.closed && !state.waiters.is_empty() && state.in_use < self.max_size;
         let idle = if wanted { self.take_idle(&mut state) } else { None };
         if let Some(conn) = idle {
             let served = state.hand_off(conn);
-            self.settle(state, Some(served));
+            self.after_change(state, Some(served));
         } else if wanted {
             state.growth = Growth::Connecting(Instant::now());
-            let pool = Weak::clone(&self.myself);
+            let pool = Weak::clone(&self.weak_self);
             return self.storage.connect(permits, move || {
                 if let Some(pool) = pool.upgrade() {
                     pool.connected();
@@ -87,12 +89,12 @@ impl<S: Storage> Pool<S> {
         } else {
             drop(state);
         }
-        // Without the lock: another pool may be waiting for them.
+        // Not under the lock, because another pool may wait for the permits.
         drop(permits);
-        self.leave_if_empty();
+        self.unregister_if_empty();
     }
 
-    /// The outcome of a connect is in the storage.
+    /// Called when the storage has the outcome of a connect.
     fn connected(self: &Arc<Self>) {
         let mut state = self.state.lock();
         if state.closed {
@@ -102,13 +104,13 @@ impl<S: Storage> Pool<S> {
         }
         let conn = self.take_idle(&mut state);
         if conn.is_some() {
-            // Its caller may have left: then it is idle, and can be evicted.
-            state.latest.get_or_insert_with(Instant::now);
+            // The caller may have left. Then the connection becomes idle and can be evicted.
+            state.last_checkout.get_or_insert_with(Instant::now);
         }
         state.growth = Growth::None;
-        match state.unannounced.take() {
+        match state.unreported_failure.take() {
             Some(failure) => self.connect_failed(&mut state, failure),
-            None => state.failure = None,
+            None => state.last_failure = None,
         }
         let served = match conn {
             Some(conn) if !state.waiters.is_empty() && !state.closed => Some(state.hand_off(conn)),
@@ -118,36 +120,36 @@ impl<S: Storage> Pool<S> {
             }
             None => None,
         };
-        self.settle(state, served);
-        self.leave_if_empty();
-        self.serve_others();
+        self.after_change(state, served);
+        self.unregister_if_empty();
+        self.evict_for_other_pools();
     }
 
-    /// Finds a remedy for a failure, or tells it to those that wait.
-    fn connect_failed(&self, state: &mut State<S>, failure: S::Failure) {
-        let failures = state.failure.take().map_or(0, |(_, failures)| failures);
+    /// Recovers from a failure, or reports it to the waiters.
+    fn connect_failed(&self, state: &mut PoolState<S>, failure: S::Failure) {
+        let failures = state.last_failure.take().map_or(0, |(_, failures)| failures);
         if state.closed {
             return;
         }
         let (pause, evicts) = match self.storage.remedy(&failure, failures) {
-            // A connection in use will come back and serve those that wait behind the first waiter.
-            Remedy::Fail => return state.fail(&failure, state.in_use == 0),
+            // If a connection is in use, its checkin serves the remaining waiters.
+            Remedy::Fail => return state.fail_waiters(&failure, state.in_use == 0),
             _ if state.waiters.is_empty() => return,
             Remedy::Retry(pause) => (pause, false),
             Remedy::Evict(pause) => (pause, true),
         };
-        state.failure = Some((failure, failures + 1));
+        state.last_failure = Some((failure, failures + 1));
         state.growth = Growth::Pausing;
         if evicts && let (Some(limit), Some(first)) = (self.limits.first(), state.waiters.front()) {
-            limit.queue(self.number, first.since, &self.resident());
-            let pool = Weak::clone(&self.myself);
+            limit.enqueue(self.number, first.since, &self.as_evictable());
+            let pool = Weak::clone(&self.weak_self);
             self.storage.run_after(Duration::ZERO, move || {
                 if let Some(pool) = pool.upgrade() {
                     pool.storage.evict_another(pool.number);
                 }
             });
         }
-        let pool = Weak::clone(&self.myself);
+        let pool = Weak::clone(&self.weak_self);
         self.storage.run_after(pause, move || {
             if let Some(pool) = pool.upgrade() {
                 pool.retry();
@@ -155,7 +157,7 @@ impl<S: Storage> Pool<S> {
         });
     }
 
-    /// Tries again after a failure.
+    /// Makes another attempt after a failure.
     fn retry(&self) {
         let mut state = self.state.lock();
         if !matches!(state.growth, Growth::Pausing) {
@@ -166,16 +168,16 @@ impl<S: Storage> Pool<S> {
         self.grow(state);
     }
 
-    /// Nobody waits any more.
-    pub(super) fn stop_growing(&self, state: &mut State<S>) {
-        state.failure = None;
+    /// Called when no caller waits any more.
+    pub(super) fn stop_growing(&self, state: &mut PoolState<S>) {
+        state.last_failure = None;
         if matches!(state.growth, Growth::None | Growth::Connecting(_)) {
             return;
         }
         match std::mem::replace(&mut state.growth, Growth::None) {
             Growth::None | Growth::Connecting(_) | Growth::Pausing => {}
             Growth::Queued(permits) => {
-                // Their drop may call another pool, which must not happen with the lock.
+                // Their drop may call another pool, which must not happen under the lock.
                 self.storage.run_after(Duration::ZERO, move || drop(permits));
             }
         }
@@ -183,21 +185,21 @@ impl<S: Storage> Pool<S> {
     }
 }
 
-impl<S: Storage> Resident for Pool<S> {
+impl<S: Storage> EvictablePool for Pool<S> {
     fn idle_since(&self) -> Option<Instant> {
         if self.storage.is_evictable() { self.last_used_if_idle() } else { None }
     }
 
     fn evict(self: Arc<Self>) -> bool {
         let evicted = self.close_one_idle();
-        let let_go = self.storage.let_go(self.number);
-        // The pool is let go of if nobody else has it.
+        let drop_if_empty = self.storage.drop_if_empty(self.number);
+        // The pool can be dropped only if there is no other reference to it.
         drop(self);
-        let_go();
+        drop_if_empty();
         evicted
     }
 
-    fn granted(&self, permit: LimitPermit) {
+    fn accept_permit(&self, permit: LimitPermit) {
         let mut state = self.state.lock();
         if matches!(state.growth, Growth::Pausing) {
             state.growth = Growth::Queued(Vec::new());
@@ -209,7 +211,7 @@ impl<S: Storage> Resident for Pool<S> {
                 drop(state);
                 self.take_permits();
             }
-            // It has gone another way meanwhile.
+            // The growth has continued in another way.
             _ => {
                 drop(state);
                 drop(permit);
@@ -217,10 +219,10 @@ impl<S: Storage> Resident for Pool<S> {
         }
     }
 
-    fn ask(&self, question: &str, patience: Duration) -> Option<Vec<String>> {
-        let pool = self.myself.upgrade()?;
+    fn query_idle(&self, sql: &str, timeout: Duration) -> Option<Vec<String>> {
+        let pool = self.weak_self.upgrade()?;
         let mut idle = pool.try_get(Holder::housekeeper())?;
-        let answer = idle.conn.as_mut().and_then(|conn| self.storage.ask(conn, question, patience));
+        let answer = idle.conn.as_mut().and_then(|conn| self.storage.query(conn, sql, timeout));
         match answer {
             Some(_) => idle.store_again(),
             None => idle.close(),

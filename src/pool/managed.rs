@@ -1,4 +1,4 @@
-//! One open connection with its state: age, suspicion, leftovers, permits.
+//! An open connection with the state that the pool keeps for it.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,56 +14,58 @@ use crate::dialect::Poison;
 use crate::error::LOST;
 use crate::kind::DatabaseKind;
 
-/// A hook that runs before a connection is closed, and how it is run in the transaction around a test.
+/// The hook that runs before a connection is closed, and the function that runs it as a savepoint in a test's
+/// transaction.
 type OnClose<C> = (fn(&mut C), fn(DatabaseKind, &mut C, fn(&mut C)) -> bool);
 
 /// An open connection with the state that the pool keeps for it.
 pub(crate) struct Managed<C> {
-    /// Only `take_out` and drop take it.
+    /// `None` only after `take_out` and during drop.
     conn: Option<C>,
-    /// Of the one connection of a test.
+    /// The pinned connection of the test, if this is its connection.
     pinned: Option<Arc<PinnedConnection<C>>>,
     pub(crate) observer: Arc<StatementObserver>,
-    /// Code had it that may have left something on it, whatever the observer has seen.
-    pub(crate) marked: bool,
+    /// Code that may have left state on the connection has used it, whatever the observer has seen.
+    pub(crate) marked_dirty: bool,
     pub(super) on_close: Option<OnClose<C>>,
-    /// When it was last checked out. To read the clock at the checkin too would cost a tenth of the checkout.
+    /// The time of the last checkout. Reading the clock at the checkin as well would add a tenth to the cost of a
+    /// checkout.
     pub(super) last_used: Instant,
-    /// It was checked in since [`may_stay`](Self::may_stay) was last asked.
+    /// The connection was checked in after the last call of [`may_stay`](Self::may_stay).
     pub(super) was_used: bool,
-    /// The latest time at which it can have been checked in.
+    /// An upper bound of the time of the last checkin.
     idle_since: Instant,
     pub(super) expires: Option<Instant>,
     pub(super) schema: SeenVersion,
-    /// The server's number of it, if the server has told.
+    /// The id of the session on the server, if the server has reported it.
     pub(super) session: Option<u64>,
-    /// The server was told to look for its client while it runs a statement.
+    /// The server was configured to check for its client while it runs a statement.
     pub(super) checks_client: bool,
-    /// The socket under it, if that is known.
+    /// The socket of the connection, if it is known.
     pub(crate) socket: Option<Socket>,
-    /// Its socket was cut at the end of a scope's time.
-    pub(crate) cut: bool,
-    /// It has not been checked out yet.
+    /// The socket was cut at the deadline of a scope.
+    pub(crate) was_cut: bool,
+    /// The connection was not checked out yet.
     pub(super) unused: bool,
-    /// The suspicions about its server when it was last proven sound.
+    /// The number of suspicions about the server when the connection was last proven healthy.
     pub(super) suspicion: usize,
-    /// It is closed when it is checked in.
+    /// The connection is outdated and is closed at its checkin.
     pub(super) retired: bool,
-    /// It is known to be lost.
+    /// The connection is known to be lost.
     pub(crate) lost: bool,
-    /// Its state is not known: it is closed instead of pooled.
-    pub(crate) doomed: bool,
-    /// r2d2 keeps it when it is put back. Otherwise r2d2 closes it.
-    pub(super) is_kept: bool,
-    pub(super) sessions: Option<Arc<Sessions>>,
+    /// The state of the connection is unknown, so it is closed at its checkin.
+    pub(crate) closes_at_checkin: bool,
+    /// r2d2 keeps the connection when it is put back. Otherwise r2d2 closes it.
+    pub(super) kept_by_r2d2: bool,
+    pub(super) sessions: Option<Arc<OpenSessions>>,
     pub(super) permits: Vec<LimitPermit>,
 }
 
-/// The server's numbers of the open connections of one pool.
+/// The session ids of the open connections of one pool.
 #[derive(Debug, Default)]
-pub(super) struct Sessions(Mutex<Vec<u64>>);
+pub(super) struct OpenSessions(Mutex<Vec<u64>>);
 
-impl Sessions {
+impl OpenSessions {
     pub(super) fn opened(&self, session: u64) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(session);
     }
@@ -79,12 +81,12 @@ impl Sessions {
 
 impl<C> fmt::Debug for Managed<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Managed").field("doomed", &self.doomed).finish_non_exhaustive()
+        f.debug_struct("Managed").field("closes_at_checkin", &self.closes_at_checkin).finish_non_exhaustive()
     }
 }
 
 impl<C> Managed<C> {
-    /// A connection that is being set up. In a pinned connection it is parked wherever this ends.
+    /// A connection that is being set up. Drop checks a pinned connection in, even if the setup fails.
     pub(super) fn new(
         conn: C,
         pinned: Option<Arc<PinnedConnection<C>>>,
@@ -95,7 +97,7 @@ impl<C> Managed<C> {
             conn: Some(conn),
             pinned,
             observer,
-            marked: false,
+            marked_dirty: false,
             on_close: None,
             last_used: Instant::now(),
             was_used: false,
@@ -106,12 +108,12 @@ impl<C> Managed<C> {
             session: None,
             checks_client: false,
             socket: None,
-            cut: false,
+            was_cut: false,
             suspicion: 0,
             retired: false,
             lost: false,
-            doomed: false,
-            is_kept: false,
+            closes_at_checkin: false,
+            kept_by_r2d2: false,
             sessions: None,
             permits: Vec::new(),
         }
@@ -140,41 +142,43 @@ impl<C> Managed<C> {
         self.pinned.as_ref()
     }
 
-    /// Whether its observer is still the instrumentation of the connection.
+    /// Whether the observer is still installed as the instrumentation of the connection.
     pub(crate) fn is_observed(&mut self) -> bool
     where
         C: diesel::Connection,
     {
         let Self { conn, observer, .. } = self;
-        conn.as_mut().is_some_and(|conn| observer.watches(conn.instrumentation()))
+        conn.as_mut().is_some_and(|conn| observer.is_installed_as(conn.instrumentation()))
     }
 
-    /// Whether there may be something on it that the next holder must not find.
+    /// Whether the connection may carry state that the next holder must not see.
     #[inline]
     pub(super) fn may_have_leftovers(&self) -> bool {
-        self.marked || self.observer.has_seen_leftovers()
+        self.marked_dirty || self.observer.has_seen_leftovers()
     }
 
-    /// Whether it may be checked out. However short its lifetime, a new one serves once: another would be no younger.
+    /// Whether the connection may be checked out. A new connection serves once even if its lifetime is over, because
+    /// another one would not be younger.
     pub(super) fn is_usable(&self, now: Instant) -> bool {
         self.unused && self.schema.is_current() || self.is_fit(now)
     }
 
-    /// Whether it is neither too old nor from before a change of the schema.
+    /// Whether the connection is young enough and has seen the current schema.
     fn is_fit(&self, now: Instant) -> bool {
         self.schema.is_current() && self.expires.is_none_or(|expires| now < expires)
     }
 
-    /// Has the connection closed when it is checked in: the driver's plans and types are of an older schema, or the server takes no writes any more.
-    /// The other connections of this process to the database are no better, if they are as old.
+    /// Closes the connection at its checkin, because the driver's plans and types belong to an older schema or the
+    /// server accepts no writes any more. If this concerns all connections of this process to the database, those that
+    /// are as old are closed too.
     pub(crate) fn retire(&mut self, poison: Poison) {
         if let Some(pinned) = &self.pinned {
-            // It is the test's one connection. What it remembers must not reach another test.
-            pinned.schema_changes();
+            // This is the test's one connection. Its prepared statements must not reach another test.
+            pinned.note_schema_change();
             return;
         }
         self.retired = true;
-        // A connection that was never checked in is new: another would be no newer.
+        // A connection that was never checked in is new, so no other connection is newer.
         let is_of_all = match poison {
             Poison::Outdated => true,
             Poison::ReadOnly | Poison::OtherType => !self.unused,
@@ -185,7 +189,7 @@ impl<C> Managed<C> {
         }
     }
 
-    /// Whether an idle connection may stay in the pool, and until when if nobody checks it out.
+    /// Whether an idle connection may stay in the pool, and until when it may stay if it is not checked out.
     pub(super) fn may_stay(&mut self, now: Instant, idle_timeout: Option<Duration>) -> (bool, Option<Instant>) {
         if std::mem::take(&mut self.was_used) {
             self.idle_since = now;
@@ -216,14 +220,14 @@ impl<C> Managed<C> {
             socket.forget();
         }
         if let Some(pinned) = &self.pinned {
-            if self.doomed || self.lost {
+            if self.closes_at_checkin || self.lost {
                 pinned.poison(if self.lost { LOST } else { "its connection was left in an unknown state" }, None);
             }
             if self.may_have_leftovers() {
                 pinned.mark_dirty();
             }
             if self.observer.may_have_changed_schema() {
-                pinned.schema_changes();
+                pinned.note_schema_change();
             }
         }
         let (Some((hook, run_nested)), Some(conn)) = (self.on_close.take(), &mut self.conn) else { return };

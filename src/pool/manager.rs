@@ -1,7 +1,7 @@
-//! How r2d2 makes a connection.
+//! Opens connections for r2d2.
 //!
-//! A failed connect is a value for r2d2, which would otherwise try again by itself, without an end and with pauses of its own. The
-//! caller that waits receives the failure, and r2d2 drops it.
+//! A failed connect is a value for r2d2. Otherwise r2d2 would retry by itself, without a limit and with its own
+//! pauses. The waiting caller receives the failure, and r2d2 drops the value.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -13,35 +13,35 @@ use std::time::{Duration, Instant};
 
 use diesel::result::ConnectionResult;
 
+use super::call_deadline::CallDeadline;
 use super::connection_limit::LimitPermit;
-use super::managed::{Managed, Sessions};
+use super::managed::{Managed, OpenSessions};
 use super::options::PoolOptions;
 use super::pinned_connection::PinnedState;
 use super::schema_version::{SchemaVersion, SeenVersion};
 use super::server::Server;
-use super::socket::{Search, Socket};
-use super::statement_observer::{ObserverInstrumentation, Reading, StatementObserver};
+use super::socket::{Socket, SocketSearch};
+use super::statement_observer::{ObserverInstrumentation, SqlSource, StatementObserver};
 use super::thread::begin_connect;
-use super::watchdog::Watched;
 use crate::connection::SessionConnection;
 use crate::error::{CONFIG_ON_CONNECT, ConnectErrorKind, DATABASE_ON_CONNECT, LOST};
 use crate::kind::DatabaseKind;
 use crate::panic::into_panic_message;
 use crate::wording::phrase;
 
-/// What r2d2 stores: a connection, or why there is none. Both are boxed because they are moved often.
-pub(crate) type Made<C> = Result<Box<Managed<C>>, Box<ConnectFailure>>;
+/// The value that r2d2 stores: a connection, or the failure of a connect. Both are boxed because they are moved often.
+pub(crate) type ConnectOutcome<C> = Result<Box<Managed<C>>, Box<ConnectFailure>>;
 
-/// Why a connect failed.
+/// The failure of a connect.
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectFailure {
     pub(crate) kind: ConnectErrorKind,
     pub(crate) message: String,
-    /// A server that this process has reached before may come back.
+    /// This process has reached the server before, so the server may come back.
     pub(super) was_reached: bool,
 }
 
-/// Makes the connections of one pool.
+/// Opens the connections of one pool.
 pub(crate) struct Manager<C: SessionConnection> {
     pub(super) options: Arc<PoolOptions<C>>,
     pub(super) server: Arc<Server>,
@@ -49,17 +49,17 @@ pub(crate) struct Manager<C: SessionConnection> {
     pub(super) url: Arc<str>,
     /// Keeps a SQLite database in memory alive while the pool has no other connection to it.
     pub(super) anchor: Arc<Mutex<Option<C>>>,
-    /// The permits for the connects that r2d2 has begun or will begin.
+    /// The permits for the connects that r2d2 has started or will start.
     pub(super) permits: Arc<Mutex<VecDeque<Vec<LimitPermit>>>>,
-    pub(super) sessions: Arc<Sessions>,
-    /// Connects that run on the pool's thread.
-    pub(super) busy: Arc<AtomicUsize>,
-    /// That of the database's name, for servers that do not tell what they are.
+    pub(super) sessions: Arc<OpenSessions>,
+    /// The number of connects that are running on the pool's thread.
+    pub(super) connects_running: Arc<AtomicUsize>,
+    /// The schema version by the name of the database, for servers that do not report their identity.
     pub(super) version: Arc<SchemaVersion>,
 }
 
 /// The server's facts about a new session.
-struct Introduced {
+struct SessionInfo {
     session: Option<u64>,
     version: Arc<SchemaVersion>,
     checks_client: bool,
@@ -72,44 +72,45 @@ impl<C: SessionConnection> fmt::Debug for Manager<C> {
 }
 
 impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
-    type Connection = Made<C>;
+    type Connection = ConnectOutcome<C>;
     type Error = Infallible;
 
-    /// Connects, sets the connection up and runs `on_connect`, whatever the driver and the program's own functions do.
-    fn connect(&self) -> Result<Made<C>, Infallible> {
-        let made = catch_unwind(AssertUnwindSafe(|| self.make()));
-        Ok(made.unwrap_or_else(|panic| {
+    /// Connects, sets the connection up and runs `on_connect`. A panic of the driver or of the program's functions
+    /// becomes a failure.
+    fn connect(&self) -> Result<ConnectOutcome<C>, Infallible> {
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.connect_with_permits()));
+        Ok(outcome.unwrap_or_else(|panic| {
             Err(Box::new(self.failure(&format!("connecting panicked: {}", into_panic_message(panic)))))
         }))
     }
 
-    fn is_valid(&self, _: &mut Made<C>) -> Result<(), Infallible> {
+    fn is_valid(&self, _: &mut ConnectOutcome<C>) -> Result<(), Infallible> {
         Ok(())
     }
 
-    fn has_broken(&self, made: &mut Made<C>) -> bool {
-        !made.as_ref().is_ok_and(|managed| managed.is_kept)
+    fn has_broken(&self, outcome: &mut ConnectOutcome<C>) -> bool {
+        !outcome.as_ref().is_ok_and(|managed| managed.kept_by_r2d2)
     }
 }
 
 impl<C: SessionConnection> Manager<C> {
-    fn make(&self) -> Made<C> {
+    fn connect_with_permits(&self) -> ConnectOutcome<C> {
         let permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let Some(_connect) = begin_connect(&self.busy) else {
+        let Some(_connect) = begin_connect(&self.connects_running) else {
             return Err(Box::new(self.failure("the program is ending")));
         };
-        let made = catch_unwind(AssertUnwindSafe(|| self.open()))
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.open()))
             .unwrap_or_else(|panic| Err(self.failure(&format!("connecting panicked: {}", into_panic_message(panic)))));
         let app = &self.options.app;
-        match made {
+        match outcome {
             Ok(mut managed) => {
-                self.server.answered(&self.options.target.shown);
+                self.server.report_reachable(&self.options.target.shown);
                 managed.permits = permits.unwrap_or_default();
                 crate::wording::log_line!(debug, "diesel_session::pool", "app `{app}` has opened a connection");
                 Ok(Box::new(managed))
             }
             Err(failure) => {
-                let failure = self.understood(failure);
+                let failure = self.classify_with_server(failure);
                 crate::wording::log_line!(
                     debug,
                     "diesel_session::pool",
@@ -126,7 +127,7 @@ impl<C: SessionConnection> Manager<C> {
         let suspicion = self.server.suspicion();
         let pinned = options.pinned.as_ref();
         let establish = || self.establish_and_find().map_err(|error| self.failure(&error.to_string()));
-        let (conn, socket) = match pinned.map(|pinned| pinned.take()) {
+        let (conn, socket) = match pinned.map(|pinned| pinned.check_out()) {
             None => establish()?,
             Some(PinnedState::Idle(conn)) => (conn, pinned.and_then(|pinned| pinned.socket())),
             Some(PinnedState::NotOpen) => {
@@ -137,18 +138,18 @@ impl<C: SessionConnection> Manager<C> {
             }
         };
         if let Some(pinned) = pinned {
-            pinned.has_socket(socket);
+            pinned.set_socket(socket);
         }
         let observer = Arc::new(StatementObserver::new(options.target.kind, pinned.is_some()));
         let schema = SeenVersion::now(Arc::clone(&self.version));
-        // From here on a test's connection is parked wherever this ends.
+        // From here on, the drop of `managed` checks in the connection of a test.
         let mut managed = Managed::new(conn, pinned.cloned(), Arc::clone(&observer), schema);
         managed.socket = socket;
         let end = Instant::now() + options.config.connect_timeout;
-        let watched = socket.filter(|_| pinned.is_none()).map(|socket| Watched::begin(socket, end));
+        let call_deadline = socket.filter(|_| pinned.is_none()).map(|socket| CallDeadline::begin(socket, end));
         if let Err(mut failure) = self.set_up(&mut managed, observer, suspicion) {
             let is_lost = failure.kind == ConnectErrorKind::Other && managed.conn_mut().ping().is_err();
-            if watched.is_some_and(|watched| watched.was_cut()) {
+            if call_deadline.is_some_and(|call_deadline| call_deadline.was_cut()) {
                 failure.message =
                     "setting the connection up took longer than `Config::connect_timeout`, so it was cut".into();
             }
@@ -160,7 +161,7 @@ impl<C: SessionConnection> Manager<C> {
         Ok(managed)
     }
 
-    /// Prepares a new connection for the pool and runs `on_connect`.
+    /// Sets up a new connection for the pool and runs `on_connect`.
     fn set_up(
         &self,
         managed: &mut Managed<C>,
@@ -169,7 +170,7 @@ impl<C: SessionConnection> Manager<C> {
     ) -> Result<(), ConnectFailure> {
         let options = &self.options;
         let pinned = options.pinned.as_ref();
-        // A test's connection was prepared by an earlier pool, and inside of a transaction some settings cannot be made.
+        // An earlier pool has set up a test's connection, and some settings cannot be changed inside a transaction.
         let is_set_up = pinned.is_some_and(|pinned| pinned.has_begun());
         let no_log = options.target.in_memory || options.target.read_only;
         let conn = managed.conn_mut();
@@ -181,17 +182,17 @@ impl<C: SessionConnection> Manager<C> {
                 })
                 .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
         }
-        let Introduced { session, version, checks_client } = match self.introduce(conn) {
-            Some(introduced) => introduced,
+        let SessionInfo { session, version, checks_client } = match self.query_session_info(conn) {
+            Some(info) => info,
             None => {
                 if let Some(pinned) = pinned.filter(|_| is_set_up && conn.ping().is_err()) {
                     pinned.poison(LOST, None);
                     return Err(self.failure("the one connection of this test was lost"));
                 }
-                Introduced { session: None, version: Arc::clone(&self.version), checks_client: false }
+                SessionInfo { session: None, version: Arc::clone(&self.version), checks_client: false }
             }
         };
-        // Before the program's own statements, which may be kept as they are.
+        // Before the program's own statements, whose plans the driver may keep.
         let schema = SeenVersion::now(version);
         for sql in options.config.on_connect.iter().filter(|_| !is_set_up) {
             conn.batch_execute(sql)
@@ -199,9 +200,9 @@ impl<C: SessionConnection> Manager<C> {
         }
         if let Some(prepare) = options.on_connect.filter(|_| !is_set_up) {
             if options.target.kind == DatabaseKind::Mysql {
-                // An empty statement is refused here too.
+                // The guard refuses an empty statement in `on_connect` too.
                 let guard = Arc::new(StatementObserver::new(options.target.kind, false));
-                guard.read_statements(Reading::Raw);
+                guard.read_statements(SqlSource::Raw);
                 conn.set_instrumentation(ObserverInstrumentation::new(guard));
             }
             prepare(conn).map_err(|error| self.failure(&format!("{DATABASE_ON_CONNECT}: {error}")))?;
@@ -236,14 +237,14 @@ impl<C: SessionConnection> Manager<C> {
         Ok(())
     }
 
-    /// A connection, and the socket under it if that can be told.
+    /// Connects, and finds the socket of the connection if possible.
     fn establish_and_find(&self) -> ConnectionResult<(C, Option<Socket>)> {
         let (target, kind) = (&self.options.target, self.options.target.kind);
-        let Some(question) = kind.client_port_query() else { return Ok((self.establish()?, None)) };
-        let search = Search::begin(target);
+        let Some(sql) = kind.client_port_query() else { return Ok((self.establish()?, None)) };
+        let search = SocketSearch::begin(target);
         let mut conn = self.establish()?;
         let socket = search.end(target, || {
-            let answer = conn.texts(question).ok()?.into_iter().next().flatten()?;
+            let answer = conn.texts(sql).ok()?.into_iter().next().flatten()?;
             answer.parse().ok()
         });
         if socket.is_none() {
@@ -271,27 +272,28 @@ impl<C: SessionConnection> Manager<C> {
         connect(&self.url)
     }
 
-    /// Asks the server for its number of this session, what it is and, once in a while, who else has a connection: when it is full it is
-    /// too late to ask. Whatever stands between this process and the server and does not know may stay silent.
-    fn introduce(&self, conn: &mut C) -> Option<Introduced> {
+    /// Asks the server for the id of this session, the identity and the capacity of the server and, if the session
+    /// counts are old, for the session counts. A full server cannot be asked, so this is done in advance. The result
+    /// is `None` if a pooler between this process and the server does not answer the query.
+    fn query_session_info(&self, conn: &mut C) -> Option<SessionInfo> {
         let kind = self.options.target.kind;
         let answer = conn.texts(kind.server_info_query()?).ok()?.into_iter().next().flatten()?;
         let mut parts = answer.splitn(5, ' ');
         let (session, capacity, instance) = (parts.next()?, parts.next()?, parts.next()?);
         let (checks_client, database) = (parts.next()? == "set", parts.next()?);
-        self.server.allows(capacity.parse().ok()?);
-        self.server.is_instance(instance);
-        if let Some(question) = kind.session_counts_query().filter(|_| self.server.session_counts_are_old())
-            && let Ok(rows) = conn.texts(question)
+        self.server.set_capacity(capacity.parse().ok()?);
+        self.server.set_instance(instance);
+        if let Some(sql) = kind.session_counts_query().filter(|_| self.server.session_counts_are_old())
+            && let Ok(rows) = conn.texts(sql)
         {
-            self.server.note_session_counts(rows.into_iter().flatten().collect());
+            self.server.set_session_counts(rows.into_iter().flatten().collect());
         }
         let version = SchemaVersion::of_instance(instance, database);
-        Some(Introduced { session: session.parse().ok(), version, checks_client })
+        Some(SessionInfo { session: session.parse().ok(), version, checks_client })
     }
 
     fn failure(&self, message: &str) -> ConnectFailure {
-        // The message is classified before it is redacted: a password may be a word of it.
+        // The message is classified before it is redacted, because the password may be a word of the message.
         let kind = self.options.target.kind.classify_connect_error(&phrase(message));
         let mut message = self.options.target.redact(message);
         if self.options.connect_with.is_none() && message.contains("url for multiconnection") {
@@ -307,12 +309,13 @@ impl<C: SessionConnection> Manager<C> {
         ConnectFailure { kind, message, was_reached: false }
     }
 
-    /// A failure whose text may say nothing, after the server was asked over an idle connection.
-    fn understood(&self, mut failure: ConnectFailure) -> ConnectFailure {
+    /// Completes a failure. If the text does not tell the kind of failure, the server is asked on an idle connection
+    /// whether it is full.
+    fn classify_with_server(&self, mut failure: ConnectFailure) -> ConnectFailure {
         let target = &self.options.target;
         if failure.kind == ConnectErrorKind::Other
-            && let Some(question) = target.kind.full_server_query()
-            && self.server.ask(question).is_some_and(|answer| answer.first().is_some_and(|full| full == "1"))
+            && let Some(sql) = target.kind.full_server_query()
+            && self.server.query_idle(sql).is_some_and(|answer| answer.first().is_some_and(|full| full == "1"))
         {
             failure.kind = ConnectErrorKind::ServerFull;
         }
@@ -320,16 +323,16 @@ impl<C: SessionConnection> Manager<C> {
         match failure.kind {
             ConnectErrorKind::Unreachable | ConnectErrorKind::Starting => {
                 if target.kind.can_go_stale() && failure.was_reached {
-                    self.server.is_unreachable(&target.shown, &failure.message);
+                    self.server.report_unreachable(&target.shown, &failure.message);
                 }
             }
-            _ => self.server.answered(&target.shown),
+            _ => self.server.report_reachable(&target.shown),
         }
         failure
     }
 }
 
-/// A time less up to a tenth, so that what began together does not end together.
+/// The time reduced by up to 10 %, so that connections that were opened together do not expire together.
 pub(super) fn with_jitter(time: Duration) -> Duration {
     use std::hash::{BuildHasher, RandomState};
     let chance = RandomState::new().hash_one(0_u8) % 1000;

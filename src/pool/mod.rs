@@ -1,11 +1,13 @@
-//! One application's pool: r2d2 makes the connections, stores those that are idle and closes them. In front of r2d2 is the admission,
-//! which decides which caller is next.
+//! The pool of one application. r2d2 opens the connections, stores the idle ones and closes them. Admission decides
+//! which caller gets the next connection.
 //!
-//! A checkout is `checkout.rs`, then `admission.rs`, then r2d2 with `manager.rs`. No caller waits inside r2d2, which has neither an
-//! order nor a reason for its refusals, and wakes no caller when a poisoned connection comes back.
+//! A checkout goes through `checkout.rs`, `admission.rs` and then r2d2 with `manager.rs`. No caller waits inside r2d2,
+//! because r2d2 serves its callers in no order, gives no reason when it refuses a caller, and wakes no caller when a
+//! broken connection is put back.
 
 mod admission;
 mod blockers;
+mod call_deadline;
 mod checkout;
 #[cfg(all(test, feature = "sqlite"))]
 mod checkout_tests;
@@ -26,14 +28,15 @@ mod storage;
 mod thread;
 mod upkeep;
 mod wait_graph;
-mod watchdog;
-mod writers;
+mod waiter;
+mod writer_queue;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Instant;
 
-use admission::{Pool, PooledConnection, Refused};
+use admission::{Pool, PooledConnection};
+pub(crate) use call_deadline::{CallDeadline, GRACE};
 use connection_limit::ConnectionLimit;
 use connections::Connections;
 pub(crate) use options::PoolOptions;
@@ -41,13 +44,13 @@ pub(crate) use pinned_connection::PinnedConnection;
 #[cfg(feature = "testing")]
 pub(crate) use pinned_connection::TAKEN;
 use server::Server;
-pub(crate) use statement_observer::{ObservedEffects, Reading, StatementObserver, refuse_empty_statements};
+pub(crate) use statement_observer::{ObservedEffects, SqlSource, StatementObserver, refuse_empty_statements};
 pub use status::AppStatus;
 use thread::PoolThread;
 pub(crate) use thread::{end_idle_threads, guard_exit, were_inherited};
 use wait_graph::WaitGraph;
-pub(crate) use watchdog::{GRACE, Watched};
-pub(crate) use writers::WritePermit;
+use waiter::Refused;
+pub(crate) use writer_queue::WritePermit;
 
 use crate::connection::SessionConnection;
 use crate::error::{A_WRITE, AppEnd, Blockers, ConnectErrorKind, Error, Holder, Holders, Place, Result, Shortage};
@@ -60,14 +63,14 @@ pub(crate) type AppPool<C> = Pool<Connections<C>>;
 /// A connection that is checked out of the pool of an application. Drop checks it in.
 pub(crate) type CheckedOut<C> = PooledConnection<Connections<C>>;
 
-/// The limit of a database object, which holds for each process by itself.
+/// The connection limit of a database object. Each process has its own permits.
 #[derive(Debug)]
-pub(crate) struct Limit {
+pub(crate) struct PerProcessLimit {
     connections: usize,
     limit: PerProcess<Arc<ConnectionLimit>>,
 }
 
-impl Limit {
+impl PerProcessLimit {
     pub(crate) fn new(connections: usize) -> Self {
         Self { connections, limit: PerProcess::new() }
     }
@@ -77,16 +80,17 @@ impl Limit {
     }
 }
 
-/// Where a pool is kept: it lets go of one that has become empty, and makes another when it is needed again. Ten thousand
-/// applications used once are then no heavier than ten thousand that were never used.
+/// The owner of a pool. It drops a pool that is empty and opens another at the next use, so an application that was
+/// used once costs no more than one that was never used.
 pub(crate) trait PoolOwner: Send + Sync {
-    /// Lets go of the pool of that number, if it is empty and nobody uses it.
-    fn let_go(&self, pool: u64);
+    /// Drops the pool with this number if it is empty and not in use.
+    fn drop_if_empty(&self, pool: u64);
 
-    /// Makes another pool at the next use: the connect of the pool of that number hangs, and it has nothing else.
-    fn give_up(&self, pool: u64);
-    /// What it has done with a pool that is closed.
-    fn end(&self) -> AppEnd {
+    /// Opens another pool at the next use, because the connect of the pool with this number hangs and the pool has no
+    /// open connection.
+    fn abandon_hanging(&self, pool: u64);
+    /// The reason why a pool is closed.
+    fn app_end(&self) -> AppEnd {
         AppEnd::Disposed
     }
 
@@ -96,14 +100,14 @@ pub(crate) trait PoolOwner: Send + Sync {
     }
 }
 
-/// The waits for connections of this process.
+/// The wait-for graph of this process.
 fn wait_graph() -> Arc<WaitGraph> {
     static GRAPH: PerProcess<Arc<WaitGraph>> = PerProcess::new();
     Arc::clone(GRAPH.get_or_init(Arc::default))
 }
 
 impl<C: SessionConnection> AppPool<C> {
-    /// A pool that has opened nothing yet. An error if its thread cannot be started.
+    /// Creates a pool without a connection. Fails if the pool's thread cannot be started.
     pub(crate) fn new(options: Arc<PoolOptions<C>>, owner: Weak<dyn PoolOwner>, at: Place) -> Result<Arc<Self>> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         guard_exit();
@@ -128,19 +132,19 @@ impl<C: SessionConnection> AppPool<C> {
         self.number
     }
 
-    /// The turn to write, where writers have to take turns.
-    pub(crate) fn turn_to_write(&self, place: Place, limit: Option<Instant>) -> Result<Option<WritePermit>> {
+    /// Waits for the write permit, if the database allows one writer at a time.
+    pub(crate) fn acquire_write_permit(&self, location: Place, limit: Option<Instant>) -> Result<Option<WritePermit>> {
         let Some(writers) = &self.storage.writers else { return Ok(None) };
         let options = &self.storage.options;
         let started = Instant::now();
         let deadline = started + options.config.lock_timeout.unwrap_or(crate::dialect::DEFAULT_BUSY_TIMEOUT);
         let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
-        let holder = Holder::new(Arc::clone(&options.app), place, started, true);
+        let holder = Holder::new(Arc::clone(&options.app), location, started, true);
         let app = || options.app.to_string();
         writers.get(holder, deadline, options.config.connect_timeout).map(Some).map_err(|refused| match refused {
             Refused::Deadlock { holders, .. } => {
                 let pool = options.pool_of();
-                Error::WouldDeadlock { app: app(), short: Shortage::WriteLock, holders, at: place, pool }
+                Error::WouldDeadlock { app: app(), short: Shortage::WriteLock, holders, at: location, pool }
             }
             Refused::InUse { holders, .. } => Error::LockTimeout {
                 app: app(),
@@ -149,30 +153,30 @@ impl<C: SessionConnection> AppPool<C> {
                 message: "SQLite has one writer at a time".into(),
                 blockers: Blockers::of_queue(holders),
                 left: "Nothing was written.".into(),
-                at: place,
+                at: location,
             },
-            Refused::Closed | Refused::Limited | Refused::Connecting { .. } => self.ended(),
+            Refused::Closed | Refused::Limited | Refused::Connecting { .. } => self.closed_error(),
             Refused::Failed(never) => match never {},
         })
     }
 
     /// The error of a caller that finds the pool closed.
-    fn ended(&self) -> Error {
-        let how = self.storage.owner.upgrade().map_or(AppEnd::Disposed, |owner| owner.end());
+    fn closed_error(&self) -> Error {
+        let how = self.storage.owner.upgrade().map_or(AppEnd::Disposed, |owner| owner.app_end());
         Error::Disposed { app: self.storage.options.app.to_string(), how }
     }
 
-    /// The last of a closed pool: a SQLite database in memory ends with this.
-    pub(crate) fn forget_memory(&self) {
+    /// Closes the connection that keeps a SQLite database in memory alive. The database ends with it.
+    pub(crate) fn drop_memory_database(&self) {
         drop(self.storage.anchor.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
-    /// Another pool would be no different: nothing is open, and no database lives in it.
-    pub(crate) fn is_worthless(&self) -> bool {
+    /// Whether the pool has no connection and keeps no database in memory, so that another pool can take its place.
+    pub(crate) fn holds_nothing(&self) -> bool {
         self.is_empty() && self.storage.anchor.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
-    /// How many connections the server allows an ordinary role, if it has told; else 0.
+    /// The number of connections that the server allows an ordinary role, or 0 if the server has not reported it.
     #[cfg(feature = "testing")]
     pub(crate) fn capacity(&self) -> usize {
         self.storage.server.capacity()
@@ -184,7 +188,7 @@ impl<C: SessionConnection> AppPool<C> {
         &self.storage.url
     }
 
-    /// Connections closed since the pool was made.
+    /// The number of connections that were closed since the pool was created.
     pub(crate) fn closings(&self) -> usize {
         self.storage.closings.load(Ordering::Acquire)
     }

@@ -4,19 +4,19 @@ use std::sync::Arc;
 
 use diesel::result::{ConnectionResult, QueryResult};
 
-use super::{Limit, PinnedConnection};
+use super::{PerProcessLimit, PinnedConnection};
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::error::PoolOf;
 use crate::url::Target;
 
-/// Given when an application is registered, and never changed.
+/// The options of a pool. They are set when the application is registered and never change.
 pub(crate) struct PoolOptions<C: SessionConnection> {
     pub(crate) app: Arc<str>,
     pub(crate) config: Config,
     pub(crate) target: Target,
-    /// The connections that all applications of its database object have together, where that is limited.
-    pub(crate) connection_limit: Option<Arc<Limit>>,
+    /// The limit on the connections of all applications of the database object, if there is one.
+    pub(crate) connection_limit: Option<Arc<PerProcessLimit>>,
     pub(crate) connect_with: Option<fn(&str) -> ConnectionResult<C>>,
     pub(crate) on_connect: Option<fn(&mut C) -> QueryResult<()>>,
     pub(crate) on_checkout: Option<fn(&mut C) -> QueryResult<()>>,
@@ -24,12 +24,12 @@ pub(crate) struct PoolOptions<C: SessionConnection> {
     pub(crate) on_close: Option<fn(&mut C)>,
     /// The one connection of a test that is rolled back.
     pub(crate) pinned: Option<Arc<PinnedConnection<C>>>,
-    /// Whether it is the pool of a test.
+    /// Whether this is the pool of a test.
     pub(crate) is_of_test: bool,
 }
 
 impl<C: SessionConnection> PoolOptions<C> {
-    /// Whose pool it is, for errors.
+    /// The kind of pool, for the advice in errors.
     pub(crate) fn pool_of(&self) -> PoolOf {
         match (&self.pinned, self.is_of_test) {
             (Some(_), _) => PoolOf::RolledBackTest,

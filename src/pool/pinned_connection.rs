@@ -1,9 +1,9 @@
-//! The one connection of a test that is rolled back: it is inside a transaction that is never committed, and all pools that the
-//! test's application ever has use it.
+//! The one connection of a test that is rolled back. It is inside a transaction that is never committed, and all pools
+//! of the test's application use it in turn.
 //!
-//! Where a pool would close its connection it is parked here instead, and the next pool finds it. What ends the transaction, or leaves
-//! the connection in a state nobody knows, breaks the pinned connection: from then on nothing is checked out, as a new connection would find an empty
-//! database.
+//! A pool that closes its connection checks it in here instead, and the next pool checks it out. An event that ends
+//! the transaction, or leaves the connection in an unknown state, poisons the pinned connection. From then on it is
+//! never checked out again, because a new connection would see an empty database.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,38 +15,38 @@ use crate::connection::SessionConnection;
 use crate::error::{Error, Place, Result};
 use crate::kind::DatabaseKind;
 
-/// One connection, and what became of its transaction.
+/// The one connection of a test, and the state of its transaction.
 pub(crate) struct PinnedConnection<C> {
-    parked: Mutex<PinnedState<C>>,
-    /// It is parked again.
-    back: Condvar,
-    /// A query that answers `1` where no other process has the pinned connection's database.
-    claim: Option<String>,
+    state: Mutex<PinnedState<C>>,
+    /// Notified when the connection is checked in.
+    checked_in: Condvar,
+    /// A query whose answer is `1` if no other process uses the database of the pinned connection.
+    ownership_query: Option<String>,
     begun: AtomicBool,
-    /// Why nothing is checked out any more.
+    /// The reason why the connection is not checked out any more.
     poisoned: Mutex<Option<Poisoned>>,
     is_poisoned: AtomicBool,
-    /// Before the test there were rows that refer to none, or keys that cannot be looked at.
+    /// Before the test, rows violated their foreign keys, or the foreign keys could not be checked.
     had_orphans: AtomicBool,
-    /// What Diesel keeps prepared on it may be of a schema that is undone.
+    /// Diesel's prepared statements may refer to a schema that is rolled back.
     schema_changed: AtomicBool,
-    /// Something was set on it that outlives the transaction.
+    /// A statement has set state that outlives the transaction.
     is_dirty: AtomicBool,
-    /// The connection's socket, if that is known.
+    /// The socket of the connection, if it is known.
     socket: Mutex<Option<Socket>>,
 }
 
-/// Where the connection is.
+/// The state of the pinned connection.
 pub(crate) enum PinnedState<C> {
-    /// NotOpen: it has to be made.
+    /// The connection is not open.
     NotOpen,
-    /// Idle.
+    /// The connection is open, and no pool uses it.
     Idle(C),
-    /// A pool has it.
+    /// A pool uses the connection.
     CheckedOut,
 }
 
-/// What ended the transaction of a test.
+/// The reason why a pinned connection is poisoned.
 #[derive(Debug, Clone)]
 pub(crate) struct Poisoned {
     pub(crate) cause: String,
@@ -60,13 +60,13 @@ impl<C> fmt::Debug for PinnedConnection<C> {
 }
 
 impl<C> PinnedConnection<C> {
-    /// The first pool makes the connection.
+    /// Opens nothing. The first pool opens the connection.
     #[cfg(feature = "testing")]
-    pub(crate) fn new(claim: Option<String>) -> Self {
+    pub(crate) fn new(ownership_query: Option<String>) -> Self {
         Self {
-            parked: Mutex::new(PinnedState::NotOpen),
-            back: Condvar::new(),
-            claim,
+            state: Mutex::new(PinnedState::NotOpen),
+            checked_in: Condvar::new(),
+            ownership_query,
             begun: AtomicBool::new(false),
             poisoned: Mutex::new(None),
             is_poisoned: AtomicBool::new(false),
@@ -77,7 +77,7 @@ impl<C> PinnedConnection<C> {
         }
     }
 
-    /// An error once it is poisoned.
+    /// Returns an error if the connection is poisoned.
     pub(crate) fn check(&self, app: &str) -> Result<()> {
         match self.poisoned() {
             None => Ok(()),
@@ -85,35 +85,36 @@ impl<C> PinnedConnection<C> {
         }
     }
 
-    /// The connection, or that it has to be made: then the caller has it, or says that it [failed](Self::not_opened).
-    pub(super) fn take(&self) -> PinnedState<C> {
-        std::mem::replace(&mut *self.parked(), PinnedState::CheckedOut)
+    /// Checks the connection out. After `NotOpen` the caller has to open it, or call [`not_opened`](Self::not_opened)
+    /// if that fails.
+    pub(super) fn check_out(&self) -> PinnedState<C> {
+        std::mem::replace(&mut *self.lock_state(), PinnedState::CheckedOut)
     }
 
     pub(super) fn not_opened(&self) {
-        *self.parked() = PinnedState::NotOpen;
-        self.back.notify_all();
+        *self.lock_state() = PinnedState::NotOpen;
+        self.checked_in.notify_all();
     }
 
     pub(super) fn check_in(&self, conn: C) {
-        *self.parked() = PinnedState::Idle(conn);
-        self.back.notify_all();
+        *self.lock_state() = PinnedState::Idle(conn);
+        self.checked_in.notify_all();
     }
 
     pub(super) fn is_checked_out(&self) -> bool {
-        matches!(*self.parked(), PinnedState::CheckedOut)
+        matches!(*self.lock_state(), PinnedState::CheckedOut)
     }
 
-    /// Waits until no pool has the connection: one that was disposed of has it until its holder gives it back.
+    /// Waits until no pool uses the connection. A pool that was disposed of uses it until its holder checks it in.
     pub(super) fn wait_for_checkin(&self, deadline: Instant) {
-        let mut parked = self.parked();
-        while matches!(*parked, PinnedState::CheckedOut) {
+        let mut state = self.lock_state();
+        while matches!(*state, PinnedState::CheckedOut) {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
-            parked = self.back.wait_timeout(parked, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.checked_in.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// Lends nothing from here on. What broke it first is what counts.
+    /// Poisons the connection. The first cause wins.
     pub(crate) fn poison(&self, cause: impl Into<String>, at: Option<Place>) {
         let mut poisoned = self.poisoned.lock().unwrap_or_else(PoisonError::into_inner);
         poisoned.get_or_insert_with(|| Poisoned { cause: cause.into(), at });
@@ -131,12 +132,11 @@ impl<C> PinnedConnection<C> {
         *self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection has that socket.
-    pub(super) fn has_socket(&self, socket: Option<Socket>) {
+    pub(super) fn set_socket(&self, socket: Option<Socket>) {
         *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = socket;
     }
 
-    pub(crate) fn schema_changes(&self) {
+    pub(crate) fn note_schema_change(&self) {
         self.schema_changed.store(true, Ordering::Release);
     }
 
@@ -146,7 +146,7 @@ impl<C> PinnedConnection<C> {
 
     #[cfg(feature = "testing")]
     pub(crate) fn is_connected(&self) -> bool {
-        matches!(*self.parked(), PinnedState::Idle(_))
+        matches!(*self.lock_state(), PinnedState::Idle(_))
     }
 
     pub(crate) fn had_orphans(&self) -> bool {
@@ -157,7 +157,7 @@ impl<C> PinnedConnection<C> {
         self.begun.load(Ordering::Acquire)
     }
 
-    /// Whether the connection is, after its transaction, as it was before.
+    /// Whether the transaction left no state on the connection.
     #[cfg(feature = "testing")]
     pub(crate) fn is_clean(&self) -> bool {
         !self.is_poisoned.load(Ordering::Acquire)
@@ -165,8 +165,8 @@ impl<C> PinnedConnection<C> {
             && !self.is_dirty.load(Ordering::Acquire)
     }
 
-    fn parked(&self) -> MutexGuard<'_, PinnedState<C>> {
-        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_state(&self) -> MutexGuard<'_, PinnedState<C>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -177,8 +177,8 @@ impl<C: SessionConnection> PinnedConnection<C> {
             return Ok(());
         }
         kind.begin_outer(conn).map_err(|error| error.to_string())?;
-        if let Some(claim) = &self.claim {
-            let answer = conn.texts(claim).map_err(|error| error.to_string())?;
+        if let Some(ownership_query) = &self.ownership_query {
+            let answer = conn.texts(ownership_query).map_err(|error| error.to_string())?;
             if answer.first().and_then(Option::as_deref) != Some("1") {
                 return Err(TAKEN.into());
             }
@@ -188,18 +188,18 @@ impl<C: SessionConnection> PinnedConnection<C> {
         Ok(())
     }
 
-    /// Undoes the transaction, when no pool has the connection any more. Whether the pinned connection may serve another test: then the connection
-    /// is as it was, or will be made anew.
+    /// Rolls the transaction back after the last pool has checked the connection in. Returns whether the pinned
+    /// connection may serve another test: its connection is then as it was before, or is closed and opened again.
     #[cfg(feature = "testing")]
     pub(crate) fn end(&self, kind: DatabaseKind) -> bool {
-        let parked = std::mem::replace(&mut *self.parked(), PinnedState::NotOpen);
+        let state = std::mem::replace(&mut *self.lock_state(), PinnedState::NotOpen);
         let begun = self.begun.swap(false, Ordering::AcqRel);
         let sound = self.poisoned().is_none();
-        match parked {
+        match state {
             PinnedState::Idle(mut conn) => {
                 let undone = begun && matches!(kind.end_outer(&mut conn), Ok(true)) && conn.depth() == Some(0);
                 if undone && self.is_clean() {
-                    *self.parked() = PinnedState::Idle(conn);
+                    *self.lock_state() = PinnedState::Idle(conn);
                 }
                 self.schema_changed.store(false, Ordering::Release);
                 self.is_dirty.store(false, Ordering::Release);
@@ -207,12 +207,12 @@ impl<C: SessionConnection> PinnedConnection<C> {
             }
             PinnedState::NotOpen => sound,
             PinnedState::CheckedOut => {
-                *self.parked() = PinnedState::CheckedOut;
+                *self.lock_state() = PinnedState::CheckedOut;
                 false
             }
         }
     }
 }
 
-/// What a connect says of a pinned connection that another process has.
+/// The message of a connect whose database is in use by another process.
 pub(crate) const TAKEN: &str = "another process runs a test in this database";

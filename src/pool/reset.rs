@@ -1,4 +1,4 @@
-//! Resets a connection between two holders, and runs the program's hooks.
+//! The reset of a connection between two holders, and the hooks of the program.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -10,22 +10,28 @@ use super::AppPool;
 use super::connections::Connections;
 use super::managed::Managed;
 use super::options::PoolOptions;
-use super::statement_observer::{ObserverInstrumentation, Reading};
+use super::statement_observer::{ObserverInstrumentation, SqlSource};
 use crate::connection::SessionConnection;
 use crate::dialect::{self, BeginOptions, TransactionCheck};
 use crate::error::{Error, Result};
 use crate::kind::DatabaseKind;
 
 impl<C: SessionConnection> Connections<C> {
-    /// Removes what the last holder left, if that is due, and runs `on_checkin`. `false`: the connection has to be closed. The
-    /// holder waits for this, so that a lock of the session is gone when `commit` has returned.
-    pub(super) fn make_ready(&self, managed: &mut Managed<C>, reset: bool, until: Option<Instant>) -> bool {
+    /// Removes the state that the last holder left, if `reset` is set, and runs `on_checkin`. Returns `false` if the
+    /// connection has to be closed. The holder waits for this, so that the locks of the session are released when
+    /// `commit` returns.
+    pub(super) fn reset_and_run_on_checkin(
+        &self,
+        managed: &mut Managed<C>,
+        reset: bool,
+        deadline: Option<Instant>,
+    ) -> bool {
         let options = &self.options;
         let kind = self.kind();
         if reset && !(kind.can_reset() && self.can_be_cut(managed)) {
             return false;
         }
-        let outcome = self.call(managed, self.end(until), "was not reset in time", |managed| {
+        let outcome = self.call(managed, self.call_deadline(deadline), "was not reset in time", |managed| {
             if reset {
                 managed.reset(options)?;
             }
@@ -36,7 +42,7 @@ impl<C: SessionConnection> Connections<C> {
         });
         match outcome {
             Some(Ok(())) => true,
-            Some(Err((what, Failure { message, .. }))) => {
+            Some(Err((what, ResetFailure { message, .. }))) => {
                 let (app, message) = (&options.app, options.target.redact(&message));
                 crate::wording::log_line!(
                     warn,
@@ -51,25 +57,26 @@ impl<C: SessionConnection> Connections<C> {
 }
 
 impl<C: SessionConnection> AppPool<C> {
-    /// Runs the program's `on_checkout`. `false` if the connection was lost while it was idle: then another is tried.
+    /// Runs the program's `on_checkout`. Returns `false` if the connection was lost while it was idle. Then the caller
+    /// tries another connection.
     pub(super) fn on_checkout(
         &self,
         managed: &mut Managed<C>,
         hook: fn(&mut C) -> QueryResult<()>,
-        until: Option<Instant>,
+        deadline: Option<Instant>,
     ) -> Result<bool> {
         let storage = &self.storage;
         let was_idle = !managed.unused;
-        let outcome = match until {
-            Some(_) => storage.call(managed, storage.end(until), "was not ready in time", |managed| {
+        let outcome = match deadline {
+            Some(_) => storage.call(managed, storage.call_deadline(deadline), "was not ready in time", |managed| {
                 managed.run_hook(hook, storage.kind())
             }),
             None => Some(managed.run_hook(hook, storage.kind())),
         };
-        let Failure { message, lost } = match outcome {
+        let ResetFailure { message, lost } = match outcome {
             Some(Ok(())) => return Ok(true),
             Some(Err(failure)) => failure,
-            None => Failure { message: "it went on beyond the scope's deadline".into(), lost: true },
+            None => ResetFailure { message: "it went on beyond the scope's deadline".into(), lost: true },
         };
         if lost {
             storage.server.suspect();
@@ -82,21 +89,22 @@ impl<C: SessionConnection> AppPool<C> {
     }
 }
 
-/// Why a connection is not in order.
-struct Failure {
+/// The reason why a reset or a hook has failed.
+struct ResetFailure {
     message: String,
     lost: bool,
 }
 
-impl From<diesel::result::Error> for Failure {
+impl From<diesel::result::Error> for ResetFailure {
     fn from(error: diesel::result::Error) -> Self {
         Self { message: error.to_string(), lost: dialect::is_connection_lost(&error) }
     }
 }
 
 impl<C: SessionConnection> Managed<C> {
-    /// Makes it what it was when it was new, except for Diesel's prepared statements. A failure comes with what failed.
-    fn reset(&mut self, options: &PoolOptions<C>) -> Result<(), (&'static str, Failure)> {
+    /// Restores the state of a new connection, except for Diesel's prepared statements. An error contains the step
+    /// that failed.
+    fn reset(&mut self, options: &PoolOptions<C>) -> Result<(), (&'static str, ResetFailure)> {
         let batch = options.target.kind.reset(&options.config, self.checks_client);
         self.conn_mut().batch_execute(&batch).map_err(|error| ("the reset", error.into()))?;
         for sql in &options.config.on_connect {
@@ -114,13 +122,14 @@ impl<C: SessionConnection> Managed<C> {
         }
         self.observer.take();
         self.observer.forget_leftovers();
-        self.marked = false;
+        self.marked_dirty = false;
         Ok(())
     }
 
-    /// Runs a hook of the program; what it sends is nobody else's business. It leaves neither a transaction nor another
-    /// instrumentation. Where a test is to be rolled back its transactions are savepoints.
-    fn run_hook(&mut self, hook: fn(&mut C) -> QueryResult<()>, kind: DatabaseKind) -> Result<(), Failure> {
+    /// Runs a hook of the program. The effects of its statements are not reported to the session. The hook must not
+    /// leave a transaction open, and another instrumentation is replaced. In a test that is rolled back, the hook runs
+    /// in a savepoint.
+    fn run_hook(&mut self, hook: fn(&mut C) -> QueryResult<()>, kind: DatabaseKind) -> Result<(), ResetFailure> {
         let Some(pinned) = self.pinned().filter(|pinned| pinned.has_begun()).map(Arc::clone) else {
             return self.run_hook_at(0, hook, kind);
         };
@@ -139,14 +148,14 @@ impl<C: SessionConnection> Managed<C> {
         depth: u32,
         hook: fn(&mut C) -> QueryResult<()>,
         kind: DatabaseKind,
-    ) -> Result<(), Failure> {
-        let failure = |message: &str| Failure { message: message.into(), lost: false };
-        let seen_before = self.observer.has_seen_leftovers();
-        self.observer.read_statements(Reading::Raw);
+    ) -> Result<(), ResetFailure> {
+        let failure = |message: &str| ResetFailure { message: message.into(), lost: false };
+        let had_leftovers = self.observer.has_seen_leftovers();
+        self.observer.read_statements(SqlSource::Raw);
         let outcome = catch_unwind(AssertUnwindSafe(|| hook(self.conn_mut())));
         self.observer.stop_reading();
-        let notes = self.observer.take();
-        if !seen_before {
+        let effects = self.observer.take();
+        if !had_leftovers {
             self.observer.forget_leftovers();
         }
         match outcome {
@@ -155,14 +164,14 @@ impl<C: SessionConnection> Managed<C> {
             Err(panic) => return Err(failure(&format!("it panicked: {}", crate::panic::panic_message(&*panic)))),
         }
         if !self.is_observed() {
-            let watch = ObserverInstrumentation::new(Arc::clone(&self.observer));
-            self.conn_mut().set_instrumentation(watch);
+            let instrumentation = ObserverInstrumentation::new(Arc::clone(&self.observer));
+            self.conn_mut().set_instrumentation(instrumentation);
         }
-        // Of a raw `BEGIN` Diesel knows nothing. Inside of a test's transaction it begins none.
+        // Diesel does not know of a raw `BEGIN`. Inside a test's transaction, `BEGIN` starts no transaction.
         let began = depth == 0
-            && notes.began
+            && effects.began
             && match kind {
-                DatabaseKind::Postgres => notes.ended_by.is_none(),
+                DatabaseKind::Postgres => effects.ended_by.is_none(),
                 DatabaseKind::Mysql | DatabaseKind::Sqlite => {
                     kind.transaction_exists(self.conn_mut(), TransactionCheck::default())
                 }

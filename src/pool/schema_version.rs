@@ -1,7 +1,8 @@
-//! Which schema a connection has seen.
+//! The schema version that a connection has seen.
 //!
-//! A driver keeps plans and numbers of types with each connection, and the database refuses them once the schema is another. So
-//! every database has a counter, shared by all applications of the process on it, that is raised by each change.
+//! A driver keeps plans and type ids for each connection, and the database refuses them after a change of the schema.
+//! So each database has a counter that every change by this process raises. All applications of the process that use
+//! the database share the counter.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,17 +12,18 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use crate::process::PerProcess;
 use crate::url::Target;
 
-/// How often the schema of one database has been changed by this process.
+/// The number of changes that this process has made to the schema of a database.
 #[derive(Debug, Default)]
 pub(super) struct SchemaVersion(AtomicUsize);
 
 impl SchemaVersion {
-    /// That of a database, by the name the URL gives it. Databases in memory are one each.
+    /// The version of a database by its name in the URL. A database in memory has a version of its own.
     pub(super) fn of(target: &Target) -> Arc<Self> {
         if target.in_memory { Arc::default() } else { Self::named(format!("{} {}", target.server, target.database)) }
     }
 
-    /// That of a database, by the name it gives itself: a server has one, and may have several addresses.
+    /// The version of a database by the identity that the server reports. A server has one identity and may have
+    /// several addresses.
     pub(super) fn of_instance(instance: &str, database: &str) -> Arc<Self> {
         Self::named(format!("{instance} {database}"))
     }
@@ -39,14 +41,14 @@ impl SchemaVersion {
     }
 }
 
-/// The schema as it was when a connection was made.
+/// The schema version at the time when a connection was opened.
 pub(super) struct SeenVersion {
     version: Arc<SchemaVersion>,
     number: usize,
 }
 
 impl SeenVersion {
-    /// The present one. What is asked of the database after this is at least as new.
+    /// The current version. Later answers of the database are at least as new.
     pub(super) fn now(version: Arc<SchemaVersion>) -> Self {
         let number = version.0.load(Ordering::Acquire);
         Self { version, number }
@@ -57,7 +59,8 @@ impl SeenVersion {
         self.number == self.version.0.load(Ordering::Acquire)
     }
 
-    /// The schema is, or is about to be, another: for every connection but this one where it has seen nothing yet.
+    /// Has to be called before or after a change of the schema. It outdates all connections, except for this one if
+    /// `has_seen_nothing`.
     pub(super) fn change(&mut self, has_seen_nothing: bool) {
         let number = self.version.0.fetch_add(1, Ordering::AcqRel);
         if has_seen_nothing && self.number == number {

@@ -1,57 +1,58 @@
-//! One database server as this process sees it: what it says it is, whether it can be reached, and which pools have connections to it.
+//! A database server as seen by this process: its identity, its health, and the pools that have connections to it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::connection_limit::{ConnectionLimit, Resident};
+use super::connection_limit::{ConnectionLimit, EvictablePool};
 use crate::error::{Holders, count};
 use crate::kind::DatabaseKind;
 use crate::process::PerProcess;
 
-/// It lives while a pool uses it.
+/// A database server. It exists as long as a pool uses it.
 #[derive(Debug)]
 pub(crate) struct Server {
-    /// The connections to it of this whole process.
+    /// The permits of this process's connections to the server.
     limit: Arc<ConnectionLimit>,
-    /// It has let this process in before.
+    /// The server has accepted a connection of this process before.
     reached: AtomicBool,
     unreachable: AtomicBool,
-    /// Raised when connections that were sound a moment ago may be lost.
+    /// Raised when connections that were healthy before may be lost.
     suspicion: AtomicUsize,
     session_counts: Mutex<Option<SessionCounts>>,
-    /// The connections an ordinary role may have there; 0 if that is not known.
+    /// The number of connections that the server allows an ordinary role, or 0 if it is unknown.
     capacity: AtomicUsize,
-    /// What it says it is; the same server may have another name.
+    /// The identity that the server reports. The same server may have several names.
     instance: Mutex<Option<String>>,
-    /// The port, if it is a PostgreSQL server of this machine.
+    /// The port, if this is a PostgreSQL server on this machine.
     local_port: Option<u16>,
 }
 
-/// Who had connections to the server at one moment.
+/// The numbers of sessions on the server at one moment.
 #[derive(Debug)]
 struct SessionCounts {
     taken: Instant,
     counts: Vec<String>,
 }
 
-/// How long one idle connection has for the answer to a question about its server, and all of them together.
-const ASKING: (Duration, Duration) = (Duration::from_millis(300), Duration::from_millis(600));
+/// The time that one idle connection has to answer a query about its server, and the time for all of them together.
+const QUERY_TIMEOUTS: (Duration, Duration) = (Duration::from_millis(300), Duration::from_millis(600));
 
-/// The session counts are taken again when a connection is opened after that time.
+/// After this time, the next new connection queries the session counts again.
 const COUNTS_AGE: Duration = Duration::from_secs(1);
 
 static SERVERS: PerProcess<Mutex<HashMap<String, Weak<Server>>>> = PerProcess::new();
 
-/// The port of a PostgreSQL server of this machine, by its name. Its sockets and its addresses have the same.
+/// The port of a PostgreSQL server on this machine, by the name of the server. Its Unix sockets and its addresses have
+/// the same port.
 fn local_port(name: &str) -> Option<u16> {
-    let place = name.strip_prefix(DatabaseKind::Postgres.name())?.strip_prefix("://")?;
-    let (host, port) = match place.rsplit_once(':') {
+    let address = name.strip_prefix(DatabaseKind::Postgres.name())?.strip_prefix("://")?;
+    let (host, port) = match address.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
-        _ => (place, 5432),
+        _ => (address, 5432),
     };
-    if place.contains(" hostaddr ") || place.contains("service ") {
+    if address.contains(" hostaddr ") || address.contains("service ") {
         return None;
     }
     let is_local = host.starts_with('/')
@@ -60,7 +61,7 @@ fn local_port(name: &str) -> Option<u16> {
 }
 
 impl Server {
-    /// The server of that name; two pools with equal names share it.
+    /// The server with this name. All pools with the same name share it.
     pub(crate) fn named(name: &str) -> Arc<Self> {
         let mut servers = SERVERS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(server) = servers.get(name).and_then(Weak::upgrade) {
@@ -89,59 +90,59 @@ impl Server {
         self.reached.load(Ordering::Acquire)
     }
 
-    /// It has answered, whatever it said.
-    pub(super) fn answered(&self, shown: &str) {
+    /// Reports an answer of the server, whatever it was.
+    pub(super) fn report_reachable(&self, shown: &str) {
         self.reached.store(true, Ordering::Release);
         if self.unreachable.load(Ordering::Acquire) && self.unreachable.swap(false, Ordering::AcqRel) {
             crate::wording::log_line!(info, "diesel_session::pool", "{shown} is reachable again");
         }
     }
 
-    /// It cannot be reached, or does not accept connections yet.
-    pub(super) fn is_unreachable(&self, shown: &str, message: &str) {
+    /// Reports that the server is unreachable or does not accept connections yet.
+    pub(super) fn report_unreachable(&self, shown: &str, message: &str) {
         if !self.unreachable.swap(true, Ordering::AcqRel) {
             self.suspect();
             crate::wording::log_line!(warn, "diesel_session::pool", "{shown} is unreachable: {message}; retrying");
         }
     }
 
-    /// The number of suspicions so far: a connection that was proven sound at that number is not suspected.
+    /// The number of suspicions so far. A connection that was proven healthy at this number is trusted.
     #[inline]
     pub(super) fn suspicion(&self) -> usize {
         self.suspicion.load(Ordering::Acquire)
     }
 
-    /// A connection was lost: others may be too. Returns the number of suspicions.
+    /// Reports the loss of a connection. Other connections may be lost too. Returns the number of suspicions.
     pub(super) fn suspect(&self) -> usize {
         self.suspicion.fetch_add(1, Ordering::AcqRel) + 1
     }
 
-    /// What an idle connection of this process answers, if there is one that answers soon.
-    pub(super) fn ask(self: &Arc<Self>, question: &str) -> Option<Vec<String>> {
-        let deadline = Instant::now() + ASKING.1;
+    /// The rows of `sql` on an idle connection of this process, if one answers in time.
+    pub(super) fn query_idle(self: &Arc<Self>, sql: &str) -> Option<Vec<String>> {
+        let deadline = Instant::now() + QUERY_TIMEOUTS.1;
         let names = self.under_all_names();
-        for (_, resident) in names.iter().flat_map(|server| server.limit.residents()) {
-            let patience = ASKING.0.min(deadline.saturating_duration_since(Instant::now()));
-            if patience.is_zero() {
+        for (_, pool) in names.iter().flat_map(|server| server.limit.pools()) {
+            let timeout = QUERY_TIMEOUTS.0.min(deadline.saturating_duration_since(Instant::now()));
+            if timeout.is_zero() {
                 return None;
             }
-            if let Some(answer) = resident.ask(question, patience) {
+            if let Some(answer) = pool.query_idle(sql, timeout) {
                 return Some(answer);
             }
         }
         None
     }
 
-    /// It has told what it is.
-    pub(super) fn is_instance(&self, instance: &str) {
+    /// Sets the identity that the server has reported.
+    pub(super) fn set_instance(&self, instance: &str) {
         let mut known = self.instance();
         if known.as_deref() != Some(instance) {
             *known = Some(instance.to_owned());
         }
     }
 
-    /// This server under all the names that it has in this process. Until it has told what it is, a PostgreSQL server of this machine
-    /// is known by its port.
+    /// This server under all its names in this process. A PostgreSQL server on this machine is recognised by its port
+    /// until it has reported its identity.
     pub(super) fn under_all_names(self: &Arc<Self>) -> Vec<Arc<Self>> {
         let instance = self.instance().clone();
         let is_same = |other: &Arc<Self>| match (&instance, &*other.instance()) {
@@ -156,18 +157,18 @@ impl Server {
     }
 
     /// The least recently used pool on this server that has an idle connection, other than `except`.
-    pub(super) fn least_recently_used(self: &Arc<Self>, except: u64) -> Option<Arc<dyn Resident>> {
+    pub(super) fn least_recently_used(self: &Arc<Self>, except: u64) -> Option<Arc<dyn EvictablePool>> {
         let names = self.under_all_names();
         let idle = names.iter().filter_map(|server| server.limit.least_recently_used(except));
-        idle.min_by_key(|(since, _)| *since).map(|(_, resident)| resident)
+        idle.min_by_key(|(since, _)| *since).map(|(_, pool)| pool)
     }
 
     fn instance(&self) -> MutexGuard<'_, Option<String>> {
         self.instance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It lets an ordinary role have so many connections.
-    pub(super) fn allows(&self, capacity: usize) {
+    /// Sets the number of connections that the server allows an ordinary role.
+    pub(super) fn set_capacity(&self, capacity: usize) {
         self.capacity.store(capacity, Ordering::Relaxed);
     }
 
@@ -179,17 +180,17 @@ impl Server {
         self.session_counts().as_ref().is_none_or(|counts| counts.taken.elapsed() > COUNTS_AGE)
     }
 
-    pub(super) fn note_session_counts(&self, counts: Vec<String>) {
+    pub(super) fn set_session_counts(&self, counts: Vec<String>) {
         *self.session_counts() = Some(SessionCounts { taken: Instant::now(), counts });
     }
 
-    /// A sentence on who has connections to the server.
+    /// A sentence about the sessions on the server, for an error.
     pub(super) fn session_counts_text(self: &Arc<Self>) -> String {
         let names = self.under_all_names();
-        let residents: Vec<_> = names.iter().flat_map(|server| server.limit.residents()).collect();
-        let mine: usize = residents.iter().map(|(_, resident)| resident.open()).sum();
-        let holders = Holders(residents.iter().flat_map(|(_, resident)| resident.holders().0).collect());
-        let own = own_text(mine, &holders);
+        let pools: Vec<_> = names.iter().flat_map(|server| server.limit.pools()).collect();
+        let mine: usize = pools.iter().map(|(_, pool)| pool.open()).sum();
+        let holders = Holders(pools.iter().flat_map(|(_, pool)| pool.holders().0).collect());
+        let own = own_connections_text(mine, &holders);
         match &*self.session_counts() {
             Some(SessionCounts { taken, counts }) => {
                 format!(". {own}. Asked {:.1?} ago, the server had: {}", taken.elapsed(), counts.join(", "))
@@ -203,8 +204,8 @@ impl Server {
     }
 }
 
-/// What this process has of the server, as the beginning of a sentence.
-fn own_text(open: usize, holders: &Holders) -> String {
+/// The connections of this process to the server, as the beginning of a sentence.
+fn own_connections_text(open: usize, holders: &Holders) -> String {
     let held = if holders.is_empty() { String::new() } else { format!(", held: {holders}") };
     format!("This process has {} there{held}", count(open, "connection"))
 }
@@ -215,7 +216,7 @@ mod tests {
 
     #[test]
     fn one_connection_is_singular() {
-        let text = |open| own_text(open, &Holders::default());
+        let text = |open| own_connections_text(open, &Holders::default());
         assert_eq!(text(0), "This process has 0 connections there");
         assert_eq!(text(1), "This process has 1 connection there");
         assert_eq!(text(2), "This process has 2 connections there");

@@ -1,13 +1,13 @@
 //! The socket under a driver's connection.
 //!
-//! The drivers show no file descriptor. On Linux the socket is the one that is new after a connect and that has the server at
-//! its other end. If more than one socket qualifies, the server's view of the client's port decides; if that does not help
-//! either, the socket counts as unknown, and nothing is ever done to it.
+//! The drivers do not expose the file descriptor. On Linux the socket is the one that is new after a connect and whose
+//! peer is the server. If several sockets qualify, the client port that the server reports decides. Otherwise the
+//! socket counts as unknown and is never touched.
 
 #[cfg(not(target_os = "linux"))]
 use crate::url::Target;
 
-/// One open socket of this process. Its inode number tells it from a later socket with the same descriptor.
+/// An open socket of this process. The inode number distinguishes it from a later socket with the same descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Socket {
     descriptor: i32,
@@ -22,17 +22,17 @@ impl Socket {
     }
 }
 
-/// The server's end of a connection that this process closes.
+/// The wait for the server to close its end of a connection that this process closes.
 #[derive(Debug)]
-pub(super) struct Ending(Socket);
+pub(super) struct ServerClose(Socket);
 
-/// Looks for the socket that a connect opens.
+/// The search for the socket that a connect opens.
 #[derive(Debug)]
-pub(super) struct Search {
+pub(super) struct SocketSearch {
     #[cfg(target_os = "linux")]
     before: Vec<Socket>,
-    /// Connects to a local socket are short: they take turns, so that each opens one socket at a time.
-    _turn: Option<parking_lot::MutexGuard<'static, ()>>,
+    /// A lock around connects to a local socket, so that only one socket is new after each of them.
+    _local_connect: Option<parking_lot::MutexGuard<'static, ()>>,
 }
 
 #[cfg(target_os = "linux")]
@@ -48,57 +48,59 @@ mod linux {
     };
     use nix::unistd::{close, dup};
 
-    use super::super::watchdog::Watched;
-    use super::{Ending, Search, Socket};
+    use super::super::call_deadline::CallDeadline;
+    use super::{ServerClose, Socket, SocketSearch};
     use crate::process::PerProcess;
     use crate::url::{Peer, Target};
 
     /// The sockets that are known to belong to connections of this process.
     static KNOWN: PerProcess<Mutex<BTreeSet<Socket>>> = PerProcess::new();
 
-    static TURN: PerProcess<parking_lot::Mutex<()>> = PerProcess::new();
+    static LOCAL_CONNECT: PerProcess<parking_lot::Mutex<()>> = PerProcess::new();
 
-    /// How long a connect to a local socket waits for its turn. Without it the search may find nothing.
-    const PATIENCE: Duration = Duration::from_millis(100);
+    /// The time that a connect to a local socket waits for the lock. Without the lock, the search may find nothing.
+    const LOCAL_CONNECT_WAIT: Duration = Duration::from_millis(100);
 
-    // No descriptor is duplicated here: if its number had meanwhile become that of a SQLite file, closing the duplicate would
-    // release the locks that this process has on the file.
+    // This code does not duplicate the descriptor: if a SQLite file had got the descriptor in the meantime, closing
+    // the duplicate would release the locks of this process on that file.
     impl Socket {
         fn is_open(self) -> bool {
             inode(&self.descriptor.to_string()) == Some(self.inode)
         }
 
-        /// What `ask` says of this very socket.
+        /// The result of `ask` for the descriptor, if the descriptor still belongs to this socket.
         fn ask<T>(self, ask: impl FnOnce(i32) -> nix::Result<T>) -> Option<T> {
             let answer = ask(self.descriptor).ok()?;
             self.is_open().then_some(answer)
         }
 
-        /// Ends both directions, which wakes the driver if it waits for the server. `false` if the socket is closed already.
+        /// Shuts both directions down, which wakes a driver that waits for the server. Returns `false` if the socket
+        /// is already closed.
         pub(crate) fn cut(self) -> bool {
             self.is_open() && shutdown(self.descriptor, Shutdown::Both).is_ok()
         }
 
-        /// Waits for the server's end of a connection that is about to be closed. `None` if the socket is not open.
-        pub(in super::super) fn ending(self) -> Option<Ending> {
+        /// Prepares the wait for the server's end of a connection that is about to be closed. `None` if the socket is
+        /// not open.
+        pub(in super::super) fn server_close(self) -> Option<ServerClose> {
             let mut known = KNOWN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
             if !self.is_open() {
                 return None;
             }
-            // The connection is this thread's and open, so its descriptor is no file of SQLite's.
+            // The calling thread owns the open connection, so the descriptor cannot belong to a SQLite file.
             let twin = Self { descriptor: dup(self.descriptor).ok()?, ..self };
             known.insert(twin);
-            Some(Ending(twin))
+            Some(ServerClose(twin))
         }
 
-        /// The connection is about to be closed.
+        /// Has to be called before the connection is closed.
         pub(in super::super) fn forget(self) {
             if let Some(known) = KNOWN.get() {
                 known.lock().unwrap_or_else(PoisonError::into_inner).remove(&self);
             }
         }
 
-        /// Whether its other end may be `peer`.
+        /// Whether the peer of the socket may be `peer`.
         fn leads_to(self, peer: &Peer) -> bool {
             let Some(address) = self.ask(getpeername::<SockaddrStorage>) else { return false };
             match address.family() {
@@ -118,34 +120,35 @@ mod linux {
         }
     }
 
-    impl Ending {
-        /// The server closes its side when it has given the place of the session back.
+    impl ServerClose {
+        /// Waits until the server closes its end, which it does after it has freed the session's slot.
         pub(in super::super) fn wait(&self, end: Instant) {
             let Self(twin) = self;
-            // libpq's sockets do not block, and the driver has let go of this one.
+            // libpq's sockets do not block. The driver does not use this socket any more.
             if let Ok(flags) = fcntl(twin.descriptor, FcntlArg::F_GETFL) {
                 let blocking = OFlag::from_bits_truncate(flags) - OFlag::O_NONBLOCK;
                 let _ = fcntl(twin.descriptor, FcntlArg::F_SETFL(blocking));
             }
             let _ = shutdown(twin.descriptor, Shutdown::Write);
-            let _watched = Watched::begin(*twin, end);
+            let _call_deadline = CallDeadline::begin(*twin, end);
             let mut rest = [0; 512];
             while recv(twin.descriptor, &mut rest, MsgFlags::empty()).is_ok_and(|received| received > 0) {}
         }
     }
 
-    impl Drop for Ending {
+    impl Drop for ServerClose {
         fn drop(&mut self) {
             self.0.forget();
             let _ = close(self.0.descriptor);
         }
     }
 
-    impl Search {
+    impl SocketSearch {
         pub(in super::super) fn begin(target: &Target) -> Self {
-            let turn = || TURN.get_or_init(parking_lot::Mutex::default).try_lock_for(PATIENCE);
-            let turn = if target.is_local() { turn() } else { None };
-            Self { before: sockets(), _turn: turn }
+            let local_connect =
+                || LOCAL_CONNECT.get_or_init(parking_lot::Mutex::default).try_lock_for(LOCAL_CONNECT_WAIT);
+            let local_connect = if target.is_local() { local_connect() } else { None };
+            Self { before: sockets(), _local_connect: local_connect }
         }
 
         /// `own_port` asks the server for the client's port on the new connection.
@@ -182,7 +185,7 @@ mod linux {
         sockets
     }
 
-    /// The inode number of a descriptor, if it is a socket's.
+    /// The inode number of a descriptor, if the descriptor is a socket.
     fn inode(descriptor: &str) -> Option<u64> {
         let link = fs::read_link(format!("/proc/self/fd/{descriptor}")).ok()?;
         link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
@@ -220,14 +223,14 @@ mod linux {
         fn ending_waits_until_the_other_side_closes() {
             let (mine, other) = UnixStream::pair().expect("a pair");
             mine.set_nonblocking(true).expect("a socket");
-            let ending = socket_of(&mine).ending().expect("open");
+            let server_close = socket_of(&mine).server_close().expect("open");
             drop(mine);
             let closer = std::thread::spawn(move || {
                 std::thread::sleep(Duration::from_millis(100));
                 drop(other);
             });
             let started = Instant::now();
-            ending.wait(started + Duration::from_secs(10));
+            server_close.wait(started + Duration::from_secs(10));
             assert!((100..5000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
             closer.join().expect("no panic");
         }
@@ -239,7 +242,7 @@ mod linux {
             let other = TcpListener::bind("127.0.0.1:0").expect("a port");
             let target = Target::parse(&format!("postgres://app@127.0.0.1:{port}/shop"), None).expect("valid");
             let earlier = TcpStream::connect(("127.0.0.1", port)).expect("listens");
-            let search = Search::begin(&target);
+            let search = SocketSearch::begin(&target);
             let elsewhere = TcpStream::connect(other.local_addr().expect("bound")).expect("listens");
             let mine = TcpStream::connect(("127.0.0.1", port)).expect("listens");
             let accepted = listener.accept().expect("one came");
@@ -255,7 +258,7 @@ mod linux {
             let port = listener.local_addr().expect("bound").port();
             let target = Target::parse(&format!("mysql://app@127.0.0.1:{port}/shop"), None).expect("valid");
             let both = |own: fn(&TcpStream) -> Option<u16>| {
-                let search = Search::begin(&target);
+                let search = SocketSearch::begin(&target);
                 let [mine, other] = [0; 2].map(|_| TcpStream::connect(("127.0.0.1", port)).expect("listens"));
                 let found = search.end(&target, || own(&mine));
                 found.iter().for_each(|socket| socket.forget());
@@ -277,7 +280,7 @@ mod linux {
             let url = format!("postgres:///shop?host={}", folder.display());
             let target = Target::parse(&url, None).expect("valid");
             assert!(target.is_local());
-            let search = Search::begin(&target);
+            let search = SocketSearch::begin(&target);
             let mine = UnixStream::connect(folder.join(".s.PGSQL.5432")).expect("listens");
             let elsewhere = UnixStream::connect(folder.join("other")).expect("listens");
             let found = search.end(&target, || None);
@@ -297,20 +300,20 @@ impl Socket {
 
     pub(super) fn forget(self) {}
 
-    pub(super) fn ending(self) -> Option<Ending> {
+    pub(super) fn server_close(self) -> Option<ServerClose> {
         None
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-impl Ending {
+impl ServerClose {
     pub(super) fn wait(&self, _: std::time::Instant) {}
 }
 
 #[cfg(not(target_os = "linux"))]
-impl Search {
+impl SocketSearch {
     pub(super) fn begin(_: &Target) -> Self {
-        Self { _turn: None }
+        Self { _local_connect: None }
     }
 
     pub(super) fn end(self, _: &Target, _: impl FnOnce() -> Option<u16>) -> Option<Socket> {

@@ -1,5 +1,5 @@
-//! What a connection's statements did, as Diesel's instrumentation sees them: also those sent by code to which the
-//! connection was handed out and which kept their errors to itself.
+//! The effects of a connection's statements as seen by Diesel's instrumentation. This includes statements of code that
+//! has used the connection directly and has not reported its errors.
 
 use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -13,61 +13,64 @@ use crate::dialect::{self, Effect, Poison};
 use crate::kind::DatabaseKind;
 use crate::recorder;
 
-/// Shared by a connection's instrumentation and the session that has it.
+/// Observes the statements of a connection. The instrumentation of the connection and the session that holds it share
+/// the observer.
 ///
-/// Written and read by the thread that has the connection; the locks that hand a connection on order the rest.
+/// Only the thread that holds the connection reads and writes the observer. The locks that pass a connection to
+/// another thread order the accesses.
 #[derive(Debug)]
 pub(crate) struct StatementObserver {
     kind: DatabaseKind,
-    /// There is something to report.
-    noted: AtomicBool,
-    /// Whose statements come, by their number; what may be in them is read in their text.
-    reading: AtomicU8,
-    /// A statement that was read may have left something on the connection.
-    left_something: AtomicBool,
-    /// What comes is the library's own question, to which an error is an answer.
+    /// Effects have been observed and not taken.
+    has_pending: AtomicBool,
+    /// The source of the following statements, as the number of a [`SqlSource`]. The text of statements is read if it
+    /// is not 0.
+    sql_source: AtomicU8,
+    /// A statement whose text was read may have left state on the connection.
+    leftovers_seen: AtomicBool,
+    /// The statement is a query of the library itself, for which an error is an answer.
     suppressed: AtomicBool,
-    /// Statements that have begun and not ended.
+    /// The number of statements that have begun and not ended.
     running: AtomicU8,
-    /// A raw statement may have changed how PostgreSQL reads strings.
+    /// A raw statement may have changed how PostgreSQL parses string literals.
     odd_strings: AtomicBool,
-    /// Whether a change of the schema by raw statements is of interest, and whether there may have been one.
-    looks_for_changes: bool,
+    /// Whether the observer looks for changes of the schema by raw statements, and whether it has seen one.
+    tracks_schema_changes: bool,
     schema_changed: AtomicBool,
-    notes: Mutex<ObservedEffects>,
+    effects: Mutex<ObservedEffects>,
 }
 
-/// Statements whose text is read.
+/// The source of a statement whose text is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reading {
-    /// Those of the query builder, with parts that its types do not tell.
+pub(crate) enum SqlSource {
+    /// The query builder, if parts of the statement are not visible in its types.
     Typed = 1,
-    /// Raw ones.
+    /// Raw SQL.
     Raw = 2,
 }
 
-/// What happened since it was last taken.
+/// The effects that were observed since they were last taken.
 #[derive(Debug, Default)]
 pub(crate) struct ObservedEffects {
     /// The first error.
     pub(crate) first_error: Option<String>,
-    /// The last statement failed.
+    /// Whether the last statement failed.
     pub(crate) last_failed: bool,
-    /// One of the errors was a serialization failure or deadlock.
+    /// Whether an error was a serialization failure or a deadlock.
     pub(crate) serialization_failure: bool,
-    /// After one of the errors running the whole transaction again may succeed.
+    /// Whether, after one of the errors, running the whole transaction again may succeed.
     pub(crate) transient: bool,
-    /// One of the errors was the loss of the connection.
+    /// Whether an error was the loss of the connection.
     pub(crate) lost: bool,
-    /// Why the connection is of no more use, by the last of the errors that say so.
+    /// The reason why the connection cannot be used any more, from the last error that has one.
     pub(crate) poison: Option<Poison>,
-    /// A statement whose words end a transaction was sent and was not refused.
+    /// The keyword of a statement that ends a transaction and was not refused.
     pub(crate) ended_by: Option<String>,
-    /// A statement began a transaction of its own.
+    /// Whether a statement began a transaction of its own.
     pub(crate) began: bool,
     /// A statement after which the server has to be asked whether the transaction still exists.
     pub(crate) may_have_ended: Option<String>,
-    /// A statement set a savepoint that is not one of Diesel's.
+    /// Whether a statement set a savepoint that is not one of Diesel's.
     pub(crate) set_savepoint: bool,
 }
 
@@ -80,14 +83,16 @@ impl ObservedEffects {
             && !self.set_savepoint
     }
 
-    /// Adds what a raw statement did that was not refused. A text of several statements may have been refused after it had done
-    /// something: `failed`.
-    fn add(&mut self, kind: DatabaseKind, effect: Effect, failed: bool) {
+    /// Adds the effect of a raw statement. If it has `failed`, it may be a text of several statements of which some
+    /// had an effect.
+    fn add_statement(&mut self, kind: DatabaseKind, effect: Effect, failed: bool) {
         let Effect { ends, may_end, begins, begins_transaction, sets_savepoint, names_string_setting: _ } = effect;
-        // Where it ended the transaction and began none, what is asked after an error tells.
+        // After an error, the session asks the server whether the transaction still exists, unless the text may have
+        // begun another one.
         let mut ends = ends.filter(|_| !failed || begins_transaction);
         if kind == DatabaseKind::Sqlite && !failed {
-            // It refuses to begin a transaction inside of another. After an error a savepoint may have begun one.
+            // SQLite refuses to begin a transaction inside another one. After an error, a savepoint may have begun
+            // one.
             let restarts = begins_transaction || sets_savepoint && self.first_error.is_some();
             ends = ends.or(restarts.then(|| if begins_transaction { "BEGIN".into() } else { "SAVEPOINT".into() }));
         }
@@ -97,8 +102,9 @@ impl ObservedEffects {
         self.ended_by = self.ended_by.take().or(ends);
     }
 
-    /// Adds an error. `last` says that it is the last statement's; otherwise it may be any error that was handed on.
-    pub(crate) fn complete(&mut self, kind: DatabaseKind, error: &DieselError, last: bool) {
+    /// Adds an error. `last` means that the last statement has failed. Otherwise this may be any error that was passed
+    /// on.
+    pub(crate) fn add_error(&mut self, kind: DatabaseKind, error: &DieselError, last: bool) {
         if dialect::is_empty_query(error) {
             return;
         }
@@ -114,18 +120,18 @@ impl ObservedEffects {
 }
 
 impl StatementObserver {
-    pub(crate) fn new(kind: DatabaseKind, looks_for_changes: bool) -> Self {
+    pub(crate) fn new(kind: DatabaseKind, tracks_schema_changes: bool) -> Self {
         Self {
             kind,
-            noted: AtomicBool::new(false),
-            reading: AtomicU8::new(0),
-            left_something: AtomicBool::new(false),
+            has_pending: AtomicBool::new(false),
+            sql_source: AtomicU8::new(0),
+            leftovers_seen: AtomicBool::new(false),
             suppressed: AtomicBool::new(false),
             running: AtomicU8::new(0),
             odd_strings: AtomicBool::new(false),
-            looks_for_changes,
+            tracks_schema_changes,
             schema_changed: AtomicBool::new(false),
-            notes: Mutex::default(),
+            effects: Mutex::default(),
         }
     }
 
@@ -133,93 +139,95 @@ impl StatementObserver {
         self.kind
     }
 
-    /// Whether there is something to take.
+    /// Whether there are effects to take.
     #[inline]
     pub(crate) fn has_effects(&self) -> bool {
-        self.noted.load(Ordering::Acquire)
+        self.has_pending.load(Ordering::Acquire)
     }
 
     pub(crate) fn take(&self) -> ObservedEffects {
         self.running.store(0, Ordering::Release);
-        self.noted.store(false, Ordering::Release);
-        std::mem::take(&mut *self.notes())
+        self.has_pending.store(false, Ordering::Release);
+        std::mem::take(&mut *self.effects())
     }
 
-    /// From here on the text of statements is read, for words that end a transaction and for what outlives one.
-    pub(crate) fn read_statements(&self, whose: Reading) {
+    /// From now on the text of statements is read, for keywords that end a transaction and for state that outlives it.
+    pub(crate) fn read_statements(&self, source: SqlSource) {
         self.running.store(0, Ordering::Release);
-        self.reading.store(whose as u8, Ordering::Release);
+        self.sql_source.store(source as u8, Ordering::Release);
     }
 
     pub(crate) fn stop_reading(&self) {
-        self.reading.store(0, Ordering::Release);
+        self.sql_source.store(0, Ordering::Release);
     }
 
-    /// Whether a statement that was read may have left something on the connection that outlives its transaction.
+    /// Whether a statement whose text was read may have left state that outlives its transaction.
     #[inline]
     pub(crate) fn has_seen_leftovers(&self) -> bool {
-        self.left_something.load(Ordering::Acquire)
+        self.leftovers_seen.load(Ordering::Acquire)
     }
 
-    /// Whether a raw statement may have changed the schema, where that was to be looked for.
+    /// Whether a raw statement may have changed the schema, if the observer looks for that.
     pub(crate) fn may_have_changed_schema(&self) -> bool {
         self.schema_changed.load(Ordering::Acquire)
     }
 
-    /// They are gone.
+    /// Has to be called when the state that statements have left is removed.
     pub(crate) fn forget_leftovers(&self) {
         self.odd_strings.store(false, Ordering::Release);
-        self.left_something.store(false, Ordering::Release);
+        self.leftovers_seen.store(false, Ordering::Release);
     }
 
-    /// While it looks away neither it nor the program's own instrumentation is told of anything.
-    pub(crate) fn suppress(&self, away: bool) {
-        self.suppressed.store(away, Ordering::Release);
+    /// While it is suppressed, neither this observer nor the program's own instrumentation sees any event.
+    pub(crate) fn suppress(&self, on: bool) {
+        self.suppressed.store(on, Ordering::Release);
     }
 
-    /// Whether `installed` is this observer's.
-    pub(crate) fn watches(self: &Arc<Self>, installed: &dyn Instrumentation) -> bool {
-        installed.downcast_ref::<ObserverInstrumentation>().is_some_and(|watch| Arc::ptr_eq(&watch.observer, self))
+    /// Whether `installed` belongs to this observer.
+    pub(crate) fn is_installed_as(self: &Arc<Self>, installed: &dyn Instrumentation) -> bool {
+        installed
+            .downcast_ref::<ObserverInstrumentation>()
+            .is_some_and(|installed| Arc::ptr_eq(&installed.observer, self))
     }
 
-    fn notes(&self) -> std::sync::MutexGuard<'_, ObservedEffects> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn effects(&self) -> std::sync::MutexGuard<'_, ObservedEffects> {
+        self.effects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Only raw SQL can be empty.
     fn refuses_empty_statements(&self) -> bool {
-        self.kind == DatabaseKind::Mysql && self.reading.load(Ordering::Acquire) == Reading::Raw as u8
+        self.kind == DatabaseKind::Mysql && self.sql_source.load(Ordering::Acquire) == SqlSource::Raw as u8
     }
 
-    /// What a reset removes need not be read, nor how it ends.
+    /// If a reset can remove all state, the text of the statement need not be read, and its outcome does not matter.
     fn started(&self) {
         self.running.store(self.running.load(Ordering::Acquire).saturating_add(1), Ordering::Release);
-        if self.reading.load(Ordering::Acquire) == Reading::Raw as u8 && self.kind.can_reset() {
-            self.left_something.store(true, Ordering::Release);
+        if self.sql_source.load(Ordering::Acquire) == SqlSource::Raw as u8 && self.kind.can_reset() {
+            self.leftovers_seen.store(true, Ordering::Release);
         }
     }
 
     fn finished(&self, query: &dyn fmt::Display, error: Option<&DieselError>) {
-        let reading = self.reading.load(Ordering::Acquire);
-        let raw = reading == Reading::Raw as u8;
-        let text = if reading > 0 { statement(query) } else { String::new() };
-        // An error too: of several statements in one text it may be the last one's.
-        if reading > 0 && self.kind.leaves_state(&text, raw) {
-            self.left_something.store(true, Ordering::Release);
+        let sql_source = self.sql_source.load(Ordering::Acquire);
+        let raw = sql_source == SqlSource::Raw as u8;
+        let text = if sql_source > 0 { statement(query) } else { String::new() };
+        // This includes failed statements: if the text has several statements, only the last one may have failed.
+        if sql_source > 0 && self.kind.leaves_state(&text, raw) {
+            self.leftovers_seen.store(true, Ordering::Release);
         }
-        if self.looks_for_changes && raw && self.kind.may_change_schema(&text) {
+        if self.tracks_schema_changes && raw && self.kind.may_change_schema(&text) {
             self.schema_changed.store(true, Ordering::Release);
         }
-        // Diesel tells the end of a query once more when the rows of one that failed are dropped: that is no other statement.
+        // Diesel reports the end of a failed query a second time when its rows are dropped.
         let repeated = self.running.load(Ordering::Acquire) == 0;
         self.running.store(self.running.load(Ordering::Acquire).saturating_sub(1), Ordering::Release);
         if raw && self.kind.forgets_prepared(&text) {
-            self.notes().poison = Some(Poison::Forgotten);
-            self.noted.store(true, Ordering::Release);
+            self.effects().poison = Some(Poison::Forgotten);
+            self.has_pending.store(true, Ordering::Release);
         }
         let mut effect = if raw { self.kind.effect(&text) } else { Effect::default() };
         if raw && self.kind == DatabaseKind::Postgres {
-            // What was read as the usual setting has it is not certain any more.
+            // After such a change, the parsed text may have another meaning.
             let changed = effect.names_string_setting || self.odd_strings.load(Ordering::Acquire);
             self.odd_strings.store(changed, Ordering::Release);
             if changed && let Some(word) = effect.may_end.take() {
@@ -229,39 +237,40 @@ impl StatementObserver {
         match error {
             None if !raw && !self.has_effects() => {}
             None => {
-                let mut notes = self.notes();
+                let mut effects = self.effects();
                 if !repeated {
-                    notes.last_failed = false;
+                    effects.last_failed = false;
                 }
-                notes.add(self.kind, effect, false);
-                if raw && !notes.is_empty() {
-                    self.noted.store(true, Ordering::Release);
+                effects.add_statement(self.kind, effect, false);
+                if raw && !effects.is_empty() {
+                    self.has_pending.store(true, Ordering::Release);
                 }
             }
             Some(error @ DieselError::DatabaseError(..)) => {
-                let mut notes = self.notes();
-                notes.add(self.kind, effect, true);
-                notes.complete(self.kind, error, true);
-                self.noted.store(true, Ordering::Release);
+                let mut effects = self.effects();
+                effects.add_statement(self.kind, effect, true);
+                effects.add_error(self.kind, error, true);
+                self.has_pending.store(true, Ordering::Release);
             }
-            // Not the database's: it has not seen the statement.
+            // The error is not the database's, so the database has not seen the statement.
             Some(_) => {}
         }
     }
 }
 
-/// Whether the text of a statement is empty. Diesel writes bind values behind it.
+/// Whether the text of a statement is empty. Diesel writes the bind values after the text.
 fn is_empty(query: &dyn fmt::Display) -> bool {
     let text = statement(query);
     text.is_empty() || text.trim_start().starts_with("-- binds:")
 }
 
-/// What a panic says that takes the place of a crash: given an empty text, MariaDB's client library reads the first character all
-/// the same, and Diesel has no way to refuse a statement before it is sent.
+/// The message of a panic that replaces a crash: MariaDB's client library reads the first character even of an empty
+/// text, and an instrumentation cannot refuse a statement in any other way.
 pub(crate) const EMPTY_STATEMENT: &str =
     "an empty text was sent as a statement, on which MariaDB's client library would crash";
 
-/// Runs code that has a connection; the panic of an empty statement becomes the error that the server would have sent.
+/// Runs code that uses a connection. The panic of an empty statement becomes the error that the server would have
+/// sent.
 pub(crate) fn refuse_empty_statements<T>(run: impl FnOnce() -> QueryResult<T>) -> QueryResult<T> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         if !crate::panic::panic_message(&*panic).starts_with(EMPTY_STATEMENT) {
@@ -273,7 +282,7 @@ pub(crate) fn refuse_empty_statements<T>(run: impl FnOnce() -> QueryResult<T>) -
 
 /// The text of a statement without its bind values.
 fn statement(query: &dyn fmt::Display) -> String {
-    /// Diesel writes the statement first and by itself, then the binds.
+    /// Diesel writes the statement in one piece first, and then the bind values.
     struct FirstPiece(String);
 
     impl Write for FirstPiece {
@@ -291,7 +300,7 @@ fn statement(query: &dyn fmt::Display) -> String {
     text.0
 }
 
-/// The instrumentation of a pooled connection; the program's own comes after it.
+/// The instrumentation of a pooled connection. It passes each event on to the program's own instrumentation.
 pub(crate) struct ObserverInstrumentation {
     observer: Arc<StatementObserver>,
     next: Option<Box<dyn Instrumentation>>,

@@ -1,4 +1,4 @@
-//! What a pool looks like at one moment.
+//! The status of a pool at one moment.
 
 use std::fmt;
 
@@ -6,26 +6,27 @@ use super::options::PoolOptions;
 use crate::connection::SessionConnection;
 use crate::error::Holders;
 
-/// One application's pool at one moment.
+/// The status of an application's pool at one moment.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct AppStatus {
-    /// The application's id.
+    /// The id of the application.
     pub app: String,
-    /// Database and server, without credentials.
+    /// The database and the server, without credentials.
     pub server: String,
-    /// Most connections at one time.
+    /// The maximum number of connections.
     pub max_size: u32,
-    /// Open connections, as r2d2 counts them. They may be more than `max_size` after a disposal that gave up: those that are still out of
-    /// the earlier pool are counted until they are closed.
+    /// The number of open connections, as counted by r2d2. After a disposal that did not wait for all connections,
+    /// this may exceed `max_size`, because the connections that the earlier pool still has in use count until they are
+    /// closed.
     pub open: usize,
-    /// Open connections that are not checked out, as r2d2 counts them.
+    /// The number of open connections that are not checked out, as counted by r2d2.
     pub idle: usize,
-    /// Connections that are checked out.
+    /// The number of connections that are checked out.
     pub in_use: usize,
-    /// Connects under way; a connect that hangs stays here.
+    /// The number of running connects, including those that hang.
     pub connecting: usize,
-    /// Callers that wait for a connection.
+    /// The number of callers that wait for a connection.
     pub waiting: usize,
     /// The holders of the connections in use.
     pub holders: Holders,
@@ -48,7 +49,7 @@ impl AppStatus {
 }
 
 impl AppStatus {
-    /// Two pools of one application as one.
+    /// Adds the status of another pool of the same application.
     pub(crate) fn and(mut self, other: Self) -> Self {
         self.open += other.open;
         self.idle += other.idle;

@@ -1,20 +1,21 @@
-//! What the core of the pool needs of the connections. The library stores them in r2d2; the model imitates r2d2.
+//! The interface between the core of the pool and the connections. The library stores them in r2d2. The model imitates
+//! r2d2.
 
 use std::time::Duration;
 
 use super::connection_limit::LimitPermit;
 use crate::sync::Instant;
 
-/// Stores the idle connections of one pool, and makes new ones.
+/// Stores the idle connections of one pool and opens new ones.
 pub(crate) trait Storage: Send + Sync + Sized + 'static {
     /// A connection that is checked out of the storage, or the failure of a connect.
     type Conn: Send + 'static;
-    /// Why a connect failed.
+    /// The failure of a connect.
     type Failure: Clone + Send + 'static;
-    /// A connection that has been closed here, and that the server may still have.
+    /// A connection that is closed in this process and whose session may still exist on the server.
     type Closing;
 
-    /// The connection that was put last. Never waits.
+    /// Takes the connection that was stored last. Never waits.
     fn try_get(&self) -> Option<Self::Conn>;
 
     /// Stores an idle connection. Never calls the driver.
@@ -26,70 +27,74 @@ pub(crate) trait Storage: Send + Sync + Sized + 'static {
     /// The number of open connections.
     fn open(&self) -> usize;
 
-    /// Begins a connect. Nothing is idle when this is called. `connected` runs once the outcome is in the storage.
+    /// Starts a connect. It must be called only if no connection is idle. `connected` runs when the storage has the
+    /// outcome.
     fn connect(&self, permits: Vec<LimitPermit>, connected: impl FnOnce() + Send + 'static);
 
     /// Runs `job` on the pool's thread after a pause.
     fn run_after(&self, pause: Duration, job: impl FnOnce() + Send + 'static);
 
-    /// Runs a job that closes connections: on the pool's thread if that may take time.
+    /// Runs a job that closes connections. If that may take time, the job runs on the pool's thread.
     fn run_closing(&self, job: impl FnOnce() + Send + 'static);
 
     /// The failure, if the connect failed.
     fn failure(conn: &Self::Conn) -> Option<Self::Failure>;
 
-    /// What is to be done about a failure, after so many failures in a row.
+    /// The remedy for a failure after this number of consecutive `failures`.
     fn remedy(&self, failure: &Self::Failure, failures: u32) -> Remedy;
 
     /// Closes an idle connection of another pool on the same server, which may have several names.
     fn evict_another(&self, pool: u64);
 
-    /// Closes an idle connection of another pool if this process has most of what the server allows, so that other programs
-    /// find room there too.
-    fn keep_in_bounds(&self, pool: u64);
+    /// Closes an idle connection of another pool if this process uses most of the server's capacity, so that other
+    /// programs can connect.
+    fn evict_above_threshold(&self, pool: u64);
 
-    /// Lets go of an empty pool that nobody uses, once the caller has dropped it.
-    fn let_go(&self, pool: u64) -> impl FnOnce() + 'static;
+    /// Returns a function that drops the pool from its owner if it is empty and not in use. The caller has to drop its
+    /// own reference before it calls the function.
+    fn drop_if_empty(&self, pool: u64) -> impl FnOnce() + 'static;
 
-    /// The server's numbers of all open connections.
+    /// The session ids of all open connections on the server.
     fn sessions(&self) -> Vec<u64>;
 
-    /// The server's number of the connection.
+    /// The id of the connection's session on the server.
     fn session(conn: &Self::Conn) -> Option<u64>;
 
-    /// Whether this process was forked from the one that the connections belong to.
+    /// Whether this process was forked from the process that owns the connections.
     fn is_inherited(&self) -> bool {
         false
     }
 
-    /// Whether other pools may have an idle connection closed.
+    /// Whether other pools may evict an idle connection.
     fn is_evictable(&self) -> bool {
         true
     }
 
-    /// The rows that a connection answers within `patience`. `None` if it has to be closed.
-    fn ask(&self, conn: &mut Self::Conn, question: &str, patience: Duration) -> Option<Vec<String>>;
+    /// The rows of `sql`. `None` if the connection has not answered within `timeout` or has failed, so that it has to
+    /// be closed.
+    fn query(&self, conn: &mut Self::Conn, sql: &str, timeout: Duration) -> Option<Vec<String>>;
 
-    /// Whether an idle connection may stay in the pool, and when to look at it again.
+    /// Whether an idle connection may stay in the pool, and the time of the next check.
     fn may_stay(&self, conn: &mut Self::Conn, now: Instant) -> (bool, Option<Instant>);
 
-    /// Prepares a connection for its next holder. `false`: it has to be closed.
-    fn reset(&self, conn: &mut Self::Conn, until: Option<Instant>) -> bool;
+    /// Resets a connection for its next holder. Returns `false` if the connection has to be closed.
+    fn reset(&self, conn: &mut Self::Conn, deadline: Option<Instant>) -> bool;
 
-    /// Closes a connection. `is_awaited`: the caller needs to know when the server has closed it too.
-    fn close(&self, conn: Self::Conn, until: Option<Instant>, is_awaited: bool) -> Self::Closing;
+    /// Closes a connection. `waits_for_server` means that the caller needs to know when the session on the server has
+    /// ended.
+    fn close(&self, conn: Self::Conn, deadline: Option<Instant>, waits_for_server: bool) -> Self::Closing;
 
-    /// Waits for the server's end of the connection, if that matters, and frees the permits.
-    fn finish(&self, closing: Self::Closing);
+    /// Waits until the session on the server has ended, if that matters, and releases the permits.
+    fn finish_closing(&self, closing: Self::Closing);
 }
 
-/// What is to be done about a failed connect.
+/// The reaction to a failed connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Remedy {
     /// Another attempt would fail in the same way.
     Fail,
-    /// Another attempt may succeed after a pause.
+    /// Another attempt may succeed after this pause.
     Retry(Duration),
-    /// The server is full: another attempt may succeed once a connection is closed.
+    /// The server is full. Another attempt may succeed when a connection is closed.
     Evict(Duration),
 }

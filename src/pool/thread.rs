@@ -1,13 +1,14 @@
-//! The thread of each pool: r2d2 connects on it, and what is due later is done on it.
+//! The thread of a pool. r2d2 connects on it, and scheduled jobs run on it.
 //!
-//! A pool has one thread of its own, so a connect that hangs delays no other pool. The thread of a pool that has ended serves the
-//! next pool.
+//! Each pool has a thread of its own, so a connect that hangs delays no other pool. The thread of a dropped pool
+//! serves a later pool.
 //!
-//! Threads do not come along in a fork, but what they were waiting in does: r2d2 and its threads sleep in queues of parking_lot
-//! that are the whole process's. A new process gives the memory of the threads that it does not have to those it starts, and the
-//! queues then hold what is no longer there. So a process that was forked while there were such threads starts none. For SQLite
-//! there is another reason: it keeps an account of a file's locks for the process, which is inherited although the locks are not.
-//! A connection opened beside it believes in locks that nobody holds, and the parent removes the log that it writes to.
+//! A fork does not copy the threads, but it copies the queues in which they wait: r2d2 and its threads sleep in queues
+//! of parking_lot that belong to the whole process. The child reuses the memory of the missing threads for new
+//! threads, and the queues then refer to threads that do not exist. So a process that was forked while such threads
+//! existed does not start any. SQLite is another reason: it tracks a file's locks per process, and the child inherits
+//! these records but not the locks. A connection that the child opens relies on locks that it does not hold, and the
+//! parent removes the log to which the child writes.
 
 use std::panic::catch_unwind;
 use std::sync::Arc;
@@ -21,24 +22,24 @@ use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 use crate::panic::into_panic_message;
 use crate::process::PerProcess;
 
-/// Threads that are kept for the next pools.
-const KEPT: usize = 8;
+/// The maximum number of threads that are kept for later pools.
+const MAX_FREE_THREADS: usize = 8;
 
-/// No job is ever due then.
+/// A delay after which no job is ever due.
 const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// How long the end of the program waits for a connect that is under way.
-const EXIT: Duration = Duration::from_secs(1);
+/// The time for which the end of the program waits for a running connect.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 static THREADS: PerProcess<Threads> = PerProcess::new();
 
 #[derive(Default)]
 struct Threads {
-    /// Threads that run.
+    /// The number of running threads.
     running: AtomicUsize,
-    /// Of these, threads whose connect hangs, and that no pool has any more.
+    /// The number of running threads that hang in a connect and that no pool uses any more.
     abandoned: AtomicUsize,
-    /// Pools that have a thread.
+    /// The number of pools that have a thread.
     pools: AtomicUsize,
     free: Mutex<Vec<FreeThread>>,
 }
@@ -46,15 +47,15 @@ struct Threads {
 /// A thread, and whether it is abandoned.
 type FreeThread = (Arc<ScheduledThreadPool>, Arc<AtomicBool>);
 
-/// The thread of one pool.
+/// The thread of a pool.
 pub(super) struct PoolThread {
     thread: Option<Arc<ScheduledThreadPool>>,
     is_abandoned: Arc<AtomicBool>,
-    /// Connects that run on it.
-    busy: Arc<AtomicUsize>,
+    /// The number of connects that are running on the thread.
+    connects_running: Arc<AtomicUsize>,
 }
 
-/// Lies in the queue of a thread, and is dropped with the queue when the thread has ended.
+/// Lies in the job queue of a thread, and is dropped with the queue when the thread has ended.
 struct EndMark {
     is_abandoned: Arc<AtomicBool>,
 }
@@ -69,12 +70,13 @@ impl Drop for EndMark {
     }
 }
 
-/// Whether this process was forked from one that had such threads.
+/// Whether this process was forked from a process that had such threads.
 pub(crate) fn were_inherited() -> bool {
     THREADS.inherited().any(|threads| threads.running.load(Ordering::Acquire) > 0)
 }
 
-/// Ends the threads that no pool has, and waits for their end. A thread may still be at the end of a job of a pool that `is_in_use`.
+/// Ends the threads that no pool uses, and waits until they have ended. While `is_in_use` returns `true`, a thread may
+/// still be finishing a job of a dropped pool.
 pub(crate) fn end_idle_threads(limit: Duration, is_in_use: impl Fn() -> bool) {
     let Some(threads) = THREADS.get() else { return };
     let deadline = Instant::now() + limit;
@@ -89,7 +91,7 @@ pub(crate) fn end_idle_threads(limit: Duration, is_in_use: impl Fn() -> bool) {
 }
 
 impl PoolThread {
-    /// A thread that is free, or a new one. An error if the system has no thread to give.
+    /// Takes a free thread or starts a new one. Fails if the system cannot start a thread.
     pub(super) fn take() -> Result<Self, String> {
         let threads = THREADS.get_or_init(Threads::default);
         let free = threads.free.lock().pop();
@@ -98,15 +100,15 @@ impl PoolThread {
             None => start()?,
         };
         threads.pools.fetch_add(1, Ordering::AcqRel);
-        Ok(Self { thread: Some(thread), is_abandoned, busy: Arc::default() })
+        Ok(Self { thread: Some(thread), is_abandoned, connects_running: Arc::default() })
     }
 
     pub(super) fn scheduler(&self) -> &Arc<ScheduledThreadPool> {
         self.thread.as_ref().expect("only drop takes it")
     }
 
-    pub(super) fn busy(&self) -> Arc<AtomicUsize> {
-        Arc::clone(&self.busy)
+    pub(super) fn connects_running(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.connects_running)
     }
 }
 
@@ -129,13 +131,13 @@ fn start() -> Result<FreeThread, String> {
 impl Drop for PoolThread {
     fn drop(&mut self) {
         let (Some(threads), Some(thread)) = (THREADS.get(), self.thread.take()) else { return };
-        if self.busy.load(Ordering::Acquire) > 0 {
-            // A thread whose connect hangs is not given to another pool.
+        if self.connects_running.load(Ordering::Acquire) > 0 {
+            // A thread that hangs in a connect cannot serve another pool.
             threads.abandoned.fetch_add(1, Ordering::AcqRel);
             self.is_abandoned.store(true, Ordering::Release);
         } else {
             let mut free = threads.free.lock();
-            if free.len() < KEPT {
+            if free.len() < MAX_FREE_THREADS {
                 free.push((thread, Arc::clone(&self.is_abandoned)));
             }
         }
@@ -143,62 +145,62 @@ impl Drop for PoolThread {
     }
 }
 
-/// Connects under way in this process.
+/// The running connects of this process.
 #[derive(Default)]
-struct Connects {
+struct ConnectsInProgress {
     under_way: Mutex<usize>,
     ended: Condvar,
-    /// `main` is returning: no connect begins any more.
+    /// `main` is returning, so no connect may start any more.
     exiting: AtomicBool,
 }
 
-static CONNECTS: PerProcess<Connects> = PerProcess::new();
+static CONNECTS_IN_PROGRESS: PerProcess<ConnectsInProgress> = PerProcess::new();
 
-/// A connect under way, as long as this lives.
-pub(super) struct Connect(Arc<AtomicUsize>);
+/// A running connect. It counts until this value is dropped.
+pub(super) struct ConnectInProgress(Arc<AtomicUsize>);
 
-/// Begins a connect. `None`: the program is ending.
+/// Starts a connect. Returns `None` if the program is ending.
 ///
-/// While `exit` tears down the libraries that a client library uses, a connect crashes in them.
-pub(super) fn begin_connect(busy: &Arc<AtomicUsize>) -> Option<Connect> {
-    let connects = CONNECTS.get_or_init(Connects::default);
+/// A connect crashes in the libraries of the driver while `exit` tears them down.
+pub(super) fn begin_connect(connects_running: &Arc<AtomicUsize>) -> Option<ConnectInProgress> {
+    let connects = CONNECTS_IN_PROGRESS.get_or_init(ConnectsInProgress::default);
     let mut under_way = connects.under_way.lock();
     if connects.exiting.load(Ordering::Acquire) {
         return None;
     }
     *under_way += 1;
-    busy.fetch_add(1, Ordering::AcqRel);
-    Some(Connect(Arc::clone(busy)))
+    connects_running.fetch_add(1, Ordering::AcqRel);
+    Some(ConnectInProgress(Arc::clone(connects_running)))
 }
 
-impl Drop for Connect {
+impl Drop for ConnectInProgress {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
-        if let Some(connects) = CONNECTS.get() {
+        if let Some(connects) = CONNECTS_IN_PROGRESS.get() {
             *connects.under_way.lock() -= 1;
             connects.ended.notify_all();
         }
     }
 }
 
-/// The end of the main thread, which waits for connects under way.
-struct MainEnd(bool);
+/// Makes the end of the main thread wait for running connects.
+struct MainThreadGuard(bool);
 
-impl Drop for MainEnd {
+impl Drop for MainThreadGuard {
     fn drop(&mut self) {
-        let Some(connects) = CONNECTS.get().filter(|_| self.0) else { return };
-        let deadline = Instant::now() + EXIT;
+        let Some(connects) = CONNECTS_IN_PROGRESS.get().filter(|_| self.0) else { return };
+        let deadline = Instant::now() + EXIT_TIMEOUT;
         let mut under_way = connects.under_way.lock();
         connects.exiting.store(true, Ordering::Release);
         while *under_way > 0 && !connects.ended.wait_until(&mut under_way, deadline).timed_out() {}
     }
 }
 
-/// The calling thread, if it is the main thread, waits at its end for connects that are under way.
+/// Makes the calling thread, if it is the main thread, wait at its end for running connects.
 pub(crate) fn guard_exit() {
     thread_local! {
-        static END: MainEnd = MainEnd(thread::current().name() == Some("main"));
+        static END: MainThreadGuard = MainThreadGuard(thread::current().name() == Some("main"));
     }
-    // A thread that is ending guards nothing any more.
+    // A thread that is already ending cannot be guarded.
     let _ = END.try_with(|_| ());
 }

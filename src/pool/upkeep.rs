@@ -1,4 +1,5 @@
-//! What a pool does by itself while something is open: it closes connections that are too old, and logs those that are held for too long.
+//! Scheduled work of a pool that has open connections: it closes old connections, and logs connections that are held
+//! for too long.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,68 +12,72 @@ use crate::connection::SessionConnection;
 use crate::error::Holder;
 use crate::wording::phrase;
 
-/// How often the idle connections are looked at within `idle_timeout`. A checkin reads no clock: a connection counts as idle from the first
-/// look that finds it, so it is closed up to this part of `idle_timeout` later.
-const LOOKS: u32 = 4;
+/// The number of checks of the idle connections within `idle_timeout`. A checkin does not read the clock. A connection
+/// counts as idle from the first check that finds it, so it is closed up to this fraction of `idle_timeout` late.
+const CHECKS_PER_IDLE_TIMEOUT: u32 = 4;
 
-/// The pause between two looks if connections stay open without a limit: the pool is let go of once it has none.
-const UNLIMITED: Duration = Duration::from_secs(60);
+/// The pause between two checks if the age of connections has no limit. The check then only drops the pool when it has
+/// no connection.
+const CHECK_PAUSE_WITHOUT_LIMIT: Duration = Duration::from_secs(60);
 
-/// The shortest pause between two looks at the connections of a pool, however short the configured times are.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
+/// The shortest pause between two checks of a pool, however short the configured times are.
+const MIN_CHECK_PAUSE: Duration = Duration::from_millis(20);
 
 impl<C: SessionConnection> Connections<C> {
-    /// From here on the pool is looked after, as long as something is open. It is called at each checkin.
-    pub(super) fn age(&self) {
+    /// Schedules checks of the connections' age for as long as a connection is open. Called at each checkin.
+    pub(super) fn schedule_age_check(&self) {
         let config = &self.options.config;
-        if self.ageing.load(Ordering::Relaxed) {
+        if self.age_check_scheduled.load(Ordering::Relaxed) {
             return;
         }
-        self.age_after(self.longest_pause().into_iter().chain(config.max_lifetime).min().unwrap_or(UNLIMITED));
+        self.schedule_age_check_after(
+            self.max_check_pause().into_iter().chain(config.max_lifetime).min().unwrap_or(CHECK_PAUSE_WITHOUT_LIMIT),
+        );
     }
 
-    fn longest_pause(&self) -> Option<Duration> {
-        self.options.config.idle_timeout.map(|timeout| timeout / LOOKS)
+    fn max_check_pause(&self) -> Option<Duration> {
+        self.options.config.idle_timeout.map(|timeout| timeout / CHECKS_PER_IDLE_TIMEOUT)
     }
 
-    fn age_after(&self, pause: Duration) {
-        if self.ageing.swap(true, Ordering::AcqRel) {
+    fn schedule_age_check_after(&self, pause: Duration) {
+        if self.age_check_scheduled.swap(true, Ordering::AcqRel) {
             return;
         }
         let pool = self.pool.clone();
-        self.run_after(pause.max(SHORTEST_PAUSE), move || {
+        self.run_after(pause.max(MIN_CHECK_PAUSE), move || {
             let Some(pool) = pool.upgrade() else { return };
-            pool.look_after_age();
+            pool.check_age();
             if pool.storage.open() == 0 {
-                let let_go = pool.storage.let_go(pool.number);
+                let drop_if_empty = pool.storage.drop_if_empty(pool.number);
                 drop(pool);
-                let_go();
+                drop_if_empty();
             }
         });
     }
 
-    /// From here until nothing is open any more, holders are watched. It is called at each checkout.
-    pub(super) fn watch(&self) {
+    /// Schedules checks for overdue holders for as long as a connection is open. Called at each checkout.
+    pub(super) fn schedule_leak_check(&self) {
         let Some(threshold) = self.options.config.leak_threshold else { return };
-        if !self.watching.load(Ordering::Relaxed) && !self.watching.swap(true, Ordering::AcqRel) {
-            self.watch_after(threshold);
+        if !self.leak_check_scheduled.load(Ordering::Relaxed) && !self.leak_check_scheduled.swap(true, Ordering::AcqRel)
+        {
+            self.schedule_leak_check_after(threshold);
         }
     }
 
-    fn watch_after(&self, pause: Duration) {
+    fn schedule_leak_check_after(&self, pause: Duration) {
         let pool = self.pool.clone();
-        self.run_after(pause.max(SHORTEST_PAUSE), move || {
+        self.run_after(pause.max(MIN_CHECK_PAUSE), move || {
             if let Some(pool) = pool.upgrade() {
-                pool.look_for_leaks();
+                pool.check_leaks();
             }
         });
     }
 }
 
 impl<C: SessionConnection> AppPool<C> {
-    fn look_after_age(self: &Arc<Self>) {
+    fn check_age(self: &Arc<Self>) {
         let storage = &self.storage;
-        storage.ageing.store(false, Ordering::Release);
+        storage.age_check_scheduled.store(false, Ordering::Release);
         if self.is_closed() {
             return;
         }
@@ -81,36 +86,38 @@ impl<C: SessionConnection> AppPool<C> {
             match next {
                 Some(next) => {
                     let pause = next.saturating_duration_since(Instant::now());
-                    storage.age_after(storage.longest_pause().map_or(pause, |longest| pause.min(longest)));
+                    storage.schedule_age_check_after(
+                        storage.max_check_pause().map_or(pause, |longest| pause.min(longest)),
+                    );
                 }
-                None => storage.age(),
+                None => storage.schedule_age_check(),
             }
         }
     }
 
-    fn look_for_leaks(&self) {
+    fn check_leaks(&self) {
         let storage = &self.storage;
         let Some(threshold) = storage.options.config.leak_threshold else { return };
         let (overdue, pause) = self.overdue(Instant::now(), threshold);
-        overdue.iter().for_each(Holder::is_overdue);
-        storage.watching.store(false, Ordering::Release);
-        if storage.open() > 0 && !storage.watching.swap(true, Ordering::AcqRel) {
-            storage.watch_after(pause);
+        overdue.iter().for_each(Holder::log_overdue);
+        storage.leak_check_scheduled.store(false, Ordering::Release);
+        if storage.open() > 0 && !storage.leak_check_scheduled.swap(true, Ordering::AcqRel) {
+            storage.schedule_leak_check_after(pause);
         }
     }
 }
 
 impl Holder {
-    fn is_overdue(&self) {
-        let told = phrase(format_args!(
+    fn log_overdue(&self) {
+        let line = phrase(format_args!(
             "a connection is held for longer than `Config::leak_threshold`, and may have been forgotten: {self}"
         ));
-        crate::wording::log_line!(warn, "diesel_session::leak", "{told}");
+        crate::wording::log_line!(warn, "diesel_session::leak", "{line}");
     }
 
-    /// It is logged of those holders only that were overdue.
-    pub(super) fn is_back(&self) {
-        let told = phrase(format_args!("a connection that was held for too long has come back: {}", self.listed()));
-        crate::wording::log_line!(info, "diesel_session::leak", "{told}");
+    /// Called only for holders that were logged as overdue.
+    pub(super) fn log_return(&self) {
+        let line = phrase(format_args!("a connection that was held for too long has come back: {}", self.snapshot()));
+        crate::wording::log_line!(info, "diesel_session::leak", "{line}");
     }
 }

@@ -1,11 +1,11 @@
-//! Which thread waits for what in this process, and whether such a wait can end.
+//! The wait-for graph of this process: which thread waits for which resource. It detects deadlocks.
 //!
-//! A thread waits for one resource at a time, and the return of any part of the resource ends the wait. So a wait can end if a thread
-//! that runs can be reached from it: from the resource to its holders, from each holder to the resource that it waits for, and so on.
-//! Deadlines do not count: a wait that only its deadline can end is refused.
+//! A thread waits for one resource at a time, and the release of any part of the resource ends the wait. So a wait can
+//! end if a running thread is reachable from it: from the resource to its holders, from each holder to the resource
+//! for which it waits, and so on. Deadlines do not count: a wait that only its deadline can end is a deadlock.
 //!
-//! The graph is locked while it is searched, so the last thread of a cycle finds the whole cycle. A thread that has been served
-//! and is still in the graph is recognised by its resource.
+//! The graph is locked during the search, so the last thread that closes a cycle finds the whole cycle. A thread that
+//! was served but is still in the graph is recognised because it is not in the queue of its resource.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use crate::error::Holders;
 use crate::error::Place;
 use crate::sync::{Mutex, ThreadId};
 
-/// What threads wait for.
+/// A resource for which threads wait.
 pub(crate) trait Resource: Send + Sync {
-    /// Whether that thread is still in the queue.
-    fn is_awaited_by(&self, thread: ThreadId) -> bool;
+    /// Whether the thread is still in the queue.
+    fn has_waiter(&self, thread: ThreadId) -> bool;
 
-    /// The threads that hold all of it. `None` if some of it is free or on its way.
+    /// The threads that hold the whole resource. `None` if a part of it is free or about to become free.
     fn holding_threads(&self) -> Option<Vec<ThreadId>>;
 }
 
@@ -28,46 +28,46 @@ pub(crate) trait Resource: Send + Sync {
 pub(crate) struct WaitGraph(Mutex<HashMap<ThreadId, Wait>>);
 
 struct Wait {
-    place: Place,
+    location: Place,
     resource: Arc<dyn Resource>,
 }
 
-/// A thread that waits, as long as this lives.
+/// A wait in the graph. Drop removes it.
 pub(crate) struct Waiting {
     graph: Arc<WaitGraph>,
     thread: ThreadId,
 }
 
-/// A wait that cannot end: for each thread of the cycle the place at which it waits, and whether it waits for the same resource as
-/// the thread that found the cycle.
+/// A deadlock: for each thread of the cycle, the location at which it waits, and whether it waits for the same
+/// resource as the thread that found the cycle.
 #[derive(Debug)]
 pub(crate) struct Deadlock(HashMap<ThreadId, (Place, bool)>);
 
 impl WaitGraph {
-    /// From here on `thread` waits for `resource`. It is in the queue of the resource already.
-    pub(crate) fn begin(self: &Arc<Self>, thread: ThreadId, resource: Arc<dyn Resource>, place: Place) -> Waiting {
-        self.0.lock().insert(thread, Wait { place, resource });
+    /// Adds a wait of `thread` for `resource`. The thread has to be in the queue of the resource already.
+    pub(crate) fn begin(self: &Arc<Self>, thread: ThreadId, resource: Arc<dyn Resource>, location: Place) -> Waiting {
+        self.0.lock().insert(thread, Wait { location, resource });
         Waiting { graph: Arc::clone(self), thread }
     }
 }
 
 impl Waiting {
-    /// Whether the wait cannot end.
+    /// Searches for a deadlock. If this wait is in one, the search removes the wait from the graph.
     pub(crate) fn deadlock(&self) -> Option<Deadlock> {
         let mut waits = self.graph.0.lock();
         let threads = all_waiting(&waits, self.thread)?;
         let mine = Arc::clone(&waits.get(&self.thread)?.resource);
-        let places = threads.into_iter().filter_map(|thread| {
+        let locations = threads.into_iter().filter_map(|thread| {
             let wait = waits.get(&thread)?;
-            Some((thread, (wait.place, Arc::ptr_eq(&wait.resource, &mine))))
+            Some((thread, (wait.location, Arc::ptr_eq(&wait.resource, &mine))))
         });
-        let places = places.collect();
-        // The others of the cycle wait for this thread, which does not wait any more.
+        let locations = locations.collect();
+        // The other threads of the cycle can go on, because this thread will not wait any more.
         let ended = waits.remove(&self.thread);
         drop(waits);
-        // Without the lock: this may be the last reference to a pool.
+        // Not under the lock, because this may be the last reference to a pool.
         drop((ended, mine));
-        Some(Deadlock(places))
+        Some(Deadlock(locations))
     }
 }
 
@@ -78,7 +78,7 @@ fn all_waiting(waits: &HashMap<ThreadId, Wait>, thread: ThreadId) -> Option<Hash
     while let Some(thread) = next.pop() {
         let wait = waits.get(&thread)?;
         let holding = wait.resource.holding_threads()?;
-        if holding.is_empty() || !wait.resource.is_awaited_by(thread) {
+        if holding.is_empty() || !wait.resource.has_waiter(thread) {
             return None;
         }
         next.extend(holding.into_iter().filter(|holder| reached.insert(*holder)));
@@ -87,12 +87,12 @@ fn all_waiting(waits: &HashMap<ThreadId, Wait>, thread: ThreadId) -> Option<Hash
 }
 
 impl Deadlock {
-    /// The holders, each with the place at which its thread waits.
+    /// Adds to each holder the location at which its thread waits.
     pub(crate) fn explain(&self, mut holders: Holders) -> Holders {
         for holder in &mut holders.0 {
             let wait = self.0.get(&holder.thread.id()).copied();
-            holder.waits_at = wait.map(|(place, _)| place);
-            holder.waits_for_the_same = wait.is_some_and(|(_, is_same)| is_same);
+            holder.waits_at = wait.map(|(location, _)| location);
+            holder.waits_for_same_resource = wait.is_some_and(|(_, is_same)| is_same);
         }
         holders
     }
@@ -101,7 +101,7 @@ impl Deadlock {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let ended = self.graph.0.lock().remove(&self.thread);
-        // Without the lock: this may be the last reference to a pool.
+        // Not under the lock, because this may be the last reference to a pool.
         drop(ended);
     }
 }

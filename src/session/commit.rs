@@ -22,7 +22,7 @@ impl<C: SessionConnection> TransactionState<C> {
     /// instrumentation is resumed once the session is idle; the server may have committed by then.
     pub(crate) fn commit(&mut self, at: Place) -> Result<()> {
         catch_unwind(AssertUnwindSafe(|| self.commit_now(at))).unwrap_or_else(|panic| {
-            self.doom();
+            self.close_at_checkin();
             self.rollback();
             resume_unwind(panic)
         })
@@ -85,7 +85,7 @@ impl<C: SessionConnection> TransactionState<C> {
             Err(error) => {
                 let waited = sent.and_then(|sent| self.waited_for_lock(&error, sent));
                 let error = if dialect::is_connection_lost(&error) {
-                    self.doom();
+                    self.close_at_checkin();
                     let app = self.app.id().into();
                     let verdict = Arc::default();
                     Error::CommitUnknown(Box::new(UnknownCommit { app, at, source: error, resolver, verdict }))
@@ -106,7 +106,7 @@ impl<C: SessionConnection> TransactionState<C> {
     fn reject_commit(&mut self, at: Place) -> Result<()> {
         let ended = self.kind() != DatabaseKind::Postgres;
         if ended {
-            self.doom();
+            self.close_at_checkin();
             self.poison_pinned("a statement ended the transaction of the test".into(), at);
         }
         self.invalidate_for_swallowed_error(at, ended);
@@ -157,7 +157,7 @@ fn ask_for_outcome<C: SessionConnection>(app: &Arc<AppCore<C>>, number: u64, at:
         let mut connection = app.pool()?.acquire(at, false, Some(end))?;
         let answer = connection.conn().texts(&question);
         if answer.is_err() {
-            connection.doom();
+            connection.close_at_checkin();
         }
         drop(connection);
         let status = match answer {

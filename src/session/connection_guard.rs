@@ -72,7 +72,7 @@ impl<C: SessionConnection> Drop for ConnectionGuard<C> {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
         if std::thread::panicking() {
-            connection.doom();
+            connection.close_at_checkin();
         }
         // The library sends what follows.
         self.call_site = None;

@@ -44,7 +44,7 @@ impl<C: SessionConnection> TransactionState<C> {
         let mut effects =
             if managed.observer.has_effects() { managed.observer.take() } else { ObservedEffects::default() };
         if let Some(error) = failure {
-            effects.complete(kind, error, !raw);
+            effects.add_error(kind, error, !raw);
             // The observer has not seen the loss, so the error may come from another connection of that code. A ping
             // decides.
             if raw && !effects.lost && dialect::is_connection_lost(error) {
@@ -61,7 +61,7 @@ impl<C: SessionConnection> TransactionState<C> {
         let transient = effects.transient || poison == Some(Poison::ReadOnly) && kind.may_write_elsewhere();
         let depth = managed.conn_mut().depth();
         managed.lost |= effects.lost;
-        managed.doomed |= !is_observed || effects.lost;
+        managed.closes_at_checkin |= !is_observed || effects.lost;
         if let Some(pinned) = managed.pinned().filter(|_| effects.lost) {
             let suffix = effects.first_error.as_deref().map(|error| format!(": {error}"));
             pinned.poison(format!("{LOST}{}", suffix.unwrap_or_default()), Some(at));
@@ -69,7 +69,7 @@ impl<C: SessionConnection> TransactionState<C> {
         if !self.has_begun() {
             if depth != Some(0) || effects.began || effects.ended_by.is_some() {
                 self.poison_pinned("a statement began or ended a transaction of its own".into(), at);
-                self.doom();
+                self.close_at_checkin();
             }
             return;
         }
@@ -89,7 +89,7 @@ impl<C: SessionConnection> TransactionState<C> {
         if let Some(word) = ended_by {
             self.invalidate(sent_inside(&word), at, true);
             self.poison_pinned(format!("`{word}` was sent to the database, which ends a transaction"), at);
-            self.doom();
+            self.close_at_checkin();
         } else if !is_observed {
             self.poison_pinned("the code that had the connection replaced it, or its instrumentation".into(), at);
             self.invalidate("the code that had the connection replaced it, or its instrumentation".into(), at, true);
@@ -122,7 +122,7 @@ impl<C: SessionConnection> TransactionState<C> {
             let exists = kind.transaction_exists(managed.conn_mut(), check);
             managed.observer.suppress(false);
             if !exists {
-                managed.doomed |= raw;
+                managed.closes_at_checkin |= raw;
                 let cause =
                     first_error.clone().or(may_have_ended.as_deref().map(sent_inside)).unwrap_or_else(|| ENDED.into());
                 self.poison_pinned(format!("the transaction of the test was ended by the database: {cause}"), at);

@@ -65,8 +65,8 @@ impl<C: SessionConnection> TransactionState<C> {
         }
         let Some(connection) = &mut self.connection else { return };
         let managed = connection.managed();
-        if managed.doomed && !managed.lost {
-            managed.doomed = false;
+        if managed.closes_at_checkin && !managed.lost {
+            managed.closes_at_checkin = false;
         }
     }
 }

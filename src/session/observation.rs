@@ -7,7 +7,7 @@ use super::statement::{Leftovers, Statement};
 use super::transaction_state::{Access, PREPARED, TransactionState};
 use crate::connection::SessionConnection;
 use crate::error::Place;
-use crate::pool::{CheckedOut, Reading};
+use crate::pool::{CheckedOut, SqlSource};
 
 impl<C: SessionConnection> TransactionState<C> {
     /// Moves the connection out of the session, into a `ConnectionGuard`.
@@ -57,9 +57,9 @@ impl<C: SessionConnection> TransactionState<C> {
         let Some(connection) = &mut self.connection else { return };
         let managed = connection.managed();
         match (access, leftovers) {
-            (Access::Raw, _) => managed.observer.read_statements(Reading::Raw),
-            (_, Leftovers::Possible) if can_reset => managed.marked = true,
-            _ => managed.observer.read_statements(Reading::Typed),
+            (Access::Raw, _) => managed.observer.read_statements(SqlSource::Raw),
+            (_, Leftovers::Possible) if can_reset => managed.marked_dirty = true,
+            _ => managed.observer.read_statements(SqlSource::Typed),
         }
     }
 }

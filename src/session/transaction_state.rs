@@ -17,7 +17,7 @@ use crate::connection::SessionConnection;
 use crate::dialect::{self, BeginOptions, Poison};
 use crate::error::{A_READ, A_WRITE, Blockers, Error, Place, Result};
 use crate::kind::DatabaseKind;
-use crate::pool::{CheckedOut, GRACE, Watched, WritePermit, refuse_empty_statements};
+use crate::pool::{CallDeadline, CheckedOut, GRACE, WritePermit, refuse_empty_statements};
 use crate::recorder::CallSite;
 use crate::settings::{Isolation, Mode, Settings};
 use crate::wording::phrase;
@@ -91,7 +91,7 @@ pub(crate) struct TransactionState<C: SessionConnection> {
     /// On a pinned connection: the transaction is the savepoint of one statement, which has this access.
     pub(super) statement_savepoint: Option<Access>,
     /// The watch over the deadline while a `ConnectionGuard` owns the connection.
-    pub(super) guard_watchdog: Option<Watched>,
+    pub(super) guard_watchdog: Option<CallDeadline>,
 }
 
 impl<C: SessionConnection> TransactionState<C> {
@@ -248,7 +248,7 @@ impl<C: SessionConnection> TransactionState<C> {
         if self.settings.mode == Mode::Autocommit {
             if access != Access::Read && self.write_permit.is_none() {
                 let permit = match &self.connection {
-                    Some(connection) => connection.pool().turn_to_write(at, self.deadline_end()),
+                    Some(connection) => connection.pool().acquire_write_permit(at, self.deadline_end()),
                     None => Ok(None),
                 };
                 match permit {
@@ -296,7 +296,7 @@ impl<C: SessionConnection> TransactionState<C> {
             self.check_out(at, true)?;
             let permit = match &self.connection {
                 Some(connection) if self.settings.mode != Mode::ReadOnly => {
-                    connection.pool().turn_to_write(at, self.deadline_end())
+                    connection.pool().acquire_write_permit(at, self.deadline_end())
                 }
                 _ => Ok(None),
             };
@@ -332,7 +332,7 @@ impl<C: SessionConnection> TransactionState<C> {
                 Err(error) => {
                     let waited = sent.and_then(|sent| self.waited_for_lock(&error, sent));
                     let deadline_error = self.deadline_error(at);
-                    self.doom();
+                    self.close_at_checkin();
                     self.release();
                     attempts += 1;
                     let lost = dialect::is_connection_lost(&error);
@@ -387,7 +387,7 @@ impl<C: SessionConnection> TransactionState<C> {
                 }
             }
             if self.depth() != Some(0) {
-                self.doom();
+                self.close_at_checkin();
             }
             self.restore();
         }
@@ -468,22 +468,22 @@ impl<C: SessionConnection> TransactionState<C> {
         let watchdog = self.start_watchdog();
         let managed = self.connection.as_mut().expect(PREPARED).managed();
         // The connection counts as doomed until `send` returns: a panic leaves it in an unknown state.
-        let doomed = std::mem::replace(&mut managed.doomed, true);
+        let doomed = std::mem::replace(&mut managed.closes_at_checkin, true);
         let outcome = send(managed.conn_mut());
-        managed.doomed = doomed;
+        managed.closes_at_checkin = doomed;
         self.stop_watchdog(watchdog);
         outcome
     }
 
     /// Has the connection cut if the driver call that follows exceeds both the scope's deadline and the statement
     /// limit of the server by [`GRACE`].
-    pub(super) fn start_watchdog(&mut self) -> Option<Watched> {
+    pub(super) fn start_watchdog(&mut self) -> Option<CallDeadline> {
         let deadline = self.settings.deadline?;
         let socket = self.connection.as_mut()?.managed().socket?;
         let now = Instant::now();
         let by_server = self.statement_limit_sent.and_then(|limit| now.checked_add(limit)).unwrap_or(now);
         let end = deadline.end.max(now).max(by_server.min(deadline.end.checked_add(LIMIT_SLACK.1)?));
-        Some(Watched::begin(socket, end.checked_add(GRACE)?))
+        Some(CallDeadline::begin(socket, end.checked_add(GRACE)?))
     }
 
     /// [`reconcile_now`](Self::reconcile_now) under the watchdog, because it may ask the database.
@@ -495,13 +495,13 @@ impl<C: SessionConnection> TransactionState<C> {
 
     /// Ends what [`start_watchdog`](Self::start_watchdog) began, after the driver call. If the connection was cut,
     /// the transaction is lost.
-    pub(super) fn stop_watchdog(&mut self, watchdog: Option<Watched>) {
+    pub(super) fn stop_watchdog(&mut self, watchdog: Option<CallDeadline>) {
         if !watchdog.is_some_and(|watchdog| watchdog.was_cut()) {
             return;
         }
         let Some(connection) = self.connection.as_mut() else { return };
         let managed = connection.managed();
-        (managed.cut, managed.lost, managed.doomed) = (true, true, true);
+        (managed.was_cut, managed.lost, managed.closes_at_checkin) = (true, true, true);
         let at = self.sent_at.unwrap_or(std::panic::Location::caller());
         if self.has_begun() {
             self.invalidate("its connection was closed at the scope's deadline".into(), at, true);
@@ -521,7 +521,7 @@ impl<C: SessionConnection> TransactionState<C> {
             let limit = self.app.options().config.statement_timeout;
             let sql = self.kind().limit_session(limit).unwrap_or_default();
             if self.send(|conn| conn.batch_execute(&sql)).is_err() {
-                self.doom();
+                self.close_at_checkin();
             }
         }
         self.release();
@@ -533,7 +533,7 @@ impl<C: SessionConnection> TransactionState<C> {
             let limit = self.deadline_end();
             let mut connection = self.app.pool_for(at)?.acquire(at, in_transaction, limit)?;
             if let Some(limit) = limit {
-                connection.returns_by(limit);
+                connection.set_checkin_deadline(limit);
             }
             self.connection = Some(connection);
         }
@@ -579,7 +579,7 @@ impl<C: SessionConnection> TransactionState<C> {
 
     fn send_restoring(&mut self, sql: &str) {
         if !self.is_doomed() && self.send(|conn| conn.batch_execute(sql)).is_err() {
-            self.doom();
+            self.close_at_checkin();
         }
     }
 
@@ -650,7 +650,7 @@ impl<C: SessionConnection> TransactionState<C> {
         let (lost, cut) = self
             .connection
             .as_mut()
-            .map_or((false, false), |connection| (connection.managed().lost, connection.managed().cut));
+            .map_or((false, false), |connection| (connection.managed().lost, connection.managed().was_cut));
         if let Some(deadline) = self.settings.deadline.filter(|_| cut) {
             return Error::DeadlineExceeded { limit: deadline.limit, at };
         }
@@ -734,12 +734,12 @@ impl<C: SessionConnection> TransactionState<C> {
     }
 
     pub(super) fn is_doomed(&mut self) -> bool {
-        self.connection.as_mut().is_some_and(|connection| connection.managed().doomed)
+        self.connection.as_mut().is_some_and(|connection| connection.managed().closes_at_checkin)
     }
 
-    pub(super) fn doom(&mut self) {
+    pub(super) fn close_at_checkin(&mut self) {
         if let Some(connection) = &mut self.connection {
-            connection.doom();
+            connection.close_at_checkin();
         }
     }
 

@@ -236,7 +236,7 @@ impl<C: SessionConnection> AdminConnection<C> {
         outcome.map_err(|error| {
             let managed = self.pooled.managed();
             managed.lost |= dialect::is_connection_lost(&error);
-            managed.doomed |= managed.lost;
+            managed.closes_at_checkin |= managed.lost;
             Error::from_query(error, Location::caller())
         })
     }

@@ -497,7 +497,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
             let wanted = self.contents.extensions();
             let forbidden = (|| {
                 let mut pooled = app.pool().ok()?.acquire(Location::caller(), false, None).ok()?;
-                pooled.managed().marked = true;
+                pooled.managed().marked_dirty = true;
                 self.kind().catalog_search_path().map_or(Ok(()), |sql| pooled.conn().batch_execute(sql)).ok()?;
                 pooled.conn().texts(self.kind().forbidden_extensions()).ok()
             })();

@@ -150,7 +150,7 @@ impl<'t, C: SessionConnection> TemplateContents<'t, C> {
             return Ok(None);
         }
         let mut pooled = app.pool()?.acquire(Location::caller(), false, None)?;
-        pooled.managed().marked = true;
+        pooled.managed().marked_dirty = true;
         let mut before = None;
         for (index, message) in messages.iter().enumerate() {
             if let Err(error) = send_migration(pooled.conn(), self.kind, message, &mut before) {
@@ -160,7 +160,7 @@ impl<'t, C: SessionConnection> TemplateContents<'t, C> {
                     "test `{}`: message {index} failed: {error}",
                     self.setup.name
                 );
-                pooled.doom();
+                pooled.close_at_checkin();
                 return Ok(Some((index, error)));
             }
         }
@@ -171,10 +171,10 @@ impl<'t, C: SessionConnection> TemplateContents<'t, C> {
     fn send_fixture(&self, app: &App<C>, name: &str, text: &str) -> Result<()> {
         let send = |sql: &str| -> Result<diesel::QueryResult<()>> {
             let mut pooled = app.pool()?.acquire(Location::caller(), false, None)?;
-            pooled.managed().marked = true;
+            pooled.managed().marked_dirty = true;
             let sent = pooled.conn().batch_execute(sql);
             if sent.is_err() {
-                pooled.doom();
+                pooled.close_at_checkin();
             }
             Ok(sent)
         };

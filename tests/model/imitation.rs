@@ -12,7 +12,7 @@ use crate::sync::{AtomicUsize, Instant, Mutex, Ordering};
 
 /// What a server does to those that connect.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Conduct {
+pub(crate) struct ServerBehavior {
     /// It refuses more sessions than that.
     pub(crate) capacity: usize,
     /// One connect in so many fails for good; 0 is none.
@@ -24,14 +24,14 @@ pub(crate) struct Conduct {
 /// How many sessions a server has, and the most it had.
 #[derive(Debug)]
 pub(crate) struct Server {
-    conduct: Conduct,
+    behavior: ServerBehavior,
     sessions: Mutex<(usize, usize)>,
-    pub(crate) room: Arc<ConnectionLimit>,
+    pub(crate) limit: Arc<ConnectionLimit>,
 }
 
 impl Server {
-    pub(crate) fn new(conduct: Conduct) -> Self {
-        Self { conduct, sessions: Mutex::default(), room: Arc::new(ConnectionLimit::new(None)) }
+    pub(crate) fn new(behavior: ServerBehavior) -> Self {
+        Self { behavior, sessions: Mutex::default(), limit: Arc::new(ConnectionLimit::new(None)) }
     }
 
     /// The sessions, and the most at one time.
@@ -41,14 +41,14 @@ impl Server {
 
     fn connect(self: &Arc<Self>) -> Result<Session, Failure> {
         let one_in = |number: u32| number > 0 && shuttle::rand::thread_rng().gen_range(0..number) == 0;
-        if one_in(self.conduct.failing) {
+        if one_in(self.behavior.failing) {
             return Err(Failure::Final);
         }
-        if one_in(self.conduct.faltering) {
+        if one_in(self.behavior.faltering) {
             return Err(Failure::Passing);
         }
         let mut sessions = self.sessions.lock();
-        if sessions.0 == self.conduct.capacity {
+        if sessions.0 == self.behavior.capacity {
             return Err(Failure::Full);
         }
         sessions.0 += 1;
@@ -81,14 +81,14 @@ struct Connection {
 }
 
 /// What the imitation has checked out. Drop puts it back, or closes it.
-pub(crate) struct Stored {
+pub(crate) struct ImitatedConnection {
     pub(crate) broken: bool,
     made: Option<Result<Connection, Failure>>,
     storage: Arc<Shared>,
     is_kept: bool,
 }
 
-impl Drop for Stored {
+impl Drop for ImitatedConnection {
     fn drop(&mut self) {
         let mut state = self.storage.state.lock();
         match self.made.take() {
@@ -128,21 +128,21 @@ impl Imitation {
     }
 }
 
-fn maybe() -> bool {
+fn coin_flip() -> bool {
     shuttle::rand::thread_rng().r#gen()
 }
 
 impl Storage for Imitation {
-    type Conn = Stored;
+    type Conn = ImitatedConnection;
     type Failure = Failure;
     type Closing = ();
 
-    fn try_get(&self) -> Option<Stored> {
+    fn try_get(&self) -> Option<ImitatedConnection> {
         let made = self.shared.state.lock().idle.pop()?;
-        Some(Stored { broken: false, made: Some(made), storage: Arc::clone(&self.shared), is_kept: false })
+        Some(ImitatedConnection { broken: false, made: Some(made), storage: Arc::clone(&self.shared), is_kept: false })
     }
 
-    fn put(&self, mut conn: Stored) {
+    fn put(&self, mut conn: ImitatedConnection) {
         assert!(matches!(conn.made, Some(Ok(_))), "a failed connect is nobody's idle connection");
         conn.is_kept = true;
     }
@@ -181,14 +181,14 @@ impl Storage for Imitation {
     }
 
     fn run_closing(&self, job: impl FnOnce() + Send + 'static) {
-        if maybe() {
+        if coin_flip() {
             job();
         } else {
             shuttle::thread::spawn(job);
         }
     }
 
-    fn failure(conn: &Stored) -> Option<Failure> {
+    fn failure(conn: &ImitatedConnection) -> Option<Failure> {
         conn.made.as_ref()?.as_ref().err().copied()
     }
 
@@ -201,14 +201,14 @@ impl Storage for Imitation {
     }
 
     fn evict_another(&self, pool: u64) {
-        if let Some((_, other)) = self.server.room.least_recently_used(pool) {
+        if let Some((_, other)) = self.server.limit.least_recently_used(pool) {
             other.evict();
         }
     }
 
-    fn keep_in_bounds(&self, _: u64) {}
+    fn evict_above_threshold(&self, _: u64) {}
 
-    fn let_go(&self, _: u64) -> impl FnOnce() + 'static {
+    fn drop_if_empty(&self, _: u64) -> impl FnOnce() + 'static {
         || {}
     }
 
@@ -216,30 +216,30 @@ impl Storage for Imitation {
         Vec::new()
     }
 
-    fn session(_: &Stored) -> Option<u64> {
+    fn session(_: &ImitatedConnection) -> Option<u64> {
         None
     }
 
-    fn ask(&self, _: &mut Stored, _: &str, _: Duration) -> Option<Vec<String>> {
+    fn query(&self, _: &mut ImitatedConnection, _: &str, _: Duration) -> Option<Vec<String>> {
         None
     }
 
-    fn may_stay(&self, _: &mut Stored, _: Instant) -> (bool, Option<Instant>) {
-        (maybe(), None)
+    fn may_stay(&self, _: &mut ImitatedConnection, _: Instant) -> (bool, Option<Instant>) {
+        (coin_flip(), None)
     }
 
-    fn reset(&self, conn: &mut Stored, _: Option<Instant>) -> bool {
+    fn reset(&self, conn: &mut ImitatedConnection, _: Option<Instant>) -> bool {
         self.resets.fetch_add(1, Ordering::SeqCst);
         !conn.broken
     }
 
-    fn close(&self, conn: Stored, _: Option<Instant>, _: bool) {
+    fn close(&self, conn: ImitatedConnection, _: Option<Instant>, _: bool) {
         drop(conn);
     }
 
-    fn finish(&self, (): ()) {}
+    fn finish_closing(&self, (): ()) {}
 }
 
 impl Holder {
-    pub(super) fn is_back(&self) {}
+    pub(super) fn log_return(&self) {}
 }

@@ -10,6 +10,8 @@ pub(crate) mod growth;
 pub(crate) mod storage;
 #[path = "../../src/pool/wait_graph.rs"]
 pub(crate) mod wait_graph;
+#[path = "../../src/pool/waiter.rs"]
+pub(crate) mod waiter;
 
 #[path = "imitation.rs"]
 pub(crate) mod imitation;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use shuttle::rand::Rng;
 use shuttle::thread;
 
-use crate::pool::admission::Refused;
-use crate::pool::imitation::{Conduct, Failure};
-use crate::pool::world::{CheckedOut, FOR_EVER, WILLING, World, acquire, break_it};
+use crate::pool::imitation::{Failure, ServerBehavior};
+use crate::pool::waiter::Refused;
+use crate::pool::world::{CheckedOut, FOREVER, WITHOUT_FAILURES, World, acquire, break_connection};
 use crate::sync;
 
 const SOON: Duration = Duration::from_millis(5);
@@ -19,7 +19,7 @@ fn rounds(default: usize) -> usize {
     wanted.map_or(default, |rounds| rounds.parse().expect("a number of rounds"))
 }
 
-fn try_orders(default: usize, model: impl Fn() + Send + Sync + Clone + 'static) {
+fn check_orders(default: usize, model: impl Fn() + Send + Sync + Clone + 'static) {
     let anew = move || {
         sync::reset(None);
         model();
@@ -32,27 +32,27 @@ fn join(threads: Vec<thread::JoinHandle<()>>) {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-fn maybe() -> bool {
+fn coin_flip() -> bool {
     shuttle::rand::thread_rng().r#gen()
 }
 
 /// Time passes, or not, and the connection comes back sound or broken.
-fn return_somehow(mut checked_out: CheckedOut) {
-    if maybe() {
-        sync::pass(Duration::from_micros(600));
+fn check_in_at_random(mut checked_out: CheckedOut) {
+    if coin_flip() {
+        sync::advance(Duration::from_micros(600));
     }
-    if maybe() {
-        break_it(&mut checked_out);
+    if coin_flip() {
+        break_connection(&mut checked_out);
     }
     drop(checked_out);
 }
 
 /// One pool, more callers than connections, some of which come back broken.
 fn everybody_is_served() {
-    let world = World::new(2, &[2], WILLING);
+    let world = World::new(2, &[2], WITHOUT_FAILURES);
     let threads = (0..4).map(|_| {
         let pool = world.pool(0);
-        thread::spawn(move || (0..2).for_each(|_| return_somehow(acquire(&pool, FOR_EVER).unwrap())))
+        thread::spawn(move || (0..2).for_each(|_| check_in_at_random(acquire(&pool, FOREVER).unwrap())))
     });
     join(threads.collect());
     world.assert_at_rest();
@@ -60,10 +60,10 @@ fn everybody_is_served() {
 
 /// Two pools and room for one connection: each takes it from the other.
 fn pools_give_way_to_each_other() {
-    let world = World::new(1, &[1, 2], WILLING);
+    let world = World::new(1, &[1, 2], WITHOUT_FAILURES);
     let threads = (0..4).map(|number| {
         let pool = world.pool(number % 2);
-        thread::spawn(move || (0..2).for_each(|_| return_somehow(acquire(&pool, FOR_EVER).unwrap())))
+        thread::spawn(move || (0..2).for_each(|_| check_in_at_random(acquire(&pool, FOREVER).unwrap())))
     });
     join(threads.collect());
     world.assert_at_rest();
@@ -71,10 +71,10 @@ fn pools_give_way_to_each_other() {
 
 /// The same with room for two: a caller may be served by what comes back while its own connect is under way.
 fn returns_and_connects_cross() {
-    let world = World::new(2, &[2, 2], WILLING);
+    let world = World::new(2, &[2, 2], WITHOUT_FAILURES);
     let threads = (0..5).map(|number| {
         let pool = world.pool(number % 2);
-        thread::spawn(move || (0..2).for_each(|_| return_somehow(acquire(&pool, FOR_EVER).unwrap())))
+        thread::spawn(move || (0..2).for_each(|_| check_in_at_random(acquire(&pool, FOREVER).unwrap())))
     });
     join(threads.collect());
     world.assert_at_rest();
@@ -82,14 +82,14 @@ fn returns_and_connects_cross() {
 
 /// Connects fail for good or for the moment, and another thread closes what has been idle for too long.
 fn failures_and_evictions() {
-    let world = World::new(2, &[1, 1, 2], Conduct { failing: 3, faltering: 3, ..WILLING });
+    let world = World::new(2, &[1, 1, 2], ServerBehavior { failing: 3, faltering: 3, ..WITHOUT_FAILURES });
     let mut threads: Vec<_> = (0..3)
         .map(|number| {
             let pool = world.pool(number);
             thread::spawn(move || {
                 for _ in 0..2 {
-                    match acquire(&pool, FOR_EVER) {
-                        Ok(lease) => return_somehow(lease),
+                    match acquire(&pool, FOREVER) {
+                        Ok(checked_out) => check_in_at_random(checked_out),
                         Err(refused) => assert!(matches!(refused, Refused::Failed(Failure::Final)), "{refused:?}"),
                     }
                 }
@@ -109,10 +109,10 @@ fn failures_and_evictions() {
 
 /// The server has room for one session: whoever is refused has another pool's idle connection closed.
 fn a_full_server() {
-    let world = World::new(9, &[1, 2], Conduct { capacity: 1, ..WILLING });
+    let world = World::new(9, &[1, 2], ServerBehavior { capacity: 1, ..WITHOUT_FAILURES });
     let threads = (0..3).map(|number| {
         let pool = world.pool(number % 2);
-        thread::spawn(move || (0..2).for_each(|_| return_somehow(acquire(&pool, FOR_EVER).unwrap())))
+        thread::spawn(move || (0..2).for_each(|_| check_in_at_random(acquire(&pool, FOREVER).unwrap())))
     });
     join(threads.collect());
     world.assert_at_rest();
@@ -120,14 +120,14 @@ fn a_full_server() {
 
 /// Time-outs come at whatever moment.
 fn no_permit_is_lost_by_time_outs() {
-    let world = World::new(1, &[1, 2], WILLING);
+    let world = World::new(1, &[1, 2], WITHOUT_FAILURES);
     let mut threads: Vec<_> = (0..4)
         .map(|number| {
             let pool = world.pool(number % 2);
             thread::spawn(move || {
                 for _ in 0..2 {
                     match acquire(&pool, SOON) {
-                        Ok(lease) => return_somehow(lease),
+                        Ok(checked_out) => check_in_at_random(checked_out),
                         Err(Refused::InUse { .. } | Refused::Limited | Refused::Connecting { .. }) => {}
                         Err(refused) => panic!("{refused:?}"),
                     }
@@ -138,7 +138,7 @@ fn no_permit_is_lost_by_time_outs() {
     threads.push(thread::spawn(|| {
         for _ in 0..6 {
             thread::yield_now();
-            sync::pass(SOON);
+            sync::advance(SOON);
         }
     }));
     // Whoever waits when no other thread is left gets his time-out too.
@@ -147,7 +147,7 @@ fn no_permit_is_lost_by_time_outs() {
     let ticking = thread::spawn(move || {
         let _clock = clock;
         while stop.strong_count() > 0 {
-            sync::pass(SOON);
+            sync::advance(SOON);
             thread::yield_now();
         }
     });
@@ -157,16 +157,16 @@ fn no_permit_is_lost_by_time_outs() {
     world.assert_at_rest();
 }
 
-/// A pool is disposed of under its callers: they are served or told, and nothing stays open.
+/// A pool is disposed of under its callers: they are served or refused_as, and nothing stays open.
 fn a_disposal_leaves_nothing() {
-    let world = World::new(2, &[2, 1], WILLING);
+    let world = World::new(2, &[2, 1], WITHOUT_FAILURES);
     let mut threads: Vec<_> = (0..3)
         .map(|number| {
             let pool = world.pool(number % 2);
             thread::spawn(move || {
                 for _ in 0..2 {
-                    match acquire(&pool, FOR_EVER) {
-                        Ok(lease) => return_somehow(lease),
+                    match acquire(&pool, FOREVER) {
+                        Ok(checked_out) => check_in_at_random(checked_out),
                         Err(refused) => assert!(matches!(refused, Refused::Closed), "{refused:?}"),
                     }
                 }
@@ -176,38 +176,38 @@ fn a_disposal_leaves_nothing() {
     let disposals = (0..2).map(|_| {
         let pool = world.pool(0);
         thread::spawn(move || {
-            pool.close(sync::Instant::now() + FOR_EVER);
-            assert!(pool.wait_until_drained(sync::Instant::now() + FOR_EVER));
-            assert!(matches!(acquire(&pool, FOR_EVER), Err(Refused::Closed)));
+            pool.close(sync::Instant::now() + FOREVER);
+            assert!(pool.wait_until_drained(sync::Instant::now() + FOREVER));
+            assert!(matches!(acquire(&pool, FOREVER), Err(Refused::Closed)));
         })
     });
     threads.extend(disposals);
     join(threads);
-    world.pool(1).close(sync::Instant::now() + FOR_EVER);
-    assert!(world.pool(1).wait_until_drained(sync::Instant::now() + FOR_EVER));
+    world.pool(1).close(sync::Instant::now() + FOREVER);
+    assert!(world.pool(1).wait_until_drained(sync::Instant::now() + FOREVER));
     assert_eq!(world.open(), 0);
     world.assert_at_rest();
 }
 
 /// Two threads that each have what the other wants: one is refused, the other served.
 fn of_a_circle_one_is_refused() {
-    let world = World::new(4, &[1, 1], WILLING);
+    let world = World::new(4, &[1, 1], WITHOUT_FAILURES);
     let refused = Arc::new(shuttle::sync::atomic::AtomicUsize::new(0));
     let both = Arc::new(shuttle::sync::Barrier::new(2));
     let threads = (0..2).map(|number| {
         let (mine, other) = (world.pool(number), world.pool(1 - number));
         let (refused, both) = (Arc::clone(&refused), Arc::clone(&both));
         thread::spawn(move || {
-            let lease = acquire(&mine, FOR_EVER).unwrap();
+            let checked_out = acquire(&mine, FOREVER).unwrap();
             both.wait();
-            match acquire(&other, FOR_EVER) {
+            match acquire(&other, FOREVER) {
                 Ok(second) => drop(second),
-                Err(told) => {
-                    assert!(matches!(told, Refused::Deadlock { .. }), "{told:?}");
+                Err(refused_as) => {
+                    assert!(matches!(refused_as, Refused::Deadlock { .. }), "{refused_as:?}");
                     refused.fetch_add(1, shuttle::sync::atomic::Ordering::SeqCst);
                 }
             }
-            drop(lease);
+            drop(checked_out);
         })
     });
     join(threads.collect());
@@ -217,16 +217,16 @@ fn of_a_circle_one_is_refused() {
 
 /// One of the holders waits for nobody: whoever waits for it is served.
 fn a_wait_that_can_end_is_not_refused() {
-    let world = World::new(2, &[1, 1], WILLING);
+    let world = World::new(2, &[1, 1], WITHOUT_FAILURES);
     let (first, second) = (world.pool(0), world.pool(1));
     let mut threads = vec![thread::spawn(move || {
-        let lease = acquire(&first, FOR_EVER).unwrap();
-        drop(acquire(&second, FOR_EVER).unwrap());
-        return_somehow(lease);
+        let checked_out = acquire(&first, FOREVER).unwrap();
+        drop(acquire(&second, FOREVER).unwrap());
+        check_in_at_random(checked_out);
     })];
     threads.extend((0..2).map(|number| {
         let pool = world.pool(number);
-        thread::spawn(move || return_somehow(acquire(&pool, FOR_EVER).unwrap()))
+        thread::spawn(move || check_in_at_random(acquire(&pool, FOREVER).unwrap()))
     }));
     join(threads);
     world.assert_at_rest();
@@ -234,39 +234,39 @@ fn a_wait_that_can_end_is_not_refused() {
 
 #[test]
 fn callers_of_one_pool() {
-    try_orders(400, everybody_is_served);
+    check_orders(400, everybody_is_served);
 }
 
 #[test]
 fn pools_under_one_limit() {
-    try_orders(400, pools_give_way_to_each_other);
-    try_orders(400, returns_and_connects_cross);
+    check_orders(400, pools_give_way_to_each_other);
+    check_orders(400, returns_and_connects_cross);
 }
 
 #[test]
 fn connects_that_fail() {
-    try_orders(400, failures_and_evictions);
+    check_orders(400, failures_and_evictions);
 }
 
 #[test]
 fn full_servers() {
-    try_orders(400, a_full_server);
+    check_orders(400, a_full_server);
 }
 
 #[test]
 fn time_outs() {
-    try_orders(400, no_permit_is_lost_by_time_outs);
+    check_orders(400, no_permit_is_lost_by_time_outs);
 }
 
 #[test]
 fn disposal() {
-    try_orders(400, a_disposal_leaves_nothing);
+    check_orders(400, a_disposal_leaves_nothing);
 }
 
 #[test]
 fn circles() {
-    try_orders(400, of_a_circle_one_is_refused);
-    try_orders(400, a_wait_that_can_end_is_not_refused);
+    check_orders(400, of_a_circle_one_is_refused);
+    check_orders(400, a_wait_that_can_end_is_not_refused);
 }
 
 /// The model finds what it is there for: with any one of the first notifications lost, somebody waits for ever in some order.

@@ -13,7 +13,7 @@ pub(crate) use shuttle::sync::atomic::{AtomicUsize, Ordering};
 pub(crate) use shuttle::thread::{Thread, ThreadId, current as current_thread, yield_now};
 
 /// Whoever waits for so short a time lets it pass.
-const MOMENT: Duration = Duration::from_millis(1);
+const MIN_WAIT: Duration = Duration::from_millis(1);
 
 thread_local! {
     static NOW: Cell<Duration> = const { Cell::new(Duration::ZERO) };
@@ -30,7 +30,7 @@ pub(crate) fn reset(lost: Option<usize>) {
 }
 
 /// Time passes, and every wait whose deadline has come ends.
-pub(crate) fn pass(time: Duration) {
+pub(crate) fn advance(time: Duration) {
     NOW.set(NOW.get() + time);
     let due: Vec<_> = SLEEPERS.with_borrow_mut(|sleepers| {
         let (due, others) = sleepers.drain(..).partition(|sleeper| sleeper.deadline <= Instant::now());
@@ -146,10 +146,10 @@ impl Condvar {
         if deadline <= Instant::now() {
             return;
         }
-        if deadline <= Instant::now() + MOMENT {
+        if deadline <= Instant::now() + MIN_WAIT {
             MutexGuard::unlocked(guard, || {
                 shuttle::thread::yield_now();
-                pass(deadline.saturating_duration_since(Instant::now()));
+                advance(deadline.saturating_duration_since(Instant::now()));
             });
             return;
         }
@@ -170,7 +170,7 @@ impl Condvar {
     }
 
     pub(crate) fn notify_one(&self) {
-        if self.has_sleepers() && is_lost() {
+        if self.has_sleepers() && loses_notification() {
             return;
         }
         while let Some(sleeper) = self.next() {
@@ -181,7 +181,7 @@ impl Condvar {
     }
 
     pub(crate) fn notify_all(&self) {
-        if self.has_sleepers() && is_lost() {
+        if self.has_sleepers() && loses_notification() {
             return;
         }
         // Those who begin to wait meanwhile are not meant.
@@ -201,7 +201,7 @@ impl Condvar {
 }
 
 /// Whether this is the notification that gets lost.
-fn is_lost() -> bool {
+fn loses_notification() -> bool {
     let left = LOST.get();
     LOST.set(left.map(|left| left.wrapping_sub(1)));
     left == Some(0)

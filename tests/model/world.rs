@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::admission::{Pool, PooledConnection, Refused};
+use super::admission::{Pool, PooledConnection};
 use super::connection_limit::ConnectionLimit;
 use super::growth::Growth;
-use super::imitation::{Conduct, Failure, Imitation, Server};
+use super::imitation::{Failure, Imitation, Server, ServerBehavior};
 use super::wait_graph::WaitGraph;
+use super::waiter::Refused;
 use crate::error::Holder;
 use crate::sync::Instant;
 
@@ -15,10 +16,10 @@ pub(crate) type ModelPool = Pool<Imitation>;
 pub(crate) type CheckedOut = PooledConnection<Imitation>;
 
 /// No thread lets so much time pass.
-pub(crate) const FOR_EVER: Duration = Duration::from_secs(1_000_000);
+pub(crate) const FOREVER: Duration = Duration::from_secs(1_000_000);
 
 /// A server that refuses nothing.
-pub(crate) const WILLING: Conduct = Conduct { capacity: usize::MAX, failing: 0, faltering: 0 };
+pub(crate) const WITHOUT_FAILURES: ServerBehavior = ServerBehavior { capacity: usize::MAX, failing: 0, faltering: 0 };
 
 pub(crate) struct World {
     server: Arc<Server>,
@@ -31,26 +32,26 @@ pub(crate) struct World {
 pub(crate) fn acquire(pool: &Arc<ModelPool>, time: Duration) -> Result<CheckedOut, Refused<Failure>> {
     let since = Instant::now();
     let holder = Holder::new("app".into(), std::panic::Location::caller(), since, false);
-    pool.get(holder, since + time, FOR_EVER)
+    pool.get(holder, since + time, FOREVER)
 }
 
-pub(crate) fn break_it(checked_out: &mut CheckedOut) {
+pub(crate) fn break_connection(checked_out: &mut CheckedOut) {
     checked_out.conn.as_mut().unwrap().broken = true;
 }
 
 impl World {
     /// Pools of these sizes under a limit.
-    pub(crate) fn new(limit: usize, sizes: &[usize], conduct: Conduct) -> Self {
-        let (server, graph) = (Arc::new(Server::new(conduct)), Arc::new(WaitGraph::default()));
+    pub(crate) fn new(limit: usize, sizes: &[usize], behavior: ServerBehavior) -> Self {
+        let (server, graph) = (Arc::new(Server::new(behavior)), Arc::new(WaitGraph::default()));
         let limited = Arc::new(ConnectionLimit::new(Some(limit)));
         let pool = |(size, number): (&usize, u64)| {
-            let limits = vec![Arc::clone(&server.room), Arc::clone(&limited)];
+            let limits = vec![Arc::clone(&server.limit), Arc::clone(&limited)];
             Pool::with_storage(number, *size, limits, Arc::clone(&graph), |_| {
                 Imitation::new(*size, Arc::clone(&server))
             })
         };
         let pools = sizes.iter().zip(1..).map(pool).collect();
-        Self { server, limit: limited, pools, most: limit.min(conduct.capacity) }
+        Self { server, limit: limited, pools, most: limit.min(behavior.capacity) }
     }
 
     pub(crate) fn pool(&self, number: usize) -> Arc<ModelPool> {
@@ -62,7 +63,7 @@ impl World {
     }
 
     fn taken(&self) -> [usize; 2] {
-        [self.limit.taken(), self.server.room.taken()]
+        [self.limit.taken(), self.server.limit.taken()]
     }
 
     /// The limit was kept, and in the end nobody has a connection or waits for one, and each permit is one of an open connection.
@@ -74,6 +75,6 @@ impl World {
             shuttle::thread::yield_now();
         }
         assert!(self.server.sessions().1 <= self.most, "{} sessions", self.server.sessions().1);
-        assert!(!self.limit.has_queue() && !self.server.room.has_queue());
+        assert!(!self.limit.has_queue() && !self.server.limit.has_queue());
     }
 }

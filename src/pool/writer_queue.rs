@@ -1,4 +1,4 @@
-//! The queue of writers, where a database has one writer at a time.
+//! The queue of writers of a database that allows one writer at a time.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -13,32 +13,33 @@ use crate::process::PerProcess;
 use crate::sync::Ordering;
 use crate::url::Target;
 
-/// The queue of this process's writers of one database. SQLite's own waiting polls; this one is in order.
-pub(crate) type Writers = Pool<WriteTurn>;
+/// The queue of this process's writers of one database. SQLite itself polls for its write lock. This queue serves the
+/// writers in order.
+pub(crate) type WriterQueue = Pool<WriterStorage>;
 
-/// The turn of the one writer. Drop ends it.
-pub(crate) type WritePermit = PooledConnection<WriteTurn>;
+/// The write permit of a database. Drop releases it.
+pub(crate) type WritePermit = PooledConnection<WriterStorage>;
 
-/// Stores the turn while nobody writes.
+/// Stores the one write permit while no thread writes.
 #[derive(Debug)]
-pub(crate) struct WriteTurn(Mutex<Option<()>>);
+pub(crate) struct WriterStorage(Mutex<Option<()>>);
 
-impl WriteTurn {
-    fn turn(&self) -> std::sync::MutexGuard<'_, Option<()>> {
+impl WriterStorage {
+    fn permit(&self) -> std::sync::MutexGuard<'_, Option<()>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-pub(super) fn of(target: &Target) -> Arc<Writers> {
+pub(super) fn of(target: &Target) -> Arc<WriterQueue> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let new = || {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Pool::with_storage(number, 1, Vec::new(), super::wait_graph(), |_| WriteTurn(Mutex::new(Some(()))))
+        Pool::with_storage(number, 1, Vec::new(), super::wait_graph(), |_| WriterStorage(Mutex::new(Some(()))))
     };
     if target.in_memory {
         return new();
     }
-    static QUEUES: PerProcess<Mutex<HashMap<String, Weak<Writers>>>> = PerProcess::new();
+    static QUEUES: PerProcess<Mutex<HashMap<String, Weak<WriterQueue>>>> = PerProcess::new();
     let mut queues = QUEUES.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(queue) = queues.get(&target.database).and_then(Weak::upgrade) {
         return queue;
@@ -49,22 +50,22 @@ pub(super) fn of(target: &Target) -> Arc<Writers> {
     queue
 }
 
-/// Nothing is ever connected: there is one turn.
-impl Storage for WriteTurn {
+/// Nothing ever connects, because the one permit always exists.
+impl Storage for WriterStorage {
     type Conn = ();
     type Failure = Infallible;
     type Closing = ();
 
     fn try_get(&self) -> Option<()> {
-        self.turn().take()
+        self.permit().take()
     }
 
     fn put(&self, (): ()) {
-        *self.turn() = Some(());
+        *self.permit() = Some(());
     }
 
     fn idle(&self) -> usize {
-        usize::from(self.turn().is_some())
+        usize::from(self.permit().is_some())
     }
 
     fn open(&self) -> usize {
@@ -87,9 +88,9 @@ impl Storage for WriteTurn {
 
     fn evict_another(&self, _: u64) {}
 
-    fn keep_in_bounds(&self, _: u64) {}
+    fn evict_above_threshold(&self, _: u64) {}
 
-    fn let_go(&self, _: u64) -> impl FnOnce() + 'static {
+    fn drop_if_empty(&self, _: u64) -> impl FnOnce() + 'static {
         || {}
     }
 
@@ -101,7 +102,7 @@ impl Storage for WriteTurn {
         None
     }
 
-    fn ask(&self, (): &mut (), _: &str, _: Duration) -> Option<Vec<String>> {
+    fn query(&self, (): &mut (), _: &str, _: Duration) -> Option<Vec<String>> {
         None
     }
 
@@ -115,5 +116,5 @@ impl Storage for WriteTurn {
 
     fn close(&self, (): (), _: Option<Instant>, _: bool) {}
 
-    fn finish(&self, (): ()) {}
+    fn finish_closing(&self, (): ()) {}
 }

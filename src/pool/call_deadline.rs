@@ -1,8 +1,8 @@
-//! Cuts connections whose driver call has gone on beyond the scope's deadline.
+//! Cuts the connection of a driver call that does not return by its deadline.
 //!
-//! A driver call blocks its thread in C code, and the server's own limit needs a server that runs. So a thread of its own ends
-//! the socket under the call, and the call returns with a lost connection. The thread runs only while calls with a deadline
-//! are made; a scope without a deadline has nothing to do with it.
+//! A driver call blocks its thread in C code, and a statement timeout of the server has no effect if the server hangs.
+//! So a watchdog thread shuts down the socket under the call, and the call returns with a lost connection. The thread
+//! runs only while calls with a deadline are made.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,50 +12,50 @@ use std::time::{Duration, Instant};
 use super::socket::Socket;
 use crate::process::PerProcess;
 
-/// How long after a deadline the server has to answer by itself, before its connection is cut.
+/// The time after a deadline in which the server can end the statement itself, before the connection is cut.
 pub(crate) const GRACE: Duration = Duration::from_millis(250);
 
-/// How long the thread stays without anything to watch.
-const LINGERS: Duration = Duration::from_secs(1);
+/// The time for which the thread stays without a call to watch.
+const LINGER: Duration = Duration::from_secs(1);
 
 static WATCHDOG: PerProcess<Arc<Watchdog>> = PerProcess::new();
 
 #[derive(Debug, Default)]
 struct Watchdog {
-    state: Mutex<State>,
+    state: Mutex<WatchdogState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    watched: BTreeMap<(Instant, u64), (Socket, Arc<AtomicBool>)>,
+struct WatchdogState {
+    calls: BTreeMap<(Instant, u64), (Socket, Arc<AtomicBool>)>,
     next: u64,
     runs: bool,
-    /// When the thread wakes by itself.
+    /// The time at which the thread wakes without a notification.
     wakes_at: Option<Instant>,
 }
 
-/// A driver call that is watched until this is dropped.
+/// The deadline of a driver call. It is in force until this value is dropped.
 #[derive(Debug)]
-pub(crate) struct Watched {
+pub(crate) struct CallDeadline {
     key: (Instant, u64),
     cut: Arc<AtomicBool>,
     watchdog: Arc<Watchdog>,
 }
 
-impl Watched {
-    /// From here on the socket is cut at `end`.
+impl CallDeadline {
+    /// Starts the watch: the socket is cut at `end`.
     pub(crate) fn begin(socket: Socket, end: Instant) -> Self {
         let watchdog = Arc::clone(WATCHDOG.get_or_init(Arc::default));
         let cut = Arc::new(AtomicBool::new(false));
         let mut state = watchdog.lock();
         let key = (end, state.next);
         state.next += 1;
-        state.watched.insert(key, (socket, Arc::clone(&cut)));
+        state.calls.insert(key, (socket, Arc::clone(&cut)));
         if !state.runs {
-            let watched = Arc::clone(&watchdog);
+            let spawned = Arc::clone(&watchdog);
             let thread = std::thread::Builder::new().name("diesel-session-deadlines".into());
-            state.runs = thread.spawn(move || watched.run()).is_ok();
+            state.runs = thread.spawn(move || spawned.run()).is_ok();
         } else if state.wakes_at.is_none_or(|wakes_at| end < wakes_at) {
             watchdog.changed.notify_one();
         }
@@ -63,21 +63,22 @@ impl Watched {
         Self { key, cut, watchdog }
     }
 
-    /// Whether the socket was cut. The call may have returned while that was still under way, so the lock is needed.
+    /// Whether the socket was cut. The lock is needed because the call may return before the watchdog has set the
+    /// flag.
     pub(crate) fn was_cut(&self) -> bool {
         let _state = self.watchdog.lock();
         self.cut.load(Ordering::Acquire)
     }
 }
 
-impl Drop for Watched {
+impl Drop for CallDeadline {
     fn drop(&mut self) {
-        self.watchdog.lock().watched.remove(&self.key);
+        self.watchdog.lock().calls.remove(&self.key);
     }
 }
 
 impl Watchdog {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, WatchdogState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -86,23 +87,23 @@ impl Watchdog {
         let mut idle_since = None;
         loop {
             let now = Instant::now();
-            // While the lock is held no call ends, so the socket is still that of the call.
-            while let Some(due) = state.watched.first_entry().filter(|due| due.key().0 <= now) {
+            // No call ends while the lock is held, so the socket still belongs to the call.
+            while let Some(due) = state.calls.first_entry().filter(|due| due.key().0 <= now) {
                 let (socket, cut) = due.remove();
                 cut.store(socket.cut(), Ordering::Release);
             }
-            let wait = match state.watched.first_key_value() {
+            let wait = match state.calls.first_key_value() {
                 Some(((end, _), _)) => {
                     idle_since = None;
                     end.saturating_duration_since(now)
                 }
                 None => {
                     let idle = now.saturating_duration_since(*idle_since.get_or_insert(now));
-                    if idle >= LINGERS {
+                    if idle >= LINGER {
                         state.runs = false;
                         return;
                     }
-                    LINGERS - idle
+                    LINGER - idle
                 }
             };
             state.wakes_at = now.checked_add(wait);
@@ -118,12 +119,12 @@ mod tests {
     #[test]
     fn call_that_ends_in_time_is_not_cut() {
         let socket = Socket::none();
-        let watched = Watched::begin(socket, Instant::now() + Duration::from_secs(3600));
-        assert!(!watched.was_cut());
-        let watchdog = Arc::clone(&watched.watchdog);
-        assert!(watchdog.lock().watched.contains_key(&watched.key));
-        let key = watched.key;
-        drop(watched);
-        assert!(!watchdog.lock().watched.contains_key(&key));
+        let call = CallDeadline::begin(socket, Instant::now() + Duration::from_secs(3600));
+        assert!(!call.was_cut());
+        let watchdog = Arc::clone(&call.watchdog);
+        assert!(watchdog.lock().calls.contains_key(&call.key));
+        let key = call.key;
+        drop(call);
+        assert!(!watchdog.lock().calls.contains_key(&key));
     }
 }
