@@ -158,7 +158,7 @@ fn tables() -> String {
     format!(
         "{before}
          CREATE TABLE tags (name {tag} PRIMARY KEY, weight INTEGER NOT NULL);
-         INSERT INTO tags VALUES ('Diesel', 1), ('Rust', 2), ('unit_of_work', 3);
+         INSERT INTO tags VALUES ('Diesel', 1), ('Rust', 2), ('orm', 3);
          CREATE TABLE codes (code CHAR(5) PRIMARY KEY, part INTEGER NOT NULL, name VARCHAR(20) NOT NULL);
          CREATE TABLE code_lines (code CHAR(5) NOT NULL, number INTEGER NOT NULL, name VARCHAR(20) NOT NULL, PRIMARY KEY (code, number),
              FOREIGN KEY (code) REFERENCES codes (code));
@@ -181,7 +181,7 @@ fn keyed(body: impl FnOnce(&Shop<Conn>) -> Result<()>) {
 fn get_many_finds_every_row_that_get_finds() {
     keyed(|shop| {
         inside(shop, |session| {
-            let asked = ["diesel", "DIESEL", "Diesel", "nothing", "rust", "unit_of_work", "none"];
+            let asked = ["diesel", "DIESEL", "Diesel", "nothing", "rust", "orm", "none"];
             let found = session.get_many::<Tag>(asked)?;
             for (id, found) in asked.into_iter().zip(&found) {
                 assert_eq!(&session.get::<Tag>(id)?, found, "{id}");
@@ -196,7 +196,7 @@ fn get_many_finds_every_row_that_get_finds() {
             Ok(())
         })?;
         shop.scope().autocommit().run(|| {
-            let found = DB.session()?.get_many::<Tag>(["diesel", "rust", "unit_of_work"])?;
+            let found = DB.session()?.get_many::<Tag>(["diesel", "rust", "orm"])?;
             assert_eq!(found.iter().flatten().count(), 3);
             Ok(())
         })
