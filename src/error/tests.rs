@@ -1,4 +1,4 @@
-//! Every text: what has to hold whatever it says.
+//! Rules that hold for the text of every error.
 
 use std::collections::BTreeSet;
 use std::panic::Location;
@@ -82,7 +82,7 @@ fn unknown_commits() -> Vec<Error> {
     resolvers.into_iter().map(error).collect()
 }
 
-/// Errors of every variant, with lists that are empty and numbers of 0, 1 and more.
+/// Errors of every variant, with empty lists and with the numbers 0, 1 and more.
 fn all() -> Vec<Error> {
     let (at, app) = (place(), || "shop".to_owned());
     let waited = Duration::from_millis(1500);
@@ -281,7 +281,7 @@ fn every_text_is_made_of_whole_sentences() {
             assert!(!text.contains(plural), "{text}");
         }
         assert!(text.matches("`rollback()`").count() <= 1, "advice comes twice: {text}");
-        // How long a connection is held goes on.
+        // The time for which a connection is held increases between two texts.
         assert!(text.contains(" on thread ") || format!("{error:?}") == text, "{text}");
     }
 }
@@ -355,7 +355,7 @@ fn a_disposed_application_says_what_ended_it() {
     assert!(ended.contains("its test") && !ended.contains("dispose") && !ended.contains("remove"), "{ended}");
 }
 
-/// The thread that reads an error need not be the one that got it.
+/// The thread that reads an error may be another one than the thread that got it.
 #[test]
 fn a_deadlock_of_one_thread_is_that_in_every_thread() {
     let holders = Holders(vec![holder().snapshot()]);

@@ -1,4 +1,4 @@
-//! What the parts do together, whatever the order of events.
+//! Scenarios whose outcome must not depend on the order of events.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -36,7 +36,7 @@ fn coin_flip() -> bool {
     shuttle::rand::thread_rng().r#gen()
 }
 
-/// Time passes, or not, and the connection comes back sound or broken.
+/// Advances the clock or not, and checks the connection in, healthy or broken.
 fn check_in_at_random(mut checked_out: CheckedOut) {
     if coin_flip() {
         sync::advance(Duration::from_micros(600));
@@ -47,7 +47,7 @@ fn check_in_at_random(mut checked_out: CheckedOut) {
     drop(checked_out);
 }
 
-/// One pool, more callers than connections, some of which come back broken.
+/// One pool with more callers than connections. Some connections are broken at their checkin.
 fn everybody_is_served() {
     let world = World::new(2, &[2], WITHOUT_FAILURES);
     let threads = (0..4).map(|_| {
@@ -58,7 +58,7 @@ fn everybody_is_served() {
     world.assert_at_rest();
 }
 
-/// Two pools and room for one connection: each takes it from the other.
+/// Two pools under a limit of one connection. Each evicts the connection of the other.
 fn pools_give_way_to_each_other() {
     let world = World::new(1, &[1, 2], WITHOUT_FAILURES);
     let threads = (0..4).map(|number| {
@@ -69,7 +69,7 @@ fn pools_give_way_to_each_other() {
     world.assert_at_rest();
 }
 
-/// The same with room for two: a caller may be served by what comes back while its own connect is under way.
+/// Two pools under a limit of two connections. A checkin may serve a caller while its own connect is running.
 fn returns_and_connects_cross() {
     let world = World::new(2, &[2, 2], WITHOUT_FAILURES);
     let threads = (0..5).map(|number| {
@@ -80,7 +80,7 @@ fn returns_and_connects_cross() {
     world.assert_at_rest();
 }
 
-/// Connects fail for good or for the moment, and another thread closes what has been idle for too long.
+/// Connects fail for good or for the moment, and another thread closes connections that are too old.
 fn failures_and_evictions() {
     let world = World::new(2, &[1, 1, 2], ServerBehavior { failing: 3, faltering: 3, ..WITHOUT_FAILURES });
     let mut threads: Vec<_> = (0..3)
@@ -107,7 +107,7 @@ fn failures_and_evictions() {
     world.assert_at_rest();
 }
 
-/// The server has room for one session: whoever is refused has another pool's idle connection closed.
+/// The server allows one session. A refused pool evicts the idle connection of another pool.
 fn a_full_server() {
     let world = World::new(9, &[1, 2], ServerBehavior { capacity: 1, ..WITHOUT_FAILURES });
     let threads = (0..3).map(|number| {
@@ -118,7 +118,7 @@ fn a_full_server() {
     world.assert_at_rest();
 }
 
-/// Time-outs come at whatever moment.
+/// Timeouts happen at any moment.
 fn no_permit_is_lost_by_time_outs() {
     let world = World::new(1, &[1, 2], WITHOUT_FAILURES);
     let mut threads: Vec<_> = (0..4)
@@ -141,7 +141,7 @@ fn no_permit_is_lost_by_time_outs() {
             sync::advance(SOON);
         }
     }));
-    // Whoever waits when no other thread is left gets his time-out too.
+    // A waiter also gets its timeout if no other thread is left to advance the clock.
     let (last, clock) = (Arc::new(()), Arc::new(()));
     let stop = Arc::downgrade(&last);
     let ticking = thread::spawn(move || {
@@ -157,7 +157,7 @@ fn no_permit_is_lost_by_time_outs() {
     world.assert_at_rest();
 }
 
-/// A pool is disposed of under its callers: they are served or refused_as, and nothing stays open.
+/// A pool is disposed of while callers use it. Each caller is served or refused, and no connection stays open.
 fn a_disposal_leaves_nothing() {
     let world = World::new(2, &[2, 1], WITHOUT_FAILURES);
     let mut threads: Vec<_> = (0..3)
@@ -189,7 +189,7 @@ fn a_disposal_leaves_nothing() {
     world.assert_at_rest();
 }
 
-/// Two threads that each have what the other wants: one is refused, the other served.
+/// Each of two threads holds the connection that the other one wants. One is refused, and the other one is served.
 fn of_a_circle_one_is_refused() {
     let world = World::new(4, &[1, 1], WITHOUT_FAILURES);
     let refused = Arc::new(shuttle::sync::atomic::AtomicUsize::new(0));
@@ -215,7 +215,7 @@ fn of_a_circle_one_is_refused() {
     world.assert_at_rest();
 }
 
-/// One of the holders waits for nobody: whoever waits for it is served.
+/// One of the holders does not wait, so every waiter is served.
 fn a_wait_that_can_end_is_not_refused() {
     let world = World::new(2, &[1, 1], WITHOUT_FAILURES);
     let (first, second) = (world.pool(0), world.pool(1));
@@ -269,7 +269,8 @@ fn circles() {
     check_orders(400, a_wait_that_can_end_is_not_refused);
 }
 
-/// The model finds what it is there for: with any one of the first notifications lost, somebody waits for ever in some order.
+/// The model finds a lost notification: with any one of the first notifications lost, a thread waits forever in some
+/// order.
 #[test]
 fn a_lost_notification_is_found() {
     let found = |model: fn(), lost: usize| {
