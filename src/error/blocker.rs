@@ -20,7 +20,7 @@ pub struct Blocker {
     pub name: String,
     /// The state of the session, such as `idle in transaction`. Empty if the server does not report it.
     pub state: String,
-    /// The time since which the session is in this state.
+    /// The time for which the session has been in this state.
     pub state_for: Option<Duration>,
     /// The last statement of the session, shortened and on one line. MariaDB and MySQL report it for idle sessions
     /// only if their performance schema is enabled and the role may read it.
