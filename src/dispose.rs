@@ -108,7 +108,7 @@ impl<C: SessionConnection> App<C> {
     }
 }
 
-/// Disposes of several applications. A failure of one does not stop the others.
+/// Disposes of several applications. Connections of one that stay in use do not stop the others.
 pub(crate) fn dispose_each<C: SessionConnection>(apps: Vec<App<C>>) -> Result<DisposeReport> {
     let mut whole = DisposeReport::default();
     let mut complete = true;
@@ -159,7 +159,7 @@ mod tests {
     static DB: Database<SqliteConnection> = Database::without_migrations();
 
     #[test]
-    fn a_disposal_warns_of_connections_that_the_calling_thread_holds() {
+    fn disposal_warns_of_connections_of_the_calling_thread() {
         log::set_logger(&Log).expect("no other unit test logs");
         log::set_max_level(log::LevelFilter::Trace);
         let level = || {

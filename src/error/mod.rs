@@ -849,8 +849,8 @@ fn connections_in_use(max_size: u32, in_use: usize, connecting_for: Option<Durat
     match connecting_for {
         None => format!("{} in use", all(max_size, "connection")),
         Some(time) => {
-            let (held, are) = (count(in_use, "connection"), if in_use == 1 { "is" } else { "are" });
-            format!("{held} of at most {max_size} {are} in use, one more has been connecting for {time:.3?}")
+            let (connections, are) = (count(in_use, "connection"), if in_use == 1 { "is" } else { "are" });
+            format!("{connections} of at most {max_size} {are} in use, one more has been connecting for {time:.3?}")
         }
     }
 }

@@ -113,7 +113,7 @@ impl Error {
                 source.set_undo(undo_of);
                 *undo = match &**source {
                     // The action of `source` is enough.
-                    source if source.tells_undo() => Undo::NotNeeded,
+                    source if source.mentions_undo() => Undo::NotNeeded,
                     Self::Query { .. } => undo_of(false),
                     // Nothing was sent, so nothing was rolled back.
                     _ => Some(undo_of(false)).filter(|undo| *undo != Undo::RolledBack).unwrap_or_default(),
@@ -124,7 +124,7 @@ impl Error {
     }
 
     /// Whether the text mentions the action.
-    fn tells_undo(&self) -> bool {
+    fn mentions_undo(&self) -> bool {
         matches!(
             self,
             Self::RollbackRequired { .. }
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn advice_is_a_sentence_whatever_comes_next() {
+    fn undo_text_is_a_sentence_with_or_without_a_next_step() {
         let at = std::panic::Location::caller();
         let closure = Undo::Closure { name: "retry", at };
         assert_eq!(Undo::NotNeeded.then("", "look again"), "Look again.");

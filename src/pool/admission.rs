@@ -48,7 +48,9 @@ pub(crate) struct Pool<S: Storage> {
 }
 
 pub(super) struct PoolState<S: Storage> {
+    /// The holder of each assigned connection. A connection refers to its holder by the index.
     holders: Vec<Option<Holder>>,
+    /// The indices of `holders` that are free.
     free_indices: Vec<usize>,
     pub(super) in_use: usize,
     pub(super) waiters: VecDeque<Arc<Waiter<S>>>,
@@ -467,7 +469,7 @@ impl<S: Storage> PoolState<S> {
 
     /// Hands a connection to the first waiter. The caller has to wake the waiter.
     pub(super) fn hand_off(&mut self, conn: S::Conn) -> Arc<Waiter<S>> {
-        let waiter = self.waiters.pop_front().expect("somebody waits");
+        let waiter = self.waiters.pop_front().expect("a caller waits");
         self.serve(&waiter, conn);
         let waiters = u32::try_from(self.waiters.len()).unwrap_or(u32::MAX).max(1);
         self.hand_off_at = Instant::now() + (OVERTAKING_TIME / waiters).max(HAND_OFF_INTERVAL);

@@ -191,8 +191,8 @@ impl<C: SessionConnection> Storage for Connections<C> {
         self.schedule_age_check();
         self.permits.lock().unwrap_or_else(PoisonError::into_inner).push_back(permits);
         // No connection is idle, so r2d2 starts a connect. The timeout of zero keeps this thread from waiting for it.
-        if let Ok(mut made) = self.r2d2.get_timeout(Duration::ZERO)
-            && let Ok(managed) = &mut *made
+        if let Ok(mut outcome) = self.r2d2.get_timeout(Duration::ZERO)
+            && let Ok(managed) = &mut *outcome
         {
             // The connect has finished before the call returned.
             managed.kept_by_r2d2 = true;

@@ -160,11 +160,11 @@ impl<C> Managed<C> {
     /// Whether the connection may be checked out. A new connection serves once even if its lifetime is over, because
     /// another one would not be younger.
     pub(super) fn is_usable(&self, now: Instant) -> bool {
-        self.unused && self.schema.is_current() || self.is_fit(now)
+        self.unused && self.schema.is_current() || self.is_current(now)
     }
 
     /// Whether the connection is young enough and has seen the current schema.
-    fn is_fit(&self, now: Instant) -> bool {
+    fn is_current(&self, now: Instant) -> bool {
         self.schema.is_current() && self.expires.is_none_or(|expires| now < expires)
     }
 
@@ -195,7 +195,7 @@ impl<C> Managed<C> {
             self.idle_since = now;
         }
         let idle_until = idle_timeout.and_then(|timeout| self.idle_since.checked_add(timeout));
-        let stays = self.is_fit(now) && idle_until.is_none_or(|end| now < end);
+        let stays = self.is_current(now) && idle_until.is_none_or(|end| now < end);
         (stays, idle_until.into_iter().chain(self.expires).min())
     }
 }

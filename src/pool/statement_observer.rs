@@ -33,7 +33,7 @@ pub(crate) struct StatementObserver {
     /// The number of statements that have begun and not ended.
     running: AtomicU8,
     /// A raw statement may have changed how PostgreSQL parses string literals.
-    odd_strings: AtomicBool,
+    string_setting_changed: AtomicBool,
     /// Whether the observer looks for changes of the schema by raw statements, and whether it has seen one.
     tracks_schema_changes: bool,
     schema_changed: AtomicBool,
@@ -128,7 +128,7 @@ impl StatementObserver {
             leftovers_seen: AtomicBool::new(false),
             suppressed: AtomicBool::new(false),
             running: AtomicU8::new(0),
-            odd_strings: AtomicBool::new(false),
+            string_setting_changed: AtomicBool::new(false),
             tracks_schema_changes,
             schema_changed: AtomicBool::new(false),
             effects: Mutex::default(),
@@ -174,7 +174,7 @@ impl StatementObserver {
 
     /// Has to be called when the state that statements have left is removed.
     pub(crate) fn forget_leftovers(&self) {
-        self.odd_strings.store(false, Ordering::Release);
+        self.string_setting_changed.store(false, Ordering::Release);
         self.leftovers_seen.store(false, Ordering::Release);
     }
 
@@ -228,8 +228,8 @@ impl StatementObserver {
         let mut effect = if raw { self.kind.effect(&text) } else { Effect::default() };
         if raw && self.kind == DatabaseKind::Postgres {
             // After such a change, the parsed text may have another meaning.
-            let changed = effect.names_string_setting || self.odd_strings.load(Ordering::Acquire);
-            self.odd_strings.store(changed, Ordering::Release);
+            let changed = effect.names_string_setting || self.string_setting_changed.load(Ordering::Acquire);
+            self.string_setting_changed.store(changed, Ordering::Release);
             if changed && let Some(word) = effect.may_end.take() {
                 effect.ends.get_or_insert(word);
             }
@@ -353,7 +353,7 @@ mod tests {
     use super::statement;
 
     #[test]
-    fn only_the_statement_is_read() {
+    fn statement_text_excludes_bind_values() {
         assert_eq!(statement(&"COMMIT; BEGIN"), "COMMIT; BEGIN");
         let query = diesel::sql_query("SELECT $1").bind::<diesel::sql_types::Text, _>("COMMIT");
         assert_eq!(statement(&diesel::debug_query::<diesel::sqlite::Sqlite, _>(&query)), "SELECT $1");

@@ -83,7 +83,7 @@ struct Connection {
 /// A connection that is checked out of the imitation. Drop puts it back or closes it.
 pub(crate) struct ImitatedConnection {
     pub(crate) broken: bool,
-    made: Option<Result<Connection, Failure>>,
+    outcome: Option<Result<Connection, Failure>>,
     storage: Arc<Shared>,
     is_kept: bool,
 }
@@ -91,13 +91,13 @@ pub(crate) struct ImitatedConnection {
 impl Drop for ImitatedConnection {
     fn drop(&mut self) {
         let mut state = self.storage.state.lock();
-        match self.made.take() {
-            Some(made) if self.is_kept => state.idle.push(made),
-            made => {
-                // As in r2d2, the place of the connection is free before the connection is closed.
+        match self.outcome.take() {
+            Some(outcome) if self.is_kept => state.idle.push(outcome),
+            outcome => {
+                // As in r2d2, the pool can connect again before the connection is closed.
                 state.connections -= 1;
                 drop(state);
-                drop(made);
+                drop(outcome);
             }
         }
     }
@@ -138,12 +138,17 @@ impl Storage for Imitation {
     type Closing = ();
 
     fn try_get(&self) -> Option<ImitatedConnection> {
-        let made = self.shared.state.lock().idle.pop()?;
-        Some(ImitatedConnection { broken: false, made: Some(made), storage: Arc::clone(&self.shared), is_kept: false })
+        let outcome = self.shared.state.lock().idle.pop()?;
+        Some(ImitatedConnection {
+            broken: false,
+            outcome: Some(outcome),
+            storage: Arc::clone(&self.shared),
+            is_kept: false,
+        })
     }
 
     fn put(&self, mut conn: ImitatedConnection) {
-        assert!(matches!(conn.made, Some(Ok(_))), "a failed connect is nobody's idle connection");
+        assert!(matches!(conn.outcome, Some(Ok(_))), "a failed connect is not an idle connection");
         conn.is_kept = true;
     }
 
@@ -158,13 +163,13 @@ impl Storage for Imitation {
     fn connect(&self, permits: Vec<LimitPermit>, connected: impl FnOnce() + Send + 'static) {
         let mut state = self.shared.state.lock();
         assert!(state.idle.is_empty(), "r2d2 would not connect");
-        assert!(state.connections + state.pending < self.shared.size, "r2d2 has no room");
+        assert!(state.connections + state.pending < self.shared.size, "r2d2 is full");
         state.pending += 1;
         let (shared, server) = (Arc::clone(&self.shared), Arc::clone(&self.server));
         shuttle::thread::spawn(move || {
-            let made = server.connect().map(|session| Connection { session, permits });
+            let outcome = server.connect().map(|session| Connection { session, permits });
             let mut state = shared.state.lock();
-            state.idle.push(made);
+            state.idle.push(outcome);
             state.pending -= 1;
             state.connections += 1;
             drop(state);
@@ -189,7 +194,7 @@ impl Storage for Imitation {
     }
 
     fn failure(conn: &ImitatedConnection) -> Option<Failure> {
-        conn.made.as_ref()?.as_ref().err().copied()
+        conn.outcome.as_ref()?.as_ref().err().copied()
     }
 
     fn remedy(&self, failure: &Failure, _: u32) -> Remedy {

@@ -20,12 +20,12 @@ fn rounds(default: usize) -> usize {
 }
 
 fn check_orders(default: usize, model: impl Fn() + Send + Sync + Clone + 'static) {
-    let anew = move || {
+    let from_reset = move || {
         sync::reset(None);
         model();
     };
-    shuttle::check_random(anew.clone(), rounds(default));
-    shuttle::check_pct(anew, rounds(default), 4);
+    shuttle::check_random(from_reset.clone(), rounds(default));
+    shuttle::check_pct(from_reset, rounds(default), 4);
 }
 
 fn join(threads: Vec<thread::JoinHandle<()>>) {
@@ -48,7 +48,7 @@ fn check_in_at_random(mut checked_out: CheckedOut) {
 }
 
 /// One pool with more callers than connections. Some connections are broken at their checkin.
-fn everybody_is_served() {
+fn every_caller_is_served() {
     let world = World::new(2, &[2], WITHOUT_FAILURES);
     let threads = (0..4).map(|_| {
         let pool = world.pool(0);
@@ -59,7 +59,7 @@ fn everybody_is_served() {
 }
 
 /// Two pools under a limit of one connection. Each evicts the connection of the other.
-fn pools_give_way_to_each_other() {
+fn pools_evict_for_each_other() {
     let world = World::new(1, &[1, 2], WITHOUT_FAILURES);
     let threads = (0..4).map(|number| {
         let pool = world.pool(number % 2);
@@ -70,7 +70,7 @@ fn pools_give_way_to_each_other() {
 }
 
 /// Two pools under a limit of two connections. A checkin may serve a caller while its own connect is running.
-fn returns_and_connects_cross() {
+fn checkins_and_connects_overlap() {
     let world = World::new(2, &[2, 2], WITHOUT_FAILURES);
     let threads = (0..5).map(|number| {
         let pool = world.pool(number % 2);
@@ -81,7 +81,7 @@ fn returns_and_connects_cross() {
 }
 
 /// Connects fail for good or for the moment, and another thread closes connections that are too old.
-fn failures_and_evictions() {
+fn connects_fail_and_connections_age() {
     let world = World::new(2, &[1, 1, 2], ServerBehavior { failing: 3, faltering: 3, ..WITHOUT_FAILURES });
     let mut threads: Vec<_> = (0..3)
         .map(|number| {
@@ -108,7 +108,7 @@ fn failures_and_evictions() {
 }
 
 /// The server allows one session. A refused pool evicts the idle connection of another pool.
-fn a_full_server() {
+fn full_server_evicts() {
     let world = World::new(9, &[1, 2], ServerBehavior { capacity: 1, ..WITHOUT_FAILURES });
     let threads = (0..3).map(|number| {
         let pool = world.pool(number % 2);
@@ -119,7 +119,7 @@ fn a_full_server() {
 }
 
 /// Timeouts happen at any moment.
-fn no_permit_is_lost_by_time_outs() {
+fn timeouts_lose_no_permit() {
     let world = World::new(1, &[1, 2], WITHOUT_FAILURES);
     let mut threads: Vec<_> = (0..4)
         .map(|number| {
@@ -158,7 +158,7 @@ fn no_permit_is_lost_by_time_outs() {
 }
 
 /// A pool is disposed of while callers use it. Each caller is served or refused, and no connection stays open.
-fn a_disposal_leaves_nothing() {
+fn disposal_closes_everything() {
     let world = World::new(2, &[2, 1], WITHOUT_FAILURES);
     let mut threads: Vec<_> = (0..3)
         .map(|number| {
@@ -190,20 +190,20 @@ fn a_disposal_leaves_nothing() {
 }
 
 /// Each of two threads holds the connection that the other one wants. One is refused, and the other one is served.
-fn of_a_circle_one_is_refused() {
+fn deadlock_refuses_one_thread() {
     let world = World::new(4, &[1, 1], WITHOUT_FAILURES);
     let refused = Arc::new(shuttle::sync::atomic::AtomicUsize::new(0));
     let both = Arc::new(shuttle::sync::Barrier::new(2));
     let threads = (0..2).map(|number| {
-        let (mine, other) = (world.pool(number), world.pool(1 - number));
+        let (own, other) = (world.pool(number), world.pool(1 - number));
         let (refused, both) = (Arc::clone(&refused), Arc::clone(&both));
         thread::spawn(move || {
-            let checked_out = acquire(&mine, FOREVER).unwrap();
+            let checked_out = acquire(&own, FOREVER).unwrap();
             both.wait();
             match acquire(&other, FOREVER) {
                 Ok(second) => drop(second),
-                Err(refused_as) => {
-                    assert!(matches!(refused_as, Refused::Deadlock { .. }), "{refused_as:?}");
+                Err(refusal) => {
+                    assert!(matches!(refusal, Refused::Deadlock { .. }), "{refusal:?}");
                     refused.fetch_add(1, shuttle::sync::atomic::Ordering::SeqCst);
                 }
             }
@@ -216,7 +216,7 @@ fn of_a_circle_one_is_refused() {
 }
 
 /// One of the holders does not wait, so every waiter is served.
-fn a_wait_that_can_end_is_not_refused() {
+fn wait_that_can_end_is_served() {
     let world = World::new(2, &[1, 1], WITHOUT_FAILURES);
     let (first, second) = (world.pool(0), world.pool(1));
     let mut threads = vec![thread::spawn(move || {
@@ -233,46 +233,46 @@ fn a_wait_that_can_end_is_not_refused() {
 }
 
 #[test]
-fn callers_of_one_pool() {
-    check_orders(400, everybody_is_served);
+fn pool_serves_all_callers() {
+    check_orders(400, every_caller_is_served);
 }
 
 #[test]
-fn pools_under_one_limit() {
-    check_orders(400, pools_give_way_to_each_other);
-    check_orders(400, returns_and_connects_cross);
+fn pools_keep_their_common_limit() {
+    check_orders(400, pools_evict_for_each_other);
+    check_orders(400, checkins_and_connects_overlap);
 }
 
 #[test]
-fn connects_that_fail() {
-    check_orders(400, failures_and_evictions);
+fn pool_recovers_from_failed_connects() {
+    check_orders(400, connects_fail_and_connections_age);
 }
 
 #[test]
-fn full_servers() {
-    check_orders(400, a_full_server);
+fn pool_evicts_on_a_full_server() {
+    check_orders(400, full_server_evicts);
 }
 
 #[test]
-fn time_outs() {
-    check_orders(400, no_permit_is_lost_by_time_outs);
+fn timeout_loses_no_permit() {
+    check_orders(400, timeouts_lose_no_permit);
 }
 
 #[test]
-fn disposal() {
-    check_orders(400, a_disposal_leaves_nothing);
+fn disposal_closes_all_connections() {
+    check_orders(400, disposal_closes_everything);
 }
 
 #[test]
-fn circles() {
-    check_orders(400, of_a_circle_one_is_refused);
-    check_orders(400, a_wait_that_can_end_is_not_refused);
+fn wait_graph_refuses_only_deadlocks() {
+    check_orders(400, deadlock_refuses_one_thread);
+    check_orders(400, wait_that_can_end_is_served);
 }
 
 /// The model finds a lost notification: with any one of the first notifications lost, a thread waits forever in some
 /// order.
 #[test]
-fn a_lost_notification_is_found() {
+fn model_finds_a_lost_notification() {
     let found = |model: fn(), lost: usize| {
         let mutant = move || {
             sync::reset(Some(lost));
@@ -281,7 +281,7 @@ fn a_lost_notification_is_found() {
         catch_unwind(AssertUnwindSafe(|| shuttle::check_random(mutant, 2_000))).is_err()
     };
     for lost in 0..3 {
-        assert!(found(everybody_is_served, lost), "number {lost}");
-        assert!(found(pools_give_way_to_each_other, lost), "number {lost}");
+        assert!(found(every_caller_is_served, lost), "number {lost}");
+        assert!(found(pools_evict_for_each_other, lost), "number {lost}");
     }
 }
