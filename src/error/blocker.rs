@@ -10,8 +10,7 @@ use super::holder::{Holder, Holders};
 /// The server reports only what the role of this program may see. PostgreSQL reports exactly the sessions that held a
 /// lock. Of another role's session, it reports only the id and the name to an ordinary role. MariaDB and MySQL report
 /// all sessions in a transaction to an account with the `PROCESS` privilege. For other accounts, they report the
-/// account's own sessions in the database, which need not include the
-/// blocking session.
+/// account's own sessions in the database, which need not include the blocking session.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Blocker {

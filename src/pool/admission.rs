@@ -133,8 +133,8 @@ impl<S: Storage> Pool<S> {
         })
     }
 
-    /// Checks out a connection for `holder` and waits for it until `deadline`. If no connection is in use, the caller
-    /// waits for one connect for at most `connect_timeout`.
+    /// Checks out a connection for `holder` and waits for it until `deadline`. If no connection is in use, or if the
+    /// caller is the first waiter, it waits for a running connect for at most `connect_timeout`.
     pub(crate) fn get(
         self: &Arc<Self>,
         holder: Holder,
@@ -228,8 +228,8 @@ impl<S: Storage> Pool<S> {
     /// Notifies the first waiter if a connection is idle. Returns the waiter, which the caller has to wake.
     #[inline]
     pub(super) fn notify_if_idle(&self, state: &mut PoolState<S>) -> Option<Arc<Waiter<S>>> {
-        let is_useless = state.waiters.is_empty() || state.notified;
-        if is_useless || self.storage.idle() == 0 { None } else { state.notify_first() }
+        let is_unnecessary = state.waiters.is_empty() || state.notified;
+        if is_unnecessary || self.storage.idle() == 0 { None } else { state.notify_first() }
     }
 
     /// Stores an idle connection, or hands it to the first waiter. Returns the waiter, which the caller has to wake.
