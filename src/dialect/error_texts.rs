@@ -62,11 +62,12 @@ impl ConnectErrorKind {
             Self::Authentication => " Check the user and the password in the URL, and the rights of the account.",
             Self::Other => "",
             Self::ServerFull if is_limit_of_account(message, is_postgres) => {
-                " The limit is that of the account or of the database, not the server's: end transactions of this account, lower \
-                 `Config::max_size`, or have an administrator raise the limit."
+                " The limit is that of the account or of the database, not the server's: end transactions of this \
+                 account, lower `Config::max_size`, or have an administrator raise the limit."
             }
             Self::ServerFull => {
-                " End transactions that are not needed, close connections of other programs, or raise the server's max_connections."
+                " End transactions that are not needed, close connections of other programs, or raise the server's \
+                 max_connections."
             }
             Self::Starting => " Wait until the server accepts connections.",
             Self::UnknownDatabase => " Create the database or correct its name in the URL.",

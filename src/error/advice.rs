@@ -5,20 +5,22 @@ use std::fmt;
 use diesel::result::{DatabaseErrorInformation, Error as DieselError};
 
 /// The server accepts no writes.
-pub(crate) const READ_ONLY: &str = "The server that this connection reached takes no writes, so the connection is closed; run the transaction again, on a new \
-     connection";
+pub(crate) const READ_ONLY: &str = "The server that this connection reached takes no writes, so the connection is \
+    closed; run the transaction again, on a new connection";
 
 /// Another program has changed the schema.
-pub(crate) const SCHEMA_CHANGED: &str = "Another program has changed the schema, so the connection is closed; run the transaction again, on a new connection";
+pub(crate) const SCHEMA_CHANGED: &str = "Another program has changed the schema, so the connection is closed; run the \
+    transaction again, on a new connection";
 
 /// The types in a statement may have changed.
-pub(crate) const TYPES_CHANGED: &str = "The types may have changed since the connection was opened, so it is closed; run the transaction again, on a new connection. If \
-     that fails too, correct the types in the statement";
+pub(crate) const TYPES_CHANGED: &str = "The types may have changed since the connection was opened, so it is closed; \
+    run the transaction again, on a new connection. If that fails too, correct the types in the statement";
 
 /// The server has lost the prepared statements.
-pub(crate) const STATEMENTS_FORGOTTEN: &str = "The server has forgotten the prepared statements of this connection, so it is closed; run the transaction again, on a new \
-     connection. Behind a pooler in transaction mode that keeps none, switch Diesel's cache off with \
-     `conn.set_prepared_statement_cache_size(CacheSize::Disabled)` in `Database::on_connect`";
+pub(crate) const STATEMENTS_FORGOTTEN: &str = "The server has forgotten the prepared statements of this connection, so \
+    it is closed; run the transaction again, on a new connection. Behind a pooler in transaction mode that keeps none, \
+    switch Diesel's cache off with `conn.set_prepared_statement_cache_size(CacheSize::Disabled)` in \
+    `Database::on_connect`";
 
 const ALL: [&str; 4] = [READ_ONLY, SCHEMA_CHANGED, TYPES_CHANGED, STATEMENTS_FORGOTTEN];
 

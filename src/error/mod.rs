@@ -97,8 +97,8 @@ pub enum Error {
 
     /// `begin` was called although the session has already begun.
     #[error(
-        "DS104 `begin` was called at {at}, but this session's transaction has begun at {begun_at}. Leave this `begin` out; for a part of the \
-         transaction use `savepoint`, and for another transaction end this one first."
+        "DS104 `begin` was called at {at}, but this session's transaction has begun at {begun_at}. Leave this `begin` \
+         out; for a part of the transaction use `savepoint`, and for another transaction end this one first."
     )]
     AlreadyBegun {
         /// The source location at which the open transaction began.
@@ -109,8 +109,8 @@ pub enum Error {
 
     /// A hook of a flush called `flush` or `commit`.
     #[error(
-        "DS316 a flush of this session is under way, so it can be neither flushed nor committed at {at}. What a `before_flush` hook changes goes \
-         with this flush, what an `after_flush` hook changes with the next one."
+        "DS316 a flush of this session is under way, so it can be neither flushed nor committed at {at}. What a \
+         `before_flush` hook changes goes with this flush, what an `after_flush` hook changes with the next one."
     )]
     AlreadyFlushing {
         /// The source location of the call.
@@ -151,10 +151,12 @@ pub enum Error {
         "DS308 app `{app}`: the connection was lost by the statement sent at {at}: {} {}",
         sentence(source),
         match (*in_transaction, undo) {
-            (true, Undo::NotNeeded | Undo::Unsaid | Undo::RolledBack) => "Its transaction was not committed. Run all of it again.".to_owned(),
+            (true, Undo::NotNeeded | Undo::Unsaid | Undo::RolledBack) => "Its transaction was not committed. Run all \
+                of it again.".to_owned(),
             (true, undo) => format!("Its transaction was not committed. {}", undo.then("", "run all of it again")),
             (false, _) => {
-                "It was outside of a transaction, so it may have been carried out. Look at the data before you send it again.".to_owned()
+                "It was outside of a transaction, so it may have been carried out. Look at the data before you send it \
+                 again.".to_owned()
             }
         }
     )]
@@ -205,7 +207,8 @@ pub enum Error {
     },
 
     /// A test or a suite of tests has ended and left something behind.
-    #[error("DS503 {who} left something behind. End it before the test ends; the next run removes databases that are left:{}", left.iter().map(|left| format!("\n- {left}")).collect::<String>())]
+    #[error("DS503 {who} left something behind. End it before the test ends; the next run removes databases that are \
+        left:{}", left.iter().map(|left| format!("\n- {left}")).collect::<String>())]
     TestLeftovers {
         /// The test or the suite.
         who: String,
@@ -249,8 +252,8 @@ pub enum Error {
 
     /// The scope's deadline has passed.
     #[error(
-        "DS305 the scope's deadline of {limit:?} had passed at {at}, so the statement was not sent or was ended. Nothing more is sent in this \
-         scope: let it end, and give it more time with `Scope::deadline` or less to do."
+        "DS305 the scope's deadline of {limit:?} had passed at {at}, so the statement was not sent or was ended. \
+         Nothing more is sent in this scope: let it end, and give it more time with `Scope::deadline` or less to do."
     )]
     DeadlineExceeded {
         /// The deadline of the scope.
@@ -271,9 +274,9 @@ pub enum Error {
     /// This process was forked from a process that had pools in use. Their connections belong to the parent and were
     /// not used.
     #[error(
-        "DS209 app `{app}`: this process was forked while its parent had connections. They are the parent's, and nothing was sent \
-         on them; the threads that connect do not come along. Call `dispose_all()` in the parent before it forks, or make the new \
-         process a program of its own (`exec`)."
+        "DS209 app `{app}`: this process was forked while its parent had connections. They are the parent's, and \
+         nothing was sent on them; the threads that connect do not come along. Call `dispose_all()` in the parent \
+         before it forks, or make the new process a program of its own (`exec`)."
     )]
     Forked {
         /// The id of the application.
@@ -304,9 +307,11 @@ pub enum Error {
     #[error(
         "DS105 `{operation}` was called at {at} inside the `{outer}` that began at {outer_at}. {}",
         match (*operation, *outer) {
-            ("commit", "savepoint") => "Return `Ok` from its closure to keep what it did, and commit what is around it.",
+            ("commit", "savepoint") => "Return `Ok` from its closure to keep what it did, and commit what is around \
+                it.",
             ("commit", _) => "Return `Ok` from its closure instead; the outermost `transaction` or `retry` commits.",
-            ("rollback", "savepoint") => "Return `Err` from its closure, which undoes what it did; roll back what is around it afterwards.",
+            ("rollback", "savepoint") => "Return `Err` from its closure, which undoes what it did; roll back what is \
+                around it afterwards.",
             ("rollback", _) => "Return `Err` from its closure instead, which rolls back.",
             _ => "Let its closure return first.",
         }
@@ -324,8 +329,9 @@ pub enum Error {
 
     /// All connections that `Database::max_connections` allows were in use, and none was closed or checked in in time.
     #[error(
-        "DS208 app `{app}` got no connection in {waited:.3?} (at {at}): {} that `Database::max_connections` allows {}{}",
-        if *max_connections == 1 { "the one connection".to_owned() } else { format!("all {max_connections} connections") },
+        "DS208 app `{app}` got no connection in {waited:.3?} (at {at}): {} that `Database::max_connections` allows \
+         {}{}",
+        match max_connections { 1 => "the one connection".to_owned(), many => format!("all {many} connections") },
         if *max_connections == 1 { "is in use. " } else { "are in use. " }.to_owned() + &held_by(holders),
         limit.advice(!holders.is_empty(), "raise `Database::max_connections`")
     )]
@@ -355,9 +361,9 @@ pub enum Error {
 
     /// The key of a row was changed.
     #[error(
-        "DS311 the key of {entity} {from} was changed to {to}, so the flush at {at} cannot tell which row is meant. Nothing was sent. \
-         Write the old key back, or `expire` the handle, which forgets what was written to the row. For another key add a new row and delete \
-         this one."
+        "DS311 the key of {entity} {from} was changed to {to}, so the flush at {at} cannot tell which row is meant. \
+         Nothing was sent. Write the old key back, or `expire` the handle, which forgets what was written to the row. \
+         For another key add a new row and delete this one."
     )]
     KeyChanged {
         /// The entity.
@@ -374,7 +380,8 @@ pub enum Error {
     /// session. Nothing is known about a session of another process. Code that uses the connection
     /// ([`Session::with`](crate::Session::with)) gets the error of the driver instead, as [`Query`](Self::Query).
     #[error(
-        "DS405 app `{app}`: {operation} (at {at}) waited {waited:.3?} for a lock that another session holds: {} {blockers}{left} {}",
+        "DS405 app `{app}`: {operation} (at {at}) waited {waited:.3?} for a lock that another session holds: {} \
+         {blockers}{left} {}",
         sentence(message),
         match *operation {
             "create_all" | "drop_all" => {
@@ -417,7 +424,8 @@ pub enum Error {
 
     /// The database object was created without migrations.
     #[error(
-        "DS401 app `{app}`: there are no migrations for {backend}; give them to `Database::new` or `Database::per_backend`."
+        "DS401 app `{app}`: there are no migrations for {backend}; give them to `Database::new` or \
+         `Database::per_backend`."
     )]
     NoMigrations {
         /// The id of the application.
@@ -448,10 +456,13 @@ pub enum Error {
     #[error(
         "DS109 `retry` at {at} could not repeat what came before its closure: {}",
         match inside {
-            Some("retry") => format!("it is inside the `retry` that began at {since}. Leave the inner `retry` out: the outer one repeats all of it."),
-            Some(outer) => format!("it is inside the `{outer}` that began at {since}. Call `retry` instead of that, with all of the transaction in its closure."),
+            Some("retry") => format!("it is inside the `retry` that began at {since}. Leave the inner `retry` out: the \
+                outer one repeats all of it."),
+            Some(outer) => format!("it is inside the `{outer}` that began at {since}. Call `retry` instead of that, \
+                with all of the transaction in its closure."),
             None => format!(
-                "this session began, or was given rows to write, at {since}. Call `commit()` or `rollback()` before `retry`, or put that into its closure."
+                "this session began, or was given rows to write, at {since}. Call `commit()` or `rollback()` before \
+                 `retry`, or put that into its closure."
             ),
         }
     )]
@@ -477,8 +488,8 @@ pub enum Error {
 
     /// A query for at most one row found several rows.
     #[error(
-        "DS317 the query at {at} found more than one row, and exactly one was asked for. Make its filter narrower; `first` gives any one of the \
-         rows, `load` all of them."
+        "DS317 the query at {at} found more than one row, and exactly one was asked for. Make its filter narrower; \
+         `first` gives any one of the rows, `load` all of them."
     )]
     TooManyRows {
         /// The source location of the query.
@@ -488,8 +499,9 @@ pub enum Error {
     /// The rows that one statement inserted could not be matched to the inserted values, so their generated keys are
     /// ambiguous.
     #[error(
-        "DS313 new rows of {entity} that were flushed at {at} came back in another order and with other values than were sent, so the key of \
-         each cannot be told.{} Mark the entity `#[entity(row_by_row)]`, so that each row has an INSERT of its own.",
+        "DS313 new rows of {entity} that were flushed at {at} came back in another order and with other values than \
+         were sent, so the key of each cannot be told.{} Mark the entity `#[entity(row_by_row)]`, so that each row has \
+         an INSERT of its own.",
         undo.alone()
     )]
     Unpaired {
@@ -503,9 +515,10 @@ pub enum Error {
 
     /// The database returned fewer or more rows than were inserted.
     #[error(
-        "DS321 {} of {entity} {} sent by the flush at {at}, and the database gave {returned} back. A trigger of the table (such as \
-         a BEFORE trigger that returns NULL), or on PostgreSQL a rule or a row-level policy, has kept rows out or added some.{} If this is wanted, insert such rows with `execute(diesel::insert_into(..))`, which says \
-         how many rows were inserted.",
+        "DS321 {} of {entity} {} sent by the flush at {at}, and the database gave {returned} back. A trigger of the \
+         table (such as a BEFORE trigger that returns NULL), or on PostgreSQL a rule or a row-level policy, has kept \
+         rows out or added some.{} If this is wanted, insert such rows with `execute(diesel::insert_into(..))`, which \
+         says how many rows were inserted.",
         count(*sent, "new row"), if *sent == 1 { "was" } else { "were" },
         undo.alone()
     )]
@@ -524,8 +537,9 @@ pub enum Error {
 
     /// A row is larger than the server allows for a statement.
     #[error(
-        "DS323 {} of {entity} has {bytes} bytes, and a statement of the server has at most {limit} (`max_allowed_packet`); flushed at {at}. \
-         Nothing of the row was sent, and sending it again does not help.{} Store less in a row, or raise `max_allowed_packet` on the server.",
+        "DS323 {} of {entity} has {bytes} bytes, and a statement of the server has at most {limit} \
+         (`max_allowed_packet`); flushed at {at}. Nothing of the row was sent, and sending it again does not help.{} \
+         Store less in a row, or raise `max_allowed_packet` on the server.",
         match key { Some(key) => format!("the change of row {key}"), None => "a new row".into() },
         undo.alone()
     )]
@@ -546,8 +560,8 @@ pub enum Error {
 
     /// A statement for one key matched several rows.
     #[error(
-        "DS322 {operation} of {entity} {key} at {at} met {rows} rows, so its key is not unique in the table.{} Name all columns of the key by \
-         `#[diesel(primary_key(..))]`, and let the table have a unique index on them.",
+        "DS322 {operation} of {entity} {key} at {at} met {rows} rows, so its key is not unique in the table.{} Name \
+         all columns of the key by `#[diesel(primary_key(..))]`, and let the table have a unique index on them.",
         match undo {
             Undo::NotNeeded | Undo::RolledBack if *operation == "SELECT" => " Nothing was changed.".to_owned(),
             undo => undo.alone(),
@@ -570,8 +584,8 @@ pub enum Error {
 
     /// New rows refer to rows that will never be inserted.
     #[error(
-        "DS312 {} of {entity} {} to rows that are not there: their `add` was rolled back or taken back, or belongs to another session \
-         (flushed at {at}).{}",
+        "DS312 {} of {entity} {} to rows that are not there: their `add` was rolled back or taken back, or belongs to \
+         another session (flushed at {at}).{}",
         count(*rows, "new row"), if *rows == 1 { "refers" } else { "refer" },
         undo.then(" ", "add those rows anew, and then these with the `key()` of the new handles")
     )]
@@ -592,14 +606,16 @@ pub enum Error {
         match unknown.is_empty() {
             true => String::new(),
             false => format!(
-                " Applied, but not among the migrations of this program: {}. Run drop_all from a program that has these migrations.",
+                " Applied, but not among the migrations of this program: {}. Run drop_all from a program that has \
+                 these migrations.",
                 phrase(unknown.join(", "))
             ),
         },
         match irreversible.is_empty() {
             true => String::new(),
             false => format!(
-                " Without a down.sql, or with one that has no statement: {}. Write it, with `SELECT 1;` if there is nothing to undo.",
+                " Without a down.sql, or with one that has no statement: {}. Write it, with `SELECT 1;` if there is \
+                 nothing to undo.",
                 phrase(irreversible.join(", "))
             ),
         }
@@ -615,9 +631,9 @@ pub enum Error {
 
     /// A schema operation needs one session on the server, and a pooler provides several.
     #[error(
-        "DS406 app `{app}`: {operation} needs one session of the server from its beginning to its end, and a pooler in transaction \
-         mode, such as PgBouncer, gives it several. {detail} Call it with a URL that goes to the server itself, or to a pool in \
-         session mode."
+        "DS406 app `{app}`: {operation} needs one session of the server from its beginning to its end, and a pooler in \
+         transaction mode, such as PgBouncer, gives it several. {detail} Call it with a URL that goes to the server \
+         itself, or to a pool in session mode."
     )]
     PooledConnection {
         /// The id of the application.
@@ -662,8 +678,9 @@ pub enum Error {
 
     /// The transaction was aborted or ended by the database, or was ended without the session.
     #[error(
-        "DS307 the transaction cannot go on: {} (at {at}). This session commits nothing of it. In a closure of `transaction`, `savepoint` or \
-         `retry`, or in a hook, return `Err`; elsewhere call `rollback()`. A statement that may fail belongs in a `savepoint`.",
+        "DS307 the transaction cannot go on: {} (at {at}). This session commits nothing of it. In a closure of \
+         `transaction`, `savepoint` or `retry`, or in a hook, return `Err`; elsewhere call `rollback()`. A statement \
+         that may fail belongs in a `savepoint`.",
         phrase(cause)
     )]
     RollbackRequired {
@@ -675,8 +692,9 @@ pub enum Error {
 
     /// `drop_all` was called on an application whose configuration protects its schema.
     #[error(
-        "DS407 app `{app}`: drop_all at {at} would remove everything that its migrations have made in {database}, and its configuration \
-         has `protect_schema(true)`. Nothing was changed. Call it on an application without that, such as a test's."
+        "DS407 app `{app}`: drop_all at {at} would remove everything that its migrations have made in {database}, and \
+         its configuration has `protect_schema(true)`. Nothing was changed. Call it on an application without that, \
+         such as a test's."
     )]
     SchemaProtected {
         /// The id of the application.
@@ -689,8 +707,8 @@ pub enum Error {
 
     /// An operation further up the call stack is using the session.
     #[error(
-        "DS106 the session is in use: the call at {at} came while the one at {held_at} still has the connection. In a closure of `with` use the \
-         connection that it was given; drop a connection of `connection()` first."
+        "DS106 the session is in use: the call at {at} came while the one at {held_at} still has the connection. In a \
+         closure of `with` use the connection that it was given; drop a connection of `connection()` first."
     )]
     SessionBusy {
         /// The source location of the operation that is still running.
@@ -701,7 +719,8 @@ pub enum Error {
 
     /// The context of the session has ended.
     #[error(
-        "DS107 the session used at {at} belongs to a context of app `{app}` that has ended. Call `Database::session` in a context that is open."
+        "DS107 the session used at {at} belongs to a context of app `{app}` that has ended. Call `Database::session` \
+         in a context that is open."
     )]
     SessionEnded {
         /// The id of the application.
@@ -713,8 +732,9 @@ pub enum Error {
     /// Another program or session has changed or deleted a row since it was read. This error also occurs if a trigger
     /// or a policy keeps a statement from the row.
     #[error(
-        "DS309 {entity} {key} has been changed or deleted since it was read, so its {operation} at {at} would act on an outdated row. \
-         If the row is unchanged, a trigger or a row-level policy of the database has kept this statement from the row.{}",
+        "DS309 {entity} {key} has been changed or deleted since it was read, so its {operation} at {at} would act on \
+         an outdated row. If the row is unchanged, a trigger or a row-level policy of the database has kept this \
+         statement from the row.{}",
         undo.then(" ", "`get` it again and decide anew")
     )]
     Stale {
@@ -737,8 +757,9 @@ pub enum Error {
 
     /// `create_all` or `drop_all` was called while this thread has an open transaction on the application.
     #[error(
-        "DS404 {operation} on app `{app}` was called while this thread has a connection of it: {holders}. \
-         End that first: call `commit()`, `rollback()` or `remove()` of its session, or let the closure of its `transaction` return."
+        "DS404 {operation} on app `{app}` was called while this thread has a connection of it: {holders}. End that \
+         first: call `commit()`, `rollback()` or `remove()` of its session, or let the closure of its `transaction` \
+         return."
     )]
     TransactionOpen {
         /// The id of the application.
@@ -751,7 +772,8 @@ pub enum Error {
 
     /// No application has this id.
     #[error(
-        "DS108 no application `{app}` is registered with {database}, asked at {at} ({}). Call `init_app` of that database object first{}.",
+        "DS108 no application `{app}` is registered with {database}, asked at {at} ({}). Call `init_app` of that \
+         database object first{}.",
         match known.is_empty() { true => "none is".to_owned(), false => format!("registered: {}", known.join(", ")) },
         if known.is_empty() { "" } else { ", or correct the name" }
     )]
@@ -793,8 +815,8 @@ pub enum Error {
 
     /// A row was needed while a write guard on it was alive.
     #[error(
-        "DS314 {entity} {} is being written by the guard of `write` at {held_at}, so it can be neither read nor flushed at {at}. \
-         Let the guard end first; in `handle.write().field = value;` it ends with the statement.",
+        "DS314 {entity} {} is being written by the guard of `write` at {held_at}, so it can be neither read nor \
+         flushed at {at}. Let the guard end first; in `handle.write().field = value;` it ends with the statement.",
         key.as_deref().unwrap_or("(no key yet)")
     )]
     WriteInProgress {

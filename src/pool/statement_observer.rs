@@ -23,8 +23,8 @@ pub(crate) struct StatementObserver {
     kind: DatabaseKind,
     /// Effects have been observed and not taken.
     has_pending: AtomicBool,
-    /// The source of the following statements, as the number of a [`SqlSource`]. The text of statements is read if it
-    /// is not 0.
+    /// The source of the following statements, as the number of a [`SqlSource`]. If the number is 0, the text of
+    /// statements is not read.
     sql_source: AtomicU8,
     /// A statement whose text was read may have left state on the connection.
     leftovers_seen: AtomicBool,
@@ -34,8 +34,9 @@ pub(crate) struct StatementObserver {
     running: AtomicU8,
     /// A raw statement may have changed how PostgreSQL parses string literals.
     string_setting_changed: AtomicBool,
-    /// Whether the observer looks for changes of the schema by raw statements, and whether it has seen one.
+    /// Whether the observer looks for changes of the schema by raw statements.
     tracks_schema_changes: bool,
+    /// A raw statement may have changed the schema.
     schema_changed: AtomicBool,
     effects: Mutex<ObservedEffects>,
 }
