@@ -1,4 +1,4 @@
-//! Draining an application's pool, and the report of it.
+//! Disposal of an application: closes its connections and reports the result.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,34 +8,36 @@ use crate::connection::SessionConnection;
 use crate::error::{DisposeReport, Error, Result};
 use crate::pool::{AppPool, end_idle_threads};
 
-/// How long [`App::dispose`] waits for connections that are out.
+/// The time for which [`App::dispose`] waits for connections in use.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long it waits for the end of the threads that no pool needs any more, whatever the patience.
+/// The time for which a disposal waits for the end of unused threads, in addition to its patience.
 const THREAD_END_WAIT: Duration = Duration::from_millis(100);
 
-/// A disposal that has closed what was idle.
+/// A disposal that has closed the idle connections.
 struct Disposal<C: SessionConnection> {
     disposed: Vec<Arc<AppPool<C>>>,
-    /// Connections these pools had closed earlier.
+    /// The number of connections that the pools had closed before.
     closed_before: usize,
     started: Instant,
 }
 
 impl<C: SessionConnection> App<C> {
-    /// Closes the application's connections and waits up to 5 s for those that are out. Callers that wait for a connection get
-    /// [`Error::Disposed`].
+    /// Closes the application's connections and waits up to 5 s for connections in use. Callers that wait for a
+    /// connection get [`Error::Disposed`].
     ///
-    /// When it returns `Ok`, the application has no connection left, except those that the calling thread itself holds: they
-    /// are in the report and are closed when they come back. The application stays registered and opens a fresh pool at its
-    /// next use. It may be called any number of times and from several threads.
+    /// If the method returns `Ok`, the application has no connection left, except for those that the calling thread
+    /// itself holds. The report lists these, and each of them is closed when it is checked in. The application stays
+    /// registered and opens a new pool at its next use. The method may be called any number of times and from several
+    /// threads.
     ///
-    /// Before a `fork`, dispose of all applications ([`Database::dispose_all`](crate::Database::dispose_all)): then parent and child both
-    /// open connections of their own when they need them. In a process that was forked without that it closes nothing, as what is
-    /// open is the parent's, and every use is [`Error::Forked`].
+    /// Before a `fork`, dispose of all applications ([`Database::dispose_all`](crate::Database::dispose_all)). The
+    /// parent and the child then both open new connections when they need them. In a process that was forked without a
+    /// disposal, this method closes nothing, because the open connections belong to the parent, and every use of the
+    /// application is [`Error::Forked`].
     ///
     /// # Errors
-    /// [`Error::StillInUse`] with the report, where connections did not come back in time.
+    /// [`Error::StillInUse`] with the report, if connections were not checked in in time.
     pub fn dispose(&self) -> Result<()> {
         self.dispose_report().map(drop)
     }
@@ -65,7 +67,7 @@ impl<C: SessionConnection> App<C> {
         self.drain(self.close(deadline), deadline)
     }
 
-    /// Closes what is idle, and waits for nothing.
+    /// Closes the idle connections without waiting.
     fn close(&self, deadline: Instant) -> Disposal<C> {
         let started = Instant::now();
         let disposed = self.core().retire();
@@ -76,7 +78,7 @@ impl<C: SessionConnection> App<C> {
         Disposal { disposed, closed_before, started }
     }
 
-    /// Waits for what is out.
+    /// Waits for the connections in use.
     fn drain(&self, disposal: Disposal<C>, deadline: Instant) -> Result<DisposeReport> {
         let Disposal { disposed, closed_before, started } = disposal;
         let mut report = DisposeReport { apps: vec![self.id().into()], ..DisposeReport::default() };
@@ -84,7 +86,8 @@ impl<C: SessionConnection> App<C> {
         let mut drained_pools = Vec::new();
         for pool in &disposed {
             let drained = pool.wait_until_drained(deadline);
-            // From then on only those who clear up take permits, in other threads too, and they find nothing.
+            // After the drain, only the closing of the pool still takes connections, also in other threads, and it
+            // finds none.
             let (out, connecting) = match drained {
                 true => (pool.holders().on_this_thread(), 0),
                 false => (pool.holders(), pool.status().connecting),
@@ -103,12 +106,12 @@ impl<C: SessionConnection> App<C> {
         let drained = disposed.iter().filter(|pool| drained_pools.contains(&Arc::as_ptr(pool))).map(Arc::downgrade);
         let drained: Vec<_> = drained.collect();
         drop(disposed);
-        // After a test that is rolled back nobody forks, and the next one begins sooner.
+        // After a test that is rolled back, a fork is unlikely, and the next test starts sooner without the wait.
         if self.options().pinned.is_none() {
             end_idle_threads(THREAD_END_WAIT, || drained.iter().any(|pool| pool.strong_count() > 0));
         }
         let level = match report.closed {
-            // Also those of the calling thread.
+            // This includes connections that the calling thread holds.
             _ if overdue || !report.is_complete() => log::Level::Warn,
             0 => log::Level::Debug,
             _ => log::Level::Info,
@@ -153,7 +156,7 @@ mod tests {
 
     use crate::{Config, Database};
 
-    /// Keeps what a thread logs.
+    /// Keeps the log lines of each thread.
     struct Log;
 
     thread_local! {
@@ -166,7 +169,7 @@ mod tests {
         }
 
         fn log(&self, record: &log::Record<'_>) {
-            // A thread that ends keeps nothing.
+            // A thread that is ending keeps no log lines.
             let _ = LINES.try_with(|lines| lines.borrow_mut().push((record.level(), record.args().to_string())));
         }
 
@@ -176,7 +179,7 @@ mod tests {
     static DB: Database<SqliteConnection> = Database::without_migrations();
 
     #[test]
-    fn a_disposal_warns_of_connections_that_the_calling_thread_holds() {
+    fn disposal_warns_of_connections_of_the_calling_thread() {
         log::set_logger(&Log).expect("no other unit test logs");
         log::set_max_level(log::LevelFilter::Trace);
         let level = || {

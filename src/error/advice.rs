@@ -1,24 +1,26 @@
-//! What can be done about an error after which the connection is closed.
+//! Advice for errors after which the connection is closed.
 
 use std::fmt;
 
 use diesel::result::{DatabaseErrorInformation, Error as DieselError};
 
-/// The server takes no writes.
-pub(crate) const READ_ONLY: &str = "The server that this connection reached takes no writes, so the connection is closed; run the transaction again, on a new \
-     connection";
+/// The server accepts no writes.
+pub(crate) const READ_ONLY: &str = "The server that this connection reached takes no writes, so the connection is \
+    closed; run the transaction again, on a new connection";
 
 /// Another program has changed the schema.
-pub(crate) const SCHEMA_CHANGED: &str = "Another program has changed the schema, so the connection is closed; run the transaction again, on a new connection";
+pub(crate) const SCHEMA_CHANGED: &str = "Another program has changed the schema, so the connection is closed; run the \
+    transaction again, on a new connection";
 
 /// The types in a statement may have changed.
-pub(crate) const TYPES_CHANGED: &str = "The types may have changed since the connection was opened, so it is closed; run the transaction again, on a new connection. If \
-     that fails too, correct the types in the statement";
+pub(crate) const TYPES_CHANGED: &str = "The types may have changed since the connection was opened, so it is closed; \
+    run the transaction again, on a new connection. If that fails too, correct the types in the statement";
 
-/// The server has forgotten the prepared statements.
-pub(crate) const STATEMENTS_FORGOTTEN: &str = "The server has forgotten the prepared statements of this connection, so it is closed; run the transaction again, on a new \
-     connection. Behind a pooler in transaction mode that keeps none, switch Diesel's cache off with \
-     `conn.set_prepared_statement_cache_size(CacheSize::Disabled)` in `Database::on_connect`";
+/// The server has lost the prepared statements.
+pub(crate) const STATEMENTS_FORGOTTEN: &str = "The server has forgotten the prepared statements of this connection, so \
+    it is closed; run the transaction again, on a new connection. Behind a pooler in transaction mode that keeps none, \
+    switch Diesel's cache off with `conn.set_prepared_statement_cache_size(CacheSize::Disabled)` in \
+    `Database::on_connect`";
 
 const ALL: [&str; 4] = [READ_ONLY, SCHEMA_CHANGED, TYPES_CHANGED, STATEMENTS_FORGOTTEN];
 
@@ -61,7 +63,7 @@ impl DatabaseErrorInformation for WithAdvice {
     }
 }
 
-/// The error with `advice` as its hint.
+/// Adds `advice` to the error as its hint.
 pub(crate) fn with_advice(error: DieselError, advice: &'static str) -> DieselError {
     match error {
         DieselError::DatabaseError(kind, information) => {
@@ -71,14 +73,14 @@ pub(crate) fn with_advice(error: DieselError, advice: &'static str) -> DieselErr
     }
 }
 
-/// The advice of an error that has one.
+/// The advice in the error, if it has one.
 pub(crate) fn advice_of(error: &DieselError) -> Option<&'static str> {
     let DieselError::DatabaseError(_, information) = error else { return None };
     let hint = information.hint()?;
     ALL.into_iter().find(|advice| *advice == hint)
 }
 
-/// Whether a session that was meant to write was refused by a read-only server.
+/// Whether a read-only server has refused a session that was to write.
 pub(crate) fn is_refused_write(error: &DieselError) -> bool {
     advice_of(error) == Some(READ_ONLY)
 }

@@ -1,20 +1,20 @@
-//! What ended an application, or its pool.
+//! The reason why an application or its pool is closed.
 
-/// What has happened to an application that gives no connection: see [`Error::Disposed`](crate::Error::Disposed).
+/// The reason why an application gives no connection; see [`Error::Disposed`](crate::Error::Disposed).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AppEnd {
-    /// Its pool was closed by a [`dispose`](crate::App::dispose) while the caller asked for a connection. It opens another pool at its
-    /// next use.
+    /// A [`dispose`](crate::App::dispose) has closed the pool during the checkout. The application opens another pool
+    /// at its next use.
     Disposed,
-    /// [`Database::remove_app`](crate::Database::remove_app) has ended it.
+    /// [`Database::remove_app`](crate::Database::remove_app) has removed the application.
     Removed,
-    /// It was the application of a test that has ended.
+    /// The application belonged to a test that has ended.
     TestEnded,
 }
 
 impl AppEnd {
-    /// Sentences on an application, after its name.
+    /// The end of a text that begins with the application's name.
     pub(super) fn description(self) -> &'static str {
         match self {
             Self::Disposed => {

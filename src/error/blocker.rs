@@ -5,26 +5,27 @@ use std::time::Duration;
 
 use super::holder::{Holder, Holders};
 
-/// A session of the database server that was in the way of a lock.
+/// A session on the database server that blocked a lock.
 ///
-/// It is what the server tells the role of this program. PostgreSQL tells exactly who had a lock; of other roles' sessions it
-/// tells an ordinary role the number and the name. MariaDB and MySQL tell who is in a transaction to those with the `PROCESS`
-/// right; to others they show the account's own sessions in the database, which it need not be one of.
+/// The server reports only what the role of this program may see. PostgreSQL reports exactly the sessions that held a
+/// lock. Of another role's session, it reports only the id and the name to an ordinary role. MariaDB and MySQL report
+/// all sessions in a transaction to an account with the `PROCESS` privilege. For other accounts, they report the
+/// account's own sessions in the database, which need not include the blocking session.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Blocker {
-    /// The server's number of the session. SQLite has none.
+    /// The id of the session on the server. SQLite has none.
     pub session: Option<u64>,
-    /// The application's name (PostgreSQL), or user and host.
+    /// The name of the application on PostgreSQL. Otherwise the user and the host.
     pub name: String,
-    /// What it does, such as `idle in transaction`; empty where that is not told.
+    /// The state of the session, such as `idle in transaction`. Empty if the server does not report it.
     pub state: String,
-    /// How long it has done so.
+    /// The time for which the session has been in this state.
     pub state_for: Option<Duration>,
-    /// Its last statement, on one line and shortened. MariaDB and MySQL have it of idle sessions only with their performance
-    /// schema, and where the role may read that.
+    /// The last statement of the session, shortened and on one line. MariaDB and MySQL report it for idle sessions
+    /// only if their performance schema is enabled and the role may read it.
     pub last_query: Option<String>,
-    /// Who has it, where it is a connection of this process: application, `file:line` and thread.
+    /// The holder, if the session belongs to a connection of this process.
     pub holder: Option<Holder>,
 }
 
@@ -50,18 +51,19 @@ impl fmt::Display for Blocker {
     }
 }
 
-/// A list of [`Blocker`]s. It is empty where they had gone before the server was asked, or it does not tell.
+/// A list of [`Blocker`]s. It is empty if the blockers ended before the server was asked, or if the server does not
+/// report them.
 #[derive(Debug, Clone, Default)]
 pub struct Blockers(Box<[Blocker]>);
 
 impl Blockers {
-    /// One of whom nothing more is known.
+    /// A list with one blocker of which only the name is known.
     pub(crate) fn unknown(name: &str) -> Self {
         let (session, state_for, last_query, holder) = (None, None, None, None);
         Self([Blocker { session, name: name.into(), state: String::new(), state_for, last_query, holder }].into())
     }
 
-    /// Those who are before the caller in a queue of this process.
+    /// The holders that are before the caller in a queue of this process.
     pub(crate) fn of_queue(holders: Holders) -> Self {
         let each = holders.0.into_iter().map(|holder| Blocker {
             session: None,
@@ -98,7 +100,7 @@ impl std::ops::Deref for Blockers {
     }
 }
 
-/// A sentence, with a blank after it; nothing where there are none.
+/// A sentence with a space after it, or nothing if the list is empty.
 impl fmt::Display for Blockers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, blocker) in self.0.iter().enumerate() {

@@ -1,32 +1,32 @@
-//! Why no connection could be made.
+//! The kind of failure of a connect.
 
-/// Why a connection could not be made.
+/// The kind of failure of a connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ConnectErrorKind {
-    /// User, password or permission.
+    /// The user, the password or a permission is wrong.
     Authentication,
-    /// The server refused for another reason; its text tells.
+    /// The server refused the connection for another reason, which its message tells.
     Other,
-    /// The server has no free slot.
+    /// The server has no free session.
     ServerFull,
     /// The server is starting, recovering or shutting down.
     Starting,
     /// The database does not exist.
     UnknownDatabase,
-    /// Nothing answers at that address.
+    /// No server answers at the address.
     Unreachable,
 }
 
 impl ConnectErrorKind {
-    /// Whether trying again a little later may help.
+    /// Whether another attempt may succeed a little later.
     pub(crate) fn is_transient(self) -> bool {
         matches!(self, Self::ServerFull | Self::Starting)
     }
 }
 
-/// How the message begins if SQL of the configuration has failed on a new connection.
+/// The start of the message if SQL of the configuration has failed on a new connection.
 pub(crate) const CONFIG_ON_CONNECT: &str = "`Config::on_connect` failed";
 
-/// The same of the function of the database object.
+/// The start of the message if the function of the database object has failed on a new connection.
 pub(crate) const DATABASE_ON_CONNECT: &str = "`Database::on_connect` failed";

@@ -6,25 +6,25 @@ use std::time::Duration;
 use super::count;
 use super::holder::Holders;
 
-/// What a disposal did.
+/// The report of a disposal.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct DisposeReport {
-    /// The applications disposed of.
+    /// The applications that were disposed of.
     pub apps: Vec<String>,
-    /// Connections closed.
+    /// The number of connections that were closed.
     pub closed: usize,
-    /// How long it waited for connections that were out.
+    /// The time for which the disposal waited for connections in use.
     pub waited: Duration,
-    /// Connections that are still out; each is closed when it comes back. In a report that is no error these are held by the
-    /// calling thread itself.
+    /// The holders of connections that are still in use. Each of these connections is closed when it is checked in. If
+    /// the disposal succeeded, the calling thread holds all of them.
     pub still_out: Holders,
-    /// Connects that have not come back; what they make is closed.
+    /// The number of connects that are still running. Their connections are closed as soon as they are open.
     pub connecting: usize,
 }
 
 impl DisposeReport {
-    /// Whether nothing is left.
+    /// Whether no connection is left.
     pub fn is_complete(&self) -> bool {
         self.still_out.is_empty() && self.connecting == 0
     }

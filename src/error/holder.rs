@@ -1,4 +1,4 @@
-//! Who holds a connection.
+//! The holder of a connection.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::error::Place;
 use crate::sync::{Instant, Thread, ThreadId, current_thread};
 
-/// Instead of an application's id: no id has a line break.
+/// Replaces the application's id. An id has no line break.
 const HOUSEKEEPER: &str = "the pool\n";
 
 /// The holder of a connection.
@@ -17,19 +17,19 @@ pub struct Holder {
     pub(crate) location: Place,
     pub(crate) thread: Thread,
     pub(crate) since: Instant,
-    /// How long it had been held when it was listed, so that the text of an error does not depend on
-    /// when it is read.
+    /// The time for which the connection was held when the holder was listed. It keeps the text of an error from
+    /// changing later.
     pub(crate) held_at_snapshot: Option<Duration>,
     pub(crate) in_transaction: bool,
-    /// Where its thread itself waits for a connection, in the error of a wait that cannot end.
+    /// The location at which the holder's thread waits, in the error of a deadlock.
     pub(crate) waits_at: Option<Place>,
-    /// Its thread waits for the same as the caller that got that error.
+    /// In the error of a deadlock: whether the holder's thread waits for the same resource as the caller.
     pub(crate) waits_for_same_resource: bool,
-    /// The thread that listed it holds the connection itself: an error may be read in another thread.
+    /// Whether the thread that listed the holder is the holder. Another thread may read the error.
     pub(crate) is_caller: bool,
-    /// It was logged that it holds the connection for too long.
+    /// Whether the holder was logged because it holds the connection for too long.
     pub(crate) overdue: bool,
-    /// The server's number of the connection.
+    /// The id of the connection's session on the server.
     pub(crate) session: Option<u64>,
 }
 
@@ -52,7 +52,7 @@ impl Holder {
         }
     }
 
-    /// The pool itself, which closes an idle connection or asks the server something on it.
+    /// The pool itself, which closes an idle connection or sends a query of its own.
     #[track_caller]
     pub(crate) fn housekeeper() -> Self {
         static NAME: OnceLock<Arc<str>> = OnceLock::new();
@@ -60,7 +60,7 @@ impl Holder {
         Self::new(name, std::panic::Location::caller(), Instant::now(), false)
     }
 
-    /// For a list: how long it has held the connection does not change any more.
+    /// The holder for a list, with the time for which it has held the connection.
     pub(crate) fn snapshot(&self) -> Self {
         let is_caller = self.is_on(current_thread().id());
         Self { held_at_snapshot: Some(self.since.elapsed()), is_caller, ..self.clone() }
@@ -70,43 +70,45 @@ impl Holder {
         self.thread.id() == thread
     }
 
-    /// The application.
+    /// The id of the application.
     pub fn app(&self) -> &str {
         self.app.trim_end()
     }
 
-    /// The first statement that took the connection.
+    /// The source location of the first statement that needed the connection.
     pub fn place(&self) -> Place {
         self.location
     }
 
-    /// The thread's name, or `unnamed`.
+    /// The name of the thread, or `unnamed`.
     pub fn thread_name(&self) -> &str {
         self.thread.name().unwrap_or("unnamed")
     }
 
-    /// The thread.
+    /// The id of the thread.
     pub fn thread_id(&self) -> ThreadId {
         self.thread.id()
     }
 
-    /// How long it had been held when the error or the status was made that names it.
+    /// The time for which the connection was held when the error or the status was created.
     pub fn held_for(&self) -> Duration {
         self.held_at_snapshot.unwrap_or_else(|| self.since.elapsed())
     }
 
-    /// Where its thread waits itself; told by [`Error::WouldDeadlock`](crate::Error::WouldDeadlock) only.
+    /// The source location at which the holder's thread itself waits. Only
+    /// [`Error::WouldDeadlock`](crate::Error::WouldDeadlock) has it.
     pub fn waits_at(&self) -> Option<Place> {
         self.waits_at
     }
 
-    /// The database server's number of the connection: PostgreSQL's backend process, the connection id of MySQL and MariaDB.
-    /// `None` where it has none, as with SQLite, where the server has not told it, or while it is being made.
+    /// The id of the connection's session on the server: the process id of the backend on PostgreSQL, the connection
+    /// id on MySQL and MariaDB. `None` on SQLite, if the server has not reported the id, and while the connection is
+    /// being opened.
     pub fn session(&self) -> Option<u64> {
         self.session
     }
 
-    /// Whether it was taken for a transaction.
+    /// Whether the connection was checked out for a transaction.
     pub fn in_transaction(&self) -> bool {
         self.in_transaction
     }
@@ -144,12 +146,12 @@ impl fmt::Display for Holder {
 pub struct Holders(pub(crate) Vec<Holder>);
 
 impl Holders {
-    /// Whether the thread that listed them is all of them.
+    /// Whether the thread that listed the holders holds all of the connections.
     pub(crate) fn are_all_the_caller(&self) -> bool {
         self.0.iter().all(|holder| holder.is_caller)
     }
 
-    /// Whether all of them wait for the same as the caller.
+    /// Whether all holders wait for the same resource as the caller.
     pub(crate) fn wait_for_same_resource(&self) -> bool {
         self.0.iter().all(|holder| holder.waits_for_same_resource)
     }

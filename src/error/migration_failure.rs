@@ -108,7 +108,8 @@ impl fmt::Display for MigrationFailure {
             MigrationOutcome::NotDone if self.left_behind.is_empty() => f.write_str("Nothing of it remains. ")?,
             MigrationOutcome::NotDone => write!(
                 f,
-                "The database keeps what it had done of it: {}. Undo that by hand, as the migration would fail on it the next time. ",
+                "The database keeps what it had done of it: {}. Undo that by hand, as the migration would fail on it \
+                 the next time. ",
                 phrase(self.left_behind.join(", "))
             )?,
             MigrationOutcome::Done => {
@@ -134,8 +135,8 @@ impl fmt::Display for MigrationFailure {
         match (self.connection_lost, self.outcome) {
             (true, MigrationOutcome::Unknown) => write!(
                 f,
-                "Call {again} again: it looks which migrations the database has. If it fails because something exists or is \
-                 missing, undo by hand what there is of this one"
+                "Call {again} again: it looks which migrations the database has. If it fails because something exists \
+                 or is missing, undo by hand what there is of this one"
             ),
             (true, _) => write!(f, "Call {again} again"),
             (false, _) if self.is_disk_full() => {

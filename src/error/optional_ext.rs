@@ -1,8 +1,8 @@
-//! What was not found, as `None`.
+//! Turns "not found" into `None`.
 
 use super::Result;
 
-/// `.optional()` on this crate's results, as Diesel has it on its own.
+/// `.optional()` for the results of this crate, as Diesel has it for its own results.
 ///
 /// ```
 /// use diesel_session::{Error, OptionalExt};
@@ -11,10 +11,10 @@ use super::Result;
 /// # Ok::<(), Error>(())
 /// ```
 pub trait OptionalExt<T> {
-    /// Turns "nothing found" into `Ok(None)`; other errors stay.
+    /// Turns "not found" into `Ok(None)`. Other errors are returned unchanged.
     ///
     /// # Errors
-    /// Every error but [`Error::NotFound`](crate::Error::NotFound).
+    /// Every error except [`Error::NotFound`](crate::Error::NotFound).
     fn optional(self) -> Result<Option<T>>;
 }
 

@@ -1,10 +1,10 @@
-//! What a program asks an error.
+//! The code of an error, and questions that a program can ask about it.
 
 use super::{Error, Place, Undo};
 use crate::error::MigrationOutcome;
 
 impl Error {
-    /// The stable code at the start of the error's text, `DS` and three digits.
+    /// The stable code at the start of the error's text: `DS` and three digits.
     pub fn code(&self) -> &'static str {
         match self {
             Self::InvalidConfig { .. } => "DS101",
@@ -64,14 +64,14 @@ impl Error {
         matches!(self, Self::NotFound { .. } | Self::Query { source: diesel::result::Error::NotFound, .. })
     }
 
-    /// Whether the database refused a row because another row has the same unique value or key, also
-    /// in the flush before a query.
+    /// Whether the database refused a row because another row has the same unique value or key. This includes a
+    /// failure in the flush before a query.
     pub fn is_unique_violation(&self) -> bool {
         use diesel::result::{DatabaseErrorKind, Error};
         matches!(self.diesel(), Some(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)))
     }
 
-    /// Whether a deadline passed: for a connection, a connect, a lock, a scope or a disposal.
+    /// Whether the deadline of a checkout, a connect, a lock, a scope or a disposal has passed.
     pub fn is_timeout(&self) -> bool {
         matches!(
             self,
@@ -89,17 +89,17 @@ impl Error {
         matches!(self, Self::Disposed { .. })
     }
 
-    /// Whether there was no context.
+    /// Whether the thread was in no application context.
     pub fn is_no_context(&self) -> bool {
         matches!(self, Self::NoContext { .. })
     }
 
-    /// Whether the session asks for [`rollback`](crate::Session::rollback) before it can go on.
+    /// Whether the session needs a [`rollback`](crate::Session::rollback) before it can go on.
     pub fn is_rollback_required(&self) -> bool {
         matches!(self, Self::RollbackRequired { .. })
     }
 
-    /// Whether the outcome of a commit is not known; that of a migration too.
+    /// Whether the outcome of a commit or of a migration is unknown.
     pub fn is_commit_unknown(&self) -> bool {
         match self {
             Self::CommitUnknown { .. } => true,
@@ -108,7 +108,7 @@ impl Error {
         }
     }
 
-    /// Whether a statement's connection was lost, or that of a migration.
+    /// Whether the connection of a statement or of a migration was lost.
     pub fn is_connection_lost(&self) -> bool {
         match self {
             Self::ConnectionLost { .. } => true,
@@ -118,7 +118,7 @@ impl Error {
         }
     }
 
-    /// Whether a row was changed or deleted by somebody else since it was read.
+    /// Whether another program or session has changed or deleted a row since it was read.
     pub fn is_stale(&self) -> bool {
         match self {
             Self::Stale { .. } => true,
@@ -127,7 +127,8 @@ impl Error {
         }
     }
 
-    /// Diesel's error, where this is one: for its [`DatabaseErrorKind`](diesel::result::DatabaseErrorKind).
+    /// The error of Diesel in this error, if there is one, for its
+    /// [`DatabaseErrorKind`](diesel::result::DatabaseErrorKind).
     pub fn diesel(&self) -> Option<&diesel::result::Error> {
         match self {
             Self::Query { source, .. } | Self::ConnectionLost { source, .. } => Some(source),
@@ -145,7 +146,7 @@ impl Error {
         }
     }
 
-    /// The same of a connection that was lost.
+    /// The error of a statement whose connection was lost.
     pub(crate) fn lost(app: &str, source: diesel::result::Error, in_transaction: bool, at: Place) -> Self {
         Self::ConnectionLost { app: app.into(), at, in_transaction, source, undo: Undo::default() }
     }

@@ -1,19 +1,19 @@
-//! What a caller would wait for for ever.
+//! The resources for which a caller can wait, and the limits of a wait.
 
 use std::fmt;
 
 use super::Holders;
 use crate::kind::DatabaseKind;
 
-/// What a caller would wait for for ever: see [`Error::WouldDeadlock`](crate::Error::WouldDeadlock).
+/// The resource of a deadlock; see [`Error::WouldDeadlock`](crate::Error::WouldDeadlock).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Shortage {
-    /// Every connection of the application's pool.
+    /// All connections of the application's pool.
     Pool,
-    /// Every connection that [`Database::max_connections`](crate::Database::max_connections) allows.
+    /// All connections that [`Database::max_connections`](crate::Database::max_connections) allows.
     Limit,
-    /// The one connection that all sessions of a test share that is rolled back.
+    /// The one connection that all sessions of a test that is rolled back share.
     TestConnection,
     /// The write lock of a SQLite database.
     WriteLock,
@@ -31,7 +31,7 @@ impl Shortage {
             (Self::Pool, true) => format!("{first}, do both in one, or {}", pool.more()),
             (Self::Limit, true) => format!("{first}, or raise `Database::max_connections`"),
             (Self::WriteLock, false) => "Write to the databases in the same order everywhere".into(),
-            // There is no order in one pool.
+            // Threads that wait for the same pool cannot acquire in an order.
             (Self::Pool, false) if holders.wait_for_same_resource() => {
                 format!("Let each thread hold one connection at a time, or {}", pool.more())
             }
@@ -43,20 +43,20 @@ impl Shortage {
     }
 }
 
-/// Whose pool it is: that decides how it gets more connections.
+/// The kind of pool. It decides how the pool gets more connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PoolOf {
-    /// An application of the program's: [`Config::max_size`](crate::Config::max_size) says how many it has.
+    /// The pool of an application of the program. [`Config::max_size`](crate::Config::max_size) sets its size.
     Program,
-    /// A test: [`TestSetup::max_size`](crate::testing::TestSetup::max_size) says it.
+    /// The pool of a test. [`TestSetup::max_size`](crate::testing::TestSetup::max_size) sets its size.
     Test,
-    /// A test that is rolled back has one connection.
+    /// The pool of a test that is rolled back. It has one connection.
     RolledBackTest,
 }
 
 impl PoolOf {
-    /// How it gets more, as a phrase.
+    /// The way to give the pool more connections, as a phrase.
     pub(super) fn more(self) -> &'static str {
         match self {
             Self::Program => "raise `Config::max_size`",
@@ -67,7 +67,7 @@ impl PoolOf {
 }
 
 impl PoolOf {
-    /// The same, if a connect was under way: then the caller's time was too short.
+    /// Like [`more`](Self::more). If a connect was running, the caller's time was too short.
     pub(super) fn more_or_time(self, is_connecting: bool) -> &'static str {
         match self {
             Self::Program | Self::Test if is_connecting => {
@@ -78,7 +78,7 @@ impl PoolOf {
     }
 }
 
-/// What ended a wait for a connection.
+/// The limit that ended a wait for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WaitLimit {
@@ -91,7 +91,7 @@ pub enum WaitLimit {
 }
 
 impl WaitLimit {
-    /// Sentences on what can be done about connections that are in use.
+    /// Advice on connections that are in use, as sentences.
     pub(super) fn advice(self, has_holders: bool, more: &str) -> String {
         let end = if has_holders { "end the transactions listed, or " } else { "" };
         let advice = format!("{end}{more}");
@@ -107,7 +107,7 @@ impl WaitLimit {
         }
     }
 
-    /// Sentences on what can be done about a server that does not answer.
+    /// Advice on a server that does not answer, as a sentence.
     pub(super) fn advice_on_connect(self, server: &str) -> String {
         let check = match DatabaseKind::of_shown(server) == Some(DatabaseKind::Sqlite) {
             true => "Check that the disk of the file answers",

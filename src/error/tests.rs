@@ -1,4 +1,4 @@
-//! Every text: what has to hold whatever it says.
+//! Rules that hold for the text of every error.
 
 use std::collections::BTreeSet;
 use std::panic::Location;
@@ -8,9 +8,6 @@ use std::time::{Duration, Instant};
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 
 use super::*;
-use crate::error::Holder;
-use crate::error::MigrationOutcome;
-use crate::error::Resolver;
 use crate::url::Target;
 
 fn place() -> Place {
@@ -82,7 +79,7 @@ fn unknown_commits() -> Vec<Error> {
     resolvers.into_iter().map(error).collect()
 }
 
-/// Errors of every variant, with lists that are empty and numbers of 0, 1 and more.
+/// Errors of every variant, with empty lists and with the numbers 0, 1 and more.
 fn all() -> Vec<Error> {
     let (at, app) = (place(), || "shop".to_owned());
     let waited = Duration::from_millis(1500);
@@ -258,7 +255,7 @@ fn known_codes() -> BTreeSet<&'static str> {
 }
 
 #[test]
-fn every_text_is_made_of_whole_sentences() {
+fn error_text_consists_of_whole_sentences() {
     for error in all() {
         let text = error.to_string();
         assert!(text.starts_with(&format!("{} ", error.code())), "{text}");
@@ -281,19 +278,20 @@ fn every_text_is_made_of_whole_sentences() {
             assert!(!text.contains(plural), "{text}");
         }
         assert!(text.matches("`rollback()`").count() <= 1, "advice comes twice: {text}");
-        // How long a connection is held goes on.
+        // The time for which a connection is held increases between two texts.
         assert!(text.contains(" on thread ") || format!("{error:?}") == text, "{text}");
     }
 }
 
 #[test]
-fn every_variant_is_looked_at_and_has_its_place_in_the_reference() {
+fn every_error_code_is_tested_and_in_the_reference() {
     let known = known_codes();
     let seen: BTreeSet<&str> = all().iter().map(Error::code).collect();
     assert_eq!(seen, known);
     let reference = include_str!("reference.md");
-    let told: BTreeSet<&str> = reference.match_indices("| DS").map(|(at, _)| &reference[at + 2..at + 7]).collect();
-    assert_eq!(told, known);
+    let documented: BTreeSet<&str> =
+        reference.match_indices("| DS").map(|(at, _)| &reference[at + 2..at + 7]).collect();
+    assert_eq!(documented, known);
     assert!(reference.lines().filter(|line| line.starts_with("| DS")).all(|line| line.split('|').count() == 6));
 }
 
@@ -302,7 +300,7 @@ fn connect_text(url: &str, kind: ConnectErrorKind, message: &str) -> String {
 }
 
 #[test]
-fn a_limit_of_the_account_is_not_taken_for_the_servers() {
+fn server_full_advice_distinguishes_the_account_limit() {
     let text = |url: &str, message: &str| connect_text(url, ConnectErrorKind::ServerFull, message);
     for (url, message) in [
         ("postgres://app@h/shop", "FATAL: too many connections for role \"app\""),
@@ -324,7 +322,7 @@ fn a_limit_of_the_account_is_not_taken_for_the_servers() {
 }
 
 #[test]
-fn a_deadlock_says_whether_to_keep_an_order_or_to_hold_less() {
+fn deadlock_advice_depends_on_the_holders() {
     let error = |waits_for_same_resource: bool, is_caller: bool| {
         let holders = Holders((0..2).map(|_| Holder { waits_for_same_resource, is_caller, ..holder() }).collect());
         let (short, pool) = (Shortage::Pool, PoolOf::Program);
@@ -344,7 +342,7 @@ fn a_deadlock_says_whether_to_keep_an_order_or_to_hold_less() {
 }
 
 #[test]
-fn a_disposed_application_says_what_ended_it() {
+fn disposed_text_names_the_end_of_the_application() {
     let text = |how| Error::Disposed { app: "shop".into(), how }.to_string();
     let (disposed, removed, ended) = (text(AppEnd::Disposed), text(AppEnd::Removed), text(AppEnd::TestEnded));
     assert!(
@@ -355,9 +353,9 @@ fn a_disposed_application_says_what_ended_it() {
     assert!(ended.contains("its test") && !ended.contains("dispose") && !ended.contains("remove"), "{ended}");
 }
 
-/// The thread that reads an error need not be the one that got it.
+/// The thread that reads an error may be another one than the thread that got it.
 #[test]
-fn a_deadlock_of_one_thread_is_that_in_every_thread() {
+fn deadlock_text_is_the_same_in_every_thread() {
     let holders = Holders(vec![holder().snapshot()]);
     let (short, pool) = (Shortage::Pool, PoolOf::Program);
     let error = Error::WouldDeadlock { app: "shop".into(), short, holders, at: place(), pool };
@@ -367,7 +365,7 @@ fn a_deadlock_of_one_thread_is_that_in_every_thread() {
 }
 
 #[test]
-fn a_failure_of_on_connect_says_what_to_correct() {
+fn failed_on_connect_advice_names_its_source() {
     for kind in [ConnectErrorKind::Other, ConnectErrorKind::Authentication, ConnectErrorKind::UnknownDatabase] {
         let text = connect_text("postgres://app@h/shop", kind, "`Config::on_connect` failed: no (at `SET a = 1`)");
         assert!(text.ends_with("(at `SET a = 1`). Correct the SQL of `Config::on_connect`."), "{text}");
@@ -377,7 +375,7 @@ fn a_failure_of_on_connect_says_what_to_correct() {
 }
 
 #[test]
-fn a_failure_of_no_known_kind_has_no_advice() {
+fn connect_failure_of_unknown_kind_has_no_advice() {
     for (url, message) in [
         ("postgres://app@h/shop", "connecting panicked: no"),
         ("postgres://app@h/shop", "server does not support SSL, but SSL was required"),
@@ -390,7 +388,7 @@ fn a_failure_of_no_known_kind_has_no_advice() {
 }
 
 #[test]
-fn advice_is_that_for_the_database_and_the_pool() {
+fn advice_fits_the_database_and_the_pool() {
     for error in all() {
         let text = error.to_string();
         if text.contains("SQLite shop.sqlite") {

@@ -1,22 +1,23 @@
-//! How the program undoes a transaction that an error has made useless.
+//! The way in which the program undoes a transaction that an error has made useless.
 
 use super::{Error, Place};
 
-/// UndoText the program has to do, at the place at which it got an error, so that what the transaction has done is undone.
+/// The action by which the program undoes the transaction, at the location at which it gets the error.
 ///
-/// [`Session::rollback`](crate::Session::rollback) is refused inside of a closure of `transaction`, `savepoint` and `retry`, and in a
-/// hook it takes away what was to be committed. There the program returns `Err`.
+/// [`Session::rollback`](crate::Session::rollback) is refused inside a closure of `transaction`, `savepoint` or
+/// `retry`. In a hook, it would roll back the transaction that was to be committed. In these cases the program returns
+/// `Err`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Undo {
-    /// Nothing: the error has changed nothing.
+    /// No action: the error has changed nothing.
     #[default]
     NotNeeded,
-    /// The text says nothing of it, as it is quoted by another that does.
+    /// The text does not mention an action, because another error quotes it and mentions one.
     Unsaid,
-    /// Nothing: the transaction has been rolled back.
+    /// No action: the transaction was rolled back.
     RolledBack,
-    /// Nothing: what was done in the savepoint has been rolled back, and the transaction goes on.
+    /// No action: the savepoint was rolled back, and the transaction goes on.
     SavepointRolledBack,
     /// Call `rollback()`.
     Rollback,
@@ -26,25 +27,26 @@ pub enum Undo {
     Closure {
         /// `transaction`, `savepoint` or `retry`.
         name: &'static str,
-        /// Where that was called.
+        /// The source location of the call.
         at: Place,
     },
-    /// Return `Err` from this closure, and then call `rollback()`: it is a savepoint, and the transaction around it has to end.
+    /// Return `Err` from this closure and then call `rollback()`. The closure is a savepoint, and the transaction
+    /// around it has to end.
     ClosureThenRollback {
         /// `transaction` or `savepoint`.
         name: &'static str,
-        /// Where that was called.
+        /// The source location of the call.
         at: Place,
     },
     /// Return `Err` from this hook.
     Hook {
-        /// Which kind of hook.
+        /// The kind of hook.
         name: &'static str,
     },
 }
 
 impl Undo {
-    /// A sentence on what undoes the transaction, with what is to be done `next`. It stands behind `before`, if it is not empty.
+    /// A sentence with the action and then the `next` step. If it is not empty, it starts with `before`.
     pub(super) fn then(self, before: &str, next: &str) -> String {
         match self.text() {
             UndoText::Nothing if self == Self::Unsaid => String::new(),
@@ -54,7 +56,7 @@ impl Undo {
         }
     }
 
-    /// The same without anything next; it is empty if nothing has to be text. It begins with a blank.
+    /// A sentence with the action. If it is not empty, it starts with a space.
     pub(super) fn alone(self) -> String {
         match self.text() {
             UndoText::Nothing => String::new(),
@@ -89,7 +91,7 @@ enum UndoText {
     Action(String),
 }
 
-/// A phrase as a sentence of its own.
+/// The phrase as a sentence.
 fn sentence(phrase: &str) -> String {
     let mut chars = phrase.chars();
     let first = chars.next().map(char::to_uppercase).into_iter().flatten();
@@ -97,10 +99,10 @@ fn sentence(phrase: &str) -> String {
 }
 
 impl Error {
-    /// Puts in what the program has to do. `undo` is asked whether the whole transaction has to end.
+    /// Sets the action. The argument of `undo_of` is whether the whole transaction has to end.
     pub(crate) fn set_undo(&mut self, undo_of: &dyn Fn(bool) -> Undo) {
         match self {
-            // A row has to be read again, and what a transaction reads may be of its beginning.
+            // The row has to be read again, and a snapshot of the transaction may still show its old values.
             Self::Stale { undo, .. } | Self::ConnectionLost { undo, .. } => *undo = undo_of(true),
             Self::Unpaired { undo, .. }
             | Self::NotReturned { undo, .. }
@@ -110,10 +112,10 @@ impl Error {
             Self::Autoflush { source, undo, .. } => {
                 source.set_undo(undo_of);
                 *undo = match &**source {
-                    // Its own advice is enough.
-                    source if source.tells_undo() => Undo::NotNeeded,
+                    // The action of `source` is enough.
+                    source if source.mentions_undo() => Undo::NotNeeded,
                     Self::Query { .. } => undo_of(false),
-                    // Nothing was sent, so there was nothing to roll back.
+                    // Nothing was sent, so nothing was rolled back.
                     _ => Some(undo_of(false)).filter(|undo| *undo != Undo::RolledBack).unwrap_or_default(),
                 };
             }
@@ -121,8 +123,8 @@ impl Error {
         }
     }
 
-    /// Whether the text says what undoes the transaction.
-    fn tells_undo(&self) -> bool {
+    /// Whether the text mentions the action.
+    fn mentions_undo(&self) -> bool {
         matches!(
             self,
             Self::RollbackRequired { .. }
@@ -143,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn advice_is_a_sentence_whatever_comes_next() {
+    fn undo_text_is_a_sentence_with_or_without_a_next_step() {
         let at = std::panic::Location::caller();
         let closure = Undo::Closure { name: "retry", at };
         assert_eq!(Undo::NotNeeded.then("", "look again"), "Look again.");

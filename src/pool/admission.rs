@@ -48,7 +48,9 @@ pub(crate) struct Pool<S: Storage> {
 }
 
 pub(super) struct PoolState<S: Storage> {
+    /// The holder of each assigned connection. A connection refers to its holder by the index.
     holders: Vec<Option<Holder>>,
+    /// The indices of `holders` that are free.
     free_indices: Vec<usize>,
     pub(super) in_use: usize,
     pub(super) waiters: VecDeque<Arc<Waiter<S>>>,
@@ -131,8 +133,8 @@ impl<S: Storage> Pool<S> {
         })
     }
 
-    /// Checks out a connection for `holder` and waits for it until `deadline`. If no connection is in use, the caller
-    /// waits for one connect for at most `connect_timeout`.
+    /// Checks out a connection for `holder` and waits for it until `deadline`. If no connection is in use, or if the
+    /// caller is the first waiter, it waits for a running connect for at most `connect_timeout`.
     pub(crate) fn get(
         self: &Arc<Self>,
         holder: Holder,
@@ -226,8 +228,8 @@ impl<S: Storage> Pool<S> {
     /// Notifies the first waiter if a connection is idle. Returns the waiter, which the caller has to wake.
     #[inline]
     pub(super) fn notify_if_idle(&self, state: &mut PoolState<S>) -> Option<Arc<Waiter<S>>> {
-        let is_useless = state.waiters.is_empty() || state.notified;
-        if is_useless || self.storage.idle() == 0 { None } else { state.notify_first() }
+        let is_unnecessary = state.waiters.is_empty() || state.notified;
+        if is_unnecessary || self.storage.idle() == 0 { None } else { state.notify_first() }
     }
 
     /// Stores an idle connection, or hands it to the first waiter. Returns the waiter, which the caller has to wake.
@@ -467,7 +469,7 @@ impl<S: Storage> PoolState<S> {
 
     /// Hands a connection to the first waiter. The caller has to wake the waiter.
     pub(super) fn hand_off(&mut self, conn: S::Conn) -> Arc<Waiter<S>> {
-        let waiter = self.waiters.pop_front().expect("somebody waits");
+        let waiter = self.waiters.pop_front().expect("a caller waits");
         self.serve(&waiter, conn);
         let waiters = u32::try_from(self.waiters.len()).unwrap_or(u32::MAX).max(1);
         self.hand_off_at = Instant::now() + (OVERTAKING_TIME / waiters).max(HAND_OFF_INTERVAL);

@@ -10,7 +10,7 @@ use crate::url::Target;
 use crate::wording::phrase;
 
 /// The number of characters of a statement that are shown.
-const SHOWN: usize = 120;
+const SHOWN_CHARS: usize = 120;
 
 impl<C: SessionConnection> CheckedOut<C> {
     /// Returns the rows of the first query that the server answers. An open transaction is rolled back first.
@@ -22,10 +22,10 @@ impl<C: SessionConnection> CheckedOut<C> {
             }
         }
         let Some(rows) = queries.iter().find_map(|sql| conn.texts(sql).ok()) else { return Blockers::default() };
-        let ours = self.pool().sessions_of_this_process();
+        let own_sessions = self.pool().sessions_of_this_process();
         let target = &self.pool().storage.options.target;
         let each = rows.into_iter().flatten().filter_map(|row| read(&row, target));
-        each.filter_map(|blocker| with_holder(blocker, &ours)).collect()
+        each.filter_map(|blocker| with_holder(blocker, &own_sessions)).collect()
     }
 }
 
@@ -54,15 +54,15 @@ fn read(row: &str, target: &Target) -> Option<Blocker> {
 }
 
 /// `None` for a connection of this process without a holder, because an idle connection blocks nothing.
-fn with_holder(mut blocker: Blocker, ours: &[(u64, Option<Holder>)]) -> Option<Blocker> {
-    if let Some((_, holder)) = ours.iter().find(|(session, _)| Some(*session) == blocker.session) {
+fn with_holder(mut blocker: Blocker, own_sessions: &[(u64, Option<Holder>)]) -> Option<Blocker> {
+    if let Some((_, holder)) = own_sessions.iter().find(|(session, _)| Some(*session) == blocker.session) {
         blocker.holder = Some(holder.clone()?);
     }
     Some(blocker)
 }
 
 fn shortened(text: &str) -> String {
-    match text.char_indices().nth(SHOWN) {
+    match text.char_indices().nth(SHOWN_CHARS) {
         Some((end, _)) => format!("{}..", &text[..end]),
         None => text.to_owned(),
     }

@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn call_that_ends_in_time_is_not_cut() {
+    fn call_deadline_does_not_cut_a_call_that_ends_in_time() {
         let socket = Socket::none();
         let call = CallDeadline::begin(socket, Instant::now() + Duration::from_secs(3600));
         assert!(!call.was_cut());

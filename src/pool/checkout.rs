@@ -13,8 +13,7 @@ use super::waiter::Refused;
 use super::{AppPool, CheckedOut};
 use crate::connection::SessionConnection;
 use crate::dialect;
-use crate::error::Holder;
-use crate::error::{ConnectErrorKind, Error, Place, Result, Shortage, WaitLimit};
+use crate::error::{ConnectErrorKind, Error, Holder, Place, Result, Shortage, WaitLimit};
 
 /// A connection that was checked out less than this time ago is not pinged.
 const TRUSTED_WITHOUT_PING: Duration = Duration::from_millis(500);
@@ -72,7 +71,7 @@ impl<C: SessionConnection> AppPool<C> {
                 return Ok(checked_out);
             }
             self = Arc::clone(&checked_out.pool);
-            let gave_no_answer = checked_out.managed().closes_at_checkin;
+            let missed_deadline = checked_out.managed().closes_at_checkin;
             checked_out.close();
             outcome?;
             attempt_started = Instant::now();
@@ -80,7 +79,7 @@ impl<C: SessionConnection> AppPool<C> {
             if attempt_started >= deadline {
                 return Err(self.error_of_refusal(Refused::Connecting { began: request.since, hangs: false }, &request));
             }
-            if gave_no_answer {
+            if missed_deadline {
                 // To wait for the ping of each idle connection in turn would use up the caller's time.
                 let suspicion = self.storage.server.suspicion();
                 self.close_idle_unless(|_, conn, _| (managed(conn).suspicion == suspicion, None));

@@ -15,7 +15,7 @@ fn connect_slowly(url: &str) -> ConnectionResult<SqliteConnection> {
 }
 
 #[test]
-fn a_connect_timeout_tells_the_callers_own_wait() {
+fn connect_timeout_reports_the_callers_own_wait() {
     static DB: Database<SqliteConnection> = Database::without_migrations().connect_with(connect_slowly);
     let app = DB.init_app("slow", Config::new(":memory:").acquire_timeout(PATIENCE)).expect("a new name");
     let refused = || app.ping().expect_err("it takes longer to connect");
@@ -27,7 +27,7 @@ fn a_connect_timeout_tells_the_callers_own_wait() {
     let Error::ConnectTimeout { waited, connecting: Some(age), .. } = second else { panic!("{second}") };
     assert!((PATIENCE..2 * PATIENCE).contains(&waited), "{second}");
     assert!(age >= 2 * PATIENCE, "{second}");
-    let told = format!("The connect that this call waited for had been under way for {age:.3?}.");
-    assert!(second.to_string().contains(&told), "{second}");
+    let expected = format!("The connect that this call waited for had been under way for {age:.3?}.");
+    assert!(second.to_string().contains(&expected), "{second}");
     app.dispose().expect("nothing is in use");
 }

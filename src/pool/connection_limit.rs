@@ -115,8 +115,8 @@ impl ConnectionLimit {
         self.state.lock().taken
     }
 
-    /// Acquires a permit if one is free and the queue is empty. Otherwise the pool joins the queue at the position of
-    /// `since`.
+    /// Acquires a permit if the limit has no number, or if a permit is free and the queue is empty. Otherwise the pool
+    /// joins the queue at the position of `since`.
     pub(crate) fn acquire_or_enqueue(
         self: &Arc<Self>,
         number: u64,

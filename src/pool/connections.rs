@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::call_deadline::{CallDeadline, GRACE};
 use super::connection_limit::LimitPermit;
-use super::managed::{Managed, OpenSessions};
+use super::managed::{Managed, ServerSessions};
 use super::manager::{ConnectFailure, Manager, with_jitter};
 use super::options::PoolOptions;
 use super::schema_version::SchemaVersion;
@@ -45,7 +45,7 @@ pub(crate) struct Connections<C: SessionConnection> {
     pub(super) url: Arc<str>,
     pub(super) anchor: Arc<Mutex<Option<C>>>,
     permits: Arc<Mutex<VecDeque<Vec<LimitPermit>>>>,
-    sessions: Arc<OpenSessions>,
+    sessions: Arc<ServerSessions>,
     /// The queue of writers, if the database allows one writer at a time.
     pub(super) writers: Option<Arc<WriterQueue>>,
     pub(super) closings: AtomicUsize,
@@ -191,8 +191,8 @@ impl<C: SessionConnection> Storage for Connections<C> {
         self.schedule_age_check();
         self.permits.lock().unwrap_or_else(PoisonError::into_inner).push_back(permits);
         // No connection is idle, so r2d2 starts a connect. The timeout of zero keeps this thread from waiting for it.
-        if let Ok(mut made) = self.r2d2.get_timeout(Duration::ZERO)
-            && let Ok(managed) = &mut *made
+        if let Ok(mut outcome) = self.r2d2.get_timeout(Duration::ZERO)
+            && let Ok(managed) = &mut *outcome
         {
             // The connect has finished before the call returned.
             managed.kept_by_r2d2 = true;

@@ -57,15 +57,15 @@ pub(crate) struct Managed<C> {
     pub(crate) closes_at_checkin: bool,
     /// r2d2 keeps the connection when it is put back. Otherwise r2d2 closes it.
     pub(super) kept_by_r2d2: bool,
-    pub(super) sessions: Option<Arc<OpenSessions>>,
+    pub(super) sessions: Option<Arc<ServerSessions>>,
     pub(super) permits: Vec<LimitPermit>,
 }
 
 /// The session ids of the open connections of one pool.
 #[derive(Debug, Default)]
-pub(super) struct OpenSessions(Mutex<Vec<u64>>);
+pub(super) struct ServerSessions(Mutex<Vec<u64>>);
 
-impl OpenSessions {
+impl ServerSessions {
     pub(super) fn opened(&self, session: u64) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(session);
     }
@@ -160,11 +160,11 @@ impl<C> Managed<C> {
     /// Whether the connection may be checked out. A new connection serves once even if its lifetime is over, because
     /// another one would not be younger.
     pub(super) fn is_usable(&self, now: Instant) -> bool {
-        self.unused && self.schema.is_current() || self.is_fit(now)
+        self.unused && self.schema.is_current() || self.is_current(now)
     }
 
     /// Whether the connection is young enough and has seen the current schema.
-    fn is_fit(&self, now: Instant) -> bool {
+    fn is_current(&self, now: Instant) -> bool {
         self.schema.is_current() && self.expires.is_none_or(|expires| now < expires)
     }
 
@@ -195,7 +195,7 @@ impl<C> Managed<C> {
             self.idle_since = now;
         }
         let idle_until = idle_timeout.and_then(|timeout| self.idle_since.checked_add(timeout));
-        let stays = self.is_fit(now) && idle_until.is_none_or(|end| now < end);
+        let stays = self.is_current(now) && idle_until.is_none_or(|end| now < end);
         (stays, idle_until.into_iter().chain(self.expires).min())
     }
 }

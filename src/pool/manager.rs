@@ -15,7 +15,7 @@ use diesel::result::ConnectionResult;
 
 use super::call_deadline::CallDeadline;
 use super::connection_limit::LimitPermit;
-use super::managed::{Managed, OpenSessions};
+use super::managed::{Managed, ServerSessions};
 use super::options::PoolOptions;
 use super::pinned_connection::PinnedState;
 use super::schema_version::{SchemaVersion, SeenVersion};
@@ -51,7 +51,7 @@ pub(crate) struct Manager<C: SessionConnection> {
     pub(super) anchor: Arc<Mutex<Option<C>>>,
     /// The permits for the connects that r2d2 has started or will start.
     pub(super) permits: Arc<Mutex<VecDeque<Vec<LimitPermit>>>>,
-    pub(super) sessions: Arc<OpenSessions>,
+    pub(super) sessions: Arc<ServerSessions>,
     /// The number of connects that are running on the pool's thread.
     pub(super) connects_running: Arc<AtomicUsize>,
     /// The schema version by the name of the database, for servers that do not report their identity.

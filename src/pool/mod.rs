@@ -89,6 +89,7 @@ pub(crate) trait PoolOwner: Send + Sync {
     /// Opens another pool at the next use, because the connect of the pool with this number hangs and the pool has no
     /// open connection.
     fn abandon_hanging(&self, pool: u64);
+
     /// The reason why a pool is closed.
     fn app_end(&self) -> AppEnd {
         AppEnd::Disposed

@@ -188,9 +188,9 @@ impl Server {
     pub(super) fn session_counts_text(self: &Arc<Self>) -> String {
         let names = self.under_all_names();
         let pools: Vec<_> = names.iter().flat_map(|server| server.limit.pools()).collect();
-        let mine: usize = pools.iter().map(|(_, pool)| pool.open()).sum();
+        let own_count: usize = pools.iter().map(|(_, pool)| pool.open()).sum();
         let holders = Holders(pools.iter().flat_map(|(_, pool)| pool.holders().0).collect());
-        let own = own_connections_text(mine, &holders);
+        let own = own_connections_text(own_count, &holders);
         match &*self.session_counts() {
             Some(SessionCounts { taken, counts }) => {
                 format!(". {own}. Asked {:.1?} ago, the server had: {}", taken.elapsed(), counts.join(", "))
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_connection_is_singular() {
+    fn own_connections_text_uses_the_singular_for_one() {
         let text = |open| own_connections_text(open, &Holders::default());
         assert_eq!(text(0), "This process has 0 connections there");
         assert_eq!(text(1), "This process has 1 connection there");

@@ -61,8 +61,8 @@ mod linux {
     /// The time that a connect to a local socket waits for the lock. Without the lock, the search may find nothing.
     const LOCAL_CONNECT_WAIT: Duration = Duration::from_millis(100);
 
-    // This code does not duplicate the descriptor: if a SQLite file had got the descriptor in the meantime, closing
-    // the duplicate would release the locks of this process on that file.
+    // Only `server_close` duplicates the descriptor. Elsewhere a SQLite file may have got the descriptor in the meantime,
+    // and closing the duplicate would release the locks of this process on that file.
     impl Socket {
         fn is_open(self) -> bool {
             inode(&self.descriptor.to_string()) == Some(self.inode)

@@ -23,8 +23,8 @@ pub(crate) struct StatementObserver {
     kind: DatabaseKind,
     /// Effects have been observed and not taken.
     has_pending: AtomicBool,
-    /// The source of the following statements, as the number of a [`SqlSource`]. The text of statements is read if it
-    /// is not 0.
+    /// The source of the following statements, as the number of a [`SqlSource`]. If the number is 0, the text of
+    /// statements is not read.
     sql_source: AtomicU8,
     /// A statement whose text was read may have left state on the connection.
     leftovers_seen: AtomicBool,
@@ -33,9 +33,10 @@ pub(crate) struct StatementObserver {
     /// The number of statements that have begun and not ended.
     running: AtomicU8,
     /// A raw statement may have changed how PostgreSQL parses string literals.
-    odd_strings: AtomicBool,
-    /// Whether the observer looks for changes of the schema by raw statements, and whether it has seen one.
+    string_setting_changed: AtomicBool,
+    /// Whether the observer looks for changes of the schema by raw statements.
     tracks_schema_changes: bool,
+    /// A raw statement may have changed the schema.
     schema_changed: AtomicBool,
     effects: Mutex<ObservedEffects>,
 }
@@ -128,7 +129,7 @@ impl StatementObserver {
             leftovers_seen: AtomicBool::new(false),
             suppressed: AtomicBool::new(false),
             running: AtomicU8::new(0),
-            odd_strings: AtomicBool::new(false),
+            string_setting_changed: AtomicBool::new(false),
             tracks_schema_changes,
             schema_changed: AtomicBool::new(false),
             effects: Mutex::default(),
@@ -174,7 +175,7 @@ impl StatementObserver {
 
     /// Has to be called when the state that statements have left is removed.
     pub(crate) fn forget_leftovers(&self) {
-        self.odd_strings.store(false, Ordering::Release);
+        self.string_setting_changed.store(false, Ordering::Release);
         self.leftovers_seen.store(false, Ordering::Release);
     }
 
@@ -228,8 +229,8 @@ impl StatementObserver {
         let mut effect = if raw { self.kind.effect(&text) } else { Effect::default() };
         if raw && self.kind == DatabaseKind::Postgres {
             // After such a change, the parsed text may have another meaning.
-            let changed = effect.names_string_setting || self.odd_strings.load(Ordering::Acquire);
-            self.odd_strings.store(changed, Ordering::Release);
+            let changed = effect.names_string_setting || self.string_setting_changed.load(Ordering::Acquire);
+            self.string_setting_changed.store(changed, Ordering::Release);
             if changed && let Some(word) = effect.may_end.take() {
                 effect.ends.get_or_insert(word);
             }
@@ -353,7 +354,7 @@ mod tests {
     use super::statement;
 
     #[test]
-    fn only_the_statement_is_read() {
+    fn statement_text_excludes_bind_values() {
         assert_eq!(statement(&"COMMIT; BEGIN"), "COMMIT; BEGIN");
         let query = diesel::sql_query("SELECT $1").bind::<diesel::sql_types::Text, _>("COMMIT");
         assert_eq!(statement(&diesel::debug_query::<diesel::sqlite::Sqlite, _>(&query)), "SELECT $1");

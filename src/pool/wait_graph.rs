@@ -10,8 +10,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::error::Holders;
-use crate::error::Place;
+use crate::error::{Holders, Place};
 use crate::sync::{Mutex, ThreadId};
 
 /// A resource for which threads wait.
@@ -56,17 +55,17 @@ impl Waiting {
     pub(crate) fn deadlock(&self) -> Option<Deadlock> {
         let mut waits = self.graph.0.lock();
         let threads = all_waiting(&waits, self.thread)?;
-        let mine = Arc::clone(&waits.get(&self.thread)?.resource);
+        let own_resource = Arc::clone(&waits.get(&self.thread)?.resource);
         let locations = threads.into_iter().filter_map(|thread| {
             let wait = waits.get(&thread)?;
-            Some((thread, (wait.location, Arc::ptr_eq(&wait.resource, &mine))))
+            Some((thread, (wait.location, Arc::ptr_eq(&wait.resource, &own_resource))))
         });
         let locations = locations.collect();
         // The other threads of the cycle can go on, because this thread will not wait any more.
         let ended = waits.remove(&self.thread);
         drop(waits);
         // Not under the lock, because this may be the last reference to a pool.
-        drop((ended, mine));
+        drop((ended, own_resource));
         Some(Deadlock(locations))
     }
 }

@@ -123,8 +123,8 @@ impl<S: Storage> Pool<S> {
                 let Some(state) = self.remove_waiter(waiter) else { continue };
                 let of_limit = matches!(state.growth, Growth::Queued(_));
                 self.grow(state);
-                let assigned = if of_limit { self.holders_of_limit() } else { self.holders() };
-                return Err(Refused::Deadlock { holders: deadlock.explain(assigned), of_limit });
+                let holders = if of_limit { self.holders_of_limit() } else { self.holders() };
+                return Err(Refused::Deadlock { holders: deadlock.explain(holders), of_limit });
             }
             until = deadline.min(now + DEADLOCK_CHECK_INTERVAL);
             if let Some((began, end)) = self.connect_hangs_at(waiter, connect_timeout) {

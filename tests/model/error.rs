@@ -1,4 +1,4 @@
-//! What the parts under test need of the library's errors.
+//! The part of the library's errors that the tested files use.
 
 #[path = "../../src/error/holder.rs"]
 mod holder;

@@ -10,18 +10,18 @@ use super::storage::{Remedy, Storage};
 use crate::error::Holder;
 use crate::sync::{AtomicUsize, Instant, Mutex, Ordering};
 
-/// What a server does to those that connect.
+/// The behavior of a server towards connects.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ServerBehavior {
-    /// It refuses more sessions than that.
+    /// The maximum number of sessions.
     pub(crate) capacity: usize,
-    /// One connect in so many fails for good; 0 is none.
+    /// One in this number of connects fails for good. 0 means none.
     pub(crate) failing: u32,
-    /// One connect in so many fails and may be tried again; 0 is none.
+    /// One in this number of connects fails and may be retried. 0 means none.
     pub(crate) faltering: u32,
 }
 
-/// How many sessions a server has, and the most it had.
+/// A server that counts its sessions.
 #[derive(Debug)]
 pub(crate) struct Server {
     behavior: ServerBehavior,
@@ -34,7 +34,7 @@ impl Server {
         Self { behavior, sessions: Mutex::default(), limit: Arc::new(ConnectionLimit::new(None)) }
     }
 
-    /// The sessions, and the most at one time.
+    /// The number of sessions, and its maximum so far.
     pub(crate) fn sessions(&self) -> (usize, usize) {
         *self.sessions.lock()
     }
@@ -57,7 +57,7 @@ impl Server {
     }
 }
 
-/// A session of the server, as long as this lives.
+/// A session on the server. Drop ends it.
 struct Session(Arc<Server>);
 
 impl Drop for Session {
@@ -66,7 +66,7 @@ impl Drop for Session {
     }
 }
 
-/// Why a connect failed.
+/// The failure of a connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Failure {
     Final,
@@ -75,15 +75,15 @@ pub(crate) enum Failure {
 }
 
 struct Connection {
-    // Before the permits: they are free when the session has ended.
+    // Declared before `permits`, so that the session ends before the permits are released.
     session: Session,
     permits: Vec<LimitPermit>,
 }
 
-/// What the imitation has checked out. Drop puts it back, or closes it.
+/// A connection that is checked out of the imitation. Drop puts it back or closes it.
 pub(crate) struct ImitatedConnection {
     pub(crate) broken: bool,
-    made: Option<Result<Connection, Failure>>,
+    outcome: Option<Result<Connection, Failure>>,
     storage: Arc<Shared>,
     is_kept: bool,
 }
@@ -91,13 +91,13 @@ pub(crate) struct ImitatedConnection {
 impl Drop for ImitatedConnection {
     fn drop(&mut self) {
         let mut state = self.storage.state.lock();
-        match self.made.take() {
-            Some(made) if self.is_kept => state.idle.push(made),
-            made => {
-                // As in r2d2, there is room for another before it is closed.
+        match self.outcome.take() {
+            Some(outcome) if self.is_kept => state.idle.push(outcome),
+            outcome => {
+                // As in r2d2, the pool can connect again before the connection is closed.
                 state.connections -= 1;
                 drop(state);
-                drop(made);
+                drop(outcome);
             }
         }
     }
@@ -115,7 +115,7 @@ struct Shared {
     size: usize,
 }
 
-/// r2d2's pool.
+/// The imitation of an r2d2 pool.
 pub(crate) struct Imitation {
     shared: Arc<Shared>,
     server: Arc<Server>,
@@ -138,12 +138,17 @@ impl Storage for Imitation {
     type Closing = ();
 
     fn try_get(&self) -> Option<ImitatedConnection> {
-        let made = self.shared.state.lock().idle.pop()?;
-        Some(ImitatedConnection { broken: false, made: Some(made), storage: Arc::clone(&self.shared), is_kept: false })
+        let outcome = self.shared.state.lock().idle.pop()?;
+        Some(ImitatedConnection {
+            broken: false,
+            outcome: Some(outcome),
+            storage: Arc::clone(&self.shared),
+            is_kept: false,
+        })
     }
 
     fn put(&self, mut conn: ImitatedConnection) {
-        assert!(matches!(conn.made, Some(Ok(_))), "a failed connect is nobody's idle connection");
+        assert!(matches!(conn.outcome, Some(Ok(_))), "a failed connect is not an idle connection");
         conn.is_kept = true;
     }
 
@@ -158,13 +163,13 @@ impl Storage for Imitation {
     fn connect(&self, permits: Vec<LimitPermit>, connected: impl FnOnce() + Send + 'static) {
         let mut state = self.shared.state.lock();
         assert!(state.idle.is_empty(), "r2d2 would not connect");
-        assert!(state.connections + state.pending < self.shared.size, "r2d2 has no room");
+        assert!(state.connections + state.pending < self.shared.size, "r2d2 is full");
         state.pending += 1;
         let (shared, server) = (Arc::clone(&self.shared), Arc::clone(&self.server));
         shuttle::thread::spawn(move || {
-            let made = server.connect().map(|session| Connection { session, permits });
+            let outcome = server.connect().map(|session| Connection { session, permits });
             let mut state = shared.state.lock();
-            state.idle.push(made);
+            state.idle.push(outcome);
             state.pending -= 1;
             state.connections += 1;
             drop(state);
@@ -174,7 +179,7 @@ impl Storage for Imitation {
 
     fn run_after(&self, _: Duration, job: impl FnOnce() + Send + 'static) {
         shuttle::thread::spawn(move || {
-            // The others get on during the pause.
+            // Other threads run during the pause.
             shuttle::thread::yield_now();
             job();
         });
@@ -189,7 +194,7 @@ impl Storage for Imitation {
     }
 
     fn failure(conn: &ImitatedConnection) -> Option<Failure> {
-        conn.made.as_ref()?.as_ref().err().copied()
+        conn.outcome.as_ref()?.as_ref().err().copied()
     }
 
     fn remedy(&self, failure: &Failure, _: u32) -> Remedy {

@@ -1,4 +1,4 @@
-//! The library's core, and what the model puts around it.
+//! The core of the library's pool, and the model around it.
 
 #[path = "../../src/pool/admission.rs"]
 pub(crate) mod admission;

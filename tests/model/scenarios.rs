@@ -1,4 +1,4 @@
-//! What the parts do together, whatever the order of events.
+//! Scenarios whose outcome must not depend on the order of events.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,12 +20,12 @@ fn rounds(default: usize) -> usize {
 }
 
 fn check_orders(default: usize, model: impl Fn() + Send + Sync + Clone + 'static) {
-    let anew = move || {
+    let from_reset = move || {
         sync::reset(None);
         model();
     };
-    shuttle::check_random(anew.clone(), rounds(default));
-    shuttle::check_pct(anew, rounds(default), 4);
+    shuttle::check_random(from_reset.clone(), rounds(default));
+    shuttle::check_pct(from_reset, rounds(default), 4);
 }
 
 fn join(threads: Vec<thread::JoinHandle<()>>) {
@@ -36,7 +36,7 @@ fn coin_flip() -> bool {
     shuttle::rand::thread_rng().r#gen()
 }
 
-/// Time passes, or not, and the connection comes back sound or broken.
+/// Advances the clock or not, and checks the connection in, healthy or broken.
 fn check_in_at_random(mut checked_out: CheckedOut) {
     if coin_flip() {
         sync::advance(Duration::from_micros(600));
@@ -47,8 +47,8 @@ fn check_in_at_random(mut checked_out: CheckedOut) {
     drop(checked_out);
 }
 
-/// One pool, more callers than connections, some of which come back broken.
-fn everybody_is_served() {
+/// One pool with more callers than connections. Some connections are broken at their checkin.
+fn every_caller_is_served() {
     let world = World::new(2, &[2], WITHOUT_FAILURES);
     let threads = (0..4).map(|_| {
         let pool = world.pool(0);
@@ -58,8 +58,8 @@ fn everybody_is_served() {
     world.assert_at_rest();
 }
 
-/// Two pools and room for one connection: each takes it from the other.
-fn pools_give_way_to_each_other() {
+/// Two pools under a limit of one connection. Each evicts the connection of the other.
+fn pools_evict_for_each_other() {
     let world = World::new(1, &[1, 2], WITHOUT_FAILURES);
     let threads = (0..4).map(|number| {
         let pool = world.pool(number % 2);
@@ -69,8 +69,8 @@ fn pools_give_way_to_each_other() {
     world.assert_at_rest();
 }
 
-/// The same with room for two: a caller may be served by what comes back while its own connect is under way.
-fn returns_and_connects_cross() {
+/// Two pools under a limit of two connections. A checkin may serve a caller while its own connect is running.
+fn checkins_and_connects_overlap() {
     let world = World::new(2, &[2, 2], WITHOUT_FAILURES);
     let threads = (0..5).map(|number| {
         let pool = world.pool(number % 2);
@@ -80,8 +80,8 @@ fn returns_and_connects_cross() {
     world.assert_at_rest();
 }
 
-/// Connects fail for good or for the moment, and another thread closes what has been idle for too long.
-fn failures_and_evictions() {
+/// Connects fail for good or for the moment, and another thread closes connections that are too old.
+fn connects_fail_and_connections_age() {
     let world = World::new(2, &[1, 1, 2], ServerBehavior { failing: 3, faltering: 3, ..WITHOUT_FAILURES });
     let mut threads: Vec<_> = (0..3)
         .map(|number| {
@@ -107,8 +107,8 @@ fn failures_and_evictions() {
     world.assert_at_rest();
 }
 
-/// The server has room for one session: whoever is refused has another pool's idle connection closed.
-fn a_full_server() {
+/// The server allows one session. A refused pool evicts the idle connection of another pool.
+fn full_server_evicts() {
     let world = World::new(9, &[1, 2], ServerBehavior { capacity: 1, ..WITHOUT_FAILURES });
     let threads = (0..3).map(|number| {
         let pool = world.pool(number % 2);
@@ -118,8 +118,8 @@ fn a_full_server() {
     world.assert_at_rest();
 }
 
-/// Time-outs come at whatever moment.
-fn no_permit_is_lost_by_time_outs() {
+/// Timeouts happen at any moment.
+fn timeouts_lose_no_permit() {
     let world = World::new(1, &[1, 2], WITHOUT_FAILURES);
     let mut threads: Vec<_> = (0..4)
         .map(|number| {
@@ -141,7 +141,7 @@ fn no_permit_is_lost_by_time_outs() {
             sync::advance(SOON);
         }
     }));
-    // Whoever waits when no other thread is left gets his time-out too.
+    // A waiter also gets its timeout if no other thread is left to advance the clock.
     let (last, clock) = (Arc::new(()), Arc::new(()));
     let stop = Arc::downgrade(&last);
     let ticking = thread::spawn(move || {
@@ -157,8 +157,8 @@ fn no_permit_is_lost_by_time_outs() {
     world.assert_at_rest();
 }
 
-/// A pool is disposed of under its callers: they are served or refused_as, and nothing stays open.
-fn a_disposal_leaves_nothing() {
+/// A pool is disposed of while callers use it. Each caller is served or refused, and no connection stays open.
+fn disposal_closes_everything() {
     let world = World::new(2, &[2, 1], WITHOUT_FAILURES);
     let mut threads: Vec<_> = (0..3)
         .map(|number| {
@@ -189,21 +189,21 @@ fn a_disposal_leaves_nothing() {
     world.assert_at_rest();
 }
 
-/// Two threads that each have what the other wants: one is refused, the other served.
-fn of_a_circle_one_is_refused() {
+/// Each of two threads holds the connection that the other one wants. One is refused, and the other one is served.
+fn deadlock_refuses_one_thread() {
     let world = World::new(4, &[1, 1], WITHOUT_FAILURES);
     let refused = Arc::new(shuttle::sync::atomic::AtomicUsize::new(0));
     let both = Arc::new(shuttle::sync::Barrier::new(2));
     let threads = (0..2).map(|number| {
-        let (mine, other) = (world.pool(number), world.pool(1 - number));
+        let (own, other) = (world.pool(number), world.pool(1 - number));
         let (refused, both) = (Arc::clone(&refused), Arc::clone(&both));
         thread::spawn(move || {
-            let checked_out = acquire(&mine, FOREVER).unwrap();
+            let checked_out = acquire(&own, FOREVER).unwrap();
             both.wait();
             match acquire(&other, FOREVER) {
                 Ok(second) => drop(second),
-                Err(refused_as) => {
-                    assert!(matches!(refused_as, Refused::Deadlock { .. }), "{refused_as:?}");
+                Err(refusal) => {
+                    assert!(matches!(refusal, Refused::Deadlock { .. }), "{refusal:?}");
                     refused.fetch_add(1, shuttle::sync::atomic::Ordering::SeqCst);
                 }
             }
@@ -215,8 +215,8 @@ fn of_a_circle_one_is_refused() {
     world.assert_at_rest();
 }
 
-/// One of the holders waits for nobody: whoever waits for it is served.
-fn a_wait_that_can_end_is_not_refused() {
+/// One of the holders does not wait, so every waiter is served.
+fn wait_that_can_end_is_served() {
     let world = World::new(2, &[1, 1], WITHOUT_FAILURES);
     let (first, second) = (world.pool(0), world.pool(1));
     let mut threads = vec![thread::spawn(move || {
@@ -233,45 +233,46 @@ fn a_wait_that_can_end_is_not_refused() {
 }
 
 #[test]
-fn callers_of_one_pool() {
-    check_orders(400, everybody_is_served);
+fn pool_serves_all_callers() {
+    check_orders(400, every_caller_is_served);
 }
 
 #[test]
-fn pools_under_one_limit() {
-    check_orders(400, pools_give_way_to_each_other);
-    check_orders(400, returns_and_connects_cross);
+fn pools_keep_their_common_limit() {
+    check_orders(400, pools_evict_for_each_other);
+    check_orders(400, checkins_and_connects_overlap);
 }
 
 #[test]
-fn connects_that_fail() {
-    check_orders(400, failures_and_evictions);
+fn pool_recovers_from_failed_connects() {
+    check_orders(400, connects_fail_and_connections_age);
 }
 
 #[test]
-fn full_servers() {
-    check_orders(400, a_full_server);
+fn pool_evicts_on_a_full_server() {
+    check_orders(400, full_server_evicts);
 }
 
 #[test]
-fn time_outs() {
-    check_orders(400, no_permit_is_lost_by_time_outs);
+fn timeout_loses_no_permit() {
+    check_orders(400, timeouts_lose_no_permit);
 }
 
 #[test]
-fn disposal() {
-    check_orders(400, a_disposal_leaves_nothing);
+fn disposal_closes_all_connections() {
+    check_orders(400, disposal_closes_everything);
 }
 
 #[test]
-fn circles() {
-    check_orders(400, of_a_circle_one_is_refused);
-    check_orders(400, a_wait_that_can_end_is_not_refused);
+fn wait_graph_refuses_only_deadlocks() {
+    check_orders(400, deadlock_refuses_one_thread);
+    check_orders(400, wait_that_can_end_is_served);
 }
 
-/// The model finds what it is there for: with any one of the first notifications lost, somebody waits for ever in some order.
+/// The model finds a lost notification: with any one of the first notifications lost, a thread waits forever in some
+/// order.
 #[test]
-fn a_lost_notification_is_found() {
+fn model_finds_a_lost_notification() {
     let found = |model: fn(), lost: usize| {
         let mutant = move || {
             sync::reset(Some(lost));
@@ -280,7 +281,7 @@ fn a_lost_notification_is_found() {
         catch_unwind(AssertUnwindSafe(|| shuttle::check_random(mutant, 2_000))).is_err()
     };
     for lost in 0..3 {
-        assert!(found(everybody_is_served, lost), "number {lost}");
-        assert!(found(pools_give_way_to_each_other, lost), "number {lost}");
+        assert!(found(every_caller_is_served, lost), "number {lost}");
+        assert!(found(pools_evict_for_each_other, lost), "number {lost}");
     }
 }

@@ -1,7 +1,7 @@
-//! What the parts under test are synchronised with: the scheduler's own locks, condition variables built on them whose waits
-//! end by a notification or by an event that any thread may fire, and a clock that stands still otherwise.
+//! The synchronisation primitives of the tested files: the scheduler's own locks, a clock that only the model
+//! advances, and condition variables whose waits end by a notification or when a thread advances the clock.
 //!
-//! All threads of a model take turns on one thread of the system, so what is thread-local here is the model's.
+//! The scheduler runs all threads of a model on one system thread, so thread-local values are shared within the model.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -12,24 +12,24 @@ use std::time::Duration;
 pub(crate) use shuttle::sync::atomic::{AtomicUsize, Ordering};
 pub(crate) use shuttle::thread::{Thread, ThreadId, current as current_thread, yield_now};
 
-/// Whoever waits for so short a time lets it pass.
+/// A wait that is shorter than this advances the clock by itself.
 const MIN_WAIT: Duration = Duration::from_millis(1);
 
 thread_local! {
     static NOW: Cell<Duration> = const { Cell::new(Duration::ZERO) };
     static SLEEPERS: RefCell<Vec<Arc<Sleeper>>> = const { RefCell::new(Vec::new()) };
-    /// Notifications until the one that is lost.
+    /// The number of notifications before the one that is lost.
     static LOST: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// A model begins anew; where there is a number, the notification of that number is lost.
+/// Starts a model with a new clock. `lost` is the number of the notification that is lost.
 pub(crate) fn reset(lost: Option<usize>) {
     NOW.set(Duration::ZERO);
     SLEEPERS.take();
     LOST.set(lost);
 }
 
-/// Time passes, and every wait whose deadline has come ends.
+/// Advances the clock and ends every wait whose deadline has passed.
 pub(crate) fn advance(time: Duration) {
     NOW.set(NOW.get() + time);
     let due: Vec<_> = SLEEPERS.with_borrow_mut(|sleepers| {
@@ -82,7 +82,7 @@ impl<T> Mutex<T> {
 
 pub(crate) struct MutexGuard<'m, T> {
     mutex: &'m Mutex<T>,
-    /// Not there while a wait, or [`unlocked`](Self::unlocked), has let go of it.
+    /// `None` during a wait and during [`unlocked`](Self::unlocked).
     inner: Option<shuttle::sync::MutexGuard<'m, T>>,
 }
 
@@ -118,7 +118,7 @@ struct Sleeper {
 }
 
 impl Sleeper {
-    /// `false` where it has been woken before.
+    /// Wakes the thread. Returns `false` if it was woken before.
     fn wake(&self) -> bool {
         let woken_before = std::mem::replace(&mut *self.woken.lock().unwrap(), true);
         self.changed.notify_one();
@@ -158,7 +158,7 @@ impl Condvar {
             woken: shuttle::sync::Mutex::new(false),
             changed: shuttle::sync::Condvar::new(),
         });
-        // In both lists before the lock is free: from then on no event is missed.
+        // The sleeper is in both lists before the lock is released, so it misses no event.
         self.0.lock().unwrap().push_back(Arc::clone(&sleeper));
         SLEEPERS.with_borrow_mut(|sleepers| sleepers.push(Arc::clone(&sleeper)));
         MutexGuard::unlocked(guard, || {
@@ -184,7 +184,7 @@ impl Condvar {
         if self.has_sleepers() && loses_notification() {
             return;
         }
-        // Those who begin to wait meanwhile are not meant.
+        // Threads that start to wait from here on are not notified.
         let sleepers = std::mem::take(&mut *self.0.lock().unwrap());
         for sleeper in sleepers {
             sleeper.wake();
@@ -200,14 +200,14 @@ impl Condvar {
     }
 }
 
-/// Whether this is the notification that gets lost.
+/// Counts a notification. Returns whether it is the one that is lost.
 fn loses_notification() -> bool {
     let left = LOST.get();
     LOST.set(left.map(|left| left.wrapping_sub(1)));
     left == Some(0)
 }
 
-/// A caller looks at once whether its wait can end.
+/// A caller checks for a deadlock at once.
 pub(crate) const BEFORE_DEADLOCK_CHECK: Duration = Duration::ZERO;
 
 /// A caller yields once before it sleeps.

@@ -1,4 +1,4 @@
-//! How names are shown: as they are.
+//! The display of names: unchanged.
 
 pub(crate) fn name(name: &str) -> &str {
     name

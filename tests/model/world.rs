@@ -1,4 +1,4 @@
-//! Some pools that share a limit on one server.
+//! Several pools that share a limit on one server.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::sync::Instant;
 pub(crate) type ModelPool = Pool<Imitation>;
 pub(crate) type CheckedOut = PooledConnection<Imitation>;
 
-/// No thread lets so much time pass.
+/// No scenario advances the clock this far.
 pub(crate) const FOREVER: Duration = Duration::from_secs(1_000_000);
 
-/// A server that refuses nothing.
+/// A server that refuses no connect.
 pub(crate) const WITHOUT_FAILURES: ServerBehavior = ServerBehavior { capacity: usize::MAX, failing: 0, faltering: 0 };
 
 pub(crate) struct World {
@@ -40,7 +40,7 @@ pub(crate) fn break_connection(checked_out: &mut CheckedOut) {
 }
 
 impl World {
-    /// Pools of these sizes under a limit.
+    /// Creates pools of these sizes under the limit.
     pub(crate) fn new(limit: usize, sizes: &[usize], behavior: ServerBehavior) -> Self {
         let (server, graph) = (Arc::new(Server::new(behavior)), Arc::new(WaitGraph::default()));
         let limited = Arc::new(ConnectionLimit::new(Some(limit)));
@@ -66,9 +66,10 @@ impl World {
         [self.limit.taken(), self.server.limit.taken()]
     }
 
-    /// The limit was kept, and in the end nobody has a connection or waits for one, and each permit is one of an open connection.
+    /// Asserts that the limit was kept, that no thread holds a connection or waits for one, and that each permit
+    /// belongs to an open connection.
     pub(crate) fn assert_at_rest(&self) {
-        // Connects outlive the callers that gave up, and closings too; the scheduler gives up on what never ends.
+        // Connects and closings outlive the callers that have left. If they never end, the scheduler reports it.
         let rests =
             |pool: &Arc<ModelPool>| pool.counts() == (0, 0, 0) && matches!(pool.state.lock().growth, Growth::None);
         while !self.pools.iter().all(rests) || self.taken() != [self.open(); 2] {
