@@ -29,8 +29,9 @@ pub(super) struct ServerClose(Socket);
 /// The search for the socket that a connect opens.
 #[derive(Debug)]
 pub(super) struct SocketSearch {
+    /// The inode numbers of the sockets before the connect. A duplicated descriptor has the inode number of its socket.
     #[cfg(target_os = "linux")]
-    before: Vec<Socket>,
+    before: std::collections::BTreeSet<u64>,
     /// A lock around connects to a local socket, so that only one socket is new after each of them.
     _local_connect: Option<parking_lot::MutexGuard<'static, ()>>,
 }
@@ -148,16 +149,17 @@ mod linux {
             let local_connect =
                 || LOCAL_CONNECT.get_or_init(parking_lot::Mutex::default).try_lock_for(LOCAL_CONNECT_WAIT);
             let local_connect = if target.is_local() { local_connect() } else { None };
-            Self { before: sockets(), _local_connect: local_connect }
+            let before = sockets().into_iter().map(|socket| socket.inode).collect();
+            Self { before, _local_connect: local_connect }
         }
 
         /// `own_port` asks the server for the client's port on the new connection.
         pub(in super::super) fn end(self, target: &Target, own_port: impl FnOnce() -> Option<u16>) -> Option<Socket> {
             let peer = target.peer();
             let mut new = sockets();
-            new.retain(|socket| self.before.binary_search(socket).is_err() && socket.leads_to(&peer));
+            new.retain(|socket| !self.before.contains(&socket.inode) && socket.leads_to(&peer));
             let mut known = KNOWN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-            new.retain(|socket| !known.contains(socket));
+            new.retain(|socket| known.iter().all(|other| other.inode != socket.inode));
             if new.len() > 1 {
                 drop(known);
                 let port = own_port();
@@ -175,14 +177,12 @@ mod linux {
         v4.or_else(|| address.as_sockaddr_in6().map(|address| address.port()))
     }
 
-    /// The open sockets of this process, sorted.
+    /// The open sockets of this process.
     fn sockets() -> Vec<Socket> {
         let Ok(entries) = fs::read_dir("/proc/self/fd") else { return Vec::new() };
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         let socket = |name: String| Some(Socket { descriptor: name.parse().ok()?, inode: inode(&name)? });
-        let mut sockets: Vec<_> = names.filter_map(socket).collect();
-        sockets.sort_unstable();
-        sockets
+        names.filter_map(socket).collect()
     }
 
     /// The inode number of a descriptor, if the descriptor is a socket.
