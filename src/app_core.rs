@@ -1,8 +1,7 @@
 //! The core of an application: the options of its pools, and the pools.
 
 use std::panic::Location;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard, Weak};
 
 use crate::connection::SessionConnection;
 use crate::error::{AppEnd, Error, Holders, Place, Result};
@@ -13,7 +12,8 @@ use crate::process::PerProcess;
 pub(crate) struct AppCore<C: SessionConnection> {
     options: Arc<PoolOptions<C>>,
     process_pools: PerProcess<ProcessPools<C>>,
-    is_removed: AtomicBool,
+    /// The reason, once the application has ended for good.
+    ended: OnceLock<AppEnd>,
 }
 
 impl<C: SessionConnection> std::fmt::Debug for AppCore<C> {
@@ -45,11 +45,7 @@ impl<C: SessionConnection> ProcessPools<C> {
 
 impl<C: SessionConnection> PoolOwner for AppCore<C> {
     fn app_end(&self) -> AppEnd {
-        match (self.is_removed.load(Ordering::Acquire), self.options.is_of_test) {
-            (false, _) => AppEnd::Disposed,
-            (true, true) => AppEnd::TestEnded,
-            (true, false) => AppEnd::Removed,
-        }
+        self.ended.get().copied().unwrap_or(AppEnd::Disposed)
     }
 
     fn held_by_this_thread(&self) -> Holders {
@@ -85,11 +81,7 @@ const MOST_GIVEN_UP: usize = 4;
 impl<C: SessionConnection> AppCore<C> {
     pub(crate) fn new(options: PoolOptions<C>) -> Arc<Self> {
         guard_exit();
-        Arc::new(Self {
-            options: Arc::new(options),
-            process_pools: PerProcess::new(),
-            is_removed: AtomicBool::new(false),
-        })
+        Arc::new(Self { options: Arc::new(options), process_pools: PerProcess::new(), ended: OnceLock::new() })
     }
 
     /// The application's id.
@@ -102,8 +94,9 @@ impl<C: SessionConnection> AppCore<C> {
     }
 
     /// Makes the handles of the application answer `Disposed` from now on.
-    pub(crate) fn mark_removed(&self) {
-        self.is_removed.store(true, Ordering::Release);
+    pub(crate) fn mark_ended(&self, how: AppEnd) {
+        let how = if self.options.is_of_test { AppEnd::TestEnded } else { how };
+        self.ended.get_or_init(|| how);
     }
 
     pub(crate) fn check_not_removed(&self) -> Result<()> {

@@ -20,7 +20,7 @@ use crate::wording::{is_unprintable, name};
 /// | [`lock_timeout`](Self::lock_timeout) | none; 5 s for SQLite and for `create_all`, `drop_all` | maximum wait for another session's lock |
 /// | [`leak_threshold`](Self::leak_threshold) | 30 s | time after which a held connection is logged |
 /// | [`application_name`](Self::application_name) | `diesel-session/` and the application's id | name in PostgreSQL's `pg_stat_activity` |
-/// | [`reset`](Self::reset) | [`Reset::WhenLent`] | which connections are reset before their next checkout |
+/// | [`reset`](Self::reset) | [`Reset::WhenDirty`] | which connections are reset before their next checkout |
 /// | [`wal`](Self::wal) | on | SQLite files use write-ahead logging |
 /// | [`protect_schema`](Self::protect_schema) | off | `drop_all` returns an error |
 ///
@@ -89,7 +89,7 @@ pub enum Reset {
     /// savepoints ran, without functions and variables that are known to leave state (`GET_LOCK`, user variables,
     /// `load_extension`).
     #[default]
-    WhenLent,
+    WhenDirty,
     /// All connections, also after typed statements. On MySQL, MariaDB and SQLite each connection is then checked out
     /// only once.
     Always,
@@ -132,7 +132,7 @@ impl Config {
             leak_threshold: Some(Duration::from_secs(30)),
             application_name: None,
             on_connect: Vec::new(),
-            reset: Reset::WhenLent,
+            reset: Reset::WhenDirty,
             wal: true,
             idle_in_transaction_timeout: None,
             protect_schema: false,

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::context::{self, Current};
 use crate::dispose::{TIMEOUT, dispose_each};
-use crate::error::{DisposeReport, Error, Place, Result};
+use crate::error::{AppEnd, DisposeReport, Error, Place, Result};
 use crate::kind::DatabaseKind;
 use crate::migrations::{MigrationSet, PerBackend, Sources};
 use crate::pool::{AppStatus, PerProcessLimit, PinnedConnection, PoolOptions};
@@ -350,6 +350,41 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
         self.registry.add(self.new_app(self.options(id.into(), config, None)?, self.row_hooks))
     }
 
+    /// The application with this id. If there is none, makes it with `config`, runs `init`, and registers it when `init`
+    /// has succeeded. Other threads that ask for the same id wait until then. So a program that learns of its tenants at
+    /// run time registers each of them once, with its schema.
+    ///
+    /// ```
+    /// # use diesel::prelude::*;
+    /// # use diesel_session::{Config, Database};
+    /// # static DB: Database<SqliteConnection> = Database::without_migrations();
+    /// let app = DB.get_or_init_app("acme", || Config::new(":memory:"), |app| app.ping())?;
+    /// assert_eq!(app.id(), "acme");
+    /// # app.dispose()?;
+    /// # Ok::<(), diesel_session::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of `init`, after which the application is disposed of and not registered; the errors of
+    /// [`init_app`](Self::init_app); [`Error::InvalidConfig`] if `init` asks for the same application.
+    pub fn get_or_init_app<E: From<Error>>(
+        &self,
+        id: impl Into<String>,
+        config: impl FnOnce() -> Config,
+        init: impl FnOnce(&App<C>) -> Result<(), E>,
+    ) -> Result<App<C>, E> {
+        let id = id.into();
+        let _initialisation = match self.registry.get_or_initialise(&id)? {
+            Ok(app) => return Ok(app),
+            Err(initialisation) => initialisation,
+        };
+        let app = self.new_app(self.options(id.clone(), config(), None)?, self.row_hooks);
+        let unpublished = Unpublished(Some(app));
+        let Unpublished(Some(app)) = &unpublished else { unreachable!("it is published at the end") };
+        init(app)?;
+        Ok(unpublished.publish(&self.registry)?)
+    }
+
     /// Makes an application without registering it.
     pub(crate) fn new_app(&self, options: PoolOptions<C>, row_hooks: RowHooks<C>) -> App<C> {
         let open_sessions = options.is_of_test.then(Arc::default);
@@ -467,7 +502,7 @@ impl<C: SessionConnection, M> Database<C, M> {
     #[track_caller]
     pub fn remove_app(&self, id: &str) -> Result<DisposeReport> {
         let app = self.registry.remove(id, Location::caller())?;
-        app.core().mark_removed();
+        app.core().mark_ended(AppEnd::Removed);
         app.dispose_report()
     }
 
@@ -503,6 +538,17 @@ impl<C: SessionConnection, M> Database<C, M> {
         dispose_each(self.registry.all(), timeout)
     }
 
+    /// Disposes of every application and removes it, at the end of a program. From then on `init_app`, `app` and every
+    /// handle answer [`Error::Disposed`].
+    ///
+    /// # Errors
+    /// [`Error::StillInUse`] with one report for all applications, if connections were not checked in in time.
+    pub fn shutdown(&self, timeout: Duration) -> Result<()> {
+        let apps = self.registry.shut_down();
+        apps.iter().for_each(|app| app.core().mark_ended(AppEnd::ShutDown));
+        dispose_each(apps, timeout).map(drop)
+    }
+
     /// The registered applications, in the order of their ids.
     pub fn apps(&self) -> Vec<App<C>> {
         self.registry.all()
@@ -519,5 +565,92 @@ impl<C: SessionConnection, M> Database<C, M> {
             Current::Entered(app) => Ok(app),
             Current::SameId(id) => self.registry.get(&id, at),
         }
+    }
+}
+
+/// An application that is being initialised. If it is not published, it is disposed of.
+struct Unpublished<C: SessionConnection>(Option<App<C>>);
+
+impl<C: SessionConnection> Unpublished<C> {
+    fn publish(mut self, registry: &Registry<C>) -> Result<App<C>> {
+        match self.0.take() {
+            Some(app) => registry.add(app.clone()).inspect_err(|_| self.0 = Some(app)),
+            None => unreachable!("it is published once"),
+        }
+    }
+}
+
+impl<C: SessionConnection> Drop for Unpublished<C> {
+    fn drop(&mut self) {
+        if let Some(app) = self.0.take() {
+            app.core().mark_ended(AppEnd::Removed);
+            // The report is logged, and the error of the initialisation says more.
+            let _ = app.dispose();
+        }
+    }
+}
+
+#[cfg(all(test, feature = "sqlite"))]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+    use std::time::Duration;
+
+    use diesel::SqliteConnection;
+
+    use crate::error::AppEnd;
+    use crate::{Config, Database, Error, Result};
+
+    fn config() -> Config {
+        Config::new(":memory:")
+    }
+
+    #[test]
+    fn get_or_init_app_initialises_once_and_other_threads_wait() {
+        static RUNS: AtomicUsize = AtomicUsize::new(0);
+        let db = Database::<SqliteConnection>::without_migrations();
+        let get = || {
+            db.get_or_init_app("tenant", config, |app| {
+                RUNS.fetch_add(1, Ordering::SeqCst);
+                assert!(db.apps().is_empty());
+                thread::sleep(Duration::from_millis(20));
+                app.ping()
+            })
+        };
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(get)).collect();
+            threads.into_iter().for_each(|thread| {
+                thread.join().expect("no panic").expect("sound");
+            });
+        });
+        assert_eq!((RUNS.load(Ordering::SeqCst), db.apps().len()), (1, 1));
+        db.dispose_all().expect("nothing is out");
+    }
+
+    #[test]
+    fn get_or_init_app_that_failed_leaves_nothing_and_may_be_tried_again() {
+        let db = Database::<SqliteConnection>::without_migrations();
+        let failed = db.get_or_init_app("tenant", config, |app| {
+            app.ping()?;
+            Err(Error::NotFound { row: None, at: std::panic::Location::caller() })
+        });
+        assert!(failed.is_err_and(|error| error.is_not_found()) && db.apps().is_empty());
+        let again =
+            db.get_or_init_app("tenant", config, |_| db.get_or_init_app("tenant", config, |app| app.ping()).map(drop));
+        assert!(matches!(again, Err(Error::InvalidConfig { .. })), "{again:?}");
+        db.get_or_init_app("tenant", config, |_| -> Result<()> { Ok(()) }).expect("a free id");
+    }
+
+    #[test]
+    fn shutdown_refuses_every_use_from_then_on() {
+        let db = Database::<SqliteConnection>::without_migrations();
+        let app = db.init_app("app", config()).expect("a free id");
+        app.ping().expect("sound");
+        db.shutdown(Duration::from_secs(1)).expect("nothing is out");
+        let is_shut_down = |error| matches!(error, Error::Disposed { how: AppEnd::ShutDown, .. });
+        assert!(is_shut_down(app.ping().expect_err("shut down")));
+        assert!(is_shut_down(db.app("app").expect_err("shut down")));
+        assert!(is_shut_down(db.init_app("other", config()).expect_err("shut down")));
+        assert!(db.apps().is_empty());
     }
 }

@@ -63,7 +63,7 @@ pub fn measure<C: Conn>(url: &str, rounds: usize) {
 /// What it costs that nothing a borrower leaves reaches the next: code that has the connection, with and without.
 fn resets<C: Conn>(url: &str, rounds: usize) {
     let app = |id: &str, reset| C::db().init_app(id, Config::new(url).reset(reset)).unwrap();
-    let (never, when_lent) = (app("never", Reset::Never), app("when lent", Reset::WhenLent));
+    let (never, when_dirty) = (app("never", Reset::Never), app("when dirty", Reset::WhenDirty));
     let lent = |app: &App<C>, times| {
         timed(times, || {
             let run = || C::db().session()?.with(|conn| conn.batch_execute("SELECT 1"));
@@ -72,9 +72,9 @@ fn resets<C: Conn>(url: &str, rounds: usize) {
     };
     let mut contest = Contest::new(format!("{}: a connection lent for `SELECT 1`, in a transaction", C::NAME));
     let baseline = contest.baseline("Reset::Never", |times| lent(&never, times));
-    contest.against(baseline, "Reset::WhenLent", |times| lent(&when_lent, times));
+    contest.against(baseline, "Reset::WhenDirty", |times| lent(&when_dirty, times));
     contest.hold(rounds);
-    for id in ["never", "when lent"] {
+    for id in ["never", "when dirty"] {
         C::db().remove_app(id).unwrap();
     }
 }

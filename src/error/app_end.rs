@@ -9,6 +9,8 @@ pub enum AppEnd {
     Disposed,
     /// [`Database::remove_app`](crate::Database::remove_app) has removed the application.
     Removed,
+    /// [`Database::shutdown`](crate::Database::shutdown) has ended all applications of the database object.
+    ShutDown,
     /// The application belonged to a test that has ended.
     TestEnded,
 }
@@ -21,6 +23,9 @@ impl AppEnd {
                 "was disposed of while the caller asked for a connection. Try again: it opens a fresh pool at its next use."
             }
             Self::Removed => "was removed by `remove_app`. Register it anew with `init_app`.",
+            Self::ShutDown => {
+                "was ended by `Database::shutdown`, after which the program uses no application any more."
+            }
             Self::TestEnded => "has ended with its test. Let what uses it end before the test does.",
         }
     }

@@ -304,7 +304,7 @@ impl<C: SessionConnection> Storage for Connections<C> {
         }
         self.schedule_age_check();
         let due = match self.options.config.reset {
-            Reset::WhenLent => managed.may_have_leftovers(),
+            Reset::WhenDirty => managed.may_have_leftovers(),
             Reset::Always => true,
             Reset::Never => false,
         };

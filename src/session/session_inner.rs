@@ -425,7 +425,11 @@ impl<C: SessionConnection> SessionInner<C> {
         if borrowed.is_err()
             && let Ok(mut transaction) = self.transaction.try_borrow_mut()
         {
-            transaction.invalidate("its closure ended while the connection was guarded".into(), at, true);
+            transaction.invalidate(
+                "its closure ended while a `ConnectionGuard` of the session was alive".into(),
+                at,
+                true,
+            );
         }
         borrowed
     }

@@ -8,7 +8,7 @@ use crate::app::App;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::database::Database;
-use crate::error::Result;
+use crate::error::{AppEnd, Result};
 use crate::pool::{PinnedConnection, PoolOptions};
 use crate::session::RowHooks;
 
@@ -78,7 +78,7 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
 
     fn unregister(&self, app: &App<C>) {
         self.registry.remove_this(app);
-        app.core().mark_removed();
+        app.core().mark_ended(AppEnd::TestEnded);
     }
 }
 

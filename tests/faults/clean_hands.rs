@@ -90,7 +90,7 @@ fn what_diesel_with_r2d2_hands_on_is_not_handed_on_here() {
     drop(pool);
 
     PgConnection::app(site.config()).create_all().unwrap();
-    for (reset, left) in [(Reset::WhenLent, 0), (Reset::Never, 2)] {
+    for (reset, left) in [(Reset::WhenDirty, 0), (Reset::Never, 2)] {
         let app = PgConnection::app(site.config().max_size(1).reset(reset));
         app.scope()
             .commit_on_ok()
@@ -107,7 +107,7 @@ fn what_diesel_with_r2d2_hands_on_is_not_handed_on_here() {
             .unwrap();
         assert_eq!(app.open_session().unwrap().number(LEFT).unwrap(), left, "{reset:?}");
         let schema = app.open_session().unwrap().number(COUNT);
-        assert_eq!(schema.is_ok(), reset == Reset::WhenLent, "{schema:?}");
+        assert_eq!(schema.is_ok(), reset == Reset::WhenDirty, "{schema:?}");
         assert_eq!(app.dispose_report().unwrap().closed, 1);
     }
 }

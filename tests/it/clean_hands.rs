@@ -302,7 +302,7 @@ fn what_migrations_leave_reaches_nobody<C: Conn>(site: &Site) {
     let probe = probe.replace("5MB", "77MB").replace("65536", "131072").replace("55", "77");
     let steps =
         Steps(vec![step("1", format!("CREATE TABLE made (a INTEGER); {left}"), format!("DROP TABLE made; {left}"))]);
-    for reset in [Reset::WhenLent, Reset::Never] {
+    for reset in [Reset::WhenDirty, Reset::Never] {
         let db = db_with::<C>(steps.clone());
         let app = db.init_app(unique("migrated"), site.config().max_size(1).reset(reset)).unwrap();
         let seen = || app.open_session().unwrap().number(&probe).unwrap() == 1;
@@ -444,7 +444,7 @@ fn functions_of_the_program_in_typed_statements_leave_nothing() {
         return;
     }
     let site = Site::postgres();
-    for (reset, seen) in [(Reset::WhenLent, 0), (Reset::Never, 1)] {
+    for (reset, seen) in [(Reset::WhenDirty, 0), (Reset::Never, 1)] {
         for (way, leave) in WAYS {
             let app = PgConnection::app(
                 site.config()
@@ -482,7 +482,7 @@ fn a_lock_by_a_function_of_the_program_is_not_left_on_mariadb() {
     let site = Site::mysql();
     let name = unique("clean-hands-typed");
     let probe = format!("SELECT CAST(IS_USED_LOCK('{name}') IS NOT NULL AS SIGNED) AS number");
-    for (reset, left) in [(Reset::WhenLent, 0), (Reset::Never, 1)] {
+    for (reset, left) in [(Reset::WhenDirty, 0), (Reset::Never, 1)] {
         let app = MysqlConnection::app(site.config().max_size(1).reset(reset));
         let lock = || MysqlConnection::db().session()?.load::<i32>(diesel::select(get_lock(&name, 0)));
         assert_eq!(app.scope().commit_on_ok().run(lock).unwrap(), [1]);
@@ -503,7 +503,7 @@ fn a_role_that_a_superuser_took_is_left_by_nobody() {
     admin.batch_execute(&format!("CREATE ROLE {boss} LOGIN SUPERUSER PASSWORD 'boss'")).unwrap();
     let place = site.url().split_once('@').unwrap().1.to_owned();
     let who = format!("SELECT count(*) AS number WHERE session_user = '{boss}' AND current_user = '{boss}'");
-    for (reset, itself) in [(Reset::WhenLent, 1), (Reset::Never, 0)] {
+    for (reset, itself) in [(Reset::WhenDirty, 1), (Reset::Never, 0)] {
         let app = PgConnection::app(Config::new(format!("postgres://{boss}:boss@{place}")).max_size(1).reset(reset));
         let become_app = format!("SET SESSION AUTHORIZATION {}; SET statement_timeout = 60000", support::ROLE);
         Way::Lent.leave(PgConnection::db(), &app, &become_app);
@@ -515,7 +515,7 @@ fn a_role_that_a_superuser_took_is_left_by_nobody() {
 
 #[test]
 fn a_database_in_memory_survives_its_connections() {
-    for reset in [Reset::WhenLent, Reset::Always] {
+    for reset in [Reset::WhenDirty, Reset::Always] {
         let app = SqliteConnection::app(Config::new(":memory:").reset(reset));
         app.create_all().unwrap();
         for number in 1..=3 {

@@ -217,7 +217,7 @@ fn what_sqlite_sets_outside_of_a_transaction_is_set_once() {
 }
 
 fn every_reset<C: Conn>(url: &str) {
-    for reset in [Reset::Always, Reset::Never, Reset::WhenLent] {
+    for reset in [Reset::Always, Reset::Never, Reset::WhenDirty] {
         for _ in 0..2 {
             let config = Config::new(url).reset(reset).max_lifetime(Duration::from_millis(1));
             let test = begin::<C>(&(config, TestIsolation::Rollback));
