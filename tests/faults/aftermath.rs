@@ -60,6 +60,32 @@ fn connection_that_came_too_late_is_evicted() {
 }
 
 #[test]
+fn caller_that_waits_for_a_slow_connect_is_told_so() {
+    let file = TempSqlite::new();
+    let db = Database::<SqliteConnection>::without_migrations().connect_with(slow_connect);
+    let app = db.init_app("slow", Config::new(file.url()).max_size(3)).unwrap();
+    let held = app.open_session().unwrap();
+    held.with(|conn| conn.batch_execute("SELECT 1")).unwrap();
+    let error = app.scope().deadline(Duration::from_millis(100)).run(|| db.session()?.begin()).unwrap_err();
+    let Error::AcquireTimeout { holders, max_size: 3, connecting_for: Some(_), .. } = &error else { panic!("{error}") };
+    assert_eq!(holders.len(), 1);
+    assert!(error.to_string().contains("1 connection of at most 3 is in use, one more has been connecting"), "{error}");
+}
+
+#[test]
+fn idle_connection_is_closed_within_a_quarter_of_idle_timeout() {
+    let file = TempSqlite::new();
+    let app = SqliteConnection::app(Config::new(file.url()).idle_timeout(Duration::from_millis(800)));
+    for _ in 0..3 {
+        app.ping().unwrap();
+        let used = Instant::now();
+        assert!(wait::until(SOON, || app.status().open == 0));
+        let idle = used.elapsed();
+        assert!((Duration::from_millis(750)..Duration::from_millis(1150)).contains(&idle), "{idle:?}");
+    }
+}
+
+#[test]
 fn eviction_takes_from_the_application_that_was_used_least_recently() {
     let file = TempSqlite::new();
     let db = Database::<SqliteConnection>::without_migrations().max_connections(6);
