@@ -1,4 +1,4 @@
-//~ error[E0277]: the trait bound `User: Selectable<Sqlite>` is not satisfied
+//~ error[E0277]: the trait bound `User: Selectable<diesel::sqlite::Sqlite>` is not satisfied
 use diesel::prelude::*;
 use diesel_session::Entity;
 use errors::schema::users;
