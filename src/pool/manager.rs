@@ -148,7 +148,9 @@ impl<C: SessionConnection> Manager<C> {
         let end = Instant::now() + options.config.connect_timeout;
         let call_deadline = socket.filter(|_| pinned.is_none()).map(|socket| CallDeadline::begin(socket, end));
         if let Err(mut failure) = self.set_up(&mut managed, observer, suspicion) {
-            let is_lost = failure.kind == ConnectErrorKind::Other && managed.conn_mut().ping().is_err();
+            // A test's one connection cannot be replaced, so another attempt would not help.
+            let is_lost =
+                pinned.is_none() && failure.kind == ConnectErrorKind::Other && managed.conn_mut().ping().is_err();
             if call_deadline.is_some_and(|call_deadline| call_deadline.was_cut()) {
                 failure.message =
                     "setting the connection up took longer than `Config::connect_timeout`, so it was cut".into();
