@@ -375,7 +375,7 @@ impl<C: SessionConnection, P> Scope<C, P> {
     /// the same way. If a statement of an [`autocommit`](Self::autocommit) scope was cut, the server may have carried
     /// it out.
     ///
-    /// A `COMMIT` is not refused: it commits what was sent in time, even if the deadline has passed since, and the
+    /// A `COMMIT` is not refused: it commits the statements that were sent in time, even if the deadline has passed since, and the
     /// server then has 250 ms to answer. Changes that were not flushed before the deadline are not sent, and the
     /// commit is [`Error::DeadlineExceeded`].
     ///

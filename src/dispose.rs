@@ -50,7 +50,7 @@ impl<C: SessionConnection> App<C> {
         self.dispose_report_within(timeout).map(drop)
     }
 
-    /// [`dispose`](Self::dispose), with a report of what it did.
+    /// [`dispose`](Self::dispose), with a report of the connections that it closed.
     ///
     /// # Errors
     /// [`Error::StillInUse`] with the report, if connections were not checked in in time.

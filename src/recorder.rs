@@ -157,7 +157,7 @@ impl Recorded {
     }
 
     /// The call that sent the statement: a method of a session, the flush, or the call that gave the connection to
-    /// the program. `None` for what the library sends by itself.
+    /// the program. `None` for statements that the library sends by itself.
     pub fn at(&self) -> Option<&'static Location<'static>> {
         self.at
     }

@@ -174,7 +174,7 @@ impl<C: SessionConnection> SessionInner<C> {
         }
     }
 
-    /// Gives up what a failed flush has sent: rolls back, or invalidates the transaction.
+    /// Undoes the statements of a failed flush: rolls back, or invalidates the transaction.
     fn flush_failed(&self, autocommits: bool, cause: String, at: Place) {
         let Ok(mut transaction) = self.borrow_transaction_at_end(at) else { return };
         if autocommits {
