@@ -3,12 +3,13 @@
 use std::any::Any;
 use std::panic::Location;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::app_core::AppCore;
+use crate::app_hooks::AppHooks;
 use crate::connection::SessionConnection;
-use crate::context::{self, Scope};
 use crate::dialect;
-use crate::error::{Error, Place, Result};
+use crate::error::{Details, Error, PoolOf, Result, SourceLocation, WaitLimit};
 use crate::kind::DatabaseKind;
 use crate::migrations::MigrationSet;
 use crate::pool::{AppPool, AppStatus, PoolOptions};
@@ -38,15 +39,29 @@ impl<C: SessionConnection> std::fmt::Debug for App<C> {
 impl<C: SessionConnection> std::panic::UnwindSafe for App<C> {}
 impl<C: SessionConnection> std::panic::RefUnwindSafe for App<C> {}
 
+/// The database object of an application, and its migrations.
+pub(crate) struct AppIdentity<C: SessionConnection> {
+    pub(crate) database: u64,
+    pub(crate) migrations: Box<dyn MigrationSet<C>>,
+}
+
 struct AppInner<C: SessionConnection> {
     factory: Arc<SessionFactory<C>>,
-    database: u64,
-    migrations: Arc<dyn MigrationSet<C>>,
+    identity: Arc<AppIdentity<C>>,
 }
 
 impl<C: SessionConnection> App<C> {
-    pub(crate) fn new(factory: SessionFactory<C>, database: u64, migrations: Arc<dyn MigrationSet<C>>) -> Self {
-        Self(Arc::new(AppInner { factory: Arc::new(factory), database, migrations }))
+    pub(crate) fn new(mut options: PoolOptions<C>, hooks: &AppHooks<C>, identity: Arc<AppIdentity<C>>) -> Self {
+        let factory = Arc::new_cyclic(|factory| {
+            let row_hooks = hooks.bind(factory, &identity, &mut options);
+            let open_sessions = (options.pool_of != PoolOf::Program).then(Arc::default);
+            SessionFactory { app_core: AppCore::new(options), row_hooks, open_sessions }
+        });
+        Self::of_factory(factory, identity)
+    }
+
+    pub(crate) fn of_factory(factory: Arc<SessionFactory<C>>, identity: Arc<AppIdentity<C>>) -> Self {
+        Self(Arc::new(AppInner { factory, identity }))
     }
 
     /// The application's id.
@@ -54,24 +69,12 @@ impl<C: SessionConnection> App<C> {
         self.core().id()
     }
 
-    /// Runs `body` inside a context of this application. Uncommitted work is rolled back when `body` returns or
-    /// panics. [`scope`](Self::scope) has more options.
-    #[track_caller]
-    pub fn context<R>(&self, body: impl FnOnce() -> R) -> R {
-        context::enter(self, Location::caller(), body)
-    }
-
-    /// The options of a context: whether it commits at its end, its isolation level, its deadline and more.
-    pub fn scope(&self) -> Scope<C> {
-        Scope::new(self.clone())
-    }
-
     /// Opens a session outside of any context. The session ends, and rolls back, when its last handle is dropped. A
     /// hook that owns a handle of its own session keeps the session alive; call [`Session::remove`] if a hook may do
     /// so.
     ///
     /// # Errors
-    /// [`Error::Disposed`] after the application was removed.
+    /// [`ErrorKind::Disposed`](crate::ErrorKind::Disposed) after the application was removed.
     #[track_caller]
     pub fn open_session(&self) -> Result<Session<C>> {
         self.core().check_not_removed()?;
@@ -91,16 +94,71 @@ impl<C: SessionConnection> App<C> {
     /// Checks connectivity with a pooled connection.
     ///
     /// # Errors
-    /// The errors of a checkout, [`Error::ConnectionLost`] and [`Error::Query`]; see [`Session`].
+    /// The errors of a checkout, [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost) and
+    /// [`ErrorKind::Query`](crate::ErrorKind::Query); see [`Session`].
     #[track_caller]
     pub fn ping(&self) -> Result<()> {
-        let at = Location::caller();
-        let mut connection = self.pool()?.acquire(at, false, None)?;
-        let answer = connection.conn().ping();
-        if answer.is_err() {
+        self.ping_until(None, Location::caller())
+    }
+
+    /// [`ping`](Self::ping) with a deadline of its own, for example for the health check of a load balancer.
+    ///
+    /// `limit` covers everything that the call waits for: the queue of the pool and of
+    /// [`Database::max_connections`](crate::Database::max_connections), the connect, the hook `on_checkout`, and the
+    /// statement. [`Config::acquire_timeout`](crate::Config::acquire_timeout) and
+    /// [`connect_timeout`](crate::Config::connect_timeout) still apply if they are shorter. A connect that is running
+    /// at the deadline goes on in the background, and later callers get its connection.
+    ///
+    /// If a connected server does not answer the hook or the statement until the deadline, the connection is cut and
+    /// closed. This works on Linux; on other systems the deadline does not end a statement. The close of a
+    /// connection that is cut may take up to 250 ms more.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use diesel::prelude::*;
+    /// # use diesel_session::{Config, Database};
+    /// # static DB: Database<SqliteConnection> = Database::without_migrations();
+    /// # let app = DB.init_app("shop", Config::new(":memory:"))?;
+    /// app.ping_within(Duration::from_millis(500))?;
+    /// # app.dispose()?;
+    /// # Ok::<(), diesel_session::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`ping`](Self::ping). At the deadline:
+    /// [`ErrorKind::ConnectTimeout`](crate::ErrorKind::ConnectTimeout) if the server did not answer,
+    /// [`ErrorKind::AcquireTimeout`](crate::ErrorKind::AcquireTimeout) or
+    /// [`ErrorKind::ConnectionLimitReached`](crate::ErrorKind::ConnectionLimitReached) if no connection was free, and
+    /// [`ErrorKind::HookFailed`](crate::ErrorKind::HookFailed) if the hook was running.
+    #[track_caller]
+    pub fn ping_within(&self, limit: Duration) -> Result<()> {
+        // A limit beyond the range of the clock is no limit.
+        self.ping_until(Instant::now().checked_add(limit), Location::caller())
+    }
+
+    fn ping_until(&self, end: Option<Instant>, at: SourceLocation) -> Result<()> {
+        let started = Instant::now();
+        let pool = self.core().pool_for(at)?;
+        let mut connection = pool.acquire_within(at, false, end, WaitLimit::Call)?;
+        if let Some(end) = end {
+            connection.checkin_deadline = Some(end);
+        }
+        let answer = connection.ping(end);
+        if !matches!(answer, Some(Ok(()))) {
             connection.close_at_checkin();
         }
         drop(connection);
+        let Some(answer) = answer else {
+            return Err(Details::ConnectTimeout {
+                app: self.id().into(),
+                server: self.options().target.shown.clone(),
+                waited: started.elapsed(),
+                connecting: None,
+                at,
+                limit: WaitLimit::Call,
+            }
+            .into());
+        };
         answer.map_err(|error| match dialect::is_connection_lost(&error) {
             true => Error::lost(self.id(), error, false, at),
             false => Error::from_query(error, at),
@@ -110,11 +168,11 @@ impl<C: SessionConnection> App<C> {
     /// The application's connections at this moment. They include connections that were checked out when the
     /// application was disposed of and have not been checked in.
     pub fn status(&self) -> AppStatus {
-        let each: Vec<_> = match self.core().pools() {
-            Some(pools) => pools.current.iter().chain(&pools.retired).map(|pool| pool.status()).collect(),
-            None => Vec::new(),
-        };
-        each.into_iter().fold(AppStatus::at_rest(self.options()), AppStatus::and)
+        let mut status = AppStatus::at_rest(self.options());
+        if let Some(pools) = self.core().pools() {
+            pools.current.iter().chain(&pools.retired).for_each(|pool| pool.add_to(&mut status));
+        }
+        status
     }
 
     /// The application without its type, for [`of_erased`](Self::of_erased).
@@ -140,7 +198,7 @@ impl<C: SessionConnection> App<C> {
         self.core().pool()
     }
 
-    pub(crate) fn new_session(&self, settings: Settings, at: Place) -> Session<C> {
+    pub(crate) fn new_session(&self, settings: Settings, at: SourceLocation) -> Session<C> {
         Session(SessionInner::new(Arc::clone(&self.0.factory), settings, at))
     }
 
@@ -151,17 +209,17 @@ impl<C: SessionConnection> App<C> {
     }
 
     pub(crate) fn database(&self) -> u64 {
-        self.0.database
+        self.0.identity.database
     }
 
     pub(crate) fn migration_set(&self) -> &dyn MigrationSet<C> {
-        &*self.0.migrations
+        &*self.0.identity.migrations
     }
 
     /// Whether both are handles of the same application.
     #[cfg(feature = "testing")]
     pub(crate) fn is_same_app(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.0.factory, &other.0.factory)
     }
 }
 

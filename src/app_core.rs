@@ -1,30 +1,20 @@
 //! The core of an application: the options of its pools, and the pools.
 
 use std::panic::Location;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use crate::connection::SessionConnection;
-use crate::error::{AppEnd, Error, Holders, Place, Result};
+use crate::error::{AppEnd, Details, Holders, PoolOf, Result, SourceLocation};
 use crate::pool::{AppPool, PoolOptions, PoolOwner, guard_exit, were_inherited};
 use crate::process::PerProcess;
 
 /// The part of an application that its sessions use.
 pub(crate) struct AppCore<C: SessionConnection> {
     options: Arc<PoolOptions<C>>,
-    process_pools: PerProcess<ProcessPools<C>>,
+    /// The pools of this process.
+    pools: PerProcess<RwLock<Pools<C>>>,
     /// The reason, once the application has ended for good.
     ended: OnceLock<AppEnd>,
-}
-
-impl<C: SessionConnection> std::fmt::Debug for AppCore<C> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AppCore").field("app", &self.id()).finish_non_exhaustive()
-    }
-}
-
-/// The pools of an application in one process.
-struct ProcessPools<C: SessionConnection> {
-    pools: RwLock<Pools<C>>,
 }
 
 /// The current pool, and the pools that were disposed of and have not drained.
@@ -33,43 +23,31 @@ pub(crate) struct Pools<C: SessionConnection> {
     pub(crate) retired: Vec<Arc<AppPool<C>>>,
 }
 
-impl<C: SessionConnection> ProcessPools<C> {
-    fn new() -> Self {
-        Self { pools: RwLock::new(Pools { current: None, retired: Vec::new() }) }
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, Pools<C>> {
-        self.pools.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl<C: SessionConnection> PoolOwner for AppCore<C> {
     fn app_end(&self) -> AppEnd {
         self.ended.get().copied().unwrap_or(AppEnd::Disposed)
     }
 
     fn held_by_this_thread(&self) -> Holders {
-        let Some(process_pools) = self.process_pools.get() else { return Holders::default() };
-        let pools = process_pools.pools.read().unwrap_or_else(PoisonError::into_inner);
-        Holders(pools.retired.iter().flat_map(|pool| pool.holders().on_this_thread().0).collect())
+        let Some(pools) = self.read_pools() else { return Holders::default() };
+        let holders = pools.retired.iter().flat_map(|pool| pool.holders().on_this_thread().0);
+        // Another thread may check a movable connection in.
+        Holders(holders.filter(|holder| !holder.is_movable).collect())
     }
 
     fn drop_if_empty(&self, number: u64) {
-        let Some(process_pools) = self.process_pools.get() else { return };
-        let mut pools = process_pools.write();
+        let Some(mut pools) = self.pools() else { return };
         // A caller that is about to use the pool has cloned it under the lock, so the count includes the caller.
-        let removed = pools
-            .current
-            .take_if(|pool| pool.number() == number && Arc::strong_count(pool) == 1 && pool.holds_nothing());
+        let removed =
+            pools.current.take_if(|pool| pool.number == number && Arc::strong_count(pool) == 1 && pool.holds_nothing());
         drop(pools);
         drop(removed);
     }
 
     fn abandon_hanging(&self, number: u64) {
-        let Some(process_pools) = self.process_pools.get() else { return };
-        let mut pools = process_pools.write();
+        let Some(mut pools) = self.pools() else { return };
         if pools.retired.iter().filter(|pool| pool.hangs()).count() < MOST_GIVEN_UP {
-            let hung = pools.current.take_if(|pool| pool.number() == number && pool.hangs());
+            let hung = pools.current.take_if(|pool| pool.number == number && pool.hangs());
             pools.retired.extend(hung);
         }
     }
@@ -81,7 +59,7 @@ const MOST_GIVEN_UP: usize = 4;
 impl<C: SessionConnection> AppCore<C> {
     pub(crate) fn new(options: PoolOptions<C>) -> Arc<Self> {
         guard_exit();
-        Arc::new(Self { options: Arc::new(options), process_pools: PerProcess::new(), ended: OnceLock::new() })
+        Arc::new(Self { options: Arc::new(options), pools: PerProcess::new(), ended: OnceLock::new() })
     }
 
     /// The application's id.
@@ -95,14 +73,14 @@ impl<C: SessionConnection> AppCore<C> {
 
     /// Makes the handles of the application answer `Disposed` from now on.
     pub(crate) fn mark_ended(&self, how: AppEnd) {
-        let how = if self.options.is_of_test { AppEnd::TestEnded } else { how };
+        let how = if self.options.pool_of != PoolOf::Program { AppEnd::TestEnded } else { how };
         self.ended.get_or_init(|| how);
     }
 
     pub(crate) fn check_not_removed(&self) -> Result<()> {
         match self.app_end() {
             AppEnd::Disposed => Ok(()),
-            how => Err(Error::Disposed { app: self.id().into(), how }),
+            how => Err(Details::Disposed { app: self.id().into(), how }.into()),
         }
     }
 
@@ -113,18 +91,15 @@ impl<C: SessionConnection> AppCore<C> {
     }
 
     /// Like [`pool`](Self::pool), for the statement at `at`.
-    pub(crate) fn pool_for(self: &Arc<Self>, at: Place) -> Result<Arc<AppPool<C>>> {
-        if let Some(process_pools) = self.process_pools.get() {
-            let pools = process_pools.pools.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(pool) = &pools.current {
-                return Ok(Arc::clone(pool));
-            }
+    pub(crate) fn pool_for(self: &Arc<Self>, at: SourceLocation) -> Result<Arc<AppPool<C>>> {
+        if let Some(pool) = self.read_pools().and_then(|pools| pools.current.clone()) {
+            return Ok(pool);
         }
         if were_inherited() {
-            return Err(Error::Forked { app: self.id().into() });
+            return Err(Details::Forked { app: self.id().into() }.into());
         }
-        let process_pools = self.process_pools.get_or_init(ProcessPools::new);
-        let mut pools = process_pools.write();
+        let pools = self.pools.get_or_init(|| RwLock::new(Pools { current: None, retired: Vec::new() }));
+        let mut pools = pools.write().unwrap_or_else(PoisonError::into_inner);
         // Checked under the lock, so that no pool is made after `remove_app` has taken the last one.
         self.check_not_removed()?;
         if let Some(pool) = &pools.current {
@@ -139,7 +114,11 @@ impl<C: SessionConnection> AppCore<C> {
 
     /// The pools of this process, if it has had any.
     pub(crate) fn pools(&self) -> Option<RwLockWriteGuard<'_, Pools<C>>> {
-        self.process_pools.get().map(ProcessPools::write)
+        Some(self.pools.get()?.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn read_pools(&self) -> Option<RwLockReadGuard<'_, Pools<C>>> {
+        Some(self.pools.get()?.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Retires the current pool and returns all pools that must be drained. The next use makes a new pool. Pools that
@@ -152,10 +131,9 @@ impl<C: SessionConnection> AppCore<C> {
     }
 
     /// Removes pools that have drained.
-    pub(crate) fn remove_drained(&self, drained: &[*const AppPool<C>]) {
-        if let Some(process_pools) = self.process_pools.get() {
-            let mut pools = process_pools.write();
-            pools.retired.retain(|pool| !drained.contains(&Arc::as_ptr(pool)));
+    pub(crate) fn remove_drained(&self, drained: &[Weak<AppPool<C>>]) {
+        if let Some(mut pools) = self.pools() {
+            pools.retired.retain(|pool| !drained.iter().any(|drained| drained.as_ptr() == Arc::as_ptr(pool)));
         }
     }
 }

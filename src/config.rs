@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::error::{Error, NO_APP, Result};
+use crate::error::{Details, NO_APP, Result};
 use crate::url;
 use crate::wording::{is_unprintable, name};
 
@@ -46,11 +46,12 @@ pub struct Config {
     pub(crate) lock_timeout: Option<Duration>,
     pub(crate) leak_threshold: Option<Duration>,
     pub(crate) application_name: Option<String>,
-    pub(crate) on_connect: Vec<String>,
+    pub(crate) connection_init_sql: Vec<String>,
     pub(crate) reset: Reset,
     pub(crate) wal: bool,
     /// The server ends a session that is idle in a transaction for longer, unless another limit is set. For the test
     /// kit.
+    #[cfg_attr(not(any(feature = "postgres", feature = "mysql")), allow(dead_code))]
     pub(crate) idle_in_transaction_timeout: Option<Duration>,
     pub(crate) protect_schema: bool,
 }
@@ -60,7 +61,8 @@ pub struct Config {
 ///
 /// On PostgreSQL a reset is one message of several statements. It restores the initial state of settings (`SET`,
 /// `search_path`, `SET ROLE`, `SET SESSION AUTHORIZATION`), advisory locks, temporary tables, `LISTEN`, cursors and the
-/// cached values of sequences, and it runs `on_connect` again. Diesel's prepared statements stay. MySQL, MariaDB and
+/// cached values of sequences, and it runs `connection_init_sql` and
+/// `Database::on_connect` again. Diesel's prepared statements stay. MySQL, MariaDB and
 /// SQLite have no such statements: there the pool closes the connection, and the next holder gets a new one.
 ///
 /// A session checks its connection in at a commit or rollback, and in an autocommit scope after each statement and
@@ -77,7 +79,8 @@ pub struct Config {
 ///   on MySQL and MariaDB also if a typed statement names them;
 /// * the state that calls of the driver set without SQL, such as SQLite's functions and collations.
 ///
-/// Set such state in `on_connect`, for all connections alike.
+/// Set such state in [`Config::connection_init_sql`] or [`Database::on_connect`](crate::Database::on_connect), for all
+/// connections alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Reset {
@@ -131,7 +134,7 @@ impl Config {
             lock_timeout: None,
             leak_threshold: Some(Duration::from_secs(30)),
             application_name: None,
-            on_connect: Vec::new(),
+            connection_init_sql: Vec::new(),
             reset: Reset::WhenDirty,
             wal: true,
             idle_in_transaction_timeout: None,
@@ -142,7 +145,8 @@ impl Config {
     /// A configuration with the URL in an environment variable, often `DATABASE_URL`.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if the variable is not set, is empty or is not UTF-8.
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if the variable is not set, is empty or is not
+    /// UTF-8.
     pub fn from_env(variable: &str) -> Result<Self> {
         let reason = match std::env::var(variable) {
             Ok(url) if !url.is_empty() => return Ok(Self::new(url)),
@@ -150,18 +154,19 @@ impl Config {
             Err(std::env::VarError::NotPresent) => "is not set",
             Err(std::env::VarError::NotUnicode(_)) => "is not valid UTF-8",
         };
-        Err(Error::InvalidConfig {
+        Err(Details::InvalidConfig {
             app: NO_APP.into(),
             reason: format!("the environment variable {} {reason}; it holds the database URL", name(variable)),
-        })
+        }
+        .into())
     }
 
-    /// Most connections at one time, 1 to 10,000. Connections of an earlier pool that were out when a [`dispose`](crate::App::dispose)
-    /// gave up are not among them: each is closed when it comes back.
+    /// Most connections at one time, 1 to 10,000. Connections of an earlier pool that were out when a
+    /// [`dispose`](crate::App::dispose) gave up are not among them: each is closed when it comes back.
     ///
-    /// A pool opens nothing in advance, and one connection at a time. So the callers that find a cold pool wait for each other's
-    /// connects: the last of `N` connections is there after `N` times the time of one connect. A program that expects many callers at
-    /// once can open the connections before, by as many sessions at the same time:
+    /// A pool opens nothing in advance, and one connection at a time. So the callers that find a cold pool wait for
+    /// each other's connects: the last of `N` connections is there after `N` times the time of one connect. A program
+    /// that expects many callers at once can open the connections before, by as many sessions at the same time:
     ///
     /// ```
     /// # use diesel::prelude::*;
@@ -183,19 +188,19 @@ impl Config {
         self
     }
 
-    /// Longest wait for a connection, connecting included. A pool [opens one connection at a time](Self::max_size): of the callers that
-    /// find a cold pool, the `N`th waits for `N` connects.
+    /// Longest wait for a connection, connecting included. A pool [opens one connection at a time](Self::max_size): of
+    /// the callers that find a cold pool, the `N`th waits for `N` connects.
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
         self.acquire_timeout = timeout;
         self
     }
 
-    /// Longest wait for one connect, and for the answer to the ping or the reset of a connection: without an answer the connection is
-    /// closed, and another one is tried.
+    /// Longest wait for one connect, and for the answer to the ping or the reset of a connection: without an answer the
+    /// connection is closed, and another one is tried.
     ///
-    /// PostgreSQL's client library gets it too, in whole seconds and 2 at least, and applies it to each host of a URL. So where the first
-    /// of several hosts is dead, the caller's time is over before the second is tried. Give the URL a shorter limit for each host,
-    /// `?connect_timeout=2`, and this one enough time for all of them.
+    /// PostgreSQL's client library gets it too, in whole seconds and 2 at least, and applies it to each host of a URL.
+    /// So where the first of several hosts is dead, the caller's time is over before the second is tried. Give the URL
+    /// a shorter limit for each host, `?connect_timeout=2`, and this one enough time for all of them.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
@@ -246,9 +251,11 @@ impl Config {
 
     /// SQL to run on every new connection, after the library's own settings. The method may be called several times. On
     /// PostgreSQL the SQL runs again after each [`reset`](Self::reset) of the connection, so it must be idempotent.
-    /// `init_app` refuses SQL without a statement.
-    pub fn on_connect(mut self, sql: impl Into<String>) -> Self {
-        self.on_connect.push(sql.into());
+    /// `init_app` refuses SQL without a statement. [`Database::on_connect`](crate::Database::on_connect) is a function
+    /// for the same purpose.
+    #[doc(alias = "on_connect")]
+    pub fn connection_init_sql(mut self, sql: impl Into<String>) -> Self {
+        self.connection_init_sql.push(sql.into());
         self
     }
 
@@ -264,8 +271,9 @@ impl Config {
         self
     }
 
-    /// Whether [`drop_all`](crate::App::drop_all) returns [`Error::SchemaProtected`]. Switch it on for every database
-    /// whose rows must not be lost, such as that of production, because `drop_all` does not ask for confirmation.
+    /// Whether [`drop_all`](crate::App::drop_all) returns
+    /// [`ErrorKind::SchemaProtected`](crate::ErrorKind::SchemaProtected). Switch it on for every database whose rows
+    /// must not be lost, such as that of production, because `drop_all` does not ask for confirmation.
     pub fn protect_schema(mut self, on: bool) -> Self {
         self.protect_schema = on;
         self
@@ -273,9 +281,9 @@ impl Config {
 
     /// The first invalid option, as a text, if there is one.
     pub(crate) fn problem(&self) -> Option<String> {
-        let positive =
-            [("acquire_timeout", Some(self.acquire_timeout)), ("connect_timeout", Some(self.connect_timeout))];
-        let optional = [
+        let times = [
+            ("acquire_timeout", Some(self.acquire_timeout)),
+            ("connect_timeout", Some(self.connect_timeout)),
             ("idle_timeout", self.idle_timeout),
             ("max_lifetime", self.max_lifetime),
             ("statement_timeout", self.statement_timeout),
@@ -288,10 +296,10 @@ impl Config {
         if self.application_name.as_ref().is_some_and(|name| name.contains(is_unprintable)) {
             return Some("application_name has characters that cannot be seen".into());
         }
-        if self.on_connect.iter().any(|sql| sql.contains('\0')) {
-            return Some("the SQL of on_connect contains a NUL character".into());
+        if self.connection_init_sql.iter().any(|sql| sql.contains('\0')) {
+            return Some("the SQL of connection_init_sql contains a NUL character".into());
         }
-        for (name, value) in positive.into_iter().chain(optional) {
+        for (name, value) in times {
             match value {
                 Some(Duration::ZERO) if name == "acquire_timeout" || name == "connect_timeout" => {
                     return Some(format!("{name} is zero; give a time"));
@@ -322,7 +330,7 @@ impl fmt::Debug for Config {
             .field("lock_timeout", &self.lock_timeout)
             .field("leak_threshold", &self.leak_threshold)
             .field("application_name", &self.application_name)
-            .field("on_connect", &format_args!("{} statements", self.on_connect.len()))
+            .field("connection_init_sql", &format_args!("{} statements", self.connection_init_sql.len()))
             .field("reset", &self.reset)
             .field("wal", &self.wal)
             .field("protect_schema", &self.protect_schema)

@@ -2,7 +2,7 @@
 
 use diesel::backend::Backend;
 use diesel::connection::{
-    Connection, LoadConnection, TransactionDepthChange, TransactionManager, TransactionManagerStatus,
+    Connection, LoadConnection, SimpleConnection, TransactionDepthChange, TransactionManager, TransactionManagerStatus,
 };
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId, SqlQuery};
 use diesel::query_dsl::methods::LoadQuery;
@@ -61,7 +61,7 @@ impl<C> RunQueryDsl<C> for FixedText {}
 /// The operations on a connection that the library needs beyond Diesel's public traits. Programs cannot name the trait,
 /// so it is sealed.
 #[allow(unreachable_pub)]
-pub trait Inspect {
+pub trait Inspect: SimpleConnection {
     /// The column `value` of every row, a text that may be NULL.
     fn texts(&mut self, sql: &str) -> QueryResult<Vec<Option<String>>>;
 
@@ -79,7 +79,7 @@ pub trait Inspect {
 
     /// Commits with `sql`, a guard statement and a `COMMIT`. If the database refuses the guard statement, which
     /// `was_refused` determines, the transaction stays open.
-    fn commit_with(&mut self, sql: &str, was_refused: impl Fn(&Error, Option<u32>) -> bool) -> QueryResult<()>;
+    fn commit_with(&mut self, sql: &str, was_refused: &dyn Fn(&Error, Option<u32>) -> bool) -> QueryResult<()>;
 
     /// Sends `sql`, which ends the transaction, and sets Diesel's depth to 0.
     fn leave_with(&mut self, sql: &str) -> QueryResult<()>;
@@ -124,7 +124,7 @@ where
         change_depth(self, TransactionDepthChange::DecreaseDepth)
     }
 
-    fn commit_with(&mut self, sql: &str, was_refused: impl Fn(&Error, Option<u32>) -> bool) -> QueryResult<()> {
+    fn commit_with(&mut self, sql: &str, was_refused: &dyn Fn(&Error, Option<u32>) -> bool) -> QueryResult<()> {
         let Err(commit_error) = self.batch_execute(sql) else {
             // The driver may have detected the end of the transaction itself.
             return match self.depth() {

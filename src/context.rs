@@ -5,7 +5,6 @@
 
 use std::any::Any;
 use std::cell::RefCell;
-use std::marker::PhantomData;
 use std::panic::Location;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::app::App;
 use crate::connection::SessionConnection;
-use crate::error::{Error, Place, Result, Undo};
+use crate::error::{Details, Error, Result, SourceLocation, Undo};
 use crate::kind::DatabaseKind;
 use crate::panic::{catch_panic, drop_catching_panic};
 use crate::session::{Session, SessionInner};
@@ -44,22 +43,27 @@ struct ContextSession {
 }
 
 /// A session of any connection type.
-trait ErasedSession {
-    fn commit(&self, at: Place) -> Result<()>;
+trait ErasedSession: Any {
+    fn commit(&self, at: SourceLocation) -> Result<()>;
     /// Whether a commit would commit something.
     fn has_work(&self) -> bool;
+    /// The changes that the end of the session would lose, as a log line describes them.
+    fn uncommitted(&self) -> Option<String>;
     fn end(&self);
     fn name(&self) -> String;
-    fn into_any(self: Rc<Self>) -> Rc<dyn Any>;
 }
 
 impl<C: SessionConnection> ErasedSession for SessionInner<C> {
-    fn commit(&self, at: Place) -> Result<()> {
+    fn commit(&self, at: SourceLocation) -> Result<()> {
         SessionInner::commit(self, at)
     }
 
     fn has_work(&self) -> bool {
         self.is_active() || self.has_unflushed()
+    }
+
+    fn uncommitted(&self) -> Option<String> {
+        SessionInner::uncommitted(self)
     }
 
     fn end(&self) {
@@ -69,37 +73,33 @@ impl<C: SessionConnection> ErasedSession for SessionInner<C> {
     fn name(&self) -> String {
         format!("app `{}` on {}", self.app().id(), self.app().options().target.shown)
     }
-
-    fn into_any(self: Rc<Self>) -> Rc<dyn Any> {
-        self
-    }
 }
 
-/// The application of the current context, as one database object sees it.
-pub(crate) enum Current<C: SessionConnection> {
-    Entered(App<C>),
-    /// The entered application belongs to another database object. The application with the same id is meant.
-    SameId(Arc<str>),
-}
-
-pub(crate) fn current<C: SessionConnection>(database: u64, at: Place) -> Result<Current<C>> {
-    in_frame(at, |frame| Ok(frame.current(database)))
+/// The application of the current context, as this database object sees it. `by_id` finds the database object's own
+/// application.
+pub(crate) fn app<C: SessionConnection>(
+    database: u64,
+    at: SourceLocation,
+    by_id: impl FnOnce(&str) -> Result<App<C>>,
+) -> Result<App<C>> {
+    in_frame(at, |frame| frame.app(database, by_id))
 }
 
 /// The session of this context and database object. The first call opens it.
 pub(crate) fn session<C: SessionConnection>(
     database: u64,
-    at: Place,
-    app_of: impl FnOnce(Current<C>) -> Result<App<C>>,
+    at: SourceLocation,
+    by_id: impl FnOnce(&str) -> Result<App<C>>,
 ) -> Result<Session<C>> {
     in_frame(at, |frame| {
         let sessions = frame.sessions.borrow();
         let open = sessions.iter().find(|opened| opened.database == database).map(|opened| Rc::clone(&opened.session));
         drop(sessions);
-        if let Some(inner) = open.and_then(|session| session.into_any().downcast::<SessionInner<C>>().ok()) {
+        let open = open.map(|session| session as Rc<dyn Any>);
+        if let Some(inner) = open.and_then(|session| session.downcast::<SessionInner<C>>().ok()) {
             return Ok(Session(inner));
         }
-        let app = app_of(frame.current(database))?;
+        let app = frame.app(database, by_id)?;
         app.core().check_not_removed()?;
         let opened = app.new_session(frame.settings.clone(), at);
         let session = Rc::clone(&opened.0) as Rc<dyn ErasedSession>;
@@ -113,8 +113,8 @@ pub(crate) fn has_search_path(app: &str) -> bool {
     CURRENT.is_set() && CURRENT.with(|frame| &*frame.id == app && frame.settings.search_path.is_some())
 }
 
-fn in_frame<T>(at: Place, f: impl FnOnce(&ContextFrame) -> Result<T>) -> Result<T> {
-    if CURRENT.is_set() { CURRENT.with(f) } else { Err(Error::NoContext { at }) }
+fn in_frame<T>(at: SourceLocation, f: impl FnOnce(&ContextFrame) -> Result<T>) -> Result<T> {
+    if CURRENT.is_set() { CURRENT.with(f) } else { Err(Details::NoContext { at }.into()) }
 }
 
 impl ContextFrame {
@@ -128,15 +128,16 @@ impl ContextFrame {
         }
     }
 
-    fn current<C: SessionConnection>(&self, database: u64) -> Current<C> {
+    fn app<C: SessionConnection>(&self, database: u64, by_id: impl FnOnce(&str) -> Result<App<C>>) -> Result<App<C>> {
         match App::of_erased(&self.entered) {
-            Some(app) if self.database == database => Current::Entered(app),
-            _ => Current::SameId(Arc::clone(&self.id)),
+            Some(app) if self.database == database => Ok(app),
+            // The entered application belongs to another database object. The application with the same id is meant.
+            _ => by_id(&self.id),
         }
     }
 
     /// Commits the sessions in the order in which they were opened.
-    fn commit(&self, at: Place) -> Result<()> {
+    fn commit(&self, at: SourceLocation) -> Result<()> {
         let mut hook_outcome = Ok(());
         // A hook may open a further session.
         for index in 0.. {
@@ -145,7 +146,7 @@ impl ContextFrame {
             let has_work = session.has_work();
             let committed = match session.commit(at) {
                 Ok(()) => has_work,
-                Err(error @ Error::HookFailed { committed: true, .. }) => {
+                Err(error) if error.is_hook_failure_after_commit() => {
                     hook_outcome = hook_outcome.and(Err(error));
                     true
                 }
@@ -171,7 +172,30 @@ impl ContextFrame {
         if committed.is_empty() {
             return error;
         }
-        Error::PartialCommit { committed, failed: name(failed), source: Box::new(error) }
+        Error::from(Details::PartialCommit { committed, failed: name(failed), source: error })
+    }
+
+    /// Warns of changes that the end of the context, which was entered `at`, is about to lose. Several sessions with
+    /// such changes are one warning.
+    fn warn_of_uncommitted_changes(&self, at: SourceLocation) {
+        if log::max_level() < log::Level::Warn {
+            return;
+        }
+        let sessions: Vec<_> = self.sessions.borrow().iter().map(|opened| Rc::clone(&opened.session)).collect();
+        let mut losing = sessions.iter().filter_map(|session| Some((session, session.uncommitted()?)));
+        let Some((session, changes)) = losing.next() else { return };
+        let others = match losing.count() {
+            0 => String::new(),
+            others => format!(", and so are those of {others} more of its databases"),
+        };
+        crate::wording::log_line!(
+            warn,
+            "diesel_session::session",
+            "{}: changes of the context entered at {at} are rolled back, because nothing has committed them{others}: \
+             {changes}. Call `commit()`, enter the context with `App::run`, or discard the changes on purpose with \
+             `Scope::discard()`.",
+            session.name()
+        );
     }
 
     /// Removes the sessions. A hook may open further sessions meanwhile.
@@ -195,13 +219,24 @@ impl ContextFrame {
     }
 }
 
-/// Runs `body` in a context of its own. The context commits if `decide` returns `true` for the result of `body`.
+/// What happens to the changes of a context whose closure has returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Commit,
+    /// The changes are rolled back. Nobody has decided this, so a warning is logged.
+    Forget,
+    Discard,
+}
+
+/// Runs `body` in a new context. `ending` decides what happens to its changes; the result of a commit is the second
+/// result. If `discards`, the context logs no warning about changes that it loses.
 fn run_in_context<C: SessionConnection, R>(
     app: &App<C>,
     settings: Settings,
-    at: Place,
+    discards: bool,
+    at: SourceLocation,
     body: impl FnOnce() -> R,
-    decide: impl FnOnce(&R) -> bool,
+    ending: impl FnOnce(&R) -> Ending,
 ) -> (R, Result<()>) {
     struct RemoveOnDrop<'f>(&'f ContextFrame);
 
@@ -215,18 +250,107 @@ fn run_in_context<C: SessionConnection, R>(
     CURRENT.set(&frame, || {
         let removal = RemoveOnDrop(&frame);
         let out = body();
-        let committed = if decide(&out) { frame.commit(at) } else { Ok(()) };
+        let ending = ending(&out);
+        let committed = if ending == Ending::Commit { frame.commit(at) } else { Ok(()) };
+        if ending != Ending::Discard && !discards && committed.is_ok() {
+            frame.warn_of_uncommitted_changes(at);
+        }
         drop(removal);
         (out, committed)
     })
 }
 
-pub(crate) fn enter<C: SessionConnection, R>(app: &App<C>, at: Place, body: impl FnOnce() -> R) -> R {
-    run_in_context(app, Settings::DEFAULT, at, body, |_| false).0
+impl<C: SessionConnection> App<C> {
+    /// Runs `body` in a context of this application and commits if `body` returns `Ok`. An `Err` and a panic roll
+    /// back. [`scope`](Self::scope) has more options.
+    ///
+    /// ```
+    /// # use diesel_session::{Config, Database, Error};
+    /// # use diesel::prelude::*;
+    /// # static DB: Database<SqliteConnection> = Database::without_migrations();
+    /// # diesel::table! { users (id) { id -> Integer, } }
+    /// # let app = DB.init_app("run", Config::new(":memory:").max_size(1))?;
+    /// # app.run(|| DB.session()?.execute(diesel::sql_query("CREATE TABLE users (id INTEGER PRIMARY KEY)")))?;
+    /// app.run(|| {
+    ///     DB.session()?.execute(diesel::insert_into(users::table).values(users::id.eq(1)))?;
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!(app.run(|| DB.session()?.count(users::table))?, 1);
+    /// # app.dispose()?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of `body`; if `body` returned `Ok`, those of the commit: see [`Session::commit`], and
+    /// [`ErrorKind::PartialCommit`](crate::ErrorKind::PartialCommit) if several databases were used.
+    #[track_caller]
+    pub fn run<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.scope().run_and_commit(body)
+    }
+
+    /// Runs `body` in a context of this application and commits nothing by itself: `body` calls
+    /// [`Session::commit`]. Uncommitted work is rolled back when `body` returns or panics.
+    ///
+    /// If `body` returns `Ok` and has left changes that were neither committed nor rolled back, the log has a warning
+    /// with the source locations of the context and of the changes. [`Scope::discard`] prevents the warning.
+    ///
+    /// ```
+    /// # use diesel_session::{Config, Database, Error};
+    /// # use diesel::prelude::*;
+    /// # static DB: Database<SqliteConnection> = Database::without_migrations();
+    /// # diesel::table! { users (id) { id -> Integer, } }
+    /// # let app = DB.init_app("context", Config::new(":memory:").max_size(1))?;
+    /// # app.run(|| DB.session()?.execute(diesel::sql_query("CREATE TABLE users (id INTEGER PRIMARY KEY)")))?;
+    /// app.context(|| {
+    ///     let session = DB.session()?;
+    ///     session.execute(diesel::insert_into(users::table).values(users::id.eq(1)))?;
+    ///     session.commit()?;
+    ///     // More statements begin the next transaction.
+    ///     Ok(())
+    /// })?;
+    /// # app.dispose()?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of `body`.
+    #[track_caller]
+    pub fn context<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.scope().run(body)
+    }
+
+    /// Runs a closure with a result of any type in a context of this application. Otherwise like
+    /// [`context`](Self::context), but every result counts as a success.
+    ///
+    /// ```
+    /// # use diesel_session::{Config, Database, Error};
+    /// # use diesel::prelude::*;
+    /// # static DB: Database<SqliteConnection> = Database::without_migrations();
+    /// # let app = DB.init_app("enter", Config::new(":memory:"))?;
+    /// let id: String = app.enter(|| DB.current_app().map_or_else(|error| error.to_string(), |app| app.id().into()));
+    /// assert_eq!(id, "enter");
+    /// # Ok::<(), Error>(())
+    /// ```
+    #[track_caller]
+    pub fn enter<R>(&self, body: impl FnOnce() -> R) -> R {
+        run_in_context(self, Settings::DEFAULT, false, Location::caller(), body, |_| Ending::Forget).0
+    }
+
+    /// The options of a context: its isolation level, its deadline and more.
+    pub fn scope(&self) -> Scope<C> {
+        Scope { app: self.clone(), settings: Settings::DEFAULT, limit: None, discards: false }
+    }
+
+    /// Like [`enter`](Self::enter), without a warning of uncommitted changes.
+    #[cfg(feature = "testing")]
+    pub(crate) fn enter_and_discard<R>(&self, at: SourceLocation, body: impl FnOnce() -> R) -> R {
+        run_in_context(self, Settings::DEFAULT, true, at, body, |_| Ending::Discard).0
+    }
 }
 
-/// The options of a context: what its sessions do and whether it commits. [`App::scope`] makes a scope, and
-/// [`run`](Self::run) enters it.
+/// The options of a context. [`App::scope`] makes a scope. The last method of the scope enters the context and decides
+/// the commit: [`run`](Self::run), [`run_and_commit`](Self::run_and_commit) or
+/// [`run_and_commit_if`](Self::run_and_commit_if).
 ///
 /// ```
 /// # use diesel_session::{Config, Database, Error};
@@ -241,106 +365,16 @@ pub(crate) fn enter<C: SessionConnection, R>(app: &App<C>, at: Place, body: impl
 /// # Ok::<(), Error>(())
 /// ```
 #[derive(Debug)]
-#[must_use = "a scope does nothing until `run` is called"]
-pub struct Scope<C: SessionConnection, P = CommitNothing> {
+#[must_use = "a scope does nothing until it is run"]
+pub struct Scope<C: SessionConnection> {
     app: App<C>,
     settings: Settings,
     limit: Option<Duration>,
-    policy: P,
+    discards: bool,
 }
 
-/// The policy of a scope that commits nothing by itself.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct CommitNothing;
-
-/// The policy of [`Scope::commit_on_ok`].
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct CommitOnOk;
-
-/// The policy of [`Scope::commit_if`].
-pub struct CommitIf<T, F> {
-    decide: F,
-    of: PhantomData<fn(&T)>,
-}
-
-impl<T, F> std::fmt::Debug for CommitIf<T, F> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("CommitIf")
-    }
-}
-
-/// Decides whether a scope commits after its closure has returned `Ok`. Only the policies of this crate implement it.
-pub trait Policy<T>: sealed::Sealed {
-    #[doc(hidden)]
-    fn commits(&self, out: &T) -> bool;
-}
-
-mod sealed {
-    #[allow(unreachable_pub)]
-    pub trait Sealed {}
-    impl Sealed for super::CommitNothing {}
-    impl Sealed for super::CommitOnOk {}
-    impl<T, F> Sealed for super::CommitIf<T, F> {}
-}
-
-impl<T> Policy<T> for CommitNothing {
-    fn commits(&self, _: &T) -> bool {
-        false
-    }
-}
-
-impl<T> Policy<T> for CommitOnOk {
-    fn commits(&self, _: &T) -> bool {
-        true
-    }
-}
-
-impl<T, F: Fn(&T) -> bool> Policy<T> for CommitIf<T, F> {
-    fn commits(&self, out: &T) -> bool {
-        (self.decide)(out)
-    }
-}
-
+/// Options.
 impl<C: SessionConnection> Scope<C> {
-    pub(crate) fn new(app: App<C>) -> Self {
-        Self { app, settings: Settings::DEFAULT, limit: None, policy: CommitNothing }
-    }
-
-    /// Commits if the closure returns `Ok`.
-    pub fn commit_on_ok(self) -> Scope<C, CommitOnOk> {
-        self.with_policy(CommitOnOk)
-    }
-
-    /// Commits if the closure returns `Ok(out)` and `decide(&out)` is `true`, for example for a response with a
-    /// status below 400. The type of the argument of `decide` must be written down: `|response: &Response| ..`. The
-    /// method can be combined with every other option. Call it last if other options depend on a condition, because
-    /// it changes the type of the scope.
-    ///
-    /// ```
-    /// # use diesel_session::{Config, Database, Error};
-    /// # use diesel::prelude::*;
-    /// # static DB: Database<SqliteConnection> = Database::without_migrations();
-    /// # struct Response { status: u16 }
-    /// # fn handle() -> Result<Response, Error> { Ok(Response { status: 404 }) }
-    /// # let app = DB.init_app("web", Config::new(":memory:"))?;
-    /// let response = app.scope().commit_if(|response: &Response| response.status < 400).run(|| handle())?;
-    /// assert_eq!(response.status, 404);       // the response is returned, and the work is rolled back
-    /// # Ok::<(), Error>(())
-    /// ```
-    pub fn commit_if<T, F: Fn(&T) -> bool>(self, decide: F) -> Scope<C, CommitIf<T, F>> {
-        self.with_policy(CommitIf { decide, of: PhantomData })
-    }
-
-    fn with_policy<P>(self, policy: P) -> Scope<C, P> {
-        let Self { app, mut settings, limit, .. } = self;
-        settings.commits = true;
-        Scope { app, settings, limit, policy }
-    }
-}
-
-impl<C: SessionConnection, P> Scope<C, P> {
     /// The scope's transactions only read. On a SQLite file they run beside a writer, thanks to the write-ahead log.
     /// `:memory:` has no such log, so there a reader and a writer wait for each other. The option overrides
     /// [`autocommit`](Self::autocommit), in any order.
@@ -365,19 +399,20 @@ impl<C: SessionConnection, P> Scope<C, P> {
         self
     }
 
-    /// The time limit of the scope, counted from the call of [`run`](Self::run). After it, statements are refused,
+    /// The time limit of the scope, counted from the call that runs it. After it, statements are refused,
     /// and waits for a connection or for a lock of SQLite end. PostgreSQL and MariaDB end a statement that is still
     /// running.
     ///
-    /// If the server does not answer within further 250 ms (its process is frozen, the network is down), the
-    /// connection is cut on Linux. A statement then fails with [`Error::DeadlineExceeded`], and a `COMMIT` with
-    /// [`Error::CommitUnknown`]. The rollback at the end of the context and the hooks of the pool are cut short in
-    /// the same way. If a statement of an [`autocommit`](Self::autocommit) scope was cut, the server may have carried
-    /// it out.
+    /// If the server does not answer within further 250 ms (its process is frozen, the network is down), the connection
+    /// is cut on Linux. A statement then fails with
+    /// [`ErrorKind::DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded), and a `COMMIT` with
+    /// [`ErrorKind::CommitUnknown`](crate::ErrorKind::CommitUnknown). The rollback at the end of the context and the
+    /// hooks of the pool are cut short in the same way. If a statement of an [`autocommit`](Self::autocommit) scope was
+    /// cut, the server may have carried it out.
     ///
-    /// A `COMMIT` is not refused: it commits the statements that were sent in time, even if the deadline has passed since, and the
-    /// server then has 250 ms to answer. Changes that were not flushed before the deadline are not sent, and the
-    /// commit is [`Error::DeadlineExceeded`].
+    /// A `COMMIT` is not refused: it commits the statements that were sent in time, even if the deadline has passed
+    /// since, and the server then has 250 ms to answer. Changes that were not flushed before the deadline are not sent,
+    /// and the commit is [`ErrorKind::DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded).
     ///
     /// Limits: SQLite finishes the statement that it runs. The program's own code is not interrupted. On other
     /// systems than Linux, only the server ends a statement; so it is on Linux if the connection's socket cannot be
@@ -393,14 +428,15 @@ impl<C: SessionConnection, P> Scope<C, P> {
     /// outcome, so there it has no cost and no effect.
     ///
     /// ```
-    /// # use diesel_session::{App, CommitOutcome, Error};
+    /// # use diesel_session::{App, Error};
+    /// # use diesel_session::session::CommitOutcome;
     /// # use diesel::prelude::*;
     /// # fn place_order() -> Result<(), Error> { Ok(()) }
     /// # fn order(app: &App<SqliteConnection>) -> Result<(), Error> {
-    /// match app.scope().resolvable().commit_on_ok().run(place_order) {
+    /// match app.scope().resolvable().run_and_commit(place_order) {
     ///     Err(error) if error.is_commit_unknown() => match error.resolve()? {
     ///         CommitOutcome::Committed => Ok(()),
-    ///         CommitOutcome::RolledBack => app.scope().commit_on_ok().run(place_order),
+    ///         CommitOutcome::RolledBack => app.run(place_order),
     ///         _ => Err(error),
     ///     },
     ///     outcome => outcome,
@@ -421,7 +457,7 @@ impl<C: SessionConnection, P> Scope<C, P> {
     /// # fn handle() -> Result<(), Error> { Ok(()) }
     /// # #[cfg(feature = "postgres")]
     /// # fn serve(app: &App<diesel::PgConnection>, tenant: &str) -> Result<(), Error> {
-    /// app.scope().search_path([tenant, "public"]).commit_on_ok().run(handle)
+    /// app.scope().search_path([tenant, "public"]).run_and_commit(handle)
     /// # }
     /// ```
     ///
@@ -443,7 +479,7 @@ impl<C: SessionConnection, P> Scope<C, P> {
     /// # static DB: Database<PgConnection> = Database::without_migrations();
     /// pub fn migrate(config: Config, tenant: &str) -> Result<Vec<String>> {
     ///     let quoted = tenant.replace('"', "\"\"");
-    ///     let config = config.on_connect(format!("SET search_path = \"{quoted}\", public"));
+    ///     let config = config.connection_init_sql(format!("SET search_path = \"{quoted}\", public"));
     ///     let app = DB.init_app(format!("migrate {tenant}"), config)?;
     ///     let versions = app.create_all();
     ///     DB.remove_app(app.id())?;
@@ -454,31 +490,129 @@ impl<C: SessionConnection, P> Scope<C, P> {
     ///
     /// The names are quoted, so they are taken literally. As on the server, a schema that does not exist is skipped.
     ///
-    /// The first statement of a session is [`Error::InvalidConfig`] if the database is not PostgreSQL, or if the
-    /// statement would run outside of a transaction in an [`autocommit`](Self::autocommit) scope.
+    /// The first statement of a session is [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if the
+    /// database is not PostgreSQL, or if the statement would run outside of a transaction in an
+    /// [`autocommit`](Self::autocommit) scope.
     pub fn search_path<S: AsRef<str>>(mut self, schemas: impl IntoIterator<Item = S>) -> Self {
         self.settings.search_path = Some(DatabaseKind::search_path(schemas).into());
         self
     }
 
-    /// Enters a context, runs `body` in it, commits if the scope's policy says so, and removes the context's
-    /// sessions. `Err` and a panic roll back.
+    /// The scope discards its uncommitted changes on purpose, so the log has no warning about them.
+    ///
+    /// ```
+    /// # use diesel_session::{Config, Database, Error};
+    /// # use diesel::prelude::*;
+    /// # static DB: Database<SqliteConnection> = Database::without_migrations();
+    /// # diesel::table! { users (id) { id -> Integer, } }
+    /// # let app = DB.init_app("discard", Config::new(":memory:").max_size(1))?;
+    /// # app.run(|| DB.session()?.execute(diesel::sql_query("CREATE TABLE users (id INTEGER PRIMARY KEY)")))?;
+    /// let deleted = app.scope().discard().run(|| DB.session()?.execute(diesel::delete(users::table)))?;
+    /// println!("a deletion would delete {deleted} users");
+    /// # app.dispose()?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn discard(mut self) -> Self {
+        self.discards = true;
+        self
+    }
+}
+
+/// Entering the context.
+impl<C: SessionConnection> Scope<C> {
+    /// Enters a context, runs `body` in it and removes the context's sessions. Unlike [`App::run`] it commits nothing:
+    /// uncommitted work is rolled back, and [`run_and_commit`](Self::run_and_commit) commits it. A closure that ends in
+    /// `Ok(())` has to name its error type: `Ok::<(), diesel_session::Error>(())`. As in [`App::context`], the log
+    /// warns of uncommitted changes if `body` returns `Ok`.
+    ///
+    /// ```
+    /// # use diesel_session::{App, Database, Error};
+    /// # use diesel::prelude::*;
+    /// # static DB: Database<SqliteConnection> = Database::without_migrations();
+    /// # diesel::table! { users (id) { id -> Integer, } }
+    /// # fn report(app: &App<SqliteConnection>) -> Result<(), Box<dyn std::error::Error>> {
+    /// let users = app.scope().read_only().run(|| DB.session()?.count(users::table))?;
+    /// # let _ = users;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// Those of `body`; if `body` returned `Ok`, those of the commit, turned into `E`: see
-    /// [`Session::commit`](crate::Session::commit), and [`Error::PartialCommit`] if several databases were used.
+    /// Those of `body`.
     #[track_caller]
-    pub fn run<T, E: From<Error>>(self, body: impl FnOnce() -> Result<T, E>) -> Result<T, E>
-    where
-        P: Policy<T>,
-    {
-        let mut settings = self.settings;
+    pub fn run<T, E: From<Error>>(self, body: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        self.enter(Location::caller(), body, |_| Ending::Forget)
+    }
+
+    /// Enters a context, runs `body` in it, commits if `body` returns `Ok`, and removes the context's sessions. `Err`
+    /// and a panic roll back. [`App::run`] does the same without options.
+    ///
+    /// ```
+    /// # use diesel_session::{App, Database, Error};
+    /// # use diesel_session::session::Isolation;
+    /// # use diesel::prelude::*;
+    /// # static DB: Database<SqliteConnection> = Database::without_migrations();
+    /// # diesel::table! { users (id) { id -> Integer, } }
+    /// # fn clear(app: &App<SqliteConnection>) -> Result<(), Box<dyn std::error::Error>> {
+    /// app.scope()
+    ///     .isolation(Isolation::Serializable)
+    ///     .run_and_commit(|| DB.session()?.execute(diesel::delete(users::table)))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of `body`; if `body` returned `Ok`, those of the commit, turned into `E`: see [`Session::commit`], and
+    /// [`ErrorKind::PartialCommit`](crate::ErrorKind::PartialCommit) if several databases were used.
+    #[track_caller]
+    pub fn run_and_commit<T, E: From<Error>>(mut self, body: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        self.settings.commits = true;
+        self.enter(Location::caller(), body, |_| Ending::Commit)
+    }
+
+    /// Like [`run_and_commit`](Self::run_and_commit), but commits only if `body` returns `Ok(out)` and
+    /// `decide(&out)` is `true`, for example for a response with a status below 400. If `decide` is `false`, the work
+    /// is rolled back and `Ok(out)` is returned. A panic of `decide` rolls back. Write down the type of its argument,
+    /// because the compiler reads `decide` before `body`.
+    ///
+    /// ```
+    /// # use diesel_session::{Config, Database, Error};
+    /// # use diesel::prelude::*;
+    /// # static DB: Database<SqliteConnection> = Database::without_migrations();
+    /// # struct Response { status: u16 }
+    /// # fn handle() -> Result<Response, Error> { Ok(Response { status: 404 }) }
+    /// # let app = DB.init_app("web", Config::new(":memory:"))?;
+    /// let response = app.scope().run_and_commit_if(|response: &Response| response.status < 400, || handle())?;
+    /// assert_eq!(response.status, 404);       // the response is returned, and the work is rolled back
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`run_and_commit`](Self::run_and_commit).
+    #[track_caller]
+    pub fn run_and_commit_if<T, E: From<Error>>(
+        mut self,
+        decide: impl FnOnce(&T) -> bool,
+        body: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.settings.commits = true;
+        self.enter(Location::caller(), body, |out| if decide(out) { Ending::Commit } else { Ending::Discard })
+    }
+
+    /// Runs `body` in a context. `ending` decides how the context ends if `body` returns `Ok`.
+    fn enter<T, E: From<Error>>(
+        self,
+        at: SourceLocation,
+        body: impl FnOnce() -> Result<T, E>,
+        ending: impl FnOnce(&T) -> Ending,
+    ) -> Result<T, E> {
+        let Self { app, mut settings, limit, discards } = self;
         // A limit beyond the range of the clock is no limit.
-        settings.deadline =
-            self.limit.and_then(|limit| Some(Deadline { end: Instant::now().checked_add(limit)?, limit }));
-        let policy = self.policy;
-        let (out, committed) = run_in_context(&self.app, settings, Location::caller(), body, |out| {
-            out.as_ref().is_ok_and(|out| policy.commits(out))
+        settings.deadline = limit.and_then(|limit| Some(Deadline { end: Instant::now().checked_add(limit)?, limit }));
+        let (out, committed) = run_in_context(&app, settings, discards, at, body, |out| match out {
+            Ok(out) => ending(out),
+            // The program gives its work up.
+            Err(_) => Ending::Discard,
         });
         let out = out?;
         committed?;

@@ -9,18 +9,18 @@ use diesel::migration::MigrationSource;
 use diesel::result::{ConnectionResult, QueryResult};
 use diesel_migrations::EmbeddedMigrations;
 
-use crate::app::App;
-use crate::app_core::AppCore;
+use crate::app::{App, AppIdentity};
+use crate::app_hooks::AppHooks;
 use crate::config::Config;
 use crate::connection::SessionConnection;
-use crate::context::{self, Current};
+use crate::context;
 use crate::dispose::{TIMEOUT, dispose_each};
-use crate::error::{AppEnd, DisposeReport, Error, Place, Result};
+use crate::error::{AppEnd, Details, DisposeReport, Error, Result, SourceLocation};
 use crate::kind::DatabaseKind;
-use crate::migrations::{MigrationSet, PerBackend, Sources};
-use crate::pool::{AppStatus, PerProcessLimit, PinnedConnection, PoolOptions};
+use crate::migrations::{PerBackend, Sources};
+use crate::pool::{AppStatus, PerProcessLimit, PoolOptions};
 use crate::registry::Registry;
-use crate::session::{RowHooks, Session, SessionFactory};
+use crate::session::{ChangeEvent, Session};
 use crate::unit_of_work::Changes;
 use crate::url::Target;
 use crate::wording::{is_unprintable, name};
@@ -49,16 +49,12 @@ pub struct Database<C: SessionConnection, M = EmbeddedMigrations> {
     pub(crate) registry: Registry<C>,
     /// The migrations, until the first application is registered. Then `migrations` holds them.
     sources: Mutex<Option<Sources<M>>>,
-    migrations: OnceLock<Arc<dyn MigrationSet<C>>>,
-    number: OnceLock<u64>,
+    /// Made with the first application.
+    identity: OnceLock<Arc<AppIdentity<C>>>,
     pub(crate) connect_with: Option<fn(&str) -> ConnectionResult<C>>,
-    pub(crate) on_connect: Option<fn(&mut C) -> QueryResult<()>>,
-    pub(crate) on_checkout: Option<fn(&mut C) -> QueryResult<()>>,
-    on_checkin: Option<fn(&mut C) -> QueryResult<()>>,
-    on_close: Option<fn(&mut C)>,
+    pub(crate) hooks: AppHooks<C>,
     max_connections: Option<usize>,
     limit: OnceLock<Arc<PerProcessLimit>>,
-    pub(crate) row_hooks: RowHooks<C>,
 }
 
 impl<C: SessionConnection, M> std::fmt::Debug for Database<C, M> {
@@ -92,7 +88,8 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// ```
     /// use diesel::prelude::*;
     /// use diesel_migrations::{EmbeddedMigrations, embed_migrations};
-    /// use diesel_session::{Database, PerBackend};
+    /// use diesel_session::Database;
+    /// use diesel_session::migrations::PerBackend;
     ///
     /// const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
     /// const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
@@ -108,7 +105,8 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// The maximum number of connections that all applications of this database object have open at one time, on all
     /// servers together, including the connections of `create_all` and `drop_all`. If the limit is reached, a caller
     /// that needs a connection evicts the idle connection of the least recently used application. If no connection is
-    /// idle, callers wait in order, and get [`Error::BudgetExhausted`] after their `acquire_timeout`.
+    /// idle, callers wait in order, and get
+    /// [`ErrorKind::ConnectionLimitReached`](crate::ErrorKind::ConnectionLimitReached) after their `acquire_timeout`.
     ///
     /// The limit of the database server is respected without this option: if the server refuses a connection, an idle
     /// connection of this process is closed, whatever its application. Set a limit if other programs need the server
@@ -167,17 +165,17 @@ impl<C: SessionConnection, M> Database<C, M> {
         self
     }
 
-    /// Runs on every new connection, after the library's own settings and [`Config::on_connect`]. On PostgreSQL it
-    /// also runs after each reset of a connection ([`Config::reset`]), so it must be idempotent. The library replaces
-    /// an instrumentation that the function sets; the library's instrumentation passes events on to that of
-    /// [`diesel::connection::set_default_instrumentation`].
+    /// Runs on every new connection of every application, which is the first argument, after the library's own settings
+    /// and [`Config::connection_init_sql`]. On PostgreSQL it also runs after each reset of a connection
+    /// ([`Config::reset`]), so it must be idempotent. The library replaces an instrumentation that the function sets;
+    /// the library's instrumentation passes events on to that of [`diesel::connection::set_default_instrumentation`].
     ///
     /// An error or a panic fails the connect. On MySQL and MariaDB a statement whose text is empty panics. The function
     /// must not use this database object: its pool is waiting for this very connection. On Linux the connection is cut
     /// if the server has not answered after [`Config::connect_timeout`].
     ///
-    /// Behind a pooler in transaction mode that keeps no prepared statements, such as PgBouncer before 1.21, this switches Diesel's cache
-    /// of them off:
+    /// Behind a pooler in transaction mode that keeps no prepared statements, such as PgBouncer before 1.21, this
+    /// switches Diesel's cache of them off:
     ///
     /// ```
     /// # #[cfg(feature = "postgres")]
@@ -186,38 +184,39 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// use diesel::prelude::*;
     /// use diesel_session::Database;
     ///
-    /// static DB: Database<PgConnection> = Database::without_migrations().on_connect(|conn| {
+    /// static DB: Database<PgConnection> = Database::without_migrations().on_connect(|_, conn| {
     ///     conn.set_prepared_statement_cache_size(CacheSize::Disabled);
     ///     Ok(())
     /// });
     /// # }
     /// ```
-    pub const fn on_connect(mut self, prepare: fn(&mut C) -> QueryResult<()>) -> Self {
-        self.on_connect = Some(prepare);
+    pub const fn on_connect(mut self, prepare: fn(&App<C>, &mut C) -> QueryResult<()>) -> Self {
+        self.hooks.on_connect = Some(prepare);
         self
     }
 
-    /// Runs at each checkout of a connection, on the holder's thread, before the transaction begins. It also runs for
-    /// [`App::ping`](crate::App::ping) and the operations on the schema, but not when the pool itself checks its idle
-    /// connections.
+    /// Runs at each checkout of a connection, on the holder's thread, before the transaction begins. The first argument
+    /// is the application, so one hook serves many tenants. The hook also runs for [`App::ping`](crate::App::ping) and
+    /// the operations on the schema, but not when the pool itself checks its idle connections.
     ///
     /// A setting that the hook makes on the connection does not count as something that the holder left:
     /// [`on_checkin`](Self::on_checkin) undoes the setting, or the next `on_checkout` makes it anew. The hook has no
     /// time limit of its own, and it must not use this database object.
     ///
     /// After an error, a panic or an open transaction, the connection is closed and the caller gets
-    /// [`Error::HookFailed`]. If the connection turns out to be lost, another one is tried.
+    /// [`ErrorKind::HookFailed`](crate::ErrorKind::HookFailed). If the connection turns out to be lost, another one is
+    /// tried.
     ///
     /// ```
     /// use diesel::connection::SimpleConnection;
     /// use diesel::prelude::*;
-    /// use diesel_session::Database;
+    /// use diesel_session::{App, Database};
     ///
-    /// fn careful(conn: &mut SqliteConnection) -> QueryResult<()> {
+    /// fn careful(_: &App<SqliteConnection>, conn: &mut SqliteConnection) -> QueryResult<()> {
     ///     conn.batch_execute("PRAGMA cell_size_check = 1")
     /// }
     ///
-    /// fn careless(conn: &mut SqliteConnection) -> QueryResult<()> {
+    /// fn careless(_: &App<SqliteConnection>, conn: &mut SqliteConnection) -> QueryResult<()> {
     ///     conn.batch_execute("PRAGMA cell_size_check = 0")
     /// }
     ///
@@ -228,48 +227,52 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// # app.dispose()?;
     /// # Ok::<(), diesel_session::Error>(())
     /// ```
-    pub const fn on_checkout(mut self, hook: fn(&mut C) -> QueryResult<()>) -> Self {
-        self.on_checkout = Some(hook);
+    pub const fn on_checkout(mut self, hook: fn(&App<C>, &mut C) -> QueryResult<()>) -> Self {
+        self.hooks.on_checkout = Some(hook);
         self
     }
 
     /// Runs on checkin, after the reset, if the connection stays in the pool. It does not run if the connection is
     /// closed instead, for example on MySQL, MariaDB and SQLite after raw SQL that may have left something, or with
-    /// [`Reset::Always`](crate::Reset::Always).
+    /// [`Reset::Always`](crate::pool::Reset::Always).
     ///
     /// The hook runs on the holder's thread. On PostgreSQL, MySQL and MariaDB the connection is cut if the server has
     /// not answered within [`Config::connect_timeout`]. The hook must not use this database object.
     ///
     /// After an error, a panic or an open transaction, the connection is closed and a warning is logged, because the
     /// holder has already checked it in.
-    pub const fn on_checkin(mut self, hook: fn(&mut C) -> QueryResult<()>) -> Self {
-        self.on_checkin = Some(hook);
+    pub const fn on_checkin(mut self, hook: fn(&App<C>, &mut C) -> QueryResult<()>) -> Self {
+        self.hooks.on_checkin = Some(hook);
         self
     }
 
     /// Runs before a connection is closed, for whatever reason, on the thread that closes it: a thread of the pool,
     /// the thread of the holder, the thread that evicts it, or the thread that disposes of the application. The hook
     /// must not wait, because the connection may be lost, and it must not use this database object. It does not run
-    /// for a connection on which [`on_connect`](Self::on_connect) failed, because that connection was never in use.
+    /// for a connection on which [`on_connect`](Self::on_connect) failed, because that connection was never in use. If
+    /// the program has dropped all handles of the application, the handle that the hook gets still has the id, and
+    /// answers [`ErrorKind::Disposed`](crate::ErrorKind::Disposed).
     ///
     /// A panic is contained and logged as a warning.
-    pub const fn on_close(mut self, hook: fn(&mut C)) -> Self {
-        self.on_close = Some(hook);
+    pub const fn on_close(mut self, hook: fn(&App<C>, &mut C)) -> Self {
+        self.hooks.on_close = Some(hook);
         self
     }
 
-    /// Runs before every flush of every session that has something to send, with the changes, and before the
+    /// Runs before every flush of every session that has something to send, with the application and the changes, and
+    /// before the
     /// session's own [`before_flush`](Session::before_flush) hooks. The hook may change rows, for example a column
     /// that names the last writer; the same flush sends these changes. An `Err` or panic of the hook prevents the
     /// flush.
     ///
     /// ```
     /// # use diesel::prelude::*;
-    /// # use diesel_session::{ChangeKind, Changes, Database, Entity, Result, Session};
+    /// # use diesel_session::{App, Database, Entity, Result, Session};
+    /// # use diesel_session::unit_of_work::{ChangeKind, Changes};
     /// # diesel::table! { users (id) { id -> Integer, name -> Text, } }
     /// # #[derive(Debug, Clone, Queryable, Selectable, Entity)]
     /// # struct User { #[entity(generated)] id: i32, name: String }
-    /// fn trim_names(_: &Session<SqliteConnection>, changes: &Changes) -> Result<()> {
+    /// fn trim_names(_: &App<SqliteConnection>, _: &Session<SqliteConnection>, changes: &Changes) -> Result<()> {
     ///     for (kind, user) in changes.of::<User>() {
     ///         if kind == ChangeKind::Update {
     ///             user.update(|user| user.name = user.name.trim().into());
@@ -280,38 +283,45 @@ impl<C: SessionConnection, M> Database<C, M> {
     ///
     /// static DB: Database<SqliteConnection> = Database::without_migrations().before_flush(trim_names);
     /// ```
-    pub const fn before_flush(mut self, hook: fn(&Session<C>, &Changes) -> Result<()>) -> Self {
-        self.row_hooks.before_flush = Some(hook);
+    pub const fn before_flush(mut self, hook: fn(&App<C>, &Session<C>, &Changes) -> Result<()>) -> Self {
+        self.hooks.on_changes[ChangeEvent::BeforeFlush as usize] = Some(hook);
         self
     }
 
     /// Runs after every flush of every session, inside the transaction, with the changes that were sent, for example
     /// to write a journal. Rows that the hook adds wait for the next flush. A commit flushes until no changes are
     /// left, at most a hundred times.
-    pub const fn after_flush(mut self, hook: fn(&Session<C>, &Changes) -> Result<()>) -> Self {
-        self.row_hooks.after_flush = Some(hook);
+    pub const fn after_flush(mut self, hook: fn(&App<C>, &Session<C>, &Changes) -> Result<()>) -> Self {
+        self.hooks.on_changes[ChangeEvent::AfterFlush as usize] = Some(hook);
         self
     }
 
-    /// Runs before the commit of a transaction in which rows were flushed, with the changes, each row once. Changes
+    /// Runs before every commit of a transaction in which rows were flushed, with the changes, each row once.
+    /// [`Session::before_commit`] is a hook of one session and one commit. Changes
     /// that a savepoint has undone are not among them. An `Err` or panic of the hook prevents the commit. The commit
     /// includes rows that the hook changes; the hook does not run again for those.
-    pub const fn before_commit(mut self, hook: fn(&Session<C>, &Changes) -> Result<()>) -> Self {
-        self.row_hooks.before_commit = Some(hook);
+    #[doc(alias = "before_commit")]
+    pub const fn before_commit_of_changes(mut self, hook: fn(&App<C>, &Session<C>, &Changes) -> Result<()>) -> Self {
+        self.hooks.on_changes[ChangeEvent::BeforeCommit as usize] = Some(hook);
         self
     }
 
-    /// Runs after the commit of a transaction in which rows were flushed, when the connection has been checked in. An
-    /// `Err` or panic of the hook becomes [`Error::HookFailed`] of the commit, although the transaction is committed.
-    pub const fn after_commit(mut self, hook: fn(&Session<C>, &Changes) -> Result<()>) -> Self {
-        self.row_hooks.after_commit = Some(hook);
+    /// Runs after every commit of a transaction in which rows were flushed, when the connection has been checked in. An
+    /// `Err` or panic of the hook becomes [`ErrorKind::HookFailed`](crate::ErrorKind::HookFailed) of the commit,
+    /// although the transaction is committed.
+    #[doc(alias = "after_commit")]
+    pub const fn after_commit_of_changes(mut self, hook: fn(&App<C>, &Session<C>, &Changes) -> Result<()>) -> Self {
+        self.hooks.on_changes[ChangeEvent::AfterCommit as usize] = Some(hook);
         self
     }
 
-    /// Runs after the rollback of a transaction in which rows were flushed, with the changes; also at the end of a
-    /// context that did not commit. An `Err` or panic of the hook is logged.
-    pub const fn after_rollback(mut self, hook: fn(&Session<C>, &Changes) -> Result<()>) -> Self {
-        self.row_hooks.after_rollback = Some(hook);
+    /// Runs after every rollback of a transaction in which rows were flushed, with the changes; also at the end of a
+    /// context that did not commit. An `Err` or panic of the hook is logged. It is also
+    /// [`ErrorKind::HookFailed`](crate::ErrorKind::HookFailed) of [`Session::rollback`] and [`Session::remove`],
+    /// although the transaction is rolled back.
+    #[doc(alias = "after_rollback")]
+    pub const fn after_rollback_of_changes(mut self, hook: fn(&App<C>, &Session<C>, &Changes) -> Result<()>) -> Self {
+        self.hooks.on_changes[ChangeEvent::AfterRollback as usize] = Some(hook);
         self
     }
 
@@ -320,23 +330,12 @@ impl<C: SessionConnection, M> Database<C, M> {
         Self {
             registry: Registry::new(Location::caller()),
             sources: Mutex::new(Some(sources)),
-            migrations: OnceLock::new(),
-            number: OnceLock::new(),
+            identity: OnceLock::new(),
             connect_with: None,
-            on_connect: None,
-            on_checkout: None,
-            on_checkin: None,
-            on_close: None,
+            hooks: AppHooks::NONE,
             max_connections: None,
             limit: OnceLock::new(),
-            row_hooks: RowHooks::NONE,
         }
-    }
-
-    /// The number of this database object. Its address would not identify it, because an address may be reused.
-    pub(crate) fn number(&self) -> u64 {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        *self.number.get_or_init(|| NEXT.fetch_add(1, Ordering::Relaxed))
     }
 }
 
@@ -344,21 +343,23 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
     /// Registers an application. It opens no connection.
     ///
     /// # Errors
-    /// [`Error::AlreadyRegistered`]; [`Error::InvalidConfig`] for an empty id, options that cannot work, and a URL
-    /// that is malformed or is for another kind of database.
+    /// [`ErrorKind::AlreadyRegistered`](crate::ErrorKind::AlreadyRegistered);
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for an empty id, options that cannot work, and a
+    /// URL that is malformed or is for another kind of database.
     pub fn init_app(&self, id: impl Into<String>, config: Config) -> Result<App<C>> {
-        self.registry.add(self.new_app(self.options(id.into(), config, None)?, self.row_hooks))
+        self.registry.add(self.new_app(self.options(id.into(), config)?))
     }
 
-    /// The application with this id. If there is none, makes it with `config`, runs `init`, and registers it when `init`
-    /// has succeeded. Other threads that ask for the same id wait until then. So a program that learns of its tenants at
-    /// run time registers each of them once, with its schema.
+    /// The application with this id. If there is none, makes it with `config`, runs `init`, and registers it when
+    /// `init` has succeeded. The value that `init` returns is dropped. Other threads that ask for the same id wait
+    /// until `init` has returned, without a limit of their own. So a program that learns of its tenants at run time
+    /// registers each of them once, with its schema.
     ///
     /// ```
     /// # use diesel::prelude::*;
     /// # use diesel_session::{Config, Database};
     /// # static DB: Database<SqliteConnection> = Database::without_migrations();
-    /// let app = DB.get_or_init_app("acme", || Config::new(":memory:"), |app| app.ping())?;
+    /// let app = DB.get_or_init_app("acme", || Config::new(":memory:"), |app| app.ping())?;       // or `create_all`
     /// assert_eq!(app.id(), "acme");
     /// # app.dispose()?;
     /// # Ok::<(), diesel_session::Error>(())
@@ -366,39 +367,40 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
     ///
     /// # Errors
     /// The errors of `init`, after which the application is disposed of and not registered; the errors of
-    /// [`init_app`](Self::init_app); [`Error::InvalidConfig`] if `init` asks for the same application.
-    pub fn get_or_init_app<E: From<Error>>(
+    /// [`init_app`](Self::init_app); [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if `init` asks for
+    /// the same application.
+    pub fn get_or_init_app<T, E: From<Error>>(
         &self,
         id: impl Into<String>,
         config: impl FnOnce() -> Config,
-        init: impl FnOnce(&App<C>) -> Result<(), E>,
+        init: impl FnOnce(&App<C>) -> Result<T, E>,
     ) -> Result<App<C>, E> {
         let id = id.into();
         let _initialisation = match self.registry.get_or_initialise(&id)? {
             Ok(app) => return Ok(app),
             Err(initialisation) => initialisation,
         };
-        let app = self.new_app(self.options(id.clone(), config(), None)?, self.row_hooks);
-        let unpublished = Unpublished(Some(app));
-        let Unpublished(Some(app)) = &unpublished else { unreachable!("it is published at the end") };
-        init(app)?;
-        Ok(unpublished.publish(&self.registry)?)
+        let app = self.new_app(self.options(id.clone(), config())?);
+        let unpublished = Unpublished(&app);
+        init(&app)?;
+        let app = self.registry.add(app.clone())?;
+        std::mem::forget(unpublished);
+        Ok(app)
     }
 
     /// Makes an application without registering it.
-    pub(crate) fn new_app(&self, options: PoolOptions<C>, row_hooks: RowHooks<C>) -> App<C> {
-        let open_sessions = options.is_of_test.then(Arc::default);
-        let factory = SessionFactory { app_core: AppCore::new(options), row_hooks, open_sessions };
-        App::new(factory, self.number(), Arc::clone(self.migrations()))
+    pub(crate) fn new_app(&self, options: PoolOptions<C>) -> App<C> {
+        App::new(options, &self.hooks, Arc::clone(self.identity()))
     }
 
-    pub(crate) fn options(
-        &self,
-        id: String,
-        config: Config,
-        pinned: Option<Arc<PinnedConnection<C>>>,
-    ) -> Result<PoolOptions<C>> {
-        let invalid = |reason| Error::InvalidConfig { app: name(&id), reason };
+    /// Makes an application without the hooks and the limit of the database object, and does not register it.
+    pub(crate) fn new_bare_app(&self, id: String, config: Config) -> Result<App<C>> {
+        let options = PoolOptions { connection_limit: None, ..self.options(id, config)? };
+        Ok(App::new(options, &AppHooks::NONE, Arc::clone(self.identity())))
+    }
+
+    pub(crate) fn options(&self, id: String, config: Config) -> Result<PoolOptions<C>> {
+        let invalid = |reason| Error::from(Details::InvalidConfig { app: name(&id), reason });
         if id.is_empty() || id.len() > 200 || id.contains(is_unprintable) {
             return Err(invalid("an application id has 1 to 200 bytes and no characters that cannot be seen".into()));
         }
@@ -410,33 +412,27 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
         }
         let kind = DatabaseKind::of_type::<C>();
         let target = Target::parse(&config.url, kind).map_err(invalid)?;
-        if config.on_connect.iter().any(|sql| target.kind.is_blank(sql)) {
-            return Err(invalid("`Config::on_connect` was given SQL without a statement; leave it out".into()));
+        if config.connection_init_sql.iter().any(|sql| target.kind.is_blank(sql)) {
+            return Err(invalid(
+                "`Config::connection_init_sql` was given SQL without a statement; leave it out".into(),
+            ));
         }
         Ok(PoolOptions {
-            app: id.into(),
-            config,
-            target,
-            connection_limit: self.connection_limit(),
+            connection_limit: self
+                .max_connections
+                .map(|most| Arc::clone(self.limit.get_or_init(|| Arc::new(PerProcessLimit::new(most))))),
             connect_with: self.connect_with,
-            on_connect: self.on_connect,
-            on_checkout: self.on_checkout,
-            on_checkin: self.on_checkin,
-            on_close: self.on_close,
-            pinned,
-            is_of_test: false,
+            ..PoolOptions::new(id.into(), config, target)
         })
     }
 
-    fn connection_limit(&self) -> Option<Arc<PerProcessLimit>> {
-        let connections = self.max_connections?;
-        Some(Arc::clone(self.limit.get_or_init(|| Arc::new(PerProcessLimit::new(connections)))))
-    }
-
-    fn migrations(&self) -> &Arc<dyn MigrationSet<C>> {
-        self.migrations.get_or_init(|| {
+    /// The number of the database object, and its migrations.
+    pub(crate) fn identity(&self) -> &Arc<AppIdentity<C>> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        self.identity.get_or_init(|| {
             let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner).take();
-            Arc::new(sources.expect("taken here only, and this runs once"))
+            let migrations = Box::new(sources.expect("taken here only, and this runs once"));
+            Arc::new(AppIdentity { database: NEXT.fetch_add(1, Ordering::Relaxed), migrations })
         })
     }
 }
@@ -445,7 +441,7 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// The application with this id.
     ///
     /// # Errors
-    /// [`Error::UnknownApp`].
+    /// [`ErrorKind::UnknownApp`](crate::ErrorKind::UnknownApp).
     #[track_caller]
     pub fn app(&self, id: &str) -> Result<App<C>> {
         self.registry.get(id, Location::caller())
@@ -455,50 +451,52 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// there.
     ///
     /// # Errors
-    /// [`Error::NoContext`]; [`Error::UnknownApp`] if this database object does not know the application of the
-    /// context.
+    /// [`ErrorKind::NoContext`](crate::ErrorKind::NoContext); [`ErrorKind::UnknownApp`](crate::ErrorKind::UnknownApp)
+    /// if this database object does not know the application of the context.
     #[track_caller]
     pub fn current_app(&self) -> Result<App<C>> {
         let at = Location::caller();
-        self.resolve(context::current(self.number(), at)?, at)
+        self.app_of_context(at)
     }
 
     /// The session of the context that this thread is in. Every call returns the same session, until the context
     /// ends.
     ///
     /// # Errors
-    /// [`Error::NoContext`]; [`Error::UnknownApp`]; [`Error::Disposed`] if the application was removed.
+    /// [`ErrorKind::NoContext`](crate::ErrorKind::NoContext); [`ErrorKind::UnknownApp`](crate::ErrorKind::UnknownApp);
+    /// [`ErrorKind::Disposed`](crate::ErrorKind::Disposed) if the application was removed.
     #[track_caller]
     pub fn session(&self) -> Result<Session<C>> {
         let at = Location::caller();
-        context::session(self.number(), at, |current| self.resolve(current, at))
+        context::session(self.number(), at, |id| self.registry.get(id, at))
     }
 
     /// Calls [`App::create_all`] of the current application.
     ///
     /// # Errors
-    /// [`Error::NoContext`], and those of [`App::create_all`].
+    /// [`ErrorKind::NoContext`](crate::ErrorKind::NoContext), and those of [`App::create_all`].
     #[track_caller]
     pub fn create_all(&self) -> Result<Vec<String>> {
-        let at: Place = Location::caller();
-        self.resolve(context::current(self.number(), at)?, at)?.create_all_at(at)
+        let at = Location::caller();
+        self.app_of_context(at)?.create_all_at(at)
     }
 
     /// Calls [`App::drop_all`] of the current application.
     ///
     /// # Errors
-    /// [`Error::NoContext`], and those of [`App::drop_all`].
+    /// [`ErrorKind::NoContext`](crate::ErrorKind::NoContext), and those of [`App::drop_all`].
     #[track_caller]
     pub fn drop_all(&self) -> Result<Vec<String>> {
-        let at: Place = Location::caller();
-        self.resolve(context::current(self.number(), at)?, at)?.drop_all_at(at)
+        let at = Location::caller();
+        self.app_of_context(at)?.drop_all_at(at)
     }
 
-    /// Disposes of an application and unregisters it. Its handles answer [`Error::Disposed`] from then on, and its id
-    /// is free.
+    /// Disposes of an application and unregisters it. Its handles answer
+    /// [`ErrorKind::Disposed`](crate::ErrorKind::Disposed) from then on, and its id is free.
     ///
     /// # Errors
-    /// [`Error::UnknownApp`]; [`Error::StillInUse`], although the application is unregistered.
+    /// [`ErrorKind::UnknownApp`](crate::ErrorKind::UnknownApp);
+    /// [`ErrorKind::StillInUse`](crate::ErrorKind::StillInUse), although the application is unregistered.
     #[track_caller]
     pub fn remove_app(&self, id: &str) -> Result<DisposeReport> {
         let app = self.registry.remove(id, Location::caller())?;
@@ -509,7 +507,8 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// Disposes of every application. All applications stay registered.
     ///
     /// # Errors
-    /// [`Error::StillInUse`] with one report for all applications, if connections were not checked in in time.
+    /// [`ErrorKind::StillInUse`](crate::ErrorKind::StillInUse) with one report for all applications, if connections
+    /// were not checked in in time.
     pub fn dispose_all(&self) -> Result<()> {
         self.dispose_all_report().map(drop)
     }
@@ -517,7 +516,8 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// [`dispose_all`](Self::dispose_all) with another timeout than 5 s.
     ///
     /// # Errors
-    /// [`Error::StillInUse`] with one report for all applications, if connections were not checked in in time.
+    /// [`ErrorKind::StillInUse`](crate::ErrorKind::StillInUse) with one report for all applications, if connections
+    /// were not checked in in time.
     pub fn dispose_all_within(&self, timeout: Duration) -> Result<()> {
         self.dispose_all_report_within(timeout).map(drop)
     }
@@ -525,7 +525,8 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// [`dispose_all`](Self::dispose_all), with one report for all applications.
     ///
     /// # Errors
-    /// [`Error::StillInUse`] with the report, if connections were not checked in in time.
+    /// [`ErrorKind::StillInUse`](crate::ErrorKind::StillInUse) with the report, if connections were not checked in in
+    /// time.
     pub fn dispose_all_report(&self) -> Result<DisposeReport> {
         self.dispose_all_report_within(TIMEOUT)
     }
@@ -533,16 +534,19 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// [`dispose_all_report`](Self::dispose_all_report) with another timeout than 5 s.
     ///
     /// # Errors
-    /// [`Error::StillInUse`] with the report, if connections were not checked in in time.
+    /// [`ErrorKind::StillInUse`](crate::ErrorKind::StillInUse) with the report, if connections were not checked in in
+    /// time.
     pub fn dispose_all_report_within(&self, timeout: Duration) -> Result<DisposeReport> {
         dispose_each(self.registry.all(), timeout)
     }
 
-    /// Disposes of every application and removes it, at the end of a program. From then on `init_app`, `app` and every
-    /// handle answer [`Error::Disposed`].
+    /// Disposes of every application and removes it, at the end of a program. From then on `init_app`,
+    /// `get_or_init_app`, `app` and every handle return [`ErrorKind::Disposed`](crate::ErrorKind::Disposed). As with
+    /// [`App::dispose`], connections that the calling thread itself holds are closed when they are checked in.
     ///
     /// # Errors
-    /// [`Error::StillInUse`] with one report for all applications, if connections were not checked in in time.
+    /// [`ErrorKind::StillInUse`](crate::ErrorKind::StillInUse) with one report for all applications, if connections
+    /// were not checked in in time.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
         let apps = self.registry.shut_down();
         apps.iter().for_each(|app| app.core().mark_ended(AppEnd::ShutDown));
@@ -560,33 +564,24 @@ impl<C: SessionConnection, M> Database<C, M> {
     }
 
     /// The application of the current context in this database object.
-    fn resolve(&self, current: Current<C>, at: Place) -> Result<App<C>> {
-        match current {
-            Current::Entered(app) => Ok(app),
-            Current::SameId(id) => self.registry.get(&id, at),
-        }
+    /// The number of the database object; 0, which no context has, before its first application.
+    fn number(&self) -> u64 {
+        self.identity.get().map_or(0, |identity| identity.database)
+    }
+
+    fn app_of_context(&self, at: SourceLocation) -> Result<App<C>> {
+        context::app(self.number(), at, |id| self.registry.get(id, at))
     }
 }
 
 /// An application that is being initialised. If it is not published, it is disposed of.
-struct Unpublished<C: SessionConnection>(Option<App<C>>);
+struct Unpublished<'a, C: SessionConnection>(&'a App<C>);
 
-impl<C: SessionConnection> Unpublished<C> {
-    fn publish(mut self, registry: &Registry<C>) -> Result<App<C>> {
-        match self.0.take() {
-            Some(app) => registry.add(app.clone()).inspect_err(|_| self.0 = Some(app)),
-            None => unreachable!("it is published once"),
-        }
-    }
-}
-
-impl<C: SessionConnection> Drop for Unpublished<C> {
+impl<C: SessionConnection> Drop for Unpublished<'_, C> {
     fn drop(&mut self) {
-        if let Some(app) = self.0.take() {
-            app.core().mark_ended(AppEnd::Removed);
-            // The report is logged, and the error of the initialisation says more.
-            let _ = app.dispose();
-        }
+        self.0.core().mark_ended(AppEnd::Removed);
+        // The report is logged, and the error of the initialisation says more.
+        let _ = self.0.dispose();
     }
 }
 
@@ -598,8 +593,8 @@ mod tests {
 
     use diesel::SqliteConnection;
 
-    use crate::error::AppEnd;
-    use crate::{Config, Database, Error, Result};
+    use crate::error::{AppEnd, ErrorKind};
+    use crate::{App, Config, Database, Error, Result};
 
     fn config() -> Config {
         Config::new(":memory:")
@@ -632,12 +627,12 @@ mod tests {
         let db = Database::<SqliteConnection>::without_migrations();
         let failed = db.get_or_init_app("tenant", config, |app| {
             app.ping()?;
-            Err(Error::NotFound { row: None, at: std::panic::Location::caller() })
+            Err::<(), _>(diesel::result::Error::NotFound.into())
         });
-        assert!(failed.is_err_and(|error| error.is_not_found()) && db.apps().is_empty());
+        assert!(failed.is_err_and(|error: Error| error.is_not_found()) && db.apps().is_empty());
         let again =
             db.get_or_init_app("tenant", config, |_| db.get_or_init_app("tenant", config, |app| app.ping()).map(drop));
-        assert!(matches!(again, Err(Error::InvalidConfig { .. })), "{again:?}");
+        assert!(again.as_ref().is_err_and(|error| error.kind() == ErrorKind::InvalidConfig), "{again:?}");
         db.get_or_init_app("tenant", config, |_| -> Result<()> { Ok(()) }).expect("a free id");
     }
 
@@ -647,10 +642,12 @@ mod tests {
         let app = db.init_app("app", config()).expect("a free id");
         app.ping().expect("sound");
         db.shutdown(Duration::from_secs(1)).expect("nothing is out");
-        let is_shut_down = |error| matches!(error, Error::Disposed { how: AppEnd::ShutDown, .. });
+        let is_shut_down = |error: Error| error.app_end() == Some(AppEnd::ShutDown);
         assert!(is_shut_down(app.ping().expect_err("shut down")));
         assert!(is_shut_down(db.app("app").expect_err("shut down")));
         assert!(is_shut_down(db.init_app("other", config()).expect_err("shut down")));
+        let init = |_: &App<_>| -> Result<()> { panic!("nothing is initialised after the shutdown") };
+        assert!(is_shut_down(db.get_or_init_app("other", config, init).expect_err("shut down")));
         assert!(db.apps().is_empty());
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::app::App;
 use crate::connection::SessionConnection;
-use crate::error::{DisposeReport, Error, Result};
+use crate::error::{Details, DisposeReport, Result};
 use crate::pool::{AppPool, end_idle_threads};
 
 /// The time for which [`App::dispose`] waits for connections in use.
@@ -24,20 +24,22 @@ struct Disposal<C: SessionConnection> {
 
 impl<C: SessionConnection> App<C> {
     /// Closes the application's connections and waits up to 5 s for connections in use. Callers that wait for a
-    /// connection get [`Error::Disposed`].
+    /// connection get [`ErrorKind::Disposed`](crate::ErrorKind::Disposed).
     ///
     /// If the method returns `Ok`, the application has no connection left, except for those that the calling thread
-    /// itself holds. The report lists these, and each of them is closed when it is checked in. The application stays
+    /// itself holds. The log warns of these, [`dispose_report`](Self::dispose_report) lists them, and each of them is
+    /// closed when it is checked in. The application stays
     /// registered and opens a new pool at its next use. The method may be called any number of times and from several
     /// threads.
     ///
     /// Before a `fork`, dispose of all applications ([`Database::dispose_all`](crate::Database::dispose_all)). The
     /// parent and the child then both open new connections when they need them. In a process that was forked without a
     /// disposal, this method closes nothing, because the open connections belong to the parent, and every use of the
-    /// application is [`Error::Forked`].
+    /// application is [`ErrorKind::Forked`](crate::ErrorKind::Forked).
     ///
     /// # Errors
-    /// [`Error::StillInUse`] with the report, if connections were not checked in in time.
+    /// [`ErrorKind::StillInUse`](crate::ErrorKind::StillInUse) with the report, if connections were not checked in in
+    /// time.
     pub fn dispose(&self) -> Result<()> {
         self.dispose_report().map(drop)
     }
@@ -45,7 +47,8 @@ impl<C: SessionConnection> App<C> {
     /// [`dispose`](Self::dispose) with another timeout than 5 s.
     ///
     /// # Errors
-    /// [`Error::StillInUse`] with the report, if connections were not checked in in time.
+    /// [`ErrorKind::StillInUse`](crate::ErrorKind::StillInUse) with the report, if connections were not checked in in
+    /// time.
     pub fn dispose_within(&self, timeout: Duration) -> Result<()> {
         self.dispose_report_within(timeout).map(drop)
     }
@@ -53,7 +56,8 @@ impl<C: SessionConnection> App<C> {
     /// [`dispose`](Self::dispose), with a report of the connections that it closed.
     ///
     /// # Errors
-    /// [`Error::StillInUse`] with the report, if connections were not checked in in time.
+    /// [`ErrorKind::StillInUse`](crate::ErrorKind::StillInUse) with the report, if connections were not checked in in
+    /// time.
     pub fn dispose_report(&self) -> Result<DisposeReport> {
         self.dispose_report_within(TIMEOUT)
     }
@@ -61,7 +65,8 @@ impl<C: SessionConnection> App<C> {
     /// [`dispose_report`](Self::dispose_report) with another timeout than 5 s.
     ///
     /// # Errors
-    /// [`Error::StillInUse`] with the report, if connections were not checked in in time.
+    /// [`ErrorKind::StillInUse`](crate::ErrorKind::StillInUse) with the report, if connections were not checked in in
+    /// time.
     pub fn dispose_report_within(&self, timeout: Duration) -> Result<DisposeReport> {
         let deadline = deadline(timeout);
         self.drain(self.close(deadline), deadline)
@@ -90,11 +95,11 @@ impl<C: SessionConnection> App<C> {
             // finds none.
             let (out, connecting) = match drained {
                 true => (pool.holders().on_this_thread(), 0),
-                false => (pool.holders(), pool.status().connecting),
+                false => (pool.holders(), pool.counts().1),
             };
             if drained && out.is_empty() {
                 pool.drop_memory_database();
-                drained_pools.push(Arc::as_ptr(pool));
+                drained_pools.push(Arc::downgrade(pool));
             }
             overdue |= !drained;
             report.still_out.0.extend(out.0);
@@ -103,12 +108,10 @@ impl<C: SessionConnection> App<C> {
         report.closed = disposed.iter().map(|pool| pool.closings()).sum::<usize>() - closed_before;
         report.waited = started.elapsed();
         self.core().remove_drained(&drained_pools);
-        let drained = disposed.iter().filter(|pool| drained_pools.contains(&Arc::as_ptr(pool))).map(Arc::downgrade);
-        let drained: Vec<_> = drained.collect();
         drop(disposed);
-        // After a test that is rolled back, a fork is unlikely, and the next test starts sooner without the wait.
-        if self.options().pinned.is_none() {
-            end_idle_threads(THREAD_END_WAIT, || drained.iter().any(|pool| pool.strong_count() > 0));
+        // If an owner keeps the connection, it stays open, so a fork is not safe in any case.
+        if self.options().owner.is_none() {
+            end_idle_threads(THREAD_END_WAIT, || drained_pools.iter().any(|pool| pool.strong_count() > 0));
         }
         let level = match report.closed {
             // This includes connections that the calling thread holds.
@@ -118,7 +121,7 @@ impl<C: SessionConnection> App<C> {
         };
         let line = crate::wording::phrase(format_args!("disposed of {report}"));
         crate::wording::log_safely(|| log::log!(target: "diesel_session::pool", level, "{line}"));
-        if overdue { Err(Error::StillInUse(Box::new(report))) } else { Ok(report) }
+        if overdue { Err(Details::StillInUse(report).into()) } else { Ok(report) }
     }
 }
 
@@ -138,14 +141,16 @@ pub(crate) fn dispose_each<C: SessionConnection>(apps: Vec<App<C>>, timeout: Dur
     for (disposal, app) in disposals {
         match app.drain(disposal, deadline) {
             Ok(report) => whole.add(report),
-            Err(Error::StillInUse(report)) => {
-                complete = false;
-                whole.add(*report);
-            }
-            Err(other) => return Err(other),
+            Err(error) => match error.into_details() {
+                Details::StillInUse(report) => {
+                    complete = false;
+                    whole.add(report);
+                }
+                other => return Err(other.into()),
+            },
         }
     }
-    if complete { Ok(whole) } else { Err(Error::StillInUse(Box::new(whole))) }
+    if complete { Ok(whole) } else { Err(Details::StillInUse(whole).into()) }
 }
 
 #[cfg(all(test, feature = "sqlite"))]

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 /// The modules of the crate, lowest layer first. A module uses its own layer and the layers above it in this list.
-const LAYERS: [&[&str]; 11] = [
+const LAYERS: [&[&str]; 12] = [
     &["kind", "panic", "percent", "process", "redact", "settings", "sync", "wording"],
     &["error"],
     &["config", "sqlite_uri", "url"],
@@ -13,8 +13,9 @@ const LAYERS: [&[&str]; 11] = [
     &["pool"],
     &["app_core"],
     &["session"],
-    &["app", "context", "dispose", "migrations"],
+    &["app", "app_hooks", "context", "dispose", "migrations", "pooled_connection"],
     &["database", "registry"],
+    &["admin"],
     &["testing"],
 ];
 
@@ -47,10 +48,20 @@ fn files(folder: &Path, found: &mut Vec<(String, String)>) {
     }
 }
 
-/// The code of a file without its unit tests, which may use the whole crate.
-fn without_tests(text: &str) -> &str {
-    let start = text.find("#[cfg(test)]\nmod tests {").or_else(|| text.find("#[cfg(all(test"));
-    &text[..start.unwrap_or(text.len())]
+/// The code of a file without its items for tests, which may use the whole crate.
+fn without_tests(text: &str) -> String {
+    let mut code = String::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line.starts_with("#[cfg(test)]") || line.starts_with("#[cfg(all(test") {
+            // The item ends with a semicolon or with a brace in the first column.
+            lines.by_ref().find(|line| !line.starts_with(' ') && line.ends_with([';', '}']));
+        } else {
+            code.push_str(line);
+            code.push('\n');
+        }
+    }
+    code
 }
 
 #[test]
@@ -64,7 +75,7 @@ fn no_module_uses_a_higher_layer() {
             continue;
         }
         let module = name.split('/').next().unwrap_or(name).trim_end_matches(".rs");
-        wrong.extend(forbidden_lines(module, without_tests(text)).iter().map(|line| format!("src/{name}: {line}")));
+        wrong.extend(forbidden_lines(module, &without_tests(text)).iter().map(|line| format!("src/{name}: {line}")));
     }
     assert!(wrong.is_empty(), "imports from a higher layer:\n{}", wrong.join("\n"));
 }
@@ -76,4 +87,10 @@ fn forbidden_import_is_found() {
         ["use crate::session::Session;"]
     );
     assert!(forbidden_lines("testing", "use crate::app::App;").is_empty());
+}
+
+#[test]
+fn code_after_an_item_for_tests_is_checked() {
+    let text = "#[cfg(all(test, unix))]\nmod some_tests;\nuse crate::a;\n#[cfg(test)]\nmod tests {\n    use crate::b;\n}\nuse crate::c;\n";
+    assert_eq!(without_tests(text), "use crate::a;\nuse crate::c;\n");
 }

@@ -1,8 +1,10 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+pub mod admin;
 mod app;
 mod app_core;
+mod app_hooks;
 mod config;
 mod connection;
 mod context;
@@ -13,47 +15,40 @@ mod error;
 mod kind;
 #[cfg(test)]
 mod layers_tests;
-mod migrations;
+pub mod migrations;
 mod panic;
 mod percent;
-mod pool;
+pub mod pool;
+mod pooled_connection;
 mod process;
-mod recorder;
+pub mod recorder;
 mod redact;
 mod registry;
-mod session;
+pub mod session;
 mod settings;
 mod sqlite_uri;
 mod sync;
 #[cfg(feature = "testing")]
+#[clippy::msrv = "1.89"]
 pub mod testing;
 pub mod unit_of_work;
 mod url;
 mod wording;
 
 pub use crate::app::App;
-pub use crate::config::{Config, Reset};
+pub use crate::config::Config;
 pub use crate::connection::SessionConnection;
-pub use crate::context::{CommitIf, CommitNothing, CommitOnOk, Policy, Scope};
+pub use crate::context::Scope;
 pub use crate::database::Database;
-pub use crate::error::{
-    AppEnd, Blocker, Blockers, CommitOutcome, ConnectErrorKind, DisposeReport, Error, Holder, Holders,
-    MigrationFailure, MigrationOutcome, OptionalExt, Place, PoolOf, Result, RowState, Shortage, Undo, UnknownCommit,
-    WaitLimit,
-};
+pub use crate::error::{Error, ErrorKind, OptionalExt, Result};
 pub use crate::kind::DatabaseKind;
-pub use crate::migrations::{MigrationStatus, PerBackend};
-pub use crate::pool::AppStatus;
+pub use crate::pooled_connection::PooledConnection;
 #[doc(hidden)]
 pub use crate::recorder::__assert_queries;
-pub use crate::recorder::{Recorded, Recorder, Recording};
-#[doc(hidden)]
-pub use crate::session::{AtMostTwo, Counted, Same};
-pub use crate::session::{ConnectionGuard, HookOutcome, Retry, Session};
-pub use crate::settings::Isolation;
-pub use crate::unit_of_work::{
-    Change, ChangeKind, Changes, Entity, Fk, NewEntity, Snapshot, Track, Tracked, WriteGuard,
-};
+#[doc(inline)]
+pub use crate::session::Session;
+#[doc(inline)]
+pub use crate::unit_of_work::{Entity, NewEntity, Tracked};
 #[cfg(feature = "testing")]
 pub use diesel_session_derive::test;
 #[cfg(feature = "derive")]

@@ -37,7 +37,7 @@ pub(crate) fn drop_each_catching_panics<T>(values: impl IntoIterator<Item = T>) 
 
 /// The text of an error whose `Display` may be the program's own code.
 pub(crate) fn display_catching_panic(error: &dyn Display) -> String {
-    catch_panic("the `Display` of an error", || error.to_string())
+    catch_panic("the `Display` of an error", || format!("{error:#}"))
         .unwrap_or_else(|| "an error whose `Display` panicked".into())
 }
 

@@ -1,13 +1,17 @@
 //! Values that belong to one process. A forked process inherits the memory of its parent, but both processes must not
 //! use the same connections, and the new process has neither the other threads nor the holders of locks.
 
-use std::sync::OnceLock;
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock, Weak};
 
 use forkguard::Guard;
 
+use crate::sync::Mutex;
+
 /// The process that created a value. `None` is another process, in tests.
 ///
-/// A fork raises a counter in the new process. To ask the system for the id of the process costs as much as half a checkout.
+/// A fork raises a counter in the new process. To ask the system for the id of the process costs as much as half a
+/// checkout.
 #[derive(Debug)]
 pub(crate) struct Process(Option<Guard>);
 
@@ -68,6 +72,31 @@ impl<T> PerProcess<T> {
     pub(crate) fn inherited(&self) -> impl Iterator<Item = &T> {
         let entries = std::iter::successors(self.0.get(), |entry| entry.next.0.get());
         entries.filter(|entry| !entry.process.is_this()).map(|entry| &entry.value)
+    }
+}
+
+/// Values of this process that are shared by their names for as long as they are used.
+pub(crate) struct SharedByName<T>(PerProcess<Mutex<HashMap<String, Weak<T>>>>);
+
+impl<T> SharedByName<T> {
+    pub(crate) const fn new() -> Self {
+        Self(PerProcess::new())
+    }
+
+    /// The value with this name. `create` makes it if there is none.
+    pub(crate) fn get_or_create(&self, name: &str, create: impl FnOnce() -> Arc<T>) -> Arc<T> {
+        let mut values = self.0.get_or_init(Mutex::default).lock();
+        if let Some(value) = values.get(name).and_then(Weak::upgrade) {
+            return value;
+        }
+        values.retain(|_, value| value.strong_count() > 0);
+        let value = create();
+        values.insert(name.to_owned(), Arc::downgrade(&value));
+        value
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<T>> {
+        self.0.get_or_init(Mutex::default).lock().values().filter_map(Weak::upgrade).collect()
     }
 }
 

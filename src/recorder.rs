@@ -7,7 +7,7 @@ use std::panic::Location;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::error::Place;
+use crate::error::SourceLocation;
 
 /// The maximum number of characters that are kept of a statement's text, and of its values.
 const MAX_CHARS: usize = 10_000;
@@ -24,7 +24,7 @@ const MAX_CHARS: usize = 10_000;
 /// # use diesel_session::{Config, Database};
 /// # diesel::table! { users (id) { id -> Integer, } }
 /// # diesel::table! { posts (id) { id -> Integer, user_id -> Integer, } }
-/// use diesel_session::Recorder;
+/// use diesel_session::recorder::Recorder;
 ///
 /// # static DB: Database<SqliteConnection> = Database::without_migrations();
 /// # let app = DB.init_app("recorder", Config::new(":memory:"))?;
@@ -42,13 +42,13 @@ const MAX_CHARS: usize = 10_000;
 /// let (statement, times) = recording.repeated(2).next().unwrap();
 /// assert_eq!(times, 3);
 /// assert!(statement.sql().contains("posts") && statement.at().unwrap().file().ends_with(".rs"));
-/// # Ok::<(), diesel_session::Error>(())
+/// # Ok(())
 /// # })?;
 /// # app.dispose()?;
 /// # Ok::<(), diesel_session::Error>(())
 /// ```
 ///
-/// In a web application it wraps a request: `Recorder::new().warn_repeats(10).run(|| app.scope().run(handler))`. In
+/// In a web application it wraps a request: `Recorder::new().warn_repeats(10).run(|| app.run(handler))`. In
 /// tests [`assert_queries!`](crate::assert_queries) checks the number of statements. Recordings may be nested; the
 /// outer one includes the statements of the inner one. A recording does not include statements of other threads, or
 /// statements that the pool sends while the connection is checked in.
@@ -74,7 +74,7 @@ pub struct Recording {
 pub struct Recorded {
     sql: Rc<str>,
     binds: Option<Rc<str>>,
-    at: Option<Place>,
+    at: Option<SourceLocation>,
     duration: Duration,
     failed: bool,
     is_control: bool,
@@ -114,13 +114,15 @@ impl Recorder {
 
     /// Runs `body` and records. If `body` panics, the panic continues and the recording is lost.
     pub fn run<R>(self, body: impl FnOnce() -> R) -> (R, Recording) {
-        let state =
-            Rc::new(RefCell::new(RecordingState { options: self, recording: Recording::default(), open: None }));
-        let running = ActiveRecording::begin(Rc::clone(&state));
+        RECORDINGS.set(RECORDINGS.get() + 1);
+        let state = RecordingState { options: self, recording: Recording::default(), open: None };
+        STATES.with_borrow_mut(|states| states.push(state));
+        let ending = EndRecording;
         let out = body();
-        drop(running);
-        let recording = std::mem::take(&mut state.borrow_mut().recording);
-        (out, recording)
+        let recording =
+            STATES.with_borrow_mut(|states| states.last_mut().map(|state| std::mem::take(&mut state.recording)));
+        drop(ending);
+        (out, recording.unwrap_or_default())
     }
 }
 
@@ -140,7 +142,7 @@ impl Recording {
     /// number of times.
     pub fn repeated(&self, times: usize) -> impl Iterator<Item = (&Recorded, usize)> {
         let mut found: Vec<_> = self.texts.values().filter(|(count, _)| *count > times).collect();
-        found.sort_by_key(|(count, first)| (std::cmp::Reverse(*count), Rc::clone(&first.sql)));
+        found.sort_unstable_by_key(|(count, first)| (std::cmp::Reverse(*count), Rc::clone(&first.sql)));
         found.into_iter().map(|(count, first)| (first, *count))
     }
 }
@@ -256,28 +258,20 @@ struct RecordingState {
 thread_local! {
     /// The number of recordings of this thread. It is read for every statement.
     static RECORDINGS: Cell<usize> = const { Cell::new(0) };
-    static STATES: RefCell<Vec<Rc<RefCell<RecordingState>>>> = const { RefCell::new(Vec::new()) };
+    static STATES: RefCell<Vec<RecordingState>> = const { RefCell::new(Vec::new()) };
     /// The call for which statements are sent.
-    static CALL_SITE: Cell<Option<Place>> = const { Cell::new(None) };
+    static CALL_SITE: Cell<Option<SourceLocation>> = const { Cell::new(None) };
     /// Whether the next statement begins or ends a transaction.
     static NEXT_IS_CONTROL: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Ends its recording when it is dropped.
-struct ActiveRecording(Rc<RefCell<RecordingState>>);
+/// Ends the innermost recording when it is dropped.
+struct EndRecording;
 
-impl ActiveRecording {
-    fn begin(state: Rc<RefCell<RecordingState>>) -> Self {
-        RECORDINGS.set(RECORDINGS.get() + 1);
-        STATES.with_borrow_mut(|states| states.push(Rc::clone(&state)));
-        Self(state)
-    }
-}
-
-impl Drop for ActiveRecording {
+impl Drop for EndRecording {
     fn drop(&mut self) {
         RECORDINGS.set(RECORDINGS.get() - 1);
-        STATES.with_borrow_mut(|states| states.retain(|state| !Rc::ptr_eq(state, &self.0)));
+        STATES.with_borrow_mut(Vec::pop);
     }
 }
 
@@ -289,11 +283,11 @@ pub(crate) fn is_on() -> bool {
 
 /// Statements are recorded with a call while this value lives. It holds the call of the outer scope.
 #[derive(Debug)]
-pub(crate) struct CallSite(Option<Place>);
+pub(crate) struct CallSite(Option<SourceLocation>);
 
 impl CallSite {
     #[inline]
-    pub(crate) fn enter(at: Place) -> Option<Self> {
+    pub(crate) fn enter(at: SourceLocation) -> Option<Self> {
         is_on().then(|| Self(CALL_SITE.replace(Some(at))))
     }
 }
@@ -309,37 +303,36 @@ pub(crate) fn control_follows() {
     NEXT_IS_CONTROL.set(true);
 }
 
-pub(crate) fn started(query: &dyn fmt::Display) {
-    let at = CALL_SITE.get();
+/// `checked_out_at` is the source location of the checkout, if no session holds the connection.
+pub(crate) fn started(query: &dyn fmt::Display, checked_out_at: Option<SourceLocation>) {
+    let at = checked_out_at.or_else(|| CALL_SITE.get());
     let is_control = NEXT_IS_CONTROL.replace(false) || at.is_none();
-    let states = STATES.with_borrow(Vec::clone);
-    let wants_binds = states.iter().any(|state| state.borrow().options.binds);
+    let wants_binds = STATES.with_borrow(|states| states.iter().any(|state| state.options.binds));
     let (sql, binds) = text_and_binds(query, wants_binds);
     let recorded = Recorded { sql: sql.into(), binds, at, duration: Duration::ZERO, failed: false, is_control };
-    for state in states {
-        let repeats = state.borrow_mut().add(&recorded);
-        // Nothing is borrowed here: the program's logger may run any code.
-        if let Some(times) = repeats {
-            let call = at.map(|at| format!(" at {at}")).unwrap_or_default();
-            crate::wording::log_line!(
-                warn,
-                "diesel_session::recorder",
-                "the same statement was sent more than {times} times{call}: {}; most often that is a query in a loop",
-                crate::wording::phrase(&recorded.sql)
-            );
-        }
+    let add = |states: &mut Vec<RecordingState>| states.iter_mut().filter_map(|state| state.add(&recorded)).collect();
+    let repeated: Vec<usize> = STATES.with_borrow_mut(add);
+    // Nothing is borrowed here: the program's logger may run any code.
+    for times in repeated {
+        let call = at.map(|at| format!(" at {at}")).unwrap_or_default();
+        crate::wording::log_line!(
+            warn,
+            "diesel_session::recorder",
+            "the same statement was sent more than {times} times{call}: {}; most often that is a query in a loop",
+            crate::wording::phrase(&recorded.sql)
+        );
     }
 }
 
 pub(crate) fn finished(failed: bool) {
-    for state in STATES.with_borrow(Vec::clone) {
-        let mut state = state.borrow_mut();
-        let Some((began, index)) = state.open.take() else { continue };
-        if let Some(statement) = index.and_then(|index| state.recording.statements.get_mut(index)) {
-            statement.duration = began.elapsed();
-            statement.failed = failed;
+    STATES.with_borrow_mut(|states| {
+        for RecordingState { recording, open, .. } in states {
+            let Some((began, index)) = open.take() else { continue };
+            if let Some(statement) = index.and_then(|index| recording.statements.get_mut(index)) {
+                (statement.duration, statement.failed) = (began.elapsed(), failed);
+            }
         }
-    }
+    });
 }
 
 impl RecordingState {

@@ -1,7 +1,5 @@
 //! Redacts passwords from the texts of drivers, servers and programs.
 
-use std::collections::BTreeSet;
-
 /// The replacement for a password.
 pub(crate) const MASK: &str = "***";
 
@@ -95,13 +93,16 @@ impl Password {
     }
 
     /// The lengths of all spellings of the password at the beginning of `text`.
-    fn lengths_in(&self, text: &str) -> BTreeSet<usize> {
-        self.spellings.iter().fold(BTreeSet::from([0]), |lengths, spellings| {
-            let next = |length: usize| {
-                let matching = spellings.iter().filter(move |spelling| starts_with(&text[length..], spelling));
-                matching.map(move |spelling| length + spelling.len())
-            };
-            lengths.into_iter().flat_map(next).collect()
+    fn lengths_in(&self, text: &str) -> Vec<usize> {
+        self.spellings.iter().fold(vec![0], |lengths, spellings| {
+            let mut longer = Vec::new();
+            for spelling in spellings {
+                let matching = lengths.iter().filter(|length| starts_with(&text[**length..], spelling));
+                longer.extend(matching.map(|length| length + spelling.len()));
+            }
+            longer.sort_unstable();
+            longer.dedup();
+            longer
         })
     }
 }
@@ -151,25 +152,12 @@ fn splits_word(left: &str, right: &str) -> bool {
 
 /// Whether the value of the parameter is known not to be a password. An unknown parameter may be a misspelt `password`.
 pub(crate) fn is_harmless(name: &str) -> bool {
-    const BEGINNINGS: &[&str] = &[
-        "keepalives",
-        "gss",
-        "krb",
-        "load_balance",
-        "require",
-        "ssl_",
-        "sslc",
-        "sslk",
-        "sslmode",
-        "ssln",
-        "sslr",
-        "ssls",
-    ];
+    const BEGINNINGS: &str = "keepalives gss krb load_balance require ssl_ sslc sslk sslmode ssln sslr ssls";
     const NAMES: &str = "host hostaddr port dbname user passfile channel_binding connect_timeout client_encoding \
                          options application_name fallback_application_name tcp_user_timeout replication service \
                          servicefile min_protocol_version max_protocol_version target_session_attrs unix_socket \
                          mode cache psow nolock immutable vfs modeof";
-    NAMES.split(' ').any(|known| name == known) || BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+    NAMES.split(' ').any(|known| name == known) || BEGINNINGS.split(' ').any(|beginning| name.starts_with(beginning))
 }
 
 #[cfg(test)]

@@ -1,26 +1,29 @@
 //! The applications of a database object.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::{self, ThreadId};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::app::App;
 use crate::connection::SessionConnection;
-use crate::error::{AppEnd, Error, Place, Result};
+use crate::error::{AppEnd, Details, Error, Result, SourceLocation};
+use crate::wording::name;
 
-/// The applications by their ids.
 pub(crate) struct Registry<C: SessionConnection> {
-    apps: RwLock<BTreeMap<String, App<C>>>,
-    /// The applications that are being initialised, each with the thread that does it.
-    initialising: Mutex<BTreeMap<String, ThreadId>>,
+    state: Mutex<RegistryState<C>>,
     /// An initialisation has ended.
     initialised: Condvar,
-    is_shut_down: AtomicBool,
     /// The place in the program that makes the database object.
-    made_at: Place,
+    made_at: SourceLocation,
+}
+
+struct RegistryState<C: SessionConnection> {
+    /// The applications by their ids.
+    apps: BTreeMap<String, App<C>>,
+    /// The applications that are being initialised, each with the thread that does it.
+    initialising: BTreeMap<String, ThreadId>,
+    is_shut_down: bool,
 }
 
 /// The right to initialise the application of one id. Other threads wait until this is dropped.
@@ -31,103 +34,88 @@ pub(crate) struct Initialisation<'r, C: SessionConnection> {
 
 impl<C: SessionConnection> Drop for Initialisation<'_, C> {
     fn drop(&mut self) {
-        self.registry.initialising.lock().remove(self.id);
+        self.registry.state.lock().initialising.remove(self.id);
         self.registry.initialised.notify_all();
     }
 }
 
 impl<C: SessionConnection> Registry<C> {
-    pub(crate) const fn new(made_at: Place) -> Self {
-        Self {
-            apps: RwLock::new(BTreeMap::new()),
-            initialising: Mutex::new(BTreeMap::new()),
-            initialised: Condvar::new(),
-            is_shut_down: AtomicBool::new(false),
-            made_at,
-        }
+    pub(crate) const fn new(made_at: SourceLocation) -> Self {
+        let state = RegistryState { apps: BTreeMap::new(), initialising: BTreeMap::new(), is_shut_down: false };
+        Self { state: Mutex::new(state), initialised: Condvar::new(), made_at }
     }
 
     /// The application, or the right to initialise it. Waits while another thread does that.
     pub(crate) fn get_or_initialise<'r>(&'r self, id: &'r str) -> Result<Result<App<C>, Initialisation<'r, C>>> {
-        let mut initialising = self.initialising.lock();
+        let mut state = self.lock_open(id)?;
         loop {
-            if let Some(app) = self.read().get(id) {
+            if let Some(app) = state.apps.get(id) {
                 return Ok(Ok(app.clone()));
             }
-            match initialising.get(id) {
+            match state.initialising.get(id) {
                 None => {
-                    initialising.insert(id.to_owned(), thread::current().id());
+                    state.initialising.insert(id.to_owned(), thread::current().id());
                     return Ok(Err(Initialisation { registry: self, id }));
                 }
                 Some(thread) if *thread == thread::current().id() => {
                     let reason = "`get_or_init_app` was called for this application by its own closure; use the \
                                   application that the closure gets";
-                    return Err(Error::InvalidConfig { app: crate::wording::name(id), reason: reason.into() });
+                    return Err(Details::InvalidConfig { app: name(id), reason: reason.into() }.into());
                 }
-                Some(_) => self.initialised.wait(&mut initialising),
+                Some(_) => self.initialised.wait(&mut state),
             }
+            state.check_open(id)?;
         }
     }
 
     /// Removes all applications. No application can be registered from then on.
     pub(crate) fn shut_down(&self) -> Vec<App<C>> {
-        let mut apps = self.write();
-        self.is_shut_down.store(true, Ordering::Release);
-        std::mem::take(&mut *apps).into_values().collect()
+        let mut state = self.state.lock();
+        state.is_shut_down = true;
+        std::mem::take(&mut state.apps).into_values().collect()
     }
 
     pub(crate) fn add(&self, app: App<C>) -> Result<App<C>> {
-        let mut apps = self.write();
-        if self.is_shut_down.load(Ordering::Acquire) {
-            return Err(Error::Disposed { app: app.id().into(), how: AppEnd::ShutDown });
+        let mut state = self.lock_open(app.id())?;
+        if state.apps.contains_key(app.id()) {
+            return Err(Details::AlreadyRegistered { app: app.id().into() }.into());
         }
-        if apps.contains_key(app.id()) {
-            return Err(Error::AlreadyRegistered { app: app.id().into() });
-        }
-        apps.insert(app.id().into(), app.clone());
+        state.apps.insert(app.id().into(), app.clone());
         Ok(app)
     }
 
-    pub(crate) fn get(&self, id: &str, at: Place) -> Result<App<C>> {
-        let apps = self.read();
-        if self.is_shut_down.load(Ordering::Acquire) {
-            return Err(Error::Disposed { app: crate::wording::name(id), how: AppEnd::ShutDown });
-        }
-        apps.get(id).cloned().ok_or_else(|| self.unknown(id, &apps, at))
+    pub(crate) fn get(&self, id: &str, at: SourceLocation) -> Result<App<C>> {
+        let state = self.lock_open(id)?;
+        state.apps.get(id).cloned().ok_or_else(|| self.unknown(id, &state.apps, at))
     }
 
-    pub(crate) fn remove(&self, id: &str, at: Place) -> Result<App<C>> {
-        let mut apps = self.write();
-        match apps.remove(id) {
-            Some(app) => Ok(app),
-            None => Err(self.unknown(id, &apps, at)),
-        }
+    pub(crate) fn remove(&self, id: &str, at: SourceLocation) -> Result<App<C>> {
+        let mut state = self.state.lock();
+        state.apps.remove(id).ok_or_else(|| self.unknown(id, &state.apps, at))
     }
 
     /// Removes this application, but no other one with the same id.
     #[cfg(feature = "testing")]
     pub(crate) fn remove_this(&self, app: &App<C>) {
-        let mut apps = self.write();
-        if apps.get(app.id()).is_some_and(|other| other.is_same_app(app)) {
-            let removed = apps.remove(app.id());
-            drop(apps);
+        let mut state = self.state.lock();
+        if state.apps.get(app.id()).is_some_and(|other| other.is_same_app(app)) {
+            let removed = state.apps.remove(app.id());
+            drop(state);
             drop(removed);
         }
     }
 
     pub(crate) fn all(&self) -> Vec<App<C>> {
-        self.read().values().cloned().collect()
+        self.state.lock().apps.values().cloned().collect()
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<String, App<C>>> {
-        self.apps.read().unwrap_or_else(PoisonError::into_inner)
+    fn lock_open(&self, id: &str) -> Result<MutexGuard<'_, RegistryState<C>>> {
+        let state = self.state.lock();
+        state.check_open(id)?;
+        Ok(state)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<String, App<C>>> {
-        self.apps.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn unknown(&self, id: &str, apps: &BTreeMap<String, App<C>>, at: Place) -> Error {
+    fn unknown(&self, id: &str, apps: &BTreeMap<String, App<C>>, at: SourceLocation) -> Error {
         // Ten ids are enough to see a misspelling; a program may have thousands.
         let mut known: Vec<String> = apps.keys().take(10).cloned().collect();
         if apps.len() > known.len() {
@@ -135,6 +123,15 @@ impl<C: SessionConnection> Registry<C> {
         }
         let connection = std::any::type_name::<C>().rsplit("::").next().unwrap_or_default();
         let database = format!("the `Database<{connection}>` that is made at {}", self.made_at);
-        Error::UnknownApp { app: crate::wording::name(id), database, at, known }
+        Error::from(Details::UnknownApp { app: name(id), database, at, known })
+    }
+}
+
+impl<C: SessionConnection> RegistryState<C> {
+    fn check_open(&self, id: &str) -> Result<()> {
+        match self.is_shut_down {
+            true => Err(Details::Disposed { app: name(id), how: AppEnd::ShutDown }.into()),
+            false => Ok(()),
+        }
     }
 }

@@ -39,7 +39,7 @@ pub(crate) struct Settings {
     pub(crate) deadline: Option<Deadline>,
     /// Whether a commit asks the server for the number of the transaction first.
     pub(crate) resolvable: bool,
-    /// Whether the scope commits if its closure returns `Ok`.
+    /// Whether the scope may commit if its closure returns `Ok`.
     pub(crate) commits: bool,
     /// The schemas in which PostgreSQL looks up names, as SQL.
     pub(crate) search_path: Option<Arc<str>>,

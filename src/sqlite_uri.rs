@@ -1,5 +1,6 @@
 //! SQLite's rules for the URI of a database file.
 
+use crate::percent::decode_bytes;
 use crate::redact::is_harmless;
 
 /// A URI without its scheme `file:`.
@@ -37,6 +38,10 @@ impl<'u> SqliteUri<'u> {
         self.pairs().rev().find(|(found, _)| decode(found) == name).map(|(_, value)| decode(value))
     }
 
+    fn has(&self, name: &str, value: &str) -> bool {
+        self.parameter(name).is_some_and(|found| found == value)
+    }
+
     fn pairs(&self) -> impl DoubleEndedIterator<Item = (&'u str, &'u str)> {
         self.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
     }
@@ -50,53 +55,26 @@ impl<'u> SqliteUri<'u> {
 
     /// Whether SQLite keeps the database in memory or in a temporary file.
     pub(crate) fn is_memory(&self) -> bool {
-        self.path.is_empty()
-            || self.path == ":memory:"
-            || self.parameter("mode").is_some_and(|mode| mode == "memory")
-            || self.is_memdb()
-    }
-
-    fn is_memdb(&self) -> bool {
-        self.parameter("vfs").is_some_and(|vfs| vfs == "memdb")
+        self.path.is_empty() || self.path == ":memory:" || self.has("mode", "memory") || self.has("vfs", "memdb")
     }
 
     /// Whether the URI names an in-memory database that all connections of the process share. SQLite requires a path
     /// with a leading slash.
     pub(crate) fn is_shared_memory(&self) -> bool {
-        self.is_memdb() && self.path.starts_with('/')
+        self.has("vfs", "memdb") && self.path.starts_with('/')
     }
 
     pub(crate) fn is_read_only(&self) -> bool {
         let immutable = self.parameter("immutable").map(|value| value.to_ascii_lowercase());
-        self.parameter("mode").is_some_and(|mode| mode == "ro")
-            || immutable.is_some_and(|value| {
-                ["yes", "true", "on"].contains(&value.as_str()) || value.parse::<i64>().is_ok_and(|number| number != 0)
-            })
+        let is_true = |value: &str| ["yes", "true", "on"].contains(&value) || value.parse().is_ok_and(|n: i64| n != 0);
+        self.has("mode", "ro") || immutable.is_some_and(|value| is_true(&value))
     }
 }
 
-/// Decodes percent-encoding as SQLite does. A malformed code stays as it is, and an encoded NUL ends the text.
+/// Decodes percent-encoding as SQLite does. An encoded NUL ends the text.
 fn decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut position = 0;
-    while position < bytes.len() {
-        let code = text
-            .get(position + 1..position + 3)
-            .filter(|code| bytes[position] == b'%' && code.bytes().all(|c| c.is_ascii_hexdigit()));
-        match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
-            Some(0) => break,
-            Some(byte) => {
-                decoded.push(byte);
-                position += 3;
-            }
-            None => {
-                decoded.push(bytes[position]);
-                position += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
+    let bytes = decode_bytes(text);
+    String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
 }
 
 #[cfg(test)]

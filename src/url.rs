@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::kind::DatabaseKind;
-use crate::percent::{decode as percent_decode, encode as percent_encode};
+use crate::percent::{decode, encode};
 use crate::redact::{MASK, Redactor, is_harmless};
 use crate::sqlite_uri::SqliteUri;
 use crate::wording::{phrase, visible};
@@ -32,6 +32,7 @@ pub(crate) struct Target {
     /// The URL for the driver, before the library adds parameters.
     pub(crate) url: String,
     redactor: Redactor,
+    address: Address,
     /// The database is an in-memory database of SQLite.
     pub(crate) in_memory: bool,
     /// The URL opens a SQLite file for reading only.
@@ -61,8 +62,7 @@ impl Target {
                 "the database URL starts with `mariadb:`; that of a MariaDB server is written {form} too"
             ));
         }
-        let by_url = DatabaseKind::of_url(url);
-        let kind = match (kind, by_url) {
+        let kind = match (kind, DatabaseKind::of_url(url)) {
             (Some(kind), Some(found)) if kind != found => {
                 return Err(format!(
                     "the database URL is one for {}, but the connection type is for {}",
@@ -79,14 +79,19 @@ impl Target {
                 );
             }
         };
-        match kind {
-            DatabaseKind::Postgres if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
-                Self::parse_server_url(url, kind)
-            }
-            DatabaseKind::Postgres => Self::parse_keywords(url),
-            DatabaseKind::Mysql => Self::parse_server_url(url, kind),
-            DatabaseKind::Sqlite => Self::parse_sqlite(url),
+        let name = kind.name();
+        if let Some(feature) = kind.missing_feature() {
+            return Err(format!(
+                "the database URL is one for {name}, which needs the feature `{feature}` of diesel-session"
+            ));
         }
+        let is_url = url.starts_with("postgres://") || url.starts_with("postgresql://");
+        let target = match kind.known() {
+            DatabaseKind::Sqlite => Self::parse_sqlite(url),
+            DatabaseKind::Postgres if !is_url => Parts::of_keywords(url).and_then(|parts| parts.target(kind, url)),
+            kind => Parts::of_url(url, kind).and_then(|parts| parts.target(kind, url)),
+        };
+        target.map_err(|reason| format!("the {name} database URL is malformed: {reason}. Expected {}", kind.url_form()))
     }
 
     /// `text` on one line, with the passwords redacted.
@@ -106,7 +111,7 @@ impl Target {
                     true => url.push('&'),
                     false => url.push('?'),
                 }
-                url.push_str(&format!("{name}={}", percent_encode(value)));
+                url.push_str(&format!("{name}={}", encode(value)));
             } else {
                 url.push_str(&format!(" {name}='{}'", value.replace('\\', "\\\\").replace('\'', "\\'")));
             }
@@ -116,226 +121,51 @@ impl Target {
 
     /// Whether the URL sets a parameter.
     pub(crate) fn has_parameter(&self, parameter: &str) -> bool {
-        self.hosts_and_parameters().1.iter().any(|(name, _)| name == parameter)
+        self.address.parameter(parameter).is_some()
     }
 
-    fn parse_server_url(url: &str, kind: DatabaseKind) -> Result<Self, String> {
-        let (scheme, rest) = url.split_once("://").ok_or_else(|| malformed(kind, "it has no `://`"))?;
-        if kind == DatabaseKind::Mysql && scheme != "mysql" {
-            return Err(malformed(kind, "it does not start with `mysql://`"));
-        }
-        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-        let (authority, tail) = rest.split_at(end);
-        let (credentials, hosts) = match authority.split_once('@') {
-            Some((_, hosts)) if hosts.contains('@') => {
-                return Err(malformed(
-                    kind,
-                    "there is more than one `@` before the host: write `%40` in user and password",
-                ));
-            }
-            Some((credentials, hosts)) => (credentials, hosts),
-            None => ("", authority),
-        };
-        if rest.contains('#') {
-            return Err(malformed(kind, "it contains a `#`: write `%23`"));
-        }
-        let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
-        // If the URL has no path, libpq treats an `@` in the parameters as the end of the credentials.
-        if path.contains('@') || path.is_empty() && !authority.contains('@') && query.contains('@') {
-            return Err(malformed(
-                kind,
-                "there is a `/` or `?` before the `@`: write `%2F` and `%3F` in user and password",
-            ));
-        }
-        if url.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            return Err(malformed(kind, "it contains white space: write `%20`"));
-        }
-        let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
-        let user = percent_decode(user).ok_or_else(|| malformed(kind, "the user is not valid percent-encoding"))?;
-        let password = percent_decode(password)
-            .ok_or_else(|| malformed(kind, "the password is not valid percent-encoding (`%` itself is `%25`)"))?;
-        for host in hosts.split(',') {
-            let (name, port) = match host.rsplit_once(':') {
-                Some((name, _)) if name.starts_with('[') && !name.ends_with(']') => (host, ""),
-                Some(both) => both,
-                None => (host, ""),
-            };
-            let is_name_char = |c: char| c.is_alphanumeric() || "-._%~".contains(c);
-            let is_address = name.starts_with('[') && name.find(']') == Some(name.len() - 1);
-            let is_host = is_address || name.chars().all(is_name_char) && percent_decode(name).is_some();
-            if !is_host || !port.is_empty() && port.parse::<u16>().is_err() {
-                return Err(malformed(
-                    kind,
-                    "the host is no name or address, or the port is not a number from 0 to 65535 (a `:` or `@` of the \
-                     password is percent-encoded)",
-                ));
-            }
-        }
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (name, _) = pair.split_once('=').ok_or_else(|| malformed(kind, "a parameter after `?` has no `=`"))?;
-            percent_decode(pair)
-                .ok_or_else(|| malformed(kind, "a parameter after `?` is not valid percent-encoding"))?;
-            if pair.contains('@') && (is_unknown(name) || name.contains('@')) {
-                let reason = "there is a `?` before an `@`: write `%3F` in user and password, and `%40` in parameters";
-                return Err(malformed(kind, reason));
-            }
-        }
-        let database = percent_decode(path.trim_start_matches('/'))
-            .ok_or_else(|| malformed(kind, "the database name is not valid percent-encoding"))?;
-        if kind == DatabaseKind::Mysql && database.contains('/') {
-            return Err(malformed(kind, "the database name contains a `/`"));
-        }
-        let host =
-            match query.split('&').find_map(|pair| pair.strip_prefix("host=").or(pair.strip_prefix("unix_socket="))) {
-                Some(socket) => percent_decode(socket).unwrap_or_default(),
-                None => percent_decode(hosts).unwrap_or_default(),
-            };
-        // These parameters also determine where libpq connects.
-        let host = ["hostaddr", "service"].iter().fold(host, |host, name| {
-            let value = |pair: &str| pair.strip_prefix(name)?.strip_prefix('=').and_then(percent_decode);
-            match query.split('&').find_map(value) {
-                Some(value) if kind == DatabaseKind::Postgres && !value.is_empty() => {
-                    format!("{host} {name} {value}").trim_start().to_owned()
-                }
-                _ => host,
-            }
-        });
-        // Two servers of one machine differ in the port.
-        let host = match query.split('&').find_map(|pair| pair.strip_prefix("port=")) {
-            Some(port) if kind == DatabaseKind::Postgres && !port.is_empty() => format!("{host}:{port}"),
-            _ => host,
-        };
-        Self::of_server(kind, &host, [user, password, database], url)
-    }
-
-    fn of_server(
-        kind: DatabaseKind,
-        host: &str,
-        [user, password, database]: [String; 3],
-        url: &str,
-    ) -> Result<Self, String> {
-        let host = if host.is_empty() { "the default host" } else { host };
-        let mut target = Self {
-            kind,
-            server: format!("{}://{host}", kind.name()),
-            shown: visible(&format!("{} {user}@{host}/{database}", kind.name())),
-            database,
-            url: url.to_owned(),
-            redactor: Redactor::default(),
-            in_memory: false,
-            read_only: false,
-        };
-        let (hosts, parameters) = target.hosts_and_parameters();
-        // An unknown parameter behind a password may be the rest of the password, and libpq would quote it.
-        if parameters.iter().skip_while(|(name, _)| !name.contains("password")).any(|(name, _)| is_unknown(name)) {
-            return Err(malformed(kind, "an unknown parameter follows a password: encode or quote its `&` and spaces"));
-        }
-        let (harmless, secrets): (Pairs, Pairs) = parameters.into_iter().partition(|(name, _)| is_harmless(name));
-        let is_name =
-            |(name, value): &(String, String)| NAME_PARAMETERS.contains(&name.as_str()) || value.contains('/');
-        let names = values(harmless.into_iter().filter(is_name));
-        let names = names.chain(hosts.into_iter().flat_map(|(host, port)| [host, port]));
-        let names = names.flat_map(|name| name.split(',').map(str::to_owned).collect::<Vec<_>>());
-        let more_names = [user, target.database.clone(), target.shown.clone()];
-        target.redactor = Redactor::new(values(secrets).chain([password]), names.chain(more_names));
-        Ok(target)
-    }
-
-    /// Parses libpq's `keyword = value` form.
-    fn parse_keywords(url: &str) -> Result<Self, String> {
-        let kind = DatabaseKind::Postgres;
-        let error = || {
-            malformed(
-                kind,
-                "it is neither `postgres://..` nor a list of `keyword=value` (values with spaces stand in single quotes)",
-            )
-        };
-        let [mut host, mut port, mut user, mut database, mut service] = [const { String::new() }; 5];
-        let mut rest = url.trim();
-        while !rest.is_empty() {
-            let (name, after) = rest.split_once('=').ok_or_else(error)?;
-            let name = name.trim();
-            if name.is_empty() || !name.chars().all(|c| c.is_ascii_lowercase() || c == '_') {
-                return Err(error());
-            }
-            let (value, remaining) = keyword_value(after.trim_start()).ok_or_else(error)?;
-            let looks_like_url =
-                value.contains('=') || value.contains("://") || value.contains('@') && value.contains(':');
-            if NAME_PARAMETERS.contains(&name) && looks_like_url || is_harmless(name) && value.contains("password=") {
-                return Err(malformed(kind, "a value holds a URL or another keyword: spaces separate the keywords"));
-            }
-            match name {
-                "host" | "hostaddr" => host = value,
-                "port" => port = value,
-                "user" => user = value,
-                "dbname" => database = value,
-                "service" => service = value,
-                _ => {}
-            }
-            rest = remaining.trim_start();
-        }
-        if !port.is_empty() && port.split(',').any(|port| port.parse::<u16>().is_err()) {
-            return Err(malformed(kind, "the port is not a number from 0 to 65535"));
-        }
-        let host = if port.is_empty() { host } else { format!("{host}:{port}") };
-        let host = if service.is_empty() { host } else { format!("{host} service {service}").trim_start().to_owned() };
-        Self::of_server(kind, &host, [user, String::new(), database], url)
-    }
-
-    fn parse_sqlite(url: &str) -> Result<Self, String> {
+    fn parse_sqlite(url: &str) -> Result<Self, &'static str> {
+        let kind = DatabaseKind::Sqlite;
         let path = url.strip_prefix("sqlite://").or(url.strip_prefix("sqlite:")).unwrap_or(url);
         // Diesel replaces `sqlite://` by `file:`, and SQLite reads the result as a URI.
         let uri = path.strip_prefix("file:").or(url.strip_prefix("sqlite://"));
-        let uri = uri.map(SqliteUri::parse).transpose();
-        let uri = uri.map_err(|reason| malformed(DatabaseKind::Sqlite, reason))?;
-        let is_memory = match &uri {
+        let uri = uri.map(SqliteUri::parse).transpose()?;
+        let in_memory = match &uri {
             Some(uri) => uri.is_memory() || uri.path == "/:memory:" && url.starts_with("sqlite://"),
             None => path.is_empty() || path == ":memory:",
         };
-        if is_memory {
-            let name = ":memory:".to_owned();
-            let shared = uri.as_ref().filter(|uri| uri.is_shared_memory());
-            let url = shared.map_or_else(|| name.clone(), |uri| format!("file:{}", uri.text));
-            return Ok(Self {
-                kind: DatabaseKind::Sqlite,
-                server: "sqlite".into(),
-                shown: "SQLite :memory:".into(),
-                database: name,
-                url,
-                redactor: Redactor::new(
-                    shared.into_iter().flat_map(SqliteUri::secrets),
-                    shared.map(|uri| uri.path.clone()),
-                ),
-                in_memory: true,
-                read_only: false,
-            });
-        }
         // SQLite would create a file whose name contains the password.
         let name = uri.as_ref().map_or(path, |uri| uri.encoded_path);
         let schemes = ["postgres", "mysql", "mariadb", "http"];
         let has_at = path.split('?').next().is_some_and(|path| path.contains('@'));
         let may_name_server = has_at || schemes.iter().any(|scheme| name.starts_with(scheme));
-        if name.contains("://") || name.contains("password=") || may_name_server && name.contains([':', '=']) {
-            return Err(malformed(DatabaseKind::Sqlite, "it looks like the URL of a server"));
+        let names_server = name.contains("://") || name.contains("password=");
+        if !in_memory && (names_server || may_name_server && name.contains([':', '='])) {
+            return Err("it looks like the URL of a server");
         }
-        if uri.is_none() && name.contains('?') {
-            return Err(malformed(
-                DatabaseKind::Sqlite,
-                "a plain path has no parameters; those follow sqlite://path or file:path",
-            ));
+        if !in_memory && uri.is_none() && name.contains('?') {
+            return Err("a plain path has no parameters; those follow sqlite://path or file:path");
         }
         let file = uri.as_ref().map_or(path, |uri| &uri.path);
-        let database = absolute(Path::new(file)).to_string_lossy().into_owned();
+        let (shown, database) = match in_memory {
+            true => (":memory:".to_owned(), ":memory:".to_owned()),
+            false => (visible(file), absolute(Path::new(file)).to_string_lossy().into_owned()),
+        };
         let names = [name.to_owned(), file.to_owned(), database.clone()];
         Ok(Self {
-            kind: DatabaseKind::Sqlite,
+            kind,
             server: "sqlite".into(),
-            shown: format!("SQLite {}", visible(file)),
+            shown: format!("{} {shown}", kind.name()),
+            url: match &uri {
+                Some(uri) if !in_memory || uri.is_shared_memory() => format!("file:{}", uri.text),
+                _ if in_memory => database.clone(),
+                _ => path.to_owned(),
+            },
             database,
-            url: uri.as_ref().map_or_else(|| path.to_owned(), |uri| format!("file:{}", uri.text)),
             redactor: Redactor::new(uri.iter().flat_map(SqliteUri::secrets), names),
-            in_memory: false,
-            read_only: uri.is_some_and(|uri| uri.is_read_only()),
+            address: Address::default(),
+            in_memory,
+            read_only: !in_memory && uri.is_some_and(|uri| uri.is_read_only()),
         })
     }
 
@@ -372,8 +202,163 @@ pub(crate) fn is_url(url: &str) -> bool {
 
 type Pairs = Vec<(String, String)>;
 
-fn values(pairs: impl IntoIterator<Item = (String, String)>) -> impl Iterator<Item = String> {
-    pairs.into_iter().map(|(_, value)| value)
+/// The parts of a URL that determine where the driver connects, decoded.
+#[derive(Clone, Default, PartialEq, Eq)]
+struct Address {
+    /// The hosts with their ports.
+    hosts: Pairs,
+    /// The parameters with their values.
+    parameters: Pairs,
+}
+
+impl Address {
+    /// The value of a parameter. If the parameter occurs several times, the last value counts.
+    fn parameter(&self, wanted: &str) -> Option<&str> {
+        self.parameters.iter().rev().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
+    }
+
+    /// The server for messages, and for comparisons with other servers.
+    fn shown(&self) -> String {
+        let with_port = |host: &str, port: &str| format!("{host}{}{port}", if port.is_empty() { "" } else { ":" });
+        let hosts = self.hosts.iter().map(|(host, port)| with_port(host, port)).collect::<Vec<_>>().join(",");
+        let host = self.parameter("host").or(self.parameter("unix_socket")).unwrap_or(&hosts);
+        // Two servers of one machine differ in the port.
+        let mut shown = with_port(host, self.parameter("port").unwrap_or_default());
+        // These parameters also determine where libpq connects.
+        for name in ["hostaddr", "service"] {
+            if let Some(value) = self.parameter(name).filter(|value| !value.is_empty()) {
+                shown = format!("{shown} {name} {value}").trim_start().to_owned();
+            }
+        }
+        if shown.is_empty() { "the default host".into() } else { shown }
+    }
+}
+
+/// The parts of the URL of a server, decoded.
+#[derive(Default)]
+struct Parts {
+    user: String,
+    password: String,
+    database: String,
+    address: Address,
+}
+
+impl Parts {
+    /// The error is a reason that quotes nothing of the URL.
+    fn of_url(url: &str, kind: DatabaseKind) -> Result<Self, &'static str> {
+        let (scheme, rest) = url.split_once("://").ok_or("it has no `://`")?;
+        if kind == DatabaseKind::Mysql && scheme != "mysql" {
+            return Err("it does not start with `mysql://`");
+        }
+        let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        let (credentials, hosts) = authority.split_once('@').unwrap_or(("", authority));
+        if hosts.contains('@') {
+            return Err("there is more than one `@` before the host: write `%40` in user and password");
+        }
+        if rest.contains('#') {
+            return Err("it contains a `#`: write `%23`");
+        }
+        let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
+        // If the URL has no path, libpq treats an `@` in the parameters as the end of the credentials.
+        if path.contains('@') || path.is_empty() && !authority.contains('@') && query.contains('@') {
+            return Err("there is a `/` or `?` before the `@`: write `%2F` and `%3F` in user and password");
+        }
+        if url.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err("it contains white space: write `%20`");
+        }
+        let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
+        let user = decode(user).ok_or("the user is not valid percent-encoding")?;
+        let password = decode(password).ok_or("the password is not valid percent-encoding (`%` itself is `%25`)")?;
+        let hosts = hosts.split(',').map(host_and_port).collect::<Option<Pairs>>().ok_or(
+            "the host is no name or address, or the port is not a number from 0 to 65535 (a `:` or `@` of the \
+             password is percent-encoded)",
+        )?;
+        let mut parameters = Pairs::new();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').ok_or("a parameter after `?` has no `=`")?;
+            if pair.contains('@') && (is_unknown(name) || name.contains('@')) {
+                return Err("there is a `?` before an `@`: write `%3F` in user and password, and `%40` in parameters");
+            }
+            let decoded = decode(name).zip(decode(value));
+            parameters.push(decoded.ok_or("a parameter after `?` is not valid percent-encoding")?);
+        }
+        let database = decode(path.trim_start_matches('/')).ok_or("the database name is not valid percent-encoding")?;
+        if kind == DatabaseKind::Mysql && database.contains('/') {
+            return Err("the database name contains a `/`");
+        }
+        let hosts = hosts.into_iter().filter(|(host, port)| !host.is_empty() || !port.is_empty()).collect();
+        Ok(Self { user, password, database, address: Address { hosts, parameters } })
+    }
+
+    /// Parses libpq's `keyword = value` form. The error is a reason that quotes nothing of the URL.
+    fn of_keywords(url: &str) -> Result<Self, &'static str> {
+        const FORM: &str =
+            "it is neither `postgres://..` nor a list of `keyword=value` (values with spaces stand in single quotes)";
+        let mut address = Address::default();
+        let mut rest = url.trim();
+        while !rest.is_empty() {
+            let (name, after) = rest.split_once('=').ok_or(FORM)?;
+            let name = name.trim();
+            if name.is_empty() || !name.chars().all(|c| c.is_ascii_lowercase() || c == '_') {
+                return Err(FORM);
+            }
+            let (value, remaining) = keyword_value(after.trim_start()).ok_or(FORM)?;
+            let looks_like_url =
+                value.contains('=') || value.contains("://") || value.contains('@') && value.contains(':');
+            if NAME_PARAMETERS.contains(&name) && looks_like_url || is_harmless(name) && value.contains("password=") {
+                return Err("a value holds a URL or another keyword: spaces separate the keywords");
+            }
+            address.parameters.push((name.to_owned(), value));
+            rest = remaining.trim_start();
+        }
+        let mut ports = address.parameter("port").unwrap_or_default().split(',');
+        if ports.any(|port| !port.is_empty() && port.parse::<u16>().is_err()) {
+            return Err("the port is not a number from 0 to 65535");
+        }
+        let value = |name| address.parameter(name).unwrap_or_default().to_owned();
+        Ok(Self { user: value("user"), password: String::new(), database: value("dbname"), address })
+    }
+
+    fn target(self, kind: DatabaseKind, url: &str) -> Result<Target, &'static str> {
+        let Self { user, password, database, address } = self;
+        let parameters = || address.parameters.iter();
+        // An unknown parameter behind a password may be the rest of the password, and libpq would quote it.
+        if parameters().skip_while(|(name, _)| !name.contains("password")).any(|(name, _)| is_unknown(name)) {
+            return Err("an unknown parameter follows a password: encode or quote its `&` and spaces");
+        }
+        let (name, host) = (kind.name(), address.shown());
+        let shown = visible(&format!("{name} {user}@{host}/{database}"));
+        let secrets = parameters().filter(|(name, _)| !is_harmless(name)).map(|(_, value)| value.clone());
+        let is_name = |name: &str, value: &str| NAME_PARAMETERS.contains(&name) || value.contains('/');
+        let names = parameters().filter(|(name, value)| is_harmless(name) && is_name(name, value));
+        let names = names.map(|(_, value)| value).chain(address.hosts.iter().flat_map(|(host, port)| [host, port]));
+        let names = names.flat_map(|name| name.split(',').map(str::to_owned));
+        let redactor = Redactor::new(secrets.chain([password]), names.chain([user, database.clone(), shown.clone()]));
+        Ok(Target {
+            kind,
+            server: format!("{name}://{host}"),
+            shown,
+            database,
+            url: url.to_owned(),
+            redactor,
+            address,
+            in_memory: false,
+            read_only: false,
+        })
+    }
+}
+
+/// The decoded host and the port in a URL. `None` if one of them is invalid.
+fn host_and_port(text: &str) -> Option<(String, String)> {
+    let (name, port) = match text.rsplit_once(':') {
+        Some((name, port)) if !name.starts_with('[') || name.ends_with(']') => (name, port),
+        _ => (text, ""),
+    };
+    let is_name_char = |c: char| c.is_alphanumeric() || "-._%~".contains(c);
+    let is_address = name.starts_with('[') && name.find(']') == Some(name.len() - 1);
+    let is_valid = is_address || name.chars().all(is_name_char);
+    let is_port = port.is_empty() || port.parse::<u16>().is_ok();
+    if is_valid && is_port { Some((decode(name)?, port.to_owned())) } else { None }
 }
 
 /// The remote end of a connection's socket, as far as the URL determines it.
@@ -393,7 +378,7 @@ impl Peer {
 
     pub(crate) fn may_have_path(&self, path: &Path) -> bool {
         let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-        match self.kind {
+        match self.kind.known() {
             DatabaseKind::Postgres => {
                 let port = name.strip_prefix(".s.PGSQL.").and_then(|port| port.parse().ok());
                 port.is_some_and(|port| self.may_have_port(port))
@@ -407,40 +392,32 @@ impl Peer {
 #[cfg(target_os = "linux")]
 impl Target {
     pub(crate) fn peer(&self) -> Peer {
-        let (hosts, parameters) = self.hosts_and_parameters();
-        let parameter =
-            |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+        let Address { hosts, .. } = &self.address;
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let explicit: Vec<_> = hosts.iter().filter_map(|(_, port)| port.parse().ok()).collect();
-        let ports = match (parameter("port"), self.kind) {
-            (Some(ports), _) => ports.split(',').filter_map(|port| port.parse().ok()).collect(),
-            (None, DatabaseKind::Postgres) if !explicit.is_empty() && hosts.len() == explicit.len() => explicit,
-            (None, DatabaseKind::Postgres) if parameter("service").is_some() || variable("PGSERVICE").is_some() => {
-                Vec::new()
+        let mut ports: Vec<u16> = hosts.iter().filter_map(|(_, port)| port.parse().ok()).collect();
+        if let Some(listed) = self.address.parameter("port") {
+            ports = listed.split(',').filter_map(|port| port.parse().ok()).collect();
+        } else if self.kind.known() == DatabaseKind::Postgres && (ports.is_empty() || ports.len() < hosts.len()) {
+            match self.address.parameter("service").is_some() || variable("PGSERVICE").is_some() {
+                true => ports.clear(),
+                false => ports.extend(variable("PGPORT").map_or(Some(5432), |port| port.parse().ok())),
             }
-            (None, DatabaseKind::Postgres) => {
-                let default = variable("PGPORT").map_or(Some(5432), |port| port.parse().ok());
-                explicit.into_iter().chain(default).collect()
-            }
-            (None, DatabaseKind::Mysql) if explicit.is_empty() => Vec::new(),
-            (None, _) => explicit,
-        };
+        }
         Peer { kind: self.kind, ports }
     }
 
     /// Whether the URL leads to a local socket and not to a network.
     pub(crate) fn is_local(&self) -> bool {
-        let (hosts, parameters) = self.hosts_and_parameters();
-        let parameter =
-            |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
-        match self.kind {
-            DatabaseKind::Postgres if parameter("hostaddr").is_some() => false,
-            DatabaseKind::Postgres => match parameter("host") {
-                Some(host) => host.split(',').all(|host| host.is_empty() || host.starts_with(['/', '@'])),
-                None => hosts.iter().all(|(host, _)| host.is_empty() || host.starts_with(['/', '@'])),
+        let Address { hosts, .. } = &self.address;
+        let is_socket = |host: &str| host.is_empty() || host.starts_with(['/', '@']);
+        match self.kind.known() {
+            DatabaseKind::Postgres if self.has_parameter("hostaddr") => false,
+            DatabaseKind::Postgres => match self.address.parameter("host") {
+                Some(host) => host.split(',').all(is_socket),
+                None => hosts.iter().all(|(host, _)| is_socket(host)),
             },
             DatabaseKind::Mysql => {
-                parameter("unix_socket").is_some()
+                self.has_parameter("unix_socket")
                     || hosts.iter().all(|(host, _)| host.is_empty() || host == "localhost")
             }
             DatabaseKind::Sqlite => false,
@@ -448,40 +425,9 @@ impl Target {
     }
 }
 
-impl Target {
-    /// The hosts and ports of the URL, and its parameters, with decoded values.
-    fn hosts_and_parameters(&self) -> (Pairs, Pairs) {
-        let decoded = |text: &str| percent_decode(text).unwrap_or_else(|| text.to_owned());
-        let Some((_, rest)) = self.url.split_once("://").filter(|_| is_url(&self.url)) else {
-            let mut parameters = Vec::new();
-            let mut rest = self.url.trim();
-            while let Some((name, after)) = rest.split_once('=') {
-                let Some((value, remaining)) = keyword_value(after.trim_start()) else { break };
-                parameters.push((name.trim().to_owned(), value));
-                rest = remaining.trim_start();
-            }
-            return (Vec::new(), parameters);
-        };
-        let (authority, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let authority = authority.split('/').next().unwrap_or_default();
-        let hosts = authority.rsplit('@').next().unwrap_or_default();
-        let host = |text: &str| match text.rsplit_once(':') {
-            Some((name, port)) if !name.starts_with('[') || name.ends_with(']') => (decoded(name), port.to_owned()),
-            _ => (decoded(text), String::new()),
-        };
-        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-        let parameters = pairs.map(|(name, value)| (decoded(name), decoded(value))).collect();
-        (hosts.split(',').filter(|text| !text.is_empty()).map(host).collect(), parameters)
-    }
-}
-
 /// The server and the database of a valid URL, and only a mask for any other text.
 pub(crate) fn redacted(url: &str) -> String {
     Target::parse(url, None).map_or_else(|_| MASK.into(), |target| target.shown)
-}
-
-fn malformed(kind: DatabaseKind, reason: &str) -> String {
-    format!("the {} database URL is malformed: {reason}. Expected {}", kind.name(), kind.url_form())
 }
 
 /// One value of libpq's keyword form, and the text behind it.

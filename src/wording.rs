@@ -4,9 +4,9 @@ use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// `text` on one line, without a full stop at its end, so that it can be part of a sentence. Unprintable characters are
-/// escaped.
+/// escaped. An error is shown with its causes, as `{:#}` shows it.
 pub(crate) fn phrase(text: impl Display) -> String {
-    let text = text.to_string();
+    let text = format!("{text:#}");
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     visible(line.trim_end_matches('.'))
 }
@@ -21,7 +21,8 @@ macro_rules! log_line {
 }
 pub(crate) use log_line;
 
-/// Calls the program's logger. A panic of it, as of one that writes to a closed pipe, must not end what the library was doing.
+/// Calls the program's logger. A panic of it, as of one that writes to a closed pipe, must not end what the library was
+/// doing.
 pub(crate) fn log_safely(log: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(log)) {
         // Its drop may panic again.

@@ -44,7 +44,7 @@ pub fn measure(rounds: usize) {
         let run = move |times| {
             timed(times, || {
                 turn = (turn + 101) % size;
-                apps[turn].context(|| ());
+                apps[turn].enter(|| ());
             })
         };
         let label = format!("an empty context of one among {size}");

@@ -27,8 +27,7 @@ pub fn measure<C: Conn>(url: &str, rounds: usize) {
     drop(conn);
     let select: (Plain<C>, Ours<C>) =
         (C::select, |app, id| app.scope().autocommit().run(|| C::select_in(&C::db().session()?, id)));
-    let transaction: (Plain<C>, Ours<C>) =
-        (C::read_write, |app, id| app.scope().commit_on_ok().run(|| C::select_in(&C::db().session()?, id)));
+    let transaction: (Plain<C>, Ours<C>) = (C::read_write, |app, id| app.run(|| C::select_in(&C::db().session()?, id)));
     for (threads, size) in [(8, 2), (8, 4), (64, 8)] {
         let pool = peer::pool::<C>(url, size, false);
         let app = C::db().init_app("contended", Config::new(url).max_size(size)).unwrap();

@@ -3,7 +3,9 @@
 use std::cell::Cell;
 use std::hint::black_box;
 
-use diesel_session::{App, Config, Error, Reset, Scope};
+use diesel_session::{App, Config, Error};
+
+use diesel_session::pool::Reset;
 
 use crate::contest::{Baseline, Contest, timed};
 use crate::peer::{self, Pool};
@@ -35,11 +37,12 @@ pub fn measure<C: Conn>(url: &str, rounds: usize) {
             pooled(&mut contest, baseline, "  Diesel + r2d2, no ping", &trusting, plain, next);
             pooled(&mut contest, baseline, "  Diesel + r2d2", &pinging, plain, next);
         };
-    let autocommit: (&str, Ours<C>) = ("context, autocommit", |app, id| read(app.scope().autocommit(), id));
-    let default: (&str, Ours<C>) = ("context", |app, id| read(app.scope().commit_on_ok(), id));
-    let read_only: (&str, Ours<C>) = ("context, read-only", |app, id| read(app.scope().read_only().commit_on_ok(), id));
+    let autocommit: (&str, Ours<C>) = ("context, autocommit", |app, id| app.scope().autocommit().run(|| read::<C>(id)));
+    let default: (&str, Ours<C>) = ("context", |app, id| app.run(|| read::<C>(id)));
+    let read_only: (&str, Ours<C>) =
+        ("context, read-only", |app, id| app.scope().read_only().run_and_commit(|| read::<C>(id)));
     let begun: (&str, Ours<C>) = ("context, begun to write", |app, id| {
-        app.scope().commit_on_ok().run(|| {
+        app.run(|| {
             let session = C::db().session()?;
             session.begin()?;
             C::select_in(&session, id)
@@ -60,19 +63,19 @@ pub fn measure<C: Conn>(url: &str, rounds: usize) {
     C::db().remove_app("reads").unwrap();
 }
 
-/// What it costs that nothing a borrower leaves reaches the next: code that has the connection, with and without.
+/// The cost of the reset after raw access to the connection, with and without a reset.
 fn resets<C: Conn>(url: &str, rounds: usize) {
     let app = |id: &str, reset| C::db().init_app(id, Config::new(url).reset(reset)).unwrap();
     let (never, when_dirty) = (app("never", Reset::Never), app("when dirty", Reset::WhenDirty));
-    let lent = |app: &App<C>, times| {
+    let raw_access = |app: &App<C>, times| {
         timed(times, || {
             let run = || C::db().session()?.with(|conn| conn.batch_execute("SELECT 1"));
-            app.scope().commit_on_ok().run(run).unwrap();
+            app.run(run).unwrap();
         })
     };
-    let mut contest = Contest::new(format!("{}: a connection lent for `SELECT 1`, in a transaction", C::NAME));
-    let baseline = contest.baseline("Reset::Never", |times| lent(&never, times));
-    contest.against(baseline, "Reset::WhenDirty", |times| lent(&when_dirty, times));
+    let mut contest = Contest::new(format!("{}: `SELECT 1` on the raw connection, in a transaction", C::NAME));
+    let baseline = contest.baseline("Reset::Never", |times| raw_access(&never, times));
+    contest.against(baseline, "Reset::WhenDirty", |times| raw_access(&when_dirty, times));
     contest.hold(rounds);
     for id in ["never", "when dirty"] {
         C::db().remove_app(id).unwrap();
@@ -81,8 +84,8 @@ fn resets<C: Conn>(url: &str, rounds: usize) {
 
 type Ours<C> = fn(&App<C>, i32) -> Result<Item, Error>;
 
-fn read<C: Conn, P: diesel_session::Policy<Item>>(scope: Scope<C, P>, id: i32) -> Result<Item, Error> {
-    scope.run(|| C::select_in(&C::db().session()?, id))
+fn read<C: Conn>(id: i32) -> Result<Item, Error> {
+    C::select_in(&C::db().session()?, id)
 }
 
 fn pooled<'c, C: Conn>(

@@ -25,7 +25,7 @@ where
     let mut plain = C::establish(url).unwrap();
     plain.fill_users(rows);
     let plain = RefCell::new(plain);
-    app.context(|| {
+    app.enter(|| {
         let session = C::db().session().unwrap();
         known::<C>(&session, rounds);
         read::<C>(&session, &plain, rounds);
@@ -121,7 +121,7 @@ where
             .map(|_| {
                 session.begin().unwrap();
                 let took = once(|| {
-                    let users: Vec<_> = (0..rows).map(|number| session.add(new_user(number))).collect();
+                    let users: Vec<_> = (0..rows).map(|number| session.add(new_user(number)).unwrap()).collect();
                     session.flush().unwrap();
                     users
                 });
@@ -146,7 +146,7 @@ pub fn update(url: &str, rounds: usize) {
     let mut plain = PgConnection::establish(url).unwrap();
     plain.fill_users(rows(rounds));
     let known = plain.load_users().unwrap();
-    app.context(|| {
+    app.enter(|| {
         let session = PgConnection::db().session().unwrap();
         let mut contest = Contest::new(format!("PostgreSQL: {} UPDATEs, rolled back", known.len()));
         let baseline = contest.baseline("UPDATE .. FROM unnest by hand", |times| {

@@ -39,69 +39,48 @@ fn entity(model: &Model) -> TokenStream {
         let differs = quote_spanned!(field.ty.span()=> old.#name != new.#name);
         quote!(if #differs { columns |= 1u128 << #index; })
     });
-    let unwritten = model.updatable().map(|(_, field)| {
-        let name = &field.name;
-        let equal = quote_spanned!(field.ty.span()=> original.#name == value.#name);
-        quote!(if #equal { ::core::mem::swap(&mut value.#name, &mut newest.#name); })
+    // The version is swapped like a column.
+    let swapped =
+        model.fields.iter().enumerate().filter(|(index, _)| !model.key.contains(index)).map(|(index, field)| {
+            let name = &field.name;
+            quote!(if columns & (1u128 << #index) != 0 { ::core::mem::swap(&mut self.#name, &mut other.#name); })
+        });
+    let same_version = model.version().map_or(quote!(true), |version| {
+        let field = &version.name;
+        quote!(self.#field == other.#field)
     });
-    let (same_version, newest_version) = match model.version() {
-        Some(version) => {
-            let field = &version.name;
-            (quote!(self.#field == other.#field), quote!(::core::mem::swap(&mut value.#field, &mut newest.#field);))
-        }
-        None => (quote!(true), quote!()),
-    };
     let parent_imports = quote! {
         #[allow(unused_imports)]
         use #support::{EntityParent as _, OtherParent as _};
     };
     let foreign_keys: Vec<_> = model.foreign_keys().collect();
     let parents: Vec<_> = foreign_keys.iter().map(|(parent, _)| *parent).collect();
-    // The reference of a foreign key. None if one of its columns is NULL.
-    let reference = |parent: &syn::Path, fields: &[usize]| {
+    let is_updatable = |index: &usize| !model.key.contains(index) && !model.fields[*index].version;
+    let keys = foreign_keys.iter().map(|(parent, fields)| {
+        let columns =
+            fields.iter().filter(|index| is_updatable(index)).fold(0u128, |columns, index| columns | 1 << index);
         let part = |&index: &usize| {
             let (name, optional) = (&model.fields[index].name, model.fields[index].is_optional());
             let question_mark = optional.then(|| quote!(?));
-            quote!(::core::clone::Clone::clone(&row.#name)#question_mark)
+            quote!(::core::clone::Clone::clone(&self.#name)#question_mark)
         };
         let parts: Vec<_> = fields.iter().map(part).collect();
         let key = match &parts[..] {
             [one] => quote!(#one),
             several => quote!((#(#several,)*)),
         };
-        quote!((|row: &Self| -> ::core::option::Option<#support::Reference> {
-            let parent = (&&#support::Parent::<#parent>::new()).table();
-            ::core::option::Option::Some(#support::Reference::new(parent, #key))
-        }))
-    };
-    let references = foreign_keys.iter().map(|(parent, fields)| {
-        let reference = reference(parent, fields);
-        quote!(found.extend(#reference(self));)
+        quote! {{
+            let parent = (&&#support::Parent::<#parent>(::core::marker::PhantomData)).table();
+            // None if one of the columns is NULL.
+            let reference = (|| ::core::option::Option::Some(#support::Reference::new(parent, #key)))();
+            #support::ForeignKey { columns: #columns, parent, reference }
+        }}
     });
-    let moves = foreign_keys.iter().map(|(parent, fields)| {
-        let reference = reference(parent, fields);
-        let names = fields.iter().map(|&index| &model.fields[index].name);
-        quote! {
-            if false #(|| old.#names != new.#names)* {
-                found.push(#support::Move { from: #reference(old), to: #reference(new) });
-            }
-        }
+    let nullable = foreign_keys.iter().flat_map(|(_, fields)| fields).filter(|index| is_updatable(index));
+    let nullable = nullable.filter(|index| model.fields[**index].is_optional()).map(|index| {
+        let name = &model.fields[*index].name;
+        quote!(if columns & (1u128 << #index) != 0 { self.#name = ::core::option::Option::None; })
     });
-    let is_updatable = |index: &usize| !model.key.contains(index) && !model.fields[*index].version;
-    let unlink = foreign_keys.iter().map(|(parent, fields)| {
-        let names = fields.iter().filter(|index| is_updatable(index) && model.fields[**index].is_optional());
-        let names: Vec<_> = names.map(|&index| &model.fields[index].name).collect();
-        quote! {
-            if parents.contains(&(&&#support::Parent::<#parent>::new()).table()) {
-                #(self.#names = ::core::option::Option::None;)*
-            }
-        }
-    });
-    let copied =
-        foreign_keys.iter().flat_map(|(_, fields)| fields.iter().filter(|index| is_updatable(index))).map(|&index| {
-            let name = &model.fields[index].name;
-            quote!(::core::clone::Clone::clone_from(&mut self.#name, &other.#name);)
-        });
     let table = &model.table;
     let counted = match model.auto_increment_key() {
         Some(field) => {
@@ -137,8 +116,8 @@ fn entity(model: &Model) -> TokenStream {
                 #parent_imports
                 let _ = &found;
                 #(
-                    found.add(<Self as ::diesel_session::Entity>::table(), (&&#support::Parent::<#parents>::new()).table());
-                    (&&#support::Parent::<#parents>::new()).visit(found);
+                    found.add(<Self as ::diesel_session::Entity>::table(), (&&#support::Parent::<#parents>(::core::marker::PhantomData)).table());
+                    (&&#support::Parent::<#parents>(::core::marker::PhantomData)).visit(found);
                 )*
             }
 
@@ -156,11 +135,9 @@ fn entity(model: &Model) -> TokenStream {
                 #same_version
             }
 
-            #[allow(clippy::float_cmp)]
-            fn merge_unwritten(original: &Self, value: &mut Self, newest: &mut Self) {
-                let _ = (original, &mut *value, &mut *newest);
-                #(#unwritten)*
-                #newest_version
+            fn swap_columns(&mut self, other: &mut Self, columns: u128) {
+                let _ = (&mut *other, columns);
+                #(#swapped)*
             }
 
             fn bytes(&self, columns: u128) -> usize {
@@ -179,33 +156,14 @@ fn entity(model: &Model) -> TokenStream {
                 #bump
             }
 
-            fn references(&self) -> ::std::vec::Vec<#support::Reference> {
+            fn foreign_keys(&self) -> ::std::vec::Vec<#support::ForeignKey> {
                 #parent_imports
-                #[allow(unused_mut)]
-                let mut found = ::std::vec::Vec::new();
-                #(#references)*
-                found
+                ::std::vec![#(#keys),*]
             }
 
-            #[allow(clippy::float_cmp)]
-            fn moves(old: &Self, new: &Self) -> ::std::vec::Vec<#support::Move> {
-                #parent_imports
-                #[allow(unused_mut)]
-                let mut found = ::std::vec::Vec::new();
-                let _ = (old, new);
-                #(#moves)*
-                found
-            }
-
-            fn unlink(&mut self, parents: &[::core::any::TypeId]) {
-                #parent_imports
-                let _ = parents;
-                #(#unlink)*
-            }
-
-            fn take_references(&mut self, other: &Self) {
-                let _ = other;
-                #(#copied)*
+            fn set_null(&mut self, columns: u128) {
+                let _ = columns;
+                #(#nullable)*
             }
         }
 
@@ -236,12 +194,12 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
             .collect(),
     };
     // `column = value`. A text has a condition of its own because of CHAR(n).
-    let qualified = backend == Backend::Postgres;
+    let schema = if backend == Backend::Postgres { "pg_catalog." } else { "" };
     let is = |field: &crate::model::Field, value: TokenStream| {
         let column = &field.column;
         match field.is_text() {
             true => {
-                quote!(#support::text_key(#table::#column, #value, #qualified))
+                quote!(#support::text_key::<#db, _>(#table::#column, #value, #schema))
             }
             false => quote!(#table::#column.eq(#value)),
         }
@@ -290,11 +248,8 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
             (
                 100_usize,
                 quote! {
-                    let mut query = #table::table.select(#selection).into_boxed();
-                    for id in ids {
-                        query = query.or_filter(#first #(.and(#rest))*);
-                    }
-                    query.load(conn)
+                    let one_of = #support::any_of::<#db, _>(ids.iter().map(|id| #first #(.and(#rest))*));
+                    #table::table.filter(one_of).select(#selection).load(conn)
                 },
             )
         }
@@ -375,9 +330,9 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
     // On the other backends, a SELECT returns the newest row, or the database refuses the write of an outdated one.
     let find_newest = match backend {
         Backend::Mysql => Some(quote!(#table::table #(.filter(#by_id))* .select(#selection).for_update().load(conn))),
-        Backend::Any => {
-            Some(quote!(#support::ForUpdate::new(#table::table #(.filter(#by_id))* .select(#selection)).load(conn)))
-        }
+        Backend::Any => Some(
+            quote!(#support::for_update::<#db, _>(#table::table #(.filter(#by_id))* .select(#selection)).load(conn)),
+        ),
         Backend::Postgres | Backend::Sqlite => None,
     };
     let find_newest = find_newest.map(|query| {
@@ -395,7 +350,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
                 fn find_auto_increment(conn: &mut #connection, numbers: &[u64]) -> ::diesel::QueryResult<::std::vec::Vec<Self>> {
                     #traits
                     #table::table
-                        .filter(#support::auto_increment_keys(#table::#column, numbers))
+                        .filter(#support::auto_increment_keys::<#db, _>(#table::#column, numbers))
                         .order(#table::#column)
                         .select(#selection)
                         .load(conn)
@@ -423,7 +378,7 @@ fn persist(model: &Model, backend: Backend, connection: &TokenStream) -> TokenSt
                     return ::core::result::Result::Ok(::std::vec::Vec::new());
                 }
                 #table::table
-                    #(.filter(#support::rounded_key(#table::#columns, #parts, digits)))*
+                    #(.filter(#support::rounded_key::<#db, _, _>(#table::#columns, #parts, digits)))*
                     .select(#selection)
                     .load(conn)
             }

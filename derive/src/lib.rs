@@ -28,7 +28,7 @@ use syn::{DeriveInput, ItemFn, parse_macro_input};
 /// | on a field | |
 /// |---|---|
 /// | `#[entity(generated)]` | the database makes the value, which is read back |
-/// | `#[entity(version)]` | an integer that each update compares and increments; `Error::Stale` if another transaction has changed the row |
+/// | `#[entity(version)]` | an integer that each update compares and increments; `ErrorKind::Stale` if another transaction has changed the row |
 /// | `#[entity(references = Parent)]` | a foreign key that no `belongs_to` declares |
 /// | `#[diesel(column_name = ..)]` | the same meaning as in Diesel; `embed`, `serialize_as` and `select_expression` are errors |
 #[proc_macro_derive(Entity, attributes(entity, diesel))]

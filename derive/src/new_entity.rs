@@ -37,8 +37,10 @@ pub(crate) fn generated(model: &Model) -> TokenStream {
     let declarations = fields.iter().map(|field| {
         let Field { name, visibility, ty, column, documentation, .. } = field;
         let ty = match &field.parent {
-            Some(parent) if field.is_optional() => quote!(::core::option::Option<::diesel_session::Fk<#parent>>),
-            Some(parent) => quote!(::diesel_session::Fk<#parent>),
+            Some(parent) if field.is_optional() => {
+                quote!(::core::option::Option<::diesel_session::unit_of_work::Fk<#parent>>)
+            }
+            Some(parent) => quote!(::diesel_session::unit_of_work::Fk<#parent>),
             None => quote!(#ty),
         };
         quote! {
@@ -117,7 +119,7 @@ fn composite(model: &Model) -> Vec<TokenStream> {
                 found.extend((|new: &Self| -> ::core::option::Option<#support::Reference> {
                     #[allow(unused_imports)]
                     use #support::{EntityParent as _, OtherParent as _};
-                    let parent = (&&#support::Parent::<#parent>::new()).table();
+                    let parent = (&&#support::Parent::<#parent>(::core::marker::PhantomData)).table();
                     ::core::option::Option::Some(#support::Reference::new(parent, (#(#parts,)*)))
                 })(self));
             }
@@ -198,7 +200,7 @@ pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
 
 fn implementations(row: &NewRow) -> TokenStream {
     let support = support_path();
-    let NewRow { name, entity, columns, all, row_by_row, composite, .. } = row;
+    let NewRow { name, entity, all, row_by_row, composite, .. } = row;
     let in_batches = match &row.key {
         Some(_) => quote!(true),
         None => quote!(<#entity as ::diesel_session::Entity>::is_auto_increment()),
@@ -226,7 +228,6 @@ fn implementations(row: &NewRow) -> TokenStream {
     quote! {
         impl ::diesel_session::NewEntity for #name {
             type Entity = #entity;
-            const COLUMNS: usize = #columns;
 
             fn in_batches() -> bool {
                 #in_batches && !#row_by_row && !<#entity as ::diesel_session::Entity>::ROW_BY_ROW
@@ -245,14 +246,14 @@ fn implementations(row: &NewRow) -> TokenStream {
 
             fn is_ready(&self) -> bool {
                 #imports
-                true #(&& (&#support::Field(&self.#all)).is_known())*
+                true #(&& (&#support::Field(&self.#all)).reference().is_some())*
             }
 
             fn references(&self) -> ::std::vec::Vec<#support::Reference> {
                 #imports
                 #[allow(unused_mut)]
                 let mut found: ::std::vec::Vec<#support::Reference> = ::std::vec::Vec::new();
-                #(found.extend((&#support::Field(&self.#all)).reference());)*
+                #(found.extend((&#support::Field(&self.#all)).reference().flatten());)*
                 #(#composite)*
                 found
             }
@@ -277,15 +278,17 @@ fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStre
     let NewRow { name, entity, table, columns, .. } = row;
     let db = quote!(<#connection as ::diesel::Connection>::Backend);
     let returning = quote!(<#entity as ::diesel::SelectableHelper<#db>>::as_returning());
+    // A statement of more than a thousand rows is not faster.
+    let max_rows = |binds: usize| 1000.min(binds / (*columns).max(1));
     let (max_rows, body) = match backend {
         Backend::Postgres => (
-            quote!(#support::max_insert_rows(#columns, 65_535)),
+            max_rows(65_535),
             quote! {
                 ::diesel::insert_into(#table::table).values(rows.to_vec()).returning(#returning).get_results(conn)
             },
         ),
         Backend::Sqlite if row.has_defaults => (
-            quote!(1),
+            1,
             quote! {
                 let mut inserted = ::std::vec::Vec::with_capacity(rows.len());
                 for row in rows {
@@ -297,20 +300,20 @@ fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStre
             },
         ),
         Backend::Sqlite => (
-            quote!(#support::max_insert_rows(#columns, 32_766)),
+            max_rows(32_766),
             quote! {
                 ::diesel::insert_into(#table::table).values(rows.to_vec()).returning(#returning).get_results(conn)
             },
         ),
         Backend::Mysql => (
-            quote!(#support::max_insert_rows(#columns, 65_535)),
+            max_rows(65_535),
             quote! {
                 ::diesel::insert_into(#table::table).values(rows.to_vec()).execute(conn)?;
                 #support::read_back(conn, rows)
             },
         ),
         Backend::Any => (
-            quote!(1),
+            1,
             quote! {
                 let mut inserted = ::std::vec::Vec::with_capacity(rows.len());
                 for row in rows {
@@ -318,7 +321,7 @@ fn insert(row: &NewRow, backend: Backend, connection: &TokenStream) -> TokenStre
                     if returning {
                         let selection = <#entity as ::diesel::SelectableHelper<#db>>::as_select();
                         let returned: ::std::vec::Vec<#entity> =
-                            #support::Returning::new(insert, selection).get_results(conn)?;
+                            #support::returning(insert, selection).get_results(conn)?;
                         inserted.extend(returned);
                     } else {
                         insert.execute(conn)?;

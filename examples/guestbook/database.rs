@@ -2,7 +2,8 @@
 
 use diesel::prelude::*;
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
-use diesel_session::{Database, PerBackend};
+use diesel_session::Database;
+use diesel_session::migrations::PerBackend;
 
 /// A connection to the database that `DATABASE_URL` names. A program for one database needs no enum, no `connect_with` and no
 /// [`PerBackend`]: `Database<SqliteConnection>` and `Database::new(MIGRATIONS)` are enough.

@@ -90,11 +90,11 @@ mod tests {
         DB.session()?.commit()?;
         // Another context stands for another visitor.
         let count = || DB.session()?.count(entries::table);
-        assert_eq!(app.context(count)?, 1);
+        assert_eq!(app.run(count)?, 1);
         assert!(Entry::delete(entry.id)?);
         assert!(!Entry::delete(entry.id)?);
         DB.session()?.commit()?;
-        assert_eq!(app.context(count)?, 0);
+        assert_eq!(app.run(count)?, 0);
         Ok(())
     }
 

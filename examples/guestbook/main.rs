@@ -100,5 +100,5 @@ fn answer(app: &App<AnyConnection>, request: &Request) -> diesel_session::Result
         // All queries of a page see one state of the data, and an accidental write is refused.
         scope = scope.read_only();
     }
-    scope.commit_if(|response: &Response| response.status().as_u16() < 400).run(|| handlers::answer(request))
+    scope.run_and_commit_if(|response: &Response| response.status().as_u16() < 400, || handlers::answer(request))
 }

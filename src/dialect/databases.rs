@@ -1,4 +1,4 @@
-//! SQL that creates, copies and drops whole databases and schemas, and that finds their owners.
+//! SQL that copies and drops whole databases and schemas for tests, and that finds their owners.
 
 use crate::kind::DatabaseKind;
 
@@ -12,43 +12,6 @@ pub(crate) const NAME_PLACEHOLDER: &str = "\u{1}";
 const PINNED_CONNECTIONS: i32 = 7_236_273;
 
 impl DatabaseKind {
-    /// The reason why a database or schema cannot have this name, if there is one. Servers truncate long names.
-    pub(crate) fn name_problem(self, name: &str) -> Option<String> {
-        let (longest, unit, length) = match self {
-            Self::Postgres => (63, "bytes", name.len()),
-            Self::Mysql => (64, "characters", name.chars().count()),
-            Self::Sqlite => (usize::MAX, "bytes", name.len()),
-        };
-        if name.is_empty() {
-            Some("it is empty".into())
-        } else if name.contains('\0') {
-            Some("it contains a NUL character".into())
-        } else if length > longest {
-            Some(format!("it has {length} {unit}, and {} takes {longest}", self.name()))
-        } else if self == Self::Mysql && (name.contains(['/', '\\']) || name.ends_with(' ')) {
-            Some("MySQL and MariaDB take neither `/` nor `\\` in it, nor a blank at its end".into())
-        } else if self == Self::Mysql && name.chars().any(|c| c > '\u{ffff}') {
-            Some("MySQL and MariaDB take no characters beyond U+FFFF in it".into())
-        } else {
-            None
-        }
-    }
-
-    /// `options` is appended to the name; see [`options_of_database`](Self::options_of_database).
-    pub(crate) fn create_database(self, name: &str, template: Option<&str>, options: &str) -> String {
-        let mut sql = format!("CREATE DATABASE {}", self.quote(name));
-        if let Some(template) = template {
-            sql.push_str(&format!(" TEMPLATE {}", self.quote(template)));
-        }
-        sql.push_str(options);
-        sql
-    }
-
-    /// SQL that restricts the `search_path` of the session to the server's own schema.
-    pub(crate) fn catalog_search_path(self) -> Option<&'static str> {
-        (self == Self::Postgres).then_some("SET search_path TO pg_catalog, pg_temp")
-    }
-
     /// A query for everything that can change the result of migrations: the role, the settings, and the properties of
     /// the database. It runs in a session of the application on its own database. Equal results mean that migrations
     /// create equal schemas.
@@ -141,24 +104,6 @@ impl DatabaseKind {
         })
     }
 
-    /// A query that returns `1` if this session may create databases with names like `name`, as far as the server shows
-    /// its privileges.
-    pub(crate) fn may_create_database_query(self, name: &str) -> String {
-        match self {
-            Self::Mysql => format!(
-                "SELECT CAST(COUNT(*) > 0 AS CHAR) AS value FROM (SELECT 1 FROM information_schema.user_privileges \
-                 WHERE privilege_type = 'CREATE' UNION ALL SELECT 1 FROM information_schema.schema_privileges \
-                 WHERE privilege_type = 'CREATE' AND {} LIKE table_schema) AS rights",
-                self.literal(name)
-            ),
-            Self::Postgres | Self::Sqlite => {
-                "SELECT CASE WHEN rolcreatedb OR rolsuper THEN '1' ELSE '0' END AS value FROM pg_catalog.pg_roles \
-                 WHERE rolname = current_user"
-                    .into()
-            }
-        }
-    }
-
     /// A query that returns `1` if this session may create schemas in its database, on PostgreSQL.
     pub(crate) fn may_create_schema_query(self) -> &'static str {
         "SELECT CASE WHEN pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE') THEN '1' ELSE '0' END AS value"
@@ -235,19 +180,6 @@ impl DatabaseKind {
         )
     }
 
-    /// A query for the ids of the sessions in a database.
-    pub(crate) fn sessions_in(self, database: &str) -> String {
-        let name = self.literal(database);
-        match self {
-            Self::Mysql => {
-                format!("SELECT CAST(id AS CHAR) AS value FROM information_schema.processlist WHERE db = {name}")
-            }
-            Self::Postgres | Self::Sqlite => {
-                format!("SELECT pid::text AS value FROM pg_catalog.pg_stat_activity WHERE datname = {name}")
-            }
-        }
-    }
-
     /// Ends the session with this id. The session must belong to the same account.
     pub(crate) fn end_session(self, id: &str) -> String {
         match self {
@@ -304,22 +236,4 @@ impl DatabaseKind {
 
 fn owner_lock(owner: u32) -> String {
     format!("diesel-session/owner/{owner:08x}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn name_problem_refuses_a_name_that_a_server_would_truncate() {
-        let long = "ü".repeat(35);
-        assert!(DatabaseKind::Postgres.name_problem(&long).is_some_and(|reason| reason.contains("70 bytes")));
-        assert_eq!(DatabaseKind::Mysql.name_problem(&long), None);
-        assert!(DatabaseKind::Mysql.name_problem(&"x".repeat(65)).is_some());
-        for kind in [DatabaseKind::Postgres, DatabaseKind::Mysql] {
-            assert!(kind.name_problem("a\0b").is_some());
-            assert!(kind.name_problem("").is_some());
-            assert_eq!(kind.name_problem("it's \"odd\"; `x`"), None);
-        }
-    }
 }

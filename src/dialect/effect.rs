@@ -1,6 +1,6 @@
 //! The effect of a raw statement on the transaction in which it runs, as far as its text shows the effect.
 
-use super::lexer::{Lexer, LexerSettings, Token};
+use super::lexer::{LexerSettings, Token, is_back_to_savepoint, outside_parentheses, tokens};
 use crate::kind::DatabaseKind;
 
 /// The effect of a text of one or more statements on the open transaction.
@@ -19,18 +19,30 @@ pub(crate) struct Effect {
     pub(crate) sets_savepoint: bool,
     /// The text names `standard_conforming_strings`, which decides how PostgreSQL reads strings.
     pub(crate) names_string_setting: bool,
+    /// The writes of the statements and the savepoints around them, in the default reading of the text.
+    pub(crate) write_steps: Vec<WriteStep>,
 }
 
-impl Effect {
-    /// If a server may read the text in several ways, the result combines the effects of all readings.
-    pub(super) fn of(sql: &str, kind: DatabaseKind) -> Self {
-        let mut effect =
-            Self { names_string_setting: contains_word(sql, "standard_conforming_strings"), ..Self::default() };
-        for settings in LexerSettings::possible(sql, kind) {
-            let mut reading = Self::default();
-            reading.read(sql, kind, settings);
+/// A statement that writes, or that opens or ends a savepoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WriteStep {
+    Write,
+    OpenSavepoint,
+    ReleaseSavepoint,
+    RollBackToSavepoint,
+}
+
+impl DatabaseKind {
+    /// The effect of a raw statement on the open transaction. If a server may read the text in several ways, the result
+    /// combines the effects of all readings.
+    pub(crate) fn effect(self, sql: &str) -> Effect {
+        let names_string_setting = contains_word(sql, "standard_conforming_strings");
+        let mut effect = Effect { names_string_setting, ..Effect::default() };
+        for settings in LexerSettings::possible(sql, self) {
+            let mut reading = Effect::default();
+            reading.read(sql, self.known(), settings);
             // This setting is rare, so the session asks the server for its value.
-            if kind == DatabaseKind::Postgres && settings.has_unusual_backslash(kind) {
+            if self == Self::Postgres && settings.has_unusual_backslash(self) {
                 reading.may_end = reading.ends.take();
             }
             effect.ends = effect.ends.or(reading.ends);
@@ -38,18 +50,22 @@ impl Effect {
             effect.begins |= reading.begins || reading.begins_transaction;
             effect.begins_transaction |= reading.begins_transaction;
             effect.sets_savepoint |= reading.sets_savepoint;
+            if settings == LexerSettings::defaults(self) {
+                effect.write_steps = reading.write_steps;
+            }
         }
-        if kind == DatabaseKind::Mysql && (sql.contains("/*!") || sql.contains("/*M!")) {
+        if self == Self::Mysql && (sql.contains("/*!") || sql.contains("/*M!")) {
             effect.may_end.get_or_insert_with(|| "/*!".into());
         }
         effect
     }
+}
 
+impl Effect {
     fn read(&mut self, sql: &str, kind: DatabaseKind, settings: LexerSettings) {
         // Whether the statement is inside the body of a trigger or function, whose `END` does not end a transaction.
         let mut in_body = false;
-        let tokens: Vec<_> = Lexer::with_settings(sql, kind, settings).map(|(token, ..)| token).collect();
-        for statement in tokens.split(|token| *token == Token::Symbol(';')) {
+        for statement in tokens(sql, kind, settings).split(|token| *token == Token::Symbol(';')) {
             let word = |index: usize| match statement.get(index) {
                 Some(Token::Word(word)) => word.to_ascii_uppercase(),
                 _ => String::new(),
@@ -71,9 +87,16 @@ impl Effect {
                 }
                 _ => {}
             }
-            let is_back_to_savepoint = first == "ROLLBACK" && (word(1) == "TO" || word(2) == "TO");
+            let is_back_to_savepoint = is_back_to_savepoint(statement);
+            self.write_steps.extend(match &*first {
+                "SAVEPOINT" => Some(WriteStep::OpenSavepoint),
+                "RELEASE" => Some(WriteStep::ReleaseSavepoint),
+                _ if is_back_to_savepoint => Some(WriteStep::RollBackToSavepoint),
+                first => writes(first, statement).then_some(WriteStep::Write),
+            });
             if kind == DatabaseKind::Mysql {
-                let is_harmless = HARMLESS.contains(&&*first) || first == "SET" && sets_own_variables(statement);
+                let is_harmless =
+                    HARMLESS.split(' ').any(|word| word == first) || first == "SET" && sets_own_variables(statement);
                 if !is_harmless && !is_back_to_savepoint {
                     self.may_end.get_or_insert(first);
                 }
@@ -101,26 +124,27 @@ impl Effect {
 
 /// The statements that never end a transaction of MySQL or MariaDB. All other statements may: data definition,
 /// maintenance, procedures, prepared statements, compound statements, and the statements of future versions.
-const HARMLESS: [&str; 18] = [
-    "SELECT",
-    "INSERT",
-    "UPDATE",
-    "DELETE",
-    "REPLACE",
-    "WITH",
-    "VALUES",
-    "TABLE",
-    "SAVEPOINT",
-    "RELEASE",
-    "SHOW",
-    "EXPLAIN",
-    "DESCRIBE",
-    "DESC",
-    "USE",
-    "DO",
-    "PREPARE",
-    "DEALLOCATE",
-];
+const HARMLESS: &str = "SELECT INSERT UPDATE DELETE REPLACE WITH VALUES TABLE SAVEPOINT RELEASE SHOW EXPLAIN DESCRIBE DESC \
+                        USE DO PREPARE DEALLOCATE";
+
+/// Whether a statement certainly writes. The effect of a function, a procedure or an anonymous block is not known.
+/// `first` is the first word of the statement.
+fn writes(first: &str, statement: &[Token<'_>]) -> bool {
+    let is = |index: usize, wanted: &str| statement.get(index).is_some_and(|token| token.is(wanted));
+    match first {
+        "INSERT" | "UPDATE" | "DELETE" | "REPLACE" | "MERGE" | "LOAD" | "TRUNCATE" | "ALTER" | "DROP" | "REFRESH"
+        | "GRANT" | "REVOKE" | "COMMENT" | "NOTIFY" => true,
+        // A commit would not keep a temporary table either.
+        "CREATE" => !(1..=2).any(|index| is(index, "TEMP") || is(index, "TEMPORARY")),
+        "COPY" => outside_parentheses(statement).any(|(_, token)| token.is("FROM")),
+        "WITH" => (1..statement.len()).any(|index| {
+            let is_update = is(index, "UPDATE") && matches!(statement[index - 1], Token::Symbol('(' | ')'));
+            let has_into = is(index, "INSERT") || is(index, "REPLACE") || is(index, "MERGE");
+            is_update || has_into && is(index + 1, "INTO") || is(index, "DELETE") && is(index + 1, "FROM")
+        }),
+        _ => false,
+    }
+}
 
 /// Whether a `SET` of MySQL or MariaDB sets user variables only.
 fn sets_own_variables(statement: &[Token<'_>]) -> bool {
@@ -135,27 +159,16 @@ fn sets_own_variables(statement: &[Token<'_>]) -> bool {
 
 /// Whether the statement, such as `COMMIT AND CHAIN`, also begins the next transaction.
 fn chains(statement: &[Token<'_>]) -> bool {
-    let is = |token: &Token<'_>, wanted: &str| matches!(token, Token::Word(word) if word.eq_ignore_ascii_case(wanted));
-    let chain = statement.iter().position(|token| is(token, "CHAIN"));
-    chain.is_some_and(|index| !is(&statement[index - 1], "NO"))
+    let chain = statement.iter().position(|token| token.is("CHAIN"));
+    chain.is_some_and(|index| !statement[index - 1].is("NO"))
 }
 
 /// Whether the statement begins a function of PostgreSQL whose body continues behind the next `;`. Text in parentheses
 /// is not a body.
 fn opens_atomic_body(statement: &[Token<'_>]) -> bool {
-    let is = |token: Option<&Token<'_>>, wanted: &str| matches!(token, Some(Token::Word(word)) if word.eq_ignore_ascii_case(wanted));
-    let mut depth = 0_usize;
-    for (index, token) in statement.iter().enumerate() {
-        match token {
-            Token::Symbol('(') => depth += 1,
-            Token::Symbol(')') => depth = depth.saturating_sub(1),
-            _ if depth == 0 && is(Some(token), "BEGIN") && is(statement.get(index + 1), "ATOMIC") => {
-                return !is(statement.get(index + 2), "END");
-            }
-            _ => {}
-        }
-    }
-    false
+    let is = |index: usize, wanted: &str| statement.get(index).is_some_and(|token| token.is(wanted));
+    let mut begins = outside_parentheses(statement).filter(|(_, token)| token.is("BEGIN"));
+    begins.find(|(index, _)| is(index + 1, "ATOMIC")).is_some_and(|(index, _)| !is(index + 2, "END"))
 }
 
 fn contains_word(sql: &str, wanted: &str) -> bool {
@@ -164,11 +177,11 @@ fn contains_word(sql: &str, wanted: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::Effect;
+    use super::{Effect, WriteStep};
     use crate::kind::DatabaseKind;
 
     fn effect(sql: &str, kind: DatabaseKind) -> Effect {
-        Effect::of(sql, kind)
+        kind.effect(sql)
     }
 
     #[test]
@@ -312,5 +325,37 @@ mod tests {
         }
         assert!(effect("SAVEPOINT mine", DatabaseKind::Mysql).sets_savepoint);
         assert!(!effect("SAVEPOINT diesel_savepoint_1", DatabaseKind::Mysql).sets_savepoint);
+    }
+
+    #[test]
+    fn effect_lists_writes_and_savepoints() {
+        use WriteStep::{OpenSavepoint, ReleaseSavepoint, RollBackToSavepoint, Write};
+        for (sql, steps) in [
+            ("SELECT 1", &[][..]),
+            ("SELECT 'INSERT INTO t'; EXPLAIN DELETE FROM t; SHOW x; SET a = 1", &[]),
+            ("SELECT * FROM t FOR UPDATE", &[]),
+            ("WITH a AS (SELECT 1 FROM t FOR UPDATE) SELECT * FROM a FOR NO KEY UPDATE", &[]),
+            ("CREATE TEMP TABLE t AS SELECT 1; create local temporary table t (a int)", &[]),
+            ("COPY (SELECT * FROM t) TO STDOUT; CALL p(); DO 1; TABLE t; VALUES (1); PRAGMA a", &[]),
+            ("insert into t values (1)", &[Write]),
+            ("/* a */ UPDATE t SET a = 1; DELETE FROM t", &[Write, Write]),
+            ("REPLACE INTO t VALUES (1)", &[Write]),
+            ("WITH a AS (SELECT 1) INSERT INTO t SELECT * FROM a", &[Write]),
+            ("WITH a AS (UPDATE t SET a = 1 RETURNING a) SELECT * FROM a", &[Write]),
+            ("WITH a AS (SELECT 1) UPDATE t SET a = 1", &[Write]),
+            ("WITH a AS (DELETE FROM t RETURNING a) SELECT * FROM a", &[Write]),
+            ("COPY t (a, b) FROM STDIN", &[Write]),
+            ("CREATE TABLE t (a int); ALTER TABLE t ADD b int; DROP TABLE t", &[Write; 3]),
+            (
+                "SAVEPOINT a; INSERT INTO t VALUES (1); ROLLBACK TO SAVEPOINT a; RELEASE SAVEPOINT a",
+                &[OpenSavepoint, Write, RollBackToSavepoint, ReleaseSavepoint],
+            ),
+        ] {
+            for kind in [DatabaseKind::Postgres, DatabaseKind::Sqlite, DatabaseKind::Mysql] {
+                assert_eq!(effect(sql, kind).write_steps, steps, "{sql}");
+            }
+        }
+        let trigger = "CREATE TRIGGER a AFTER INSERT ON b BEGIN DELETE FROM b; END; SELECT 2";
+        assert_eq!(effect(trigger, DatabaseKind::Sqlite).write_steps, [Write]);
     }
 }

@@ -3,57 +3,54 @@
 //! An unknown statement counts as one that leaves state. A false alarm costs a connection or a round trip. A missed
 //! statement would show the next holder the state of the previous holder.
 
-use super::lexer::{Lexer, LexerSettings, Token};
+use super::lexer::{Lexer, LexerSettings, Token, is_back_to_savepoint, tokens};
 use crate::kind::DatabaseKind;
 
-/// Whether `sql` has a statement other than those of [`HARMLESS`], or calls a function that is known to leave state.
-///
-/// `mysql` is true for MySQL and MariaDB, and false for SQLite.
-pub(super) fn leaves_state(sql: &str, mysql: bool) -> bool {
-    let kind = if mysql { DatabaseKind::Mysql } else { DatabaseKind::Sqlite };
-    mysql && (sql.contains("/*!") || sql.contains("/*M!"))
-        || LexerSettings::possible(sql, kind).any(|settings| leaves_state_with(settings, sql, kind))
+impl DatabaseKind {
+    /// Whether a statement may leave state on the connection after its transaction. On PostgreSQL, where a reset is
+    /// cheap, every raw statement counts, and a typed statement counts if it calls a function that is not in [`KNOWN`].
+    /// On the other databases a statement counts that is not in [`HARMLESS`], or that calls a function that is known to
+    /// leave state.
+    pub(crate) fn leaves_state(self, sql: &str, raw: bool) -> bool {
+        match self.known() {
+            Self::Postgres => raw || calls_unknown_function(sql),
+            Self::Mysql if sql.contains("/*!") || sql.contains("/*M!") => true,
+            kind => LexerSettings::possible(sql, kind).any(|settings| leaves_state_with(settings, sql, kind)),
+        }
+    }
 }
 
 fn leaves_state_with(settings: LexerSettings, sql: &str, kind: DatabaseKind) -> bool {
-    let mysql = kind == DatabaseKind::Mysql;
-    let mut tokens = Lexer::with_settings(sql, kind, settings).map(|(token, ..)| token).peekable();
-    let mut is_first = true;
-    while let Some(token) = tokens.next() {
-        match token {
-            Token::Symbol(';') => is_first = true,
-            Token::Symbol('(') if is_first => {}
-            Token::Word(verb) if is_first => {
-                is_first = false;
-                if !HARMLESS.iter().any(|harmless| verb.eq_ignore_ascii_case(harmless))
-                    && !is_back_to_savepoint(verb, &mut tokens)
-                {
-                    return true;
-                }
-            }
-            _ if is_first => return true,
-            // A harmless statement only reads variables of the server (`@@name`), but it can set user variables
-            // (`@name`).
-            Token::Symbol('@') if mysql && tokens.next_if_eq(&Token::Symbol('@')).is_none() => return true,
-            // A quoted name may be the name of a function too.
-            Token::Word(word) | Token::QuotedName(word) if mysql => {
-                let is = |name| word.eq_ignore_ascii_case(name);
-                let sets_last_id = is("LAST_INSERT_ID")
-                    && tokens.next_if_eq(&Token::Symbol('(')).is_some()
-                    && tokens.peek() != Some(&Token::Symbol(')'));
-                if sets_last_id || is("GET_LOCK") || is("NEXTVAL") || is("NEXT") {
-                    return true;
-                }
-            }
-            Token::Word(word) | Token::QuotedName(word) if word.eq_ignore_ascii_case("LOAD_EXTENSION") => return true,
-            _ => {}
-        }
+    let tokens = tokens(sql, kind, settings);
+    tokens.split(|token| *token == Token::Symbol(';')).any(|statement| {
+        let is_parenthesis = |token: &&Token<'_>| **token == Token::Symbol('(');
+        let is_harmless = match statement.iter().find(|token| !is_parenthesis(token)) {
+            Some(Token::Word(verb)) => is_one_of(verb, HARMLESS) || is_back_to_savepoint(statement),
+            first => first.is_none(),
+        };
+        !is_harmless || (0..statement.len()).any(|index| sets_state(statement, index, kind))
+    })
+}
+
+/// Whether the expression at `index` of a statement leaves state.
+fn sets_state(statement: &[Token<'_>], index: usize, kind: DatabaseKind) -> bool {
+    let is_symbol = |index: usize, symbol: char| statement.get(index) == Some(&Token::Symbol(symbol));
+    // A quoted name may be the name of a function too.
+    let is = |name: &str| match statement[index] {
+        Token::Word(word) | Token::QuotedName(word) => word.eq_ignore_ascii_case(name),
+        _ => false,
+    };
+    if kind != DatabaseKind::Mysql {
+        return is("LOAD_EXTENSION");
     }
-    false
+    // A harmless statement only reads variables of the server (`@@name`), but it can set user variables (`@name`).
+    let is_setting = is_symbol(index + 1, '@') || index > 0 && is_symbol(index - 1, '@');
+    let sets_last_id = is("LAST_INSERT_ID") && is_symbol(index + 1, '(') && !is_symbol(index + 2, ')');
+    is_symbol(index, '@') && !is_setting || sets_last_id || is("GET_LOCK") || is("NEXTVAL") || is("NEXT")
 }
 
 /// Whether a typed statement of PostgreSQL calls a function that is not in [`KNOWN`].
-pub(super) fn calls_unknown_function(sql: &str) -> bool {
+fn calls_unknown_function(sql: &str) -> bool {
     let mut before = [Token::Symbol(';'); 2];
     // Whether the token belongs to the name of the table of an INSERT. The parentheses behind this name contain
     // columns.
@@ -61,9 +58,7 @@ pub(super) fn calls_unknown_function(sql: &str) -> bool {
     for (token, ..) in Lexer::new(sql, DatabaseKind::Postgres) {
         if token == Token::Symbol('(') {
             let is_known = match before {
-                [qualifier, Token::Word(word)] => {
-                    qualifier != Token::Symbol('.') && KNOWN.iter().any(|known| word.eq_ignore_ascii_case(known))
-                }
+                [qualifier, Token::Word(word)] => qualifier != Token::Symbol('.') && is_one_of(word, KNOWN),
                 [_, Token::QuotedName(_)] => in_target,
                 [_, Token::StringLiteral(_) | Token::DollarQuoted(_) | Token::Symbol(_)] => true,
             };
@@ -82,81 +77,28 @@ pub(super) fn calls_unknown_function(sql: &str) -> bool {
 }
 
 /// The first words of the statements that leave no state.
-const HARMLESS: [&str; 9] =
-    ["SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE", "WITH", "VALUES", "SAVEPOINT", "RELEASE"];
+const HARMLESS: &str = "SELECT INSERT UPDATE DELETE REPLACE WITH VALUES SAVEPOINT RELEASE";
 
 /// The words before a parenthesis that are keywords, or functions that leave no state.
-const KNOWN: [&str; 58] = [
-    "ALL",
-    "AND",
-    "ANY",
-    "ARRAY",
-    "AS",
-    "BETWEEN",
-    "BY",
-    "CASE",
-    "CAST",
-    "CONFLICT",
-    "DISTINCT",
-    "ELSE",
-    "EXCEPT",
-    "EXISTS",
-    "FILTER",
-    "FROM",
-    "GROUP",
-    "HAVING",
-    "ILIKE",
-    "IN",
-    "INTERSECT",
-    "IS",
-    "JOIN",
-    "LATERAL",
-    "LIKE",
-    "LIMIT",
-    "NOT",
-    "OFFSET",
-    "ON",
-    "OR",
-    "OVER",
-    "RETURNING",
-    "ROW",
-    "SELECT",
-    "SET",
-    "SOME",
-    "THEN",
-    "UNION",
-    "USING",
-    "VALUES",
-    "WHEN",
-    "WHERE",
-    // Functions.
-    "ARRAY_AGG",
-    "AVG",
-    "BOOL_AND",
-    "BOOL_OR",
-    "COALESCE",
-    "COUNT",
-    "DATE",
-    "JSON_AGG",
-    "JSONB_AGG",
-    "LOWER",
-    "MAX",
-    "MIN",
-    "NOW",
-    "STRING_AGG",
-    "SUM",
-    "UPPER",
-];
+const KNOWN: &str = "ALL AND ANY ARRAY AS BETWEEN BY CASE CAST CONFLICT DISTINCT ELSE EXCEPT EXISTS FILTER FROM GROUP HAVING \
+                     ILIKE IN INTERSECT IS JOIN LATERAL LIKE LIMIT NOT OFFSET ON OR OVER RETURNING ROW SELECT SET SOME THEN \
+                     UNION USING VALUES WHEN WHERE \
+                     ARRAY_AGG AVG BOOL_AND BOOL_OR COALESCE COUNT DATE JSON_AGG JSONB_AGG LOWER MAX MIN NOW STRING_AGG SUM \
+                     UPPER";
 
-fn is_back_to_savepoint<'s>(verb: &str, tokens: &mut impl Iterator<Item = Token<'s>>) -> bool {
-    let is_to = |token: Option<Token<'_>>| matches!(token, Some(Token::Word(word)) if word.eq_ignore_ascii_case("TO"));
-    // `ROLLBACK TO ..`, or `ROLLBACK TRANSACTION TO ..` and `ROLLBACK WORK TO ..`.
-    verb.eq_ignore_ascii_case("ROLLBACK") && (is_to(tokens.next()) || is_to(tokens.next()))
+fn is_one_of(word: &str, list: &str) -> bool {
+    list.split(' ').any(|known| word.eq_ignore_ascii_case(known))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{calls_unknown_function, leaves_state};
+    use super::calls_unknown_function;
+    use crate::kind::DatabaseKind;
+
+    fn leaves_state(sql: &str, mysql: bool) -> bool {
+        let kind = if mysql { DatabaseKind::Mysql } else { DatabaseKind::Sqlite };
+        kind.leaves_state(sql, true)
+    }
 
     #[test]
     fn leaves_state_is_false_for_rows_and_savepoints() {

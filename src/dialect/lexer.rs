@@ -16,6 +16,37 @@ pub(crate) enum Token<'t> {
     Symbol(char),
 }
 
+impl Token<'_> {
+    /// Whether the token is this word, in upper or lower case.
+    pub(super) fn is(&self, wanted: &str) -> bool {
+        matches!(self, Self::Word(word) if word.eq_ignore_ascii_case(wanted))
+    }
+}
+
+/// All tokens of `text`.
+pub(super) fn tokens(text: &str, kind: DatabaseKind, settings: LexerSettings) -> Vec<Token<'_>> {
+    Lexer::with_settings(text, kind, settings).map(|(token, ..)| token).collect()
+}
+
+/// Whether the statement is `ROLLBACK TO ..`, `ROLLBACK TRANSACTION TO ..` or `ROLLBACK WORK TO ..`.
+pub(super) fn is_back_to_savepoint(statement: &[Token<'_>]) -> bool {
+    let mut words = statement.iter();
+    words.next().is_some_and(|token| token.is("ROLLBACK")) && words.take(2).any(|token| token.is("TO"))
+}
+
+/// The tokens outside of parentheses, with their indices.
+pub(super) fn outside_parentheses<'s, 't>(tokens: &'s [Token<'t>]) -> impl Iterator<Item = (usize, &'s Token<'t>)> {
+    let mut depth = 0_usize;
+    tokens.iter().enumerate().filter(move |(_, token)| {
+        match token {
+            Token::Symbol('(') => depth += 1,
+            Token::Symbol(')') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth == 0
+    })
+}
+
 /// The settings and the version of a server that change how it reads SQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct LexerSettings {
@@ -29,7 +60,7 @@ pub(crate) struct LexerSettings {
 
 impl LexerSettings {
     /// The default settings of a server of this kind.
-    fn defaults(kind: DatabaseKind) -> Self {
+    pub(super) fn defaults(kind: DatabaseKind) -> Self {
         Self { backslash_escapes: kind == DatabaseKind::Mysql, ..Self::default() }
     }
 
@@ -37,19 +68,19 @@ impl LexerSettings {
     /// changed the settings. Settings that do not change the meaning of `text` are left out.
     pub(super) fn possible(text: &str, kind: DatabaseKind) -> impl Iterator<Item = Self> + use<> {
         let defaults = Self::defaults(kind);
-        let flips = |flip: bool| if flip { &[false, true][..] } else { &[false][..] };
         let has_backslash = kind != DatabaseKind::Sqlite && text.contains('\\');
-        let ansi_quotes = kind == DatabaseKind::Mysql && text.contains('"');
-        let old_numbers =
+        let has_quote = kind == DatabaseKind::Mysql && text.contains('"');
+        let has_number =
             kind == DatabaseKind::Postgres && text.contains('$') && text.contains(|c: char| c.is_ascii_digit());
-        flips(old_numbers).iter().flat_map(move |&old_numbers| {
-            flips(ansi_quotes).iter().flat_map(move |&ansi_quotes| {
-                flips(has_backslash).iter().map(move |&flip| Self {
-                    backslash_escapes: defaults.backslash_escapes ^ flip,
-                    ansi_quotes,
-                    old_numbers,
-                })
-            })
+        let combinations = (0..8_u8).map(move |bits| Self {
+            backslash_escapes: defaults.backslash_escapes ^ (bits & 1 != 0),
+            ansi_quotes: bits & 2 != 0,
+            old_numbers: bits & 4 != 0,
+        });
+        combinations.filter(move |settings| {
+            (has_backslash || !settings.has_unusual_backslash(kind))
+                && (has_quote || !settings.ansi_quotes)
+                && (has_number || !settings.old_numbers)
         })
     }
 
@@ -69,7 +100,6 @@ pub(crate) struct Lexer<'t> {
     escape_string_at: Option<usize>,
     /// Whether the lexer is inside a comment that MySQL executes.
     in_executed_comment: bool,
-    unterminated: bool,
 }
 
 /// No server of MySQL or MariaDB has this version yet, so no server executes a comment for it. `mariadb-dump` writes
@@ -83,29 +113,19 @@ impl<'t> Lexer<'t> {
     }
 
     pub(super) fn with_settings(text: &'t str, kind: DatabaseKind, settings: LexerSettings) -> Self {
-        Self {
-            text,
-            position: 0,
-            kind,
-            settings,
-            escape_string_at: None,
-            in_executed_comment: false,
-            unterminated: false,
-        }
+        Self { text, position: 0, kind, settings, escape_string_at: None, in_executed_comment: false }
     }
 
-    /// Whether the lexer has read a quote or a comment without an end. SQL that is appended to the text would be inside it.
-    #[cfg(feature = "testing")]
-    pub(crate) fn is_unterminated(&self) -> bool {
-        self.unterminated
+    fn kind(&self) -> DatabaseKind {
+        self.kind.known()
     }
 
     /// The text behind a comment that begins at the current position. The contents of a comment that MySQL executes
     /// count as code.
     fn after_comment(&mut self) -> Option<&'t str> {
         let rest = &self.text[self.position..];
-        let mysql = self.kind == DatabaseKind::Mysql;
-        let ends: &[char] = if self.kind == DatabaseKind::Postgres { &['\n', '\r'] } else { &['\n'] };
+        let mysql = self.kind() == DatabaseKind::Mysql;
+        let ends: &[char] = if self.kind() == DatabaseKind::Postgres { &['\n', '\r'] } else { &['\n'] };
         let line = |comment: &'t str| comment.find(ends).map_or("", |end| &comment[end + 1..]);
         if let Some(comment) = rest.strip_prefix("--") {
             let is_comment =
@@ -128,47 +148,30 @@ impl<'t> Lexer<'t> {
                 return Some(statement);
             }
         }
-        let after = match self.kind {
+        let after = match self.kind() {
             DatabaseKind::Postgres => after_nested(rest),
             DatabaseKind::Mysql | DatabaseKind::Sqlite => comment.split_once("*/").map(|(_, after)| after),
         };
-        self.unterminated |= after.is_none();
         Some(after.unwrap_or(""))
     }
 
     /// The text up to the next `close`, and the text behind it. A doubled `close` stands for one character and ends
-    /// nothing.
-    fn until(&mut self, inside: &'t str, close: char) -> (&'t str, &'t str) {
-        let mut from = 0;
-        while let Some(found) = inside[from..].find(close) {
-            let end = from + found;
-            let after = &inside[end + 1..];
-            if close == ']' || !after.starts_with(close) {
-                return (&inside[..end], after);
-            }
-            from = end + 2;
+    /// nothing. If the text has escapes, a backslash escapes the next character, and PostgreSQL continues a string on
+    /// the next line.
+    fn until(&mut self, inside: &'t str, close: char, has_escapes: bool) -> (&'t str, &'t str) {
+        let mut position = 0;
+        while let Some(found) = inside[position..].find(|c| c == close || c == '\\' && has_escapes) {
+            let (before, rest) = inside.split_at(position + found);
+            let after = &rest[1..];
+            let continued = continued(after).filter(|_| has_escapes && self.kind() == DatabaseKind::Postgres);
+            let more = match continued {
+                _ if !rest.starts_with(close) => after.get(after.chars().next().map_or(0, char::len_utf8)..),
+                None if close != ']' => after.strip_prefix(close),
+                more => more,
+            };
+            let Some(more) = more else { return (before, after) };
+            position = inside.len() - more.len();
         }
-        self.unterminated = true;
-        (inside, "")
-    }
-
-    /// Like [`until`](Self::until), but a backslash escapes the next character. PostgreSQL continues a string on the
-    /// next line.
-    fn until_unescaped(&mut self, inside: &'t str, close: char) -> (&'t str, &'t str) {
-        let mut chars = inside.char_indices();
-        while let Some((end, c)) = chars.next() {
-            if c == '\\' {
-                chars.next();
-            } else if c == close {
-                let after = &inside[end + 1..];
-                match continued(after).filter(|_| self.kind == DatabaseKind::Postgres) {
-                    Some(more) => chars = more_indices(inside, more),
-                    None if after.starts_with(close) => drop(chars.next()),
-                    None => return (&inside[..end], after),
-                }
-            }
-        }
-        self.unterminated = true;
         (inside, "")
     }
 
@@ -196,15 +199,6 @@ fn continued(after: &str) -> Option<&str> {
             None => return trimmed.strip_prefix('\'').filter(|_| has_newline),
         }
     }
-}
-
-/// The characters of `more`, which is the end of `text`, with their indices in `text`.
-fn more_indices<'t>(text: &'t str, more: &'t str) -> std::str::CharIndices<'t> {
-    let mut chars = text.char_indices();
-    while chars.offset() < text.len() - more.len() {
-        chars.next();
-    }
-    chars
 }
 
 /// Whether the whole of `word` is a number of PostgreSQL.
@@ -263,39 +257,29 @@ impl<'t> Iterator for Lexer<'t> {
         let (start, rest) = (self.position, &self.text[self.position..]);
         let c = rest.chars().next()?;
         let behind = &rest[c.len_utf8()..];
-        let (mysql, postgres) = (self.kind == DatabaseKind::Mysql, self.kind == DatabaseKind::Postgres);
+        let [postgres, mysql, sqlite] =
+            [DatabaseKind::Postgres, DatabaseKind::Mysql, DatabaseKind::Sqlite].map(|kind| self.kind() == kind);
         let is_string = c == '\'' || c == '"' && mysql && !self.settings.ansi_quotes;
+        let is_name = c == '"' || c == '`' && !postgres || c == '[' && sqlite;
         let has_escapes = self.settings.backslash_escapes || self.escape_string_at == Some(start);
         let (token, after) = match c {
             _ if is_string => {
-                let (inside, after) = if has_escapes { self.until_unescaped(behind, c) } else { self.until(behind, c) };
+                let (inside, after) = self.until(behind, c, has_escapes);
                 (Token::StringLiteral(inside), after)
             }
-            '"' => {
-                let (inside, after) = self.until(behind, c);
-                (Token::QuotedName(inside), after)
-            }
-            '`' if !postgres => {
-                let (inside, after) = self.until(behind, c);
-                (Token::QuotedName(inside), after)
-            }
-            '[' if self.kind == DatabaseKind::Sqlite => {
-                let (inside, after) = self.until(behind, ']');
+            _ if is_name => {
+                let (inside, after) = self.until(behind, if c == '[' { ']' } else { c }, false);
                 (Token::QuotedName(inside), after)
             }
             '$' if postgres => match behind.split_once('$') {
                 Some((tag, body)) if tag.chars().all(is_word) && !tag.starts_with(|c: char| c.is_ascii_digit()) => {
-                    match body.split_once(&*format!("${tag}$")) {
-                        Some((body, after)) => (Token::DollarQuoted(body), after),
-                        None => {
-                            self.unterminated = true;
-                            (Token::DollarQuoted(body), "")
-                        }
-                    }
+                    let closed = body.split_once(&*format!("${tag}$"));
+                    let (body, after) = closed.unwrap_or((body, ""));
+                    (Token::DollarQuoted(body), after)
                 }
                 _ => (Token::Symbol(c), behind),
             },
-            '$' | '@' | ':' | '#' if self.kind == DatabaseKind::Sqlite => {
+            '$' | '@' | ':' | '#' if sqlite => {
                 let (parameter, after) = rest.split_at(sqlite_parameter_end(rest));
                 if parameter.len() == 1 { (Token::Symbol(c), after) } else { (Token::Word(parameter), after) }
             }
@@ -345,12 +329,6 @@ mod tests {
         Lexer::new(text, kind).map(|(token, ..)| token).collect()
     }
 
-    fn is_unterminated(text: &str, kind: DatabaseKind) -> bool {
-        let mut lexer = Lexer::new(text, kind);
-        lexer.by_ref().for_each(drop);
-        lexer.is_unterminated()
-    }
-
     #[test]
     fn lexer_follows_the_syntax_of_each_database() {
         use Token::{DollarQuoted, QuotedName, StringLiteral, Symbol, Word};
@@ -382,17 +360,15 @@ mod tests {
     }
 
     #[test]
-    fn lexer_reports_an_unterminated_quote_or_comment() {
-        for text in ["'a", "\"a", "$x$ a", "/* /* */", "E'a\\'", "'a''"] {
-            assert!(is_unterminated(text, DatabaseKind::Postgres), "{text}");
-        }
-        for text in ["'a\\'", "\"a", "`a", "/* a", "'"] {
-            assert!(is_unterminated(text, DatabaseKind::Mysql), "{text}");
-        }
-        for text in ["'a'", "''", "'a\\\\'", "'é'", "-- a", "/* */", ""] {
-            for kind in [DatabaseKind::Postgres, DatabaseKind::Mysql, DatabaseKind::Sqlite] {
-                assert!(!is_unterminated(text, kind), "{text}");
-            }
+    fn lexer_reads_an_unterminated_quote_or_comment_to_the_end() {
+        use Token::{DollarQuoted, QuotedName, StringLiteral};
+        for (text, token) in [
+            ("'a", Some(StringLiteral("a"))),
+            ("\"a", Some(QuotedName("a"))),
+            ("$x$ a", Some(DollarQuoted(" a"))),
+            ("/* /* */", None),
+        ] {
+            assert_eq!(tokens(text, DatabaseKind::Postgres), Vec::from_iter(token), "{text}");
         }
     }
 }

@@ -3,7 +3,6 @@
 //! On PostgreSQL every function, type and operator is qualified, because the program's `search_path` may have another
 //! schema before `pg_catalog`.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::SEPARATOR;
@@ -11,27 +10,7 @@ use super::lexer::{Lexer, Token};
 use crate::kind::DatabaseKind;
 
 /// Diesel's table of the applied migrations.
-const BOOKKEEPING_TABLE: &str = "__diesel_schema_migrations";
-
-/// The limits that a schema operation sets itself. [`restore_limits`](DatabaseKind::restore_limits) restores them.
-const LIMITS: [&str; 3] = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"];
-
-/// The settings of a single transaction.
-const TRANSACTION_SETTINGS: [&str; 3] = ["transaction_isolation", "transaction_read_only", "transaction_deferrable"];
-
-/// The state of the connection that a migration may change, and that must not be different for the next migration.
-const POSTGRES_SNAPSHOT: &str = "SELECT pg_catalog.concat('pid', pg_catalog.chr(31), pg_catalog.pg_backend_pid()) AS value \
-     UNION ALL SELECT pg_catalog.concat('schema', pg_catalog.chr(31), pg_catalog.current_schema()) \
-     UNION ALL SELECT pg_catalog.concat('user', pg_catalog.chr(31), CURRENT_USER) \
-     UNION ALL SELECT pg_catalog.concat('search_path', pg_catalog.chr(31), pg_catalog.current_setting('search_path')) \
-     UNION ALL SELECT pg_catalog.concat('role', pg_catalog.chr(31), pg_catalog.current_setting('role')) \
-     UNION ALL SELECT pg_catalog.concat('authorization', pg_catalog.chr(31), SESSION_USER) \
-     UNION ALL SELECT pg_catalog.concat('statement_timeout', pg_catalog.chr(31), pg_catalog.current_setting('statement_timeout')) \
-     UNION ALL SELECT pg_catalog.concat('lock_timeout', pg_catalog.chr(31), pg_catalog.current_setting('lock_timeout')) \
-     UNION ALL SELECT pg_catalog.concat('idle_in_transaction_session_timeout', pg_catalog.chr(31), \
-     pg_catalog.current_setting('idle_in_transaction_session_timeout')) \
-     UNION ALL SELECT pg_catalog.concat('set.', name, pg_catalog.chr(31), setting) FROM pg_catalog.pg_settings \
-     WHERE source OPERATOR(pg_catalog.=) 'session'";
+pub(super) const BOOKKEEPING_TABLE: &str = "__diesel_schema_migrations";
 
 /// Begins a transaction in which each statement sees all earlier commits, whatever the default isolation level is.
 /// `committed` is in lower case, so that a search of logs or network traffic for `COMMIT` finds commits only.
@@ -41,65 +20,15 @@ pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL read committed";
 pub(crate) const TRY_LOCK_IN_TRANSACTION: &str =
     "SELECT CASE WHEN pg_catalog.pg_try_advisory_xact_lock(7236271, 5331310) THEN '1' ELSE '0' END AS value";
 
-const NO_LIMITS: &str = "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0";
-
-/// MariaDB and MySQL have different names for the statement limit, and each server executes only its own comment.
-const SAVE_LIMITS: &str = "SET @diesel_session_lock = @@SESSION.lock_wait_timeout, \
-     @diesel_session_row_lock = @@SESSION.innodb_lock_wait_timeout, \
-     /*M!100100 @diesel_session_statement = @@SESSION.max_statement_time, */ \
-     /*!50708 @diesel_session_statement = @@SESSION.max_execution_time, */ @diesel_session_limit = NULL";
-
-const NO_STATEMENT_LIMIT: &str = "SET /*M!100100 SESSION max_statement_time = 0, */ \
-     /*!50708 SESSION max_execution_time = 0, */ @diesel_session_limit = NULL";
-
-const RESTORE_LIMITS: &str = "SET SESSION lock_wait_timeout = @diesel_session_lock, \
-     SESSION innodb_lock_wait_timeout = @diesel_session_row_lock, \
-     /*M!100100 SESSION max_statement_time = @diesel_session_statement, */ \
-     /*!50708 SESSION max_execution_time = @diesel_session_statement, */ \
-     @diesel_session_lock = NULL, @diesel_session_row_lock = NULL, @diesel_session_statement = NULL";
-
-const MYSQL_SNAPSHOT: &str = "SELECT CONCAT('schema', CHAR(31), IFNULL(DATABASE(), '')) AS value \
-     UNION ALL SELECT CONCAT('set.foreign_key_checks', CHAR(31), @@foreign_key_checks) \
-     UNION ALL SELECT CONCAT('set.unique_checks', CHAR(31), @@unique_checks) \
-     UNION ALL SELECT CONCAT('set.autocommit', CHAR(31), @@autocommit) \
-     UNION ALL SELECT CONCAT('set.sql_mode', CHAR(31), @@sql_mode) \
-     UNION ALL SELECT CONCAT('set.sql_notes', CHAR(31), @@sql_notes) \
-     UNION ALL SELECT CONCAT('set.time_zone', CHAR(31), @@time_zone) \
-     UNION ALL SELECT CONCAT('set.character_set_client', CHAR(31), @@character_set_client) \
-     UNION ALL SELECT CONCAT('set.character_set_results', CHAR(31), IFNULL(@@character_set_results, '')) \
-     UNION ALL SELECT CONCAT('set.collation_connection', CHAR(31), @@collation_connection) \
-     UNION ALL SELECT CONCAT('set.sql_safe_updates', CHAR(31), @@sql_safe_updates) \
-     UNION ALL SELECT CONCAT('set.sql_select_limit', CHAR(31), @@sql_select_limit) \
-     UNION ALL SELECT CONCAT('set.sql_auto_is_null', CHAR(31), @@sql_auto_is_null) \
-     UNION ALL SELECT CONCAT('set.completion_type', CHAR(31), @@completion_type) \
-     UNION ALL SELECT CONCAT('set.group_concat_max_len', CHAR(31), @@group_concat_max_len) \
-     UNION ALL SELECT CONCAT('set.default_storage_engine', CHAR(31), @@default_storage_engine) \
-     /*M!100000 UNION ALL SELECT CONCAT('set.tx_isolation', CHAR(31), @@tx_isolation) */ \
-     /*M!100000 UNION ALL SELECT CONCAT('set.tx_read_only', CHAR(31), @@tx_read_only) */ \
-     /*M!100000 UNION ALL SELECT CONCAT('role', CHAR(31), IFNULL(CURRENT_ROLE(), '')) */";
-
-const SQLITE_SNAPSHOT: &str = "SELECT 'schema' || char(31) || 'main' AS value \
-     UNION ALL SELECT 'set.busy_timeout' || char(31) || timeout FROM pragma_busy_timeout \
-     UNION ALL SELECT 'set.foreign_keys' || char(31) || foreign_keys FROM pragma_foreign_keys \
-     UNION ALL SELECT 'set.recursive_triggers' || char(31) || recursive_triggers FROM pragma_recursive_triggers \
-     UNION ALL SELECT 'set.legacy_alter_table' || char(31) || legacy_alter_table FROM pragma_legacy_alter_table \
-     UNION ALL SELECT 'set.ignore_check_constraints' || char(31) || ignore_check_constraints FROM pragma_ignore_check_constraints \
-     UNION ALL SELECT 'set.query_only' || char(31) || query_only FROM pragma_query_only \
-     UNION ALL SELECT 'set.writable_schema' || char(31) || writable_schema FROM pragma_writable_schema";
-
 /// The state of a connection that matters to migrations: its server process, its current schema, its role and its
 /// settings.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct ConnectionSnapshot(BTreeMap<String, String>);
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ConnectionSnapshot(pub(super) Vec<(String, String)>);
 
 impl ConnectionSnapshot {
     pub(crate) fn from_rows(rows: Vec<Option<String>>) -> Self {
-        let pairs = rows.into_iter().flatten();
-        Self(
-            pairs
-                .filter_map(|row| row.split_once(SEPARATOR).map(|(name, value)| (name.to_owned(), value.to_owned())))
-                .collect(),
-        )
+        let pair = |row: String| row.split_once(SEPARATOR).map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Self(rows.into_iter().flatten().filter_map(pair).collect())
     }
 
     /// The schema (PostgreSQL) or database (MySQL) in which the server creates unqualified names, if there is one.
@@ -112,8 +41,8 @@ impl ConnectionSnapshot {
         self.get("pid")
     }
 
-    fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 
     /// The first schema of `search_path`, if it is not the current schema: it does not exist, or the role may not use
@@ -149,69 +78,9 @@ impl DatabaseKind {
         Lexer::new(sql, self).all(|(token, ..)| token == Token::Symbol(';'))
     }
 
-    /// A query whose rows are the input of [`ConnectionSnapshot::from_rows`].
-    pub(crate) fn snapshot_query(self) -> &'static str {
-        match self {
-            Self::Postgres => POSTGRES_SNAPSHOT,
-            Self::Mysql => MYSQL_SNAPSHOT,
-            Self::Sqlite => SQLITE_SNAPSHOT,
-        }
-    }
-
-    /// Statements that restore the state `before`. `now` is the current state.
-    pub(crate) fn restore(self, before: &ConnectionSnapshot, now: &ConnectionSnapshot) -> Vec<String> {
-        match self {
-            Self::Postgres => restore_postgres(before, now),
-            Self::Mysql => {
-                let mut statements = Vec::new();
-                if before.get("role") != now.get("role") {
-                    statements.push(match before.get("role").filter(|role| !role.is_empty()) {
-                        Some(role) => format!("SET ROLE {}", self.quote(role)),
-                        None => "SET ROLE NONE".into(),
-                    });
-                }
-                if let Some(schema) = before.schema().filter(|_| before.schema() != now.schema()) {
-                    statements.push(format!("USE {}", self.quote(schema)));
-                }
-                for (name, value) in changed(before, now) {
-                    let is_number = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-                    let value = if is_number { value.to_owned() } else { self.literal(value) };
-                    statements.push(format!("SET SESSION {name} = {value}"));
-                }
-                statements
-            }
-            Self::Sqlite => changed(before, now).map(|(name, value)| format!("PRAGMA {name} = {value}")).collect(),
-        }
-    }
-
-    /// Statements that set the limits of a schema operation for the session: a lock timeout, and no statement timeout.
-    pub(crate) fn set_limits(self, lock_timeout: Duration) -> Vec<String> {
-        match self {
-            Self::Postgres => vec![format!("{}; {NO_LIMITS}", self.lock_limit(lock_timeout))],
-            Self::Mysql => vec![SAVE_LIMITS.into(), self.lock_limit(lock_timeout), NO_STATEMENT_LIMIT.into()],
-            Self::Sqlite => vec![self.lock_limit(lock_timeout)],
-        }
-    }
-
-    /// Statements that restore the session's limits of `original`.
-    pub(crate) fn restore_limits(self, original: &ConnectionSnapshot) -> Vec<String> {
-        match self {
-            Self::Postgres => LIMITS
-                .iter()
-                .filter_map(|limit| Some(format!("SET {limit} = {}", self.literal(original.get(limit)?))))
-                .collect(),
-            Self::Mysql => vec![RESTORE_LIMITS.into()],
-            Self::Sqlite => original
-                .get("set.busy_timeout")
-                .map(|limit| format!("PRAGMA busy_timeout = {limit}"))
-                .into_iter()
-                .collect(),
-        }
-    }
-
     /// SQL that sets the limits of a schema operation for one transaction, on PostgreSQL.
     pub(crate) fn set_local_limits(self, lock_timeout: Duration) -> String {
-        format!("{}; {NO_LIMITS}", self.lock_limit(lock_timeout)).replace("SET ", "SET LOCAL ")
+        self.dialect().set_limits(lock_timeout).join("; ").replace("SET ", "SET LOCAL ")
     }
 
     /// SQL that begins a transaction of PostgreSQL with the limits of a schema operation.
@@ -227,51 +96,27 @@ impl DatabaseKind {
         }
     }
 
-    /// A query that returns one row if the bookkeeping table exists in `schema`.
-    pub(crate) fn bookkeeping_table_query(self, schema: &str) -> String {
-        let name = self.literal(schema);
-        match self {
-            Self::Postgres => format!(
-                "SELECT 'yes' AS value FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n \
-                 ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
-                 WHERE n.nspname OPERATOR(pg_catalog.=) {name} AND c.relname OPERATOR(pg_catalog.=) '{BOOKKEEPING_TABLE}'"
-            ),
-            Self::Mysql => format!(
-                "SELECT 'yes' AS value FROM information_schema.tables \
-                 WHERE table_schema = {name} AND table_name = '{BOOKKEEPING_TABLE}'"
-            ),
-            Self::Sqlite => format!(
-                "SELECT 'yes' AS value FROM {}.sqlite_master WHERE type = 'table' AND name = '{BOOKKEEPING_TABLE}'",
-                self.quote(schema)
-            ),
-        }
-    }
-
     /// A query for the schemas behind the current one in `search_path` in which every object belongs to an extension.
     pub(crate) fn extension_schemas(self) -> Option<&'static str> {
-        (self == Self::Postgres).then_some(EXTENSION_SCHEMAS)
+        (self.known() == Self::Postgres).then_some(EXTENSION_SCHEMAS)
     }
 
     /// A query for the numbers of objects in the schema and the settings that limit the server's locks, for
     /// [`needs_too_many_locks`].
     pub(crate) fn locks_of_schema(self, schema: &str) -> Option<String> {
-        let schema_oid = format!(
-            "(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname OPERATOR(pg_catalog.=) {})",
-            self.literal(schema)
-        );
-        (self == Self::Postgres).then(|| {
-            let counts = [
-                format!("SELECT pg_catalog.count(*) FROM pg_catalog.pg_class WHERE relnamespace OPERATOR(pg_catalog.=) {schema_oid}"),
-                format!("SELECT pg_catalog.count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_class t \
-                     ON t.oid OPERATOR(pg_catalog.=) c.reltoastrelid WHERE c.relnamespace OPERATOR(pg_catalog.=) {schema_oid}"),
-                format!("SELECT pg_catalog.count(*) FROM pg_catalog.pg_type WHERE typnamespace OPERATOR(pg_catalog.=) {schema_oid}"),
-                format!("SELECT pg_catalog.count(*) FROM pg_catalog.pg_constraint WHERE connamespace OPERATOR(pg_catalog.=) {schema_oid}"),
-            ];
-            let counts = counts.map(|count| format!("({count})")).join(", ");
+        let count =
+            |from: &str| format!("(SELECT pg_catalog.count(*) FROM pg_catalog.{from} OPERATOR(pg_catalog.=) n.oid)");
+        (self.known() == Self::Postgres).then(|| {
             format!(
-                "SELECT pg_catalog.concat_ws(' ', {counts}, \
+                "SELECT pg_catalog.concat_ws(' ', {}, {}, {}, {}, \
                  pg_catalog.current_setting('max_locks_per_transaction'), pg_catalog.current_setting('max_connections'), \
-                 pg_catalog.current_setting('max_prepared_transactions')) AS value"
+                 pg_catalog.current_setting('max_prepared_transactions')) AS value \
+                 FROM pg_catalog.pg_namespace n WHERE n.nspname OPERATOR(pg_catalog.=) {}",
+                count("pg_class WHERE relnamespace"),
+                count("pg_class WHERE reltoastrelid OPERATOR(pg_catalog.<>) 0::pg_catalog.oid AND relnamespace"),
+                count("pg_type WHERE typnamespace"),
+                count("pg_constraint WHERE connamespace"),
+                self.literal(schema)
             )
         })
     }
@@ -332,7 +177,7 @@ const EXTENSION_SCHEMAS: &str = "SELECT n.nspname::pg_catalog.text AS value \
      ORDER BY s.place";
 
 /// The settings whose values have changed, with their previous values.
-fn changed<'s>(
+pub(super) fn changed<'s>(
     before: &'s ConnectionSnapshot,
     now: &'s ConnectionSnapshot,
 ) -> impl Iterator<Item = (&'s str, &'s str)> {
@@ -340,35 +185,6 @@ fn changed<'s>(
         let setting = name.strip_prefix("set.")?;
         (now.get(name) != Some(value.as_str())).then_some((setting, value.as_str()))
     })
-}
-
-fn restore_postgres(before: &ConnectionSnapshot, now: &ConnectionSnapshot) -> Vec<String> {
-    let kind = DatabaseKind::Postgres;
-    let mut statements = Vec::new();
-    let differs = |name| before.get(name) != now.get(name);
-    if differs("authorization") {
-        statements.push("RESET SESSION AUTHORIZATION".into());
-        if let Some(user) = before.get("authorization") {
-            statements.push(format!("SET SESSION AUTHORIZATION {}", kind.quote(user)));
-        }
-    }
-    if differs("authorization") || differs("role") {
-        statements.push(match before.get("role") {
-            Some("none") | None => "SET ROLE NONE".into(),
-            Some(role) => format!("SET ROLE {}", kind.quote(role)),
-        });
-    }
-    let is_excluded = |setting: &str| LIMITS.contains(&setting) || TRANSACTION_SETTINGS.contains(&setting);
-    for (setting, value) in changed(before, now).filter(|(setting, _)| !is_excluded(setting)) {
-        let (setting, value) = (kind.literal(setting), kind.literal(value));
-        statements.push(format!("SELECT pg_catalog.set_config({setting}, {value}, false)"));
-    }
-    let new = now.0.keys().filter(|name| !before.0.contains_key(*name));
-    for setting in new.filter_map(|name| name.strip_prefix("set.")).filter(|setting| !is_excluded(setting)) {
-        let quoted: Vec<String> = setting.split('.').map(|part| kind.quote(part)).collect();
-        statements.push(format!("RESET {}", quoted.join(".")));
-    }
-    statements
 }
 
 #[cfg(test)]
@@ -415,7 +231,7 @@ mod tests {
     fn restore_resets_changed_settings_only() {
         let before =
             snapshot(&[("role", "none"), ("authorization", "app"), ("set.datestyle", "ISO, MDY"), ("set.a.b", "1")]);
-        assert!(DatabaseKind::Postgres.restore(&before, &before).is_empty());
+        assert!(DatabaseKind::Postgres.dialect().restore(&before, &before).is_empty());
         let now = snapshot(&[
             ("role", "owner"),
             ("authorization", "app"),
@@ -425,12 +241,15 @@ mod tests {
             ("set.a.b", "1"),
         ]);
         assert_eq!(
-            DatabaseKind::Postgres.restore(&before, &now),
+            DatabaseKind::Postgres.dialect().restore(&before, &now),
             ["SET ROLE NONE", "SELECT pg_catalog.set_config('datestyle', 'ISO, MDY', false)", "RESET \"search_path\"",]
         );
         let (before, now) =
             (snapshot(&[("schema", "shop"), ("set.sql_mode", "ANSI")]), snapshot(&[("schema", "other")]));
-        assert_eq!(DatabaseKind::Mysql.restore(&before, &now), ["USE `shop`", "SET SESSION sql_mode = 'ANSI'"]);
+        assert_eq!(
+            DatabaseKind::Mysql.dialect().restore(&before, &now),
+            ["USE `shop`", "SET SESSION sql_mode = 'ANSI'"]
+        );
     }
 
     #[test]

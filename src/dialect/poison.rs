@@ -2,8 +2,8 @@
 
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 
-use super::lexer::{Lexer, Token};
-use super::translations::{NO_OPERATOR, OTHER_TYPE};
+use super::error_texts::contains_any;
+use super::lexer::{LexerSettings, Token, tokens};
 use crate::error::advice;
 use crate::kind::DatabaseKind;
 
@@ -22,86 +22,24 @@ pub(crate) enum Poison {
     ReadOnly,
 }
 
-/// PostgreSQL's texts in all languages. PostgreSQL never translates `cache lookup failed`. `%` is a number.
-const POSTGRES_OUTDATED: &[&str] = &[
-    "cache lookup failed for type",
-    "cached plan must not change result type",
-    "gecachter Plan darf den Ergebnistyp nicht ändern",
-    "el plan almacenado no debe cambiar el tipo de resultado",
-    "le plan en cache ne doit pas modifier le type en résultat",
-    "il cached plan non deve cambiare il tipo del risultato",
-    "キャッシュした実行計画は結果型を変更してはなりません",
-    "დაკეშილი გეგმა შედეგის ტიპს არ უნდა ცვლიდეს",
-    "캐시된 계획에서 결과 형식을 바꾸지 않아야 함",
-    "в кешированном плане не должен изменяться тип результата",
-    "cache:ad plan får inte ändra resultattyp",
-    "в кешованому плані не повинен змінюватись тип результату",
-    "已缓冲的计划不能改变结果类型",
-    "type with OID % does not exist",
-    "Typ mit OID % existiert nicht",
-    "no existe el tipo con OID %",
-    "le type d'OID % n'existe pas",
-    "il tipo con OID % non esiste",
-    "OID %の型は存在しません",
-    "ტიპი OID-ით % არ არსებობს",
-    "OID % 자료형 없음",
-    "тип с OID % не существует",
-    "typ med OID % existerar inte",
-    "тип з OID % не існує",
-    "OID 为 % 的类型不存在",
-];
-
 /// The prefix of the statements that Diesel prepares.
 const PREPARED: &str = "__diesel_stmt_";
 
 /// Types whose OID never changes. An error that names one of them has another cause.
-const BUILT_IN: [&str; 22] = [
-    "integer",
-    "bigint",
-    "smallint",
-    "text",
-    "character",
-    "boolean",
-    "numeric",
-    "real",
-    "double",
-    "date",
-    "time",
-    "timestamp",
-    "interval",
-    "uuid",
-    "json",
-    "jsonb",
-    "bytea",
-    "unknown",
-    "record",
-    "oid",
-    "inet",
-    "xml",
-];
-
-/// Error 1615, and the client library's text for a result that has changed.
-const MYSQL_OUTDATED: &[&str] = &["Prepared statement needs to be re-prepared", "You must reset the statement"];
-
-/// Errors 1290 and 1836.
-const MYSQL_READ_ONLY: &[&str] = &["--read-only", "--super-read-only", "--read_only", "Running in read-only mode"];
-
-const SQLITE_READ_ONLY: &[&str] = &["attempt to write a readonly database"];
+const BUILT_IN: &str = "integer bigint smallint text character boolean numeric real double date time timestamp interval \
+     uuid json jsonb bytea unknown record oid inet xml";
 
 impl DatabaseKind {
     /// How an error poisons the connection, if it does.
     pub(crate) fn poison(self, error: &DieselError) -> Option<Poison> {
         let DieselError::DatabaseError(kind, information) = error else { return None };
-        let message = information.message();
-        let contains_any = |texts: &[&str]| texts.iter().any(|text| contains(message, text));
-        match (self, kind) {
-            (Self::Postgres | Self::Mysql, DatabaseErrorKind::ReadOnlyTransaction) => Some(Poison::ReadOnly),
-            (Self::Postgres, DatabaseErrorKind::Unknown) if contains_any(POSTGRES_OUTDATED) => Some(Poison::Outdated),
-            (Self::Postgres, DatabaseErrorKind::Unknown) if is_other_type(message) => Some(Poison::OtherType),
-            (Self::Postgres, DatabaseErrorKind::Unknown) if message.contains(PREPARED) => Some(Poison::Forgotten),
-            (Self::Mysql, DatabaseErrorKind::Unknown) if contains_any(MYSQL_OUTDATED) => Some(Poison::Outdated),
-            (Self::Mysql, DatabaseErrorKind::Unknown) if contains_any(MYSQL_READ_ONLY) => Some(Poison::ReadOnly),
-            (Self::Sqlite, _) if contains_any(SQLITE_READ_ONLY) => Some(Poison::ReadOnly),
+        let (texts, message) = (self.texts(), information.message());
+        match kind {
+            DatabaseErrorKind::ReadOnlyTransaction => Some(Poison::ReadOnly),
+            DatabaseErrorKind::Unknown if contains_any(message, texts.outdated) => Some(Poison::Outdated),
+            DatabaseErrorKind::Unknown if is_other_type(message, texts.other_type) => Some(Poison::OtherType),
+            DatabaseErrorKind::Unknown if message.contains(PREPARED) => Some(Poison::Forgotten),
+            DatabaseErrorKind::Unknown if contains_any(message, texts.read_only) => Some(Poison::ReadOnly),
             _ => None,
         }
     }
@@ -111,12 +49,10 @@ impl DatabaseKind {
         if self != Self::Postgres {
             return false;
         }
-        let tokens: Vec<_> = Lexer::new(sql, self).map(|(token, ..)| token).collect();
-        let is = |token: Option<&Token<'_>>, wanted: &str| matches!(token, Some(Token::Word(word)) if word.eq_ignore_ascii_case(wanted));
-        tokens.split(|token| *token == Token::Symbol(';')).any(|statement| {
-            let all_index = 1 + usize::from(is(statement.get(1), "PREPARE"));
-            is(statement.first(), "DISCARD") && is(statement.get(1), "ALL")
-                || is(statement.first(), "DEALLOCATE") && is(statement.get(all_index), "ALL")
+        tokens(sql, self, LexerSettings::defaults(self)).split(|token| *token == Token::Symbol(';')).any(|statement| {
+            let is = |index: usize, wanted: &str| statement.get(index).is_some_and(|token| token.is(wanted));
+            let all_index = if is(1, "PREPARE") { 2 } else { 1 };
+            is(0, "DISCARD") && is(1, "ALL") || is(0, "DEALLOCATE") && is(all_index, "ALL")
         })
     }
 
@@ -128,22 +64,10 @@ impl DatabaseKind {
 
 /// Whether the server refused a value because its type has another OID than the one that the driver has cached. The
 /// type was recreated, renamed or moved to another schema. The driver caches the OIDs of such types by name.
-fn is_other_type(message: &str) -> bool {
-    let column = message.starts_with("column \"") && message.contains(" but expression is of type ");
-    let is_mismatch = column
-        || message.starts_with("operator does not exist: ")
-        || super::contains_any(message, OTHER_TYPE)
-        || super::contains_any(message, NO_OPERATOR);
+fn is_other_type(message: &str, texts: &[&str]) -> bool {
     let is_separator = |c: char| !c.is_alphanumeric() && c != '_';
-    is_mismatch && !message.split(is_separator).any(|word| BUILT_IN.contains(&word))
-}
-
-/// Whether `message` contains `text`. A `%` in `text` stands for any number.
-fn contains(message: &str, text: &str) -> bool {
-    let Some((before, after)) = text.split_once('%') else { return message.contains(text) };
-    let Some((_, rest)) = message.split_once(before) else { return false };
-    let rest_after_number = rest.trim_start_matches(|c: char| c.is_ascii_digit());
-    rest_after_number.len() < rest.len() && rest_after_number.starts_with(after)
+    let is_built_in = |word: &str| BUILT_IN.split(' ').any(|name| name == word);
+    contains_any(message, texts) && !message.split(is_separator).any(is_built_in)
 }
 
 /// Adds advice for the user, as a hint, to an error that poisons its connection.
@@ -172,7 +96,6 @@ mod tests {
             (DatabaseKind::Postgres, "cached plan must not change result type", Some(Poison::Outdated)),
             (DatabaseKind::Postgres, "cache lookup failed for type 16402", Some(Poison::Outdated)),
             (DatabaseKind::Postgres, "Typ mit OID 16402 existiert nicht", Some(Poison::Outdated)),
-            (DatabaseKind::Postgres, "Typ mit OID x existiert nicht", None),
             (
                 DatabaseKind::Postgres,
                 "column \"mood\" is of type mood but expression is of type oldmood",

@@ -1,64 +1,26 @@
 //! PostgreSQL.
+//!
+//! Functions, operators and types are qualified with their schema, because a schema before `pg_catalog` in the
+//! `search_path` may have others with the same names. `IN`, `NULLIF`, `LIKE`, `BETWEEN` and `JOIN .. USING` find their
+//! operators through the `search_path`, so this SQL cannot use them.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use super::translations::{
-    AUTHENTICATION, DEADLOCK, SERIALIZATION_FAILURE, SERVER_FULL, STARTING, UNKNOWN_DATABASE, UNREACHABLE,
-};
-use super::{BeginOptions, millis};
+use diesel::result::Error as DieselError;
+
+use super::migrations::{BOOKKEEPING_TABLE, changed};
+use super::{BeginOptions, ConnectionSnapshot, Dialect, Texts, TransactionCheck, millis};
 use crate::config::Config;
-use crate::connection::SessionConnection;
+use crate::connection::Inspect;
 use crate::error::ConnectErrorKind;
-use crate::settings::{Isolation, Mode};
+use crate::kind::DatabaseKind;
 use crate::url::Target;
 
-/// The usual first keywords of libpq's `keyword=value` form.
-pub(super) const KEYWORDS: &[&str] = &["host", "hostaddr", "port", "dbname", "user", "password", "service", "sslmode"];
+pub(super) struct Postgres;
 
-pub(super) const CONNECT_ERRORS: &[(&str, ConnectErrorKind)] = &[
-    ("authentication failed", ConnectErrorKind::Authentication),
-    ("no password supplied", ConnectErrorKind::Authentication),
-    ("no pg_hba.conf entry", ConnectErrorKind::Authentication),
-    ("pg_hba.conf rejects connection", ConnectErrorKind::Authentication),
-    ("permission denied for database", ConnectErrorKind::Authentication),
-    ("is not permitted to log in", ConnectErrorKind::Authentication),
-    ("too many clients", ConnectErrorKind::ServerFull),
-    ("remaining connection slots", ConnectErrorKind::ServerFull),
-    ("too many connections for", ConnectErrorKind::ServerFull),
-    ("database system is", ConnectErrorKind::Starting),
-    ("FATAL: database \"", ConnectErrorKind::UnknownDatabase),
-    ("FATAL: role \"", ConnectErrorKind::Authentication),
-    ("Connection refused", ConnectErrorKind::Unreachable),
-    ("could not translate host name", ConnectErrorKind::Unreachable),
-    ("No such file or directory", ConnectErrorKind::Unreachable),
-    ("timeout expired", ConnectErrorKind::Unreachable),
-    ("server closed the connection unexpectedly", ConnectErrorKind::Unreachable),
-    ("No route to host", ConnectErrorKind::Unreachable),
-];
-
-/// Connect errors of servers and client libraries in other languages.
-pub(super) const TRANSLATED_CONNECT_ERRORS: &[(&[&str], ConnectErrorKind)] = &[
-    (STARTING, ConnectErrorKind::Starting),
-    (SERVER_FULL, ConnectErrorKind::ServerFull),
-    (AUTHENTICATION, ConnectErrorKind::Authentication),
-    (UNKNOWN_DATABASE, ConnectErrorKind::UnknownDatabase),
-    (UNREACHABLE, ConnectErrorKind::Unreachable),
-];
-
-pub(super) const TRANSLATED_TRANSIENT_ERRORS: &[&[&str]] = &[DEADLOCK, SERIALIZATION_FAILURE];
-
-/// SQLSTATE 40001 and 40P01. Diesel recognises the first by its code, and has only the text of the second.
-pub(super) const TRANSIENT_ERRORS: &[&str] = &["could not serialize access", "deadlock detected"];
-
-// Functions, operators and types are qualified with their schema, because a schema before `pg_catalog` in the
-// `search_path` may have others with the same names. `IN`, `NULLIF`, `LIKE`, `BETWEEN` and `JOIN .. USING` find their
-// operators through the `search_path`, so this SQL cannot use them.
-pub(super) const TRANSACTION_NUMBER: &str =
-    "SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text AS value";
-
-pub(super) fn transaction_status(number: u64) -> String {
-    format!("SELECT pg_catalog.pg_xact_status('{number}'::pg_catalog.xid8) AS value")
-}
+/// The texts with translations, which `scripts/translations` generates from the catalogs of the server and of libpq.
+const SERVER_FULL: &str = include_str!("translations/server_full.txt");
 
 /// The number of connections that are available to ordinary roles.
 macro_rules! capacity {
@@ -69,23 +31,6 @@ macro_rules! capacity {
     };
 }
 
-/// The fourth field tells whether the query has switched on `client_connection_check_interval`, with which the server
-/// detects during a statement that the client is gone. The query switches it on if the server supports it and the role,
-/// the database and the URL do not set it.
-pub(super) const SERVER_INFO: &str = concat!(
-    "SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_backend_pid(), ",
-    capacity!(),
-    ", extract(epoch FROM pg_catalog.pg_postmaster_start_time()), \
-     CASE WHEN (SELECT s.source FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'client_connection_check_interval') \
-     OPERATOR(pg_catalog.=) 'default' AND pg_catalog.strpos(pg_catalog.version(), 'linux') OPERATOR(pg_catalog.>) 0 \
-     AND pg_catalog.set_config('client_connection_check_interval', '10000', false) IS NOT NULL THEN 'set' ELSE 'unset' END, \
-     pg_catalog.current_database()) AS value"
-);
-
-pub(super) const CLIENT_PORT: &str = "SELECT pg_catalog.inet_client_port()::pg_catalog.text AS value";
-
-pub(super) const CLIENT_CHECK: &str = "SET client_connection_check_interval = 10000";
-
 /// The sessions of clients. The server hides the `backend_type` of other roles' sessions from an ordinary role.
 macro_rules! clients {
     () => {
@@ -94,33 +39,167 @@ macro_rules! clients {
     };
 }
 
-pub(super) const SESSION_COUNTS: &str = concat!(
-    "SELECT pg_catalog.concat(CASE WHEN coalesce(application_name, '') OPERATOR(pg_catalog.=) '' THEN 'unnamed' \
-     ELSE application_name END, ' ', pg_catalog.count(*)) AS value ",
-    clients!(),
-    " GROUP BY application_name ORDER BY pg_catalog.count(*) DESC, 1 LIMIT 20"
-);
+static TEXTS: Texts = Texts {
+    // The library's SQL contains names as string literals. Role, database and server may have another default.
+    required_settings: Some(REQUIRED_SETTINGS),
+    // The fourth field tells whether the query has switched on `client_connection_check_interval`, with which the
+    // server detects during a statement that the client is gone. The query switches it on if the server supports it and
+    // the role, the database and the URL do not set it.
+    server_info_query: Some(concat!(
+        "SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_backend_pid(), ",
+        capacity!(),
+        ", extract(epoch FROM pg_catalog.pg_postmaster_start_time()), \
+         CASE WHEN (SELECT s.source FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'client_connection_check_interval') \
+         OPERATOR(pg_catalog.=) 'default' AND pg_catalog.strpos(pg_catalog.version(), 'linux') OPERATOR(pg_catalog.>) 0 \
+         AND pg_catalog.set_config('client_connection_check_interval', '10000', false) IS NOT NULL THEN 'set' ELSE 'unset' END, \
+         pg_catalog.current_database()) AS value"
+    )),
+    client_port_query: Some("SELECT pg_catalog.inet_client_port()::pg_catalog.text AS value"),
+    session_counts_query: Some(concat!(
+        "SELECT pg_catalog.concat(CASE WHEN coalesce(application_name, '') OPERATOR(pg_catalog.=) '' THEN 'unnamed' \
+         ELSE application_name END, ' ', pg_catalog.count(*)) AS value ",
+        clients!(),
+        " GROUP BY application_name ORDER BY pg_catalog.count(*) DESC, 1 LIMIT 20"
+    )),
+    full_server_query: Some(concat!(
+        "SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.>=) (",
+        capacity!(),
+        ") THEN '1' ELSE '0' END AS value ",
+        clients!()
+    )),
+    catalog_search_path: Some("SET search_path TO pg_catalog, pg_temp"),
+    read_only_guard: None,
+    // In an aborted transaction the server refuses the first statement and ignores the second. A plain `COMMIT` would
+    // roll back and report success.
+    guarded_commit: Some("SELECT 1; COMMIT"),
+    transaction_number: Some("SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text AS value"),
+    begin_nested: "SAVEPOINT diesel_session",
+    probe_nested: Some("SELECT 1"),
+    // Checks the deferred constraints, as a commit does and the release of a savepoint does not. The inner savepoint
+    // restores the constraint modes.
+    commit_nested: "SAVEPOINT diesel_session_check; SET CONSTRAINTS ALL IMMEDIATE; \
+         ROLLBACK TO SAVEPOINT diesel_session_check; RELEASE SAVEPOINT diesel_session_check; RELEASE SAVEPOINT diesel_session",
+    tables: "SELECT tablename::pg_catalog.text AS value FROM pg_catalog.pg_tables \
+         WHERE schemaname OPERATOR(pg_catalog.=) pg_catalog.current_schema()",
+    inventory: "SELECT pg_catalog.concat(table_name, '.', column_name) AS value FROM information_schema.columns \
+         WHERE table_schema::pg_catalog.text OPERATOR(pg_catalog.=) pg_catalog.current_schema()::pg_catalog.text \
+         UNION SELECT pg_catalog.concat(tablename, '.', indexname) FROM pg_catalog.pg_indexes \
+         WHERE schemaname OPERATOR(pg_catalog.=) pg_catalog.current_schema() ORDER BY 1",
+    snapshot_query: "SELECT pg_catalog.concat('pid', pg_catalog.chr(31), pg_catalog.pg_backend_pid()) AS value \
+         UNION ALL SELECT pg_catalog.concat('schema', pg_catalog.chr(31), pg_catalog.current_schema()) \
+         UNION ALL SELECT pg_catalog.concat('user', pg_catalog.chr(31), CURRENT_USER) \
+         UNION ALL SELECT pg_catalog.concat('search_path', pg_catalog.chr(31), pg_catalog.current_setting('search_path')) \
+         UNION ALL SELECT pg_catalog.concat('role', pg_catalog.chr(31), pg_catalog.current_setting('role')) \
+         UNION ALL SELECT pg_catalog.concat('authorization', pg_catalog.chr(31), SESSION_USER) \
+         UNION ALL SELECT pg_catalog.concat('statement_timeout', pg_catalog.chr(31), pg_catalog.current_setting('statement_timeout')) \
+         UNION ALL SELECT pg_catalog.concat('lock_timeout', pg_catalog.chr(31), pg_catalog.current_setting('lock_timeout')) \
+         UNION ALL SELECT pg_catalog.concat('idle_in_transaction_session_timeout', pg_catalog.chr(31), \
+         pg_catalog.current_setting('idle_in_transaction_session_timeout')) \
+         UNION ALL SELECT pg_catalog.concat('set.', name, pg_catalog.chr(31), setting) FROM pg_catalog.pg_settings \
+         WHERE source OPERATOR(pg_catalog.=) 'session'",
+    connect_errors: &[
+        ("authentication failed", ConnectErrorKind::Authentication),
+        ("no password supplied", ConnectErrorKind::Authentication),
+        ("no pg_hba.conf entry", ConnectErrorKind::Authentication),
+        ("pg_hba.conf rejects connection", ConnectErrorKind::Authentication),
+        ("permission denied for database", ConnectErrorKind::Authentication),
+        ("is not permitted to log in", ConnectErrorKind::Authentication),
+        ("too many clients", ConnectErrorKind::ServerFull),
+        ("remaining connection slots", ConnectErrorKind::ServerFull),
+        ("too many connections for", ConnectErrorKind::ServerFull),
+        ("database system is", ConnectErrorKind::Starting),
+        ("FATAL: database \"", ConnectErrorKind::UnknownDatabase),
+        ("FATAL: role \"", ConnectErrorKind::Authentication),
+        ("Connection refused", ConnectErrorKind::Unreachable),
+        ("could not translate host name", ConnectErrorKind::Unreachable),
+        ("No such file or directory", ConnectErrorKind::Unreachable),
+        ("timeout expired", ConnectErrorKind::Unreachable),
+        ("server closed the connection unexpectedly", ConnectErrorKind::Unreachable),
+        ("No route to host", ConnectErrorKind::Unreachable),
+        (include_str!("translations/starting.txt"), ConnectErrorKind::Starting),
+        (SERVER_FULL, ConnectErrorKind::ServerFull),
+        (include_str!("translations/authentication.txt"), ConnectErrorKind::Authentication),
+        (include_str!("translations/unknown_database.txt"), ConnectErrorKind::UnknownDatabase),
+        (include_str!("translations/unreachable.txt"), ConnectErrorKind::Unreachable),
+    ],
+    account_full: &["too many connections for %", SERVER_FULL],
+    // SQLSTATE 40001 and 40P01. Diesel recognises the first by its code, and has only the text of the second.
+    transient: &[
+        "could not serialize access",
+        "deadlock detected",
+        include_str!("translations/deadlock.txt"),
+        include_str!("translations/serialization_failure.txt"),
+    ],
+    lock_timeout: &["lock timeout", include_str!("translations/lock_timeout.txt")],
+    deadlock: &[],
+    connection_lost: &[
+        "server closed the connection",
+        "no connection to the server",
+        "terminating connection",
+        include_str!("translations/terminated.txt"),
+    ],
+    // PostgreSQL never translates the first text.
+    outdated: &[
+        "cache lookup failed for type",
+        "cached plan must not change result type",
+        "gecachter Plan darf den Ergebnistyp nicht ändern",
+        "el plan almacenado no debe cambiar el tipo de resultado",
+        "le plan en cache ne doit pas modifier le type en résultat",
+        "il cached plan non deve cambiare il tipo del risultato",
+        "キャッシュした実行計画は結果型を変更してはなりません",
+        "დაკეშილი გეგმა შედეგის ტიპს არ უნდა ცვლიდეს",
+        "캐시된 계획에서 결과 형식을 바꾸지 않아야 함",
+        "в кешированном плане не должен изменяться тип результата",
+        "cache:ad plan får inte ändra resultattyp",
+        "в кешованому плані не повинен змінюватись тип результату",
+        "已缓冲的计划不能改变结果类型",
+        "type with OID % does not exist",
+        "Typ mit OID % existiert nicht",
+        "no existe el tipo con OID %",
+        "le type d'OID % n'existe pas",
+        "il tipo con OID % non esiste",
+        "OID %の型は存在しません",
+        "ტიპი OID-ით % არ არსებობს",
+        "OID % 자료형 없음",
+        "тип с OID % не существует",
+        "typ med OID % existerar inte",
+        "тип з OID % не існує",
+        "OID 为 % 的类型不存在",
+    ],
+    other_type: &[
+        "column \"% but expression is of type ",
+        "operator does not exist: ",
+        include_str!("translations/other_type.txt"),
+        include_str!("translations/no_operator.txt"),
+    ],
+    read_only: &[],
+};
 
-pub(super) const FULL_SERVER: &str = concat!(
-    "SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.>=) (",
-    capacity!(),
-    ") THEN '1' ELSE '0' END AS value ",
-    clients!()
-);
+const REQUIRED_SETTINGS: &str = "SET standard_conforming_strings = on";
 
-pub(super) const INVENTORY: &str = "SELECT pg_catalog.concat(table_name, '.', column_name) AS value FROM information_schema.columns \
-     WHERE table_schema::pg_catalog.text OPERATOR(pg_catalog.=) pg_catalog.current_schema()::pg_catalog.text \
-     UNION SELECT pg_catalog.concat(tablename, '.', indexname) FROM pg_catalog.pg_indexes \
-     WHERE schemaname OPERATOR(pg_catalog.=) pg_catalog.current_schema() ORDER BY 1";
+const CLIENT_CHECK: &str = "SET client_connection_check_interval = 10000";
 
-pub(super) const TABLES: &str = "SELECT tablename::pg_catalog.text AS value FROM pg_catalog.pg_tables \
-     WHERE schemaname OPERATOR(pg_catalog.=) pg_catalog.current_schema()";
+/// Limits the wait for a dead network. The client probes an idle peer after 10 s, and data that is not acknowledged for
+/// 20 s ends the connection. The duration of a statement is not limited, because the kernel of the server answers
+/// during the statement.
+const KEEPALIVES: &[(&str, &str)] = &[
+    ("keepalives_idle", "10"),
+    ("keepalives_interval", "3"),
+    ("keepalives_count", "3"),
+    ("tcp_user_timeout", "20000"),
+];
 
-// PostgreSQL's advisory locks belong to one database. The key is derived from the name of this crate.
-pub(super) const TRY_LOCK_SCHEMA: &str =
-    "SELECT CASE WHEN pg_catalog.pg_try_advisory_lock(7236271, 5331310) THEN '1' ELSE '0' END AS value";
-pub(super) const UNLOCK_SCHEMA: &str =
-    "SELECT pg_catalog.pg_advisory_unlock(7236271, 5331310)::pg_catalog.text AS value";
+/// User and role come first, so that the other statements are permitted. Diesel sets this time zone and this encoding
+/// on every connection. `DISCARD ALL` would also remove Diesel's prepared statements.
+const RESET: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; \
+     SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP; \
+     SET TIME ZONE 'UTC'; SET CLIENT_ENCODING TO 'UTF8'";
+
+/// The limits that a schema operation sets itself. `restore_limits` restores them.
+const LIMITS: [&str; 3] = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"];
+
+/// The settings of a single transaction.
+const TRANSACTION_SETTINGS: [&str; 3] = ["transaction_isolation", "transaction_read_only", "transaction_deferrable"];
 
 /// The columns of one session. An ordinary role cannot see the states and statements of other roles' sessions.
 const SESSION: &str = "pg_catalog.concat_ws(pg_catalog.chr(31), a.pid, \
@@ -134,159 +213,191 @@ const SESSION: &str = "pg_catalog.concat_ws(pg_catalog.chr(31), a.pid, \
 const IN_THIS_DATABASE: &str = "l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
      WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())";
 
-/// Every session that has a lock on a table blocks the removal of this table. A session whose transaction began after
-/// this session began to wait had to wait too, and got its lock only when this session gave up: it has rank 1. Sessions
-/// with locks in other schemas have rank 2. The query returns the sessions with the lowest rank.
-pub(super) fn blockers(waited: Duration) -> String {
-    format!(
-        "SELECT {SESSION} FROM pg_catalog.pg_stat_activity a JOIN ( \
-         SELECT pid, rank, pg_catalog.min(rank) OVER () AS least FROM ( \
-         SELECT l.pid, pg_catalog.min(CASE WHEN n.nspname OPERATOR(pg_catalog.<>) ALL (pg_catalog.current_schemas(false)) THEN 2 \
-         WHEN s.xact_start OPERATOR(pg_catalog.>) (pg_catalog.now() OPERATOR(pg_catalog.-) interval '{} milliseconds') \
-         THEN 1 ELSE 0 END) AS rank \
-         FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) l.relation \
-         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
-         JOIN pg_catalog.pg_stat_activity s ON s.pid OPERATOR(pg_catalog.=) l.pid \
-         WHERE l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.granted \
-         AND l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() \
-         AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND {IN_THIS_DATABASE} \
-         GROUP BY l.pid) AS found) AS ranked ON ranked.pid OPERATOR(pg_catalog.=) a.pid \
-         WHERE ranked.rank OPERATOR(pg_catalog.=) ranked.least ORDER BY a.xact_start, a.pid LIMIT 20",
-        setting(waited)
-    )
-}
-
-pub(super) fn schema_lock_holder() -> String {
-    format!(
-        "SELECT {SESSION} FROM pg_catalog.pg_stat_activity a \
-         JOIN pg_catalog.pg_locks l ON l.pid OPERATOR(pg_catalog.=) a.pid \
-         WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.granted \
-         AND l.classid OPERATOR(pg_catalog.=) 7236271::pg_catalog.oid AND l.objid OPERATOR(pg_catalog.=) 5331310::pg_catalog.oid \
-         AND l.objsubid OPERATOR(pg_catalog.=) 2 AND {IN_THIS_DATABASE}"
-    )
-}
-
-/// Limits the wait for a dead network. The client probes an idle peer after 10 s, and data that is not acknowledged for
-/// 20 s ends the connection. The duration of a statement is not limited, because the kernel of the server answers
-/// during the statement.
-const KEEPALIVES: &[(&str, &str)] = &[
-    ("keepalives_idle", "10"),
-    ("keepalives_interval", "3"),
-    ("keepalives_count", "3"),
-    ("tcp_user_timeout", "20000"),
-];
-
-/// The caller's deadline limits a connect. libpq's timeout, which is at least 2 s and in whole seconds, frees the
-/// pool's thread.
-pub(super) fn driver_url(target: &Target, config: &Config, app: &str) -> String {
-    let mut parameters = Vec::new();
-    if !target.has_parameter("connect_timeout") {
-        let seconds = config.connect_timeout.as_secs_f64().ceil().max(2.0);
-        parameters.push(("connect_timeout", format!("{seconds:.0}")));
+impl Dialect for Postgres {
+    fn texts(&self) -> &'static Texts {
+        &TEXTS
     }
-    let keepalives = KEEPALIVES.iter().filter(|(name, _)| !target.has_parameter(name));
-    parameters.extend(keepalives.map(|(name, value)| (*name, (*value).to_owned())));
-    match &config.application_name {
-        Some(name) => parameters.push(("application_name", name.clone())),
-        None => parameters.push(("fallback_application_name", format!("diesel-session/{app}"))),
+
+    /// The caller's deadline limits a connect. libpq's timeout, which is at least 2 s and in whole seconds, frees the
+    /// pool's thread.
+    fn driver_url(&self, target: &Target, config: &Config, app: &str) -> String {
+        let mut parameters = Vec::new();
+        if !target.has_parameter("connect_timeout") {
+            let seconds = config.connect_timeout.as_secs_f64().ceil().max(2.0);
+            parameters.push(("connect_timeout", format!("{seconds:.0}")));
+        }
+        let keepalives = KEEPALIVES.iter().filter(|(name, _)| !target.has_parameter(name));
+        parameters.extend(keepalives.map(|(name, value)| (*name, (*value).to_owned())));
+        match &config.application_name {
+            Some(name) => parameters.push(("application_name", name.clone())),
+            None => parameters.push(("fallback_application_name", format!("diesel-session/{app}"))),
+        }
+        target.with_parameters(&parameters)
     }
-    target.with_parameters(&parameters)
-}
 
-/// The setting on which the library's SQL relies: names appear in it as string literals. Role, database and server may
-/// have another default.
-pub(super) const REQUIRED_SETTINGS: &str = "SET standard_conforming_strings = on";
+    fn setup(&self, config: &Config, _no_wal: bool) -> Vec<String> {
+        let mut settings = vec![REQUIRED_SETTINGS.to_owned()];
+        settings.extend(config.statement_timeout.and_then(|limit| self.limit_session(Some(limit))));
+        settings.extend(config.lock_timeout.map(|limit| self.lock_limit(limit)));
+        settings.extend(config.idle_in_transaction_timeout.map(|limit| {
+            let name = "'idle_in_transaction_session_timeout'";
+            format!(
+                "SELECT pg_catalog.set_config({name}, '{}', false) \
+                 WHERE pg_catalog.current_setting({name}) OPERATOR(pg_catalog.=) '0'",
+                setting(limit)
+            )
+        }));
+        vec![settings.join("; ")]
+    }
 
-pub(super) fn setup(config: &Config) -> Vec<String> {
-    let mut settings = vec![REQUIRED_SETTINGS.to_owned()];
-    settings.extend(config.statement_timeout.map(|limit| limit_in_session(Some(limit))));
-    settings.extend(config.lock_timeout.map(lock_limit));
-    settings.extend(config.idle_in_transaction_timeout.map(|limit| {
-        let name = "'idle_in_transaction_session_timeout'";
+    fn begin(&self, options: BeginOptions) -> Option<Cow<'static, str>> {
+        let characteristics = options.characteristics();
+        if characteristics.is_empty() && options.remaining.is_none() {
+            return None;
+        }
+        let mut sql = [&["BEGIN"], &*characteristics].concat().join(" ");
+        if let Some(limit) = options.remaining.and_then(|remaining| self.limit_statements(remaining)) {
+            sql = format!("{sql}; {limit}");
+        }
+        Some(sql.into())
+    }
+
+    fn limit_session(&self, limit: Option<Duration>) -> Option<String> {
+        Some(match limit {
+            Some(limit) => format!("SET statement_timeout = {}", setting(limit)),
+            None => "RESET statement_timeout".into(),
+        })
+    }
+
+    fn limit_statements(&self, limit: Duration) -> Option<String> {
+        Some(format!("SET LOCAL statement_timeout = {}", setting(limit)))
+    }
+
+    fn lock_limit(&self, limit: Duration) -> String {
+        format!("SET lock_timeout = {}", setting(limit))
+    }
+
+    /// Diesel knows from libpq whether there is a transaction. Only the lexer may have read the text differently than
+    /// the server, if a backslash in a plain string is no ordinary character for the server.
+    fn transaction_exists(&self, conn: &mut dyn Inspect, check: TransactionCheck) -> bool {
+        let mut setting = || conn.texts("SELECT pg_catalog.current_setting('standard_conforming_strings') AS value");
+        !check.may_be_replaced || setting().is_ok_and(|rows| rows.first().and_then(Option::as_deref) == Some("on"))
+    }
+
+    /// Whether this session may be in a transaction. Inside a transaction, `now()` is the time at which the transaction
+    /// began, so two queries return the same time. An aborted transaction refuses the query.
+    fn may_be_in_transaction(&self, conn: &mut dyn Inspect) -> bool {
+        let mut began = || conn.texts("SELECT pg_catalog.now()::pg_catalog.text AS value");
+        match (began(), began()) {
+            (Ok(first), Ok(second)) => first == second,
+            _ => true,
+        }
+    }
+
+    /// A failed COMMIT ends the transaction, and Diesel learns this from libpq.
+    fn was_refused(&self, _error: &DieselError, depth: Option<u32>) -> bool {
+        depth.is_some_and(|depth| depth > 0)
+    }
+
+    fn reset(&self, config: &Config, checks_client: bool) -> String {
+        let mut statements = vec![RESET.to_owned()];
+        statements.extend(self.setup(config, true));
+        statements.extend(checks_client.then(|| CLIENT_CHECK.to_owned()));
+        statements.join("; ")
+    }
+
+    fn transaction_status(&self, number: u64) -> Option<String> {
+        Some(format!("SELECT pg_catalog.pg_xact_status('{number}'::pg_catalog.xid8) AS value"))
+    }
+
+    /// PostgreSQL's advisory locks belong to one database. The key is derived from the name of this crate.
+    fn try_lock_schema(&self, _database: &str) -> Option<String> {
+        Some("SELECT CASE WHEN pg_catalog.pg_try_advisory_lock(7236271, 5331310) THEN '1' ELSE '0' END AS value".into())
+    }
+
+    fn unlock_schema(&self, _database: &str) -> Option<String> {
+        Some("SELECT pg_catalog.pg_advisory_unlock(7236271, 5331310)::pg_catalog.text AS value".into())
+    }
+
+    /// Every session that has a lock on a table blocks the removal of this table. A session whose transaction began
+    /// after this session began to wait had to wait too, and got its lock only when this session gave up: it has rank
+    /// 1. Sessions with locks in other schemas have rank 2. The query returns the sessions with the lowest rank.
+    fn blockers(&self, waited: Duration) -> Vec<String> {
+        vec![format!(
+            "SELECT {SESSION} FROM pg_catalog.pg_stat_activity a JOIN ( \
+             SELECT pid, rank, pg_catalog.min(rank) OVER () AS least FROM ( \
+             SELECT l.pid, pg_catalog.min(CASE WHEN n.nspname OPERATOR(pg_catalog.<>) ALL (pg_catalog.current_schemas(false)) THEN 2 \
+             WHEN s.xact_start OPERATOR(pg_catalog.>) (pg_catalog.now() OPERATOR(pg_catalog.-) interval '{} milliseconds') \
+             THEN 1 ELSE 0 END) AS rank \
+             FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) l.relation \
+             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+             JOIN pg_catalog.pg_stat_activity s ON s.pid OPERATOR(pg_catalog.=) l.pid \
+             WHERE l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.granted \
+             AND l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() \
+             AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND {IN_THIS_DATABASE} \
+             GROUP BY l.pid) AS found) AS ranked ON ranked.pid OPERATOR(pg_catalog.=) a.pid \
+             WHERE ranked.rank OPERATOR(pg_catalog.=) ranked.least ORDER BY a.xact_start, a.pid LIMIT 20",
+            setting(waited)
+        )]
+    }
+
+    fn schema_lock_holders(&self, _database: &str) -> Vec<String> {
+        vec![format!(
+            "SELECT {SESSION} FROM pg_catalog.pg_stat_activity a \
+             JOIN pg_catalog.pg_locks l ON l.pid OPERATOR(pg_catalog.=) a.pid \
+             WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.granted \
+             AND l.classid OPERATOR(pg_catalog.=) 7236271::pg_catalog.oid AND l.objid OPERATOR(pg_catalog.=) 5331310::pg_catalog.oid \
+             AND l.objsubid OPERATOR(pg_catalog.=) 2 AND {IN_THIS_DATABASE}"
+        )]
+    }
+
+    fn restore(&self, before: &ConnectionSnapshot, now: &ConnectionSnapshot) -> Vec<String> {
+        let kind = DatabaseKind::Postgres;
+        let mut statements = Vec::new();
+        let differs = |name| before.get(name) != now.get(name);
+        if differs("authorization") {
+            statements.push("RESET SESSION AUTHORIZATION".into());
+            if let Some(user) = before.get("authorization") {
+                statements.push(format!("SET SESSION AUTHORIZATION {}", kind.quote(user)));
+            }
+        }
+        if differs("authorization") || differs("role") {
+            statements.push(match before.get("role") {
+                Some("none") | None => "SET ROLE NONE".into(),
+                Some(role) => format!("SET ROLE {}", kind.quote(role)),
+            });
+        }
+        let is_excluded = |setting: &str| LIMITS.contains(&setting) || TRANSACTION_SETTINGS.contains(&setting);
+        for (setting, value) in changed(before, now).filter(|(setting, _)| !is_excluded(setting)) {
+            let (setting, value) = (kind.literal(setting), kind.literal(value));
+            statements.push(format!("SELECT pg_catalog.set_config({setting}, {value}, false)"));
+        }
+        let new = now.0.iter().map(|(name, _)| name).filter(|name| before.get(name).is_none());
+        for setting in new.filter_map(|name| name.strip_prefix("set.")).filter(|setting| !is_excluded(setting)) {
+            let quoted: Vec<String> = setting.split('.').map(|part| kind.quote(part)).collect();
+            statements.push(format!("RESET {}", quoted.join(".")));
+        }
+        statements
+    }
+
+    fn set_limits(&self, lock_timeout: Duration) -> Vec<String> {
+        let no_limits = "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0";
+        vec![format!("{}; {no_limits}", self.lock_limit(lock_timeout))]
+    }
+
+    fn restore_limits(&self, original: &ConnectionSnapshot) -> Vec<String> {
+        let set = |limit: &str| Some(format!("SET {limit} = {}", DatabaseKind::Postgres.literal(original.get(limit)?)));
+        LIMITS.into_iter().filter_map(set).collect()
+    }
+
+    fn bookkeeping_table_query(&self, schema: &str) -> String {
         format!(
-            "SELECT pg_catalog.set_config({name}, '{}', false) WHERE pg_catalog.current_setting({name}) OPERATOR(pg_catalog.=) '0'",
-            setting(limit)
+            "SELECT 'yes' AS value FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n \
+             ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+             WHERE n.nspname OPERATOR(pg_catalog.=) {} AND c.relname OPERATOR(pg_catalog.=) '{BOOKKEEPING_TABLE}'",
+            DatabaseKind::Postgres.literal(schema)
         )
-    }));
-    vec![settings.join("; ")]
-}
-
-/// User and role come first, so that the other statements are permitted. Diesel sets this time zone and this encoding
-/// on every connection. `DISCARD ALL` would also remove Diesel's prepared statements.
-const RESET: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; \
-     SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP; \
-     SET TIME ZONE 'UTC'; SET CLIENT_ENCODING TO 'UTF8'";
-
-/// `checks_client`: [`SERVER_INFO`] has switched on the check of the client.
-pub(super) fn reset(config: &Config, checks_client: bool) -> String {
-    let mut statements = vec![RESET.to_owned()];
-    statements.extend(setup(config));
-    statements.extend(checks_client.then(|| CLIENT_CHECK.to_owned()));
-    statements.join("; ")
-}
-
-/// `None` stands for Diesel's own `BEGIN`.
-pub(super) fn begin(options: BeginOptions) -> Option<String> {
-    if options.isolation.is_none() && options.mode != Mode::ReadOnly && options.remaining.is_none() {
-        return None;
     }
-    let mut sql = String::from("BEGIN");
-    if let Some(isolation) = options.isolation {
-        sql.push_str(match isolation {
-            Isolation::ReadUncommitted => " ISOLATION LEVEL READ UNCOMMITTED",
-            Isolation::ReadCommitted => " ISOLATION LEVEL READ COMMITTED",
-            Isolation::RepeatableRead => " ISOLATION LEVEL REPEATABLE READ",
-            Isolation::Serializable => " ISOLATION LEVEL SERIALIZABLE",
-        });
-    }
-    if options.mode == Mode::ReadOnly {
-        sql.push_str(" READ ONLY");
-    }
-    if let Some(remaining) = options.remaining {
-        sql.push_str("; ");
-        sql.push_str(&limit_in_transaction(remaining));
-    }
-    Some(sql)
-}
-
-pub(super) fn search_path(schemas: &str) -> String {
-    format!("SET LOCAL search_path = {schemas}")
-}
-
-/// Inside the outer transaction of a test, a local setting outlives the release of a savepoint. So a second setting
-/// keeps the previous value.
-pub(super) const SAVE_SEARCH_PATH: &str = "SELECT pg_catalog.set_config('diesel_session.search_path', \
-     pg_catalog.concat('=', pg_catalog.current_setting('search_path')), true)";
-
-/// After a rollback there is nothing to restore, because the rollback has restored both settings.
-pub(super) const RESTORE_SEARCH_PATH: &str = "SELECT pg_catalog.set_config('search_path', \
-     pg_catalog.substr(pg_catalog.current_setting('diesel_session.search_path', true), 2), true) \
-     WHERE pg_catalog.strpos(pg_catalog.current_setting('diesel_session.search_path', true), '=') OPERATOR(pg_catalog.=) 1; \
-     SELECT pg_catalog.set_config('diesel_session.search_path', '', true)";
-
-pub(super) fn limit_in_transaction(remaining: Duration) -> String {
-    format!("SET LOCAL statement_timeout = {}", setting(remaining))
-}
-
-pub(super) fn limit_in_session(limit: Option<Duration>) -> String {
-    match limit {
-        Some(limit) => format!("SET statement_timeout = {}", setting(limit)),
-        None => "RESET statement_timeout".into(),
-    }
-}
-
-pub(super) fn lock_limit(limit: Duration) -> String {
-    format!("SET lock_timeout = {}", setting(limit))
-}
-
-/// In an aborted transaction the server refuses the first statement and ignores the second. A plain `COMMIT` would roll
-/// back and report success.
-pub(super) const GUARDED_COMMIT: &str = "SELECT 1; COMMIT";
-
-/// Whether a backslash in a plain string is an ordinary character.
-pub(super) fn has_standard_strings<C: SessionConnection>(conn: &mut C) -> bool {
-    let answer = conn.texts("SELECT pg_catalog.current_setting('standard_conforming_strings') AS value");
-    answer.is_ok_and(|rows| rows.first().and_then(Option::as_deref) == Some("on"))
 }
 
 /// The value of a setting in milliseconds, at most the largest value that the server accepts.

@@ -133,7 +133,7 @@ fn dialect_recognises_errors_of_postgres_in_every_installed_language() {
                 missing.push(format!("{name}: {text}: {found:?}"));
             }
             // The message of a server whose locale has ASCII letters only.
-            let masked = super::mask(&text);
+            let masked = super::error_texts::mask(&text);
             let found = DatabaseKind::Postgres.classify_connect_error(&phrase(&masked));
             let must = ["password authentication", "role \"%s\" does", "database \"%s\" does"];
             let may_be_other = !must.iter().any(|start| message.starts_with(start));
@@ -190,7 +190,7 @@ fn dialect_recognises_errors_of_mariadb_in_every_installed_language() {
             let from_end = english.len() - english.iter().position(|text| text == message).expect(message);
             let text = rendered(&texts[texts.len() - from_end]);
             let found = DatabaseKind::Mysql.is_transient(&error(text.clone()))
-                && (number != 0 || super::is_deadlock(&error(text.clone())))
+                && (number != 0 || DatabaseKind::Mysql.is_deadlock(&error(text.clone())))
                 && (number != 1 || DatabaseKind::Mysql.is_lock_timeout(&text));
             if !found {
                 missing.push(format!("{}: {text}", path.display()));

@@ -1,7 +1,5 @@
 //! Advice for errors after which the connection is closed.
 
-use std::fmt;
-
 use diesel::result::{DatabaseErrorInformation, Error as DieselError};
 
 /// The server accepts no writes.
@@ -26,12 +24,6 @@ const ALL: [&str; 4] = [READ_ONLY, SCHEMA_CHANGED, TYPES_CHANGED, STATEMENTS_FOR
 
 /// An error with one of these texts as its hint.
 struct WithAdvice(Box<dyn DatabaseErrorInformation + Send + Sync>, &'static str);
-
-impl fmt::Debug for WithAdvice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("WithAdvice").field(&self.0.message()).finish()
-    }
-}
 
 impl DatabaseErrorInformation for WithAdvice {
     fn message(&self) -> &str {

@@ -1,6 +1,6 @@
 //! The reason why an application or its pool is closed.
 
-/// The reason why an application gives no connection; see [`Error::Disposed`](crate::Error::Disposed).
+/// The reason why an application gives no connection; see [`ErrorKind::Disposed`](crate::ErrorKind::Disposed).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AppEnd {
@@ -22,9 +22,9 @@ impl AppEnd {
             Self::Disposed => {
                 "was disposed of while the caller asked for a connection. Try again: it opens a fresh pool at its next use."
             }
-            Self::Removed => "was removed by `remove_app`. Register it anew with `init_app`.",
+            Self::Removed => "was removed by `remove_app`. Register it again with `init_app`.",
             Self::ShutDown => {
-                "was ended by `Database::shutdown`, after which the program uses no application any more."
+                "was ended by `Database::shutdown`. The database object gives no connection from then on."
             }
             Self::TestEnded => "has ended with its test. Let what uses it end before the test does.",
         }

@@ -29,6 +29,13 @@ pub struct Blocker {
     pub holder: Option<Holder>,
 }
 
+impl Blocker {
+    fn named(name: &str, holder: Option<Holder>) -> Self {
+        let (session, state_for, last_query) = (None, None, None);
+        Self { session, name: name.into(), state: String::new(), state_for, last_query, holder }
+    }
+}
+
 impl fmt::Display for Blocker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.session {
@@ -59,21 +66,12 @@ pub struct Blockers(Box<[Blocker]>);
 impl Blockers {
     /// A list with one blocker of which only the name is known.
     pub(crate) fn unknown(name: &str) -> Self {
-        let (session, state_for, last_query, holder) = (None, None, None, None);
-        Self([Blocker { session, name: name.into(), state: String::new(), state_for, last_query, holder }].into())
+        [Blocker::named(name, None)].into_iter().collect()
     }
 
     /// The holders that are before the caller in a queue of this process.
     pub(crate) fn of_queue(holders: Holders) -> Self {
-        let each = holders.0.into_iter().map(|holder| Blocker {
-            session: None,
-            name: "a writer of this process".into(),
-            state: String::new(),
-            state_for: None,
-            last_query: None,
-            holder: Some(holder),
-        });
-        Self(each.collect())
+        holders.0.into_iter().map(|holder| Blocker::named("a writer of this process", Some(holder))).collect()
     }
 }
 
@@ -103,10 +101,11 @@ impl std::ops::Deref for Blockers {
 /// A sentence with a space after it, or nothing if the list is empty.
 impl fmt::Display for Blockers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, blocker) in self.0.iter().enumerate() {
-            f.write_str(if n == 0 { "In the way: " } else { "; " })?;
-            write!(f, "#{} {blocker}", n + 1)?;
+        if self.0.is_empty() {
+            return Ok(());
         }
-        if self.0.is_empty() { Ok(()) } else { f.write_str(". ") }
+        f.write_str("In the way: ")?;
+        super::holder::write_list(f, self)?;
+        f.write_str(". ")
     }
 }

@@ -23,10 +23,16 @@ impl ConnectErrorKind {
     pub(crate) fn is_transient(self) -> bool {
         matches!(self, Self::ServerFull | Self::Starting)
     }
+
+    /// Whether a database that does not exist may be the reason. A connection of an enum does not report that reason,
+    /// and MySQL and MariaDB refuse an account without rights on the database before they look for the database.
+    pub(crate) fn may_hide_missing_database(self) -> bool {
+        matches!(self, Self::UnknownDatabase | Self::Authentication | Self::Other)
+    }
 }
 
 /// The start of the message if SQL of the configuration has failed on a new connection.
-pub(crate) const CONFIG_ON_CONNECT: &str = "`Config::on_connect` failed";
+pub(crate) const CONFIG_INIT_SQL: &str = "`Config::connection_init_sql` failed";
 
 /// The start of the message if the function of the database object has failed on a new connection.
 pub(crate) const DATABASE_ON_CONNECT: &str = "`Database::on_connect` failed";

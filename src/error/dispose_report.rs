@@ -45,14 +45,14 @@ impl fmt::Display for DisposeReport {
         write!(f, "app{s} {apps}: {} closed, waited {:.3?}", count(self.closed, "connection"), self.waited)?;
         match self.connecting {
             0 => {}
-            1 => f.write_str(", 1 connect is still under way and is closed when it is there")?,
-            many => write!(f, ", {many} connects are still under way and are closed when they are there")?,
+            1 => f.write_str(", 1 connect is in progress and is closed when it has succeeded")?,
+            many => write!(f, ", {many} connects are in progress and are closed when they have succeeded")?,
         }
         let advice = match self.still_out.len() {
             0 => return Ok(()),
-            1 => "It is closed when it comes back; end what holds it",
-            _ => "Each is closed when it comes back; end what holds them",
+            1 => "It is closed at its checkin; end what holds it",
+            _ => "Each is closed at its checkin; end what holds them",
         };
-        write!(f, ", {} still out: {}. {advice}", self.still_out.len(), self.still_out)
+        write!(f, ", {} still in use: {}. {advice}", self.still_out.len(), self.still_out)
     }
 }

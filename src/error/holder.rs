@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::error::Place;
+use crate::error::SourceLocation;
 use crate::sync::{Instant, Thread, ThreadId, current_thread};
 
 /// Replaces the application's id. An id has no line break.
@@ -14,7 +14,7 @@ const HOUSEKEEPER: &str = "the pool\n";
 #[derive(Debug, Clone)]
 pub struct Holder {
     pub(crate) app: Arc<str>,
-    pub(crate) location: Place,
+    pub(crate) location: SourceLocation,
     pub(crate) thread: Thread,
     pub(crate) since: Instant,
     /// The time for which the connection was held when the holder was listed. It keeps the text of an error from
@@ -22,7 +22,7 @@ pub struct Holder {
     pub(crate) held_at_snapshot: Option<Duration>,
     pub(crate) in_transaction: bool,
     /// The location at which the holder's thread waits, in the error of a deadlock.
-    pub(crate) waits_at: Option<Place>,
+    pub(crate) waits_at: Option<SourceLocation>,
     /// In the error of a deadlock: whether the holder's thread waits for the same resource as the caller.
     pub(crate) waits_for_same_resource: bool,
     /// Whether the thread that listed the holder is the holder. Another thread may read the error.
@@ -31,11 +31,13 @@ pub struct Holder {
     pub(crate) overdue: bool,
     /// The id of the connection's session on the server.
     pub(crate) session: Option<u64>,
+    /// The connection may move to another thread. `thread` is then the thread that used the connection last.
+    pub(crate) is_movable: bool,
 }
 
 impl Holder {
     #[inline]
-    pub(crate) fn new(app: Arc<str>, location: Place, since: Instant, in_transaction: bool) -> Self {
+    pub(crate) fn new(app: Arc<str>, location: SourceLocation, since: Instant, in_transaction: bool) -> Self {
         let thread = current_thread();
         Self {
             app,
@@ -49,6 +51,7 @@ impl Holder {
             is_caller: false,
             overdue: false,
             session: None,
+            is_movable: false,
         }
     }
 
@@ -76,11 +79,12 @@ impl Holder {
     }
 
     /// The source location of the first statement that needed the connection.
-    pub fn place(&self) -> Place {
+    pub fn location(&self) -> SourceLocation {
         self.location
     }
 
-    /// The name of the thread, or `unnamed`.
+    /// The name of the thread, or `unnamed`. For a connection of [`App::checkout`](crate::App::checkout) this is the
+    /// thread that used the connection last.
     pub fn thread_name(&self) -> &str {
         self.thread.name().unwrap_or("unnamed")
     }
@@ -96,8 +100,8 @@ impl Holder {
     }
 
     /// The source location at which the holder's thread itself waits. Only
-    /// [`Error::WouldDeadlock`](crate::Error::WouldDeadlock) has it.
-    pub fn waits_at(&self) -> Option<Place> {
+    /// [`ErrorKind::WouldDeadlock`](crate::ErrorKind::WouldDeadlock) has it.
+    pub fn waits_at(&self) -> Option<SourceLocation> {
         self.waits_at
     }
 
@@ -146,6 +150,11 @@ impl fmt::Display for Holder {
 pub struct Holders(pub(crate) Vec<Holder>);
 
 impl Holders {
+    pub(crate) fn new(mut holders: Vec<Holder>) -> Self {
+        holders.sort_unstable_by_key(|holder| holder.since);
+        Self(holders)
+    }
+
     /// Whether the thread that listed the holders holds all of the connections.
     pub(crate) fn are_all_the_caller(&self) -> bool {
         self.0.iter().all(|holder| holder.is_caller)
@@ -184,12 +193,14 @@ impl fmt::Display for Holders {
         if self.0.is_empty() {
             return f.write_str("nobody");
         }
-        for (n, holder) in self.0.iter().enumerate() {
-            if n > 0 {
-                f.write_str("; ")?;
-            }
-            write!(f, "#{} {holder}", n + 1)?;
-        }
-        Ok(())
+        write_list(f, self)
     }
+}
+
+/// Writes the items of a list as `#1 first; #2 second`.
+pub(super) fn write_list(f: &mut fmt::Formatter<'_>, items: &[impl fmt::Display]) -> fmt::Result {
+    items
+        .iter()
+        .enumerate()
+        .try_for_each(|(index, item)| write!(f, "{}#{} {item}", if index == 0 { "" } else { "; " }, index + 1))
 }

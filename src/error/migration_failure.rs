@@ -48,32 +48,6 @@ pub struct MigrationFailure {
 }
 
 impl MigrationFailure {
-    /// An example with these fields.
-    #[cfg(test)]
-    pub(crate) fn example(
-        app: &str,
-        operation: &'static str,
-        outcome: MigrationOutcome,
-        done: &[String],
-        left_behind: &[String],
-        connection_lost: bool,
-        is_migration: bool,
-    ) -> Self {
-        Self {
-            app: app.into(),
-            operation,
-            migration: if is_migration { "2024_posts" } else { "the commit" }.into(),
-            message: "it says no.".into(),
-            done: done.to_vec(),
-            left_behind: left_behind.to_vec(),
-            outcome,
-            connection_lost,
-            is_migration,
-            of_test_database: false,
-            advice: None,
-        }
-    }
-
     /// The failure to fill a database of the test kit, of which nothing stays.
     #[cfg(feature = "testing")]
     pub(crate) fn in_test_database(mut self) -> Self {
@@ -123,32 +97,30 @@ impl fmt::Display for MigrationFailure {
         if !self.done.is_empty() {
             write!(f, "Done before it, and kept: {}. ", phrase(self.done.join(", ")))?;
         }
-        let again = self.operation;
-        if self.of_test_database {
-            return match (self.connection_lost, self.is_migration) {
-                _ if let Some(advice) = &self.advice => f.write_str(advice),
-                (true, _) => f.write_str("Find out what ended the connection, and run the test again"),
-                (false, true) => f.write_str("Correct the migration and run the test again"),
-                (false, false) => f.write_str("Remove the cause and run the test again"),
-            };
+        if let Some(advice) = self.advice.as_ref().filter(|_| self.of_test_database) {
+            return f.write_str(advice);
         }
-        match (self.connection_lost, self.outcome) {
-            (true, MigrationOutcome::Unknown) => write!(
+        let again = match self.of_test_database {
+            true => "run the test".to_owned(),
+            false => format!("call {}", self.operation),
+        };
+        match (self.connection_lost, self.is_migration) {
+            (true, _) if self.of_test_database => write!(f, "Find out what ended the connection, and {again} again"),
+            (true, _) if self.outcome == MigrationOutcome::Unknown => write!(
                 f,
-                "Call {again} again: it looks which migrations the database has. If it fails because something exists \
-                 or is missing, undo by hand what there is of this one"
+                "Call {} again: it looks which migrations the database has. If it fails because something exists or is \
+                 missing, undo by hand what there is of this one",
+                self.operation
             ),
-            (true, _) => write!(f, "Call {again} again"),
+            (true, _) => write!(f, "Call {} again", self.operation),
             (false, _) if self.is_disk_full() => {
-                write!(f, "Make room on the disk of the database, and call {again} again")
+                write!(f, "Make room on the disk of the database, and {again} again")
             }
-            (false, _) if self.is_migration && self.operation == "create_all" => {
-                write!(f, "Correct the migration and call {again} again")
+            (false, true) if self.operation == "create_all" || self.of_test_database => {
+                write!(f, "Correct the migration and {again} again")
             }
-            (false, _) if self.is_migration => {
-                write!(f, "Correct the down.sql of the migration and call {again} again")
-            }
-            (false, _) => write!(f, "Remove the cause and call {again} again"),
+            (false, true) => write!(f, "Correct the down.sql of the migration and {again} again"),
+            (false, false) => write!(f, "Remove the cause and {again} again"),
         }
     }
 }

@@ -14,7 +14,7 @@ pub trait OptionalExt<T> {
     /// Turns "not found" into `Ok(None)`. Other errors are returned unchanged.
     ///
     /// # Errors
-    /// Every error except [`Error::NotFound`](crate::Error::NotFound).
+    /// Every error except [`ErrorKind::NotFound`](crate::ErrorKind::NotFound).
     fn optional(self) -> Result<Option<T>>;
 }
 

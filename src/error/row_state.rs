@@ -26,7 +26,7 @@ pub enum RowState {
     /// of the row. Then its value is unknown.
     Detached,
     /// The row was changed by a transaction whose commit was not answered
-    /// ([`Error::CommitUnknown`](crate::Error::CommitUnknown)). Its value can be read and its key can be used.
+    /// ([`ErrorKind::CommitUnknown`](crate::ErrorKind::CommitUnknown)). Its value can be read and its key can be used.
     /// [`resolve`](crate::Error::resolve) of this error determines the state. If the session continues, a `get`,
     /// `track` or `refresh` that reads the row determines it too.
     Undecided,

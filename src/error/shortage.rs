@@ -5,10 +5,9 @@ use std::fmt;
 use super::Holders;
 use crate::kind::DatabaseKind;
 
-/// The resource of a deadlock; see [`Error::WouldDeadlock`](crate::Error::WouldDeadlock).
+/// The resource of a deadlock; see [`ErrorKind::WouldDeadlock`](crate::ErrorKind::WouldDeadlock).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Shortage {
+pub(crate) enum Shortage {
     /// All connections of the application's pool.
     Pool,
     /// All connections that [`Database::max_connections`](crate::Database::max_connections) allows.
@@ -45,10 +44,10 @@ impl Shortage {
 
 /// The kind of pool. It decides how the pool gets more connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum PoolOf {
+pub(crate) enum PoolOf {
     /// The pool of an application of the program. [`Config::max_size`](crate::Config::max_size) sets its size.
     Program,
+    #[cfg_attr(not(feature = "testing"), allow(dead_code))]
     /// The pool of a test. [`TestSetup::max_size`](crate::testing::TestSetup::max_size) sets its size.
     Test,
     /// The pool of a test that is rolled back. It has one connection.
@@ -64,9 +63,7 @@ impl PoolOf {
             Self::RolledBackTest => "give the test a database of its own (`TestIsolation::Database`)",
         }
     }
-}
 
-impl PoolOf {
     /// Like [`more`](Self::more). If a connect was running, the caller's time was too short.
     pub(super) fn more_or_time(self, is_connecting: bool) -> &'static str {
         match self {
@@ -80,14 +77,15 @@ impl PoolOf {
 
 /// The limit that ended a wait for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum WaitLimit {
+pub(crate) enum WaitLimit {
     /// [`Config::acquire_timeout`](crate::Config::acquire_timeout).
     Acquire,
     /// [`Config::connect_timeout`](crate::Config::connect_timeout).
     Connect,
     /// The deadline of the scope.
     Scope,
+    /// The time that was given to the call, as in [`App::ping_within`](crate::App::ping_within).
+    Call,
 }
 
 impl WaitLimit {
@@ -103,7 +101,7 @@ impl WaitLimit {
                     false => format!("or {advice}"),
                 }
             ),
-            Self::Acquire | Self::Connect => format!("{}{}.", advice[..1].to_uppercase(), &advice[1..]),
+            Self::Acquire | Self::Connect | Self::Call => format!("{}{}.", advice[..1].to_uppercase(), &advice[1..]),
         }
     }
 
@@ -117,6 +115,7 @@ impl WaitLimit {
             Self::Scope => format!("{check}, or give the scope more time with `Scope::deadline`."),
             Self::Acquire => format!("{check}, or raise `Config::acquire_timeout`."),
             Self::Connect => format!("{check}, or raise `Config::connect_timeout`."),
+            Self::Call => format!("{check}, or give the call more time."),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The way in which the program undoes a transaction that an error has made useless.
 
-use super::{Error, Place};
+use super::{Details, Error, ErrorKind, SourceLocation};
 
 /// The action by which the program undoes the transaction, at the location at which it gets the error.
 ///
@@ -8,8 +8,7 @@ use super::{Error, Place};
 /// `retry`. In a hook, it would roll back the transaction that was to be committed. In these cases the program returns
 /// `Err`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Undo {
+pub(crate) enum Undo {
     /// No action: the error has changed nothing.
     #[default]
     NotNeeded,
@@ -28,7 +27,7 @@ pub enum Undo {
         /// `transaction`, `savepoint` or `retry`.
         name: &'static str,
         /// The source location of the call.
-        at: Place,
+        at: SourceLocation,
     },
     /// Return `Err` from this closure and then call `rollback()`. The closure is a savepoint, and the transaction
     /// around it has to end.
@@ -36,7 +35,7 @@ pub enum Undo {
         /// `transaction` or `savepoint`.
         name: &'static str,
         /// The source location of the call.
-        at: Place,
+        at: SourceLocation,
     },
     /// Return `Err` from this hook.
     Hook {
@@ -49,46 +48,34 @@ impl Undo {
     /// A sentence with the action and then the `next` step. If it is not empty, it starts with `before`.
     pub(super) fn then(self, before: &str, next: &str) -> String {
         match self.text() {
-            UndoText::Nothing if self == Self::Unsaid => String::new(),
-            UndoText::Nothing => format!("{before}{}", sentence(next)),
-            UndoText::Fact(fact) => format!("{before}{fact}. {}", sentence(next)),
-            UndoText::Action(action) => format!("{before}{action}, then {next}."),
+            _ if self == Self::Unsaid => String::new(),
+            None => format!("{before}{}", sentence(next)),
+            Some((fact, false)) => format!("{before}{fact}. {}", sentence(next)),
+            Some((action, true)) => format!("{before}{action}, then {next}."),
         }
     }
 
     /// A sentence with the action. If it is not empty, it starts with a space.
     pub(super) fn alone(self) -> String {
-        match self.text() {
-            UndoText::Nothing => String::new(),
-            UndoText::Fact(text) => format!(" {text}."),
-            UndoText::Action(text) => format!(" {text}."),
-        }
+        self.text().map_or_else(String::new, |(text, _)| format!(" {text}."))
     }
 
-    fn text(self) -> UndoText {
-        match self {
-            Self::NotNeeded | Self::Unsaid => UndoText::Nothing,
-            Self::RolledBack => UndoText::Fact("The transaction was rolled back"),
-            Self::SavepointRolledBack => UndoText::Fact("What was done in the savepoint was rolled back"),
-            Self::Rollback => UndoText::Action("Call `rollback()`".into()),
-            Self::Scope => UndoText::Action("Return `Err` from the closure of the scope, or call `rollback()`".into()),
-            Self::Closure { name, at } => {
-                UndoText::Action(format!("Return `Err` from the closure of the `{name}` at {at}"))
-            }
+    /// The sentence without its full stop, and whether it asks for an action.
+    fn text(self) -> Option<(String, bool)> {
+        let action = match self {
+            Self::NotNeeded | Self::Unsaid => return None,
+            Self::RolledBack => return Some(("The transaction was rolled back".into(), false)),
+            Self::SavepointRolledBack => return Some(("What was done in the savepoint was rolled back".into(), false)),
+            Self::Rollback => "Call `rollback()`".into(),
+            Self::Scope => "Return `Err` from the closure of the scope, or call `rollback()`".into(),
+            Self::Closure { name, at } => format!("Return `Err` from the closure of the `{name}` at {at}"),
             Self::ClosureThenRollback { name, at } => {
-                UndoText::Action(format!("Return `Err` from the closure of the `{name}` at {at} and call `rollback()`"))
+                format!("Return `Err` from the closure of the `{name}` at {at} and call `rollback()`")
             }
-            Self::Hook { name } => {
-                UndoText::Action(format!("Return `Err` from the `{name}` hook, so that its caller rolls back"))
-            }
-        }
+            Self::Hook { name } => format!("Return `Err` from the `{name}` hook, so that its caller rolls back"),
+        };
+        Some((action, true))
     }
-}
-
-enum UndoText {
-    Nothing,
-    Fact(&'static str),
-    Action(String),
 }
 
 /// The phrase as a sentence.
@@ -101,42 +88,43 @@ fn sentence(phrase: &str) -> String {
 impl Error {
     /// Sets the action. The argument of `undo_of` is whether the whole transaction has to end.
     pub(crate) fn set_undo(&mut self, undo_of: &dyn Fn(bool) -> Undo) {
-        match self {
+        if self.undo().is_none() {
+            return;
+        }
+        let action = match self.details_mut() {
             // The row has to be read again, and a snapshot of the transaction may still show its old values.
-            Self::Stale { undo, .. } | Self::ConnectionLost { undo, .. } => *undo = undo_of(true),
-            Self::Unpaired { undo, .. }
-            | Self::NotReturned { undo, .. }
-            | Self::NotUnique { undo, .. }
-            | Self::RowTooLarge { undo, .. }
-            | Self::UnresolvedKeys { undo, .. } => *undo = undo_of(false),
-            Self::Autoflush { source, undo, .. } => {
+            Details::Stale { .. } | Details::ConnectionLost { .. } => undo_of(true),
+            Details::Autoflush { source, .. } => {
                 source.set_undo(undo_of);
-                *undo = match &**source {
-                    // The action of `source` is enough.
-                    source if source.mentions_undo() => Undo::NotNeeded,
-                    Self::Query { .. } => undo_of(false),
-                    // Nothing was sent, so nothing was rolled back.
-                    _ => Some(undo_of(false)).filter(|undo| *undo != Undo::RolledBack).unwrap_or_default(),
-                };
+                // The action of `source` is enough.
+                if source.undo().is_some() || source.is_rollback_required() {
+                    Undo::NotNeeded
+                } else {
+                    // Unless a statement failed, nothing was sent, so nothing was rolled back.
+                    let was_sent = source.kind() == ErrorKind::Query;
+                    Some(undo_of(false)).filter(|undo| was_sent || *undo != Undo::RolledBack).unwrap_or_default()
+                }
             }
-            _ => {}
+            _ => undo_of(false),
+        };
+        if let Some(undo) = self.undo() {
+            *undo = action;
         }
     }
 
-    /// Whether the text mentions the action.
-    fn mentions_undo(&self) -> bool {
-        matches!(
-            self,
-            Self::RollbackRequired { .. }
-                | Self::Stale { .. }
-                | Self::ConnectionLost { .. }
-                | Self::Unpaired { .. }
-                | Self::NotReturned { .. }
-                | Self::NotUnique { .. }
-                | Self::RowTooLarge { .. }
-                | Self::UnresolvedKeys { .. }
-                | Self::Autoflush { .. }
-        )
+    /// The action, if the text mentions one.
+    fn undo(&mut self) -> Option<&mut Undo> {
+        match self.details_mut() {
+            Details::Autoflush { undo, .. }
+            | Details::ConnectionLost { undo, .. }
+            | Details::NotReturned { undo, .. }
+            | Details::NotUnique { undo, .. }
+            | Details::RowTooLarge { undo, .. }
+            | Details::Stale { undo, .. }
+            | Details::UnmatchedRows { undo, .. }
+            | Details::UnresolvedKeys { undo, .. } => Some(undo),
+            _ => None,
+        }
     }
 }
 

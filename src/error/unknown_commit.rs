@@ -1,12 +1,11 @@
 //! A commit with an unknown outcome, because its answer was lost.
 
+use std::fmt;
 use std::panic::Location;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::migration_failure::MigrationOutcome;
-use super::{Error, Place, Result};
-use crate::wording::sentence;
+use super::{Details, Error, Result, SourceLocation};
 
 /// The outcome of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,58 +23,20 @@ pub enum CommitOutcome {
     },
 }
 
-/// The content of [`Error::CommitUnknown`]: a commit whose answer was lost.
-#[derive(thiserror::Error)]
-#[error(
-    "DS303 app `{app}`: the connection was lost at COMMIT ({at}), so whether it was committed is not known: {} {}",
-    sentence(source),
-    match resolver {
-        Resolver::Ask(_) => "`resolve()` asks the server.".to_owned(),
-        Resolver::NothingWritten => "As nothing had been written, it may be done again.".to_owned(),
-        Resolver::Silent(reason) => {
-            format!("`resolve()` cannot tell, as {reason}. Look for the rows before you do it again.")
-        }
-    }
-)]
-#[non_exhaustive]
-pub struct UnknownCommit {
-    /// The id of the application.
-    pub app: String,
-    /// The source location of the commit.
-    pub at: Place,
-    /// The error of the driver.
-    pub source: diesel::result::Error,
-    pub(crate) resolver: Resolver,
-    pub(crate) verdict: Arc<Verdict>,
-}
-
 /// The definite result of `resolve`, once there is one. The error and the rows of the transaction share it.
 #[derive(Debug, Default)]
-pub(crate) struct Verdict(AtomicU8);
+pub(crate) struct Verdict(OnceLock<Decision>);
 
 /// The definite outcome of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Decision {
-    Committed = 1,
+    Committed,
     RolledBack,
 }
 
 impl Verdict {
     pub(crate) fn decision(&self) -> Option<Decision> {
-        match self.0.load(Ordering::Acquire) {
-            1 => Some(Decision::Committed),
-            2 => Some(Decision::RolledBack),
-            _ => None,
-        }
-    }
-
-    fn record(&self, outcome: &CommitOutcome) {
-        let decision = match outcome {
-            CommitOutcome::Committed => Decision::Committed,
-            CommitOutcome::RolledBack => Decision::RolledBack,
-            CommitOutcome::Unknown { .. } => return,
-        };
-        self.0.store(decision as u8, Ordering::Release);
+        self.0.get().copied()
     }
 }
 
@@ -83,15 +44,50 @@ impl Verdict {
 #[derive(Clone)]
 pub(crate) enum Resolver {
     /// The function asks the server. Its argument is the source location of the caller.
-    Ask(Arc<dyn Fn(Place) -> Result<CommitOutcome> + Send + Sync>),
+    Ask(Arc<dyn Fn(SourceLocation) -> Result<CommitOutcome> + Send + Sync>),
     /// The transaction has written nothing, so the outcome is `RolledBack`.
     NothingWritten,
     /// The server cannot be asked, for this reason.
     Silent(&'static str),
 }
 
-impl UnknownCommit {
-    /// Asks the server for the outcome of the commit, on another connection of the application.
+impl Resolver {
+    /// The end of the error's text.
+    pub(super) fn advice(&self) -> String {
+        match self {
+            Self::Ask(_) => "`resolve()` asks the server.".to_owned(),
+            Self::NothingWritten => "As nothing had been written, it may be done again.".to_owned(),
+            Self::Silent(reason) => {
+                format!("`resolve()` cannot tell, as {reason}. Look for the rows before you do it again.")
+            }
+        }
+    }
+
+    fn resolve(&self, verdict: &Verdict, at: SourceLocation) -> Result<CommitOutcome> {
+        let (decision, outcome) = match self {
+            Self::Silent(reason) => return Ok(CommitOutcome::Unknown { reason: (*reason).into() }),
+            Self::NothingWritten => (Decision::RolledBack, CommitOutcome::RolledBack),
+            Self::Ask(ask) => match ask(at)? {
+                CommitOutcome::Committed => (Decision::Committed, CommitOutcome::Committed),
+                CommitOutcome::RolledBack => (Decision::RolledBack, CommitOutcome::RolledBack),
+                unknown => return Ok(unknown),
+            },
+        };
+        verdict.0.get_or_init(|| decision);
+        Ok(outcome)
+    }
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.advice())
+    }
+}
+
+impl Error {
+    /// The outcome of the commit that this error concerns. For a commit whose answer was lost
+    /// ([`ErrorKind::CommitUnknown`](crate::ErrorKind::CommitUnknown)), the method asks the server on another
+    /// connection of the application.
     ///
     /// This needs PostgreSQL and a [`resolvable`](crate::Scope::resolvable) scope. Otherwise the result is
     /// [`CommitOutcome::Unknown`] with the reason. Until the server detects that its client is gone, the transaction is
@@ -103,33 +99,18 @@ impl UnknownCommit {
     /// The method asks the server at the application's URL. If that is another server by now, such as a replica that
     /// was promoted without the last transactions, the result concerns that server's transaction with the same id.
     ///
-    /// Handles to rows that the transaction changed are [`RowState::Undecided`](crate::RowState::Undecided) until the
-    /// method has returned `Committed` or `RolledBack`. Then the handles report the resulting state.
+    /// Handles to rows that the transaction changed are
+    /// [`RowState::Undecided`](crate::unit_of_work::RowState::Undecided) until the method has returned `Committed` or
+    /// `RolledBack`. Then the handles report the resulting state.
     ///
-    /// # Errors
-    /// The errors of a checkout; see [`Session`](crate::Session). The method can be called again.
-    #[track_caller]
-    pub fn resolve(&self) -> Result<CommitOutcome> {
-        let outcome = match &self.resolver {
-            Resolver::Ask(ask) => ask(Location::caller())?,
-            Resolver::NothingWritten => CommitOutcome::RolledBack,
-            Resolver::Silent(reason) => CommitOutcome::Unknown { reason: (*reason).into() },
-        };
-        self.verdict.record(&outcome);
-        Ok(outcome)
-    }
-}
-
-impl Error {
-    /// The outcome of the commit that this error concerns; see [`UnknownCommit::resolve`].
-    ///
-    /// For [`Error::PartialCommit`] it is the outcome of the commit that failed. A hook that failed after the commit
-    /// means `Committed`. A connection that was lost inside a transaction, before its commit, means `RolledBack`. A
-    /// migration whose connection was lost, but which is done, means `Committed`. For all other errors the result is
-    /// [`CommitOutcome::Unknown`], because there was no commit.
+    /// For [`ErrorKind::PartialCommit`](crate::ErrorKind::PartialCommit) it is the outcome of the commit that failed. A
+    /// hook that failed after the commit means `Committed`. A connection that was lost inside a transaction, before its
+    /// commit, means `RolledBack`. A migration whose connection was lost, but which is done, means `Committed`. For all
+    /// other errors the result is [`CommitOutcome::Unknown`], because there was no commit.
     ///
     /// ```
-    /// use diesel_session::{CommitOutcome, Error};
+    /// use diesel_session::Error;
+    /// use diesel_session::session::CommitOutcome;
     ///
     /// /// Whether the program has to place the order again.
     /// fn is_to_be_repeated(error: &Error) -> diesel_session::Result<bool> {
@@ -148,24 +129,19 @@ impl Error {
     /// The errors of a checkout. The method can be called again.
     #[track_caller]
     pub fn resolve(&self) -> Result<CommitOutcome> {
-        match self {
-            Self::CommitUnknown(unknown) => unknown.resolve(),
-            Self::PartialCommit { source, .. } => source.resolve(),
-            Self::HookFailed { committed: true, .. } => Ok(CommitOutcome::Committed),
-            Self::ConnectionLost { in_transaction: true, .. } => Ok(CommitOutcome::RolledBack),
-            Self::Migration(failure) if failure.connection_lost && failure.outcome == MigrationOutcome::Done => {
+        match self.details() {
+            Details::CommitUnknown { resolver, verdict, .. } => resolver.resolve(verdict, Location::caller()),
+            Details::PartialCommit { source, .. } => source.resolve(),
+            Details::HookFailed { committed: true, .. } => Ok(CommitOutcome::Committed),
+            Details::ConnectionLost { in_transaction: true, .. } => Ok(CommitOutcome::RolledBack),
+            Details::Migration(failure) if failure.connection_lost && failure.outcome == MigrationOutcome::Done => {
                 Ok(CommitOutcome::Committed)
             }
             other => {
-                let reason = format!("this error ({}) is not that of a commit whose answer was lost", other.code());
+                let code = other.kind().code();
+                let reason = format!("this error ({code}) is not that of a commit whose answer was lost");
                 Ok(CommitOutcome::Unknown { reason })
             }
         }
-    }
-}
-
-impl std::fmt::Debug for UnknownCommit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Display::fmt(self, f)
     }
 }

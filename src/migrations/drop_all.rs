@@ -1,23 +1,18 @@
 //! The part of a schema operation that reverts migrations.
 
+use diesel::result::QueryResult;
+
 use super::recording_connection::is_irreversible;
-use super::schema_operation::{Direction, SchemaOperation};
-use super::step_failure::StepFailure;
+use super::schema_operation::SchemaOperation;
+use super::step_failure::{Step, StepFailure};
 use crate::connection::SessionConnection;
 use crate::dialect::{is_connection_lost, needs_too_many_locks};
-use crate::error::{Error, Result};
+use crate::error::{Details, PoolOf, Result};
 use crate::kind::DatabaseKind;
-use crate::wording::phrase;
+use crate::wording::{log_line, phrase};
 
 /// The last step of `drop_all`. After a lost connection its outcome decides whether everything is removed.
-pub(super) const REMOVAL: &str = "the removal of the bookkeeping table";
-
-/// The result of reverting migrations.
-enum Reverted {
-    All,
-    /// Nothing was reverted: a single transaction needs more locks than the server has.
-    OutOfLocks,
-}
+pub(super) const REMOVAL: Step = Step::Own("the removal of the bookkeeping table");
 
 impl<C: SessionConnection> SchemaOperation<'_, C> {
     pub(super) fn drop_all(&mut self) -> Result<()> {
@@ -36,7 +31,7 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
                     None => "correct search_path, or create it".into(),
                 }
             );
-            return Err(Error::InvalidConfig { app: self.app.id().into(), reason });
+            return Err(Details::InvalidConfig { app: self.app.id().into(), reason }.into());
         }
         let is_sqlite = self.kind == DatabaseKind::Sqlite;
         if is_sqlite {
@@ -44,7 +39,7 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         }
         let baseline = self.baseline.clone();
         let Some(schema) = baseline.schema().map(str::to_owned) else { return Ok(()) };
-        let exists = self.texts(&self.kind.bookkeeping_table_query(&schema))?;
+        let exists = self.texts(&self.kind.dialect().bookkeeping_table_query(&schema))?;
         if exists.is_empty() {
             return if is_sqlite { self.commit() } else { Ok(()) };
         }
@@ -68,66 +63,52 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
             _ => {}
         }
         if atomic {
-            match self.revert_all(&order, true)? {
-                Reverted::All => return Ok(()),
-                // The transaction was rolled back. Separate transactions need fewer locks.
-                Reverted::OutOfLocks => {}
+            let Err((step, failure)) = self.revert_all(&order, true) else { return Ok(()) };
+            // The single transaction of all migrations is rolled back. Separate transactions need fewer locks.
+            self.done.clear();
+            if self.is_nested() || !failure.out_of_locks || failure.connection_lost {
+                return Err(self.failure(step, failure));
+            }
+            if self.roll_back().is_err() {
+                return Err(self.failure(Step::Own("the rollback"), failure));
             }
         }
-        self.revert_all(&order, false).map(drop)
+        self.revert_all(&order, false).map_err(|(step, failure)| self.failure(step, failure))
     }
 
     /// Reverts the migrations and drops the bookkeeping table. `atomic` means that a single transaction does this.
-    fn revert_all(&mut self, order: &[usize], atomic: bool) -> Result<Reverted> {
+    fn revert_all(&mut self, order: &[usize], atomic: bool) -> Result<(), (Step, StepFailure)> {
         for &index in order {
-            if let Reverted::OutOfLocks = self.revert(index, atomic)? {
-                return Ok(Reverted::OutOfLocks);
-            }
+            let reverted = self.run_step(index, !atomic);
+            reverted.map_err(|failure| (Step::Migration(index), failure))?;
         }
+        self.announce_change();
+        let dropped = self.drop_bookkeeping_table(atomic);
+        self.announce_change();
+        dropped.map_err(|error| (REMOVAL, error.into()))
+    }
+
+    fn drop_bookkeeping_table(&mut self, atomic: bool) -> QueryResult<()> {
         let drop_table = format!("DROP TABLE {}", self.kind.bookkeeping_table(self.baseline.schema()));
+        self.conn().batch_execute(&drop_table)?;
         self.announce_change();
-        let dropped = self.conn().batch_execute(&drop_table);
-        self.announce_change();
-        let ended = dropped.and_then(|()| match (self.is_chained(), atomic) {
+        match (self.is_chained(), atomic) {
             (true, _) => {
-                let begin = self.kind.begin_with_limits(self.lock_timeout);
-                self.conn().batch_execute(&format!("COMMIT; {begin}"))
+                let next = format!("COMMIT; {}", self.begin_sql());
+                self.conn().batch_execute(&next)
             }
             (false, true) => self.conn().commit_level(),
             (false, false) => Ok(()),
-        });
-        self.announce_change();
-        match ended {
-            Ok(()) => Ok(Reverted::All),
-            Err(error) => {
-                let failure = StepFailure::of_query(&error);
-                if atomic && !self.is_nested() && failure.out_of_locks && !failure.connection_lost {
-                    return self.abandon_single_transaction(failure);
-                }
-                if atomic {
-                    self.done.clear();
-                }
-                Err(self.failure(None, REMOVAL, failure, &[]))
-            }
-        }
-    }
-
-    /// Rolls back the single transaction that was to revert all migrations.
-    fn abandon_single_transaction(&mut self, failure: StepFailure) -> Result<Reverted> {
-        self.done.clear();
-        match self.roll_back() {
-            Ok(()) => Ok(Reverted::OutOfLocks),
-            Err(_) => Err(self.failure(None, "the rollback", failure, &[])),
         }
     }
 
     /// Logs a warning with the caller and the database before the operation reverts anything.
     fn log_warning(&self, migrations: usize) {
         let options = self.app.options();
-        if migrations == 0 || options.is_of_test || options.target.in_memory {
+        if migrations == 0 || options.pool_of != PoolOf::Program || options.target.in_memory {
             return;
         }
-        crate::wording::log_line!(
+        log_line!(
             warn,
             "diesel_session::schema",
             "app `{}`: drop_all, called at {}, reverts {migrations} migrations and removes their tables from {}",
@@ -171,7 +152,7 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         if unknown.is_empty() && irreversible.is_empty() {
             Ok(order)
         } else {
-            Err(Error::NotReversible { app: self.app.id().into(), unknown, irreversible })
+            Err(Details::NotReversible { app: self.app.id().into(), unknown, irreversible }.into())
         }
     }
 
@@ -179,7 +160,7 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
     /// of data definition. For an account that may not lock tables, the first statement that waits detects them.
     fn detect_blockers(&mut self) -> Result<()> {
         let kind = self.kind;
-        let tables = self.texts(kind.tables())?;
+        let tables = self.texts(kind.texts().tables)?;
         let list: Vec<String> = tables.iter().flatten().map(|table| format!("{} WRITE", kind.quote(table))).collect();
         if list.is_empty() {
             return Ok(());
@@ -188,42 +169,15 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
             return self.send("UNLOCK TABLES");
         };
         if is_connection_lost(&error) || kind.is_lock_timeout(&error.to_string()) {
-            return Err(self.failure(None, "locking all tables", StepFailure::of_query(&error), &[]));
+            return Err(self.failure(Step::Own("locking all tables"), error.into()));
         }
         let app = self.app.id();
-        crate::wording::log_line!(
+        log_line!(
             debug,
             "diesel_session::schema",
             "app `{app}`: the tables could not be locked first: {}",
             phrase(error)
         );
         Ok(())
-    }
-
-    fn revert(&mut self, index: usize, atomic: bool) -> Result<Reverted> {
-        self.inventory_before_end = None;
-        let before = self.inventory(index);
-        self.announce_change();
-        let outcome = if atomic { Ok(()) } else { self.begin_migration(index) };
-        let outcome = outcome.and_then(|()| self.run_migration(index, Direction::Down));
-        self.announce_change();
-        let outcome = outcome.and_then(|()| self.record(index, Direction::Down, !atomic));
-        self.announce_change();
-        match outcome {
-            Ok(()) => {
-                self.done.push(self.migrations[index].version.clone());
-                Ok(Reverted::All)
-            }
-            Err(failure) if atomic && failure.out_of_locks && !failure.connection_lost && !self.is_nested() => {
-                self.abandon_single_transaction(failure)
-            }
-            Err(failure) => {
-                if atomic {
-                    // The single transaction of all migrations is rolled back.
-                    self.done.clear();
-                }
-                Err(self.failure(Some(index), "", failure, &before))
-            }
-        }
     }
 }

@@ -1,8 +1,13 @@
-//! Schema operations: `create_all`, `drop_all` and the list of migrations.
+//! The migrations of a program: their state, and the failures of `create_all` and `drop_all`.
 //!
-//! An operation uses one connection of the pool. It holds a lock that excludes every other `create_all` and `drop_all`
-//! of this crate. The operation polls for the lock and never waits inside the server, because PostgreSQL's `CREATE
-//! INDEX CONCURRENTLY` would wait for the waiting statement.
+//! [`Database::new`](crate::Database::new) takes the migrations of a program, and [`PerBackend`] those for each kind
+//! of database. [`App::create_all`](crate::App::create_all) applies the pending ones,
+//! [`App::drop_all`](crate::App::drop_all) reverts the applied ones, and [`App::migrations`](crate::App::migrations)
+//! lists them. Each operation uses one connection of the pool, and holds a lock that excludes every other `create_all`
+//! and `drop_all` of this crate, in any process.
+
+// An operation polls for the lock and never waits inside the server, because PostgreSQL's `CREATE INDEX CONCURRENTLY`
+// would wait for the waiting statement.
 
 mod drop_all;
 mod migration_connection;
@@ -11,7 +16,7 @@ mod schema_lock;
 mod schema_operation;
 mod step_failure;
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::panic::Location;
 
 use diesel::migration::{self, Migration, MigrationSource};
@@ -22,7 +27,8 @@ use crate::app::App;
 use crate::connection::SessionConnection;
 use crate::context;
 use crate::dialect::{BEGIN, ConnectionSnapshot, is_connection_lost};
-use crate::error::{Error, Place, Result};
+pub use crate::error::{Blocker, Blockers, MigrationFailure, MigrationOutcome};
+use crate::error::{Details, Error, Result, SourceLocation};
 use crate::kind::DatabaseKind;
 use crate::pool::CheckedOut;
 #[cfg(feature = "testing")]
@@ -105,9 +111,13 @@ impl<C: SessionConnection> App<C> {
     /// statement.
     ///
     /// # Errors
-    /// [`Error::Migration`]; [`Error::NoMigrations`]; [`Error::PooledConnection`]; [`Error::TransactionOpen`] while
-    /// this thread has an open transaction on the application; [`Error::InvalidConfig`] inside a scope with a
-    /// [`search_path`](crate::Scope::search_path); [`Error::LockTimeout`]; and the errors of a checkout.
+    /// [`ErrorKind::Migration`](crate::ErrorKind::Migration);
+    /// [`ErrorKind::NoMigrations`](crate::ErrorKind::NoMigrations);
+    /// [`ErrorKind::PoolerInTransactionMode`](crate::ErrorKind::PoolerInTransactionMode);
+    /// [`ErrorKind::TransactionOpen`](crate::ErrorKind::TransactionOpen) while this thread has an open transaction on
+    /// the application; [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) inside a scope with a
+    /// [`search_path`](crate::Scope::search_path); [`ErrorKind::LockTimeout`](crate::ErrorKind::LockTimeout); and the
+    /// errors of a checkout.
     #[track_caller]
     pub fn create_all(&self) -> Result<Vec<String>> {
         self.create_all_at(Location::caller())
@@ -141,7 +151,9 @@ impl<C: SessionConnection> App<C> {
     /// must not change result type`.
     ///
     /// # Errors
-    /// [`Error::NotReversible`], [`Error::SchemaProtected`], and those of [`create_all`](Self::create_all).
+    /// [`ErrorKind::NotReversible`](crate::ErrorKind::NotReversible),
+    /// [`ErrorKind::SchemaProtected`](crate::ErrorKind::SchemaProtected), and those of
+    /// [`create_all`](Self::create_all).
     #[track_caller]
     pub fn drop_all(&self) -> Result<Vec<String>> {
         self.drop_all_at(Location::caller())
@@ -150,7 +162,8 @@ impl<C: SessionConnection> App<C> {
     /// The program's migrations and the applied migrations, in the order of their versions. The method changes nothing.
     ///
     /// # Errors
-    /// [`Error::NoMigrations`]; [`Error::Query`]; [`Error::InvalidConfig`] inside a scope with a
+    /// [`ErrorKind::NoMigrations`](crate::ErrorKind::NoMigrations); [`ErrorKind::Query`](crate::ErrorKind::Query);
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) inside a scope with a
     /// [`search_path`](crate::Scope::search_path); and the errors of a checkout.
     #[track_caller]
     pub fn migrations(&self) -> Result<Vec<MigrationStatus>> {
@@ -168,61 +181,52 @@ impl<C: SessionConnection> App<C> {
         }
         drop(pooled);
         let applied = applied?;
-        let versions: HashSet<&str> = known.iter().map(|known| &*known.version).collect();
-        let unknown = applied.iter().filter(|version| !versions.contains(version.as_str()));
-        let mut all: Vec<MigrationStatus> = unknown
-            .map(|version| MigrationStatus {
-                version: version.clone(),
-                name: version.clone(),
-                applied: true,
-                known: false,
-            })
-            .collect();
-        all.extend(known.iter().map(|known| MigrationStatus {
-            applied: applied.contains(&known.version),
-            version: known.version.clone(),
-            name: known.name.clone(),
-            known: true,
-        }));
-        all.sort_by(|a, b| a.version.cmp(&b.version));
-        Ok(all)
+        let unknown = |version: String| {
+            let status =
+                MigrationStatus { version: version.clone(), name: version.clone(), applied: true, known: false };
+            (version, status)
+        };
+        let mut all: BTreeMap<String, MigrationStatus> = applied.into_iter().map(unknown).collect();
+        for KnownMigration { version, name, .. } in known {
+            let applied = all.contains_key(&version);
+            all.insert(version.clone(), MigrationStatus { version, name, applied, known: true });
+        }
+        Ok(all.into_values().collect())
     }
 
-    pub(crate) fn create_all_at(&self, at: Place) -> Result<Vec<String>> {
+    pub(crate) fn create_all_at(&self, at: SourceLocation) -> Result<Vec<String>> {
         self.refuse_search_path("create_all", at)?;
-        let mut operation = SchemaOperation::start(self, "create_all", at)?;
-        let outcome = operation.create_all();
-        operation.finish(outcome)
+        SchemaOperation::start(self, "create_all", at, true)?.run(SchemaOperation::create_all)
     }
 
-    pub(crate) fn drop_all_at(&self, at: Place) -> Result<Vec<String>> {
-        self.refuse_protected_schema(at)?;
+    /// [`create_all`](Self::create_all) in a new schema or database, which no other program uses.
+    #[cfg(feature = "testing")]
+    pub(crate) fn create_all_unlocked(&self, at: SourceLocation) -> Result<()> {
+        SchemaOperation::start(self, "create_all", at, false)?.run(SchemaOperation::create_all).map(drop)
+    }
+
+    pub(crate) fn drop_all_at(&self, at: SourceLocation) -> Result<Vec<String>> {
+        let options = self.options();
+        if options.config.protect_schema {
+            let (app, database) = (self.id().into(), options.target.shown.clone());
+            return Err(Details::SchemaProtected { app, database, at }.into());
+        }
         self.refuse_search_path("drop_all", at)?;
-        let mut operation = SchemaOperation::start(self, "drop_all", at)?;
-        let outcome = operation.drop_all();
-        operation.finish(outcome)
+        SchemaOperation::start(self, "drop_all", at, true)?.run(SchemaOperation::drop_all)
     }
 
     /// A schema operation uses its own connection, without the `search_path` of the scope. Inside a tenant's scope it
     /// would change the default schema.
-    fn refuse_search_path(&self, operation: &str, at: Place) -> Result<()> {
+    fn refuse_search_path(&self, operation: &str, at: SourceLocation) -> Result<()> {
         if !context::has_search_path(self.id()) {
             return Ok(());
         }
         let reason = format!(
             "`{operation}` at {at} is inside of a scope with a `search_path`, which holds for the statements of its session only, \
              so `{operation}` would mean another schema. Nothing was done. Call it outside of the scope; for the schema of a tenant \
-             call it on an application whose connections have that `search_path`, by `Config::on_connect`"
+             call it on an application whose connections have that `search_path`, by `Config::connection_init_sql`"
         );
-        Err(Error::InvalidConfig { app: self.id().into(), reason })
-    }
-
-    fn refuse_protected_schema(&self, at: Place) -> Result<()> {
-        let options = self.options();
-        match options.config.protect_schema {
-            true => Err(Error::SchemaProtected { app: self.id().into(), database: options.target.shown.clone(), at }),
-            false => Ok(()),
-        }
+        Err(Details::InvalidConfig { app: self.id().into(), reason }.into())
     }
 
     /// The program's migrations, in the order of their versions.
@@ -238,12 +242,15 @@ impl<C: SessionConnection> App<C> {
             });
             Ok(Some(known.collect()))
         };
-        let known = catch_failure(read).map_err(|failure| Error::InvalidConfig {
-            app: self.id().into(),
-            reason: format!("the migrations cannot be read: {}", failure.message),
+        let known = catch_failure(read).map_err(|failure| {
+            Error::from(Details::InvalidConfig {
+                app: self.id().into(),
+                reason: format!("the migrations cannot be read: {}", failure.message),
+            })
         })?;
-        let mut known = known.ok_or_else(|| Error::NoMigrations { app: self.id().into(), backend: kind.name() })?;
-        known.sort_by(|a, b| a.version.cmp(&b.version));
+        let mut known =
+            known.ok_or_else(|| Error::from(Details::NoMigrations { app: self.id().into(), backend: kind.name() }))?;
+        known.sort_unstable_by(|a, b| a.version.cmp(&b.version));
         Ok(known)
     }
 
@@ -252,12 +259,12 @@ impl<C: SessionConnection> App<C> {
     fn applied_migrations(&self, pooled: &mut CheckedOut<C>) -> QueryResult<Vec<String>> {
         let kind = self.options().target.kind;
         let conn = pooled.conn();
-        if kind != DatabaseKind::Postgres || self.options().pinned.is_some() {
-            let snapshot = ConnectionSnapshot::from_rows(conn.texts(kind.snapshot_query())?);
+        if kind != DatabaseKind::Postgres || self.options().transactions.is_nested() {
+            let snapshot = ConnectionSnapshot::from_rows(conn.texts(kind.texts().snapshot_query)?);
             return applied_versions(conn, kind, &snapshot);
         }
         conn.begin_with(BEGIN)?;
-        let snapshot = ConnectionSnapshot::from_rows(conn.texts(kind.snapshot_query())?);
+        let snapshot = ConnectionSnapshot::from_rows(conn.texts(kind.texts().snapshot_query)?);
         let applied = applied_versions(conn, kind, &snapshot)?;
         conn.leave_with("COMMIT")?;
         Ok(applied)
@@ -274,7 +281,7 @@ fn applied_versions<C: SessionConnection>(
     snapshot: &ConnectionSnapshot,
 ) -> QueryResult<Vec<String>> {
     let Some(schema) = snapshot.schema() else { return Ok(Vec::new()) };
-    if conn.texts(&kind.bookkeeping_table_query(schema))?.is_empty() {
+    if conn.texts(&kind.dialect().bookkeeping_table_query(schema))?.is_empty() {
         return Ok(Vec::new());
     }
     let table = kind.bookkeeping_table(Some(schema));

@@ -22,14 +22,9 @@ pub(crate) const EMPTY_FILE: &str = "run an empty migration";
 #[derive(Default)]
 pub(crate) struct RecordingConnection {
     pub(crate) sent: Vec<String>,
-    /// The migration has asked for the type of the connection. It may then use the connection in ways that no SQL text shows.
-    inspected: Cell<bool>,
-}
-
-impl RecordingConnection {
-    pub(crate) fn was_inspected(&self) -> bool {
-        self.inspected.get()
-    }
+    /// The migration has asked for the type of the connection. It may then use the connection in ways that no SQL text
+    /// shows.
+    pub(crate) inspected: Cell<bool>,
 }
 
 impl SimpleConnection for RecordingConnection {
@@ -53,7 +48,8 @@ impl<DB: Backend> BoxableConnection<DB> for RecordingConnection {
 
 /// Whether a migration cannot be reverted: its error says so, or it sends only SQL without a statement.
 ///
-/// A migration that is code of the program may need a real connection. It counts as reversible if it fails in another way or panics.
+/// A migration that is code of the program may need a real connection. It counts as reversible if it fails in another
+/// way or panics.
 pub(crate) fn is_irreversible<DB: Backend>(migration: &dyn Migration<DB>, kind: DatabaseKind) -> bool {
     let mut conn = RecordingConnection::default();
     let refused = catch_unwind(AssertUnwindSafe(|| {
@@ -64,7 +60,7 @@ pub(crate) fn is_irreversible<DB: Backend>(migration: &dyn Migration<DB>, kind: 
                 || [MISSING_FILE, EMPTY_FILE].iter().any(|text| error.to_string().contains(text))
         })
     }));
-    let is_blank = !conn.sent.is_empty() && !conn.was_inspected() && conn.sent.iter().all(|sql| kind.is_blank(sql));
+    let is_blank = !conn.sent.is_empty() && !conn.inspected.get() && conn.sent.iter().all(|sql| kind.is_blank(sql));
     refused.is_ok_and(|refused| refused || is_blank)
 }
 

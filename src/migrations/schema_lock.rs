@@ -7,7 +7,7 @@ use diesel::result::QueryResult;
 use super::schema_operation::SchemaOperation;
 use crate::connection::SessionConnection;
 use crate::dialect::{BEGIN, ConnectionSnapshot, TRY_LOCK_IN_TRANSACTION};
-use crate::error::{Error, Result};
+use crate::error::{Details, Error, Result};
 use crate::kind::DatabaseKind;
 use crate::wording::phrase;
 
@@ -32,17 +32,16 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         if self.migrations.iter().all(|known| known.in_transaction) {
             return Ok(());
         }
-        let result = self.conn().begin_with(BEGIN);
-        self.check(result)?;
-        let snapshot = self.snapshot()?;
-        let applied = self.applied_versions(&snapshot)?;
-        let result = self.conn().leave_with("ROLLBACK");
-        self.check(result)?;
+        let (snapshot, applied) = self.in_own_transaction(|this| {
+            let snapshot = this.snapshot()?;
+            let applied = this.applied_versions(&snapshot)?;
+            Ok((snapshot, applied))
+        })?;
         let process = snapshot.process().map(str::to_owned);
         self.original = Some(snapshot);
-        let creates = self.operation == "create_all";
+        let applies = self.applies();
         let mut without_transaction = self.migrations.iter().filter(|known| !known.in_transaction);
-        let next = without_transaction.find(|known| applied.contains(&known.version) != creates);
+        let next = without_transaction.find(|known| applied.contains(&known.version) != applies);
         let Some(name) = next.map(|known| known.name.clone()) else { return Ok(()) };
         if self.process_of_next_transaction()? == process && !self.shares_session(process.as_deref())? {
             return Ok(());
@@ -51,15 +50,24 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
             "Migration {} does not run in one transaction, so its lock would stay with the pooler. Nothing was changed.",
             phrase(name)
         );
-        Err(Error::PooledConnection { app: self.app.id().into(), operation: self.operation, detail })
+        Err(self.pooler_error(detail))
+    }
+
+    pub(super) fn pooler_error(&self, detail: String) -> Error {
+        Details::PoolerInTransactionMode { app: self.app.id().into(), operation: self.operation, detail }.into()
+    }
+
+    fn in_own_transaction<T>(&mut self, query: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let result = self.conn().begin_with(BEGIN);
+        self.check(result)?;
+        let answer = query(self)?;
+        let result = self.conn().leave_with("ROLLBACK");
+        self.check(result)?;
+        Ok(answer)
     }
 
     fn process_of_next_transaction(&mut self) -> Result<Option<String>> {
-        let result = self.conn().begin_with(BEGIN);
-        self.check(result)?;
-        let snapshot = self.snapshot()?;
-        let result = self.conn().leave_with("ROLLBACK");
-        self.check(result)?;
+        let snapshot = self.in_own_transaction(Self::snapshot)?;
         Ok(snapshot.process().map(str::to_owned))
     }
 
@@ -69,7 +77,7 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         let deadline = Instant::now() + SECOND_CONNECTION_TIMEOUT;
         let second = self.app.pool().and_then(|pool| pool.acquire(self.at, true, Some(deadline)));
         let Ok(mut second) = second else { return Ok(false) };
-        let query = self.kind.snapshot_query();
+        let query = self.kind.texts().snapshot_query;
         let rows = second.conn().begin_with(BEGIN).and_then(|()| second.conn().texts(query));
         let is_same = rows.is_ok_and(|rows| ConnectionSnapshot::from_rows(rows).process() == process);
         // While the second connection is in a transaction, a pooler has to use another session for the first one.
@@ -83,44 +91,26 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
     /// Takes the lock, after other schema operations of this process and of other processes. On PostgreSQL the
     /// transaction in which the operation takes the lock stays open.
     pub(super) fn lock(&mut self) -> Result<()> {
-        let Some(sql) = self.kind.try_lock_schema(&self.app.options().target.database) else { return Ok(()) };
-        let deadline = Instant::now() + LOCK_TIMEOUT;
-        let mut pause = FIRST_PAUSE;
-        loop {
-            if self.is_chained() {
-                let result = self.conn().begin_with(BEGIN);
-                self.check(result)?;
-            }
-            let rows = self.texts(&sql)?;
-            if is_answer(&rows, "1") {
-                self.has_lock = true;
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                let holders = self.kind.schema_lock_holders(&self.app.options().target.database);
-                return Err(Error::LockTimeout {
-                    app: self.app.id().into(),
-                    operation: self.operation,
-                    waited: LOCK_TIMEOUT,
-                    message: "another create_all or drop_all is at work on this database".into(),
-                    blockers: self.pooled().blockers(&holders),
-                    left: "Nothing was changed.".into(),
-                    at: self.at,
-                });
-            }
-            if self.is_chained() {
-                let result = self.conn().leave_with("ROLLBACK");
-                self.check(result)?;
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(LONGEST_PAUSE);
+        let is_chained = self.is_chained();
+        let database = &self.app.options().target.database;
+        let Some(sql) = self.kind.dialect().try_lock_schema(database).filter(|_| self.needs_lock) else {
+            let begun = if is_chained { self.conn().begin_with(BEGIN) } else { Ok(()) };
+            return self.check(begun);
+        };
+        let is_locked = poll(self.conn(), &sql, is_chained, Instant::now() + LOCK_TIMEOUT);
+        self.has_lock = self.check(is_locked)?;
+        if self.has_lock {
+            return Ok(());
         }
+        let holders = self.kind.dialect().schema_lock_holders(database);
+        let message = "another create_all or drop_all is at work on this database".into();
+        Err(self.lock_timeout_of(LOCK_TIMEOUT, message, &holders, "Nothing was changed.".into()))
     }
 
     /// Releases the lock. The result is false if this session of the server did not hold the lock. On PostgreSQL the
     /// transaction ends.
     pub(super) fn unlock(&mut self) -> QueryResult<bool> {
-        let Some(sql) = self.kind.unlock_schema(&self.app.options().target.database) else { return Ok(true) };
+        let Some(sql) = self.kind.dialect().unlock_schema(&self.app.options().target.database) else { return Ok(true) };
         let (has_lock, is_chained) = (std::mem::take(&mut self.has_lock), self.is_chained());
         let released = if self.kind == DatabaseKind::Mysql { "1" } else { "true" };
         let conn = self.conn();
@@ -143,21 +133,26 @@ pub(super) fn wait_for_lock<C: SessionConnection>(
     database: &str,
     deadline: Instant,
 ) -> Option<()> {
-    let Some(session_lock) = kind.try_lock_schema(database) else { return Some(()) };
-    let sql = if kind == DatabaseKind::Postgres { TRY_LOCK_IN_TRANSACTION } else { &*session_lock };
+    let Some(session_lock) = kind.dialect().try_lock_schema(database) else { return Some(()) };
+    let in_transaction = kind == DatabaseKind::Postgres;
+    let sql = if in_transaction { TRY_LOCK_IN_TRANSACTION } else { &*session_lock };
+    poll(conn, sql, in_transaction, deadline).is_ok_and(|is_locked| is_locked).then_some(())
+}
+
+/// Asks for a lock until `deadline`, and returns whether the session has it. Each attempt may be in a transaction, and
+/// the last transaction stays open.
+fn poll<C: SessionConnection>(conn: &mut C, sql: &str, in_transaction: bool, deadline: Instant) -> QueryResult<bool> {
     let mut pause = FIRST_PAUSE;
     loop {
-        if kind == DatabaseKind::Postgres {
-            conn.begin_with(BEGIN).ok()?;
+        if in_transaction {
+            conn.begin_with(BEGIN)?;
         }
-        if is_answer(&conn.texts(sql).ok()?, "1") {
-            return Some(());
+        let is_locked = is_answer(&conn.texts(sql)?, "1");
+        if is_locked || Instant::now() >= deadline {
+            return Ok(is_locked);
         }
-        if kind == DatabaseKind::Postgres {
-            conn.leave_with("ROLLBACK").ok()?;
-        }
-        if Instant::now() >= deadline {
-            return None;
+        if in_transaction {
+            conn.leave_with("ROLLBACK")?;
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(LONGEST_PAUSE);

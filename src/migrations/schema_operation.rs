@@ -9,15 +9,15 @@ use diesel::result::Error as DieselError;
 
 use super::migration_connection::MigrationConnection;
 use super::recording_connection::{EMPTY_FILE, ends_its_transaction};
-use super::step_failure::{StepFailure, catch_failure, difference, list};
+use super::step_failure::{Step, StepFailure, catch_failure, difference, list};
 use super::{KnownMigration, applied_versions};
 use crate::app::App;
 use crate::connection::SessionConnection;
 use crate::dialect::{BeginOptions, ConnectionSnapshot, is_connection_lost};
-use crate::error::{Error, Place, Result};
+use crate::error::{Details, Error, Result, SourceLocation};
 use crate::kind::DatabaseKind;
-use crate::pool::{CheckedOut, SqlSource, WritePermit};
-use crate::wording::phrase;
+use crate::pool::{CheckedOut, OuterTransaction, SqlSource, WritePermit};
+use crate::wording::{log_line, phrase};
 
 /// The longest wait of a schema operation for another session's locks, unless the configuration sets a limit.
 const DEFAULT_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,12 +25,6 @@ const DEFAULT_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The names of the columns and indexes of a schema. The difference of two inventories shows the remains of a failed
 /// migration.
 pub(super) type Inventory = Vec<Option<String>>;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Direction {
-    Up,
-    Down,
-}
 
 /// A `create_all` or `drop_all`, with its connection, its lock and its progress.
 ///
@@ -40,7 +34,7 @@ pub(super) enum Direction {
 pub(super) struct SchemaOperation<'a, C: SessionConnection> {
     pub(super) app: &'a App<C>,
     pub(super) operation: &'static str,
-    pub(super) at: Place,
+    pub(super) at: SourceLocation,
     pub(super) kind: DatabaseKind,
     /// The program's migrations, in the order of their versions.
     pub(super) migrations: Vec<KnownMigration<C>>,
@@ -54,6 +48,7 @@ pub(super) struct SchemaOperation<'a, C: SessionConnection> {
     pub(super) done: Vec<String>,
     /// The open transaction may have changed the schema.
     pub(super) changed: bool,
+    pub(super) needs_lock: bool,
     pub(super) has_lock: bool,
     /// The state of the connection at its checkout, if the operation has set its limits for the session.
     pub(super) original: Option<ConnectionSnapshot>,
@@ -61,25 +56,30 @@ pub(super) struct SchemaOperation<'a, C: SessionConnection> {
     pub(super) baseline: ConnectionSnapshot,
     /// The value of `search_path` for reverting a migration.
     pub(super) revert_search_path: Option<String>,
-    /// The inventory before the current migration sent SQL that ends its transaction.
-    pub(super) inventory_before_end: Option<Inventory>,
+    /// The inventory before the current migration, if its failure may leave something behind.
+    pub(super) before: Option<Inventory>,
     /// The SQL of the current migration names the bookkeeping table.
     names_bookkeeping_table: bool,
 }
 
 impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
-    pub(super) fn start(app: &'a App<C>, operation: &'static str, at: Place) -> Result<Self> {
+    pub(super) fn start(
+        app: &'a App<C>,
+        operation: &'static str,
+        at: SourceLocation,
+        needs_lock: bool,
+    ) -> Result<Self> {
         let mut migrations = app.known_migrations()?;
         let pool = app.pool()?;
         let holders = pool.holders().on_this_thread();
         if !holders.is_empty() {
-            return Err(Error::TransactionOpen { app: app.id().into(), operation, holders });
+            return Err(Details::TransactionOpen { app: app.id().into(), operation, holders }.into());
         }
         let pooled = pool.acquire(at, false, None)?;
-        let write_permit = pooled.pool().acquire_write_permit(at, None)?;
+        let write_permit = pooled.pool.acquire_write_permit(at, None)?;
         let options = app.options();
         let kind = options.target.kind;
-        if operation == "drop_all" && kind != DatabaseKind::Mysql && options.pinned.is_none() {
+        if operation == "drop_all" && kind != DatabaseKind::Mysql && !options.transactions.is_nested() {
             // The `COMMIT` or `ROLLBACK` of such a migration also ends the settings of the transaction, such as
             // `search_path`.
             for known in migrations.iter_mut().filter(|known| known.in_transaction) {
@@ -98,30 +98,29 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
             started: Instant::now(),
             done: Vec::new(),
             changed: false,
+            needs_lock,
             has_lock: false,
             original: None,
             baseline: ConnectionSnapshot::default(),
             revert_search_path: None,
-            inventory_before_end: None,
+            before: None,
             names_bookkeeping_table: false,
         };
         // Unless the operation ends regularly, the pool closes the connection, which releases all its locks.
         this.pooled().close_at_checkin();
+        let mut limits = this.kind.dialect().set_limits(this.lock_timeout);
         if this.is_chained() {
             this.refuse_pooler()?;
-            this.lock()?;
-            let limits = this.kind.set_local_limits(this.lock_timeout);
-            this.send(&limits)?;
-            this.baseline = this.snapshot()?;
-            return Ok(this);
+            limits = vec![this.kind.set_local_limits(this.lock_timeout)];
+        } else {
+            this.original = Some(this.snapshot()?);
         }
-        this.original = Some(this.snapshot()?);
         this.lock()?;
-        for limit in this.kind.set_limits(this.lock_timeout) {
+        for limit in limits {
             this.send(&limit)?;
         }
-        if this.is_nested() {
-            let result = this.kind.begin_nested(this.conn(), BeginOptions::plain(), None);
+        if let Some(outer) = app.options().transactions.outer() {
+            let result = outer.begin(this.conn(), BeginOptions::plain(), None);
             this.check(result)?;
         }
         this.baseline = this.snapshot()?;
@@ -130,7 +129,7 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
 
     /// Whether the operation runs inside the outer transaction of a test, which is never committed.
     pub(super) fn is_nested(&self) -> bool {
-        self.app.options().pinned.is_some()
+        self.app.options().transactions.is_nested()
     }
 
     /// Whether the connection stays in a transaction between two migrations.
@@ -146,6 +145,11 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
         self.pooled().conn()
     }
 
+    /// SQL that begins a transaction of PostgreSQL with the limits of the operation.
+    pub(super) fn begin_sql(&self) -> String {
+        self.kind.begin_with_limits(self.lock_timeout)
+    }
+
     /// Diesel's transaction depth between two migrations.
     pub(super) fn base_depth(&self) -> u32 {
         u32::from(self.is_nested() || self.is_chained())
@@ -158,7 +162,7 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
     /// Converts the result of a statement that belongs to no migration.
     pub(super) fn check<T>(&mut self, result: QueryResult<T>) -> Result<T> {
         result.map_err(|error| match is_connection_lost(&error) {
-            true => self.connection_loss(None, "a statement of its own", StepFailure::of_query(&error), &[]),
+            true => self.connection_loss(Step::Own("a statement of its own"), error.into()),
             false => Error::from_query(error, self.at),
         })
     }
@@ -174,7 +178,7 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
     }
 
     pub(super) fn snapshot(&mut self) -> Result<ConnectionSnapshot> {
-        let query = self.kind.snapshot_query();
+        let query = self.kind.texts().snapshot_query;
         self.texts(query).map(ConnectionSnapshot::from_rows)
     }
 
@@ -189,7 +193,7 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
     pub(super) fn refuse_nested(&mut self) -> Result<()> {
         let baseline = self.baseline.clone();
         let applied = self.applied_versions(&baseline)?;
-        if self.operation == "create_all" && self.migrations.iter().all(|known| applied.contains(&known.version)) {
+        if self.applies() && self.migrations.iter().all(|known| applied.contains(&known.version)) {
             return Ok(());
         }
         let app = self.app.id().into();
@@ -198,77 +202,77 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
             self.operation,
             self.kind.name()
         );
-        if let Some(pinned) = &self.app.options().pinned {
-            pinned.poison(&cause, Some(self.at));
-        }
-        Err(Error::TestSpoiled { app, cause, at: Some(self.at) })
+        self.app.options().transactions.invalidate_outer(&cause, Some(self.at));
+        Err(Details::TestInvalidated { app, cause, at: Some(self.at) }.into())
     }
 
     pub(super) fn create_all(&mut self) -> Result<()> {
         if self.kind == DatabaseKind::Mysql && self.is_nested() {
             return self.refuse_nested();
         }
-        if self.kind == DatabaseKind::Sqlite {
-            return self.create_one_by_one();
-        }
-        let applied = self.applied_after_setup()?;
-        for index in 0..self.migrations.len() {
-            if !applied.contains(&self.migrations[index].version) {
-                self.apply(index)?;
+        // SQLite has only its write lock, so there each transaction finds the next pending migration and applies it.
+        let is_sqlite = self.kind == DatabaseKind::Sqlite;
+        let mut applied = HashSet::new();
+        loop {
+            if is_sqlite {
+                self.begin_write()?;
             }
+            if is_sqlite || self.done.is_empty() {
+                applied = self.applied_after_setup()?;
+            }
+            let is_pending = |version: &String| !applied.contains(version) && !self.done.contains(version);
+            let Some(index) = self.migrations.iter().position(|known| is_pending(&known.version)) else {
+                return if is_sqlite { self.commit() } else { Ok(()) };
+            };
+            if is_sqlite && !self.migrations[index].in_transaction {
+                self.commit()?;
+            }
+            let outcome = self.run_step(index, true);
+            outcome.map_err(|failure| self.failure(Step::Migration(index), failure))?;
         }
+    }
+
+    /// Whether the operation applies migrations. Otherwise it reverts them.
+    pub(super) fn applies(&self) -> bool {
+        self.operation == "create_all"
+    }
+
+    /// Applies or reverts a migration, in its own transaction or in the current one.
+    pub(super) fn run_step(&mut self, index: usize, own_transaction: bool) -> Result<(), StepFailure> {
+        let may_leave_something = self.kind == DatabaseKind::Mysql || !self.migrations[index].in_transaction;
+        self.before = may_leave_something.then(|| self.inventory());
+        self.announce_change();
+        let begun = if own_transaction { self.begin_migration(index).map_err(StepFailure::from) } else { Ok(()) };
+        let outcome = begun.and_then(|()| self.run_migration(index));
+        self.announce_change();
+        let outcome = outcome.and_then(|()| Ok(self.record(index, own_transaction)?));
+        self.announce_change();
+        outcome?;
+        self.before = None;
+        self.done.push(self.migrations[index].version.clone());
         Ok(())
     }
 
-    /// SQLite has only its write lock, so each transaction finds the next pending migration and applies it.
-    fn create_one_by_one(&mut self) -> Result<()> {
-        loop {
-            self.begin_write()?;
-            let applied = self.applied_after_setup()?;
-            let next = (0..self.migrations.len()).find(|&index| !applied.contains(&self.migrations[index].version));
-            let Some(index) = next else {
-                return self.commit();
-            };
-            if !self.migrations[index].in_transaction {
-                self.commit()?;
-            }
-            self.apply(index)?;
-        }
-    }
-
-    fn apply(&mut self, index: usize) -> Result<()> {
-        self.inventory_before_end = None;
-        let before = self.inventory(index);
-        self.announce_change();
-        let outcome = self.begin_migration(index).and_then(|()| self.run_migration(index, Direction::Up));
-        self.announce_change();
-        let outcome = outcome.and_then(|()| self.record(index, Direction::Up, true));
-        self.announce_change();
-        match outcome {
-            Ok(()) => {
-                self.done.push(self.migrations[index].version.clone());
-                Ok(())
-            }
-            Err(failure) => Err(self.failure(Some(index), "", failure, &before)),
-        }
+    /// The inventory of the schema. It is empty if the server does not answer.
+    pub(super) fn inventory(&mut self) -> Inventory {
+        let query = self.kind.texts().inventory;
+        self.conn().texts(query).unwrap_or_default()
     }
 
     /// Begins the transaction of a migration, or leaves the current one if the migration must not run in a transaction.
-    pub(super) fn begin_migration(&mut self, index: usize) -> Result<(), StepFailure> {
-        let in_transaction = self.migrations[index].in_transaction;
-        let result = match (self.is_chained(), in_transaction) {
+    fn begin_migration(&mut self, index: usize) -> QueryResult<()> {
+        match (self.is_chained(), self.migrations[index].in_transaction) {
             (true, true) => Ok(()),
             (true, false) => self.leave_chain(),
             (false, true) if self.depth() == Some(self.base_depth()) => self.begin_level(),
             (false, _) => Ok(()),
-        };
-        result.map_err(|error| StepFailure::of_query(&error))
+        }
     }
 
     /// Leaves the transaction, and sets the limits for the session until the operation ends.
     fn leave_chain(&mut self) -> QueryResult<()> {
         self.conn().leave_with("COMMIT")?;
-        let limits = self.kind.set_limits(self.lock_timeout);
+        let limits = self.kind.dialect().set_limits(self.lock_timeout);
         limits.iter().try_for_each(|limit| self.conn().batch_execute(limit))
     }
 
@@ -279,72 +283,60 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
         }
     }
 
-    pub(super) fn run_migration(&mut self, index: usize, direction: Direction) -> Result<(), StepFailure> {
-        let kind = self.kind;
-        if let Some(path) = self.revert_search_path.as_ref().filter(|_| direction == Direction::Down) {
+    fn run_migration(&mut self, index: usize) -> Result<(), StepFailure> {
+        let (kind, applies) = (self.kind, self.applies());
+        if let Some(path) = &self.revert_search_path {
             let local = if self.migrations[index].in_transaction { "LOCAL " } else { "" };
             let set = format!("SET {local}search_path = {path}");
-            self.conn().batch_execute(&set).map_err(|error| StepFailure::of_query(&error))?;
+            self.conn().batch_execute(&set)?;
         }
-        let others = if direction == Direction::Down { self.objects_of_other_databases()? } else { Vec::new() };
+        let others = if applies { Vec::new() } else { self.objects_of_other_databases()? };
         let migration = &*self.migrations[index].migration;
         let managed = self.pooled.as_mut().expect("nothing is sent after the connection was lost").managed();
         managed.observer.read_statements(SqlSource::Raw);
         let mut connection = MigrationConnection {
             conn: managed.take_out(),
             kind,
-            error_details: None,
+            last_error: None,
             sent: Vec::new(),
             inventory_before_end: None,
         };
-        let result = catch_failure(|| match direction {
-            Direction::Up => migration.run(&mut connection),
-            Direction::Down => migration.revert(&mut connection),
+        let result = catch_failure(|| match applies {
+            true => migration.run(&mut connection),
+            false => migration.revert(&mut connection),
         });
-        let MigrationConnection { conn, error_details, sent, inventory_before_end, .. } = connection;
+        let MigrationConnection { conn, last_error, sent, inventory_before_end, .. } = connection;
         managed.put_back(conn);
         managed.observer.stop_reading();
-        self.inventory_before_end = inventory_before_end;
         self.names_bookkeeping_table = sent.iter().any(|sql| sql.to_lowercase().contains("__diesel_schema_migrations"));
-        if self.inventory_before_end.is_some()
-            && kind == DatabaseKind::Sqlite
-            && self.migrations[index].in_transaction
-            && !self.is_nested()
-        {
-            // The migration has ended its transaction, so it is recorded in a new one. This fails if the migration has
-            // begun one itself.
-            let _ = self.conn().batch_execute("BEGIN IMMEDIATE");
+        if inventory_before_end.is_some() {
+            // The migration has ended its transaction, and so committed its earlier changes.
+            self.before = inventory_before_end;
+            if kind == DatabaseKind::Sqlite && self.migrations[index].in_transaction && !self.is_nested() {
+                // The migration is recorded in a new transaction. This fails if it has begun one itself.
+                let _ = self.conn().batch_execute("BEGIN IMMEDIATE");
+            }
         }
         match result {
             // Diesel reports an empty file as an error.
-            Err(failure) if direction == Direction::Up && failure.message.contains(EMPTY_FILE) => Ok(()),
-            Err(mut failure) => {
-                let details = error_details.unwrap_or_default();
-                if !failure.message.contains(&details.text) {
-                    failure.message.push_str(&details.text);
-                }
-                failure.connection_lost |= details.connection_lost;
-                failure.out_of_locks |= details.out_of_locks;
-                Err(failure)
-            }
+            Err(failure) if applies && failure.message.contains(EMPTY_FILE) => Ok(()),
+            Err(failure) => Err(failure.or_details_of(last_error)),
             Ok(()) => self.refuse_changes_of_other_databases(&others, &sent),
         }
     }
 
     /// The objects of SQLite's temporary and attached databases. An unqualified name means one of these objects if the
     /// main database has no object with this name.
-    fn objects_of_other_databases(&mut self) -> Result<Vec<(String, Inventory)>, StepFailure> {
+    fn objects_of_other_databases(&mut self) -> QueryResult<Vec<(String, Inventory)>> {
         let Some(query) = self.kind.other_databases() else { return Ok(Vec::new()) };
         let kind = self.kind;
         let conn = self.conn();
-        let result = conn.texts(query).and_then(|names| {
-            let objects = names.into_iter().flatten().map(|name| {
-                let objects = conn.texts(&kind.objects_of(&name))?;
-                Ok((name, objects))
-            });
-            objects.collect::<QueryResult<Vec<_>>>()
-        });
-        result.map_err(|error| StepFailure::of_query(&error))
+        let mut databases = Vec::new();
+        for name in conn.texts(query)?.into_iter().flatten() {
+            let objects = conn.texts(&kind.objects_of(&name))?;
+            databases.push((name, objects));
+        }
+        Ok(databases)
     }
 
     /// Returns an error if a migration has changed another database that its SQL does not name.
@@ -365,20 +357,16 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
                     "it would change the database `{database}` of the connection, which its SQL does not name: {}",
                     list(&difference(before, now))
                 );
-                return Err(StepFailure { message, ..StepFailure::default() });
+                return Err(StepFailure::new(message));
             }
         }
         Ok(())
     }
 
     /// Restores the connection's settings and records the migration as applied or reverted.
-    pub(super) fn record(&mut self, index: usize, direction: Direction, commit: bool) -> Result<(), StepFailure> {
-        self.try_record(index, direction, commit).map_err(|error| StepFailure::of_query(&error))
-    }
-
-    fn try_record(&mut self, index: usize, direction: Direction, commit: bool) -> QueryResult<()> {
+    fn record(&mut self, index: usize, commit: bool) -> QueryResult<()> {
         let (kind, in_transaction) = (self.kind, self.migrations[index].in_transaction);
-        let begin = kind.begin_with_limits(self.lock_timeout);
+        let begin = self.begin_sql();
         if self.is_chained() && in_transaction {
             if self.depth() == Some(0) {
                 // The migration has ended its transaction, so its changes are committed.
@@ -390,38 +378,35 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
                 self.restore_deferred_constraints()?;
             }
         }
-        let now = ConnectionSnapshot::from_rows(self.conn().texts(kind.snapshot_query())?);
-        for sql in kind.restore(&self.baseline, &now) {
+        let now = ConnectionSnapshot::from_rows(self.conn().texts(kind.texts().snapshot_query)?);
+        for sql in kind.dialect().restore(&self.baseline, &now) {
             self.conn().batch_execute(&sql)?;
         }
         let table = kind.bookkeeping_table(self.baseline.schema());
         let version = kind.literal(&self.migrations[index].version);
-        let record = match direction {
-            Direction::Up => format!("INSERT INTO {table} (version) VALUES ({version})"),
-            Direction::Down if kind == DatabaseKind::Postgres => {
-                format!("DELETE FROM {table} WHERE version OPERATOR(pg_catalog.=) {version}")
-            }
-            Direction::Down => format!("DELETE FROM {table} WHERE version = {version}"),
+        let equals = if kind == DatabaseKind::Postgres { "OPERATOR(pg_catalog.=)" } else { "=" };
+        let record = match self.applies() {
+            true => format!("INSERT INTO {table} (version) VALUES ({version})"),
+            false => format!("DELETE FROM {table} WHERE version {equals} {version}"),
         };
-        if !self.is_chained() {
-            if kind == DatabaseKind::Mysql && self.names_bookkeeping_table {
-                // A temporary table hides the bookkeeping table, even if the name is qualified with the database.
-                self.conn().batch_execute(&format!("DROP TEMPORARY TABLE IF EXISTS {table}"))?;
+        if kind == DatabaseKind::Mysql && self.names_bookkeeping_table {
+            // A temporary table hides the bookkeeping table, even if the name is qualified with the database.
+            self.conn().batch_execute(&format!("DROP TEMPORARY TABLE IF EXISTS {table}"))?;
+        }
+        match (self.is_chained(), in_transaction) {
+            (true, true) if commit => self.conn().batch_execute(&format!("{record}; COMMIT; {begin}")),
+            (true, false) => {
+                self.conn().batch_execute(&record)?;
+                if self.depth() != Some(0) {
+                    self.conn().leave_with("COMMIT")?;
+                }
+                self.conn().begin_with(&begin)
             }
-            self.conn().batch_execute(&record)?;
-            return if commit && in_transaction { self.conn().commit_level() } else { Ok(()) };
+            (is_chained, _) => {
+                self.conn().batch_execute(&record)?;
+                if commit && in_transaction && !is_chained { self.conn().commit_level() } else { Ok(()) }
+            }
         }
-        if in_transaction && commit {
-            return self.conn().batch_execute(&format!("{record}; COMMIT; {begin}"));
-        }
-        self.conn().batch_execute(&record)?;
-        if in_transaction {
-            return Ok(());
-        }
-        if self.depth() != Some(0) {
-            self.conn().leave_with("COMMIT")?;
-        }
-        self.conn().begin_with(&begin)
     }
 
     /// Restores the initial modes of constraints for the next migration that is reverted in the same transaction.
@@ -444,13 +429,9 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
         }
     }
 
-    pub(super) fn texts_or_empty(&mut self, query: &str) -> Inventory {
-        self.conn().texts(query).unwrap_or_default()
-    }
-
     /// Rolls back the open transaction. On PostgreSQL the next transaction begins.
     pub(super) fn roll_back(&mut self) -> QueryResult<()> {
-        let (base_depth, begin) = (self.base_depth(), self.kind.begin_with_limits(self.lock_timeout));
+        let (base_depth, begin) = (self.base_depth(), self.begin_sql());
         if self.is_chained() {
             return match self.depth() {
                 Some(0) => self.conn().begin_with(&begin),
@@ -472,7 +453,7 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
 
     pub(super) fn begin_write(&mut self) -> Result<()> {
         let result = self.begin_level();
-        result.map_err(|error| self.failure(None, "the beginning of a transaction", StepFailure::of_query(&error), &[]))
+        result.map_err(|error| self.failure(Step::Own("the beginning of a transaction"), error.into()))
     }
 
     pub(super) fn commit(&mut self) -> Result<()> {
@@ -481,14 +462,14 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
         if self.changed {
             self.announce_change();
         }
-        result.map_err(|error| self.failure(None, "the commit", StepFailure::of_query(&error), &[]))
+        result.map_err(|error| self.failure(Step::Own("the commit"), error.into()))
     }
 
     /// The applied versions. The function creates the bookkeeping table if it does not exist.
     fn applied_after_setup(&mut self) -> Result<HashSet<String>> {
         let baseline = self.baseline.clone();
         let exists = match baseline.schema() {
-            Some(schema) => !self.texts(&self.kind.bookkeeping_table_query(schema))?.is_empty(),
+            Some(schema) => !self.texts(&self.kind.dialect().bookkeeping_table_query(schema))?.is_empty(),
             None => false,
         };
         if !exists {
@@ -500,34 +481,35 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
             };
             self.send(&CREATE_MIGRATIONS_TABLE.replacen("__diesel_schema_migrations", &table, 1))?;
             if self.is_chained() {
-                let begin = self.kind.begin_with_limits(self.lock_timeout);
-                self.send(&format!("COMMIT; {begin}"))?;
+                self.send(&format!("COMMIT; {}", self.begin_sql()))?;
             }
         }
         Ok(self.applied_versions(&baseline)?.into_iter().collect())
     }
 
     /// Ends the nested transaction: with a commit after success, and with a rollback after an error.
-    fn end_nested(&mut self, outcome: Result<()>) -> Result<()> {
+    fn end_nested(&mut self, outer: &dyn OuterTransaction<C>, outcome: Result<()>) -> Result<()> {
         if self.pooled.is_none() {
             return outcome;
         }
-        let kind = self.kind;
-        let had_orphans = self.app.options().pinned.as_ref().is_some_and(|pinned| pinned.had_orphans());
         let committed = outcome.and_then(|()| {
-            let result = kind.commit_nested(self.conn(), had_orphans);
+            let result = outer.commit(self.conn());
             result.map_err(|error| Error::from_query(error, self.at))
         });
         if committed.is_err() {
             self.done.clear();
-            kind.undo_nested(self.conn());
+            outer.undo(self.conn());
         }
         committed
     }
 
-    /// Releases the lock and checks the connection in. The pool closes the connection after an error.
-    pub(super) fn finish(mut self, outcome: Result<()>) -> Result<Vec<String>> {
-        let mut outcome = if self.is_nested() { self.end_nested(outcome) } else { outcome };
+    /// Calls `work`, releases the lock and checks the connection in. The pool closes the connection after an error.
+    pub(super) fn run(mut self, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<Vec<String>> {
+        let outcome = work(&mut self);
+        let mut outcome = match self.app.options().transactions.outer() {
+            Some(outer) => self.end_nested(outer, outcome),
+            None => outcome,
+        };
         if self.pooled.is_some() {
             let process = self.baseline.process().map(str::to_owned);
             let unlocked = self.unlock();
@@ -537,8 +519,7 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
                     process.map(|process| format!(" to the server's process {process}")).unwrap_or_default(),
                     phrase(list(&self.done))
                 );
-                let app = self.app.id().into();
-                outcome = Err(Error::PooledConnection { app, operation: self.operation, detail });
+                outcome = Err(self.pooler_error(detail));
             }
             let restored = (outcome.is_ok() || self.is_nested())
                 && matches!(unlocked, Ok(true))
@@ -551,13 +532,12 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
         drop(self.pooled.take());
         let (app, done) = (self.app.id(), phrase(list(&self.done)));
         match &outcome {
-            Ok(()) => crate::wording::log_line!(
-                info,
-                "diesel_session::schema",
-                "app `{app}`: {} is done: {done}",
-                self.operation
-            ),
-            Err(error) => crate::wording::log_line!(warn, "diesel_session::schema", "{error}"),
+            Ok(()) if self.needs_lock => {
+                log_line!(info, "diesel_session::schema", "app `{app}`: {} is done: {done}", self.operation);
+            }
+            // The test kit fills a database.
+            Ok(()) => {}
+            Err(error) => log_line!(warn, "diesel_session::schema", "{error:#}"),
         }
         outcome.map(|()| self.done)
     }
@@ -565,7 +545,7 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
     /// Restores the limits of the session, if the operation has changed them.
     fn restore_limits(&mut self) -> bool {
         let Some(original) = self.original.take() else { return true };
-        let limits = self.kind.restore_limits(&original);
+        let limits = self.kind.dialect().restore_limits(&original);
         limits.iter().all(|limit| self.conn().batch_execute(limit).is_ok())
     }
 }

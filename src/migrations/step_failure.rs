@@ -1,41 +1,84 @@
 //! The failure of one step of a schema operation, and the error that it becomes.
 
-use std::any::Any;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use diesel::migration;
-use diesel::result::Error as DieselError;
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
 
 use super::applied_versions;
 use super::drop_all::REMOVAL;
-use super::migration_connection::ErrorDetails;
 use super::schema_lock::wait_for_lock;
 use super::schema_operation::{Inventory, SchemaOperation};
 use crate::connection::SessionConnection;
 use crate::dialect::{ConnectionSnapshot, is_connection_lost};
-use crate::error::{Error, MigrationFailure, MigrationOutcome};
-use crate::kind::DatabaseKind;
+use crate::error::{Details, Error, MigrationFailure, MigrationOutcome};
 use crate::panic::panic_message;
 
-/// The failure of a migration, or of another step of a schema operation.
+/// A step of a schema operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// The migration with this index.
+    Migration(usize),
+    /// Another step, with its description.
+    Own(&'static str),
+}
+
+/// The failure of a step.
 #[derive(Debug, Default)]
 pub(super) struct StepFailure {
     pub(super) message: String,
+    /// The server's details and hint as text, or an empty text.
+    details: String,
     pub(super) connection_lost: bool,
     /// The server's lock table is full.
     pub(super) out_of_locks: bool,
 }
 
+impl From<&DieselError> for StepFailure {
+    fn from(error: &DieselError) -> Self {
+        let connection_lost = is_connection_lost(error);
+        let mut failure = Self { message: error.to_string(), connection_lost, ..Self::default() };
+        let DieselError::DatabaseError(kind, information) = error else { return failure };
+        for (name, text) in [("Detail", information.details()), ("Hint", information.hint())] {
+            if let Some(text) = text {
+                failure.details.push_str(&format!(" ({name}: {text})"));
+            }
+        }
+        // The name of the setting is the same in every language.
+        let names_lock_setting = information.hint().is_some_and(|hint| hint.contains("max_locks_per_transaction"));
+        failure.out_of_locks = matches!(kind, DatabaseErrorKind::Unknown) && names_lock_setting;
+        failure
+    }
+}
+
+impl From<DieselError> for StepFailure {
+    fn from(error: DieselError) -> Self {
+        Self::from(&error)
+    }
+}
+
 impl StepFailure {
-    pub(super) fn of_query(error: &DieselError) -> Self {
-        let ErrorDetails { text, connection_lost, out_of_locks } = ErrorDetails::of(error);
-        Self { message: format!("{error}{text}"), connection_lost, out_of_locks }
+    pub(super) fn new(message: String) -> Self {
+        Self { message, ..Self::default() }
     }
 
-    fn of_panic(panic: &(dyn Any + Send), context: &str) -> Self {
-        Self { message: format!("{context}: {}", panic_message(panic)), ..Self::default() }
+    /// Adds the details of the migration's last error, which the migration's own error may omit.
+    pub(super) fn or_details_of(self, last_error: Option<Self>) -> Self {
+        let Self { details, connection_lost, out_of_locks, .. } = last_error.unwrap_or_default();
+        Self {
+            details,
+            connection_lost: self.connection_lost || connection_lost,
+            out_of_locks: self.out_of_locks || out_of_locks,
+            ..self
+        }
+    }
+
+    /// The whole text in one line.
+    fn text(&self) -> String {
+        let details = if self.message.contains(&self.details) { "" } else { &self.details };
+        format!("{}{details}", self.message).trim_end().replace('\n', " ")
     }
 }
 
@@ -45,61 +88,58 @@ pub(super) fn catch_failure<T>(run: impl FnOnce() -> migration::Result<T>) -> Re
     let error = match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => error,
-        Err(panic) => return Err(StepFailure::of_panic(&*panic, "it panicked")),
+        Err(panic) => return Err(StepFailure::new(format!("it panicked: {}", panic_message(&*panic)))),
     };
     let failure = catch_unwind(AssertUnwindSafe(move || match error.downcast_ref::<DieselError>() {
-        Some(error) => StepFailure::of_query(error),
-        None => StepFailure { message: error.to_string(), ..StepFailure::default() },
+        Some(error) => error.into(),
+        None => StepFailure::new(format!("{error:#}")),
     }));
-    Err(failure.unwrap_or_else(|panic| StepFailure::of_panic(&*panic, "it failed, and the text of its error panicked")))
+    Err(failure.unwrap_or_else(|panic| {
+        StepFailure::new(format!("it failed, and the text of its error panicked: {}", panic_message(&*panic)))
+    }))
 }
 
 impl<C: SessionConnection> SchemaOperation<'_, C> {
-    /// The inventory of the schema. It is empty if a failure of the migration leaves nothing behind.
-    pub(super) fn inventory(&mut self, index: usize) -> Inventory {
-        if self.kind != DatabaseKind::Mysql && self.migrations[index].in_transaction {
-            return Vec::new();
+    /// Rolls back and converts the failure of a step to an error.
+    pub(super) fn failure(&mut self, step: Step, failure: StepFailure) -> Error {
+        let rolled_back = self.roll_back();
+        if failure.connection_lost || rolled_back.is_err_and(|error| is_connection_lost(&error)) {
+            return self.connection_loss(step, failure);
         }
-        self.texts_or_empty(self.kind.inventory())
+        let before = self.before.take();
+        let left_behind = before.map(|before| difference(&before, &self.inventory())).unwrap_or_default();
+        let message = failure.text();
+        if self.kind.is_lock_timeout(&message) {
+            return self.lock_timeout_error(&self.name_of(step), message, &left_behind);
+        }
+        self.migration_failure(step, message, left_behind, MigrationOutcome::NotDone, false)
     }
 
-    /// Rolls back and converts the failure of a step to an error. `index` is the index of the migration, or `None` for
-    /// another step. `before` is the inventory before the step.
-    pub(super) fn failure(
-        &mut self,
-        index: Option<usize>,
-        step: &str,
-        mut failure: StepFailure,
-        before: &[Option<String>],
+    fn name_of(&self, step: Step) -> String {
+        match step {
+            Step::Migration(index) => self.migrations[index].name.clone(),
+            Step::Own(name) => name.to_owned(),
+        }
+    }
+
+    fn migration_failure(
+        &self,
+        step: Step,
+        message: String,
+        left_behind: Vec<String>,
+        outcome: MigrationOutcome,
+        connection_lost: bool,
     ) -> Error {
-        let rolled_back = self.roll_back();
-        // A migration that has ended its transaction has committed its earlier changes.
-        let inventory_before_end = self.inventory_before_end.take();
-        let before = inventory_before_end.as_deref().unwrap_or(before);
-        if failure.connection_lost || rolled_back.is_err_and(|error| is_connection_lost(&error)) {
-            return self.connection_loss(index, step, failure, before);
-        }
-        let has_ended = inventory_before_end.is_some();
-        let left_behind = index.map(|index| match has_ended {
-            true => difference(before, &self.texts_or_empty(self.kind.inventory())),
-            false => difference(before, &self.inventory(index)),
-        });
-        let left_behind = left_behind.unwrap_or_default();
-        let name = index.map_or_else(|| step.to_owned(), |index| self.migrations[index].name.clone());
-        failure.message = failure.message.trim_end().replace('\n', " ");
-        if self.kind.is_lock_timeout(&failure.message) {
-            return self.lock_timeout_error(&name, failure.message, &left_behind);
-        }
-        Error::Migration(Box::new(MigrationFailure {
+        Error::from(Details::Migration(MigrationFailure {
             app: self.app.id().into(),
             operation: self.operation,
-            migration: name,
-            message: failure.message,
+            migration: self.name_of(step),
+            message,
             done: self.kept_versions(),
             left_behind,
-            outcome: MigrationOutcome::NotDone,
-            connection_lost: false,
-            is_migration: index.is_some(),
+            outcome,
+            connection_lost,
+            is_migration: matches!(step, Step::Migration(_)),
             of_test_database: false,
             advice: None,
         }))
@@ -121,74 +161,58 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         if self.is_chained() && self.unlock().is_err() {
             self.pooled().close_at_checkin();
         }
-        let blockers = self.kind.blockers(self.lock_timeout);
-        Error::LockTimeout {
-            app: self.app.id().into(),
-            operation: self.operation,
-            waited: self.started.elapsed(),
-            message,
-            blockers: self.pooled().blockers(&blockers),
-            left: left.join(" "),
-            at: self.at,
-        }
+        let blockers = self.kind.dialect().blockers(self.lock_timeout);
+        self.lock_timeout_of(self.started.elapsed(), message, &blockers, left.join(" "))
+    }
+
+    pub(super) fn lock_timeout_of(
+        &mut self,
+        waited: Duration,
+        message: String,
+        blockers: &[String],
+        left: String,
+    ) -> Error {
+        let blockers = self.pooled().blockers(blockers);
+        let (app, operation, at) = (self.app.id().into(), self.operation, self.at);
+        Error::from(Details::LockTimeout { app, operation, waited, message, blockers, left, at })
     }
 
     /// The error for a lost connection. Another connection determines the outcome of the step.
-    pub(super) fn connection_loss(
-        &mut self,
-        index: Option<usize>,
-        step: &str,
-        failure: StepFailure,
-        before: &[Option<String>],
-    ) -> Error {
+    pub(super) fn connection_loss(&mut self, step: Step, failure: StepFailure) -> Error {
         if let Some(mut pooled) = self.pooled.take() {
             let managed = pooled.managed();
             managed.lost = true;
             managed.closes_at_checkin = true;
         }
+        let before = self.before.take();
         // The outer transaction of a test is never committed, and other steps than the removal change nothing.
-        let may_be_done = !self.is_nested() && (index.is_some() || step == REMOVAL);
-        let (outcome, left_behind) = match may_be_done.then(|| self.resolve_step(index)) {
+        let may_be_done = !self.is_nested() && (matches!(step, Step::Migration(_)) || step == REMOVAL);
+        let (outcome, left_behind) = match may_be_done.then(|| self.resolve_step(step, before)) {
             None => (MigrationOutcome::NotDone, Vec::new()),
             Some(Some((true, _))) => (MigrationOutcome::Done, Vec::new()),
-            Some(Some((false, now))) => (MigrationOutcome::NotDone, difference(before, &now)),
+            Some(Some((false, left_behind))) => (MigrationOutcome::NotDone, left_behind),
             Some(None) => (MigrationOutcome::Unknown, Vec::new()),
         };
-        let name = index.map_or_else(|| step.to_owned(), |index| self.migrations[index].name.clone());
-        Error::Migration(Box::new(MigrationFailure {
-            app: self.app.id().into(),
-            operation: self.operation,
-            migration: name,
-            message: failure.message.trim_end().replace('\n', " "),
-            done: self.kept_versions(),
-            left_behind,
-            outcome,
-            connection_lost: true,
-            is_migration: index.is_some(),
-            of_test_database: false,
-            advice: None,
-        }))
+        self.migration_failure(step, failure.text(), left_behind, outcome, true)
     }
 
-    /// Asks the server on another connection whether the step is done. The result has also the current inventory.
-    /// `None` if the server does not answer. The lost session has ended when its lock is free.
-    fn resolve_step(&mut self, index: Option<usize>) -> Option<(bool, Inventory)> {
+    /// Asks the server on another connection whether the step is done, and what it has changed since the inventory
+    /// `before`. `None` if the server does not answer. The lost session has ended when its lock is free.
+    fn resolve_step(&mut self, step: Step, before: Option<Inventory>) -> Option<(bool, Vec<String>)> {
         let mut pooled = self.app.pool().ok()?.acquire(self.at, false, None).ok()?;
         pooled.close_at_checkin();
         let (kind, options) = (self.kind, self.app.options());
         let deadline = Instant::now() + options.config.acquire_timeout;
         let conn = pooled.conn();
         wait_for_lock(conn, kind, &options.target.database, deadline)?;
-        let snapshot = ConnectionSnapshot::from_rows(conn.texts(kind.snapshot_query()).ok()?);
+        let snapshot = ConnectionSnapshot::from_rows(conn.texts(kind.texts().snapshot_query).ok()?);
         let applied = applied_versions(conn, kind, &snapshot).ok()?;
-        let done = match index.map(|index| applied.contains(&self.migrations[index].version)) {
-            Some(is_applied) => is_applied == (self.operation == "create_all"),
-            None => conn.texts(&kind.bookkeeping_table_query(snapshot.schema()?)).ok()?.is_empty(),
+        let done = match step {
+            Step::Migration(index) => applied.contains(&self.migrations[index].version) == self.applies(),
+            Step::Own(_) => conn.texts(&kind.dialect().bookkeeping_table_query(snapshot.schema()?)).ok()?.is_empty(),
         };
-        let needs_inventory =
-            index.is_some_and(|index| kind == DatabaseKind::Mysql || !self.migrations[index].in_transaction);
-        let now = if needs_inventory { conn.texts(kind.inventory()).ok()? } else { Vec::new() };
-        Some((done, now))
+        let changed = before.map(|before| Some(difference(&before, &conn.texts(kind.texts().inventory).ok()?)));
+        Some((done, changed.unwrap_or_else(|| Some(Vec::new()))?))
     }
 }
 
@@ -198,7 +222,7 @@ pub(super) fn difference(before: &[Option<String>], after: &[Option<String>]) ->
         (before.iter().flatten().collect(), after.iter().flatten().collect());
     let mut changes: Vec<String> = after.difference(&before).map(|name| format!("+{name}")).collect();
     changes.extend(before.difference(&after).map(|name| format!("-{name}")));
-    changes.sort();
+    changes.sort_unstable();
     changes
 }
 

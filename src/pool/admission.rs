@@ -33,11 +33,12 @@ const HAND_OFF_INTERVAL: Duration = Duration::from_micros(80);
 /// The connections of one application, from its first use to its disposal.
 pub(crate) struct Pool<S: Storage> {
     /// Identifies the pool among the pools under the same limit.
-    pub(super) number: u64,
+    pub(crate) number: u64,
     pub(super) storage: S,
     pub(super) max_size: usize,
     pub(super) state: Mutex<PoolState<S>>,
-    /// 1 if the pool is closed. A connection that is checked in then needs no reset.
+    /// 1 if the pool is closed, which happens under the lock of the state. A connection that is checked in then needs no
+    /// reset.
     closed: AtomicUsize,
     /// Notified at each change in a closed pool, for the callers that drain it.
     pub(super) drain_changed: Condvar,
@@ -66,7 +67,6 @@ pub(super) struct PoolState<S: Storage> {
     pub(super) unreported_failure: Option<S::Failure>,
     /// The last failure, as long as another attempt may succeed, and the number of consecutive failures.
     pub(super) last_failure: Option<(S::Failure, u32)>,
-    pub(super) closed: bool,
 }
 
 /// A connection that is assigned to a holder and has no guard yet.
@@ -78,24 +78,18 @@ pub(super) struct AssignedConnection<S: Storage> {
 }
 
 /// A connection that is checked out. Drop checks it in.
-pub(crate) struct PooledConnection<S: Storage> {
+pub(crate) struct CheckoutGuard<S: Storage> {
     /// `None` only during drop.
     pub(super) conn: Option<S::Conn>,
     index: usize,
-    pub(super) pool: Arc<Pool<S>>,
+    pub(crate) pool: Arc<Pool<S>>,
     /// The deadline of the scope. The checkin waits for nothing beyond it.
-    pub(super) checkin_deadline: Option<Instant>,
+    pub(crate) checkin_deadline: Option<Instant>,
 }
 
-impl<S: Storage> std::fmt::Debug for Pool<S> {
+impl<S: Storage> std::fmt::Debug for CheckoutGuard<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pool").field("number", &self.number).finish_non_exhaustive()
-    }
-}
-
-impl<S: Storage> std::fmt::Debug for PooledConnection<S> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PooledConnection").field("index", &self.index).finish_non_exhaustive()
+        f.debug_struct("CheckoutGuard").field("index", &self.index).finish_non_exhaustive()
     }
 }
 
@@ -123,7 +117,6 @@ impl<S: Storage> Pool<S> {
                 growth: Growth::None,
                 unreported_failure: None,
                 last_failure: None,
-                closed: false,
             }),
             closed: AtomicUsize::new(0),
             drain_changed: Condvar::new(),
@@ -140,7 +133,7 @@ impl<S: Storage> Pool<S> {
         holder: Holder,
         deadline: Instant,
         connect_timeout: Duration,
-    ) -> Result<PooledConnection<S>, Refused<S::Failure>> {
+    ) -> Result<CheckoutGuard<S>, Refused<S::Failure>> {
         self.get_assigned(holder, deadline, connect_timeout).map(|assigned| assigned.into_guard(Arc::clone(self)))
     }
 
@@ -154,7 +147,7 @@ impl<S: Storage> Pool<S> {
     ) -> Result<AssignedConnection<S>, Refused<S::Failure>> {
         let (since, location) = (holder.since, holder.location);
         let mut state = self.state.lock();
-        if state.closed {
+        if self.is_closed() {
             return Err(Refused::Closed);
         }
         if state.may_overtake(since)
@@ -173,7 +166,7 @@ impl<S: Storage> Pool<S> {
     }
 
     /// Checks out an idle connection for the pool itself. This does not change the order of eviction.
-    pub(crate) fn try_get(self: &Arc<Self>, holder: Holder) -> Option<PooledConnection<S>> {
+    pub(crate) fn try_get(self: &Arc<Self>, holder: Holder) -> Option<CheckoutGuard<S>> {
         let mut state = self.state.lock();
         let conn = self.take_idle(&mut state)?;
         Some(state.assign(holder, conn).into_guard(Arc::clone(self)))
@@ -197,11 +190,11 @@ impl<S: Storage> Pool<S> {
     #[inline]
     pub(super) fn release(&self, index: usize, mut conn: Option<S::Conn>) {
         let mut state = self.state.lock();
-        while state.closed
+        while self.is_closed()
             && let Some(conn) = conn.take()
         {
             drop(state);
-            self.storage.finish_closing(self.storage.close(conn, None, true));
+            drop(self.storage.close(conn, None, true));
             state = self.state.lock();
         }
         let overdue = state.unassign(index);
@@ -216,11 +209,10 @@ impl<S: Storage> Pool<S> {
     /// the pool if necessary, and notifies the callers that drain it.
     pub(super) fn after_change(&self, mut state: MutexGuard<'_, PoolState<S>>, served: Option<Arc<Waiter<S>>>) {
         let notified = self.notify_if_idle(&mut state);
-        let closed = state.closed;
         self.grow(state);
         wake(served);
         wake(notified);
-        if closed {
+        if self.is_closed() {
             self.drain_changed.notify_all();
         }
     }
@@ -228,13 +220,23 @@ impl<S: Storage> Pool<S> {
     /// Notifies the first waiter if a connection is idle. Returns the waiter, which the caller has to wake.
     #[inline]
     pub(super) fn notify_if_idle(&self, state: &mut PoolState<S>) -> Option<Arc<Waiter<S>>> {
-        let is_unnecessary = state.waiters.is_empty() || state.notified;
-        if is_unnecessary || self.storage.idle() == 0 { None } else { state.notify_first() }
+        if state.waiters.is_empty() || state.notified || self.storage.idle() == 0 {
+            return None;
+        }
+        let first = Arc::clone(state.waiters.front()?);
+        let mut answer = first.answer.lock();
+        *answer = match std::mem::replace(&mut *answer, Answer::Taken) {
+            Answer::Waiting(holder) => Answer::Notified(holder),
+            notified => notified,
+        };
+        drop(answer);
+        state.notified = true;
+        Some(first)
     }
 
     /// Stores an idle connection, or hands it to the first waiter. Returns the waiter, which the caller has to wake.
     #[inline]
-    fn store_or_hand_off(&self, state: &mut PoolState<S>, conn: S::Conn) -> Option<Arc<Waiter<S>>> {
+    pub(super) fn store_or_hand_off(&self, state: &mut PoolState<S>, conn: S::Conn) -> Option<Arc<Waiter<S>>> {
         if !state.waiters.is_empty() && Instant::now() >= state.hand_off_at {
             return Some(state.hand_off(conn));
         }
@@ -245,7 +247,6 @@ impl<S: Storage> Pool<S> {
     /// Closes the pool: refuses all waiters and all later callers, and closes the idle connections.
     pub(crate) fn close(self: &Arc<Self>, deadline: Instant) {
         let mut state = self.state.lock();
-        state.closed = true;
         self.closed.store(1, Ordering::Release);
         state.notified = false;
         let waiters: Vec<_> = state.waiters.drain(..).collect();
@@ -259,17 +260,30 @@ impl<S: Storage> Pool<S> {
     }
 
     pub(super) fn close_idle(self: &Arc<Self>, until: Option<Instant>) {
+        let idle = std::iter::from_fn(|| self.try_get(Holder::housekeeper()));
+        self.close_all(idle.map(|mut guard| {
+            guard.checkin_deadline = until;
+            guard
+        }));
+    }
+
+    /// Closes connections and removes their holders. The server ends all of the sessions at the same time.
+    pub(super) fn close_all(&self, guards: impl IntoIterator<Item = CheckoutGuard<S>>) {
         let is_closed = self.is_closed();
         let mut closing = Vec::new();
-        while let Some(mut idle) = self.try_get(Holder::housekeeper()) {
-            if let Some(conn) = idle.conn.take() {
-                closing.push((idle.index, self.storage.close(conn, until, is_closed)));
+        for mut guard in guards {
+            let Some(conn) = guard.conn.take() else { continue };
+            closing.push((guard.index, self.storage.close(conn, guard.checkin_deadline, is_closed)));
+            if !is_closed {
+                self.release(guard.index, None);
             }
         }
-        // The server ends all of these sessions at the same time.
         for (index, closing) in closing {
-            self.storage.finish_closing(closing);
-            self.release(index, None);
+            drop(closing);
+            // A closed pool counts as drained only when the server has ended all of its sessions.
+            if is_closed {
+                self.release(index, None);
+            }
         }
     }
 
@@ -300,7 +314,7 @@ impl<S: Storage> Pool<S> {
     }
 
     pub(super) fn holders_of_limit(&self) -> Holders {
-        let limit = self.limits.iter().find(|limit| limit.limit().is_some());
+        let limit = self.limits.iter().find(|limit| limit.limit.is_some());
         limit.map_or_else(Holders::default, |limit| limit.holders())
     }
 
@@ -343,27 +357,6 @@ impl<S: Storage> Pool<S> {
         }
     }
 
-    /// The time of the last checkout, if a connection is idle.
-    pub(super) fn last_used_if_idle(&self) -> Option<Instant> {
-        let state = self.state.lock();
-        if self.storage.idle() == 0 { None } else { state.last_checkout }
-    }
-
-    /// Closes an idle connection. Returns `false` if there is none.
-    pub(super) fn close_one_idle(self: &Arc<Self>) -> bool {
-        let Some(idle) = self.try_get(Holder::housekeeper()) else { return false };
-        idle.close();
-        self.unregister_if_empty();
-        true
-    }
-
-    /// The threads that hold the connections. `None` if a connection is idle or a connect is running.
-    pub(super) fn threads_in_use(&self) -> Option<Vec<ThreadId>> {
-        let state = self.state.lock();
-        let moving = self.storage.idle() > 0 || matches!(state.growth, Growth::Connecting(_));
-        (!moving).then(|| state.threads())
-    }
-
     /// Closes the idle connections that are too old. Returns the time of the next check.
     pub(crate) fn close_aged(self: &Arc<Self>) -> Option<Instant> {
         self.close_idle_unless(|pool, conn, now| pool.storage.may_stay(conn, now))
@@ -391,7 +384,7 @@ impl<S: Storage> Pool<S> {
             self.storage.put(conn);
         }
         drop(state);
-        aged.into_iter().for_each(|assigned| assigned.into_guard(Arc::clone(self)).close());
+        self.close_all(aged.into_iter().map(|assigned| assigned.into_guard(Arc::clone(self))));
         self.unregister_if_empty();
         self.evict_for_other_pools();
         next
@@ -476,21 +469,6 @@ impl<S: Storage> PoolState<S> {
         waiter
     }
 
-    /// Notifies the first waiter, unless a waiter is already notified. The caller has to wake the waiter.
-    pub(super) fn notify_first(&mut self) -> Option<Arc<Waiter<S>>> {
-        if self.notified {
-            return None;
-        }
-        let first = self.waiters.front()?;
-        let mut answer = first.answer.lock();
-        *answer = match std::mem::replace(&mut *answer, Answer::Taken) {
-            Answer::Waiting(holder) => Answer::Notified(holder),
-            notified => notified,
-        };
-        self.notified = true;
-        Some(Arc::clone(first))
-    }
-
     /// Refuses the first waiter, or `all` waiters, with the failure of a connect.
     pub(super) fn fail_waiters(&mut self, failure: &S::Failure, all: bool) {
         let number = if all { self.waiters.len() } else { self.waiters.len().min(1) };
@@ -503,41 +481,33 @@ impl<S: Storage> PoolState<S> {
     }
 
     pub(super) fn holders(&self) -> Holders {
-        let mut holders: Vec<_> = self.holders.iter().flatten().map(Holder::snapshot).collect();
-        holders.sort_by_key(|holder| holder.since);
-        Holders(holders)
+        Holders::new(self.holders.iter().flatten().map(Holder::snapshot).collect())
     }
 
-    fn threads(&self) -> Vec<ThreadId> {
-        self.holders.iter().flatten().map(|holder| holder.thread.id()).collect()
+    /// The threads of the holders. `None` if a connection may have moved to another thread, which can check it in.
+    pub(super) fn threads(&self) -> Option<Vec<ThreadId>> {
+        let holders = self.holders.iter().flatten();
+        holders.map(|holder| (!holder.is_movable).then(|| holder.thread.id())).collect()
     }
 }
 
 impl<S: Storage> AssignedConnection<S> {
-    pub(super) fn into_guard(self, pool: Arc<Pool<S>>) -> PooledConnection<S> {
-        PooledConnection { conn: Some(self.conn), index: self.index, pool, checkin_deadline: None }
+    pub(super) fn into_guard(self, pool: Arc<Pool<S>>) -> CheckoutGuard<S> {
+        CheckoutGuard { conn: Some(self.conn), index: self.index, pool, checkin_deadline: None }
     }
 }
 
-impl<S: Storage> PooledConnection<S> {
+impl<S: Storage> CheckoutGuard<S> {
     /// Closes the connection and removes its holder.
-    pub(crate) fn close(mut self) {
-        if let Some(conn) = self.conn.take() {
-            self.close_taken(conn);
-        }
+    pub(crate) fn close(self) {
+        Arc::clone(&self.pool).close_all([self]);
     }
 
-    fn close_taken(&self, conn: S::Conn) {
-        let pool = &self.pool;
-        let is_closed = pool.is_closed();
-        let closing = pool.storage.close(conn, self.checkin_deadline, is_closed);
-        if is_closed {
-            // A pool counts as drained only when the server has ended all of its sessions.
-            pool.storage.finish_closing(closing);
-            pool.release(self.index, None);
-        } else {
-            pool.release(self.index, None);
-            pool.storage.finish_closing(closing);
+    /// Records that this thread uses the connection, and that the connection may move to another thread.
+    pub(crate) fn note_movable(&self) {
+        if let Some(holder) = &mut self.pool.state.lock().holders[self.index] {
+            holder.is_movable = true;
+            holder.thread = current_thread();
         }
     }
 
@@ -551,7 +521,7 @@ impl<S: Storage> PooledConnection<S> {
     }
 }
 
-impl<S: Storage> Drop for PooledConnection<S> {
+impl<S: Storage> Drop for CheckoutGuard<S> {
     /// Checks the connection in.
     fn drop(&mut self) {
         let Some(mut conn) = self.conn.take() else { return };
@@ -564,7 +534,8 @@ impl<S: Storage> Drop for PooledConnection<S> {
         }
         if pool.is_closed() || pool.is_needed_by_another_pool() || !pool.storage.reset(&mut conn, self.checkin_deadline)
         {
-            self.close_taken(conn);
+            let closing = Self { conn: Some(conn), pool: Arc::clone(pool), ..*self };
+            pool.close_all([closing]);
             pool.unregister_if_empty();
         } else {
             pool.release(self.index, Some(conn));
@@ -581,7 +552,7 @@ impl<S: Storage> Resource for Pool<S> {
     fn holding_threads(&self) -> Option<Vec<ThreadId>> {
         let state = self.state.lock();
         if state.in_use >= self.max_size {
-            return Some(state.threads());
+            return state.threads();
         }
         let Growth::Queued(permits) = &state.growth else { return None };
         let limit = Arc::clone(self.limits.get(permits.len())?);

@@ -22,8 +22,8 @@ impl<C: SessionConnection> CheckedOut<C> {
             }
         }
         let Some(rows) = queries.iter().find_map(|sql| conn.texts(sql).ok()) else { return Blockers::default() };
-        let own_sessions = self.pool().sessions_of_this_process();
-        let target = &self.pool().storage.options.target;
+        let own_sessions = self.pool.sessions_of_this_process();
+        let target = &self.pool.storage.options.target;
         let each = rows.into_iter().flatten().filter_map(|row| read(&row, target));
         each.filter_map(|blocker| with_holder(blocker, &own_sessions)).collect()
     }
@@ -33,7 +33,7 @@ impl<C: SessionConnection> AppPool<C> {
     /// The sessions that all applications of this process have on this server, with their holders.
     fn sessions_of_this_process(&self) -> Vec<(u64, Option<Holder>)> {
         let servers = self.storage.server.under_all_names();
-        let pools = servers.iter().flat_map(|server| server.limit().pools());
+        let pools = servers.iter().flat_map(|server| server.limit.pools());
         pools.flat_map(|(_, pool)| pool.sessions()).collect()
     }
 }

@@ -3,6 +3,9 @@
 //! A driver call blocks its thread in C code, and a statement timeout of the server has no effect if the server hangs.
 //! So a watchdog thread shuts down the socket under the call, and the call returns with a lost connection. The thread
 //! runs only while calls with a deadline are made.
+//!
+//! The thread may sleep while the process is forked. It sleeps in the standard library, whose condition variables have
+//! no queue that the whole process shares. A forked process would inherit the thread's place in such a queue.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +18,7 @@ use crate::process::PerProcess;
 /// The time after a deadline in which the server can end the statement itself, before the connection is cut.
 pub(crate) const GRACE: Duration = Duration::from_millis(250);
 
-/// The time for which the thread stays without a call to watch.
+/// The time for which the thread waits for another call to watch.
 const LINGER: Duration = Duration::from_secs(1);
 
 static WATCHDOG: PerProcess<Arc<Watchdog>> = PerProcess::new();
@@ -84,7 +87,6 @@ impl Watchdog {
 
     fn run(&self) {
         let mut state = self.lock();
-        let mut idle_since = None;
         loop {
             let now = Instant::now();
             // No call ends while the lock is held, so the socket still belongs to the call.
@@ -92,22 +94,15 @@ impl Watchdog {
                 let (socket, cut) = due.remove();
                 cut.store(socket.cut(), Ordering::Release);
             }
-            let wait = match state.calls.first_key_value() {
-                Some(((end, _), _)) => {
-                    idle_since = None;
-                    end.saturating_duration_since(now)
-                }
-                None => {
-                    let idle = now.saturating_duration_since(*idle_since.get_or_insert(now));
-                    if idle >= LINGER {
-                        state.runs = false;
-                        return;
-                    }
-                    LINGER - idle
-                }
-            };
-            state.wakes_at = now.checked_add(wait);
-            state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            let wakes_at = state.calls.first_key_value().map_or(now + LINGER, |((end, _), _)| *end);
+            state.wakes_at = Some(wakes_at);
+            let left = wakes_at.saturating_duration_since(now);
+            let (woken, wait) = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            if wait.timed_out() && state.calls.is_empty() {
+                state.runs = false;
+                return;
+            }
         }
     }
 }

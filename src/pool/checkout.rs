@@ -4,16 +4,19 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::admission::PooledConnection;
+use diesel::result::QueryResult;
+
+use super::admission::CheckoutGuard;
 use super::connections::{Connections, managed};
 use super::managed::Managed;
 use super::manager::{ConnectFailure, Manager};
+use super::options::ConnectionOwner;
 use super::storage::Storage;
 use super::waiter::Refused;
 use super::{AppPool, CheckedOut};
 use crate::connection::SessionConnection;
 use crate::dialect;
-use crate::error::{ConnectErrorKind, Error, Holder, Place, Result, Shortage, WaitLimit};
+use crate::error::{ConnectErrorKind, Details, Error, Holder, PoolOf, Result, Shortage, SourceLocation, WaitLimit};
 
 /// A connection that was checked out less than this time ago is not pinged.
 const TRUSTED_WITHOUT_PING: Duration = Duration::from_millis(500);
@@ -21,40 +24,49 @@ const TRUSTED_WITHOUT_PING: Duration = Duration::from_millis(500);
 /// A connection that was checked out less than this time ago is not checked for a hang-up of the server.
 const TRUSTED_WITHOUT_CHECK: Duration = Duration::from_millis(1);
 
+/// The reason in the log line about a connection that was cut during a ping.
+const PING: &str = "did not answer a ping in time";
+
 /// A caller's request for a connection.
 #[derive(Debug, Clone, Copy)]
 struct CheckoutRequest {
-    location: Place,
+    location: SourceLocation,
     since: Instant,
     deadline: Instant,
-    /// Whether `deadline` is the deadline of the scope.
-    is_scope_deadline: bool,
-}
-
-impl CheckoutRequest {
-    /// The limit that ended a wait until the deadline.
-    fn limit(&self) -> WaitLimit {
-        if self.is_scope_deadline { WaitLimit::Scope } else { WaitLimit::Acquire }
-    }
+    /// The limit that ends a wait until the deadline.
+    limit: WaitLimit,
 }
 
 impl<C: SessionConnection> AppPool<C> {
     /// Checks out a connection within the application's `acquire_timeout` and before `limit`.
     pub(crate) fn acquire(
-        mut self: Arc<Self>,
-        location: Place,
+        self: Arc<Self>,
+        location: SourceLocation,
         in_transaction: bool,
         limit: Option<Instant>,
+    ) -> Result<CheckedOut<C>> {
+        self.acquire_within(location, in_transaction, limit, WaitLimit::Scope)
+    }
+
+    /// Like [`acquire`](Self::acquire). `kind_of_limit` says where `limit` comes from.
+    pub(crate) fn acquire_within(
+        mut self: Arc<Self>,
+        location: SourceLocation,
+        in_transaction: bool,
+        limit: Option<Instant>,
+        kind_of_limit: WaitLimit,
     ) -> Result<CheckedOut<C>> {
         let since = Instant::now();
         let config = &self.storage.options.config;
         let connect_timeout = config.connect_timeout;
         let deadline = since + config.acquire_timeout;
-        let is_scope_deadline = limit.is_some_and(|limit| limit < deadline);
-        let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
-        let request = CheckoutRequest { location, since, deadline, is_scope_deadline };
-        if self.storage.options.pinned.is_some() {
-            self.wait_for_pinned(&request)?;
+        let (deadline, wait_limit) = match limit {
+            Some(limit) if limit < deadline => (limit, kind_of_limit),
+            _ => (deadline, WaitLimit::Acquire),
+        };
+        let request = CheckoutRequest { location, since, deadline, limit: wait_limit };
+        if let Some(owner) = &self.storage.options.owner {
+            self.wait_for_owner(&**owner, &request)?;
         }
         let mut attempt_started = since;
         loop {
@@ -63,7 +75,6 @@ impl<C: SessionConnection> AppPool<C> {
                 Ok(assigned) => assigned,
                 Err(refused) => return Err(self.error_of_refusal(refused, &request)),
             };
-            self.storage.schedule_leak_check();
             let since = assigned.since;
             let mut checked_out = assigned.into_guard(self);
             let outcome = checked_out.prepare(since, deadline, limit);
@@ -105,29 +116,27 @@ impl<C: SessionConnection> AppPool<C> {
             return false;
         }
         let end = deadline.min(Instant::now() + self.storage.options.config.connect_timeout);
-        let answer = self.storage.call(managed, end, "did not answer a ping in time", |managed| {
-            let answer = managed.conn_mut().ping();
-            managed.observer.take();
-            answer
-        });
+        let answer = self.storage.call(managed, end, PING, |managed| managed.conn_mut().ping());
+        managed.observer.take();
         managed.suspicion = suspicion;
         matches!(answer, Some(Ok(())))
     }
 
-    /// Waits for the one connection of a test: a pool that was disposed of may still have it checked out.
-    fn wait_for_pinned(&self, request: &CheckoutRequest) -> Result<()> {
+    /// Waits until the owner has the connection: a pool that was disposed of may still have it checked out.
+    fn wait_for_owner(&self, connection_owner: &dyn ConnectionOwner<C>, request: &CheckoutRequest) -> Result<()> {
         let options = &self.storage.options;
-        let Some(pinned) = &options.pinned else { return Ok(()) };
-        pinned.check(&options.app)?;
-        if !pinned.is_checked_out() || !self.is_empty() {
+        if let Some(outer) = options.transactions.outer() {
+            outer.check(&options.app)?;
+        }
+        if !connection_owner.is_in_use() || !self.is_empty() {
             return Ok(());
         }
         let holders = self.storage.owner.upgrade().map(|owner| owner.held_by_this_thread()).unwrap_or_default();
         if !holders.is_empty() {
-            let (app, short, pool) = (options.app.to_string(), Shortage::TestConnection, options.pool_of());
-            return Err(Error::WouldDeadlock { app, short, holders, at: request.location, pool });
+            let (app, short, pool) = (options.app.to_string(), Shortage::TestConnection, options.pool_of);
+            return Err(Details::WouldDeadlock { app, short, holders, at: request.location, pool }.into());
         }
-        pinned.wait_for_checkin(request.deadline);
+        connection_owner.wait_until_unused(request.deadline);
         Ok(())
     }
 
@@ -146,37 +155,37 @@ impl<C: SessionConnection> AppPool<C> {
         match refused {
             Refused::Closed => self.closed_error(),
             Refused::Deadlock { holders, of_limit } => {
-                let short = match (&options.pinned, of_limit) {
-                    (Some(_), _) => Shortage::TestConnection,
-                    (None, true) => Shortage::Limit,
-                    (None, false) => Shortage::Pool,
+                let short = match (options.pool_of, of_limit) {
+                    (PoolOf::RolledBackTest, _) => Shortage::TestConnection,
+                    (_, true) => Shortage::Limit,
+                    (_, false) => Shortage::Pool,
                 };
-                Error::WouldDeadlock { app, short, holders, at, pool: options.pool_of() }
+                Error::from(Details::WouldDeadlock { app, short, holders, at, pool: options.pool_of })
             }
             Refused::Connecting { began, hangs } => {
-                let limit = if hangs { WaitLimit::Connect } else { request.limit() };
+                let limit = if hangs { WaitLimit::Connect } else { request.limit };
                 let connecting = (began < request.since).then(|| began.elapsed());
-                Error::ConnectTimeout { app, server, waited, connecting, at, limit }
+                Error::from(Details::ConnectTimeout { app, server, waited, connecting, at, limit })
             }
             Refused::Failed(failure) => {
                 let ConnectFailure { kind, mut message, .. } = *failure;
                 if kind == ConnectErrorKind::ServerFull {
                     message.push_str(&self.storage.server.session_counts_text());
                 }
-                Error::Connect { app, server, kind, message, at }
+                Error::from(Details::Connect { app, server, kind, message, at })
             }
             Refused::Limited => {
-                let limit = self.limits.iter().find_map(|limit| limit.limit());
-                Error::BudgetExhausted {
+                let limit = self.limits.iter().find_map(|limit| limit.limit);
+                Error::from(Details::ConnectionLimitReached {
                     app,
                     waited,
                     max_connections: limit.unwrap_or_default(),
                     holders: self.holders_of_limit(),
                     at,
-                    limit: request.limit(),
-                }
+                    limit: request.limit,
+                })
             }
-            Refused::InUse { waiting, connecting_since, holders } => Error::AcquireTimeout {
+            Refused::InUse { waiting, connecting_since, holders } => Error::from(Details::AcquireTimeout {
                 app,
                 waited,
                 connecting_for: connecting_since.map(|since| since.elapsed()),
@@ -184,14 +193,14 @@ impl<C: SessionConnection> AppPool<C> {
                 waiting,
                 holders,
                 at,
-                limit: request.limit(),
-                pool: options.pool_of(),
-            },
+                limit: request.limit,
+                pool: options.pool_of,
+            }),
         }
     }
 }
 
-impl<C: SessionConnection> PooledConnection<Connections<C>> {
+impl<C: SessionConnection> CheckoutGuard<Connections<C>> {
     /// Prepares the connection for its holder. Returns `false` if the connection cannot be used.
     #[inline]
     fn prepare(&mut self, since: Instant, deadline: Instant, limit: Option<Instant>) -> Result<bool> {
@@ -204,7 +213,7 @@ impl<C: SessionConnection> PooledConnection<Connections<C>> {
             return Ok(false);
         }
         managed.last_used = since;
-        match pool.storage.options.on_checkout {
+        match &pool.storage.options.on_checkout {
             Some(hook) => pool.on_checkout(managed, hook, limit),
             None => Ok(true),
         }
@@ -228,6 +237,16 @@ impl<C: SessionConnection> PooledConnection<Connections<C>> {
         }
     }
 
+    /// Pings the connection. Returns `None` if the server did not answer until `end`; the connection is then closed. If
+    /// the socket is not known, `end` does not end the ping.
+    pub(crate) fn ping(&mut self, end: Option<Instant>) -> Option<QueryResult<()>> {
+        let (pool, managed) = (Arc::clone(&self.pool), self.managed());
+        match end {
+            Some(end) => pool.storage.call(managed, end, PING, |managed| managed.conn_mut().ping()),
+            None => Some(managed.conn_mut().ping()),
+        }
+    }
+
     /// Marks the connection: it is closed when it is checked in.
     pub(crate) fn close_at_checkin(&mut self) {
         self.managed().closes_at_checkin = true;
@@ -238,27 +257,16 @@ impl<C: SessionConnection> PooledConnection<Connections<C>> {
     pub(crate) fn note_schema_change(&mut self) {
         let prepared_nothing = self.pool.storage.options.on_connect.is_none();
         let managed = self.managed();
-        if let Some(pinned) = managed.pinned() {
-            pinned.note_schema_change();
-        }
+        managed.has_old_statements = true;
         // A migration can run any SQL.
         managed.marked_dirty = true;
         managed.schema.change(managed.unused && prepared_nothing);
-    }
-
-    pub(crate) fn pool(&self) -> &Arc<AppPool<C>> {
-        &self.pool
     }
 
     /// Whether another process, the parent of a fork, has checked out this connection. This process must not send
     /// anything on it.
     pub(crate) fn is_inherited(&self) -> bool {
         self.pool.storage.is_inherited()
-    }
-
-    /// Sets the deadline of the scope for the checkin.
-    pub(crate) fn set_checkin_deadline(&mut self, end: Instant) {
-        self.checkin_deadline = Some(end);
     }
 }
 

@@ -53,7 +53,7 @@ pub(crate) trait EvictablePool: Send + Sync {
 /// A limit on the connections that several pools have together.
 pub(crate) struct ConnectionLimit {
     /// `None` if only the server knows the limit.
-    limit: Option<usize>,
+    pub(crate) limit: Option<usize>,
     state: Mutex<LimitState>,
     /// The length of the queue.
     queued: AtomicUsize,
@@ -76,28 +76,16 @@ struct QueuedPool {
 }
 
 /// A permit for one open connection. Drop releases it.
-pub(crate) struct LimitPermit(Option<Arc<ConnectionLimit>>);
+pub(crate) struct LimitPermit(Arc<ConnectionLimit>);
 
 impl LimitPermit {
     pub(crate) fn is_of(&self, limit: &Arc<ConnectionLimit>) -> bool {
-        self.0.as_ref().is_some_and(|mine| Arc::ptr_eq(mine, limit))
+        Arc::ptr_eq(&self.0, limit)
     }
 
     /// Whether a pool waits for a permit, or the number of permits is limited.
     pub(crate) fn is_contended(&self) -> bool {
-        self.0.as_ref().is_some_and(|limit| limit.limit.is_some() || limit.has_queue())
-    }
-}
-
-impl std::fmt::Debug for LimitPermit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("LimitPermit").field(&self.0).finish()
-    }
-}
-
-impl std::fmt::Debug for ConnectionLimit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ConnectionLimit").field("limit", &self.limit).finish_non_exhaustive()
+        self.0.limit.is_some() || self.0.has_queue()
     }
 }
 
@@ -106,41 +94,29 @@ impl ConnectionLimit {
         Self { limit, state: Mutex::default(), queued: AtomicUsize::new(0), pools: Mutex::default() }
     }
 
-    pub(crate) fn limit(&self) -> Option<usize> {
-        self.limit
-    }
-
     /// The number of permits of open connections and running connects.
     pub(crate) fn taken(&self) -> usize {
         self.state.lock().taken
     }
 
-    /// Acquires a permit if the limit has no number, or if a permit is free and the queue is empty. Otherwise the pool
-    /// joins the queue at the position of `since`.
+    /// Acquires a permit if the limit has no number, or if a permit is free and the queue is empty. Otherwise, and if the
+    /// server has refused another session, the pool joins the queue at the position of `since`.
     pub(crate) fn acquire_or_enqueue(
         self: &Arc<Self>,
         number: u64,
         since: Instant,
         pool: &Weak<dyn EvictablePool>,
+        is_refused: bool,
     ) -> Option<LimitPermit> {
         let mut state = self.state.lock();
-        if self.limit.is_none_or(|limit| state.taken < limit && state.queue.is_empty()) {
+        if !is_refused && self.limit.is_none_or(|limit| state.taken < limit && state.queue.is_empty()) {
             state.taken += 1;
-            return Some(LimitPermit(Some(Arc::clone(self))));
+            return Some(LimitPermit(Arc::clone(self)));
         }
-        self.enqueue_locked(&mut state, number, since, pool);
-        None
-    }
-
-    /// Joins the queue for the next permit that is released, because the server has refused another session.
-    pub(crate) fn enqueue(&self, number: u64, since: Instant, pool: &Weak<dyn EvictablePool>) {
-        self.enqueue_locked(&mut self.state.lock(), number, since, pool);
-    }
-
-    fn enqueue_locked(&self, state: &mut LimitState, number: u64, since: Instant, pool: &Weak<dyn EvictablePool>) {
         let position = state.queue.partition_point(|other| other.since <= since);
         state.queue.insert(position, QueuedPool { number, since, pool: Weak::clone(pool) });
         self.queued.fetch_add(1, Ordering::SeqCst);
+        None
     }
 
     /// Removes a pool from the queue.
@@ -217,9 +193,7 @@ impl ConnectionLimit {
 
     /// The holders of the connections of all pools under this limit.
     pub(crate) fn holders(&self) -> Holders {
-        let mut holders: Vec<_> = self.pools().into_iter().flat_map(|(_, pool)| pool.holders().0).collect();
-        holders.sort_by_key(|holder| holder.since);
-        Holders(holders)
+        Holders::new(self.pools().into_iter().flat_map(|(_, pool)| pool.holders().0).collect())
     }
 
     /// The threads that hold all of these connections. `None` if a permit is free, a connect is running, or a
@@ -249,7 +223,7 @@ impl ConnectionLimit {
         self.queued.fetch_sub(1, Ordering::SeqCst);
         state.taken += 1;
         drop(state);
-        let permit = LimitPermit(Some(Arc::clone(self)));
+        let permit = LimitPermit(Arc::clone(self));
         if let Some(pool) = first.pool.upgrade() {
             pool.accept_permit(permit);
         }
@@ -258,8 +232,6 @@ impl ConnectionLimit {
 
 impl Drop for LimitPermit {
     fn drop(&mut self) {
-        if let Some(limit) = self.0.take() {
-            limit.release();
-        }
+        self.0.release();
     }
 }

@@ -1,14 +1,13 @@
 //! The [`Storage`] of an application's pool: r2d2's pool, and the code that opens and closes its connections.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::call_deadline::{CallDeadline, GRACE};
 use super::connection_limit::LimitPermit;
-use super::managed::{Managed, ServerSessions};
-use super::manager::{ConnectFailure, Manager, with_jitter};
+use super::managed::Managed;
+use super::manager::{ConnectFailure, Connector, Manager, with_jitter};
 use super::options::PoolOptions;
 use super::schema_version::SchemaVersion;
 use super::server::Server;
@@ -23,6 +22,7 @@ use crate::error::ConnectErrorKind;
 use crate::kind::DatabaseKind;
 use crate::panic::catch_panic;
 use crate::process::Process;
+use crate::sync::Mutex;
 
 /// The pause before another attempt after a failed connect: it starts with the first value, doubles with each failure,
 /// and is at most the second value.
@@ -41,18 +41,12 @@ pub(crate) struct Connections<C: SessionConnection> {
     pub(super) pool: Weak<AppPool<C>>,
     /// The process that created the connections. No other process may use them.
     process: Process,
-    #[cfg(feature = "testing")]
-    pub(super) url: Arc<str>,
-    pub(super) anchor: Arc<Mutex<Option<C>>>,
-    permits: Arc<Mutex<VecDeque<Vec<LimitPermit>>>>,
-    sessions: Arc<ServerSessions>,
+    pub(super) connector: Arc<Connector<C>>,
     /// The queue of writers, if the database allows one writer at a time.
     pub(super) writers: Option<Arc<WriterQueue>>,
     pub(super) closings: AtomicUsize,
-    /// Whether a check of the age of the idle connections is scheduled.
-    pub(super) age_check_scheduled: AtomicBool,
-    /// Whether a check for overdue holders is scheduled.
-    pub(super) leak_check_scheduled: AtomicBool,
+    /// Whether a check of the age of the connections and of the holders is scheduled.
+    pub(super) check_scheduled: AtomicBool,
     // Dropped after `r2d2`, which uses the thread.
     thread: PoolThread,
 }
@@ -67,22 +61,20 @@ impl<C: SessionConnection> Connections<C> {
         thread: PoolThread,
     ) -> Self {
         let (target, config) = (&options.target, &options.config);
-        let url: Arc<str> = if target.in_memory {
-            target.shared_memory().map_or_else(crate::dialect::memory_url, str::to_owned).into()
-        } else {
-            target.kind.driver_url(target, config, &options.app).into()
+        let url = match target.in_memory {
+            true => target.shared_memory().map_or_else(crate::dialect::memory_url, str::to_owned),
+            false => target.kind.dialect().driver_url(target, config, &options.app),
         };
-        let (anchor, permits, sessions) = (Arc::default(), Arc::default(), Arc::default());
-        let manager = Manager {
+        let connector = Arc::new(Connector {
             options: Arc::clone(&options),
             server: Arc::clone(&server),
-            url: Arc::clone(&url),
-            anchor: Arc::clone(&anchor),
-            permits: Arc::clone(&permits),
-            sessions: Arc::clone(&sessions),
-            connects_running: thread.connects_running(),
+            url,
+            anchor: Mutex::default(),
+            permits: Mutex::default(),
+            sessions: Mutex::default(),
+            connects_running: Arc::clone(&thread.connects_running),
             version: SchemaVersion::of(target),
-        };
+        });
         let r2d2 = r2d2::Pool::builder()
             .max_size(config.max_size)
             .min_idle(Some(0))
@@ -90,8 +82,8 @@ impl<C: SessionConnection> Connections<C> {
             .idle_timeout(None)
             .max_lifetime(None)
             .error_handler(Box::new(r2d2::NopErrorHandler))
-            .thread_pool(Arc::clone(thread.scheduler()))
-            .build_unchecked(manager);
+            .thread_pool(Arc::clone(&thread.scheduler))
+            .build_unchecked(Manager(Arc::clone(&connector)));
         let writers = target.kind.has_one_writer().then(|| writer_queue::of(target));
         Self {
             r2d2,
@@ -99,22 +91,17 @@ impl<C: SessionConnection> Connections<C> {
             owner,
             pool: Weak::clone(pool),
             process: Process::this(),
-            #[cfg(feature = "testing")]
-            url,
-            anchor,
-            permits,
-            sessions,
+            connector,
             writers,
             closings: AtomicUsize::new(0),
-            age_check_scheduled: AtomicBool::new(false),
-            leak_check_scheduled: AtomicBool::new(false),
+            check_scheduled: AtomicBool::new(false),
             thread,
             options,
         }
     }
 
     pub(super) fn kind(&self) -> DatabaseKind {
-        self.options.target.kind
+        self.options.target.kind.known()
     }
 
     /// The deadline of a driver call at a checkin.
@@ -144,11 +131,7 @@ impl<C: SessionConnection> Connections<C> {
         }
         managed.closes_at_checkin = true;
         let (app, server) = (&self.options.app, &self.options.target.shown);
-        crate::wording::log_line!(
-            warn,
-            "diesel_session::pool",
-            "app `{app}`: a connection to {server} {what}; it is closed"
-        );
+        log_pool!(warn, "app `{app}`: a connection to {server} {what}; it is closed");
         None
     }
 }
@@ -188,8 +171,8 @@ impl<C: SessionConnection> Storage for Connections<C> {
     }
 
     fn connect(&self, permits: Vec<LimitPermit>, connected: impl FnOnce() + Send + 'static) {
-        self.schedule_age_check();
-        self.permits.lock().unwrap_or_else(PoisonError::into_inner).push_back(permits);
+        self.schedule_checks();
+        self.connector.permits.lock().push_back(permits);
         // No connection is idle, so r2d2 starts a connect. The timeout of zero keeps this thread from waiting for it.
         if let Ok(mut outcome) = self.r2d2.get_timeout(Duration::ZERO)
             && let Ok(managed) = &mut *outcome
@@ -198,16 +181,16 @@ impl<C: SessionConnection> Storage for Connections<C> {
             managed.kept_by_r2d2 = true;
         }
         // This job is due after r2d2's connect on the same thread, so r2d2 has the outcome before it runs.
-        self.thread.scheduler().execute_after(Duration::from_nanos(1), connected);
+        self.thread.scheduler.execute_after(Duration::from_nanos(1), connected);
     }
 
     fn run_after(&self, pause: Duration, job: impl FnOnce() + Send + 'static) {
-        self.thread.scheduler().execute_after(pause, job);
+        self.thread.scheduler.execute_after(pause, job);
     }
 
     fn run_closing(&self, job: impl FnOnce() + Send + 'static) {
         if self.kind().can_go_stale() {
-            self.thread.scheduler().execute(job);
+            self.thread.scheduler.execute(job);
         } else {
             job();
         }
@@ -235,8 +218,8 @@ impl<C: SessionConnection> Storage for Connections<C> {
     }
 
     fn evict_above_threshold(&self, pool: u64) {
-        if self.server.limit().taken() >= self.kind().eviction_threshold(self.server.capacity())
-            && let Some((_, other)) = self.server.limit().least_recently_used(pool)
+        if self.server.limit.taken() >= self.kind().eviction_threshold(self.server.capacity.load(Ordering::Relaxed))
+            && let Some((_, other)) = self.server.limit.least_recently_used(pool)
         {
             self.run_closing(move || {
                 other.evict();
@@ -254,7 +237,7 @@ impl<C: SessionConnection> Storage for Connections<C> {
     }
 
     fn sessions(&self) -> Vec<u64> {
-        self.sessions.all()
+        self.connector.sessions.lock().clone()
     }
 
     fn session(conn: &Self::Conn) -> Option<u64> {
@@ -265,10 +248,9 @@ impl<C: SessionConnection> Storage for Connections<C> {
         !self.process.is_this()
     }
 
-    /// The one connection of a test stays open until the test ends, so eviction would not free a session on the
-    /// server.
+    /// An owner keeps the connection open, so eviction would not free a session on the server.
     fn is_evictable(&self) -> bool {
-        self.options.pinned.is_none()
+        self.options.owner.is_none()
     }
 
     fn query(&self, conn: &mut Self::Conn, sql: &str, timeout: Duration) -> Option<Vec<String>> {
@@ -277,11 +259,8 @@ impl<C: SessionConnection> Storage for Connections<C> {
             return None;
         }
         let end = Instant::now() + timeout;
-        let answer = self.call(managed, end, "did not answer in time", |managed| {
-            let answer = managed.conn_mut().texts(sql);
-            managed.observer.take();
-            answer
-        });
+        let answer = self.call(managed, end, "did not answer in time", |managed| managed.conn_mut().texts(sql));
+        managed.observer.take();
         Some(answer?.ok()?.into_iter().flatten().collect())
     }
 
@@ -302,7 +281,6 @@ impl<C: SessionConnection> Storage for Connections<C> {
         {
             return false;
         }
-        self.schedule_age_check();
         let due = match self.options.config.reset {
             Reset::WhenDirty => managed.may_have_leftovers(),
             Reset::Always => true,
@@ -315,7 +293,7 @@ impl<C: SessionConnection> Storage for Connections<C> {
     fn close(&self, mut conn: Self::Conn, deadline: Option<Instant>, waits_for_server: bool) -> Closing {
         let managed = managed(&mut conn);
         let permits = std::mem::take(&mut managed.permits);
-        let socket = managed.socket.filter(|_| managed.pinned().is_none());
+        let socket = managed.closing_socket();
         let end = self.call_deadline(deadline);
         let waits_for_server = waits_for_server || permits.iter().any(LimitPermit::is_contended);
         let server_close = socket.filter(|_| waits_for_server).and_then(|socket| socket.server_close());
@@ -323,20 +301,23 @@ impl<C: SessionConnection> Storage for Connections<C> {
         catch_panic("the end of a connection", || drop(conn));
         drop(call_deadline);
         self.closings.fetch_add(1, Ordering::AcqRel);
-        crate::wording::log_line!(debug, "diesel_session::pool", "app `{}` has closed a connection", self.options.app);
+        log_pool!(debug, "app `{}` has closed a connection", self.options.app);
         Closing { server_close, end: end.min(Instant::now() + SERVER_CLOSE_TIMEOUT), _permits: permits }
-    }
-
-    fn finish_closing(&self, closing: Closing) {
-        if let Some(server_close) = &closing.server_close {
-            server_close.wait(closing.end);
-        }
     }
 }
 
-/// A closed connection whose session may still exist on the server, with the permits that are released afterwards.
+/// A closed connection whose session may still exist on the server, with the permits that are released after the wait
+/// for the end of the session.
 pub(crate) struct Closing {
     server_close: Option<ServerClose>,
     end: Instant,
     _permits: Vec<LimitPermit>,
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        if let Some(server_close) = &self.server_close {
+            server_close.wait(self.end);
+        }
+    }
 }

@@ -17,7 +17,6 @@ use crate::error::{Holder, Holders};
 use crate::sync::{Instant, MutexGuard, ThreadId};
 
 /// The progress of a pool towards one more connection.
-#[derive(Debug)]
 pub(super) enum Growth {
     None,
     /// The pool has these permits and waits for the next one.
@@ -32,12 +31,22 @@ impl<S: Storage> Pool<S> {
         Weak::clone(&self.weak_self) as Weak<dyn EvictablePool>
     }
 
+    /// A job that runs unless the pool is dropped before.
+    fn job(&self, run: impl FnOnce(Arc<Self>) + Send + 'static) -> impl FnOnce() + Send + 'static {
+        let pool = Weak::clone(&self.weak_self);
+        move || {
+            if let Some(pool) = pool.upgrade() {
+                run(pool);
+            }
+        }
+    }
+
     /// Starts to grow if callers wait and no connection is idle. Stops the growth if no caller waits any more.
     pub(super) fn grow(&self, mut state: MutexGuard<'_, PoolState<S>>) {
         if state.waiters.is_empty() {
             return self.stop_growing(&mut state);
         }
-        let wanted = !state.closed && state.in_use < self.max_size && self.storage.idle() == 0;
+        let wanted = !self.is_closed() && state.in_use < self.max_size && self.storage.idle() == 0;
         if !wanted || !matches!(state.growth, Growth::None) {
             return;
         }
@@ -59,7 +68,7 @@ impl<S: Storage> Pool<S> {
             let (Some(limit), Some(since)) = (self.limits.get(permits.len()), since) else {
                 return self.connect(state);
             };
-            match limit.acquire_or_enqueue(self.number, since, &self.as_evictable()) {
+            match limit.acquire_or_enqueue(self.number, since, &self.as_evictable(), false) {
                 Some(permit) => permits.push(permit),
                 None => {
                     let limit = Arc::clone(limit);
@@ -73,19 +82,14 @@ impl<S: Storage> Pool<S> {
     /// Starts a connect, unless no caller needs the connection any more.
     fn connect(&self, mut state: MutexGuard<'_, PoolState<S>>) {
         let Growth::Queued(permits) = std::mem::replace(&mut state.growth, Growth::None) else { return };
-        let wanted = !state.closed && !state.waiters.is_empty() && state.in_use < self.max_size;
+        let wanted = !self.is_closed() && !state.waiters.is_empty() && state.in_use < self.max_size;
         let idle = if wanted { self.take_idle(&mut state) } else { None };
         if let Some(conn) = idle {
             let served = state.hand_off(conn);
             self.after_change(state, Some(served));
         } else if wanted {
             state.growth = Growth::Connecting(Instant::now());
-            let pool = Weak::clone(&self.weak_self);
-            return self.storage.connect(permits, move || {
-                if let Some(pool) = pool.upgrade() {
-                    pool.connected();
-                }
-            });
+            return self.storage.connect(permits, self.job(|pool| pool.connected()));
         } else {
             drop(state);
         }
@@ -97,7 +101,7 @@ impl<S: Storage> Pool<S> {
     /// Called when the storage has the outcome of a connect.
     fn connected(self: &Arc<Self>) {
         let mut state = self.state.lock();
-        if state.closed {
+        if self.is_closed() {
             drop(state);
             self.close_idle(None);
             state = self.state.lock();
@@ -112,14 +116,7 @@ impl<S: Storage> Pool<S> {
             Some(failure) => self.connect_failed(&mut state, failure),
             None => state.last_failure = None,
         }
-        let served = match conn {
-            Some(conn) if !state.waiters.is_empty() && !state.closed => Some(state.hand_off(conn)),
-            Some(conn) => {
-                self.storage.put(conn);
-                None
-            }
-            None => None,
-        };
+        let served = conn.and_then(|conn| self.store_or_hand_off(&mut state, conn));
         self.after_change(state, served);
         self.unregister_if_empty();
         self.evict_for_other_pools();
@@ -128,7 +125,7 @@ impl<S: Storage> Pool<S> {
     /// Recovers from a failure, or reports it to the waiters.
     fn connect_failed(&self, state: &mut PoolState<S>, failure: S::Failure) {
         let failures = state.last_failure.take().map_or(0, |(_, failures)| failures);
-        if state.closed {
+        if self.is_closed() {
             return;
         }
         let (pause, evicts) = match self.storage.remedy(&failure, failures) {
@@ -141,20 +138,11 @@ impl<S: Storage> Pool<S> {
         state.last_failure = Some((failure, failures + 1));
         state.growth = Growth::Pausing;
         if evicts && let (Some(limit), Some(first)) = (self.limits.first(), state.waiters.front()) {
-            limit.enqueue(self.number, first.since, &self.as_evictable());
-            let pool = Weak::clone(&self.weak_self);
-            self.storage.run_after(Duration::ZERO, move || {
-                if let Some(pool) = pool.upgrade() {
-                    pool.storage.evict_another(pool.number);
-                }
-            });
+            let no_permit = limit.acquire_or_enqueue(self.number, first.since, &self.as_evictable(), true);
+            debug_assert!(no_permit.is_none());
+            self.storage.run_after(Duration::ZERO, self.job(|pool| pool.storage.evict_another(pool.number)));
         }
-        let pool = Weak::clone(&self.weak_self);
-        self.storage.run_after(pause, move || {
-            if let Some(pool) = pool.upgrade() {
-                pool.retry();
-            }
-        });
+        self.storage.run_after(pause, self.job(|pool| pool.retry()));
     }
 
     /// Makes another attempt after a failure.
@@ -174,12 +162,9 @@ impl<S: Storage> Pool<S> {
         if matches!(state.growth, Growth::None | Growth::Connecting(_)) {
             return;
         }
-        match std::mem::replace(&mut state.growth, Growth::None) {
-            Growth::None | Growth::Connecting(_) | Growth::Pausing => {}
-            Growth::Queued(permits) => {
-                // Their drop may call another pool, which must not happen under the lock.
-                self.storage.run_after(Duration::ZERO, move || drop(permits));
-            }
+        if let Growth::Queued(permits) = std::mem::replace(&mut state.growth, Growth::None) {
+            // Their drop may call another pool, which must not happen under the lock.
+            self.storage.run_after(Duration::ZERO, move || drop(permits));
         }
         self.limits.iter().for_each(|limit| limit.leave_queue(self.number));
     }
@@ -187,11 +172,15 @@ impl<S: Storage> Pool<S> {
 
 impl<S: Storage> EvictablePool for Pool<S> {
     fn idle_since(&self) -> Option<Instant> {
-        if self.storage.is_evictable() { self.last_used_if_idle() } else { None }
+        let state = self.state.lock();
+        if self.storage.is_evictable() && self.storage.idle() > 0 { state.last_checkout } else { None }
     }
 
     fn evict(self: Arc<Self>) -> bool {
-        let evicted = self.close_one_idle();
+        let idle = self.try_get(Holder::housekeeper());
+        let evicted = idle.is_some();
+        self.close_all(idle);
+        self.unregister_if_empty();
         let drop_if_empty = self.storage.drop_if_empty(self.number);
         // The pool can be dropped only if there is no other reference to it.
         drop(self);
@@ -239,7 +228,9 @@ impl<S: Storage> EvictablePool for Pool<S> {
     }
 
     fn holding_threads(&self) -> Option<Vec<ThreadId>> {
-        self.threads_in_use()
+        let state = self.state.lock();
+        let moving = self.storage.idle() > 0 || matches!(state.growth, Growth::Connecting(_));
+        if moving { None } else { state.threads() }
     }
 
     fn sessions(&self) -> Vec<(u64, Option<Holder>)> {

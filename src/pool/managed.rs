@@ -1,33 +1,34 @@
 //! An open connection with the state that the pool keeps for it.
 
-use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use diesel::result::QueryResult;
+
 use super::connection_limit::LimitPermit;
-use super::pinned_connection::PinnedConnection;
+use super::manager::Connector;
+use super::options::OwnedConnection;
+use super::reset::ResetFailure;
 use super::schema_version::SeenVersion;
 use super::socket::Socket;
 use super::statement_observer::StatementObserver;
+use super::transaction_style::TransactionStyle;
+use crate::connection::SessionConnection;
 use crate::dialect::Poison;
 use crate::error::LOST;
-use crate::kind::DatabaseKind;
-
-/// The hook that runs before a connection is closed, and the function that runs it as a savepoint in a test's
-/// transaction.
-type OnClose<C> = (fn(&mut C), fn(DatabaseKind, &mut C, fn(&mut C)) -> bool);
 
 /// An open connection with the state that the pool keeps for it.
-pub(crate) struct Managed<C> {
+pub(crate) struct Managed<C: SessionConnection> {
     /// `None` only after `take_out` and during drop.
     conn: Option<C>,
-    /// The pinned connection of the test, if this is its connection.
-    pinned: Option<Arc<PinnedConnection<C>>>,
+    connector: Arc<Connector<C>>,
     pub(crate) observer: Arc<StatementObserver>,
+    /// The setup of the connection is complete.
+    pub(super) is_set_up: bool,
     /// Code that may have left state on the connection has used it, whatever the observer has seen.
     pub(crate) marked_dirty: bool,
-    pub(super) on_close: Option<OnClose<C>>,
+    /// The driver may keep statements that were prepared for another schema.
+    pub(super) has_old_statements: bool,
     /// The time of the last checkout. Reading the clock at the checkin as well would add a tenth to the cost of a
     /// checkout.
     pub(super) last_used: Instant,
@@ -57,65 +58,36 @@ pub(crate) struct Managed<C> {
     pub(crate) closes_at_checkin: bool,
     /// r2d2 keeps the connection when it is put back. Otherwise r2d2 closes it.
     pub(super) kept_by_r2d2: bool,
-    pub(super) sessions: Option<Arc<ServerSessions>>,
     pub(super) permits: Vec<LimitPermit>,
 }
 
-/// The session ids of the open connections of one pool.
-#[derive(Debug, Default)]
-pub(super) struct ServerSessions(Mutex<Vec<u64>>);
-
-impl ServerSessions {
-    pub(super) fn opened(&self, session: u64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(session);
-    }
-
-    fn closed(&self, session: u64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|open| *open != session);
-    }
-
-    pub(super) fn all(&self) -> Vec<u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl<C> fmt::Debug for Managed<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Managed").field("closes_at_checkin", &self.closes_at_checkin).finish_non_exhaustive()
-    }
-}
-
-impl<C> Managed<C> {
-    /// A connection that is being set up. Drop checks a pinned connection in, even if the setup fails.
-    pub(super) fn new(
-        conn: C,
-        pinned: Option<Arc<PinnedConnection<C>>>,
-        observer: Arc<StatementObserver>,
-        schema: SeenVersion,
-    ) -> Self {
+impl<C: SessionConnection> Managed<C> {
+    /// A connection that is being set up.
+    pub(super) fn new(connection: OwnedConnection<C>, connector: Arc<Connector<C>>, suspicion: usize) -> Self {
+        let listener = connector.options.owner.as_ref().map(|owner| owner.statement_listener());
         Self {
-            conn: Some(conn),
-            pinned,
-            observer,
+            conn: Some(connection.conn),
+            observer: Arc::new(StatementObserver::new(connector.options.target.kind, listener)),
+            is_set_up: connection.is_set_up,
             marked_dirty: false,
-            on_close: None,
+            has_old_statements: false,
             last_used: Instant::now(),
             was_used: false,
             idle_since: Instant::now(),
             expires: None,
-            schema,
+            schema: SeenVersion::now(Arc::clone(&connector.version)),
             unused: true,
             session: None,
             checks_client: false,
-            socket: None,
+            socket: connection.socket,
             was_cut: false,
-            suspicion: 0,
+            suspicion,
             retired: false,
             lost: false,
             closes_at_checkin: false,
             kept_by_r2d2: false,
-            sessions: None,
             permits: Vec::new(),
+            connector,
         }
     }
 
@@ -138,17 +110,43 @@ impl<C> Managed<C> {
         self.conn = Some(conn);
     }
 
-    pub(crate) fn pinned(&self) -> Option<&Arc<PinnedConnection<C>>> {
-        self.pinned.as_ref()
-    }
-
     /// Whether the observer is still installed as the instrumentation of the connection.
-    pub(crate) fn is_observed(&mut self) -> bool
-    where
-        C: diesel::Connection,
-    {
+    pub(crate) fn is_observed(&mut self) -> bool {
         let Self { conn, observer, .. } = self;
         conn.as_mut().is_some_and(|conn| observer.is_installed_as(conn.instrumentation()))
+    }
+
+    /// Runs statements of the library itself, which no instrumentation sees.
+    pub(crate) fn suppressed<T>(&mut self, run: impl FnOnce(&mut C) -> T) -> T {
+        self.observer.suppress(true);
+        let outcome = run(self.conn_mut());
+        self.observer.suppress(false);
+        outcome
+    }
+
+    /// Rolls back the levels above `depth` that Diesel knows.
+    pub(crate) fn roll_back_levels(&mut self, depth: u32) -> QueryResult<()> {
+        loop {
+            match self.conn_mut().depth() {
+                Some(open) if open > depth => self.conn_mut().rollback_level()?,
+                Some(_) => return Ok(()),
+                None => return Err(diesel::result::Error::BrokenTransactionManager),
+            }
+        }
+    }
+
+    pub(super) fn style(&self) -> &TransactionStyle<C> {
+        &self.connector.options.transactions
+    }
+
+    /// The socket, if the drop closes the connection.
+    pub(super) fn closing_socket(&self) -> Option<Socket> {
+        self.socket.filter(|_| !self.has_owner())
+    }
+
+    /// Whether the drop gives the connection back to an owner.
+    pub(super) fn has_owner(&self) -> bool {
+        self.is_set_up && self.connector.options.owner.is_some()
     }
 
     /// Whether the connection may carry state that the next holder must not see.
@@ -172,9 +170,8 @@ impl<C> Managed<C> {
     /// server accepts no writes any more. If this concerns all connections of this process to the database, those that
     /// are as old are closed too.
     pub(crate) fn retire(&mut self, poison: Poison) {
-        if let Some(pinned) = &self.pinned {
-            // This is the test's one connection. Its prepared statements must not reach another test.
-            pinned.note_schema_change();
+        self.has_old_statements = true;
+        if self.has_owner() {
             return;
         }
         self.retired = true;
@@ -200,50 +197,30 @@ impl<C> Managed<C> {
     }
 }
 
-impl<C> Drop for Managed<C> {
+impl<C: SessionConnection> Drop for Managed<C> {
     fn drop(&mut self) {
-        self.before_close();
-        let conn = self.conn.take();
-        match (&self.pinned, conn) {
-            (Some(pinned), Some(conn)) => pinned.check_in(conn),
-            (_, conn) => drop(conn),
+        let connector = Arc::clone(&self.connector);
+        let options = &connector.options;
+        if self.closes_at_checkin || self.lost {
+            let cause = if self.lost { LOST } else { "its connection was left in an unknown state" };
+            options.transactions.invalidate_outer(cause, None);
         }
-        if let (Some(sessions), Some(session)) = (&self.sessions, self.session) {
-            sessions.closed(session);
-        }
-    }
-}
-
-impl<C> Managed<C> {
-    fn before_close(&mut self) {
-        if let Some(socket) = self.socket.filter(|_| self.pinned.is_none()) {
+        if let Some(socket) = self.closing_socket() {
             socket.forget();
         }
-        if let Some(pinned) = &self.pinned {
-            if self.closes_at_checkin || self.lost {
-                pinned.poison(if self.lost { LOST } else { "its connection was left in an unknown state" }, None);
-            }
-            if self.may_have_leftovers() {
-                pinned.mark_dirty();
-            }
-            if self.observer.may_have_changed_schema() {
-                pinned.note_schema_change();
-            }
+        if let Some(hook) = options.on_close.as_ref().filter(|_| self.is_set_up && self.conn.is_some())
+            && let Err(ResetFailure { panic: Some(message), .. }) = self.run_hook("hook `on_close`", hook)
+        {
+            log_pool!(warn, "hook `on_close` panicked: {message}; the connection is closed all the same");
         }
-        let (Some((hook, run_nested)), Some(conn)) = (self.on_close.take(), &mut self.conn) else { return };
-        let pinned = self.pinned.as_ref().filter(|pinned| pinned.has_begun());
-        let outcome = catch_unwind(AssertUnwindSafe(|| match pinned {
-            None => hook(conn),
-            Some(_) if run_nested(self.observer.kind(), conn, hook) => {}
-            Some(pinned) => pinned.poison("hook `on_close` ended its transaction", None),
-        }));
-        if let Err(panic) = outcome {
-            let message = crate::panic::panic_message(&*panic);
-            crate::wording::log_line!(
-                warn,
-                "diesel_session::pool",
-                "hook `on_close` panicked: {message}; the connection is closed all the same"
-            );
+        if let Some(owner) = &options.owner {
+            let conn = self.conn.take().filter(|_| self.is_set_up);
+            let connection = conn.map(|conn| OwnedConnection { conn, socket: self.socket, is_set_up: true });
+            owner.give_back(connection, !self.has_old_statements && !self.may_have_leftovers());
+        }
+        self.conn = None;
+        if let Some(session) = self.session {
+            connector.sessions.lock().retain(|open| *open != session);
         }
     }
 }

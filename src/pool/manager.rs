@@ -5,28 +5,28 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use diesel::result::ConnectionResult;
 
 use super::call_deadline::CallDeadline;
 use super::connection_limit::LimitPermit;
-use super::managed::{Managed, ServerSessions};
-use super::options::PoolOptions;
-use super::pinned_connection::PinnedState;
+use super::managed::Managed;
+use super::options::{OwnedConnection, PoolOptions};
 use super::schema_version::{SchemaVersion, SeenVersion};
 use super::server::Server;
-use super::socket::{Socket, SocketSearch};
+use super::socket::connect_and_find;
 use super::statement_observer::{ObserverInstrumentation, SqlSource, StatementObserver};
 use super::thread::begin_connect;
 use crate::connection::SessionConnection;
-use crate::error::{CONFIG_ON_CONNECT, ConnectErrorKind, DATABASE_ON_CONNECT, LOST};
+use crate::error::{CONFIG_INIT_SQL, ConnectErrorKind, DATABASE_ON_CONNECT};
 use crate::kind::DatabaseKind;
 use crate::panic::into_panic_message;
+use crate::sync::Mutex;
+use crate::url::Target;
 use crate::wording::phrase;
 
 /// The value that r2d2 stores: a connection, or the failure of a connect. Both are boxed because they are moved often.
@@ -41,47 +41,35 @@ pub(crate) struct ConnectFailure {
     pub(super) was_reached: bool,
 }
 
+/// The manager of r2d2.
+pub(crate) struct Manager<C: SessionConnection>(pub(super) Arc<Connector<C>>);
+
 /// Opens the connections of one pool.
-pub(crate) struct Manager<C: SessionConnection> {
+pub(crate) struct Connector<C: SessionConnection> {
     pub(super) options: Arc<PoolOptions<C>>,
     pub(super) server: Arc<Server>,
     /// The URL for the driver.
-    pub(super) url: Arc<str>,
+    pub(super) url: String,
     /// Keeps a SQLite database in memory alive while the pool has no other connection to it.
-    pub(super) anchor: Arc<Mutex<Option<C>>>,
+    pub(super) anchor: Mutex<Option<C>>,
     /// The permits for the connects that r2d2 has started or will start.
-    pub(super) permits: Arc<Mutex<VecDeque<Vec<LimitPermit>>>>,
-    pub(super) sessions: Arc<ServerSessions>,
+    pub(super) permits: Mutex<VecDeque<Vec<LimitPermit>>>,
+    /// The session ids of the open connections.
+    pub(super) sessions: Mutex<Vec<u64>>,
     /// The number of connects that are running on the pool's thread.
     pub(super) connects_running: Arc<AtomicUsize>,
     /// The schema version by the name of the database, for servers that do not report their identity.
     pub(super) version: Arc<SchemaVersion>,
 }
 
-/// The server's facts about a new session.
-struct SessionInfo {
-    session: Option<u64>,
-    version: Arc<SchemaVersion>,
-    checks_client: bool,
-}
-
-impl<C: SessionConnection> fmt::Debug for Manager<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Manager").field("app", &self.options.app).finish_non_exhaustive()
-    }
-}
-
 impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
     type Connection = ConnectOutcome<C>;
     type Error = Infallible;
 
-    /// Connects, sets the connection up and runs `on_connect`. A panic of the driver or of the program's functions
-    /// becomes a failure.
+    /// Connects, sets the connection up and runs the program's SQL and `on_connect`. A panic of the driver or of the
+    /// program's functions becomes a failure.
     fn connect(&self) -> Result<ConnectOutcome<C>, Infallible> {
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.connect_with_permits()));
-        Ok(outcome.unwrap_or_else(|panic| {
-            Err(Box::new(self.failure(&format!("connecting panicked: {}", into_panic_message(panic)))))
-        }))
+        Ok(self.0.catching_panic(|| self.0.connect_with_permits()).map_err(Box::new))
     }
 
     fn is_valid(&self, _: &mut ConnectOutcome<C>) -> Result<(), Infallible> {
@@ -93,64 +81,48 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
     }
 }
 
-impl<C: SessionConnection> Manager<C> {
-    fn connect_with_permits(&self) -> ConnectOutcome<C> {
-        let permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+impl<C: SessionConnection> Connector<C> {
+    fn connect_with_permits(self: &Arc<Self>) -> Result<Box<Managed<C>>, ConnectFailure> {
+        let permits = self.permits.lock().pop_front();
         let Some(_connect) = begin_connect(&self.connects_running) else {
-            return Err(Box::new(self.failure("the program is ending")));
+            return Err(self.failure("the program is ending"));
         };
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.open()))
-            .unwrap_or_else(|panic| Err(self.failure(&format!("connecting panicked: {}", into_panic_message(panic)))));
         let app = &self.options.app;
-        match outcome {
+        match self.catching_panic(|| self.open()) {
             Ok(mut managed) => {
                 self.server.report_reachable(&self.options.target.shown);
                 managed.permits = permits.unwrap_or_default();
-                crate::wording::log_line!(debug, "diesel_session::pool", "app `{app}` has opened a connection");
+                log_pool!(debug, "app `{app}` has opened a connection");
                 Ok(Box::new(managed))
             }
             Err(failure) => {
                 let failure = self.classify_with_server(failure);
-                crate::wording::log_line!(
-                    debug,
-                    "diesel_session::pool",
-                    "app `{app}` cannot connect: {}",
-                    failure.message
-                );
-                Err(Box::new(failure))
+                let message = &failure.message;
+                log_pool!(debug, "app `{app}` cannot connect: {message}");
+                Err(failure)
             }
         }
     }
 
-    fn open(&self) -> Result<Managed<C>, ConnectFailure> {
-        let options = &self.options;
+    /// Turns a panic of the driver or of the program's functions into a failure.
+    fn catching_panic<T>(&self, connect: impl FnOnce() -> Result<T, ConnectFailure>) -> Result<T, ConnectFailure> {
+        catch_unwind(AssertUnwindSafe(connect))
+            .unwrap_or_else(|panic| Err(self.failure(&format!("connecting panicked: {}", into_panic_message(panic)))))
+    }
+
+    fn open(self: &Arc<Self>) -> Result<Managed<C>, ConnectFailure> {
         let suspicion = self.server.suspicion();
-        let pinned = options.pinned.as_ref();
-        let establish = || self.establish_and_find().map_err(|error| self.failure(&error.to_string()));
-        let (conn, socket) = match pinned.map(|pinned| pinned.check_out()) {
-            None => establish()?,
-            Some(PinnedState::Idle(conn)) => (conn, pinned.and_then(|pinned| pinned.socket())),
-            Some(PinnedState::NotOpen) => {
-                establish().inspect_err(|_| options.pinned.iter().for_each(|pinned| pinned.not_opened()))?
-            }
-            Some(PinnedState::CheckedOut) => {
-                return Err(self.failure("another pool still has the one connection of this test"));
-            }
-        };
-        if let Some(pinned) = pinned {
-            pinned.set_socket(socket);
-        }
-        let observer = Arc::new(StatementObserver::new(options.target.kind, pinned.is_some()));
-        let schema = SeenVersion::now(Arc::clone(&self.version));
-        // From here on, the drop of `managed` checks in the connection of a test.
-        let mut managed = Managed::new(conn, pinned.cloned(), Arc::clone(&observer), schema);
-        managed.socket = socket;
-        let end = Instant::now() + options.config.connect_timeout;
-        let call_deadline = socket.filter(|_| pinned.is_none()).map(|socket| CallDeadline::begin(socket, end));
-        if let Err(mut failure) = self.set_up(&mut managed, observer, suspicion) {
-            // A test's one connection cannot be replaced, so another attempt would not help.
-            let is_lost =
-                pinned.is_none() && failure.kind == ConnectErrorKind::Other && managed.conn_mut().ping().is_err();
+        let owner = self.options.owner.as_deref();
+        let owned = owner.map_or(Ok(None), |owner| owner.take()).map_err(|reason| self.failure(reason))?;
+        let connection = owned.map_or_else(|| self.establish_and_find(), Ok).map_err(|error| {
+            owner.inspect(|owner| owner.give_back(None, true));
+            self.failure(&error.to_string())
+        })?;
+        let mut managed = Managed::new(connection, Arc::clone(self), suspicion);
+        let end = Instant::now() + self.options.config.connect_timeout;
+        let call_deadline = managed.socket.map(|socket| CallDeadline::begin(socket, end));
+        self.set_up(&mut managed).map_err(|mut failure| {
+            let is_lost = failure.kind == ConnectErrorKind::Other && managed.conn_mut().ping().is_err();
             if call_deadline.is_some_and(|call_deadline| call_deadline.was_cut()) {
                 failure.message =
                     "setting the connection up took longer than `Config::connect_timeout`, so it was cut".into();
@@ -158,106 +130,90 @@ impl<C: SessionConnection> Manager<C> {
             if is_lost {
                 failure.kind = ConnectErrorKind::Unreachable;
             }
-            return Err(failure);
-        }
+            failure
+        })?;
         Ok(managed)
     }
 
     /// Sets up a new connection for the pool and runs `on_connect`.
-    fn set_up(
-        &self,
-        managed: &mut Managed<C>,
-        observer: Arc<StatementObserver>,
-        suspicion: usize,
-    ) -> Result<(), ConnectFailure> {
+    fn set_up(&self, managed: &mut Managed<C>) -> Result<(), ConnectFailure> {
         let options = &self.options;
-        let pinned = options.pinned.as_ref();
-        // An earlier pool has set up a test's connection, and some settings cannot be changed inside a transaction.
-        let is_set_up = pinned.is_some_and(|pinned| pinned.has_begun());
-        let no_log = options.target.in_memory || options.target.read_only;
-        let conn = managed.conn_mut();
-        for sql in options.target.kind.setup(&options.config, no_log).into_iter().filter(|_| !is_set_up) {
-            conn.batch_execute(&sql)
-                .or_else(|error| match options.target.kind.tolerates_refusal(&sql, &error.to_string()) {
-                    true => Ok(()),
-                    false => Err(error),
-                })
-                .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
-        }
-        let SessionInfo { session, version, checks_client } = match self.query_session_info(conn) {
-            Some(info) => info,
-            None => {
-                if let Some(pinned) = pinned.filter(|_| is_set_up && conn.ping().is_err()) {
-                    pinned.poison(LOST, None);
-                    return Err(self.failure("the one connection of this test was lost"));
+        let (config, kind) = (&options.config, options.target.kind);
+        // Some settings cannot be changed inside an outer transaction.
+        let is_set_up = managed.is_set_up;
+        if !is_set_up {
+            let no_log = options.target.in_memory || options.target.read_only;
+            for sql in kind.dialect().setup(config, no_log) {
+                match managed.conn_mut().batch_execute(&sql) {
+                    Err(error) if !kind.dialect().tolerates_refusal(&sql, &error.to_string()) => {
+                        return Err(self.set_up_failed(&sql, &error));
+                    }
+                    _ => {}
                 }
-                SessionInfo { session: None, version: Arc::clone(&self.version), checks_client: false }
             }
-        };
+        }
         // Before the program's own statements, whose plans the driver may keep.
-        let schema = SeenVersion::now(version);
-        for sql in options.config.on_connect.iter().filter(|_| !is_set_up) {
-            conn.batch_execute(sql)
-                .map_err(|error| self.failure(&format!("{CONFIG_ON_CONNECT}: {error} (at `{sql}`)")))?;
-        }
-        if let Some(prepare) = options.on_connect.filter(|_| !is_set_up) {
-            if options.target.kind == DatabaseKind::Mysql {
-                // The guard refuses an empty statement in `on_connect` too.
-                let guard = Arc::new(StatementObserver::new(options.target.kind, false));
-                guard.read_statements(SqlSource::Raw);
-                conn.set_instrumentation(ObserverInstrumentation::new(guard));
-            }
-            prepare(conn).map_err(|error| self.failure(&format!("{DATABASE_ON_CONNECT}: {error}")))?;
-        }
-        let is_changed = !options.config.on_connect.is_empty() || options.on_connect.is_some();
-        if let Some(sql) = options.target.kind.required_settings().filter(|_| is_changed && !is_set_up) {
-            conn.batch_execute(sql)
-                .map_err(|error| self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)")))?;
+        let _ = self.query_session_info(managed);
+        let conn = managed.conn_mut();
+        if !is_set_up {
+            self.run_setup_of_program(conn)?;
         }
         if conn.depth() != Some(0) {
             let is_lost = conn.depth().is_none() || conn.ping().is_err();
             return Err(self.failure(match is_lost {
                 true => "the connection was lost while it was set up",
-                false => "`on_connect` left a transaction open",
+                false => "`Config::connection_init_sql` or `Database::on_connect` left a transaction open",
             }));
         }
-        if let Some(pinned) = pinned {
-            pinned.begin(options.target.kind, conn).map_err(|reason| self.failure(&reason))?;
+        if let Some(owner) = options.owner.as_ref().filter(|_| !is_set_up) {
+            owner.complete_setup(conn).map_err(|reason| self.failure(&reason))?;
         }
-        conn.set_instrumentation(ObserverInstrumentation::new(observer));
-        let now = Instant::now();
-        managed.on_close = options.on_close.map(|hook| (hook, DatabaseKind::run_nested as _));
-        managed.last_used = now;
-        managed.expires = options.config.max_lifetime.map(|lifetime| now + with_jitter(lifetime));
-        managed.schema = schema;
-        managed.checks_client = checks_client;
-        managed.suspicion = suspicion;
-        if let Some(session) = session {
-            self.sessions.opened(session);
-            (managed.session, managed.sessions) = (Some(session), Some(Arc::clone(&self.sessions)));
-        }
+        let instrumentation = ObserverInstrumentation::new(Arc::clone(&managed.observer));
+        managed.conn_mut().set_instrumentation(instrumentation);
+        managed.is_set_up = true;
+        managed.last_used = Instant::now();
+        managed.expires = config.max_lifetime.map(|lifetime| managed.last_used + with_jitter(lifetime));
+        self.sessions.lock().extend(managed.session);
         Ok(())
     }
 
-    /// Connects, and finds the socket of the connection if possible.
-    fn establish_and_find(&self) -> ConnectionResult<(C, Option<Socket>)> {
-        let (target, kind) = (&self.options.target, self.options.target.kind);
-        let Some(sql) = kind.client_port_query() else { return Ok((self.establish()?, None)) };
-        let search = SocketSearch::begin(target);
-        let mut conn = self.establish()?;
-        let socket = search.end(target, || {
-            let answer = conn.texts(sql).ok()?.into_iter().next().flatten()?;
-            answer.parse().ok()
-        });
-        if socket.is_none() {
-            let app = &self.options.app;
-            crate::wording::log_line!(
-                debug,
-                "diesel_session::pool",
-                "app `{app}`: the socket of a new connection is not known, so a deadline cannot cut it"
-            );
+    /// Runs `connection_init_sql` and `on_connect`, and then repeats the settings on which the library relies.
+    fn run_setup_of_program(&self, conn: &mut C) -> Result<(), ConnectFailure> {
+        let Target { kind, .. } = self.options.target;
+        for sql in &self.options.config.connection_init_sql {
+            conn.batch_execute(sql)
+                .map_err(|error| self.failure(&format!("{CONFIG_INIT_SQL}: {error} (at `{sql}`)")))?;
         }
-        Ok((conn, socket))
+        if let Some(prepare) = &self.options.on_connect {
+            if kind == DatabaseKind::Mysql {
+                // The guard refuses an empty statement in `on_connect` too.
+                let guard = Arc::new(StatementObserver::new(kind, None));
+                guard.read_statements(SqlSource::Raw);
+                conn.set_instrumentation(ObserverInstrumentation::new(guard));
+            }
+            prepare(conn).map_err(|error| self.failure(&format!("{DATABASE_ON_CONNECT}: {error}")))?;
+        }
+        match self.options.settings_to_repeat() {
+            Some(sql) => conn.batch_execute(sql).map_err(|error| self.set_up_failed(sql, &error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Connects, and finds the socket of the connection if possible.
+    fn establish_and_find(&self) -> ConnectionResult<OwnedConnection<C>> {
+        let PoolOptions { target, app, .. } = &*self.options;
+        let Some(sql) = target.kind.texts().client_port_query else {
+            return Ok(OwnedConnection { conn: self.establish()?, socket: None, is_set_up: false });
+        };
+        let own_port = |conn: &mut C| {
+            let port = conn.texts(sql).ok()?.into_iter().next()?;
+            Some(port.and_then(|port| port.parse().ok()))
+        };
+        let (conn, socket) = connect_and_find(target, || self.establish(), own_port)?;
+        if socket.is_none() {
+            log_pool!(debug, "app `{app}`: the socket of a new connection is not known, so a deadline cannot cut it");
+        }
+        Ok(OwnedConnection { conn, socket, is_set_up: false })
     }
 
     fn establish(&self) -> ConnectionResult<C> {
@@ -266,7 +222,7 @@ impl<C: SessionConnection> Manager<C> {
             None => C::establish(url),
         };
         if self.options.target.in_memory {
-            let mut anchor = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut anchor = self.anchor.lock();
             if anchor.is_none() {
                 *anchor = Some(connect(&self.url)?);
             }
@@ -277,21 +233,26 @@ impl<C: SessionConnection> Manager<C> {
     /// Asks the server for the id of this session, the identity and the capacity of the server and, if the session
     /// counts are old, for the session counts. A full server cannot be asked, so this is done in advance. The result
     /// is `None` if a pooler between this process and the server does not answer the query.
-    fn query_session_info(&self, conn: &mut C) -> Option<SessionInfo> {
-        let kind = self.options.target.kind;
-        let answer = conn.texts(kind.server_info_query()?).ok()?.into_iter().next().flatten()?;
+    fn query_session_info(&self, managed: &mut Managed<C>) -> Option<()> {
+        let (kind, conn) = (self.options.target.kind, managed.conn_mut());
+        let answer = conn.texts(kind.texts().server_info_query?).ok()?.into_iter().next().flatten()?;
         let mut parts = answer.splitn(5, ' ');
         let (session, capacity, instance) = (parts.next()?, parts.next()?, parts.next()?);
         let (checks_client, database) = (parts.next()? == "set", parts.next()?);
-        self.server.set_capacity(capacity.parse().ok()?);
+        self.server.capacity.store(capacity.parse().ok()?, Ordering::Relaxed);
         self.server.set_instance(instance);
-        if let Some(sql) = kind.session_counts_query().filter(|_| self.server.session_counts_are_old())
+        if let Some(sql) = kind.texts().session_counts_query.filter(|_| self.server.session_counts_are_old())
             && let Ok(rows) = conn.texts(sql)
         {
             self.server.set_session_counts(rows.into_iter().flatten().collect());
         }
-        let version = SchemaVersion::of_instance(instance, database);
-        Some(SessionInfo { session: session.parse().ok(), version, checks_client })
+        managed.schema = SeenVersion::now(SchemaVersion::of_instance(instance, database));
+        (managed.session, managed.checks_client) = (session.parse().ok(), checks_client);
+        Some(())
+    }
+
+    fn set_up_failed(&self, sql: &str, error: &diesel::result::Error) -> ConnectFailure {
+        self.failure(&format!("setting the connection up failed: {error} (at `{sql}`)"))
     }
 
     fn failure(&self, message: &str) -> ConnectFailure {
@@ -316,12 +277,12 @@ impl<C: SessionConnection> Manager<C> {
     fn classify_with_server(&self, mut failure: ConnectFailure) -> ConnectFailure {
         let target = &self.options.target;
         if failure.kind == ConnectErrorKind::Other
-            && let Some(sql) = target.kind.full_server_query()
+            && let Some(sql) = target.kind.texts().full_server_query
             && self.server.query_idle(sql).is_some_and(|answer| answer.first().is_some_and(|full| full == "1"))
         {
             failure.kind = ConnectErrorKind::ServerFull;
         }
-        failure.was_reached = self.server.was_reached();
+        failure.was_reached = self.server.reached.load(Ordering::Acquire);
         match failure.kind {
             ConnectErrorKind::Unreachable | ConnectErrorKind::Starting => {
                 if target.kind.can_go_stale() && failure.was_reached {

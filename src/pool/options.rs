@@ -1,14 +1,22 @@
-//! The options of a pool.
+//! The options of a pool: its configuration, the hooks of the program, and where its connections come from and go.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use diesel::result::{ConnectionResult, QueryResult};
 
-use super::{PerProcessLimit, PinnedConnection};
+use super::PerProcessLimit;
+use super::socket::Socket;
+use super::statement_observer::StatementListener;
+use super::transaction_style::TransactionStyle;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::error::PoolOf;
 use crate::url::Target;
+
+/// A function of the program that runs on a connection. The application that it receives is inside the closure, because
+/// the layer of the application is above this one.
+pub(crate) type ConnectionHook<C> = Arc<dyn Fn(&mut C) -> QueryResult<()> + Send + Sync>;
 
 /// The options of a pool. They are set when the application is registered and never change.
 pub(crate) struct PoolOptions<C: SessionConnection> {
@@ -18,23 +26,74 @@ pub(crate) struct PoolOptions<C: SessionConnection> {
     /// The limit on the connections of all applications of the database object, if there is one.
     pub(crate) connection_limit: Option<Arc<PerProcessLimit>>,
     pub(crate) connect_with: Option<fn(&str) -> ConnectionResult<C>>,
-    pub(crate) on_connect: Option<fn(&mut C) -> QueryResult<()>>,
-    pub(crate) on_checkout: Option<fn(&mut C) -> QueryResult<()>>,
-    pub(crate) on_checkin: Option<fn(&mut C) -> QueryResult<()>>,
-    pub(crate) on_close: Option<fn(&mut C)>,
-    /// The one connection of a test that is rolled back.
-    pub(crate) pinned: Option<Arc<PinnedConnection<C>>>,
-    /// Whether this is the pool of a test.
-    pub(crate) is_of_test: bool,
+    pub(crate) on_connect: Option<ConnectionHook<C>>,
+    pub(crate) on_checkout: Option<ConnectionHook<C>>,
+    pub(crate) on_checkin: Option<ConnectionHook<C>>,
+    pub(crate) on_close: Option<ConnectionHook<C>>,
+    pub(crate) transactions: TransactionStyle<C>,
+    /// `None` if the pool opens and closes its connections.
+    pub(crate) owner: Option<Arc<dyn ConnectionOwner<C>>>,
+    /// The kind of pool, for the advice in errors.
+    pub(crate) pool_of: PoolOf,
 }
 
 impl<C: SessionConnection> PoolOptions<C> {
-    /// The kind of pool, for the advice in errors.
-    pub(crate) fn pool_of(&self) -> PoolOf {
-        match (&self.pinned, self.is_of_test) {
-            (Some(_), _) => PoolOf::RolledBackTest,
-            (None, true) => PoolOf::Test,
-            (None, false) => PoolOf::Program,
+    /// The settings that the program's own setup of a connection may have changed and on which the library relies.
+    pub(super) fn settings_to_repeat(&self) -> Option<&'static str> {
+        let has_setup = !self.config.connection_init_sql.is_empty() || self.on_connect.is_some();
+        self.target.kind.texts().required_settings.filter(|_| has_setup)
+    }
+
+    /// The options of an application of the program, without hooks and limits.
+    pub(crate) fn new(app: Arc<str>, config: Config, target: Target) -> Self {
+        Self {
+            app,
+            config,
+            target,
+            connection_limit: None,
+            connect_with: None,
+            on_connect: None,
+            on_checkout: None,
+            on_checkin: None,
+            on_close: None,
+            transactions: TransactionStyle(None),
+            owner: None,
+            pool_of: PoolOf::Program,
         }
     }
+}
+
+/// The owner of the one connection that several pools use in turn. A pool with an owner takes the connection instead
+/// of opening another one, and gives it back instead of closing it.
+pub(crate) trait ConnectionOwner<C: SessionConnection>: Send + Sync {
+    /// Takes the connection. If the result is `None`, the connection is not open, and the pool has to open it.
+    ///
+    /// # Errors
+    /// The reason why the connection cannot be used.
+    fn take(&self) -> Result<Option<OwnedConnection<C>>, &'static str>;
+
+    /// Completes the setup of the connection by a pool.
+    fn complete_setup(&self, conn: &mut C) -> Result<(), String>;
+
+    /// Takes the connection back. `None` means that it could not be opened or set up. `is_clean` means that it is in the
+    /// state in which it was taken, except for the outer transaction.
+    fn give_back(&self, connection: Option<OwnedConnection<C>>, is_clean: bool);
+
+    /// Whether a pool has the connection.
+    fn is_in_use(&self) -> bool;
+
+    /// Waits until no pool has the connection.
+    fn wait_until_unused(&self, deadline: Instant);
+
+    /// The listener for the text of raw statements on the connection.
+    fn statement_listener(&self) -> StatementListener;
+}
+
+/// A connection that an owner and its pools hand to each other.
+pub(crate) struct OwnedConnection<C> {
+    pub(crate) conn: C,
+    /// The socket of the connection, if it is known.
+    pub(super) socket: Option<Socket>,
+    /// The setup of the connection is complete.
+    pub(crate) is_set_up: bool,
 }

@@ -4,17 +4,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use diesel::QueryResult;
-
 use super::AppPool;
 use super::connections::Connections;
 use super::managed::Managed;
-use super::options::PoolOptions;
+use super::options::{ConnectionHook, PoolOptions};
 use super::statement_observer::{ObserverInstrumentation, SqlSource};
 use crate::connection::SessionConnection;
 use crate::dialect::{self, BeginOptions, TransactionCheck};
-use crate::error::{Error, Result};
+use crate::error::{Details, Result};
 use crate::kind::DatabaseKind;
+use crate::panic::into_panic_message;
+
+/// A hook, in the reason why the outer transaction has ended.
+const A_HOOK: &str = "a hook of the pool";
 
 impl<C: SessionConnection> Connections<C> {
     /// Removes the state that the last holder left, if `reset` is set, and runs `on_checkin`. Returns `false` if the
@@ -27,32 +29,23 @@ impl<C: SessionConnection> Connections<C> {
         deadline: Option<Instant>,
     ) -> bool {
         let options = &self.options;
-        let kind = self.kind();
-        if reset && !(kind.can_reset() && self.can_be_cut(managed)) {
+        if reset && !(self.kind().can_reset() && self.can_be_cut(managed)) {
             return false;
         }
         let outcome = self.call(managed, self.call_deadline(deadline), "was not reset in time", |managed| {
             if reset {
                 managed.reset(options)?;
             }
-            match options.on_checkin {
-                Some(hook) => managed.run_hook(hook, kind).map_err(|failure| ("hook `on_checkin`", failure)),
+            match &options.on_checkin {
+                Some(hook) => managed.run_hook(A_HOOK, hook).map_err(|failure| ("hook `on_checkin`", failure)),
                 None => Ok(()),
             }
         });
-        match outcome {
-            Some(Ok(())) => true,
-            Some(Err((what, ResetFailure { message, .. }))) => {
-                let (app, message) = (&options.app, options.target.redact(&message));
-                crate::wording::log_line!(
-                    warn,
-                    "diesel_session::pool",
-                    "app `{app}`: {what} failed on a connection that came back, so it is closed: {message}"
-                );
-                false
-            }
-            None => false,
+        if let Some(Err((what, ResetFailure { message, .. }))) = &outcome {
+            let (app, message) = (&options.app, options.target.redact(message));
+            log_pool!(warn, "app `{app}`: {what} failed on a connection that came back, so it is closed: {message}");
         }
+        matches!(outcome, Some(Ok(())))
     }
 }
 
@@ -62,21 +55,20 @@ impl<C: SessionConnection> AppPool<C> {
     pub(super) fn on_checkout(
         &self,
         managed: &mut Managed<C>,
-        hook: fn(&mut C) -> QueryResult<()>,
+        hook: &ConnectionHook<C>,
         deadline: Option<Instant>,
     ) -> Result<bool> {
         let storage = &self.storage;
         let was_idle = !managed.unused;
+        let run_hook = |managed: &mut Managed<C>| managed.run_hook(A_HOOK, hook);
         let outcome = match deadline {
-            Some(_) => storage.call(managed, storage.call_deadline(deadline), "was not ready in time", |managed| {
-                managed.run_hook(hook, storage.kind())
-            }),
-            None => Some(managed.run_hook(hook, storage.kind())),
+            Some(_) => storage.call(managed, storage.call_deadline(deadline), "was not ready in time", run_hook),
+            None => Some(run_hook(managed)),
         };
-        let ResetFailure { message, lost } = match outcome {
+        let ResetFailure { message, lost, .. } = match outcome {
             Some(Ok(())) => return Ok(true),
             Some(Err(failure)) => failure,
-            None => ResetFailure { message: "it went on beyond the scope's deadline".into(), lost: true },
+            None => ResetFailure { message: "it went on beyond the deadline".into(), lost: true, panic: None },
         };
         if lost {
             storage.server.suspect();
@@ -85,19 +77,21 @@ impl<C: SessionConnection> AppPool<C> {
             return Ok(false);
         }
         let message = storage.options.target.redact(&message);
-        Err(Error::HookFailed { hook: "on_checkout", committed: false, message })
+        Err(Details::HookFailed { hook: "on_checkout", committed: false, message }.into())
     }
 }
 
 /// The reason why a reset or a hook has failed.
-struct ResetFailure {
-    message: String,
+pub(super) struct ResetFailure {
+    pub(super) message: String,
     lost: bool,
+    /// The hook panicked, with this message.
+    pub(super) panic: Option<String>,
 }
 
 impl From<diesel::result::Error> for ResetFailure {
     fn from(error: diesel::result::Error) -> Self {
-        Self { message: error.to_string(), lost: dialect::is_connection_lost(&error) }
+        Self { message: error.to_string(), lost: dialect::is_connection_lost(&error), panic: None }
     }
 }
 
@@ -105,20 +99,19 @@ impl<C: SessionConnection> Managed<C> {
     /// Restores the state of a new connection, except for Diesel's prepared statements. An error contains the step
     /// that failed.
     fn reset(&mut self, options: &PoolOptions<C>) -> Result<(), (&'static str, ResetFailure)> {
-        let batch = options.target.kind.reset(&options.config, self.checks_client);
-        self.conn_mut().batch_execute(&batch).map_err(|error| ("the reset", error.into()))?;
-        for sql in &options.config.on_connect {
-            self.conn_mut()
-                .batch_execute(sql)
-                .map_err(|error| ("`Config::on_connect`, after the reset,", error.into()))?;
+        const RESET: &str = "the reset";
+        const INIT_SQL: &str = "`Config::connection_init_sql`, after the reset,";
+        let config = &options.config;
+        let batch = options.target.kind.dialect().reset(config, self.checks_client);
+        let init_sql = config.connection_init_sql.iter().map(|sql| (INIT_SQL, sql));
+        for (step, sql) in [(RESET, &batch)].into_iter().chain(init_sql) {
+            self.conn_mut().batch_execute(sql).map_err(|error| (step, error.into()))?;
         }
-        if let Some(prepare) = options.on_connect {
-            let prepared = self.run_hook(prepare, options.target.kind);
-            prepared.map_err(|failure| ("`Database::on_connect`, after the reset,", failure))?;
+        if let Some(prepare) = &options.on_connect {
+            self.run_hook(A_HOOK, prepare).map_err(|failure| ("`Database::on_connect`, after the reset,", failure))?;
         }
-        let is_changed = !options.config.on_connect.is_empty() || options.on_connect.is_some();
-        if let Some(sql) = options.target.kind.required_settings().filter(|_| is_changed) {
-            self.conn_mut().batch_execute(sql).map_err(|error| ("the reset", error.into()))?;
+        if let Some(sql) = options.settings_to_repeat() {
+            self.conn_mut().batch_execute(sql).map_err(|error| (RESET, error.into()))?;
         }
         self.observer.take();
         self.observer.forget_leftovers();
@@ -127,29 +120,22 @@ impl<C: SessionConnection> Managed<C> {
     }
 
     /// Runs a hook of the program. The effects of its statements are not reported to the session. The hook must not
-    /// leave a transaction open, and another instrumentation is replaced. In a test that is rolled back, the hook runs
-    /// in a savepoint.
-    fn run_hook(&mut self, hook: fn(&mut C) -> QueryResult<()>, kind: DatabaseKind) -> Result<(), ResetFailure> {
-        let Some(pinned) = self.pinned().filter(|pinned| pinned.has_begun()).map(Arc::clone) else {
-            return self.run_hook_at(0, hook, kind);
-        };
-        kind.begin_nested(self.conn_mut(), BeginOptions::plain(), None)?;
-        let outcome = self.run_hook_at(1, hook, kind);
-        let outcome = outcome.and_then(|()| Ok(kind.release_nested(self.conn_mut())?));
-        if outcome.is_err() && !kind.undo_nested(self.conn_mut()) {
-            pinned.poison("a hook of the pool ended its transaction", None);
+    /// leave a transaction open, and another instrumentation is replaced. In an outer transaction the hook runs in a
+    /// savepoint.
+    pub(super) fn run_hook(&mut self, name: &str, hook: &ConnectionHook<C>) -> Result<(), ResetFailure> {
+        let style = self.style().clone();
+        let Some(outer) = style.outer() else { return self.run_hook_at(0, hook) };
+        outer.begin(self.conn_mut(), BeginOptions::plain(), None)?;
+        let outcome = self.run_hook_at(1, hook);
+        let outcome = outcome.and_then(|()| Ok(outer.release(self.conn_mut())?));
+        if outcome.is_err() && !outer.undo(self.conn_mut()) {
+            outer.invalidate(format!("{name} ended its transaction"), None);
         }
         self.observer.take();
         outcome
     }
 
-    fn run_hook_at(
-        &mut self,
-        depth: u32,
-        hook: fn(&mut C) -> QueryResult<()>,
-        kind: DatabaseKind,
-    ) -> Result<(), ResetFailure> {
-        let failure = |message: &str| ResetFailure { message: message.into(), lost: false };
+    fn run_hook_at(&mut self, depth: u32, hook: &ConnectionHook<C>) -> Result<(), ResetFailure> {
         let had_leftovers = self.observer.has_seen_leftovers();
         self.observer.read_statements(SqlSource::Raw);
         let outcome = catch_unwind(AssertUnwindSafe(|| hook(self.conn_mut())));
@@ -161,23 +147,24 @@ impl<C: SessionConnection> Managed<C> {
         match outcome {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(error.into()),
-            Err(panic) => return Err(failure(&format!("it panicked: {}", crate::panic::panic_message(&*panic)))),
+            Err(panic) => {
+                let panic = into_panic_message(panic);
+                return Err(ResetFailure { message: format!("it panicked: {panic}"), lost: false, panic: Some(panic) });
+            }
         }
         if !self.is_observed() {
             let instrumentation = ObserverInstrumentation::new(Arc::clone(&self.observer));
             self.conn_mut().set_instrumentation(instrumentation);
         }
-        // Diesel does not know of a raw `BEGIN`. Inside a test's transaction, `BEGIN` starts no transaction.
+        // Diesel does not know of a raw `BEGIN`. Inside an outer transaction, `BEGIN` starts no transaction.
         let began = depth == 0
             && effects.began
-            && match kind {
+            && match self.observer.kind {
                 DatabaseKind::Postgres => effects.ended_by.is_none(),
-                DatabaseKind::Mysql | DatabaseKind::Sqlite => {
-                    kind.transaction_exists(self.conn_mut(), TransactionCheck::default())
-                }
+                kind => kind.dialect().transaction_exists(self.conn_mut(), TransactionCheck::default()),
             };
         if began || self.conn_mut().depth() != Some(depth) {
-            return Err(failure("it left a transaction open"));
+            return Err(ResetFailure { message: "it left a transaction open".into(), lost: false, panic: None });
         }
         self.observer.take();
         Ok(())

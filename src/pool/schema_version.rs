@@ -4,12 +4,10 @@
 //! So each database has a counter that every change by this process raises. All applications of the process that use
 //! the database share the counter.
 
-use std::collections::HashMap;
-use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::process::PerProcess;
+use crate::process::SharedByName;
 use crate::url::Target;
 
 /// The number of changes that this process has made to the schema of a database.
@@ -19,25 +17,18 @@ pub(super) struct SchemaVersion(AtomicUsize);
 impl SchemaVersion {
     /// The version of a database by its name in the URL. A database in memory has a version of its own.
     pub(super) fn of(target: &Target) -> Arc<Self> {
-        if target.in_memory { Arc::default() } else { Self::named(format!("{} {}", target.server, target.database)) }
+        if target.in_memory { Arc::default() } else { Self::named(&format!("{} {}", target.server, target.database)) }
     }
 
     /// The version of a database by the identity that the server reports. A server has one identity and may have
     /// several addresses.
     pub(super) fn of_instance(instance: &str, database: &str) -> Arc<Self> {
-        Self::named(format!("{instance} {database}"))
+        Self::named(&format!("{instance} {database}"))
     }
 
-    fn named(name: String) -> Arc<Self> {
-        static VERSIONS: PerProcess<Mutex<HashMap<String, Weak<SchemaVersion>>>> = PerProcess::new();
-        let mut versions = VERSIONS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(version) = versions.get(&name).and_then(Weak::upgrade) {
-            return version;
-        }
-        versions.retain(|_, version| version.strong_count() > 0);
-        let version = Arc::default();
-        versions.insert(name, Arc::downgrade(&version));
-        version
+    fn named(name: &str) -> Arc<Self> {
+        static VERSIONS: SharedByName<SchemaVersion> = SharedByName::new();
+        VERSIONS.get_or_create(name, Arc::default)
     }
 }
 
@@ -66,11 +57,5 @@ impl SeenVersion {
         if has_seen_nothing && self.number == number {
             self.number = number + 1;
         }
-    }
-}
-
-impl fmt::Debug for SeenVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("SeenVersion").field(&self.number).finish()
     }
 }

@@ -1,39 +1,32 @@
 //! A database server as seen by this process: its identity, its health, and the pools that have connections to it.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::connection_limit::{ConnectionLimit, EvictablePool};
 use crate::error::{Holders, count};
 use crate::kind::DatabaseKind;
-use crate::process::PerProcess;
+use crate::process::SharedByName;
+use crate::sync::Mutex;
 
 /// A database server. It exists as long as a pool uses it.
-#[derive(Debug)]
 pub(crate) struct Server {
     /// The permits of this process's connections to the server.
-    limit: Arc<ConnectionLimit>,
+    pub(super) limit: Arc<ConnectionLimit>,
     /// The server has accepted a connection of this process before.
-    reached: AtomicBool,
+    pub(super) reached: AtomicBool,
     unreachable: AtomicBool,
     /// Raised when connections that were healthy before may be lost.
     suspicion: AtomicUsize,
-    session_counts: Mutex<Option<SessionCounts>>,
+    /// The numbers of sessions on the server, and the time at which they were asked for.
+    session_counts: Mutex<Option<(Instant, Vec<String>)>>,
     /// The number of connections that the server allows an ordinary role, or 0 if it is unknown.
-    capacity: AtomicUsize,
+    pub(super) capacity: AtomicUsize,
     /// The identity that the server reports. The same server may have several names.
     instance: Mutex<Option<String>>,
     /// The port, if this is a PostgreSQL server on this machine.
     local_port: Option<u16>,
-}
-
-/// The numbers of sessions on the server at one moment.
-#[derive(Debug)]
-struct SessionCounts {
-    taken: Instant,
-    counts: Vec<String>,
 }
 
 /// The time that one idle connection has to answer a query about its server, and the time for all of them together.
@@ -42,7 +35,7 @@ const QUERY_TIMEOUTS: (Duration, Duration) = (Duration::from_millis(300), Durati
 /// After this time, the next new connection queries the session counts again.
 const COUNTS_AGE: Duration = Duration::from_secs(1);
 
-static SERVERS: PerProcess<Mutex<HashMap<String, Weak<Server>>>> = PerProcess::new();
+static SERVERS: SharedByName<Server> = SharedByName::new();
 
 /// The port of a PostgreSQL server on this machine, by the name of the server. Its Unix sockets and its addresses have
 /// the same port.
@@ -63,12 +56,7 @@ fn local_port(name: &str) -> Option<u16> {
 impl Server {
     /// The server with this name. All pools with the same name share it.
     pub(crate) fn named(name: &str) -> Arc<Self> {
-        let mut servers = SERVERS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(server) = servers.get(name).and_then(Weak::upgrade) {
-            return server;
-        }
-        servers.retain(|_, server| server.strong_count() > 0);
-        let server = Arc::new(Self {
+        let new = || Self {
             limit: Arc::new(ConnectionLimit::new(None)),
             reached: AtomicBool::new(false),
             unreachable: AtomicBool::new(false),
@@ -77,24 +65,15 @@ impl Server {
             capacity: AtomicUsize::new(0),
             instance: Mutex::default(),
             local_port: local_port(name),
-        });
-        servers.insert(name.to_owned(), Arc::downgrade(&server));
-        server
-    }
-
-    pub(super) fn limit(&self) -> &Arc<ConnectionLimit> {
-        &self.limit
-    }
-
-    pub(super) fn was_reached(&self) -> bool {
-        self.reached.load(Ordering::Acquire)
+        };
+        SERVERS.get_or_create(name, || Arc::new(new()))
     }
 
     /// Reports an answer of the server, whatever it was.
     pub(super) fn report_reachable(&self, shown: &str) {
         self.reached.store(true, Ordering::Release);
         if self.unreachable.load(Ordering::Acquire) && self.unreachable.swap(false, Ordering::AcqRel) {
-            crate::wording::log_line!(info, "diesel_session::pool", "{shown} is reachable again");
+            log_pool!(info, "{shown} is reachable again");
         }
     }
 
@@ -102,7 +81,7 @@ impl Server {
     pub(super) fn report_unreachable(&self, shown: &str, message: &str) {
         if !self.unreachable.swap(true, Ordering::AcqRel) {
             self.suspect();
-            crate::wording::log_line!(warn, "diesel_session::pool", "{shown} is unreachable: {message}; retrying");
+            log_pool!(warn, "{shown} is unreachable: {message}; retrying");
         }
     }
 
@@ -135,25 +114,18 @@ impl Server {
 
     /// Sets the identity that the server has reported.
     pub(super) fn set_instance(&self, instance: &str) {
-        let mut known = self.instance();
-        if known.as_deref() != Some(instance) {
-            *known = Some(instance.to_owned());
-        }
+        *self.instance.lock() = Some(instance.to_owned());
     }
 
     /// This server under all its names in this process. A PostgreSQL server on this machine is recognised by its port
     /// until it has reported its identity.
     pub(super) fn under_all_names(self: &Arc<Self>) -> Vec<Arc<Self>> {
-        let instance = self.instance().clone();
-        let is_same = |other: &Arc<Self>| match (&instance, &*other.instance()) {
+        let instance = self.instance.lock().clone();
+        let is_same = |other: &Arc<Self>| match (&instance, &*other.instance.lock()) {
             (Some(instance), Some(other)) => instance == other,
             _ => self.local_port.is_some() && self.local_port == other.local_port,
         };
-        let servers: Vec<_> = {
-            let servers = SERVERS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-            servers.values().filter_map(Weak::upgrade).collect()
-        };
-        servers.into_iter().filter(|other| Arc::ptr_eq(self, other) || is_same(other)).collect()
+        SERVERS.all().into_iter().filter(|other| Arc::ptr_eq(self, other) || is_same(other)).collect()
     }
 
     /// The least recently used pool on this server that has an idle connection, other than `except`.
@@ -163,25 +135,12 @@ impl Server {
         idle.min_by_key(|(since, _)| *since).map(|(_, pool)| pool)
     }
 
-    fn instance(&self) -> MutexGuard<'_, Option<String>> {
-        self.instance.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sets the number of connections that the server allows an ordinary role.
-    pub(super) fn set_capacity(&self, capacity: usize) {
-        self.capacity.store(capacity, Ordering::Relaxed);
-    }
-
-    pub(super) fn capacity(&self) -> usize {
-        self.capacity.load(Ordering::Relaxed)
-    }
-
     pub(super) fn session_counts_are_old(&self) -> bool {
-        self.session_counts().as_ref().is_none_or(|counts| counts.taken.elapsed() > COUNTS_AGE)
+        self.session_counts.lock().as_ref().is_none_or(|(asked, _)| asked.elapsed() > COUNTS_AGE)
     }
 
     pub(super) fn set_session_counts(&self, counts: Vec<String>) {
-        *self.session_counts() = Some(SessionCounts { taken: Instant::now(), counts });
+        *self.session_counts.lock() = Some((Instant::now(), counts));
     }
 
     /// A sentence about the sessions on the server, for an error.
@@ -191,16 +150,12 @@ impl Server {
         let own_count: usize = pools.iter().map(|(_, pool)| pool.open()).sum();
         let holders = Holders(pools.iter().flat_map(|(_, pool)| pool.holders().0).collect());
         let own = own_connections_text(own_count, &holders);
-        match &*self.session_counts() {
-            Some(SessionCounts { taken, counts }) => {
-                format!(". {own}. Asked {:.1?} ago, the server had: {}", taken.elapsed(), counts.join(", "))
+        match &*self.session_counts.lock() {
+            Some((asked, counts)) => {
+                format!(". {own}. Asked {:.1?} ago, the server had: {}", asked.elapsed(), counts.join(", "))
             }
             None => format!(". {own}, and could not ask who has the others"),
         }
-    }
-
-    fn session_counts(&self) -> MutexGuard<'_, Option<SessionCounts>> {
-        self.session_counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

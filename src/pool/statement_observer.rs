@@ -3,24 +3,25 @@
 
 use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use diesel::connection::{Instrumentation, InstrumentationEvent, get_default_instrumentation};
 use diesel::result::{DatabaseErrorKind, Error as DieselError, QueryResult};
 
-use crate::dialect::{self, Effect, Poison};
+use crate::dialect::{self, Effect, Poison, WriteStep};
+use crate::error::SourceLocation;
 use crate::kind::DatabaseKind;
 use crate::recorder;
+use crate::sync::Mutex;
 
 /// Observes the statements of a connection. The instrumentation of the connection and the session that holds it share
 /// the observer.
 ///
 /// Only the thread that holds the connection reads and writes the observer. The locks that pass a connection to
 /// another thread order the accesses.
-#[derive(Debug)]
 pub(crate) struct StatementObserver {
-    kind: DatabaseKind,
+    pub(super) kind: DatabaseKind,
     /// Effects have been observed and not taken.
     has_pending: AtomicBool,
     /// The source of the following statements, as the number of a [`SqlSource`]. If the number is 0, the text of
@@ -34,12 +35,15 @@ pub(crate) struct StatementObserver {
     running: AtomicU8,
     /// A raw statement may have changed how PostgreSQL parses string literals.
     string_setting_changed: AtomicBool,
-    /// Whether the observer looks for changes of the schema by raw statements.
-    tracks_schema_changes: bool,
-    /// A raw statement may have changed the schema.
-    schema_changed: AtomicBool,
+    listener: Option<StatementListener>,
+    /// The source location for the record of statements, while code of the program holds the connection outside of a
+    /// session.
+    checked_out_at: Mutex<Option<SourceLocation>>,
     effects: Mutex<ObservedEffects>,
 }
+
+/// Receives the text of each raw statement.
+pub(crate) type StatementListener = Box<dyn Fn(&str) + Send + Sync>;
 
 /// The source of a statement whose text is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,21 +77,19 @@ pub(crate) struct ObservedEffects {
     pub(crate) may_have_ended: Option<String>,
     /// Whether a statement set a savepoint that is not one of Diesel's.
     pub(crate) set_savepoint: bool,
+    /// The writes and savepoints of raw statements that succeeded.
+    pub(crate) write_steps: Vec<WriteStep>,
 }
 
 impl ObservedEffects {
-    fn is_empty(&self) -> bool {
-        self.first_error.is_none()
-            && self.ended_by.is_none()
-            && self.may_have_ended.is_none()
-            && !self.began
-            && !self.set_savepoint
-    }
-
     /// Adds the effect of a raw statement. If it has `failed`, it may be a text of several statements of which some
     /// had an effect.
     fn add_statement(&mut self, kind: DatabaseKind, effect: Effect, failed: bool) {
-        let Effect { ends, may_end, begins, begins_transaction, sets_savepoint, names_string_setting: _ } = effect;
+        let Effect { ends, may_end, begins, begins_transaction, sets_savepoint, names_string_setting: _, write_steps } =
+            effect;
+        if !failed {
+            self.write_steps.extend(write_steps);
+        }
         // After an error, the session asks the server whether the transaction still exists, unless the text may have
         // begun another one.
         let mut ends = ends.filter(|_| !failed || begins_transaction);
@@ -115,13 +117,13 @@ impl ObservedEffects {
         if last {
             self.last_failed = true;
             self.lost |= dialect::is_connection_lost(error);
-            self.serialization_failure |= dialect::is_deadlock(error);
+            self.serialization_failure |= kind.is_deadlock(error);
         }
     }
 }
 
 impl StatementObserver {
-    pub(crate) fn new(kind: DatabaseKind, tracks_schema_changes: bool) -> Self {
+    pub(crate) fn new(kind: DatabaseKind, listener: Option<StatementListener>) -> Self {
         Self {
             kind,
             has_pending: AtomicBool::new(false),
@@ -130,14 +132,10 @@ impl StatementObserver {
             suppressed: AtomicBool::new(false),
             running: AtomicU8::new(0),
             string_setting_changed: AtomicBool::new(false),
-            tracks_schema_changes,
-            schema_changed: AtomicBool::new(false),
+            listener,
+            checked_out_at: Mutex::new(None),
             effects: Mutex::default(),
         }
-    }
-
-    pub(super) fn kind(&self) -> DatabaseKind {
-        self.kind
     }
 
     /// Whether there are effects to take.
@@ -149,7 +147,7 @@ impl StatementObserver {
     pub(crate) fn take(&self) -> ObservedEffects {
         self.running.store(0, Ordering::Release);
         self.has_pending.store(false, Ordering::Release);
-        std::mem::take(&mut *self.effects())
+        std::mem::take(&mut *self.effects.lock())
     }
 
     /// From now on the text of statements is read, for keywords that end a transaction and for state that outlives it.
@@ -168,15 +166,15 @@ impl StatementObserver {
         self.leftovers_seen.load(Ordering::Acquire)
     }
 
-    /// Whether a raw statement may have changed the schema, if the observer looks for that.
-    pub(crate) fn may_have_changed_schema(&self) -> bool {
-        self.schema_changed.load(Ordering::Acquire)
-    }
-
     /// Has to be called when the state that statements have left is removed.
     pub(crate) fn forget_leftovers(&self) {
         self.string_setting_changed.store(false, Ordering::Release);
         self.leftovers_seen.store(false, Ordering::Release);
+    }
+
+    /// Statements are recorded with this source location from now on, on every thread.
+    pub(super) fn set_checked_out_at(&self, at: Option<SourceLocation>) {
+        *self.checked_out_at.lock() = at;
     }
 
     /// While it is suppressed, neither this observer nor the program's own instrumentation sees any event.
@@ -191,43 +189,62 @@ impl StatementObserver {
             .is_some_and(|installed| Arc::ptr_eq(&installed.observer, self))
     }
 
-    fn effects(&self) -> std::sync::MutexGuard<'_, ObservedEffects> {
-        self.effects.lock().unwrap_or_else(PoisonError::into_inner)
+    fn kind(&self) -> DatabaseKind {
+        self.kind.known()
     }
 
-    /// Only raw SQL can be empty.
-    fn refuses_empty_statements(&self) -> bool {
-        self.kind == DatabaseKind::Mysql && self.sql_source.load(Ordering::Acquire) == SqlSource::Raw as u8
-    }
-
-    /// If a reset can remove all state, the text of the statement need not be read, and its outcome does not matter.
-    fn started(&self) {
+    fn started(&self, query: &dyn fmt::Display) {
         self.running.store(self.running.load(Ordering::Acquire).saturating_add(1), Ordering::Release);
-        if self.sql_source.load(Ordering::Acquire) == SqlSource::Raw as u8 && self.kind.can_reset() {
-            self.leftovers_seen.store(true, Ordering::Release);
+        // Only raw SQL can be empty.
+        if self.sql_source.load(Ordering::Acquire) == SqlSource::Raw as u8 {
+            assert!(self.kind() != DatabaseKind::Mysql || !is_empty(query), "{EMPTY_STATEMENT}");
+            // If a reset can remove all state, the text need not be read, and the outcome does not matter.
+            if self.kind().can_reset() {
+                self.leftovers_seen.store(true, Ordering::Release);
+            }
         }
     }
 
     fn finished(&self, query: &dyn fmt::Display, error: Option<&DieselError>) {
+        let running = self.running.load(Ordering::Acquire);
+        self.running.store(running.saturating_sub(1), Ordering::Release);
         let sql_source = self.sql_source.load(Ordering::Acquire);
         let raw = sql_source == SqlSource::Raw as u8;
         let text = if sql_source > 0 { statement(query) } else { String::new() };
         // This includes failed statements: if the text has several statements, only the last one may have failed.
-        if sql_source > 0 && self.kind.leaves_state(&text, raw) {
+        if sql_source > 0 && self.kind().leaves_state(&text, raw) {
             self.leftovers_seen.store(true, Ordering::Release);
         }
-        if self.tracks_schema_changes && raw && self.kind.may_change_schema(&text) {
-            self.schema_changed.store(true, Ordering::Release);
+        let mut effect = if raw { self.effect_of_raw(&text) } else { Effect::default() };
+        let error = match error {
+            None if !raw && !self.has_effects() => return,
+            None => None,
+            Some(error @ DieselError::DatabaseError(..)) => Some(error),
+            // The error is not the database's, so the database has not seen the statement.
+            Some(_) => return,
+        };
+        self.has_pending.store(true, Ordering::Release);
+        let mut effects = self.effects.lock();
+        if raw && self.kind().forgets_prepared(&text) {
+            effects.poison = Some(Poison::Forgotten);
         }
         // Diesel reports the end of a failed query a second time when its rows are dropped.
-        let repeated = self.running.load(Ordering::Acquire) == 0;
-        self.running.store(self.running.load(Ordering::Acquire).saturating_sub(1), Ordering::Release);
-        if raw && self.kind.forgets_prepared(&text) {
-            self.effects().poison = Some(Poison::Forgotten);
-            self.has_pending.store(true, Ordering::Release);
+        if running == 0 {
+            effect.write_steps.clear();
         }
-        let mut effect = if raw { self.kind.effect(&text) } else { Effect::default() };
-        if raw && self.kind == DatabaseKind::Postgres {
+        effects.last_failed &= running == 0;
+        effects.add_statement(self.kind(), effect, error.is_some());
+        if let Some(error) = error {
+            effects.add_error(self.kind(), error, true);
+        }
+    }
+
+    fn effect_of_raw(&self, text: &str) -> Effect {
+        if let Some(listener) = &self.listener {
+            listener(text);
+        }
+        let mut effect = self.kind().effect(text);
+        if self.kind() == DatabaseKind::Postgres {
             // After such a change, the parsed text may have another meaning.
             let changed = effect.names_string_setting || self.string_setting_changed.load(Ordering::Acquire);
             self.string_setting_changed.store(changed, Ordering::Release);
@@ -235,27 +252,7 @@ impl StatementObserver {
                 effect.ends.get_or_insert(word);
             }
         }
-        match error {
-            None if !raw && !self.has_effects() => {}
-            None => {
-                let mut effects = self.effects();
-                if !repeated {
-                    effects.last_failed = false;
-                }
-                effects.add_statement(self.kind, effect, false);
-                if raw && !effects.is_empty() {
-                    self.has_pending.store(true, Ordering::Release);
-                }
-            }
-            Some(error @ DieselError::DatabaseError(..)) => {
-                let mut effects = self.effects();
-                effects.add_statement(self.kind, effect, true);
-                effects.add_error(self.kind, error, true);
-                self.has_pending.store(true, Ordering::Release);
-            }
-            // The error is not the database's, so the database has not seen the statement.
-            Some(_) => {}
-        }
+        effect
     }
 }
 
@@ -320,12 +317,9 @@ impl Instrumentation for ObserverInstrumentation {
         }
         match &event {
             InstrumentationEvent::StartQuery { query, .. } => {
-                if self.observer.refuses_empty_statements() && is_empty(query) {
-                    panic!("{EMPTY_STATEMENT}");
-                }
-                self.observer.started();
+                self.observer.started(query);
                 if recorder::is_on() {
-                    recorder::started(query);
+                    recorder::started(query, *self.observer.checked_out_at.lock());
                 }
             }
             InstrumentationEvent::FinishQuery { query, error, .. } => {

@@ -12,7 +12,8 @@ pub(crate) trait Storage: Send + Sync + Sized + 'static {
     type Conn: Send + 'static;
     /// The failure of a connect.
     type Failure: Clone + Send + 'static;
-    /// A connection that is closed in this process and whose session may still exist on the server.
+    /// A connection that is closed in this process and whose session may still exist on the server. Drop waits until
+    /// the session has ended, if that matters, and releases the permits.
     type Closing;
 
     /// Takes the connection that was stored last. Never waits.
@@ -44,21 +45,27 @@ pub(crate) trait Storage: Send + Sync + Sized + 'static {
     fn remedy(&self, failure: &Self::Failure, failures: u32) -> Remedy;
 
     /// Closes an idle connection of another pool on the same server, which may have several names.
-    fn evict_another(&self, pool: u64);
+    fn evict_another(&self, _pool: u64) {}
 
     /// Closes an idle connection of another pool if this process uses most of the server's capacity, so that other
     /// programs can connect.
-    fn evict_above_threshold(&self, pool: u64);
+    fn evict_above_threshold(&self, _pool: u64) {}
 
     /// Returns a function that drops the pool from its owner if it is empty and not in use. The caller has to drop its
     /// own reference before it calls the function.
-    fn drop_if_empty(&self, pool: u64) -> impl FnOnce() + 'static;
+    fn drop_if_empty(&self, _pool: u64) -> impl FnOnce() + 'static {
+        || {}
+    }
 
     /// The session ids of all open connections on the server.
-    fn sessions(&self) -> Vec<u64>;
+    fn sessions(&self) -> Vec<u64> {
+        Vec::new()
+    }
 
     /// The id of the connection's session on the server.
-    fn session(conn: &Self::Conn) -> Option<u64>;
+    fn session(_conn: &Self::Conn) -> Option<u64> {
+        None
+    }
 
     /// Whether this process was forked from the process that owns the connections.
     fn is_inherited(&self) -> bool {
@@ -72,7 +79,9 @@ pub(crate) trait Storage: Send + Sync + Sized + 'static {
 
     /// The rows of `sql`. `None` if the connection has not answered within `timeout` or has failed, so that it has to
     /// be closed.
-    fn query(&self, conn: &mut Self::Conn, sql: &str, timeout: Duration) -> Option<Vec<String>>;
+    fn query(&self, _conn: &mut Self::Conn, _sql: &str, _timeout: Duration) -> Option<Vec<String>> {
+        None
+    }
 
     /// Whether an idle connection may stay in the pool, and the time of the next check.
     fn may_stay(&self, conn: &mut Self::Conn, now: Instant) -> (bool, Option<Instant>);
@@ -83,9 +92,6 @@ pub(crate) trait Storage: Send + Sync + Sized + 'static {
     /// Closes a connection. `waits_for_server` means that the caller needs to know when the session on the server has
     /// ended.
     fn close(&self, conn: Self::Conn, deadline: Option<Instant>, waits_for_server: bool) -> Self::Closing;
-
-    /// Waits until the session on the server has ended, if that matters, and releases the permits.
-    fn finish_closing(&self, closing: Self::Closing);
 }
 
 /// The reaction to a failed connect.

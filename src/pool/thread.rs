@@ -37,22 +37,20 @@ static THREADS: PerProcess<Threads> = PerProcess::new();
 struct Threads {
     /// The number of running threads.
     running: AtomicUsize,
-    /// The number of running threads that hang in a connect and that no pool uses any more.
-    abandoned: AtomicUsize,
-    /// The number of pools that have a thread.
-    pools: AtomicUsize,
+    /// The number of running threads that a pool uses or that hang in a connect for a dropped pool.
+    in_use: AtomicUsize,
     free: Mutex<Vec<FreeThread>>,
 }
 
-/// A thread, and whether it is abandoned.
+/// A thread, and whether it hangs in a connect for a dropped pool.
 type FreeThread = (Arc<ScheduledThreadPool>, Arc<AtomicBool>);
 
 /// The thread of a pool.
 pub(super) struct PoolThread {
-    thread: Option<Arc<ScheduledThreadPool>>,
+    pub(super) scheduler: Arc<ScheduledThreadPool>,
     is_abandoned: Arc<AtomicBool>,
     /// The number of connects that are running on the thread.
-    connects_running: Arc<AtomicUsize>,
+    pub(super) connects_running: Arc<AtomicUsize>,
 }
 
 /// Lies in the job queue of a thread, and is dropped with the queue when the thread has ended.
@@ -65,7 +63,7 @@ impl Drop for EndMark {
         let Some(threads) = THREADS.get() else { return };
         threads.running.fetch_sub(1, Ordering::AcqRel);
         if self.is_abandoned.load(Ordering::Acquire) {
-            threads.abandoned.fetch_sub(1, Ordering::AcqRel);
+            threads.in_use.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
@@ -82,8 +80,7 @@ pub(crate) fn end_idle_threads(limit: Duration, is_in_use: impl Fn() -> bool) {
     let deadline = Instant::now() + limit;
     let runs = || {
         threads.free.lock().clear();
-        let others = threads.pools.load(Ordering::Acquire) + threads.abandoned.load(Ordering::Acquire);
-        is_in_use() || threads.running.load(Ordering::Acquire) > others
+        is_in_use() || threads.running.load(Ordering::Acquire) > threads.in_use.load(Ordering::Acquire)
     };
     while runs() && Instant::now() < deadline {
         thread::sleep(Duration::from_micros(50));
@@ -95,20 +92,9 @@ impl PoolThread {
     pub(super) fn take() -> Result<Self, String> {
         let threads = THREADS.get_or_init(Threads::default);
         let free = threads.free.lock().pop();
-        let (thread, is_abandoned) = match free {
-            Some(free) => free,
-            None => start()?,
-        };
-        threads.pools.fetch_add(1, Ordering::AcqRel);
-        Ok(Self { thread: Some(thread), is_abandoned, connects_running: Arc::default() })
-    }
-
-    pub(super) fn scheduler(&self) -> &Arc<ScheduledThreadPool> {
-        self.thread.as_ref().expect("only drop takes it")
-    }
-
-    pub(super) fn connects_running(&self) -> Arc<AtomicUsize> {
-        Arc::clone(&self.connects_running)
+        let (scheduler, is_abandoned) = free.map_or_else(start, Ok)?;
+        threads.in_use.fetch_add(1, Ordering::AcqRel);
+        Ok(Self { scheduler, is_abandoned, connects_running: Arc::default() })
     }
 }
 
@@ -130,18 +116,17 @@ fn start() -> Result<FreeThread, String> {
 
 impl Drop for PoolThread {
     fn drop(&mut self) {
-        let (Some(threads), Some(thread)) = (THREADS.get(), self.thread.take()) else { return };
+        let Some(threads) = THREADS.get() else { return };
         if self.connects_running.load(Ordering::Acquire) > 0 {
-            // A thread that hangs in a connect cannot serve another pool.
-            threads.abandoned.fetch_add(1, Ordering::AcqRel);
+            // A thread that hangs in a connect cannot serve another pool, and counts as used until it ends.
             self.is_abandoned.store(true, Ordering::Release);
-        } else {
-            let mut free = threads.free.lock();
-            if free.len() < MAX_FREE_THREADS {
-                free.push((thread, Arc::clone(&self.is_abandoned)));
-            }
+            return;
         }
-        threads.pools.fetch_sub(1, Ordering::AcqRel);
+        let mut free = threads.free.lock();
+        if free.len() < MAX_FREE_THREADS {
+            free.push((Arc::clone(&self.scheduler), Arc::clone(&self.is_abandoned)));
+        }
+        threads.in_use.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

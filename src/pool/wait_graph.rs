@@ -10,7 +10,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::error::{Holders, Place};
+use crate::error::{Holders, SourceLocation};
 use crate::sync::{Mutex, ThreadId};
 
 /// A resource for which threads wait.
@@ -27,7 +27,7 @@ pub(crate) trait Resource: Send + Sync {
 pub(crate) struct WaitGraph(Mutex<HashMap<ThreadId, Wait>>);
 
 struct Wait {
-    location: Place,
+    location: SourceLocation,
     resource: Arc<dyn Resource>,
 }
 
@@ -40,11 +40,16 @@ pub(crate) struct Waiting {
 /// A deadlock: for each thread of the cycle, the location at which it waits, and whether it waits for the same
 /// resource as the thread that found the cycle.
 #[derive(Debug)]
-pub(crate) struct Deadlock(HashMap<ThreadId, (Place, bool)>);
+pub(crate) struct Deadlock(HashMap<ThreadId, (SourceLocation, bool)>);
 
 impl WaitGraph {
     /// Adds a wait of `thread` for `resource`. The thread has to be in the queue of the resource already.
-    pub(crate) fn begin(self: &Arc<Self>, thread: ThreadId, resource: Arc<dyn Resource>, location: Place) -> Waiting {
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        thread: ThreadId,
+        resource: Arc<dyn Resource>,
+        location: SourceLocation,
+    ) -> Waiting {
         self.0.lock().insert(thread, Wait { location, resource });
         Waiting { graph: Arc::clone(self), thread }
     }

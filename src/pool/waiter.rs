@@ -7,7 +7,7 @@ use super::admission::{AssignedConnection, Pool, PoolState};
 use super::growth::Growth;
 use super::storage::Storage;
 use super::wait_graph::Resource;
-use crate::error::{Holder, Holders, Place};
+use crate::error::{Holder, Holders, SourceLocation};
 use crate::sync::{BEFORE_DEADLOCK_CHECK, Condvar, Instant, Mutex, MutexGuard, ThreadId, YIELDS, yield_now};
 
 /// The pause between two deadlock checks of a waiter.
@@ -78,7 +78,7 @@ impl<S: Storage> Pool<S> {
     pub(super) fn wait_for_answer(
         self: &Arc<Self>,
         waiter: &Arc<Waiter<S>>,
-        location: Place,
+        location: SourceLocation,
         deadline: Instant,
         connect_timeout: Duration,
     ) -> Result<AssignedConnection<S>, Refused<S::Failure>> {
@@ -178,7 +178,7 @@ impl<S: Storage> Pool<S> {
     fn refuse_at_deadline(&self, state: MutexGuard<'_, PoolState<S>>) -> Refused<S::Failure> {
         let reason = match (&state.last_failure, &state.growth) {
             (Some((failure, _)), _) => Refused::Failed(failure.clone()),
-            (None, Growth::Queued(_)) if self.limits.iter().any(|limit| limit.limit().is_some()) => Refused::Limited,
+            (None, Growth::Queued(_)) if self.limits.iter().any(|limit| limit.limit.is_some()) => Refused::Limited,
             (None, Growth::Connecting(began)) if state.in_use == 0 => {
                 Refused::Connecting { began: *began, hangs: false }
             }

@@ -1,161 +1,132 @@
 //! The commit, and how the program learns the outcome of a commit whose answer was lost.
 
 use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::transaction_state::{Access, TransactionState};
+use super::transaction_state::{A_COMMIT, Access, TransactionState};
 use crate::app_core::AppCore;
 use crate::connection::SessionConnection;
 use crate::dialect;
-use crate::error::{CommitOutcome, Resolver, UnknownCommit};
-use crate::error::{Error, Place, Result};
+use crate::error::{CommitOutcome, Details, Resolver, Result, SourceLocation};
 use crate::kind::DatabaseKind;
-use crate::pool::PinnedConnection;
+use crate::panic::catch_panic;
 
 /// The first and the longest pause before the server is asked again about a transaction in progress.
 const POLL_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
 impl<C: SessionConnection> TransactionState<C> {
-    /// Commits the transaction, if there is one, and checks the connection in. A panic of the program's
-    /// instrumentation is resumed once the session is idle; the server may have committed by then.
-    pub(crate) fn commit(&mut self, at: Place) -> Result<()> {
-        catch_unwind(AssertUnwindSafe(|| self.commit_now(at))).unwrap_or_else(|panic| {
+    /// Commits the transaction, if there is one, and checks the connection in. The outer `Err` is a panic of the
+    /// program's instrumentation: the server may have committed. The session is idle then.
+    pub(crate) fn commit(&mut self, at: SourceLocation) -> std::thread::Result<Result<()>> {
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.commit_now(at)));
+        if outcome.is_err() {
             self.close_at_checkin();
-            self.rollback();
-            resume_unwind(panic)
-        })
+            catch_panic("the rollback after a commit", || self.rollback());
+        }
+        outcome
     }
 
-    fn commit_now(&mut self, at: Place) -> Result<()> {
+    fn commit_now(&mut self, at: SourceLocation) -> Result<()> {
         self.invalidate_after_panic(at);
         self.check_valid()?;
-        if let Err(error) = self.check_not_forked(at) {
-            self.rollback();
-            return Err(error);
-        }
+        self.check_not_forked(at).inspect_err(|_| self.rollback())?;
         if !self.has_begun() {
             self.release();
             return Ok(());
         }
-        if self.savepoints != 0 || self.depth() != Some(1) {
+        if self.history.savepoints() != 0 || self.depth() != Some(1) {
             self.invalidate("a savepoint in it was not closed".into(), at, true);
-            self.check_valid()?;
+            return self.check_valid();
         }
         self.renew_busy_timeout(at)?;
         let resolver = match self.resolver() {
             Ok(resolver) => resolver,
             Err(error) => {
                 // The error that the code with the connection did not return is the better cause.
-                let is_cause_known = self.swallowed.is_some() && !dialect::is_connection_lost(&error);
+                let is_cause_known = self.history.swallowed.is_some() && !dialect::is_connection_lost(&error);
                 self.reconcile(Access::Read, at, Some(&error));
                 if is_cause_known {
                     self.check_valid()?;
                 }
-                let error = self.explain(error, at);
+                let error = self.explain(error, at, None);
                 self.rollback();
                 return Err(error);
             }
         };
-        let (kind, had_orphans) = (self.kind(), self.pinned().map(PinnedConnection::had_orphans));
+        let (kind, style) = (self.kind(), self.style().clone());
         // The session knows every error of a typed statement.
-        let guarded_commit = self.had_raw_access.then(|| kind.guarded_commit()).flatten();
+        let guarded_commit = self.history.had_raw_access.then(|| kind.texts().guarded_commit).flatten();
         let refused = Cell::new(false);
-        let sent = self.waiting_since();
-        let outcome = self.send(|conn| match (had_orphans, guarded_commit) {
-            (Some(had_orphans), None) => kind.commit_nested(conn, had_orphans),
-            (Some(had_orphans), Some(_)) => {
-                kind.probe_nested(conn).inspect_err(|_| refused.set(true))?;
-                kind.commit_nested(conn, had_orphans)
+        let lock_wait = self.lock_wait(A_COMMIT);
+        let outcome = self.send(|conn| style.commit(kind, conn, guarded_commit, &refused));
+        let Err(error) = outcome else {
+            self.release();
+            return Ok(());
+        };
+        let is_lost = dialect::is_connection_lost(&error);
+        if refused.get() && !is_lost {
+            // The check before the commit has failed: the transaction is aborted (PostgreSQL), or is not the one that
+            // the session began.
+            let ended = kind != DatabaseKind::Postgres;
+            if ended {
+                self.close_at_checkin();
+                self.invalidate_outer("a statement ended the transaction of the test".into(), at);
             }
-            (None, None) => conn.commit_level(),
-            (None, Some(sql)) => conn.commit_with(sql, |error, depth| {
-                refused.set(kind.was_refused(error, depth));
-                refused.get()
-            }),
-        });
-        match outcome {
-            Ok(()) => {
-                self.restore();
-                self.release();
-                Ok(())
-            }
-            Err(error) if refused.get() && !dialect::is_connection_lost(&error) => self.reject_commit(at),
-            Err(error) => {
-                let waited = sent.and_then(|sent| self.waited_for_lock(&error, sent));
-                let error = if dialect::is_connection_lost(&error) {
-                    self.close_at_checkin();
-                    let app = self.app.id().into();
-                    let verdict = Arc::default();
-                    Error::CommitUnknown(Box::new(UnknownCommit { app, at, source: error, resolver, verdict }))
-                } else {
-                    self.explain(error, at)
-                };
-                self.rollback();
-                Err(match waited {
-                    Some(waited) => self.explain_wait(error, "a commit", waited),
-                    None => error,
-                })
-            }
+            self.invalidate_for_swallowed_error(at, ended);
+            return self.check_valid();
         }
-    }
-
-    /// Handles a failed check before the commit: the transaction is aborted (PostgreSQL) or is not the one that the
-    /// session began.
-    fn reject_commit(&mut self, at: Place) -> Result<()> {
-        let ended = self.kind() != DatabaseKind::Postgres;
-        if ended {
+        let error = if is_lost {
             self.close_at_checkin();
-            self.poison_pinned("a statement ended the transaction of the test".into(), at);
-        }
-        self.invalidate_for_swallowed_error(at, ended);
-        self.check_valid()
+            let (app, verdict) = (self.app.id().into(), Arc::default());
+            Details::CommitUnknown { app, at, source: error, resolver, verdict }.into()
+        } else {
+            self.explain(error, at, lock_wait)
+        };
+        self.rollback();
+        Err(error)
     }
 
     /// How the program can learn the outcome of the commit that is about to be sent.
     fn resolver(&mut self) -> diesel::QueryResult<Resolver> {
         let kind = self.kind();
-        if self.pinned().is_some() {
-            return Ok(Resolver::Silent("it was a savepoint of a test that is rolled back"));
-        }
-        let Some(question) = kind.transaction_number() else {
-            return Ok(Resolver::Silent(match kind {
-                DatabaseKind::Mysql => "MySQL and MariaDB do not tell what became of a transaction",
-                DatabaseKind::Sqlite | DatabaseKind::Postgres => {
-                    "this database does not tell what became of a transaction"
+        let silent = match kind.texts().transaction_number {
+            _ if self.style().is_nested() => "it was a savepoint of a test that is rolled back",
+            Some(question) if self.settings.resolvable => {
+                let Some(number) = self.send(|conn| conn.fixed_text(question))? else {
+                    return Ok(Resolver::NothingWritten);
+                };
+                if let Some(question) = number.parse().ok().and_then(|number| kind.dialect().transaction_status(number))
+                {
+                    let app = Arc::clone(&self.app);
+                    return Ok(Resolver::Ask(Arc::new(move |at| ask_for_outcome(&app, &question, at))));
                 }
-            }));
-        };
-        if !self.settings.resolvable {
-            return Ok(Resolver::Silent(
-                "its scope was not `resolvable()`, so the server was not asked for the number of the transaction",
-            ));
-        }
-        let number = self.send(|conn| conn.fixed_text(question))?;
-        let Some(number) = number else { return Ok(Resolver::NothingWritten) };
-        Ok(match number.parse() {
-            Ok(number) => {
-                let app = self.app.clone();
-                Resolver::Ask(Arc::new(move |at| ask_for_outcome(&app, number, at)))
+                "the server's number of the transaction could not be read"
             }
-            Err(_) => Resolver::Silent("the server's number of the transaction could not be read"),
-        })
+            Some(_) => {
+                "its scope was not `resolvable()`, so the server was not asked for the number of the transaction"
+            }
+            None if kind == DatabaseKind::Mysql => "MySQL and MariaDB do not tell what became of a transaction",
+            None => "this database does not tell what became of a transaction",
+        };
+        Ok(Resolver::Silent(silent))
     }
 }
 
-/// Asks the server for the outcome of its transaction with this number.
-fn ask_for_outcome<C: SessionConnection>(app: &Arc<AppCore<C>>, number: u64, at: Place) -> Result<CommitOutcome> {
-    let Some(question) = app.options().target.kind.transaction_status(number) else {
-        return Ok(unknown("this database does not tell what became of a transaction"));
-    };
+/// Asks the server for the outcome of a transaction.
+fn ask_for_outcome<C: SessionConnection>(
+    app: &Arc<AppCore<C>>,
+    question: &str,
+    at: SourceLocation,
+) -> Result<CommitOutcome> {
     let timeout = app.options().config.acquire_timeout;
     let end = Instant::now() + timeout;
     let mut pause = POLL_PAUSES.0;
     loop {
         // Each question has a checkout of its own, so that others can use the connection during a pause.
         let mut connection = app.pool()?.acquire(at, false, Some(end))?;
-        let answer = connection.conn().texts(&question);
+        let answer = connection.conn().texts(question);
         if answer.is_err() {
             connection.close_at_checkin();
         }

@@ -8,23 +8,45 @@ use super::SessionInner;
 use super::statement::Statement;
 use super::transaction_state::Access;
 use crate::connection::SessionConnection;
-use crate::error::{Place, Result};
+use crate::error::{Result, SourceLocation};
 use crate::pool::CheckedOut;
 use crate::recorder::CallSite;
 
 /// The connection of a session. [`Session::connection`](crate::Session::connection) moves it out of the session, and
 /// the drop of the guard moves it back.
 ///
-/// It derefs to the connection: `query.load(&mut *conn)`.
+/// The guard derefs to the connection, and `&mut *guard` is the connection that Diesel's functions take:
+///
+/// ```
+/// # use diesel_session::{Config, Database};
+/// # use diesel::prelude::*;
+/// # static DB: Database<SqliteConnection> = Database::without_migrations();
+/// # diesel::table! { users (id) { id -> Integer, } }
+/// # let app = DB.init_app("guard", Config::new(":memory:"))?;
+/// # app.enter(|| {
+/// # DB.session()?.with(|conn| diesel::connection::SimpleConnection::batch_execute(conn,
+/// #     "CREATE TABLE users (id INTEGER PRIMARY KEY)"))?;
+/// let session = DB.session()?;
+/// let conn = &mut *session.connection()?;                 // lives to the end of the block
+/// diesel::insert_into(users::table).values(users::id.eq(1)).execute(conn)?;
+/// assert_eq!(users::table.select(users::id).load::<i32>(conn)?, [1]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// # app.dispose()?;
+/// # Ok::<(), diesel_session::Error>(())
+/// ```
+///
+/// The guard itself is no Diesel connection, because a Diesel connection is `Send`, and the guard belongs to the thread
+/// of its session.
 pub struct ConnectionGuard<C: SessionConnection> {
     session: Rc<SessionInner<C>>,
     connection: Option<CheckedOut<C>>,
-    at: Place,
+    at: SourceLocation,
     call_site: Option<CallSite>,
 }
 
 impl<C: SessionConnection> ConnectionGuard<C> {
-    pub(super) fn take(session: &Rc<SessionInner<C>>, at: Place) -> Result<Self> {
+    pub(super) fn take(session: &Rc<SessionInner<C>>, at: SourceLocation) -> Result<Self> {
         session.autoflush_before(Statement::RAW, at)?;
         let mut transaction = session.borrow_transaction(at)?;
         if let Err(error) = transaction.prepare(Access::Raw, at) {
@@ -36,10 +58,9 @@ impl<C: SessionConnection> ConnectionGuard<C> {
         // The code that has the connection may write to handles after it has changed their rows.
         session.expire_rows();
         if let Some(unit) = session.unit.get() {
-            unit.note_changing();
+            unit.state.note_changing();
         }
         session.has_guard.set(true);
-        session.used_at.set(Some(at));
         Ok(Self { session: Rc::clone(session), connection: Some(connection), at, call_site: CallSite::enter(at) })
     }
 
@@ -77,7 +98,6 @@ impl<C: SessionConnection> Drop for ConnectionGuard<C> {
         // The library sends what follows.
         self.call_site = None;
         self.session.has_guard.set(false);
-        self.session.used_at.set(None);
         let mut transaction = self.session.transaction.borrow_mut();
         transaction.return_connection(connection, self.at);
         if self.session.ended.get() {

@@ -1,10 +1,10 @@
 //! Whether the transaction in the database is still the one that the session began, and why it is not.
 
+use super::transaction_history::TransientFailure;
 use super::transaction_state::{Access, TransactionState};
 use crate::connection::SessionConnection;
 use crate::dialect::{self, Poison, TransactionCheck};
-use crate::error::LOST;
-use crate::error::{Error, Place, Result};
+use crate::error::{Details, LOST, Result, SourceLocation};
 use crate::kind::DatabaseKind;
 use crate::pool::ObservedEffects;
 use crate::settings::Mode;
@@ -13,7 +13,7 @@ use crate::settings::Mode;
 #[derive(Debug)]
 pub(super) struct Invalidation {
     cause: String,
-    at: Place,
+    at: SourceLocation,
     /// The whole transaction has ended, so the rollback of a savepoint does not make it valid again.
     pub(super) ended: bool,
 }
@@ -25,36 +25,49 @@ const ENDED: &str = "it was ended by the code that had the connection";
 const SILENT: &str =
     "a statement failed, and neither the code that had the connection nor the driver handed its error on";
 
+/// Stands for an error of the program's own type, which code that had the connection has returned, while the session
+/// finds out what the code has done to the transaction. The session learns of the errors of the database from the
+/// statement observer and from the database.
+#[derive(Debug, thiserror::Error)]
+#[error("the code that had the connection returned an error of its own type")]
+struct OpaqueFailure;
+
+pub(super) fn opaque_failure() -> diesel::result::Error {
+    diesel::result::Error::QueryBuilderError(Box::new(OpaqueFailure))
+}
+
+fn is_opaque_failure(error: &diesel::result::Error) -> bool {
+    matches!(error, diesel::result::Error::QueryBuilderError(source) if source.is::<OpaqueFailure>())
+}
+
 impl<C: SessionConnection> TransactionState<C> {
     /// Compares the state of the session with the observed effects of the statement and with its result. The result
     /// is needed because not every driver reports an error to the instrumentation if it occurs while rows are read.
-    pub(super) fn reconcile_now(&mut self, access: Access, at: Place, failure: Option<&diesel::result::Error>) {
+    pub(super) fn reconcile(&mut self, access: Access, at: SourceLocation, failure: Option<&diesel::result::Error>) {
         let kind = self.kind();
-        let Some(connection) = self.connection.as_mut() else { return };
-        let managed = connection.managed();
+        let Some(managed) = self.managed() else { return };
         let raw = access == Access::Raw;
+        let failed_opaquely = failure.is_some_and(is_opaque_failure);
         let failure = failure.filter(|error| matches!(error, diesel::result::Error::DatabaseError(..)));
         if !raw && failure.is_none() && !managed.observer.has_effects() {
             // The statement succeeded, so the swallowed error has not aborted the transaction.
-            self.swallowed = None;
+            self.history.swallowed = None;
             return;
         }
         // The code that had the connection may have replaced the connection or its instrumentation.
         let is_observed = !raw || managed.is_observed();
-        let mut effects =
-            if managed.observer.has_effects() { managed.observer.take() } else { ObservedEffects::default() };
+        let mut effects = managed.observer.take();
         if let Some(error) = failure {
             effects.add_error(kind, error, !raw);
             // The observer has not seen the loss, so the error may come from another connection of that code. A ping
             // decides.
             if raw && !effects.lost && dialect::is_connection_lost(error) {
-                managed.observer.suppress(true);
-                effects.lost = managed.conn_mut().ping().is_err_and(|error| dialect::is_connection_lost(&error));
-                managed.observer.suppress(false);
+                effects.lost = self.ask(|conn| conn.ping().is_err_and(|error| dialect::is_connection_lost(&error)));
             }
         }
         let may_write = self.settings.mode != Mode::ReadOnly;
         let poison = effects.poison.filter(|poison| *poison != Poison::ReadOnly || may_write);
+        let Some(managed) = self.managed() else { return };
         if let Some(poison) = poison {
             managed.retire(poison);
         }
@@ -62,18 +75,18 @@ impl<C: SessionConnection> TransactionState<C> {
         let depth = managed.conn_mut().depth();
         managed.lost |= effects.lost;
         managed.closes_at_checkin |= !is_observed || effects.lost;
-        if let Some(pinned) = managed.pinned().filter(|_| effects.lost) {
+        if effects.lost {
             let suffix = effects.first_error.as_deref().map(|error| format!(": {error}"));
-            pinned.poison(format!("{LOST}{}", suffix.unwrap_or_default()), Some(at));
+            self.invalidate_outer(format!("{LOST}{}", suffix.unwrap_or_default()), at);
         }
         if !self.has_begun() {
             if depth != Some(0) || effects.began || effects.ended_by.is_some() {
-                self.poison_pinned("a statement began or ended a transaction of its own".into(), at);
+                self.invalidate_outer("a statement began or ended a transaction of its own".into(), at);
                 self.close_at_checkin();
             }
             return;
         }
-        let expected = self.savepoints + 1;
+        let expected = self.history.savepoints() + 1;
         let ObservedEffects {
             first_error,
             last_failed,
@@ -82,50 +95,49 @@ impl<C: SessionConnection> TransactionState<C> {
             ended_by,
             may_have_ended,
             set_savepoint,
+            write_steps,
             ..
         } = effects;
-        self.has_raw_savepoint |= set_savepoint;
+        write_steps.into_iter().for_each(|step| self.history.note_raw(step, at));
+        self.history.has_raw_savepoint |= set_savepoint;
         let sent_inside = |word: &str| format!("`{word}` was sent to the database inside it");
         if let Some(word) = ended_by {
             self.invalidate(sent_inside(&word), at, true);
-            self.poison_pinned(format!("`{word}` was sent to the database, which ends a transaction"), at);
+            self.invalidate_outer(format!("`{word}` was sent to the database, which ends a transaction"), at);
             self.close_at_checkin();
         } else if !is_observed {
-            self.poison_pinned("the code that had the connection replaced it, or its instrumentation".into(), at);
+            self.invalidate_outer("the code that had the connection replaced it, or its instrumentation".into(), at);
             self.invalidate("the code that had the connection replaced it, or its instrumentation".into(), at, true);
         } else if lost || depth.is_none_or(|depth| depth < expected) {
             let cause = first_error.clone().unwrap_or_else(|| ENDED.into());
             if depth.is_none_or(|depth| depth == 0) {
-                self.poison_pinned(format!("the transaction of the test was ended by the database: {cause}"), at);
+                self.invalidate_outer(format!("the transaction of the test was ended by the database: {cause}"), at);
             }
             self.invalidate(cause, at, true);
         } else if depth.is_some_and(|depth| depth > expected) {
             self.invalidate("the code that had the connection left a transaction of its own open".into(), at, true);
         } else if let Some(error) = first_error.as_ref().filter(|_| kind == DatabaseKind::Postgres && last_failed) {
-            match self.swallowed.take() {
+            match self.history.swallowed.take() {
                 // PostgreSQL has refused every statement since the first error.
                 Some((first, first_at)) => self.invalidate(format!("{first}; then: {error}"), first_at, false),
                 None => self.invalidate(error.clone(), at, false),
             }
         } else if may_have_ended.is_some()
-            || first_error.is_some() && kind != DatabaseKind::Postgres
+            || (first_error.is_some() || failed_opaquely) && kind != DatabaseKind::Postgres
             || raw && kind == DatabaseKind::Sqlite
         {
             let check = TransactionCheck {
                 serialization_failure,
                 may_be_replaced: raw,
-                marker_is_newest: self.savepoints == 0 && !self.has_raw_savepoint,
+                marker_is_newest: self.history.savepoints() == 0 && !self.history.has_raw_savepoint,
             };
-            let Some(connection) = self.connection.as_mut() else { return };
-            let managed = connection.managed();
-            managed.observer.suppress(true);
-            let exists = kind.transaction_exists(managed.conn_mut(), check);
-            managed.observer.suppress(false);
-            if !exists {
-                managed.closes_at_checkin |= raw;
+            if !self.ask(|conn| kind.dialect().transaction_exists(conn, check)) {
+                if raw {
+                    self.close_at_checkin();
+                }
                 let cause =
                     first_error.clone().or(may_have_ended.as_deref().map(sent_inside)).unwrap_or_else(|| ENDED.into());
-                self.poison_pinned(format!("the transaction of the test was ended by the database: {cause}"), at);
+                self.invalidate_outer(format!("the transaction of the test was ended by the database: {cause}"), at);
                 self.invalidate(cause, at, true);
             }
         }
@@ -133,31 +145,38 @@ impl<C: SessionConnection> TransactionState<C> {
             && self.invalidation.is_none()
             && let Some(error) = first_error
         {
-            self.swallowed.get_or_insert((error, at));
+            self.history.swallowed.get_or_insert((error, at));
         }
         if transient {
             // Code that had the connection and did not return the error may have handled it.
-            let is_unhandled = !raw || failure.is_some() || self.invalidation.is_some();
-            self.transient.note(is_unhandled.then_some(self.savepoints));
+            let is_unhandled = !raw || failure.is_some() || failed_opaquely || self.invalidation.is_some();
+            let failure = if is_unhandled { TransientFailure::Unhandled } else { TransientFailure::MaybeHandled };
+            self.history.note_transient_failure(failure);
         }
     }
 
-    pub(crate) fn invalidate(&mut self, cause: String, at: Place, ended: bool) {
+    /// Asks the database, without the observer.
+    fn ask(&mut self, question: impl FnOnce(&mut C) -> bool) -> bool {
+        self.observer().iter().for_each(|observer| observer.suppress(true));
+        let answer = self.send(|conn| Ok(question(conn)));
+        self.observer().iter().for_each(|observer| observer.suppress(false));
+        answer.is_ok_and(|answer| answer)
+    }
+
+    pub(crate) fn invalidate(&mut self, cause: String, at: SourceLocation, ended: bool) {
         match &mut self.invalidation {
             Some(first) => first.ended |= ended,
             None => self.invalidation = Some(Invalidation { cause, at, ended }),
         }
     }
 
-    /// Marks the transaction around all sessions of a test as lost.
-    pub(super) fn poison_pinned(&self, cause: String, at: Place) {
-        if let Some(pinned) = self.pinned() {
-            pinned.poison(cause, Some(at));
-        }
+    /// Marks the transaction around all sessions as lost, if there is one.
+    pub(super) fn invalidate_outer(&self, cause: String, at: SourceLocation) {
+        self.style().invalidate_outer(cause, Some(at));
     }
 
     /// Invalidates the transaction if a statement panicked: its connection has stayed doomed.
-    pub(super) fn invalidate_after_panic(&mut self, at: Place) {
+    pub(super) fn invalidate_after_panic(&mut self, at: SourceLocation) {
         if self.invalidation.is_none() && self.is_doomed() {
             self.invalidate("code that had the connection panicked".into(), self.sent_at.unwrap_or(at), true);
         }
@@ -165,26 +184,42 @@ impl<C: SessionConnection> TransactionState<C> {
 
     /// Invalidates a transaction that was found aborted or ended at its commit or at the release of a savepoint. The
     /// code that had the connection has kept the error to itself.
-    pub(super) fn invalidate_for_swallowed_error(&mut self, at: Place, ended: bool) {
+    pub(super) fn invalidate_for_swallowed_error(&mut self, at: SourceLocation, ended: bool) {
         let sent_at = self.sent_at.unwrap_or(at);
-        let (cause, at) = self.swallowed.take().unwrap_or_else(|| (if ended { ENDED } else { SILENT }.into(), sent_at));
+        let (cause, at) =
+            self.history.swallowed.take().unwrap_or_else(|| (if ended { ENDED } else { SILENT }.into(), sent_at));
         self.invalidate(cause, at, ended);
     }
 
     pub(super) fn check_valid(&self) -> Result<()> {
         match &self.invalidation {
             Some(invalidation) => {
-                Err(Error::RollbackRequired { cause: invalidation.cause.clone(), at: invalidation.at })
+                Err(Details::RollbackRequired { cause: invalidation.cause.clone(), at: invalidation.at }.into())
             }
             None => Ok(()),
         }
     }
 
     pub(super) fn discard_effects(&mut self) {
-        self.with_observer(|observer| {
-            if observer.has_effects() {
-                observer.take();
-            }
-        });
+        if let Some(observer) = self.observer()
+            && observer.has_effects()
+        {
+            observer.take();
+        }
+    }
+    /// A process that was forked while the session held a connection must not use it: the connection belongs to the
+    /// parent process.
+    pub(super) fn check_not_forked(&mut self, at: SourceLocation) -> Result<()> {
+        if !self.connection.as_ref().is_some_and(|connection| connection.is_inherited()) {
+            return Ok(());
+        }
+        self.connection = None;
+        std::mem::forget(self.write_permit.take());
+        if self.has_begun() {
+            self.invalidate("the process was forked, and the transaction is its parent's".into(), at, true);
+        } else {
+            self.release();
+        }
+        Err(Details::Forked { app: self.app.id().into() }.into())
     }
 }

@@ -5,11 +5,10 @@ use std::panic::Location;
 use std::time::{Duration, Instant};
 
 use super::Session;
-use super::hooks::HookMark;
-use super::session_inner::SessionInner;
-use super::transaction_scope::TransactionScope;
+use super::hooks::{HookEvent, run_after};
+use super::session_inner::{SessionInner, TransactionScope};
 use crate::connection::SessionConnection;
-use crate::error::{Error, Place, Result};
+use crate::error::{Details, Error, Result, SourceLocation};
 
 /// The longest pause before the second attempt. It doubles with each further attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -20,7 +19,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How often [`Session::retry`] runs its closure. Usually the program passes a number.
 ///
 /// ```
-/// use diesel_session::Retry;
+/// use diesel_session::session::Retry;
 ///
 /// let thrice: Retry = 3.into();
 /// let thrice_whatever_happened = Retry::attempts(3).even_if_commit_unknown();
@@ -40,8 +39,9 @@ impl Retry {
         Self { attempts, even_if_commit_unknown: false }
     }
 
-    /// Runs the transaction again also after [`Error::CommitUnknown`], although it may have been committed. The
-    /// transaction must be idempotent, for example because it first checks whether its work has been done.
+    /// Runs the transaction again also after [`ErrorKind::CommitUnknown`](crate::ErrorKind::CommitUnknown), although it
+    /// may have been committed. The transaction must be idempotent, for example because it first checks whether its
+    /// work has been done.
     pub fn even_if_commit_unknown(mut self) -> Self {
         self.even_if_commit_unknown = true;
         self
@@ -54,6 +54,7 @@ impl From<u32> for Retry {
     }
 }
 
+/// # A transaction that runs again
 impl<C: SessionConnection> Session<C> {
     /// Runs a whole transaction, and runs it again if the database asks for that: after a serialization failure, a
     /// deadlock, a lock timeout (MySQL, MariaDB) or `SQLITE_BUSY`, at `BEGIN`, in `body` or at `COMMIT`. It also runs
@@ -78,7 +79,7 @@ impl<C: SessionConnection> Session<C> {
     ///     Ok::<_, Error>(left - 1)
     /// })?;
     /// assert_eq!(left, 2);
-    /// # Ok::<(), Error>(())
+    /// # Ok(())
     /// # })?;
     /// # app.dispose()?;
     /// # Ok::<(), Error>(())
@@ -88,7 +89,7 @@ impl<C: SessionConnection> Session<C> {
     /// database, and so do [`read`](crate::Tracked::read), [`write`](crate::Tracked::write) and `delete` of an older
     /// handle, once for each row. If such a row cannot be read at that moment, the handle gives the last known value,
     /// and the transaction is committed only if the row still has that value; otherwise the error is
-    /// [`Error::Stale`].
+    /// [`ErrorKind::Stale`](crate::ErrorKind::Stale).
     ///
     /// **What is repeated.** `body` sees a fresh session in each attempt. `body` itself must undo or repeat what it
     /// has done outside of the session. `body` may turn the failure into any error type: the session remembers that a
@@ -101,11 +102,11 @@ impl<C: SessionConnection> Session<C> {
     /// transactions that were in conflict do not meet again. If the pause would end after the scope's deadline, there
     /// is no further attempt.
     ///
-    /// **Not repeated** is [`Error::CommitUnknown`], because the work may have been committed and would be done
-    /// twice. [`Retry::even_if_commit_unknown`] allows it, and [`Error::resolve`] may tell the outcome.
-    /// [`Error::ConnectionLost`] is not repeated either: the program may call `retry` again. An `Err` that `body`
-    /// makes itself is not repeated, whatever [`Error::is_transient`] says about it, because the database has not
-    /// asked for it.
+    /// **Not repeated** is [`ErrorKind::CommitUnknown`](crate::ErrorKind::CommitUnknown), because the work may have
+    /// been committed and would be done twice. [`Retry::even_if_commit_unknown`] allows it, and [`Error::resolve`] may
+    /// tell the outcome. [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost) is not repeated either: the
+    /// program may call `retry` again. An `Err` that `body` makes itself is not repeated, whatever
+    /// [`Error::is_transient`] says about it, because the database has not asked for it.
     ///
     /// **Hooks** of an attempt that is rolled back end with the attempt: its `after_rollback` hooks run, the others
     /// are dropped. Hooks that were registered before `retry` belong to the last attempt. If a `before_commit` hook
@@ -113,52 +114,60 @@ impl<C: SessionConnection> Session<C> {
     ///
     /// # Errors
     /// Those of `body`, and those of [`begin`](Self::begin) and [`commit`](Self::commit) turned into `E`.
-    /// [`Error::NotRepeatable`] inside a closure of `transaction`, `savepoint` or another `retry`, and if the session
-    /// has begun or has unflushed changes, because the earlier work could not be repeated.
+    /// [`ErrorKind::NotRepeatable`](crate::ErrorKind::NotRepeatable) inside a closure of `transaction`, `savepoint` or
+    /// another `retry`, and if the session has begun or has unflushed changes, because the earlier work could not be
+    /// repeated.
     #[track_caller]
     pub fn retry<T, E: From<Error>>(
         &self,
         attempts: impl Into<Retry>,
         mut body: impl FnMut(&Self) -> Result<T, E>,
     ) -> Result<T, E> {
-        let at = Location::caller();
-        let retry_loop = RetryLoop::start(&self.0, attempts.into(), at)?;
+        let (at, retry, session) = (Location::caller(), attempts.into(), &*self.0);
+        session.check_repeatable(at)?;
+        let deadline = session.borrow_transaction(at)?.deadline_end();
+        // The hooks that were registered before the call stay for every attempt.
+        let mark = session.hooks.borrow().len();
+        let commits_once = session.hooks.borrow().iter().any(|(event, _)| *event == HookEvent::BeforeCommit);
         let mut attempt = 0;
         loop {
             attempt += 1;
             let pause = pause_after(attempt);
-            if let Err(error) = self.0.begin(at) {
-                if !(retry_loop.may_repeat(attempt, pause) && retry_loop.is_retryable(&error)) {
+            let may_repeat = || attempt < retry.attempts && deadline.is_none_or(|end| Instant::now() + pause < end);
+            if let Err(error) = session.begin(at) {
+                if !(may_repeat() && session.is_retryable(&error, retry)) {
                     if attempt > 1 {
-                        self.0.run_after_rollback_hooks();
+                        // Errors of these hooks are logged.
+                        let _ = run_after(false, session.take_hooks_since(0));
                     }
                     return Err(error.into());
                 }
             } else {
-                let scope = TransactionScope::open(&self.0, "retry", at, false);
-                self.0.unit_begin_attempt();
+                let scope = TransactionScope::open(session, "retry", at, false);
+                session.with_unit(|unit| unit.state.begin_attempt());
                 let outcome = body(self);
-                scope.close();
-                let may_repeat = retry_loop.may_repeat(attempt, pause);
+                let may_repeat = may_repeat();
                 match outcome {
-                    Ok(value) => match retry_loop.commit(may_repeat) {
-                        Ok(()) => return Ok(value),
-                        Err((error, true)) => drop(error),
-                        Err((error, false)) => {
-                            self.0.roll_back_after(&error, at);
-                            return Err(self.0.with_undo(error).into());
-                        }
-                    },
-                    Err(error) => {
-                        if !(may_repeat && self.0.has_transient_failure()) {
-                            self.0.roll_back_scope(at);
-                            return Err(error);
+                    Ok(value) => {
+                        scope.close();
+                        let repeats = |error: &Error| may_repeat && !commits_once && session.is_retryable(error, retry);
+                        match session.commit_with(at, |error| if repeats(error) { mark } else { 0 }) {
+                            Ok(()) => return Ok(value),
+                            Err(error) if repeats(&error) => {}
+                            Err(error) => {
+                                session.roll_back_after(&error, at);
+                                return Err(session.with_undo(error).into());
+                            }
                         }
                     }
+                    Err(_) if may_repeat && session.has_transient_failure() => scope.close(),
+                    Err(error) => return Err(error),
                 }
-                self.0.roll_back_attempt(retry_loop.mark, at);
+                session.roll_back_at_end(mark, at);
+                // A hook may have used the session.
+                session.roll_back_at_end(usize::MAX, at);
             }
-            let app = self.0.app().id();
+            let app = session.app().id();
             crate::wording::log_line!(
                 debug,
                 "diesel_session::session",
@@ -169,57 +178,35 @@ impl<C: SessionConnection> Session<C> {
     }
 }
 
-/// The state of one call of `retry`.
-struct RetryLoop<'s, C: SessionConnection> {
-    session: &'s SessionInner<C>,
-    retry: Retry,
-    at: Place,
-    /// The hooks that were registered before the call.
-    mark: HookMark,
-    /// There is a `before_commit` hook among them.
-    commits_once: bool,
-}
-
-impl<'s, C: SessionConnection> RetryLoop<'s, C> {
-    fn start(session: &'s SessionInner<C>, retry: Retry, at: Place) -> Result<Self> {
-        if let Some(&(outer, since)) = session.open_scopes.borrow().last() {
-            return Err(Error::NotRepeatable { inside: Some(outer), since, at });
-        }
-        if let Some(since) = session.borrow_transaction(at)?.active_since() {
-            return Err(Error::NotRepeatable { inside: None, since, at });
-        }
-        // A second attempt would not find the changes that the first one has flushed.
-        if let Some(since) = session.unflushed_since() {
-            return Err(Error::NotRepeatable { inside: None, since, at });
-        }
-        let hooks = session.hooks.borrow();
-        Ok(Self { session, retry, at, mark: hooks.mark(), commits_once: hooks.has_before_commit() })
+impl<C: SessionConnection> SessionInner<C> {
+    /// Whether everything that the session has done so far would be done again by another attempt.
+    fn check_repeatable(&self, at: SourceLocation) -> Result<()> {
+        let scope = self.open_scopes.borrow().last().copied();
+        let since = match scope {
+            Some(scope) => Some(scope.at),
+            // A second attempt would not find the changes that the first one has flushed.
+            None => self.borrow_transaction(at)?.active_since().or_else(|| self.unflushed_since()),
+        };
+        let inside = scope.map(|scope| scope.name);
+        since.map_or(Ok(()), |since| Err(Details::NotRepeatable { inside, since, at }.into()))
     }
 
-    /// Whether another attempt may follow after this pause.
-    fn may_repeat(&self, attempt: u32, pause: Duration) -> bool {
-        attempt < self.retry.attempts && self.session.deadline().is_none_or(|end| Instant::now() + pause < end)
+    /// Whether a statement of this transaction failed in a way that may succeed in another transaction.
+    fn has_transient_failure(&self) -> bool {
+        !self.has_guard.get()
+            && self.transaction.try_borrow().is_ok_and(|transaction| transaction.history.has_transient_failure())
     }
 
     /// Whether the database asks for another attempt.
-    fn is_retryable(&self, error: &Error) -> bool {
-        match error {
-            Error::Query { source, .. } => self.session.app().options().target.kind.is_transient(source),
+    fn is_retryable(&self, error: &Error, retry: Retry) -> bool {
+        match error.details() {
+            Details::Query { source, .. } => self.kind().is_transient(source),
             // The wait for other writers of this process.
-            Error::LockTimeout { .. } => true,
-            Error::RollbackRequired { .. } => self.session.has_transient_failure(),
-            Error::CommitUnknown(_) => self.retry.even_if_commit_unknown,
+            Details::LockTimeout { .. } => true,
+            Details::RollbackRequired { .. } => self.has_transient_failure(),
+            Details::CommitUnknown { .. } => retry.even_if_commit_unknown,
             _ => false,
         }
-    }
-
-    /// Commits. The error comes with the answer whether another attempt follows.
-    fn commit(&self, may_repeat: bool) -> Result<(), (Error, bool)> {
-        let again = |error: &Error| may_repeat && !self.commits_once && self.is_retryable(error);
-        self.session.commit_with(self.at, |error| again(error).then_some(self.mark)).map_err(|error| {
-            let again = again(&error);
-            (error, again)
-        })
     }
 }
 

@@ -2,58 +2,67 @@
 //! work.
 
 use std::cell::{Cell, OnceCell, RefCell, RefMut};
-use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
+use std::panic::{Location, resume_unwind};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::time::Instant;
 
 use diesel::result::QueryResult;
 
 use super::Session;
-use super::factory::SessionFactory;
-use super::flush::FlushHooks;
-use super::hooks::{self, HookMark, Hooks};
-use super::open_sessions::Registration;
-use super::row_hooks::RowHooks;
+use super::hooks::{ChangeEvent, FlushHook, Hook, HookEvent, RowHooks};
+use super::open_sessions::{OpenSession, OpenSessions};
 use super::statement::Statement;
 use super::transaction_state::{Access, TransactionState};
 use crate::app_core::AppCore;
 use crate::connection::SessionConnection;
-use crate::error::{Error, Place, Result, Undo};
+use crate::error::{Details, Error, Result, SourceLocation, Undo};
 use crate::kind::DatabaseKind;
-use crate::panic::drop_each_catching_panics;
+use crate::panic::{catch_panic, drop_each_catching_panics};
 use crate::settings::Settings;
-use crate::unit_of_work::{Newest, SessionReader, Unit};
+use crate::unit_of_work::{Newest, Unit};
+
+/// What all sessions of an application share.
+pub(crate) struct SessionFactory<C: SessionConnection> {
+    pub(crate) app_core: Arc<AppCore<C>>,
+    pub(crate) row_hooks: RowHooks<C>,
+    /// The list of open sessions, if the application belongs to a test.
+    pub(crate) open_sessions: Option<Arc<OpenSessions>>,
+}
 
 /// The part of a session that all its handles share.
-#[derive(Debug)]
 pub(crate) struct SessionInner<C: SessionConnection> {
     factory: Arc<SessionFactory<C>>,
     pub(super) transaction: RefCell<TransactionState<C>>,
-    /// The call that is using the transaction, or that moved the connection into a guard.
-    pub(super) used_at: Cell<Option<Place>>,
+    /// The last call that has used the transaction, or the call that moved the connection into a guard.
+    pub(super) used_at: Cell<Option<SourceLocation>>,
     pub(super) has_guard: Cell<bool>,
     pub(super) ended: Cell<bool>,
-    pub(super) open_scopes: RefCell<Vec<(&'static str, Place)>>,
+    pub(super) open_scopes: RefCell<Vec<OpenScope>>,
     /// The running hook of a flush or a commit, and the number of scopes that were open at its start.
     pub(super) running_hook: Cell<Option<(&'static str, usize)>>,
-    pub(super) hooks: RefCell<Hooks>,
-    /// The number of open savepoints.
-    pub(super) savepoints: Cell<u32>,
+    pub(super) hooks: RefCell<Vec<Hook>>,
     /// The tracked rows, once the program has used the unit of work.
     pub(super) unit: OnceCell<Unit<C>>,
-    pub(super) flush_hooks: RefCell<FlushHooks<C>>,
+    pub(super) flush_hooks: RefCell<Vec<(ChangeEvent, FlushHook<C>)>>,
     /// For the session handles that hooks receive.
-    weak_self: Weak<Self>,
+    pub(super) weak_self: Weak<Self>,
     /// The entry in the list of a test's open sessions.
-    registration: RefCell<Option<Registration>>,
+    registration: RefCell<Option<Arc<OpenSession>>>,
+}
+
+/// A running closure of `transaction`, `savepoint` or `retry`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OpenScope {
+    pub(super) name: &'static str,
+    pub(super) at: SourceLocation,
+    pub(super) is_savepoint: bool,
 }
 
 /// The number of rounds in which `before_commit` hooks may register further hooks.
 const HOOK_ROUNDS: usize = 100;
 
 impl<C: SessionConnection> SessionInner<C> {
-    pub(crate) fn new(factory: Arc<SessionFactory<C>>, settings: Settings, at: Place) -> Rc<Self> {
+    pub(crate) fn new(factory: Arc<SessionFactory<C>>, settings: Settings, at: SourceLocation) -> Rc<Self> {
         Rc::new_cyclic(|weak_self| Self {
             registration: RefCell::new(factory.open_sessions.as_ref().map(|sessions| sessions.register(at))),
             transaction: RefCell::new(TransactionState::new(Arc::clone(&factory.app_core), settings)),
@@ -64,7 +73,6 @@ impl<C: SessionConnection> SessionInner<C> {
             open_scopes: RefCell::default(),
             running_hook: Cell::new(None),
             hooks: RefCell::default(),
-            savepoints: Cell::new(0),
             unit: OnceCell::new(),
             flush_hooks: RefCell::default(),
             weak_self: Weak::clone(weak_self),
@@ -85,13 +93,7 @@ impl<C: SessionConnection> SessionInner<C> {
     }
 
     pub(super) fn kind(&self) -> DatabaseKind {
-        self.app().options().target.kind
-    }
-
-    /// For the handles of the session's rows.
-    pub(super) fn weak(&self) -> Weak<dyn SessionReader<C>> {
-        let weak_self: Weak<Self> = Weak::clone(&self.weak_self);
-        weak_self
+        self.app().options().target.kind.known()
     }
 
     /// Adds to the error what the program has to do to undo the transaction.
@@ -110,7 +112,7 @@ impl<C: SessionConnection> SessionInner<C> {
             (None, true) if !whole => return Undo::NotNeeded,
             (has_ended, _) => whole || has_ended == Some(true),
         };
-        let (open_scopes, savepoints) = (self.open_scopes.borrow(), self.savepoints.get() as usize);
+        let open_scopes = self.open_scopes.borrow();
         let hook = self.running_hook.get();
         let open_before_hook = hook.map_or(0, |(_, open)| open);
         let closure = if whole { open_scopes.first() } else { open_scopes.last() };
@@ -119,8 +121,10 @@ impl<C: SessionConnection> SessionInner<C> {
             (_, None) if transaction.settings.commits => Undo::Scope,
             (_, None) => Undo::Rollback,
             // The outermost closure ends the transaction, unless that closure is a savepoint too.
-            (_, Some(&(name, at))) if !whole || open_scopes.len() > savepoints => Undo::Closure { name, at },
-            (_, Some(&(name, at))) => Undo::ClosureThenRollback { name, at },
+            (_, Some(&OpenScope { name, at, is_savepoint })) => match whole && is_savepoint {
+                true => Undo::ClosureThenRollback { name, at },
+                false => Undo::Closure { name, at },
+            },
         }
     }
 
@@ -133,17 +137,20 @@ impl<C: SessionConnection> SessionInner<C> {
         error
     }
 
-    /// Begins the transaction at the program's request. Rows that were read outside of it are read again inside.
-    pub(super) fn begin(&self, at: Place) -> Result<()> {
-        let mut transaction = self.borrow_transaction(at)?;
-        let may_have_read_outside = transaction.may_have_read_outside();
-        let outcome = transaction.begin(at);
-        drop(transaction);
-        outcome.map_err(|error| self.with_undo(error))?;
-        if may_have_read_outside {
+    /// Begins the transaction at the program's request.
+    pub(super) fn begin(&self, at: SourceLocation) -> Result<()> {
+        let outcome = self.borrow_to_begin(at).and_then(|mut transaction| transaction.begin(at));
+        outcome.map_err(|error| self.with_undo(error))
+    }
+
+    /// Borrows the transaction for a call that begins it. Rows that were read before may have changed since, so they
+    /// are read again inside.
+    pub(super) fn borrow_to_begin(&self, at: SourceLocation) -> Result<RefMut<'_, TransactionState<C>>> {
+        let transaction = self.borrow_transaction(at)?;
+        if transaction.has_read_before() {
             self.expire_rows();
         }
-        Ok(())
+        Ok(transaction)
     }
 
     /// Whether the session holds a connection for its transaction. A transaction in use counts as active.
@@ -151,31 +158,58 @@ impl<C: SessionConnection> SessionInner<C> {
         self.transaction.try_borrow().map_or(true, |transaction| transaction.is_active())
     }
 
+    /// The changes that the end of the session would lose, as a log line describes them.
+    pub(crate) fn uncommitted(&self) -> Option<String> {
+        let written = self.transaction.try_borrow().ok().and_then(|transaction| transaction.uncommitted_write());
+        if let Some((begun_at, first_write)) = written {
+            let writes = (begun_at != first_write).then(|| format!(" and has written since {first_write}"));
+            return Some(format!("their transaction began at {begun_at}{}", writes.unwrap_or_default()));
+        }
+        let unit = self.unit.get()?;
+        let since = unit.unflushed_since()?;
+        let is_dirty = catch_panic("a comparison of rows", || unit.is_dirty()).unwrap_or(false);
+        is_dirty.then(|| format!("they are not flushed, and the first was made at {since}"))
+    }
+
+    pub(super) fn open_savepoint(&self, at: SourceLocation) -> Result<()> {
+        let opened = self.borrow_to_begin(at).and_then(|mut transaction| transaction.open_savepoint(at));
+        opened.map_err(|error| self.with_undo(error))?;
+        self.with_unit(|unit| unit.state.level.update(|level| level + 1));
+        Ok(())
+    }
+
     /// Runs the `before_commit` hooks, flushes, commits and runs the `after_commit` hooks.
-    pub(crate) fn commit(&self, at: Place) -> Result<()> {
-        self.commit_with(at, |_| None)
+    pub(crate) fn commit(&self, at: SourceLocation) -> Result<()> {
+        self.commit_with(at, |_| 0)
     }
 
-    /// Commits like [`commit`](Self::commit). If a failure has ended the transaction, `keep` may return a mark: the
-    /// hooks before the mark stay for another attempt.
-    pub(super) fn commit_with(&self, at: Place, keep: impl FnOnce(&Error) -> Option<HookMark>) -> Result<()> {
-        self.commit_with_hooks(at, keep).map_err(|error| self.with_undo(error))
+    /// Commits like [`commit`](Self::commit). If a failure has ended the transaction, the first hooks stay for another
+    /// attempt: as many as `keep` says.
+    pub(super) fn commit_with(&self, at: SourceLocation, keep: impl FnOnce(&Error) -> usize) -> Result<()> {
+        let committed = self.prepare_commit(at).and_then(|()| {
+            self.commit_transaction(at, |error| self.take_hooks_since(error.map_or(0, keep)))?;
+            self.end_transaction_of_rows(true, self.take_hooks_since(0))
+        });
+        committed.map_err(|error| self.with_undo(error))
     }
 
-    fn commit_with_hooks(&self, at: Place, keep: impl FnOnce(&Error) -> Option<HookMark>) -> Result<()> {
+    /// Runs the `before_commit` hooks and flushes, until nothing is left to do.
+    fn prepare_commit(&self, at: SourceLocation) -> Result<()> {
         drop(self.borrow_transaction(at)?);
         if self.unit.get().is_some_and(Unit::is_flushing) {
-            return Err(Error::AlreadyFlushing { at });
+            return Err(Details::AlreadyFlushing { at }.into());
         }
         let mut has_run_row_hook = false;
         for round in 0.. {
-            let hooks = self.hooks.borrow_mut().take_before_commit();
+            let is_due = |(event, _): &mut Hook| *event == HookEvent::BeforeCommit;
+            let hooks: Vec<Hook> = self.hooks.borrow_mut().extract_if(.., is_due).collect();
             if hooks.is_empty() && !self.has_unflushed() {
                 // The hook may change rows. It does not run again for those.
-                match self.changes_for_commit_hooks().filter(|_| !std::mem::replace(&mut has_run_row_hook, true)) {
-                    Some(changes) => self.run_before_commit_row_hook(&changes, at)?,
-                    None => break,
+                if std::mem::replace(&mut has_run_row_hook, true) || !self.has_change_hook(ChangeEvent::BeforeCommit) {
+                    break;
                 }
+                let changes = self.unit.get().map(Unit::flushed_now).unwrap_or_default();
+                self.run_change_hooks(ChangeEvent::BeforeCommit, &changes, at)?;
             }
             if round == HOOK_ROUNDS {
                 let (hook, message) = match hooks.is_empty() {
@@ -184,84 +218,74 @@ impl<C: SessionConnection> SessionInner<C> {
                     }
                     false => ("before_commit", format!("it went on registering others for {HOOK_ROUNDS} rounds")),
                 };
-                self.hooks.borrow_mut().put_back(hooks.into_iter());
-                return Err(Error::HookFailed { hook, committed: false, message });
+                self.hooks.borrow_mut().splice(..0, hooks);
+                return Err(Details::HookFailed { hook, committed: false, message }.into());
             }
             let mut hooks = hooks.into_iter();
-            while let Some(hook) = hooks.next() {
-                if let Err(error) = self.run_checked_hook("before_commit", at, || hooks::run_before_commit(hook)) {
-                    self.hooks.borrow_mut().put_back(hooks);
+            while let Some((_, hook)) = hooks.next() {
+                if let Err(error) = self.run_checked_hook("before_commit", at, hook) {
+                    self.hooks.borrow_mut().splice(..0, hooks);
                     return Err(error);
                 }
             }
             self.flush(at)?;
         }
-        let changes = self.changes_for_commit_hooks();
+        Ok(())
+    }
+
+    /// Commits without hooks. After a failure that has ended the transaction, the hooks run that `take_hooks` returns.
+    /// If the outcome is unknown, which includes a panic of the program's instrumentation, they are dropped.
+    pub(super) fn commit_transaction(
+        &self,
+        at: SourceLocation,
+        take_hooks: impl FnOnce(Option<&Error>) -> Vec<Hook>,
+    ) -> Result<()> {
         let mut transaction = self.borrow_transaction(at)?;
-        let outcome = self.commit_transaction(&mut transaction, at);
+        let outcome = transaction.commit(at);
         let has_ended = !transaction.is_active();
         drop(transaction);
-        let outcome = outcome.unwrap_or_else(|panic| {
-            self.unit_undecided(&Arc::default());
-            self.take_hooks().discard();
-            resume_unwind(panic)
-        });
         match outcome {
-            Ok(()) => {
-                self.unit_committed();
-                let row_hook_outcome = changes.map_or(Ok(()), |changes| self.run_after_commit_row_hook(&changes));
-                self.take_hooks().run_after_commit().and(row_hook_outcome)
-            }
-            Err(error) => {
-                let is_unknown = error.is_commit_unknown();
-                if let Error::CommitUnknown(unknown) = &error {
-                    self.unit_undecided(&unknown.verdict);
-                } else if has_ended {
-                    self.unit_rolled_back();
-                }
-                if is_unknown || has_ended {
-                    let hooks = match keep(&error) {
-                        Some(mark) => self.hooks.borrow_mut().split_off(mark),
-                        None => self.take_hooks(),
-                    };
-                    if is_unknown {
-                        // Neither the commit nor the rollback is certain.
-                        hooks.discard();
-                    } else {
-                        let _ = hooks.run_after_rollback();
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                match error.verdict() {
+                    Some(verdict) => {
+                        self.with_unit(|unit| unit.undecided(verdict));
+                        drop_each_catching_panics(take_hooks(Some(&error)));
                     }
+                    None if has_ended => drop(self.end_transaction_of_rows(false, take_hooks(Some(&error)))),
+                    None => {}
                 }
                 Err(error)
+            }
+            Err(panic) => {
+                self.with_unit(|unit| unit.undecided(&Arc::default()));
+                drop_each_catching_panics(take_hooks(None));
+                resume_unwind(panic)
             }
         }
     }
 
-    /// Commits without hooks. The outer `Err` is a panic of the program's instrumentation, after which the outcome of
-    /// the commit is unknown.
-    pub(super) fn commit_transaction(
-        &self,
-        transaction: &mut TransactionState<C>,
-        at: Place,
-    ) -> std::thread::Result<Result<()>> {
-        catch_unwind(AssertUnwindSafe(|| transaction.commit(at)))
+    pub(crate) fn rollback(&self, at: SourceLocation) -> Result<()> {
+        self.roll_back(self.borrow_transaction(at)?, 0)
     }
 
-    pub(crate) fn rollback(&self, at: Place) -> Result<()> {
-        let mut transaction = self.borrow_transaction(at)?;
+    /// Rolls back at the end of a closure or of a flush. The first hooks stay, as many as `kept_hooks` says. Errors are
+    /// dropped: the error that leads to the rollback matters more to the caller.
+    pub(super) fn roll_back_at_end(&self, kept_hooks: usize, at: SourceLocation) {
+        if let Ok(transaction) = self.borrow_transaction_at_end(at) {
+            let _ = self.roll_back(transaction, kept_hooks);
+        }
+    }
+
+    fn roll_back(&self, mut transaction: RefMut<'_, TransactionState<C>>, kept_hooks: usize) -> Result<()> {
         let was_active = transaction.is_active();
         transaction.rollback();
         drop(transaction);
-        self.unit_rolled_back();
-        let hooks = self.take_hooks();
-        if was_active { hooks.run_after_rollback() } else { Ok(()) }
-    }
-
-    /// Rolls back and drops all hooks. A failure of a hook does not prevent it.
-    pub(super) fn clear(&self, at: Place) {
-        let _ = self.rollback(at);
-        self.take_hooks().discard();
-        self.unit_cleared();
-        self.drop_flush_hooks();
+        let mut hooks = self.take_hooks_since(kept_hooks);
+        if !was_active {
+            drop_each_catching_panics(hooks.drain(..));
+        }
+        self.end_transaction_of_rows(false, hooks)
     }
 
     /// Ends the session: every later use is an error. If a guard owns the connection, the drop of the guard rolls
@@ -273,18 +297,16 @@ impl<C: SessionConnection> SessionInner<C> {
         drop(self.registration.take());
         let is_idle = self.is_idle();
         if !is_idle && !self.has_guard.get() {
-            self.used_at.set(None);
             // Hooks of the rollback may still use the session.
             let _ = self.rollback(Location::caller());
         }
         // Set before the program's own values are dropped: their `Drop` may panic and may use the session.
         self.ended.set(true);
-        self.unit_cleared();
-        self.drop_flush_hooks();
+        self.drop_rows_and_flush_hooks();
         if is_idle {
             return;
         }
-        self.take_hooks().discard();
+        self.discard_hooks_since(0);
         // A hook of the rollback may have used the session again. If a guard owns the connection, its drop rolls
         // back.
         if let (false, Ok(mut transaction)) = (self.has_guard.get(), self.transaction.try_borrow_mut()) {
@@ -303,7 +325,7 @@ impl<C: SessionConnection> SessionInner<C> {
     pub(super) fn run<T>(
         &self,
         statement: Statement,
-        at: Place,
+        at: SourceLocation,
         send: impl FnOnce(&mut C) -> QueryResult<T>,
     ) -> Result<T> {
         self.autoflush_before(statement, at)?;
@@ -323,104 +345,63 @@ impl<C: SessionConnection> SessionInner<C> {
     pub(super) fn run_without_flush<T>(
         &self,
         statement: Statement,
-        at: Place,
+        at: SourceLocation,
         send: impl FnOnce(&mut C) -> QueryResult<T>,
     ) -> Result<T> {
         let mut transaction = self.borrow_transaction(at)?;
         if let Some(unit) = self.unit.get() {
-            unit.set_autocommit_reads(transaction.is_autocommitting());
+            unit.state.autocommit_reads.set(transaction.is_autocommitting());
             let outside = transaction.reads_before_transaction(statement.access);
-            unit.set_reads_before_transaction(outside);
-            if transaction.is_reading() && !outside {
+            unit.state.reads_before_transaction.set(outside);
+            if transaction.has_read_before() && !outside {
                 // This statement begins the transaction: rows that were read before may have changed since.
-                unit.expire_all();
+                unit.state.expire();
             }
             if statement.access != Access::Read {
-                unit.note_changing();
+                unit.state.note_changing();
             }
         }
-        let in_use = InUse::new(&self.used_at, at);
         let outcome = transaction.run(statement, at, send);
-        drop((transaction, in_use));
+        drop(transaction);
         outcome.map_err(|error| self.with_undo(error))
     }
 
-    pub(super) fn borrow_transaction(&self, at: Place) -> Result<RefMut<'_, TransactionState<C>>> {
+    pub(super) fn borrow_transaction(&self, at: SourceLocation) -> Result<RefMut<'_, TransactionState<C>>> {
         self.check_not_ended(at)?;
         let held_at = self.used_at.get().unwrap_or(at);
         if self.has_guard.get() {
-            return Err(Error::SessionBusy { held_at, at });
+            return Err(Details::SessionBusy { held_at, at }.into());
         }
-        self.transaction.try_borrow_mut().map_err(|_| Error::SessionBusy { held_at, at })
+        let transaction = self.transaction.try_borrow_mut();
+        let transaction = transaction.map_err(|_| Error::from(Details::SessionBusy { held_at, at }))?;
+        self.used_at.set(Some(at));
+        Ok(transaction)
     }
 
-    pub(super) fn check_not_ended(&self, at: Place) -> Result<()> {
-        if self.ended.get() { Err(Error::SessionEnded { app: self.app().id().into(), at }) } else { Ok(()) }
+    pub(super) fn check_not_ended(&self, at: SourceLocation) -> Result<()> {
+        if self.ended.get() { Err(Details::SessionEnded { app: self.app().id().into(), at }.into()) } else { Ok(()) }
     }
 
-    pub(super) fn check_outside_scopes(&self, operation: &'static str, at: Place) -> Result<()> {
+    pub(super) fn check_outside_scopes(&self, operation: &'static str, at: SourceLocation) -> Result<()> {
         match self.open_scopes.borrow().last() {
-            Some(&(outer, outer_at)) => Err(Error::InsideTransaction { operation, outer, outer_at, at }),
+            Some(&OpenScope { name: outer, at: outer_at, .. }) => {
+                Err(Details::InsideTransaction { operation, outer, outer_at, at }.into())
+            }
             None => Ok(()),
         }
     }
 
-    pub(super) fn is_in_scope(&self) -> bool {
-        !self.open_scopes.borrow().is_empty()
-    }
-
     /// Rolls back after an error of a commit, unless the commit has succeeded and only a hook has failed.
-    pub(super) fn roll_back_after(&self, error: &Error, at: Place) {
-        if !matches!(error, Error::HookFailed { committed: true, .. }) {
-            self.roll_back_scope(at);
+    pub(super) fn roll_back_after(&self, error: &Error, at: SourceLocation) {
+        if !error.is_hook_failure_after_commit() {
+            self.roll_back_at_end(0, at);
         }
-    }
-
-    /// Rolls back the closure of a `transaction` or `retry`.
-    pub(super) fn roll_back_scope(&self, at: Place) {
-        if self.borrow_transaction_at_end(at).is_ok() {
-            let _ = self.rollback(at);
-        }
-    }
-
-    /// Rolls back an attempt of `retry`, with the hooks since `mark`, and leaves the session idle for the next
-    /// attempt.
-    pub(super) fn roll_back_attempt(&self, mark: HookMark, at: Place) {
-        if let Ok(mut transaction) = self.borrow_transaction_at_end(at) {
-            transaction.rollback();
-            drop(transaction);
-            self.unit_rolled_back();
-            let hooks = self.hooks.borrow_mut().split_off(mark);
-            let _ = hooks.run_after_rollback();
-            // A hook may have used the session.
-            if let Ok(mut transaction) = self.borrow_transaction(at) {
-                transaction.rollback();
-                drop(transaction);
-                self.unit_rolled_back();
-            }
-        }
-    }
-
-    /// Runs the remaining `after_rollback` hooks and drops the other hooks.
-    pub(super) fn run_after_rollback_hooks(&self) {
-        let _ = self.take_hooks().run_after_rollback();
-    }
-
-    /// Whether a statement of this transaction failed in a way that may succeed in another transaction.
-    pub(super) fn has_transient_failure(&self) -> bool {
-        !self.has_guard.get()
-            && self.transaction.try_borrow().is_ok_and(|transaction| transaction.transient.is_relevant())
-    }
-
-    /// The deadline of the scope.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.transaction.try_borrow().ok()?.deadline_end()
     }
 
     /// Borrows the transaction at the end of a closure of `transaction`, `savepoint` or `retry`. If that is
     /// impossible because the closure has kept the connection guard, the work of the closure can be neither committed
     /// nor undone alone, so the whole transaction is invalidated.
-    pub(super) fn borrow_transaction_at_end(&self, at: Place) -> Result<RefMut<'_, TransactionState<C>>> {
+    pub(super) fn borrow_transaction_at_end(&self, at: SourceLocation) -> Result<RefMut<'_, TransactionState<C>>> {
         let borrowed = self.borrow_transaction(at);
         if borrowed.is_err()
             && let Ok(mut transaction) = self.transaction.try_borrow_mut()
@@ -434,40 +415,64 @@ impl<C: SessionConnection> SessionInner<C> {
         borrowed
     }
 
-    fn drop_flush_hooks(&self) {
-        let FlushHooks { before, after } = self.flush_hooks.take();
-        drop_each_catching_panics(before);
-        drop_each_catching_panics(after);
+    pub(super) fn drop_rows_and_flush_hooks(&self) {
+        self.with_unit(Unit::clear);
+        drop_each_catching_panics(self.flush_hooks.take());
     }
 
-    fn take_hooks(&self) -> Hooks {
-        std::mem::take(&mut *self.hooks.borrow_mut())
+    /// Tells the unit of work, if the program has used it.
+    pub(super) fn with_unit(&self, tell: impl FnOnce(&Unit<C>)) {
+        if let Some(unit) = self.unit.get() {
+            tell(unit);
+        }
     }
 
-    pub(super) fn discard_hooks_since(&self, mark: HookMark) {
-        let hooks = self.hooks.borrow_mut().split_off(mark);
-        hooks.discard();
+    pub(super) fn expire_rows(&self) {
+        self.with_unit(|unit| unit.state.expire());
+    }
+}
+
+/// A running closure of `transaction`, `savepoint` or `retry`. Its drop undoes the changes of the closure, also after a panic.
+pub(super) struct TransactionScope<'s, C: SessionConnection> {
+    session: &'s SessionInner<C>,
+    /// The number of hooks that were registered before the closure.
+    mark: usize,
+}
+
+impl<'s, C: SessionConnection> TransactionScope<'s, C> {
+    pub(super) fn open(
+        session: &'s SessionInner<C>,
+        name: &'static str,
+        at: SourceLocation,
+        is_savepoint: bool,
+    ) -> Self {
+        session.open_scopes.borrow_mut().push(OpenScope { name, at, is_savepoint });
+        Self { session, mark: session.hooks.borrow().len() }
+    }
+
+    /// The closure has ended, and its work stays.
+    pub(super) fn close(self) {
+        self.session.open_scopes.borrow_mut().pop();
+        std::mem::forget(self);
+    }
+}
+
+impl<C: SessionConnection> Drop for TransactionScope<'_, C> {
+    fn drop(&mut self) {
+        let Some(OpenScope { at, is_savepoint, .. }) = self.session.open_scopes.borrow_mut().pop() else { return };
+        if !is_savepoint {
+            return self.session.roll_back_at_end(0, at);
+        }
+        if let Ok(mut transaction) = self.session.borrow_transaction_at_end(at) {
+            transaction.roll_back_savepoint(at);
+        }
+        self.session.with_unit(Unit::roll_back_savepoint);
+        self.session.discard_hooks_since(self.mark);
     }
 }
 
 impl<C: SessionConnection> Drop for SessionInner<C> {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-/// Notes the call that uses the session. Its drop deletes the note.
-struct InUse<'s>(&'s Cell<Option<Place>>);
-
-impl<'s> InUse<'s> {
-    fn new(cell: &'s Cell<Option<Place>>, at: Place) -> Self {
-        cell.set(Some(at));
-        Self(cell)
-    }
-}
-
-impl Drop for InUse<'_> {
-    fn drop(&mut self) {
-        self.0.set(None);
     }
 }

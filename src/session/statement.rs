@@ -24,6 +24,8 @@ pub(crate) struct Statement {
     /// Whether tracked rows that the statement does not return may be outdated afterwards: the statement writes, or
     /// it calls a function of the program that may write or wait for a lock, or it locks rows of several tables.
     pub(super) expires_rows: bool,
+    /// Whether it is a typed INSERT, UPDATE or DELETE. The observer sees whether raw SQL writes.
+    pub(super) writes: bool,
     /// One bit for each kind of database on which the text of a `Selected` statement was found to leave nothing.
     clean_on: u8,
     name: &'static str,
@@ -49,6 +51,7 @@ impl Statement {
         leftovers: Leftovers::Possible,
         newest: Newest::Perhaps,
         expires_rows: true,
+        writes: false,
         clean_on: 0,
         name: "",
     };
@@ -62,7 +65,9 @@ impl Statement {
     /// Whether the statement leaves nothing on the connection.
     #[inline]
     pub(crate) fn leaves_nothing(&self, kind: impl FnOnce() -> DatabaseKind) -> bool {
-        self.leftovers == Leftovers::None || self.leftovers < Leftovers::Possible && self.is_known_clean(kind())
+        // On SQLite a function has nothing to leave.
+        let is_clean_on = |kind| kind == DatabaseKind::Sqlite || self.clean_on & kind_bit(kind) != 0;
+        self.leftovers == Leftovers::None || self.leftovers < Leftovers::Possible && is_clean_on(kind())
     }
 
     /// Remembers that the text of the statement leaves nothing on this kind of database. The text is always the same.
@@ -74,24 +79,15 @@ impl Statement {
         }
     }
 
-    /// Whether the text is known to leave nothing. On SQLite a function has nothing to leave.
-    fn is_known_clean(&self, kind: DatabaseKind) -> bool {
-        kind == DatabaseKind::Sqlite || self.clean_on & kind_bit(kind) != 0
-    }
-
     /// A statement that a flush or a look-up by key sends.
     pub(super) fn of_entity(what: StatementKind) -> Self {
         match what {
             StatementKind::Select(name) => columns_of(name, Access::Read),
             StatementKind::Insert(name) => columns_of(name, Access::Write),
-            StatementKind::Change => Self {
-                access: Access::Write,
-                leftovers: Leftovers::None,
-                newest: Newest::No,
-                expires_rows: true,
-                clean_on: 0,
-                name: "",
-            },
+            StatementKind::Change => {
+                let (access, leftovers, newest) = (Access::Write, Leftovers::None, Newest::No);
+                Self { access, leftovers, newest, writes: true, ..Self::RAW }
+            }
         }
     }
 
@@ -145,8 +141,9 @@ fn columns_of(name: &'static str, access: Access) -> Statement {
         leftovers: Leftovers::Selected,
         newest: Newest::No,
         expires_rows: access != Access::Read,
-        clean_on: 0,
+        writes: access == Access::Write,
         name,
+        ..Statement::RAW
     };
     let known = CACHE.try_with(|cache| cache[cache_index(name)].get());
     known
@@ -178,7 +175,8 @@ fn classify(name: &'static str) -> Statement {
     let expires_rows = access != Access::Read
         || leftovers == Leftovers::Possible && name.starts_with(WITHOUT_TABLE)
         || newest == Newest::Locked && name.contains("::joins::");
-    Statement { access, leftovers, newest, expires_rows, clean_on: 0, name }
+    let writes = WRITES.iter().any(|start| name.starts_with(start));
+    Statement { access, leftovers, newest, expires_rows, writes, clean_on: 0, name }
 }
 
 /// `FOR UPDATE` and similar clauses, of the query or of a subquery. The name of a type omits parameters that equal
@@ -195,6 +193,13 @@ const LITERAL: &str = "::sql_literal::";
 /// Statements whose `RETURNING` returns the rows as the statement leaves them.
 const RETURN_WRITTEN_ROWS: [&str; 2] =
     ["diesel::query_builder::insert_statement::", "diesel::query_builder::update_statement::"];
+
+/// The statements that write. Other typed statements, such as a UNION, only read.
+const WRITES: [&str; 3] = [
+    "diesel::query_builder::insert_statement::",
+    "diesel::query_builder::update_statement::",
+    "diesel::query_builder::delete_statement::",
+];
 
 /// Whether `c` belongs to the path of a type, `{` of closures included.
 fn is_path_char(c: char) -> bool {
@@ -265,21 +270,17 @@ fn after_arguments(text: &str) -> &str {
     if !text.starts_with('<') {
         return text;
     }
-    let mut depth = 0_usize;
-    let mut before = ' ';
-    for (at, c) in text.char_indices() {
+    let mut depth = 0;
+    let end = text.char_indices().find_map(|(at, c)| {
         match c {
             '<' => depth += 1,
             // The arrow in the type of a function closes nothing.
-            '>' if before != '-' => depth -= 1,
+            '>' if !text[..at].ends_with('-') => depth -= 1,
             _ => {}
         }
-        if depth == 0 {
-            return &text[at + c.len_utf8()..];
-        }
-        before = c;
-    }
-    ""
+        (depth == 0).then_some(at + 1)
+    });
+    &text[end.unwrap_or(text.len())..]
 }
 
 #[cfg(all(test, feature = "sqlite"))]
@@ -420,6 +421,28 @@ mod tests {
         assert_eq!(newest(&diesel::delete(users::table).returning(users::id)), Newest::No);
         assert_eq!(newest(&users::table.filter(sql::<Bool>("1 = 1"))), Newest::Perhaps);
         assert_eq!(newest(&diesel::sql_query("SELECT 1")), Newest::Perhaps);
+    }
+
+    #[test]
+    fn statement_writes_if_it_is_an_insert_update_or_delete() {
+        fn writes<Q: AsQuery>(query: &Q) -> bool {
+            Statement::of_query(query).writes
+        }
+        fn command_writes<Q>(_: Q) -> bool {
+            Statement::of_command::<Q>().writes
+        }
+        assert!(!writes(&users::table) && !writes(&users::table.find(1).for_update()));
+        assert!(!writes(&users::table.union(users::table)) && !writes(&users::table.into_boxed::<Sqlite>()));
+        assert!(!writes(&diesel::select(defined(1))) && !writes(&diesel::sql_query("DELETE FROM users")));
+        let user = User { id: 1, name: "Ada".into() };
+        assert!(writes(&diesel::insert_into(users::table).values(&user).returning(users::id)));
+        assert!(command_writes(diesel::insert_into(users::table).values(vec![users::id.eq(1)])));
+        assert!(command_writes(diesel::insert_or_ignore_into(users::table).values(&user)));
+        assert!(command_writes(diesel::replace_into(users::table).values(&user)));
+        assert!(command_writes(diesel::update(&user).set(users::name.eq("Bob"))));
+        assert!(command_writes(diesel::update(users::table).set(users::id.eq(1)).into_boxed::<Sqlite>()));
+        assert!(command_writes(diesel::delete(users::table).into_boxed::<Sqlite>()));
+        assert!(command_writes(users::table.find(1).insert_into(users::table)));
     }
 
     #[test]

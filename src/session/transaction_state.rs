@@ -1,9 +1,14 @@
 //! The state of a session's transaction, from its beginning to its commit or rollback.
 //!
+//! The phases: `Idle` until the first statement; `Reading` while a default scope only reads, if the kind of database
+//! lets its reads precede the transaction; `Begun` from the `BEGIN` to the commit or rollback, which leads back to `Idle`.
+//! `prepare_connection` decides before each statement which phase comes next.
+//!
 //! Invariants: a connection is checked out in the phases `Reading` and `Begun`; in the phase `Idle` none is checked
 //! out between two calls. While `invalidation` is set, only a rollback is sent. A connection is doomed if the code
 //! that used it panicked.
 
+use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,22 +16,27 @@ use diesel::QueryResult;
 
 use super::invalidation::Invalidation;
 use super::statement::{Leftovers, Statement};
-use super::transient_failure::TransientFailure;
+use super::transaction_history::TransactionHistory;
 use crate::app_core::AppCore;
 use crate::connection::SessionConnection;
 use crate::dialect::{self, BeginOptions, Poison};
-use crate::error::{A_READ, A_WRITE, Blockers, Error, Place, Result};
+use crate::error::{A_READ, A_WRITE, Blockers, Details, Error, Result, SourceLocation};
 use crate::kind::DatabaseKind;
-use crate::pool::{CallDeadline, CheckedOut, GRACE, WritePermit, refuse_empty_statements};
+use crate::pool::{
+    CallDeadline, CheckedOut, GRACE, Managed, SqlSource, StatementObserver, WritePermit, refuse_empty_statements,
+};
 use crate::recorder::CallSite;
-use crate::settings::{Isolation, Mode, Settings};
+use crate::settings::{Deadline, Isolation, Mode, Settings};
 use crate::wording::phrase;
 
-/// The minimum and the maximum by which the statement limit of the server may exceed the remaining time.
+/// The minimum and the maximum by which the limit that was sent last may exceed the remaining time.
 const LIMIT_SLACK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 
 /// Why a session that sends something has a connection.
-pub(super) const PREPARED: &str = "`prepare` or `begin` has checked out a connection";
+const PREPARED: &str = "`prepare` or `begin` has checked out a connection";
+
+/// What an error calls a commit.
+pub(super) const A_COMMIT: &str = "a commit";
 
 /// What a statement may do to the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,47 +61,37 @@ impl Access {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) enum TransactionPhase {
+enum TransactionPhase {
     Idle,
     /// SQLite only: a default scope has read outside of a transaction. Its first write begins the transaction.
-    Reading(Place),
-    Begun(Place),
+    Reading(SourceLocation),
+    Begun(SourceLocation),
 }
 
-#[derive(Debug)]
+/// An operation that may wait for the lock of the whole database, and its start.
+pub(super) type LockWait = (&'static str, Instant);
+
 pub(crate) struct TransactionState<C: SessionConnection> {
     pub(super) app: Arc<AppCore<C>>,
     pub(super) settings: Settings,
     pub(super) connection: Option<CheckedOut<C>>,
     pub(super) write_permit: Option<WritePermit>,
-    pub(super) phase: TransactionPhase,
-    /// The number of open savepoints.
-    pub(super) savepoints: u32,
+    phase: TransactionPhase,
     pub(super) invalidation: Option<Invalidation>,
-    /// The statement limit that was last sent to the server.
-    statement_limit_sent: Option<Duration>,
-    /// The busy timeout that was last sent to SQLite.
-    busy_timeout_sent: Option<Duration>,
+    /// The savepoints, writes and failures since the transaction began.
+    pub(super) history: TransactionHistory,
+    /// The limit that was last sent to the server, or to SQLite as its busy timeout.
+    limit_sent: Option<Duration>,
     /// The SQL that lets the connection write again, if a read-only session has forbidden it.
     allow_writes: Option<&'static str>,
     /// The call that sent the last statement.
-    pub(super) sent_at: Option<Place>,
+    pub(super) sent_at: Option<SourceLocation>,
     /// The number of transactions that this session has rolled back.
-    rollbacks: u64,
-    /// Whether this transaction had a failure after which another run may succeed.
-    pub(super) transient: TransientFailure,
-    /// Raw SQL or code of the program has used the connection in this transaction, so the session may not know all
-    /// errors.
-    pub(super) had_raw_access: bool,
-    /// That code has set savepoints of its own.
-    pub(super) has_raw_savepoint: bool,
-    /// The first error that such code did not return, and the call that gave it the connection. The code may have
-    /// handled the error.
-    pub(super) swallowed: Option<(String, Place)>,
-    /// On a pinned connection: the transaction is the savepoint of one statement, which has this access.
+    pub(super) rollbacks: u64,
+    /// In an outer transaction: the transaction is the savepoint of one statement, which has this access.
     pub(super) statement_savepoint: Option<Access>,
     /// The watch over the deadline while a `ConnectionGuard` owns the connection.
-    pub(super) guard_watchdog: Option<CallDeadline>,
+    guard_watchdog: Option<CallDeadline>,
 }
 
 impl<C: SessionConnection> TransactionState<C> {
@@ -102,27 +102,18 @@ impl<C: SessionConnection> TransactionState<C> {
             connection: None,
             write_permit: None,
             phase: TransactionPhase::Idle,
-            savepoints: 0,
             invalidation: None,
-            statement_limit_sent: None,
-            busy_timeout_sent: None,
+            history: TransactionHistory::default(),
+            limit_sent: None,
             allow_writes: None,
             sent_at: None,
             rollbacks: 0,
-            transient: TransientFailure::default(),
-            had_raw_access: false,
-            has_raw_savepoint: false,
-            swallowed: None,
             statement_savepoint: None,
             guard_watchdog: None,
         }
     }
 
-    pub(crate) fn rollbacks(&self) -> u64 {
-        self.rollbacks
-    }
-
-    pub(super) fn begun_at(&self) -> Option<Place> {
+    pub(super) fn begun_at(&self) -> Option<SourceLocation> {
         match self.phase {
             TransactionPhase::Begun(at) => Some(at),
             TransactionPhase::Idle | TransactionPhase::Reading(_) => None,
@@ -130,15 +121,30 @@ impl<C: SessionConnection> TransactionState<C> {
     }
 
     pub(super) fn has_begun(&self) -> bool {
-        matches!(self.phase, TransactionPhase::Begun(_))
+        self.begun_at().is_some()
     }
 
     /// The call since which the session has held a connection.
-    pub(super) fn active_since(&self) -> Option<Place> {
+    pub(super) fn active_since(&self) -> Option<SourceLocation> {
         match self.phase {
             TransactionPhase::Begun(at) | TransactionPhase::Reading(at) => Some(at),
             TransactionPhase::Idle => None,
         }
+    }
+
+    pub(crate) fn is_active(&self) -> bool {
+        self.active_since().is_some()
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        !self.is_active() && self.connection.is_none() && self.invalidation.is_none() && self.write_permit.is_none()
+    }
+
+    /// The call that began the transaction and the call that sent its first write, unless the transaction has ended
+    /// in the database.
+    pub(super) fn uncommitted_write(&self) -> Option<(SourceLocation, SourceLocation)> {
+        let has_ended = self.invalidation.as_ref().is_some_and(|invalidation| invalidation.ended);
+        Some((self.begun_at()?, self.history.first_write().filter(|_| !has_ended)?))
     }
 
     /// Whether the next statement is committed by itself.
@@ -146,219 +152,152 @@ impl<C: SessionConnection> TransactionState<C> {
         self.settings.mode == Mode::Autocommit && (self.statement_savepoint.is_some() || !self.has_begun())
     }
 
-    /// Whether rows may have been read outside of the transaction that begins next. On a pinned connection to a
-    /// server, the reads of a default scope have savepoints of their own. On an ordinary connection they would have
-    /// begun the transaction.
-    pub(crate) fn may_have_read_outside(&self) -> bool {
-        match self.phase {
-            TransactionPhase::Begun(_) => false,
-            TransactionPhase::Idle | TransactionPhase::Reading(_) => {
-                self.pinned().is_none() || self.settings.mode != Mode::Default || self.kind() == DatabaseKind::Sqlite
-            }
-        }
-    }
-
-    /// Whether a default scope on SQLite has read and its transaction has not begun.
-    pub(crate) fn is_reading(&self) -> bool {
+    /// Whether a default scope on SQLite may have read, and its transaction has not begun. In an outer transaction each of
+    /// these reads had a savepoint of its own.
+    pub(crate) fn has_read_before(&self) -> bool {
         matches!(self.phase, TransactionPhase::Reading(_))
+            || self.style().is_nested() && self.reads_before_transaction(Access::Read)
     }
 
     /// Whether a statement with this access is sent outside of the transaction that the first write of the scope
     /// begins.
     pub(crate) fn reads_before_transaction(&self, access: Access) -> bool {
+        self.kind() == DatabaseKind::Sqlite && !self.has_begun() && self.may_read_outside(access)
+    }
+
+    /// Whether the statement may be sent outside of a transaction. There it sees the committed rows, and the isolation
+    /// level promises no more.
+    pub(super) fn may_read_outside(&self, access: Access) -> bool {
         access == Access::Read
-            && self.kind() == DatabaseKind::Sqlite
             && self.settings.mode == Mode::Default
-            && !self.has_begun()
-            && self.may_read_outside()
-    }
-
-    pub(crate) fn is_active(&self) -> bool {
-        !matches!(self.phase, TransactionPhase::Idle)
-    }
-
-    pub(crate) fn is_idle(&self) -> bool {
-        !self.is_active() && self.connection.is_none() && self.invalidation.is_none() && self.write_permit.is_none()
+            && !matches!(self.settings.isolation, Some(Isolation::RepeatableRead | Isolation::Serializable))
     }
 
     pub(crate) fn run<T>(
         &mut self,
         statement: Statement,
-        at: Place,
+        at: SourceLocation,
         send: impl FnOnce(&mut C) -> QueryResult<T>,
     ) -> Result<T> {
         let access = statement.access;
         self.prepare(access, at)?;
         self.sent_at = Some(at);
-        self.had_raw_access |= access == Access::Raw || statement.leftovers == Leftovers::Possible;
+        self.history.had_raw_access |= access == Access::Raw || statement.leftovers == Leftovers::Possible;
         let call_site = CallSite::enter(at);
-        let sent = self.waiting_since();
+        // What code that has the connection waits for is not known.
+        let lock_wait = self.lock_wait(access.operation()).filter(|_| !statement.is_code());
         let outcome = match statement.leaves_nothing(|| self.kind()) {
             true => self.send(send),
             false => self.send_observed(statement, |conn| refuse_empty_statements(|| send(conn))),
         };
         drop(call_site);
-        // What code that has the connection waited for is not known.
-        let sent = sent.filter(|_| !statement.is_code());
-        let waited = outcome.as_ref().err().and_then(|error| self.waited_for_lock(error, sent?));
         if access == Access::Raw {
             self.check_not_forked(at)?;
         }
+        if statement.writes && matches!(outcome, Ok(_) | Err(diesel::result::Error::DeserializationError(_))) {
+            self.history.note_write(at);
+        }
         self.reconcile(access, at, outcome.as_ref().err());
-        let outcome = outcome.map_err(|error| {
-            let error = self.explain(error, at);
-            match waited {
-                Some(waited) => self.explain_wait(error, access.operation(), waited),
-                None => error,
-            }
-        });
+        let outcome = outcome.map_err(|error| self.explain(error, at, lock_wait));
         self.release_if_idle();
         outcome
     }
 
     /// Prepares the connection for a statement: checks it out, begins the transaction if the statement needs one, and
     /// applies the limits of the scope.
-    pub(crate) fn prepare(&mut self, access: Access, at: Place) -> Result<()> {
+    pub(crate) fn prepare(&mut self, access: Access, at: SourceLocation) -> Result<()> {
         self.check_usable(at)?;
         self.check_search_path(self.settings.mode != Mode::Autocommit || self.has_begun())?;
-        self.transient.statement_follows();
-        let begins = match self.phase {
-            TransactionPhase::Begun(_) => {
-                self.check_not_forked(at)?;
-                self.renew_statement_limit(at)?;
-                self.renew_busy_timeout(at)?;
-                return self.forbid_writes(access, at);
-            }
-            _ if self.needs_statement_savepoint(access) => {
-                self.statement_savepoint = Some(access);
-                true
-            }
-            _ if self.settings.mode == Mode::Autocommit => false,
-            _ => !(access == Access::Read && self.kind() == DatabaseKind::Sqlite && self.may_read_outside()),
-        };
-        if begins {
-            let begun = self.begin(at);
-            if begun.is_err() {
-                self.statement_savepoint = None;
-            }
-            begun?;
-            return self.forbid_writes(access, at);
+        self.history.statement_follows();
+        let outcome = self.prepare_connection(access, at);
+        if outcome.is_err() {
+            self.release_if_idle();
         }
-        self.check_out(at, false)?;
-        if self.settings.mode == Mode::Autocommit {
-            if access != Access::Read && self.write_permit.is_none() {
-                let permit = match &self.connection {
-                    Some(connection) => connection.pool().acquire_write_permit(at, self.deadline_end()),
-                    None => Ok(None),
-                };
-                match permit {
-                    Ok(permit) => self.write_permit = permit,
-                    Err(error) => {
-                        self.release_if_idle();
-                        return Err(error);
-                    }
-                }
+        outcome
+    }
+
+    fn prepare_connection(&mut self, access: Access, at: SourceLocation) -> Result<()> {
+        let is_outside = !self.has_begun();
+        if is_outside && self.needs_statement_savepoint(access) {
+            self.begin_unless_begun(at)?;
+            self.statement_savepoint = Some(access);
+            return Ok(());
+        }
+        if is_outside && self.settings.mode == Mode::Autocommit {
+            self.check_out(at, false)?;
+            if access != Access::Read {
+                self.take_write_permit(at)?;
             }
-            if self.settings.deadline.is_none() {
-                return Ok(());
-            }
-            let limited = self.limit_session_statements(at).and_then(|()| self.renew_busy_timeout(at));
-            if limited.is_err() {
-                self.release_if_idle();
-            }
-            limited
-        } else {
+            return self.renew_limit(at);
+        }
+        if self.reads_before_transaction(access) {
+            self.check_out(at, false)?;
             if !self.is_active() {
                 self.phase = TransactionPhase::Reading(at);
             }
-            self.renew_busy_timeout(at)
+            return self.renew_limit(at);
         }
+        self.begin_unless_begun(at)?;
+        self.forbid_writes(access, at)
     }
 
-    /// Whether a SELECT may be sent outside of a transaction. There it sees the committed rows, and the isolation level
-    /// promises no more.
-    pub(super) fn may_read_outside(&self) -> bool {
-        self.settings.mode == Mode::Default
-            && !matches!(self.settings.isolation, Some(Isolation::RepeatableRead | Isolation::Serializable))
-    }
-
-    pub(crate) fn begin(&mut self, at: Place) -> Result<()> {
+    pub(crate) fn begin(&mut self, at: SourceLocation) -> Result<()> {
         self.check_usable(at)?;
+        self.begin_unless_begun(at)
+    }
+
+    fn begin_unless_begun(&mut self, at: SourceLocation) -> Result<()> {
         self.check_not_forked(at)?;
         if self.has_begun() {
-            return self.renew_statement_limit(at);
+            return self.renew_limit(at);
         }
         self.check_search_path(true)?;
+        self.begin_now(at).inspect_err(|_| self.release_if_idle())
+    }
+
+    fn begin_now(&mut self, at: SourceLocation) -> Result<()> {
         // The first statement shows whether an idle connection was lost. Nothing has been done yet, so another one is
         // tried.
         let mut attempts = 0;
         loop {
             self.check_out(at, true)?;
-            let permit = match &self.connection {
-                Some(connection) if self.settings.mode != Mode::ReadOnly => {
-                    connection.pool().acquire_write_permit(at, self.deadline_end())
-                }
-                _ => Ok(None),
-            };
-            match permit {
-                Ok(permit) => self.write_permit = permit,
-                Err(error) => {
-                    self.release_if_idle();
-                    return Err(error);
-                }
+            if self.settings.mode != Mode::ReadOnly {
+                self.take_write_permit(at)?;
             }
-            if let Err(error) = self.renew_busy_timeout(at) {
-                self.release_if_idle();
-                return Err(error);
-            }
-            let beginning = self.beginning();
+            self.renew_busy_timeout(at)?;
+            let Settings { mode, isolation, .. } = self.settings;
+            let beginning = BeginOptions { mode, isolation, remaining: self.remaining() };
             let kind = self.kind();
-            let is_pinned = self.pinned().is_some();
+            let style = self.style().clone();
             let schemas = self.settings.search_path.clone();
             let schemas = schemas.as_deref();
-            let begin = |conn: &mut C| match is_pinned {
-                true => kind.begin_nested(conn, beginning, schemas),
-                false => kind.begin(conn, beginning, schemas),
+            let lock_wait = self.lock_wait(A_WRITE);
+            let Err(error) = self.send(|conn| style.begin(kind, conn, beginning, schemas)) else {
+                self.phase = TransactionPhase::Begun(at);
+                self.history = TransactionHistory::default();
+                self.limit_sent = self.limit_sent.or(beginning.remaining);
+                return Ok(());
             };
-            let sent = self.waiting_since();
-            match self.send(begin) {
-                Ok(()) => {
-                    self.phase = TransactionPhase::Begun(at);
-                    (self.had_raw_access, self.has_raw_savepoint, self.swallowed) = (false, false, None);
-                    self.transient = TransientFailure::default();
-                    self.statement_limit_sent = beginning.remaining;
-                    return Ok(());
-                }
-                Err(error) => {
-                    let waited = sent.and_then(|sent| self.waited_for_lock(&error, sent));
-                    let deadline_error = self.deadline_error(at);
-                    self.close_at_checkin();
-                    self.release();
-                    attempts += 1;
-                    let lost = dialect::is_connection_lost(&error);
-                    if let Some(deadline_error) = deadline_error.filter(|_| lost) {
-                        return Err(deadline_error);
-                    }
-                    if lost && attempts > self.app.options().config.max_size {
-                        return Err(Error::lost(self.app.id(), error, true, at));
-                    } else if !lost {
-                        let error = self.explain(error, at);
-                        return Err(match waited {
-                            Some(waited) => self.explain_wait(error, A_WRITE, waited),
-                            None => error,
-                        });
-                    }
-                }
+            self.close_at_checkin();
+            self.release();
+            attempts += 1;
+            if !dialect::is_connection_lost(&error) {
+                return Err(self.explain(error, at, lock_wait));
+            }
+            self.check_deadline(at)?;
+            if attempts > self.app.options().config.max_size {
+                return Err(Error::lost(self.app.id(), error, true, at));
             }
         }
     }
 
     /// Checks that the scope's `search_path`, if it has one, can be applied to the next statement.
     fn check_search_path(&self, in_transaction: bool) -> Result<()> {
-        let is_wanted = self.settings.search_path.is_some();
+        if self.settings.search_path.is_none() {
+            return Ok(());
+        }
         let reason = match self.kind() {
             DatabaseKind::Postgres if in_transaction => return Ok(()),
-            _ if !is_wanted => return Ok(()),
             DatabaseKind::Postgres => {
                 "`Scope::search_path` holds for transactions, and this statement of an `autocommit` scope has none. \
                  Begin one with `Session::transaction`, or leave `autocommit` out"
@@ -367,29 +306,27 @@ impl<C: SessionConnection> TransactionState<C> {
                 "`Scope::search_path` is PostgreSQL's, and this database has no such thing. Enter a scope without it"
             }
         };
-        Err(Error::InvalidConfig { app: self.app.id().into(), reason: reason.into() })
+        Err(Details::InvalidConfig { app: self.app.id().into(), reason: reason.into() }.into())
     }
 
     /// Ends the transaction without a commit. Afterwards the session is as new. If the rollback fails, the connection
     /// is closed, which rolls back too.
     pub(crate) fn rollback(&mut self) {
         self.rollbacks += u64::from(self.has_begun());
-        self.revive_pinned();
-        let _ = self.check_not_forked(self.sent_at.unwrap_or(std::panic::Location::caller()));
-        if self.has_begun() && self.connection.is_some() && !self.is_doomed() {
+        self.revive_connection();
+        let _ = self.check_not_forked(self.last_call());
+        if self.has_begun() && self.is_sound() {
             // One attempt more than there are levels (the savepoints and the transaction), so that one rollback may
             // fail.
-            for _ in 0..=self.savepoints + 1 {
+            for _ in 0..=self.history.savepoints() + 1 {
                 match self.depth() {
-                    Some(0) => break,
-                    Some(depth) => drop(self.roll_back_level(depth)),
-                    None => break,
+                    Some(depth @ 1..) => drop(self.roll_back_level(depth)),
+                    Some(0) | None => break,
                 }
             }
             if self.depth() != Some(0) {
                 self.close_at_checkin();
             }
-            self.restore();
         }
         self.invalidation = None;
         // It is still set if a statement panicked.
@@ -397,71 +334,50 @@ impl<C: SessionConnection> TransactionState<C> {
         self.release();
     }
 
-    pub(crate) fn open_savepoint(&mut self, at: Place) -> Result<()> {
+    pub(crate) fn open_savepoint(&mut self, at: SourceLocation) -> Result<()> {
         self.begin(at)?;
-        self.transient.statement_follows();
-        match self.send(C::begin_level) {
-            Ok(()) => {
-                self.savepoints += 1;
-                Ok(())
-            }
-            Err(error) => {
-                self.reconcile(Access::Write, at, Some(&error));
-                Err(self.explain(error, at))
-            }
-        }
+        self.history.statement_follows();
+        self.send_own(at, C::begin_level)?;
+        self.history.open_savepoint();
+        Ok(())
     }
 
-    /// Releases the innermost savepoint. If that is impossible, the savepoint is rolled back and the error says why.
-    pub(crate) fn release_savepoint(&mut self, at: Place) -> Result<()> {
-        if let Err(error) = self.check_valid().and_then(|()| self.check_not_forked(at)) {
-            self.roll_back_savepoint(at);
-            return Err(error);
-        }
-        match self.send(C::commit_level) {
-            Ok(()) => {
-                self.savepoints -= 1;
-                self.transient.release_savepoint(self.savepoints);
-                Ok(())
-            }
+    /// Releases the innermost savepoint. If that fails, the caller rolls it back.
+    pub(crate) fn release_savepoint(&mut self, at: SourceLocation) -> Result<()> {
+        self.check_valid()?;
+        self.check_not_forked(at)?;
+        let outcome = self.send(C::commit_level);
+        if let Err(error) = &outcome
+            && self.history.had_raw_access
+            && self.kind() == DatabaseKind::Postgres
+            && !dialect::is_connection_lost(error)
+        {
             // PostgreSQL refuses to release a savepoint of an aborted transaction.
-            Err(error)
-                if self.had_raw_access
-                    && self.kind() == DatabaseKind::Postgres
-                    && !dialect::is_connection_lost(&error) =>
-            {
-                self.invalidate_for_swallowed_error(at, false);
-                let required = self.check_valid();
-                self.roll_back_savepoint(at);
-                required
-            }
-            Err(error) => {
-                self.reconcile(Access::Write, at, Some(&error));
-                let error = self.explain(error, at);
-                self.roll_back_savepoint(at);
-                Err(error)
-            }
+            self.invalidate_for_swallowed_error(at, false);
+            return self.check_valid();
         }
+        self.after_own(at, outcome)?;
+        self.history.release_savepoint();
+        Ok(())
     }
 
     /// Rolls back to the innermost savepoint and closes it.
-    pub(crate) fn roll_back_savepoint(&mut self, at: Place) {
-        if self.savepoints == 0 {
+    pub(crate) fn roll_back_savepoint(&mut self, at: SourceLocation) {
+        if self.history.savepoints() == 0 {
             return;
         }
         self.invalidate_after_panic(at);
         let _ = self.check_not_forked(at);
-        if !self.invalidation.as_ref().is_some_and(|invalidation| invalidation.ended) && !self.is_doomed() {
+        if !self.invalidation.as_ref().is_some_and(|invalidation| invalidation.ended) && self.is_sound() {
             match self.send(C::rollback_level) {
                 Ok(()) => {
                     self.invalidation = None;
-                    self.transient.roll_back_savepoint(self.savepoints - 1);
                     self.discard_effects();
                 }
                 Err(error) => self.invalidate(format!("a savepoint could not be rolled back: {error}"), at, true),
             }
         }
-        self.savepoints -= 1;
+        self.history.roll_back_savepoint();
     }
 
     pub(super) fn send<T>(&mut self, send: impl FnOnce(&mut C) -> QueryResult<T>) -> QueryResult<T> {
@@ -475,250 +391,263 @@ impl<C: SessionConnection> TransactionState<C> {
         outcome
     }
 
-    /// Has the connection cut if the driver call that follows exceeds both the scope's deadline and the statement
-    /// limit of the server by [`GRACE`].
-    pub(super) fn start_watchdog(&mut self) -> Option<CallDeadline> {
+    /// Sends a statement of the library.
+    fn send_own(&mut self, at: SourceLocation, send: impl FnOnce(&mut C) -> QueryResult<()>) -> Result<()> {
+        let outcome = self.send(send);
+        self.after_own(at, outcome)
+    }
+
+    fn after_own(&mut self, at: SourceLocation, outcome: QueryResult<()>) -> Result<()> {
+        outcome.map_err(|error| {
+            self.reconcile(Access::Write, at, Some(&error));
+            self.explain(error, at, None)
+        })
+    }
+
+    /// Sends a statement that may leave something on the connection.
+    fn send_observed<T>(
+        &mut self,
+        statement: Statement,
+        send: impl FnOnce(&mut C) -> QueryResult<T>,
+    ) -> QueryResult<T> {
+        self.observe(statement);
+        let outcome = self.send(send);
+        let kind = self.kind();
+        if let Some(observer) = self.observer() {
+            observer.stop_reading();
+            if outcome.is_ok() && !observer.has_seen_leftovers() {
+                statement.remember_clean(kind);
+            }
+        }
+        outcome
+    }
+
+    /// Has the observer read the texts of the following statements. If a typed statement may leave something and a
+    /// reset can remove it, the connection is only marked for the reset.
+    fn observe(&mut self, Statement { access, leftovers, .. }: Statement) {
+        let can_reset = self.kind().can_reset();
+        let Some(managed) = self.managed() else { return };
+        match (access, leftovers) {
+            (Access::Raw, _) => managed.observer.read_statements(SqlSource::Raw),
+            (_, Leftovers::Possible) if can_reset => managed.marked_dirty = true,
+            _ => managed.observer.read_statements(SqlSource::Typed),
+        }
+    }
+
+    /// Moves the connection out of the session, into a `ConnectionGuard`.
+    pub(crate) fn take_connection(&mut self) -> CheckedOut<C> {
+        self.observe(Statement::RAW);
+        self.history.had_raw_access = true;
+        self.guard_watchdog = self.start_watchdog();
+        self.connection.take().expect(PREPARED)
+    }
+
+    /// Moves the connection back that [`take_connection`](Self::take_connection) has moved out.
+    pub(crate) fn return_connection(&mut self, connection: CheckedOut<C>, at: SourceLocation) {
+        self.connection = Some(connection);
+        let guard_watchdog = self.guard_watchdog.take();
+        self.stop_watchdog(guard_watchdog);
+        if self.check_not_forked(at).is_err() {
+            return;
+        }
+        if let Some(observer) = self.observer() {
+            observer.stop_reading();
+        }
+        self.sent_at = Some(at);
+        self.reconcile(Access::Raw, at, None);
+        self.release_if_idle();
+    }
+
+    /// Has the connection cut if the driver call that follows exceeds both the scope's deadline and the limit of the
+    /// server by [`GRACE`].
+    fn start_watchdog(&mut self) -> Option<CallDeadline> {
         let deadline = self.settings.deadline?;
-        let socket = self.connection.as_mut()?.managed().socket?;
+        let socket = self.managed()?.socket?;
         let now = Instant::now();
-        let by_server = self.statement_limit_sent.and_then(|limit| now.checked_add(limit)).unwrap_or(now);
+        let by_server = self.limit_sent.and_then(|limit| now.checked_add(limit)).unwrap_or(now);
         let end = deadline.end.max(now).max(by_server.min(deadline.end.checked_add(LIMIT_SLACK.1)?));
         Some(CallDeadline::begin(socket, end.checked_add(GRACE)?))
     }
 
-    /// [`reconcile_now`](Self::reconcile_now) under the watchdog, because it may ask the database.
-    pub(super) fn reconcile(&mut self, access: Access, at: Place, failure: Option<&diesel::result::Error>) {
-        let watchdog = self.start_watchdog();
-        self.reconcile_now(access, at, failure);
-        self.stop_watchdog(watchdog);
-    }
-
     /// Ends what [`start_watchdog`](Self::start_watchdog) began, after the driver call. If the connection was cut,
     /// the transaction is lost.
-    pub(super) fn stop_watchdog(&mut self, watchdog: Option<CallDeadline>) {
+    fn stop_watchdog(&mut self, watchdog: Option<CallDeadline>) {
         if !watchdog.is_some_and(|watchdog| watchdog.was_cut()) {
             return;
         }
-        let Some(connection) = self.connection.as_mut() else { return };
-        let managed = connection.managed();
+        let Some(managed) = self.managed() else { return };
         (managed.was_cut, managed.lost, managed.closes_at_checkin) = (true, true, true);
-        let at = self.sent_at.unwrap_or(std::panic::Location::caller());
         if self.has_begun() {
-            self.invalidate("its connection was closed at the scope's deadline".into(), at, true);
+            self.invalidate("its connection was closed at the scope's deadline".into(), self.last_call(), true);
         }
     }
 
     /// Checks the connection in if no transaction is open, so that an autocommit session holds none between two
     /// statements.
-    pub(super) fn release_if_idle(&mut self) {
+    fn release_if_idle(&mut self) {
         if let Some(access) = self.statement_savepoint.take() {
-            return self.end_statement_savepoint(access);
+            self.end_statement_savepoint(access);
+        } else if !self.is_active() {
+            self.release();
         }
-        if self.is_active() {
-            return;
-        }
-        if self.statement_limit_sent.is_some() && self.connection.is_some() && !self.is_doomed() {
-            let limit = self.app.options().config.statement_timeout;
-            let sql = self.kind().limit_session(limit).unwrap_or_default();
-            if self.send(|conn| conn.batch_execute(&sql)).is_err() {
-                self.close_at_checkin();
-            }
-        }
-        self.release();
     }
 
     /// Checks a connection out, unless the session has one.
-    fn check_out(&mut self, at: Place, in_transaction: bool) -> Result<()> {
+    fn check_out(&mut self, at: SourceLocation, in_transaction: bool) -> Result<()> {
         if self.connection.is_none() {
             let limit = self.deadline_end();
             let mut connection = self.app.pool_for(at)?.acquire(at, in_transaction, limit)?;
-            if let Some(limit) = limit {
-                connection.set_checkin_deadline(limit);
-            }
+            connection.checkin_deadline = limit;
             self.connection = Some(connection);
         }
         Ok(())
     }
 
-    /// Checks the connection in, if there is one.
-    pub(super) fn release(&mut self) {
-        if self.busy_timeout_sent.take().is_some()
-            && self.connection.is_some()
-            && let Some(sql) = self.kind().limit_waits(None, &self.app.options().config)
-        {
-            self.send_restoring(&sql);
+    /// Waits for the other writers of this process, if the database has one writer at a time.
+    fn take_write_permit(&mut self, at: SourceLocation) -> Result<()> {
+        if let (Some(connection), None) = (&self.connection, &self.write_permit) {
+            self.write_permit = connection.pool.acquire_write_permit(at, self.deadline_end())?;
         }
-        self.discard_effects();
-        self.connection = None;
-        // After the checkin, so that the next writer finds the file unlocked.
-        self.write_permit = None;
-        self.phase = TransactionPhase::Idle;
-        self.savepoints = 0;
-        self.statement_limit_sent = None;
-        self.allow_writes = None;
+        Ok(())
     }
 
-    /// Undoes the settings of the session that outlive its transaction.
-    pub(super) fn restore(&mut self) {
-        let beginning = self.beginning();
-        let config = &self.app.options().config;
-        let limit = match self.pinned().is_some() && self.statement_limit_sent.is_some() {
-            true => self.kind().limit_after_nested(config),
-            false => None,
-        };
-        let has_schemas = self.pinned().is_some() && self.settings.search_path.is_some();
-        let schemas = has_schemas.then(|| self.kind().search_path_after_nested());
-        let settings = limit.into_iter().chain(schemas).chain(self.kind().after_transaction(beginning, config));
-        for sql in settings.collect::<Vec<_>>() {
+    /// Checks the connection in, if there is one, without the settings of the session.
+    pub(super) fn release(&mut self) {
+        let had_begun = self.has_begun();
+        self.phase = TransactionPhase::Idle;
+        if self.limit_sent.take().is_some() {
+            let is_local = had_begun && !self.style().is_nested();
+            let limit = self.kind().restore_limit(is_local, &self.app.options().config);
+            limit.into_iter().for_each(|sql| self.send_restoring(&sql));
+        }
+        if had_begun
+            && self.settings.search_path.is_some()
+            && let Some(sql) = self.style().outer().map(|outer| outer.restore_search_path())
+        {
             self.send_restoring(&sql);
         }
         if let Some(sql) = self.allow_writes.take() {
             self.send_restoring(sql);
         }
+        self.discard_effects();
+        self.connection = None;
+        // After the checkin, so that the next writer finds the file unlocked.
+        self.write_permit = None;
+        self.history.close_savepoints();
     }
 
     fn send_restoring(&mut self, sql: &str) {
-        if !self.is_doomed() && self.send(|conn| conn.batch_execute(sql)).is_err() {
+        if self.is_sound() && self.send(|conn| conn.batch_execute(sql)).is_err() {
             self.close_at_checkin();
         }
     }
 
     /// Forbids a read-only session to write, if its transaction does not. A typed SELECT needs no protection.
-    fn forbid_writes(&mut self, access: Access, at: Place) -> Result<()> {
+    fn forbid_writes(&mut self, access: Access, at: SourceLocation) -> Result<()> {
         if access == Access::Read || self.settings.mode != Mode::ReadOnly || self.allow_writes.is_some() {
             return Ok(());
         }
-        let Some((guard, allow_writes)) = self.kind().read_only_guard() else { return Ok(()) };
+        let Some((guard, allow_writes)) = self.kind().texts().read_only_guard else { return Ok(()) };
         self.allow_writes = Some(allow_writes);
-        self.send_setting(guard, at)
+        self.send_own(at, |conn| conn.batch_execute(guard))
     }
 
-    pub(super) fn check_usable(&mut self, at: Place) -> Result<()> {
+    pub(super) fn check_usable(&mut self, at: SourceLocation) -> Result<()> {
         self.invalidate_after_panic(at);
         self.check_valid()?;
-        self.deadline_error(at).map_or(Ok(()), Err)
+        self.check_deadline(at)
     }
 
-    /// The error, if the scope's deadline has passed.
-    fn deadline_error(&self, at: Place) -> Option<Error> {
-        let deadline = self.settings.deadline.filter(|deadline| Instant::now() >= deadline.end)?;
-        Some(Error::DeadlineExceeded { limit: deadline.limit, at })
-    }
-
-    /// Sends the remaining time to the server as the new statement limit, if it has become much shorter than the last
-    /// one.
-    fn renew_statement_limit(&mut self, at: Place) -> Result<()> {
-        let (Some(sent), Some(remaining)) = (self.statement_limit_sent, self.remaining()) else { return Ok(()) };
-        if sent.saturating_sub(remaining) <= (remaining / 10).clamp(LIMIT_SLACK.0, LIMIT_SLACK.1) {
-            return Ok(());
-        }
-        let Some(sql) = self.kind().limit_statements(remaining) else { return Ok(()) };
-        self.statement_limit_sent = Some(remaining);
-        self.send_setting(&sql, at)
-    }
-
-    /// Sends the remaining time to SQLite as the new busy timeout, if it has become much shorter than the last one.
-    pub(super) fn renew_busy_timeout(&mut self, at: Place) -> Result<()> {
-        let Some(deadline) = self.settings.deadline else { return Ok(()) };
-        let left = deadline.end.saturating_duration_since(Instant::now());
-        let slack = (left / 10).clamp(LIMIT_SLACK.0, LIMIT_SLACK.1);
-        if self.busy_timeout_sent.is_some_and(|sent| sent.saturating_sub(left) <= slack) {
-            return Ok(());
-        }
-        let Some(sql) = self.kind().limit_waits(Some(left), &self.app.options().config) else { return Ok(()) };
-        self.busy_timeout_sent = Some(left);
-        self.send_setting(&sql, at)
-    }
-
-    fn limit_session_statements(&mut self, at: Place) -> Result<()> {
-        let Some(remaining) = self.remaining() else { return Ok(()) };
-        let Some(sql) = self.kind().limit_session(Some(remaining)) else { return Ok(()) };
-        self.statement_limit_sent = Some(remaining);
-        self.send_setting(&sql, at)
-    }
-
-    fn send_setting(&mut self, sql: &str, at: Place) -> Result<()> {
-        let outcome = self.send(|conn| conn.batch_execute(sql));
-        self.reconcile(Access::Write, at, outcome.as_ref().err());
-        outcome.map_err(|error| self.explain(error, at))
-    }
-
-    /// Turns a driver's error into an error of this crate, which distinguishes a lost connection, a passed deadline and
-    /// a refused statement. The caller calls [`reconcile`](Self::reconcile) before, which finds out whether the
-    /// connection is lost.
-    pub(super) fn explain(&mut self, error: diesel::result::Error, at: Place) -> Error {
-        let (lost, cut) = self
-            .connection
-            .as_mut()
-            .map_or((false, false), |connection| (connection.managed().lost, connection.managed().was_cut));
-        if let Some(deadline) = self.settings.deadline.filter(|_| cut) {
-            return Error::DeadlineExceeded { limit: deadline.limit, at };
-        }
-        if lost && dialect::is_connection_lost(&error) {
-            return Error::lost(self.app.id(), error, self.has_begun(), at);
-        }
+    fn check_deadline(&self, at: SourceLocation) -> Result<()> {
         match self.settings.deadline {
-            Some(deadline)
-                if Instant::now() >= deadline.end && matches!(error, diesel::result::Error::DatabaseError(..)) =>
-            {
-                Error::DeadlineExceeded { limit: deadline.limit, at }
+            Some(Deadline { end, limit }) if Instant::now() >= end => {
+                Err(Details::DeadlineExceeded { limit, at }.into())
             }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends the remaining time to the database as the new limit, if it has become much shorter than the last one.
+    fn renew_limit(&mut self, at: SourceLocation) -> Result<()> {
+        let Some(remaining) = self.remaining() else { return Ok(()) };
+        let slack = (remaining / 10).clamp(LIMIT_SLACK.0, LIMIT_SLACK.1);
+        if self.limit_sent.is_some_and(|sent| sent.saturating_sub(remaining) <= slack) {
+            return Ok(());
+        }
+        let sql = self.kind().limit(remaining, self.has_begun(), &self.app.options().config);
+        self.limit_sent = Some(remaining);
+        self.send_own(at, |conn| conn.batch_execute(&sql))
+    }
+
+    /// Renews the limit before a `BEGIN` or `COMMIT`, which may wait for the lock of the whole database.
+    pub(super) fn renew_busy_timeout(&mut self, at: SourceLocation) -> Result<()> {
+        if self.kind().has_one_writer() { self.renew_limit(at) } else { Ok(()) }
+    }
+
+    /// Turns a driver's error into an error of this crate, which distinguishes a lost connection, a passed deadline,
+    /// a lock that was not free in time, and a refused statement. The caller calls [`reconcile`](Self::reconcile)
+    /// before, which finds out whether the connection is lost.
+    pub(super) fn explain(
+        &mut self,
+        error: diesel::result::Error,
+        at: SourceLocation,
+        lock_wait: Option<LockWait>,
+    ) -> Error {
+        let (lost, cut) = self.managed().map_or((false, false), |managed| (managed.lost, managed.was_cut));
+        let is_lost = lost && dialect::is_connection_lost(&error);
+        let is_refused = !is_lost && matches!(error, diesel::result::Error::DatabaseError(..));
+        if let Some(Deadline { end, limit }) = self.settings.deadline
+            && (cut || is_refused && Instant::now() >= end)
+        {
+            return Details::DeadlineExceeded { limit, at }.into();
+        }
+        match lock_wait {
+            _ if is_lost => Error::lost(self.app.id(), error, self.has_begun(), at),
+            Some(lock_wait) if self.kind().is_busy(&error) => self.lock_timeout(error, at, lock_wait),
             _ => Error::from_query(self.advised(error), at),
         }
     }
 
-    /// The moment, if what is sent now may wait for the lock of the whole database.
-    pub(super) fn waiting_since(&self) -> Option<Instant> {
-        self.kind().has_one_writer().then(Instant::now)
+    /// Begins to measure how long an operation waits for the lock of the whole database.
+    pub(super) fn lock_wait(&self, operation: &'static str) -> Option<LockWait> {
+        self.kind().has_one_writer().then(|| (operation, Instant::now()))
     }
 
-    /// How long something waited for the lock of the whole database, if it did not get the lock.
-    pub(super) fn waited_for_lock(&self, error: &diesel::result::Error, sent: Instant) -> Option<Duration> {
-        self.kind().is_busy(error).then(|| sent.elapsed())
-    }
-
-    /// The explained error of something that did not get the lock of the whole database. The deadline of the scope goes before.
-    pub(super) fn explain_wait(&self, error: Error, operation: &'static str, waited: Duration) -> Error {
-        let Error::Query { source, at } = error else { return error };
+    fn lock_timeout(&self, error: diesel::result::Error, at: SourceLocation, (operation, since): LockWait) -> Error {
         let options = self.app.options();
-        let left = match self.phase {
-            TransactionPhase::Begun(_) if self.statement_savepoint.is_none() => {
-                "The transaction is open, and nothing of it is committed."
-            }
-            _ if operation == A_READ => "Nothing was read.",
+        let stays_open = self.has_begun() && self.statement_savepoint.is_none() && operation != A_COMMIT;
+        let left = match operation {
+            _ if stays_open => "The transaction is open, and nothing of it is committed.",
+            A_READ => "Nothing was read.",
             _ => "Nothing was written.",
         };
-        Error::LockTimeout {
+        Error::from(Details::LockTimeout {
             app: self.app.id().into(),
             operation,
-            waited,
-            message: phrase(source),
+            waited: since.elapsed(),
+            message: phrase(error),
             blockers: Blockers::unknown(DatabaseKind::possible_blocker(&options.target, &options.config)),
             left: left.into(),
             at,
-        }
+        })
     }
 
     /// The error, with advice if the connection is closed because of it.
     fn advised(&self, error: diesel::result::Error) -> diesel::result::Error {
         let kind = self.kind();
         match kind.poison(&error) {
-            // A pinned connection stays open.
-            _ if self.pinned().is_some() => error,
+            _ if self.app.options().owner.is_some() => error,
             Some(Poison::ReadOnly) if self.settings.mode == Mode::ReadOnly || !kind.may_write_elsewhere() => error,
             Some(poison) => dialect::with_poison_advice(error, poison),
             None => error,
         }
     }
 
-    fn beginning(&self) -> BeginOptions {
-        BeginOptions { mode: self.settings.mode, isolation: self.settings.isolation, remaining: self.remaining() }
-    }
-
-    /// The time until the deadline, at most the application's `statement_timeout`.
+    /// The time until the deadline. A server gets at most the application's `statement_timeout`.
     fn remaining(&self) -> Option<Duration> {
-        let left = self.settings.deadline?.end.saturating_duration_since(Instant::now());
-        Some(self.app.options().config.statement_timeout.map_or(left, |most| most.min(left)))
+        let left = self.deadline_end()?.saturating_duration_since(Instant::now());
+        let most = self.app.options().config.statement_timeout.filter(|_| self.kind() != DatabaseKind::Sqlite);
+        Some(most.map_or(left, |most| most.min(left)))
     }
 
     pub(super) fn deadline_end(&self) -> Option<Instant> {
@@ -726,27 +655,39 @@ impl<C: SessionConnection> TransactionState<C> {
     }
 
     pub(super) fn kind(&self) -> DatabaseKind {
-        self.app.options().target.kind
+        self.app.options().target.kind.known()
+    }
+
+    /// The call that sent the last statement.
+    fn last_call(&self) -> SourceLocation {
+        self.sent_at.unwrap_or(Location::caller())
+    }
+
+    pub(super) fn managed(&mut self) -> Option<&mut Managed<C>> {
+        self.connection.as_mut().map(|connection| connection.managed())
     }
 
     pub(super) fn depth(&mut self) -> Option<u32> {
-        self.connection.as_mut().and_then(|connection| connection.conn().depth())
+        self.managed().and_then(|managed| managed.conn_mut().depth())
     }
 
     pub(super) fn is_doomed(&mut self) -> bool {
-        self.connection.as_mut().is_some_and(|connection| connection.managed().closes_at_checkin)
+        self.managed().is_some_and(|managed| managed.closes_at_checkin)
+    }
+
+    /// Whether the session has a connection that is not doomed.
+    fn is_sound(&mut self) -> bool {
+        self.managed().is_some_and(|managed| !managed.closes_at_checkin)
     }
 
     pub(super) fn close_at_checkin(&mut self) {
-        if let Some(connection) = &mut self.connection {
-            connection.close_at_checkin();
+        if let Some(managed) = self.managed() {
+            managed.closes_at_checkin = true;
         }
     }
 
-    pub(super) fn with_observer(&mut self, with: impl FnOnce(&crate::pool::StatementObserver)) {
-        if let Some(connection) = &mut self.connection {
-            with(&connection.managed().observer);
-        }
+    pub(super) fn observer(&mut self) -> Option<&StatementObserver> {
+        self.managed().map(|managed| &*managed.observer)
     }
 }
 
@@ -784,10 +725,12 @@ mod tests {
         // It knows the table before that is locked.
         app.context(|| DB.session()?.count(t::table)).expect("a table");
         stranger.batch_execute(lock).expect("the lock");
+        let began = Instant::now();
         let error = body(&app).expect_err("it is locked");
+        let took = began.elapsed();
         DB.remove_app(app.id()).expect("nothing is open");
-        let Error::LockTimeout { waited, .. } = &error else { panic!("{error}") };
-        assert!(*waited >= LOCK_TIMEOUT && *waited < 10 * LOCK_TIMEOUT, "{waited:?}");
+        let Details::LockTimeout { waited, .. } = error.details() else { panic!("{error}") };
+        assert!((LOCK_TIMEOUT..=took).contains(waited), "{waited:?} of {took:?}");
         assert!(error.is_transient() && error.is_timeout(), "{error}");
         error.to_string()
     }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use super::test_environment::TestEnvironment;
 use crate::config::Config;
 use crate::connection::SessionConnection;
-use crate::dialect::NAME_PLACEHOLDER;
 use crate::error::{ConnectErrorKind, Error, Result};
 use crate::kind::DatabaseKind;
+use crate::wording::log_line;
 
 /// The maximum wait for a connection to the configured database.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -28,7 +28,8 @@ pub(super) struct DatabaseProperties {
     pub(super) locale: Option<String>,
     /// Statements that give a new database the settings and rights of the configured database.
     pub(super) settings: Vec<String>,
-    /// The role of the application's sessions, as SQL, if `on_connect` has set a role other than that of the login.
+    /// The role of the application's sessions, as SQL, if `connection_init_sql` or `on_connect` has set a role other
+    /// than that of the login.
     pub(super) role: Option<String>,
 }
 
@@ -39,44 +40,29 @@ impl DatabaseProperties {
         let Some(facts) = target.kind.schema_environment_query() else { return Ok(Self::default()) };
         let config = Config { max_size: 1, ..config.clone() };
         let app = environment.registrar.make("tests".into(), config, None)?;
-        let found = (|| {
+        let found: Result<Self> = (|| {
             let mut pooled = app.pool()?.acquire(Location::caller(), false, Some(Instant::now() + PATIENCE))?;
-            let facts = texts_of(pooled.conn(), facts)?.concat();
-            let options = texts_of(pooled.conn(), target.kind.options_of_database())?.concat();
-            if let Some(sql) = target.kind.catalog_search_path() {
-                pooled.conn().batch_execute(sql).map_err(|error| Error::from_query(error, Location::caller()))?;
-            }
-            let mut texts = |sql: &str| texts_of(pooled.conn(), sql);
-            let (mut locale, mut settings, mut role) = (None, Vec::new(), None);
+            let facts = texts(pooled.conn(), facts)?.concat();
+            let options = texts(pooled.conn(), target.kind.options_of_database())?.concat();
+            let mut found = Self { facts, options, ..Self::default() };
             if target.kind == DatabaseKind::Postgres {
-                locale = target
-                    .kind
-                    .locale_of_database()
-                    .map(&mut texts)
-                    .transpose()?
-                    .and_then(|found| found.into_iter().next());
+                let mut texts = |sql: &str| catalog_texts(pooled.conn(), target.kind, sql);
+                found.locale =
+                    target.kind.locale_of_database().map(&mut texts).transpose()?.and_then(|mut all| all.pop());
                 // The URL may contain no database, so the server is asked for the name.
                 let database = texts("SELECT pg_catalog.current_database()::pg_catalog.text AS value")?.concat();
-                settings =
-                    target.kind.settings_of_database(&database).map(|sql| texts(&sql)).transpose()?.unwrap_or_default();
-                role = texts(OTHER_ROLE)?.into_iter().next();
+                let settings = target.kind.settings_of_database(&database);
+                found.settings = settings.map(|sql| texts(&sql)).transpose()?.unwrap_or_default();
+                found.role = texts(OTHER_ROLE)?.pop();
             }
-            Ok(Self { facts, options, locale, settings, role })
+            Ok(found)
         })();
         drop(app.dispose());
         match found {
             // The owner connects to another database in these cases, and reports a wrong password. MySQL and MariaDB
             // refuse an account without rights on the database before they report whether the database exists.
-            Err(Error::Connect {
-                kind: ConnectErrorKind::UnknownDatabase | ConnectErrorKind::Authentication | ConnectErrorKind::Other,
-                message,
-                ..
-            }) => {
-                crate::wording::log_line!(
-                    debug,
-                    "diesel_session::testing",
-                    "the configured database is not copied from: {message}"
-                );
+            Err(error) if error.connect_error_kind().is_some_and(ConnectErrorKind::may_hide_missing_database) => {
+                log_line!(debug, "diesel_session::testing", "the configured database is not copied from: {error:#}");
                 Ok(Self::default())
             }
             found => found,
@@ -84,15 +70,18 @@ impl DatabaseProperties {
     }
 }
 
-fn texts_of<C: SessionConnection>(conn: &mut C, sql: &str) -> Result<Vec<String>> {
+pub(super) fn texts<C: SessionConnection>(conn: &mut C, sql: &str) -> Result<Vec<String>> {
     let answer = conn.texts(sql).map_err(|error| Error::from_query(error, Location::caller()))?;
     Ok(answer.into_iter().flatten().collect())
 }
 
+/// The answer to a query of the catalog. It changes the `search_path` of the connection.
+pub(super) fn catalog_texts<C: SessionConnection>(conn: &mut C, kind: DatabaseKind, sql: &str) -> Result<Vec<String>> {
+    if let Some(path) = kind.texts().catalog_search_path {
+        conn.batch_execute(path).map_err(|error| Error::from_query(error, Location::caller()))?;
+    }
+    texts(conn, sql)
+}
+
 const OTHER_ROLE: &str = "SELECT pg_catalog.quote_ident(current_user) AS value WHERE current_user OPERATOR(pg_catalog.<>) session_user \
      AND pg_catalog.pg_has_role(session_user, current_user, 'USAGE')";
-
-/// The statements in `settings` for the database with the name `quoted`.
-pub(super) fn for_database(settings: &[String], quoted: &str) -> Vec<String> {
-    settings.iter().map(|sql| sql.replace(NAME_PLACEHOLDER, quoted)).collect()
-}

@@ -4,11 +4,12 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::generated_name::{GeneratedName, PREFIX};
-use super::owner::AdminConnection;
+use super::owner::OwnerConnection;
+use crate::admin::{GeneratedName, PREFIX};
 use crate::connection::SessionConnection;
 use crate::error::Result;
 use crate::kind::DatabaseKind;
+use crate::wording::log_line;
 
 /// How long the removal waits for the sessions of a killed process. The server ends such a session when it notices that
 /// the client is gone.
@@ -21,7 +22,7 @@ const TABLES_PER_TRANSACTION: usize = 50;
 /// adds one.
 pub(super) const KEPT_CONTENTS: usize = 8;
 
-impl<C: SessionConnection> AdminConnection<C> {
+impl<C: SessionConnection> OwnerConnection<C> {
     /// Removes the databases and schemas of tests whose owners are dead.
     pub(super) fn remove_orphans(&mut self) -> Result<()> {
         let kind = self.kind();
@@ -29,17 +30,16 @@ impl<C: SessionConnection> AdminConnection<C> {
         let databases = self.generated_objects(&kind.databases(PREFIX))?;
         let schemas =
             if kind == DatabaseKind::Postgres { self.generated_objects(&kind.schemas(PREFIX))? } else { Vec::new() };
-        let mut owners_alive = HashMap::from([(self.owner_number(), true)]);
+        let mut owners_alive = HashMap::from([(self.owner_number, true)]);
         let deadline = Instant::now() + SESSIONS_OF_KILLED_PROCESSES;
         for (text, name) in databases {
             if self.owner_is_dead(name, &mut owners_alive)? && self.wait_until_unused(&text, deadline)? {
-                self.remove(&text);
+                log_removal(&text, self.execute(&kind.drop_database(&text)));
             }
         }
         for (text, name) in schemas {
             if self.owner_is_dead(name, &mut owners_alive)? {
-                let removed = self.drop_schema(&text);
-                log_removal(&text, removed);
+                log_removal(&text, self.drop_schema(&text));
             }
         }
         Ok(())
@@ -48,9 +48,10 @@ impl<C: SessionConnection> AdminConnection<C> {
     /// Removes a schema. `DROP SCHEMA` needs a lock for each table, and the number of locks is limited. If the
     /// statement fails and the schema has many tables, the method first drops the tables in several transactions.
     pub(super) fn drop_schema(&mut self, name: &str) -> Result<()> {
-        let statement = format!("DROP SCHEMA IF EXISTS {} CASCADE", self.kind().quote(name));
+        let kind = self.kind();
+        let statement = format!("DROP SCHEMA IF EXISTS {} CASCADE", kind.quote(name));
         let Err(error) = self.execute(&statement) else { return Ok(()) };
-        let removals = self.query_texts(&self.kind().removals_in_schema(name))?;
+        let removals = self.query_texts(&kind.removals_in_schema(name))?;
         if removals.len() < TABLES_PER_TRANSACTION {
             return Err(error);
         }
@@ -63,25 +64,20 @@ impl<C: SessionConnection> AdminConnection<C> {
     /// Removes templates and rollback databases, the oldest contents first, if there are more contents than are kept.
     /// The contents `in_use` and databases with sessions remain.
     pub(super) fn prune(&mut self, in_use: &[u64]) -> Result<()> {
-        let all = self.query_texts(&self.kind().databases(PREFIX))?;
-        let kept = |text: &String| match GeneratedName::parse(text) {
-            Some(GeneratedName::Template { contents_hash } | GeneratedName::Rollback { contents_hash, .. }) => {
-                Some((contents_hash, text.clone()))
-            }
-            _ => None,
-        };
-        let all: Vec<(u64, String)> = all.iter().filter_map(kept).collect();
+        let kind = self.kind();
+        let databases = self.generated_objects(&kind.databases(PREFIX))?;
+        let of_contents = |(text, name): (String, GeneratedName)| Some((name.contents_hash()?, text));
+        let databases: Vec<(u64, String)> = databases.into_iter().filter_map(of_contents).collect();
         let mut contents: Vec<u64> = Vec::new();
-        for (contents_hash, _) in &all {
-            if !contents.contains(contents_hash) {
+        for (contents_hash, _) in &databases {
+            if !contents.contains(contents_hash) && !in_use.contains(contents_hash) {
                 contents.push(*contents_hash);
             }
         }
-        contents.retain(|contents_hash| !in_use.contains(contents_hash));
-        let surplus = contents.len().saturating_sub(KEPT_CONTENTS - 1);
-        for (contents_hash, text) in all {
-            if contents[..surplus].contains(&contents_hash) && self.wait_until_unused(&text, Instant::now())? {
-                self.remove(&text);
+        contents.truncate(contents.len().saturating_sub(KEPT_CONTENTS - 1));
+        for (contents_hash, text) in databases {
+            if contents.contains(&contents_hash) && self.wait_until_unused(&text, Instant::now())? {
+                log_removal(&text, self.execute(&kind.drop_database(&text)));
             }
         }
         Ok(())
@@ -89,30 +85,17 @@ impl<C: SessionConnection> AdminConnection<C> {
 
     /// Removes every template and rollback database that has no session. Returns the number of removed databases.
     pub(super) fn remove_kept(&mut self) -> Result<usize> {
-        let all = self.query_texts(&self.kind().databases(PREFIX))?;
+        let kind = self.kind();
         let mut removed = 0;
-        for text in all.iter().filter(|text| GeneratedName::parse(text).is_some_and(GeneratedName::is_kept)) {
-            if self.wait_until_unused(text, Instant::now() + SESSIONS_OF_KILLED_PROCESSES)? {
-                self.execute(&self.kind().drop_database(text))?;
+        for (text, name) in self.generated_objects(&kind.databases(PREFIX))? {
+            if name.contents_hash().is_some()
+                && self.wait_until_unused(&text, Instant::now() + SESSIONS_OF_KILLED_PROCESSES)?
+            {
+                self.execute(&kind.drop_database(&text))?;
                 removed += 1;
             }
         }
         Ok(removed)
-    }
-
-    /// Waits until a database has no session, and returns `false` if the deadline passes. Without this wait, a `DROP
-    /// DATABASE` that finds an ending session sleeps for 100 ms before it checks again.
-    pub(super) fn wait_until_unused(&mut self, database: &str, deadline: Instant) -> Result<bool> {
-        let question = self.kind().sessions_in(database);
-        loop {
-            if self.query_texts(&question)?.is_empty() {
-                return Ok(true);
-            }
-            if Instant::now() >= deadline {
-                return Ok(false);
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
     }
 
     fn generated_objects(&mut self, question: &str) -> Result<Vec<(String, GeneratedName)>> {
@@ -123,28 +106,23 @@ impl<C: SessionConnection> AdminConnection<C> {
     /// Whether `name` belongs to a test whose owner is dead. `owners_alive` caches the server's answers.
     fn owner_is_dead(&mut self, name: GeneratedName, owners_alive: &mut HashMap<u32, bool>) -> Result<bool> {
         let GeneratedName::Test { owner, .. } = name else { return Ok(false) };
-        if let Some(is_alive) = owners_alive.get(&owner) {
-            return Ok(!is_alive);
-        }
-        let is_alive = self.query_bool(&self.kind().owner_is_alive_query(owner))?;
+        let is_alive = match owners_alive.get(&owner) {
+            Some(is_alive) => *is_alive,
+            None => {
+                let query = self.kind().owner_is_alive_query(owner);
+                self.query_bool(&query)?
+            }
+        };
         owners_alive.insert(owner, is_alive);
         Ok(!is_alive)
     }
-
-    /// A failure is only logged, because another process may remove the database at the same time.
-    fn remove(&mut self, database: &str) {
-        let removed = self.execute(&self.kind().drop_database(database));
-        log_removal(database, removed);
-    }
 }
 
+/// Logs the removal of a database or schema. A failure is only logged, because another process may remove it at the same
+/// time.
 fn log_removal(name: &str, removed: Result<()>) {
     match removed {
-        Ok(()) => crate::wording::log_line!(info, "diesel_session::testing", "removed {name}, whose tests are dead"),
-        Err(error) => crate::wording::log_line!(
-            warn,
-            "diesel_session::testing",
-            "{name} is left from tests that are dead: {error}"
-        ),
+        Ok(()) => log_line!(info, "diesel_session::testing", "removed {name}, whose tests are dead"),
+        Err(error) => log_line!(warn, "diesel_session::testing", "{name} is left from tests that are dead: {error:#}"),
     }
 }

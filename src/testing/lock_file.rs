@@ -4,85 +4,96 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use std::{fmt, process};
+use std::{process, thread};
 
 use super::shared_folder::make_inside;
 
 /// The maximum length of a label, in characters.
 const MAX_LABEL_CHARS: usize = 120;
 
-/// The maximum length of a text that is read, in bytes.
+/// The maximum length of a text that is read, in bytes. The test kit writes no longer file.
 const MAX_TEXT_BYTES: u64 = 4096;
+
+/// The shortest pause between two attempts to lock a file.
+pub(super) const PAUSE: Duration = Duration::from_millis(1);
+
+/// The first pause. Each further pause is shorter, so that a thread that has waited for longer usually precedes others.
+const FIRST_PAUSE: Duration = Duration::from_millis(6);
 
 /// An open file description. A lock belongs to the description: two descriptions of one file exclude each other also
 /// within a process, and the system releases the lock when the process ends, also after a kill.
 #[derive(Debug)]
-pub(crate) struct LockFile(File);
-
-/// The process that wrote the text of a lock file. It is for messages only: a holder locks the file before it writes
-/// the text, and the text remains after the unlock.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct LockHolder {
-    /// `None` if the text cannot be parsed.
-    pub(crate) process: Option<u32>,
-    pub(crate) label: String,
+pub(super) struct LockFile {
+    file: File,
+    process: u32,
 }
 
 impl LockFile {
     /// Opens the file. Creates the file and its folder if they do not exist.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let open =
-            || self::open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false)).map(Self);
-        match (open(), path.parent()) {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let open = || self::open(path, File::options().read(true).write(true).create(true).truncate(false));
+        let file = match (open(), path.parent()) {
             (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
                 make_inside(parent)?;
-                open()
+                open()?
             }
-            (opened, _) => opened,
-        }
+            (opened, _) => opened?,
+        };
+        Ok(Self { file, process: process::id() })
     }
 
     /// Tries to lock the file exclusively. Returns whether this object holds the lock now.
-    pub(crate) fn try_lock(&self) -> io::Result<bool> {
-        locked(self.0.try_lock())
+    pub(super) fn try_lock(&self) -> io::Result<bool> {
+        match self.file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 
-    /// Tries to lock the file in shared mode. Returns whether this object holds the lock now.
-    pub(crate) fn try_lock_shared(&self) -> io::Result<bool> {
-        locked(self.0.try_lock_shared())
-    }
-
-    /// Waits for the exclusive lock until `deadline`. Returns whether this object holds the lock then.
-    pub(crate) fn lock_until(&self, deadline: Instant) -> io::Result<bool> {
+    /// Waits for the lock until `deadline`. Returns whether this object holds the lock then. The method polls, because
+    /// file locks have no timeout.
+    pub(super) fn lock_until(&self, deadline: Instant) -> io::Result<bool> {
+        let mut pause = FIRST_PAUSE;
         while !self.try_lock()? {
             if Instant::now() >= deadline {
                 return Ok(false);
             }
-            std::thread::sleep(Duration::from_millis(2));
+            thread::sleep(pause);
+            pause = pause.saturating_sub(PAUSE).max(PAUSE);
         }
         Ok(true)
     }
 
-    /// Releases the lock. If a child process has inherited the description, a close in this process does not release
-    /// the lock; this method does.
-    pub(crate) fn unlock(&self) -> io::Result<()> {
-        self.0.unlock()
+    pub(super) fn unlock(&self) -> io::Result<()> {
+        self.file.unlock()
     }
 
-    /// Writes the id of this process and `label` into the file. The caller holds the lock.
-    pub(crate) fn write_holder(&self, label: &str) -> io::Result<()> {
+    /// Writes the id of this process and `label` into the file. The caller holds the lock. The text is for messages
+    /// only, because it remains after the unlock.
+    pub(super) fn write_holder(&self, label: &str) -> io::Result<()> {
         let label: String = label.chars().take(MAX_LABEL_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect();
-        let mut file = &self.0;
+        let mut file = &self.file;
         file.set_len(0)?;
         file.rewind()?;
         file.write_all(format!("{} {label}\n", process::id()).as_bytes())
     }
 }
 
-/// The holder of the file's lock, if the file is locked. If the file is not locked, the function holds a shared lock
-/// for a moment.
-pub(crate) fn holder_of(path: &Path) -> Option<LockHolder> {
-    let file = open(path, OpenOptions::new().read(true)).ok()?;
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        // The close does not release the lock if a child process has inherited the description. A child process must
+        // not release the lock of its parent.
+        if self.process == process::id() {
+            let _ = self.unlock();
+        }
+    }
+}
+
+/// The description of the process that holds the file's lock, if the file is locked. If the file is not locked, the
+/// function holds a shared lock for a moment.
+pub(super) fn holder_of(path: &Path) -> Option<String> {
+    let file = open(path, File::options().read(true)).ok()?;
     if file.try_lock_shared().is_ok() {
         // If this fails, the close releases the lock.
         let _ = file.unlock();
@@ -90,13 +101,17 @@ pub(crate) fn holder_of(path: &Path) -> Option<LockHolder> {
     }
     let text = read_text(&file).unwrap_or_default();
     let (process, label) = text.trim_end().split_once(' ').unwrap_or_default();
-    Some(LockHolder { process: process.parse().ok(), label: label.to_owned() })
+    Some(match process.parse() {
+        Ok(id) if process::id() == id => format!("this process (`{label}`)"),
+        Ok(id) => format!("process {id} (`{label}`)"),
+        Err(_) => "a process that cannot be named".into(),
+    })
 }
 
 /// Opens a file in a checked folder. Another user with write access may have put a link or a pipe there: the function
 /// does not follow the link and does not wait for the pipe. `options` must not truncate, because the file is checked
 /// after it is open.
-pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+pub(super) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NOFOLLOW | libc::O_NONBLOCK);
     let refuse = |reason: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{}: {reason}", path.display()));
@@ -121,30 +136,11 @@ pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     Ok(file)
 }
 
-/// The first [`MAX_TEXT_BYTES`] bytes of a file as text. The test kit writes no longer file.
-pub(crate) fn read_text(mut file: &File) -> io::Result<String> {
+/// The first [`MAX_TEXT_BYTES`] bytes of a file as text.
+pub(super) fn read_text(file: &File) -> io::Result<String> {
     let mut text = String::new();
-    file.rewind()?;
     file.take(MAX_TEXT_BYTES).read_to_string(&mut text)?;
     Ok(text)
-}
-
-impl fmt::Display for LockHolder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.process {
-            Some(id) if id == process::id() => write!(f, "this process (`{}`)", self.label),
-            Some(id) => write!(f, "process {id} (`{}`)", self.label),
-            None => f.write_str("a process that cannot be named"),
-        }
-    }
-}
-
-fn locked(outcome: Result<(), TryLockError>) -> io::Result<bool> {
-    match outcome {
-        Ok(()) => Ok(true),
-        Err(TryLockError::WouldBlock) => Ok(false),
-        Err(TryLockError::Error(error)) => Err(error),
-    }
 }
 
 #[cfg(test)]
@@ -180,11 +176,11 @@ mod tests {
         let path = temp.path().join("a/lock");
         assert_eq!(holder_of(&path), None);
         let (one, other) = (LockFile::open(&path).unwrap(), LockFile::open(&path).unwrap());
-        assert!(one.try_lock().unwrap() && !other.try_lock().unwrap() && !other.try_lock_shared().unwrap());
-        assert_eq!(holder_of(&path), Some(LockHolder { process: None, label: String::new() }));
+        assert!(one.try_lock().unwrap() && !other.try_lock().unwrap());
+        assert_eq!(holder_of(&path), Some("a process that cannot be named".to_owned()));
         one.write_holder(&"long".repeat(99)).unwrap();
         one.write_holder("a\ntest").unwrap();
-        assert_eq!(holder_of(&path), Some(LockHolder { process: Some(process::id()), label: "a test".to_owned() }));
+        assert_eq!(holder_of(&path), Some("this process (`a test`)".to_owned()));
         one.unlock().unwrap();
         assert_eq!(holder_of(&path), None);
         assert!(other.try_lock().unwrap());

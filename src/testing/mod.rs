@@ -7,17 +7,16 @@ mod database_properties;
 mod database_url;
 mod databases;
 mod fixture;
-mod generated_name;
 mod ledger;
 mod leftovers;
 mod lock_file;
 mod owner;
+mod pinned_connection;
 mod provisioner;
 mod registrar;
 mod rollback_database;
 mod script;
 mod shared_folder;
-mod slot_queue;
 mod sqlite_files;
 mod template_contents;
 mod test_app;
@@ -26,9 +25,9 @@ mod test_environment;
 mod test_isolation;
 mod test_setup;
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 
-pub use databases::{create_database, drop_database, remove_templates};
+pub use databases::remove_templates;
 pub use fixture::Fixture;
 pub use ledger::assert_clean;
 pub use test_app::TestApp;
@@ -65,24 +64,26 @@ impl<T, E> TestOutcome for Result<T, E> {
 /// something behind.
 #[track_caller]
 pub fn run<C: SessionConnection, R: TestOutcome>(setup: TestSetup<C>, body: impl FnOnce(App<C>) -> R) -> R {
-    let repeats = setup.warn_repeats;
-    // This is not `unwrap_or_else`: a closure panics at its own location, and this panic has to be at that of the caller.
+    let (repeats, at) = (setup.warn_repeats, Location::caller());
+    // This is not `unwrap_or_else`: a closure panics at its own location, and this panic has to be at that of the
+    // caller.
     let mut test = match setup.start() {
         Ok(test) => test,
-        Err(error) => panic!("{error}"),
+        Err(error) => panic!("{error:#}"),
     };
     let app = test.app().clone();
-    let outcome = catch_unwind(AssertUnwindSafe(|| app.context(|| warn_about_repeats(repeats, || body(app.clone())))));
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        app.enter_and_discard(at, || warn_about_repeats(repeats, || body(app.clone())))
+    }));
     drop(app);
-    if !matches!(&outcome, Ok(outcome) if !outcome.has_failed()) {
+    let has_failed = outcome.as_ref().map_or(true, TestOutcome::has_failed);
+    if has_failed {
         test.fail();
-        if let Err(error) = test.finish() {
-            test_app::print_message(&error.to_string());
-        }
-        return outcome.unwrap_or_else(|panic| resume_unwind(panic));
     }
-    if let Err(error) = test.finish() {
-        panic!("{error}");
+    match test.finish() {
+        Err(error) if has_failed => test_app::print_message(&format!("{error:#}")),
+        Err(error) => panic!("{error:#}"),
+        Ok(()) => {}
     }
     outcome.unwrap_or_else(|panic| resume_unwind(panic))
 }

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use diesel::migration::MigrationSource;
 
+use super::pinned_connection::PinnedConnection;
 use crate::app::App;
+use crate::app_hooks::AppHooks;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::database::Database;
-use crate::error::{AppEnd, Result};
-use crate::pool::{PinnedConnection, PoolOptions};
-use crate::session::RowHooks;
+use crate::error::{AppEnd, PoolOf, Result};
+use crate::pool::{PoolOptions, TransactionStyle};
 
 /// A database object with any type of migrations, as the test kit uses it.
 pub(super) trait Registrar<C: SessionConnection>: Sync {
@@ -38,22 +39,31 @@ pub(super) trait Registrar<C: SessionConnection>: Sync {
 
 impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'static> Registrar<C> for Database<C, M> {
     fn number(&self) -> u64 {
-        self.number()
+        self.identity().database
     }
 
     fn make(&self, id: String, config: Config, pinned: Option<Arc<PinnedConnection<C>>>) -> Result<App<C>> {
-        let options = self.options(id, config, pinned)?;
-        Ok(self.new_app(PoolOptions { is_of_test: true, ..options }, self.row_hooks))
+        let options = self.options(id, config)?;
+        Ok(self.new_app(match pinned {
+            None => PoolOptions { pool_of: PoolOf::Test, ..options },
+            Some(pinned) => PoolOptions {
+                transactions: TransactionStyle(Some(Arc::clone(&pinned) as _)),
+                owner: Some(pinned),
+                pool_of: PoolOf::RolledBackTest,
+                ..options
+            },
+        }))
     }
 
     fn functions(&self) -> Vec<usize> {
         // The address at which a program is loaded differs from run to run.
         let relative_address = |function: usize| function.wrapping_sub(base_of_functions as fn() as usize);
-        let RowHooks { before_flush, after_flush, before_commit, .. } = self.row_hooks;
-        let on_connection =
-            [self.on_connect, self.on_checkout].map(|function| function.map(|function| function as usize));
+        let AppHooks { on_connect, on_checkout, on_changes, .. } = &self.hooks;
+        let [before_flush, after_flush, before_commit_of_changes, ..] = *on_changes;
+        let on_connection = [*on_connect, *on_checkout].map(|function| function.map(|function| function as usize));
         let connect = [self.connect_with.map(|function| function as usize)];
-        let row_hooks = [before_flush, after_flush, before_commit].map(|hook| hook.map(|hook| hook as usize));
+        let row_hooks =
+            [before_flush, after_flush, before_commit_of_changes].map(|hook| hook.map(|hook| hook as usize));
         let all = on_connection.into_iter().chain(connect).chain(row_hooks);
         if all.clone().all(|function| function.is_none()) {
             return Vec::new();
@@ -66,10 +76,7 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
     }
 
     fn make_bare(&self, id: String, config: Config) -> Result<App<C>> {
-        let options = self.options(id, config, None)?;
-        let (on_connect, on_checkout, on_checkin, on_close) = (None, None, None, None);
-        let bare = PoolOptions { connection_limit: None, on_connect, on_checkout, on_checkin, on_close, ..options };
-        Ok(self.new_app(bare, RowHooks::NONE))
+        self.new_bare_app(id, config)
     }
 
     fn register(&self, app: App<C>) -> Result<App<C>> {

@@ -5,17 +5,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::connection_slots::HeldSlots;
-use super::generated_name::GeneratedName;
-use super::provisioner::{FINDING_DATABASE, Provisioner, StartedTest};
+use super::database_properties::texts;
+use super::pinned_connection::{PinnedConnection, TAKEN};
+use super::provisioner::{FINDING_DATABASE, Provisioner, StartedTest, UNFINISHED};
 use super::test_database::{LAST_SESSIONS, TestDatabase};
 use super::test_environment::{Reservation, TestEnvironment};
+use crate::admin::GeneratedName;
 use crate::app::App;
 use crate::config::Config;
 use crate::connection::SessionConnection;
-use crate::error::{ConnectErrorKind, Error, Result};
+use crate::error::{ConnectErrorKind, Details, Error, ErrorKind, Result};
 use crate::kind::DatabaseKind;
-use crate::pool::{PinnedConnection, TAKEN};
-use crate::wording::phrase;
+use crate::wording::{log_line, phrase};
 
 /// How long the end of a test waits for the session of the owner.
 const OWNER_PATIENCE: Duration = Duration::from_secs(5);
@@ -23,12 +24,11 @@ const OWNER_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a test creates its database before it reports that the database cannot be used.
 const MAX_TIMES_MADE: u32 = 3;
 
+/// The step that failed, for [`Provisioner::setup_error`].
+const FINDING_ROLLBACK: &str = "finding a database in which it can be rolled back";
+
 /// How many databases with the same slot number are tried if tests of other processes use them.
 const MAX_OCCUPIED: u32 = 100;
-
-/// The table that marks an incomplete database. MySQL and MariaDB can neither fill a database in one step nor rename
-/// it.
-const UNFINISHED: &str = "__diesel_session_unfinished";
 
 /// A database in which tests are rolled back, with its only connection.
 pub(super) struct RollbackDatabase<C: SessionConnection> {
@@ -47,25 +47,26 @@ impl<C: SessionConnection> Provisioner<'_, C> {
     /// Starts a test in a free rollback database of this process, or in another one.
     pub(super) fn start_rollback(&self) -> Result<StartedTest<C>> {
         // A rollback database with these contents exists only if the properties of the configured database are known.
-        let free = self.known_contents_hash().and_then(|contents_hash| {
-            let mut free = self.environment.free_databases();
-            let setup = self.connection_setup();
+        let setup = self.connection_setup();
+        let free = self.environment.known_properties(&setup).and_then(|properties| {
+            let contents_hash = self.hash_of_contents(&properties);
+            let mut free = self.environment.free_databases.lock();
             let fits = |database: &RollbackDatabase<C>| {
                 database.contents_hash == contents_hash && database.connection_setup == setup
             };
             free.iter().rposition(fits).map(|index| free.swap_remove(index))
         });
         if let Some(mut database) = free {
-            let mut reservation = self.environment.reservation_with(database.slots.take());
+            let mut reservation = self.environment.reservation_with(database.slots.take(), 1);
             match self.open_app(&database) {
                 Ok(app) => return Ok((app, TestDatabase::Rollback(database), reservation)),
                 // The connection may be lost, for example after a restart of the server. The test looks for a database
                 // again.
                 Err(error) => {
-                    crate::wording::log_line!(
+                    log_line!(
                         debug,
                         "diesel_session::testing",
-                        "a pinned connection was not to be had again: {error}"
+                        "a pinned connection was not to be had again: {error:#}"
                     );
                     database.slots = reservation.slots.take();
                     drop(database);
@@ -85,7 +86,7 @@ impl<C: SessionConnection> Provisioner<'_, C> {
             // The database exists only while a connection to it is open, so the app is opened before `filling_app` is
             // disposed of.
             let database = RollbackDatabase {
-                pinned: Arc::new(PinnedConnection::new(None)),
+                pinned: Arc::new(PinnedConnection::new(DatabaseKind::Sqlite, None)),
                 contents_hash,
                 connection_setup: self.connection_setup(),
                 name: None,
@@ -106,48 +107,40 @@ impl<C: SessionConnection> Provisioner<'_, C> {
         // `occupied` counts the databases with the slot's number that tests of other processes use. `times_made` counts
         // the databases that were created and could not be used.
         let (mut occupied, mut times_made) = (0, 0);
-        let mut observed;
         loop {
             let number = number_of(&reservation);
             let generated_name = GeneratedName::Rollback { contents_hash, number: number + 1000 * occupied };
             let name = generated_name.to_string();
             let database = RollbackDatabase {
-                pinned: Arc::new(PinnedConnection::new(self.kind().claim_pinned_connection(&name))),
+                pinned: Arc::new(PinnedConnection::new(self.kind(), self.kind().claim_pinned_connection(&name))),
                 contents_hash,
                 connection_setup: self.connection_setup(),
                 name: Some(name.clone()),
                 url: self.url_of(&name)?,
                 slots: None,
             };
-            let (refused, exists) = match self.open_app(&database) {
-                Ok(app) => match self.unfinished_reason(&app) {
-                    Ok(None) => return Ok((app, TestDatabase::Rollback(database), reservation)),
-                    unfinished => {
-                        drop(app.dispose());
-                        observed = format!("{name} {}", unfinished?.unwrap_or_default());
-                        (None, true)
-                    }
-                },
-                Err(Error::Connect { message, .. }) if message.contains(TAKEN) => {
-                    database.pinned.end(self.kind());
-                    occupied += 1;
-                    observed = format!("{name} and {} more have a test of another process", occupied - 1);
-                    let is_over = self.deadline <= Instant::now();
-                    self.limit_attempts(occupied == 1 || occupied <= MAX_OCCUPIED && !is_over, &observed)?;
-                    continue;
-                }
-                Err(error @ Error::Connect { kind, .. }) if may_be_missing(kind, self.kind()) => {
-                    observed = format!("{name} cannot be connected to: {}", phrase(&error));
-                    (Some(error), false)
-                }
-                Err(other) => return Err(other),
+            let error = match self.open_complete(&database, &name) {
+                Ok(app) => return Ok((app, TestDatabase::Rollback(database), reservation)),
+                Err(error) => error,
             };
-            database.pinned.end(self.kind());
+            database.pinned.end();
             drop(database);
-            if !self.environment.has_open_owner() && reservation.slots.as_ref().is_some_and(|slots| slots.len() < 2) {
+            if error.connect_message().is_some_and(|message| message.contains(TAKEN)) {
+                if occupied > 0 && (occupied >= MAX_OCCUPIED || self.deadline <= Instant::now()) {
+                    let reason = format!("{name} and {occupied} more have a test of another process");
+                    return Err(self.setup_error(FINDING_ROLLBACK, reason));
+                }
+                occupied += 1;
+                continue;
+            }
+            let is_refused = error.connect_error_kind().is_some_and(|kind| may_be_missing(kind, self.kind()));
+            if !is_refused && error.kind() != ErrorKind::TestSetup {
+                return Err(error);
+            }
+            if !self.environment.owner.is_open() && reservation.slots.as_ref().is_some_and(|slots| slots.len() < 2) {
                 // The session of the owner needs a second slot. Both slots are acquired at once: a thread that held one
                 // slot while it waited for the other could cause a deadlock.
-                reservation.release();
+                drop(reservation);
                 reservation = self.environment.reserve(1, true, self.id, self.deadline)?;
                 if number_of(&reservation) != number {
                     // The database of the new slot may exist, and the new holder of the old slot may be creating its
@@ -155,37 +148,29 @@ impl<C: SessionConnection> Provisioner<'_, C> {
                     continue;
                 }
             }
-            if let Some(refused) = refused
-                && self.with_owner(&mut reservation, 1, |admin| {
-                    Ok(admin.query_texts(&admin.kind().databases(&name))?.contains(&name))
-                })?
-            {
+            if is_refused && self.with_owner(&mut reservation, |admin| admin.has_database(&name))? {
                 // Another process may have created the database meanwhile. After the second failure the database is
                 // unusable.
                 if times_made > 0 {
-                    return Err(self.explain_connect_error(refused));
+                    return Err(self.explain_connect_error(error));
                 }
                 times_made += 1;
                 continue;
             }
             times_made += 1;
-            self.limit_attempts(times_made <= MAX_TIMES_MADE, &observed)?;
-            self.make_rollback_database(&mut reservation, generated_name, exists)?;
-        }
-    }
-
-    /// Returns an error that contains `observed` if there were too many attempts.
-    fn limit_attempts(&self, is_within_limit: bool, observed: &str) -> Result<()> {
-        match is_within_limit {
-            true => Ok(()),
-            false => Err(self.setup_error("finding a database in which it can be rolled back", observed)),
+            if times_made > MAX_TIMES_MADE {
+                let reason = format!("{name} cannot be connected to: {}", phrase(&error));
+                return Err(if is_refused { self.setup_error(FINDING_ROLLBACK, reason) } else { error });
+            }
+            let others = self.environment.known_templates.lock().iter().copied().collect();
+            self.make_kept(&mut reservation, generated_name, others)?;
         }
     }
 
     /// Adds advice to a connect error of an enum of connections, which does not report the reason of a failed connect.
     fn explain_connect_error(&self, error: Error) -> Error {
-        match error {
-            Error::Connect { kind: ConnectErrorKind::Other, message, .. }
+        match error.into_details() {
+            Details::Connect { kind: ConnectErrorKind::Other, message, .. }
                 if DatabaseKind::of_type::<C>().is_none() && !self.environment.registrar.has_connect_with() =>
             {
                 let advice = match message.contains("`Database::connect_with`") {
@@ -196,7 +181,7 @@ impl<C: SessionConnection> Provisioner<'_, C> {
                 };
                 self.setup_error(FINDING_DATABASE, format!("{}. {advice}", phrase(message)))
             }
-            other => other,
+            other => other.into(),
         }
     }
 
@@ -222,116 +207,52 @@ impl<C: SessionConnection> Provisioner<'_, C> {
         Ok(app)
     }
 
-    /// The statements and options that set up a new connection, as a key.
-    pub(super) fn connection_setup(&self) -> String {
-        let mut settings = self.kind().setup(&self.config, true);
-        settings.extend(self.config.on_connect.iter().cloned());
-        settings.extend(self.config.application_name.clone());
-        settings.join("\0")
-    }
-
-    /// The reason why a rollback database is incomplete, if it is. On PostgreSQL a database gets its name when it is
+    /// [`open_app`](Self::open_app), if the database is complete. On PostgreSQL a database gets its name when it is
     /// complete. On MySQL and MariaDB an incomplete database contains the table [`UNFINISHED`], or nothing if its
     /// creator has not created that table yet.
-    fn unfinished_reason(&self, app: &App<C>) -> Result<Option<String>> {
+    fn open_complete(&self, database: &RollbackDatabase<C>, name: &str) -> Result<App<C>> {
+        let app = self.open_app(database)?;
         if self.kind() != DatabaseKind::Mysql {
-            return Ok(None);
+            return Ok(app);
         }
-        let mut pooled = app.pool()?.acquire(std::panic::Location::caller(), false, None)?;
-        let mut texts = |sql: &str| {
-            let answer = pooled.conn().texts(sql);
-            answer.map_err(|error| Error::from_query(error, std::panic::Location::caller()))
-        };
-        let tables =
-            texts("SELECT table_name AS value FROM information_schema.tables WHERE table_schema = DATABASE()")?;
-        let tables: Vec<String> = tables.into_iter().flatten().collect();
-        if tables.iter().any(|table| table == UNFINISHED) {
-            return Ok(Some(format!("has the table {UNFINISHED}: it was not filled to the end")));
-        }
-        let known = self.contents.schema.script.versions().count();
-        let has_bookkeeping_table = tables.iter().any(|table| table == "__diesel_schema_migrations");
-        if known > 0 && !has_bookkeeping_table {
-            return Ok(Some(format!("has none of {known} migrations")));
-        }
-        Ok(None)
-    }
-
-    fn make_rollback_database(
-        &self,
-        reservation: &mut Reservation<C>,
-        name: GeneratedName,
-        exists: bool,
-    ) -> Result<()> {
-        match self.kind() {
-            DatabaseKind::Mysql => self.make_mysql_rollback_database(reservation, &name.to_string(), exists),
-            DatabaseKind::Postgres | DatabaseKind::Sqlite => {
-                let others = self.known_templates().keys().copied().collect();
-                self.make_kept(reservation, name, false, others)
-            }
-        }
-    }
-
-    /// The database has its final name from the beginning. Its creator holds the lock of the name until the database is
-    /// complete.
-    fn make_mysql_rollback_database(
-        &self,
-        reservation: &mut Reservation<C>,
-        database: &str,
-        exists: bool,
-    ) -> Result<()> {
-        let kind = self.kind();
-        let claim = kind.claim_pinned_connection(database).unwrap_or_default();
-        let contents_hash = self.contents_hash()?;
-        let claimed = self.with_owner(reservation, 1, |admin| {
-            let claimed = admin.query_bool(&claim)?;
-            if claimed {
-                if exists {
-                    admin.execute(&kind.drop_database(database))?;
-                }
-                self.create_database(admin, database, None)?;
-                admin.execute(&format!(
-                    "CREATE TABLE {}.{UNFINISHED} (nothing INTEGER PRIMARY KEY)",
-                    kind.quote(database)
-                ))?;
-                admin.prune(&[contents_hash])?;
-            }
-            Ok(claimed)
-        })?;
-        if !claimed {
-            return Ok(());
-        }
-        let filled = self.fill_database(database);
-        self.with_owner(reservation, 1, |admin| {
-            match &filled {
-                Ok(()) => admin.execute(&format!("DROP TABLE {}.{UNFINISHED}", kind.quote(database)))?,
-                Err(_) => admin.execute(&kind.drop_database(database))?,
-            }
-            admin
-                .query_texts(&format!("SELECT CAST(RELEASE_LOCK({}) AS CHAR) AS value", kind.literal(database)))
-                .map(drop)
-        })?;
-        filled
+        let tables = app.pool().and_then(|pool| {
+            let mut pooled = pool.acquire(std::panic::Location::caller(), false, None)?;
+            let query = "SELECT table_name AS value FROM information_schema.tables WHERE table_schema = DATABASE()";
+            texts(pooled.conn(), query)
+        });
+        let complete = tables.and_then(|tables| {
+            let has = |table: &str| tables.iter().any(|other| other == table);
+            let migrations = self.environment.schema.steps.len();
+            let problem = match (has(UNFINISHED), has("__diesel_schema_migrations")) {
+                (true, _) => format!("has the table {UNFINISHED}: it was not filled to the end"),
+                (false, false) if migrations > 0 => format!("has none of {migrations} migrations"),
+                _ => return Ok(()),
+            };
+            Err(self.setup_error(FINDING_ROLLBACK, format!("{name} {problem}")))
+        });
+        complete.inspect_err(|_| drop(app.dispose()))?;
+        Ok(app)
     }
 }
 
 impl<C: SessionConnection> RollbackDatabase<C> {
     /// The reason why the test cannot be rolled back, if it cannot.
-    pub(super) fn poisoned(&self) -> Option<(String, Option<crate::error::Place>)> {
-        self.pinned.poisoned().map(|poisoned| (poisoned.cause, poisoned.at))
+    pub(super) fn poisoned(&self) -> Option<(String, Option<crate::error::SourceLocation>)> {
+        self.pinned.poisoned().map(|poisoned| (poisoned.cause.clone(), poisoned.at))
     }
 
     /// Rolls the test back. Returns whether the next test can use the database. A database in memory ends with its
     /// connection.
     pub(super) fn roll_back(&self, kind: DatabaseKind) -> bool {
-        self.pinned.end(kind) && (kind != DatabaseKind::Sqlite || self.pinned.is_connected())
+        self.pinned.end() && (kind != DatabaseKind::Sqlite || self.pinned.is_connected())
     }
 
     /// Keeps the database and its slot for the next test. If other threads wait for slots, the method closes the
     /// connection and releases the slot.
     pub(super) fn keep_for_next_test(mut self, environment: &TestEnvironment<C>, slots: Option<HeldSlots>) {
         self.slots = slots;
-        if !environment.slots.as_ref().is_some_and(|slots| slots.probe_waiters()) {
-            environment.free_databases().push(self);
+        if !environment.slots.as_ref().is_some_and(|slots| slots.has_waiters()) {
+            environment.free_databases.lock().push(self);
         }
     }
 
@@ -341,7 +262,8 @@ impl<C: SessionConnection> RollbackDatabase<C> {
     pub(super) fn remove(self, environment: &TestEnvironment<C>, reservation: &mut Reservation<C>) -> Result<()> {
         let Some(name) = self.name.clone() else { return Ok(()) };
         drop(self);
-        environment.with_owner(reservation, 0, OWNER_PATIENCE, |admin| {
+        reservation.pool_size = 0;
+        environment.with_owner(reservation, OWNER_PATIENCE, |admin| {
             let kind = admin.kind();
             if !admin.wait_until_unused(&name, Instant::now() + LAST_SESSIONS)? {
                 for session in admin.query_texts(&kind.sessions_in(&name))? {

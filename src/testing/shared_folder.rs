@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::{env, io, process};
+use std::{env, io};
 
 /// The environment variable that names another folder.
 const VARIABLE: &str = "DIESEL_SESSION_TEST_DIR";
@@ -25,32 +25,23 @@ pub(crate) fn shared_folder() -> Result<&'static Path, String> {
 }
 
 fn prepare(named: Option<OsString>, temp: &Path, user: Option<OsString>) -> Result<PathBuf, String> {
-    let (path, created) = match named {
-        Some(named) => {
-            let path = PathBuf::from(named);
-            // Tests may change their current directory, and other processes may have another one.
-            let path = std::path::absolute(&path).unwrap_or(path);
-            let created =
-                private(DirBuilder::new().recursive(true)).create(&path).and_then(|()| fs::canonicalize(&path));
-            (
-                path,
-                created.and_then(|path| {
-                    refuse_replaceable(&fs::metadata(&path)?).and_then(|()| check_writable(&path)).map(|()| path)
-                }),
-            )
-        }
-        None => {
-            let path = temp.join(format!("diesel-session-{}", sanitized(user)));
-            let created = make_private(&path).and_then(|()| check_writable(&path)).map(|()| path.clone());
-            (path, created)
-        }
-    };
+    let is_named = named.is_some();
+    let path = named.map_or_else(|| temp.join(format!("diesel-session-{}", sanitized(user))), PathBuf::from);
+    // Tests may change their current directory, and other processes may have another one.
+    let path = std::path::absolute(&path).unwrap_or(path);
+    let created = if is_named { make_named(&path) } else { make_private(&path).map(|()| path.clone()) };
     created.map_err(|error| {
         format!(
             "the folder that test processes share cannot be used: {}: {error}; {VARIABLE} names another one",
             path.display()
         )
     })
+}
+
+fn make_named(path: &Path) -> io::Result<PathBuf> {
+    builder(0o700).recursive(true).create(path)?;
+    refuse_replaceable(&fs::metadata(path)?)?;
+    fs::canonicalize(path)
 }
 
 /// The name of a user as part of a file name.
@@ -69,17 +60,13 @@ fn make_private(path: &Path) -> io::Result<()> {
         let parent_is_safe = refuse_replaceable(&fs::metadata(parent)?);
         parent_is_safe.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", parent.display())))?;
     }
-    match private(&mut DirBuilder::new()).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        created => created?,
-    }
-    let folder = open_folder(path)?;
+    let folder = make_or_open(path, 0o700)?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::{MetadataExt, PermissionsExt};
         let found = folder.metadata()?;
         if found.uid() != current_user()? {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user"));
+            return Err(belongs_to_another_user());
         }
         if found.mode() & 0o777 != 0o700 {
             folder.set_permissions(fs::Permissions::from_mode(0o700))?;
@@ -92,20 +79,12 @@ fn make_private(path: &Path) -> io::Result<()> {
 /// Creates or checks a folder in a checked folder: in `shared_folder` or in a folder that this function has created.
 /// The function refuses a link, and a folder that another user has created or can replace.
 pub(super) fn make_inside(path: &Path) -> io::Result<()> {
-    #[cfg(unix)]
-    let created = std::os::unix::fs::DirBuilderExt::mode(&mut DirBuilder::new(), 0o775).create(path);
-    #[cfg(not(unix))]
-    let created = fs::create_dir(path);
-    match (created, path.parent()) {
-        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound && !parent.exists() => {
-            // Another program has cleared the temporary files.
-            make_inside(parent)?;
-            return make_inside(path);
-        }
-        (Err(error), _) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        (created, _) => created?,
-    }
-    let found = open_folder(path)?.metadata()?;
+    let made = match path.parent() {
+        // Another program has cleared the temporary files.
+        Some(parent) if !parent.exists() => make_inside(parent).and_then(|()| make_or_open(path, 0o775)),
+        _ => make_or_open(path, 0o775),
+    };
+    let found = made?.metadata()?;
     refuse_replaceable(&found)?;
     #[cfg(unix)]
     if let Some(parent) = path.parent() {
@@ -114,10 +93,15 @@ pub(super) fn make_inside(path: &Path) -> io::Result<()> {
         refuse_replaceable(&parent)?;
         let everybody_may_write = parent.mode() & 0o002 != 0;
         if everybody_may_write && found.uid() != parent.uid() && found.uid() != current_user()? {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user"));
+            return Err(belongs_to_another_user());
         }
     }
     Ok(())
+}
+
+#[cfg(unix)]
+fn belongs_to_another_user() -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user")
 }
 
 /// Creates or checks a folder in `folder` that only this user can access. If `name` belongs to another user, the folder
@@ -137,8 +121,12 @@ pub(super) fn make_private_inside(folder: &Path, name: &str) -> io::Result<PathB
     make_private(&path).map(|()| path)
 }
 
-/// Opens a folder. The function does not follow a link.
-fn open_folder(path: &Path) -> io::Result<File> {
+/// Creates a folder with the permissions `mode`, unless it exists, and opens it. The function does not follow a link.
+fn make_or_open(path: &Path, mode: u32) -> io::Result<File> {
+    match builder(mode).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        created => created?,
+    }
     if !fs::symlink_metadata(path)?.is_dir() {
         return Err(io::Error::new(io::ErrorKind::NotADirectory, "it is not a folder"));
     }
@@ -176,26 +164,11 @@ fn current_user() -> io::Result<u32> {
     Ok(std::os::unix::fs::MetadataExt::uid(&pipe.metadata()?))
 }
 
-/// Checks that this process can create files in a checked folder.
-fn check_writable(path: &Path) -> io::Result<()> {
-    for number in 0.. {
-        let trial = path.join(format!("trial-{}-{number}", process::id()));
-        match File::create_new(&trial) {
-            // A killed process with the same id has left the file, or another user has put a link there.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number < MAX_TRIALS => {}
-            Err(error) => return Err(error),
-            Ok(_) => return fs::remove_file(&trial),
-        }
-    }
-    Ok(())
-}
-
-/// How many existing files [`check_writable`] accepts before it gives up.
-const MAX_TRIALS: usize = 100;
-
-fn private(builder: &mut DirBuilder) -> &mut DirBuilder {
+#[cfg_attr(not(unix), allow(unused_variables, reason = "only Unix has modes"))]
+fn builder(mode: u32) -> DirBuilder {
+    let mut builder = DirBuilder::new();
     #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(builder, 0o700);
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, mode);
     builder
 }
 
@@ -234,13 +207,13 @@ mod tests {
         for mode in [0o700, 0o777, 0o1777] {
             let folder = temp.path().join(format!("diesel-session-{mode:o}"));
             fs::create_dir(&folder).unwrap();
-            symlink(&victim, folder.join(format!("trial-{}", process::id()))).unwrap();
-            symlink(&victim, folder.join(format!("trial-{}-0", process::id()))).unwrap();
+            symlink(&victim, folder.join("lock")).unwrap();
             fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
             let _ = prepare(None, temp.path(), Some(format!("{mode:o}").into()));
             fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
             let named = prepare(Some(folder.clone().into()), temp.path(), None);
             assert_eq!(named.is_ok(), mode != 0o777, "{named:?}");
+            assert!(super::super::lock_file::LockFile::open(&folder.join("lock")).is_err());
             assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
             symlink(temp.path(), folder.join("inside")).unwrap();
             assert!(make_inside(&folder.join("inside")).unwrap_err().to_string().contains("not a folder"));

@@ -2,93 +2,64 @@
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::UNIX_EPOCH;
 
 use super::database_properties::DatabaseProperties;
-use super::fixture::{Fixture, FixtureSource};
-use super::script::{Script, in_one_transaction, installed_extensions, outside_reference};
-use super::test_setup::TestSetup;
+use super::fixture::FixtureSource;
+use super::provisioner::Provisioner;
+use super::script::{hash_of_fields, outside_reference};
 use crate::app::App;
-use crate::config::Config;
 use crate::connection::SessionConnection;
-use crate::context::{self, Current};
-use crate::dialect::{ConnectionSnapshot, fnv1a};
-use crate::error::{Error, Result};
+use crate::context;
+use crate::error::{Details, Error, Result};
 use crate::kind::DatabaseKind;
-use crate::url::Target;
+use crate::session::Session;
 
-/// The SQL of the migrations of a database object.
-pub(super) struct PreparedScript {
-    pub(super) script: Script,
-    messages: Option<Vec<String>>,
-    digest: Option<String>,
-}
-
-impl PreparedScript {
-    pub(super) fn new(script: Script, kind: DatabaseKind) -> Self {
-        let (messages, digest) = (script.messages(kind), script.digest());
-        Self { script, messages, digest }
-    }
-}
-
-/// The schema and the fixtures of a test.
-pub(super) struct TemplateContents<'t, C: SessionConnection> {
-    pub(super) schema: Arc<PreparedScript>,
-    setup: &'t TestSetup<C>,
-    config: &'t Config,
-    kind: DatabaseKind,
-    /// Part of the hash, because one account may have no access to the templates of another one, and databases differ.
-    account_and_database: String,
-}
-
-impl<'t, C: SessionConnection> TemplateContents<'t, C> {
-    pub(super) fn new(
-        schema: Arc<PreparedScript>,
-        setup: &'t TestSetup<C>,
-        config: &'t Config,
-        target: &Target,
-    ) -> Self {
-        let account = target.shown.split('@').next().unwrap_or_default();
-        let account_and_database =
-            if target.kind == DatabaseKind::Sqlite { String::new() } else { format!("{account}\0{}", target.database) };
-        Self { schema, setup, config, kind: target.kind, account_and_database }
-    }
-
+impl<C: SessionConnection> Provisioner<'_, C> {
     /// The same in every process for contents that create equal databases. If the contents include functions of the
     /// program, the hash depends on the build.
-    pub(super) fn hash(&self, properties: &DatabaseProperties) -> u64 {
-        let mut parts: Vec<&[u8]> = vec![env!("CARGO_PKG_VERSION").as_bytes(), self.kind.name().as_bytes()];
-        parts.extend([self.account_and_database.as_bytes(), &b"\0"[..], properties.facts.as_bytes()]);
-        let template = self.setup.template.as_deref().unwrap_or_default();
-        parts.extend([&b"\0"[..], template.as_bytes()]);
-        for sql in &self.config.on_connect {
-            parts.extend([&b"\0"[..], sql.as_bytes()]);
-        }
+    ///
+    /// The account is part of the hash, because one account may have no access to the templates of another one.
+    pub(super) fn hash_of_contents(&self, properties: &DatabaseProperties) -> u64 {
+        let target = &self.environment.target;
+        let (account, database) = match target.kind {
+            DatabaseKind::Sqlite => ("", ""),
+            DatabaseKind::Postgres | DatabaseKind::Mysql => {
+                (target.shown.split('@').next().unwrap_or_default(), &*target.database)
+            }
+        };
+        let schema = self.environment.schema.digest;
         let functions = self.setup.registrar.functions();
-        let functions: Vec<[u8; size_of::<usize>()]> = functions.into_iter().map(usize::to_le_bytes).collect();
-        if !functions.is_empty() {
-            parts.push(build_id().as_bytes());
-            parts.extend(functions.iter().map(|function| &function[..]));
-        }
-        parts.push(&b"\0"[..]);
-        match &self.schema.digest {
-            Some(digest) => parts.push(digest.as_bytes()),
-            None => parts.push(build_id().as_bytes()),
-        }
+        let mut depends_on_build = schema.is_none() || !functions.is_empty();
+        let numbers = format!("{:?} {functions:?}", schema.unwrap_or_default());
+        let template = self.setup.template.as_deref().unwrap_or_default();
+        let mut fields = vec![
+            env!("CARGO_PKG_VERSION"),
+            target.kind.name(),
+            account,
+            database,
+            &properties.facts,
+            template,
+            &numbers,
+        ];
+        fields.extend(self.config.connection_init_sql.iter().map(String::as_str));
         for fixture in &self.setup.fixtures {
-            parts.extend([&b"\0"[..], fixture.name.as_bytes(), &b"\0"[..]]);
-            parts.push(match &fixture.rows {
-                FixtureSource::Sql(text) => text.as_bytes(),
-                FixtureSource::Function(_) => build_id().as_bytes(),
-            });
+            fields.extend(["", &fixture.name]);
+            match &fixture.rows {
+                FixtureSource::Sql(text) => fields.push(text),
+                FixtureSource::Function(_) => depends_on_build = true,
+            }
         }
-        fnv1a(parts)
+        if depends_on_build {
+            fields.push(build_id());
+        }
+        hash_of_fields(fields)
     }
 
     /// The first migration or fixture that refers to something outside the schema.
     pub(super) fn first_outside_reference(&self) -> Option<String> {
-        if let Some((migration, words)) = self.schema.script.first_outside_reference() {
+        if let Some((migration, words)) = self.environment.schema.first_outside_reference() {
             return Some(format!("migration {migration} has `{words}`"));
         }
         self.setup.fixtures.iter().find_map(|fixture| match &fixture.rows {
@@ -99,141 +70,83 @@ impl<'t, C: SessionConnection> TemplateContents<'t, C> {
         })
     }
 
-    /// Fills an empty database. Each migration is one message, and so is each fixture.
+    /// Fills an empty database.
     pub(super) fn fill(&self, app: &App<C>) -> Result<()> {
-        let script = &self.schema.script;
-        match &self.schema.messages {
-            Some(messages) => match self.replay(app, messages)? {
-                None => {}
-                // MySQL does not roll back a failed migration, so there is no second attempt.
-                Some((failed, error)) if self.kind == DatabaseKind::Mysql => {
-                    let migration = failed.checked_sub(1).and_then(|index| script.name(index));
-                    let migration =
-                        migration.map_or("the bookkeeping table".into(), |name| format!("migration {name}"));
-                    let reason = app.options().target.redact(&error.to_string());
-                    let reason = format!("{migration}: {reason}");
-                    return Err(Error::TestSetup {
-                        test: self.test_name(),
-                        what: "replaying the migrations failed",
-                        reason,
-                    });
-                }
-                // `create_all` continues after the recorded migrations, or reports the migration that fails.
-                Some(_) => drop(app.create_all()?),
-            },
-            None if script.versions().next().is_none() => {}
-            None => drop(app.create_all()?),
+        if self.environment.schema.has_source {
+            app.create_all_unlocked(Location::caller()).map_err(|error| self.with_advice(app, error))?;
         }
         for fixture in &self.setup.fixtures {
-            match &fixture.rows {
-                FixtureSource::Sql(text) if self.kind.is_blank(text) => {}
-                FixtureSource::Sql(text) => self.send_fixture(app, &fixture.name, text)?,
-                FixtureSource::Function(_) => self.run_function(app, fixture)?,
-            }
+            let inserted = match &fixture.rows {
+                FixtureSource::Sql(text) if self.kind().is_blank(text) => Ok(()),
+                FixtureSource::Sql(text) => {
+                    let sent = self.send_fixture(app, text)?;
+                    sent.map_err(|error| app.options().target.redact(&error.to_string()))
+                }
+                FixtureSource::Function(run) => run_function(app, *run),
+            };
+            inserted.map_err(|reason| self.setup_error("a fixture failed", format!("{}: {reason}", fixture.name)))?;
         }
         Ok(())
     }
 
-    /// The names of the PostgreSQL extensions that migrations install.
-    pub(super) fn extensions(&self) -> HashSet<String> {
-        self.schema.script.texts().flat_map(installed_extensions).collect()
-    }
-
-    fn test_name(&self) -> String {
-        self.setup.name.to_string()
-    }
-
-    /// Sends the messages. The result is the index of the message that failed, with its error. The earlier messages
-    /// have taken effect.
-    fn replay(&self, app: &App<C>, messages: &[String]) -> Result<Option<(usize, diesel::result::Error)>> {
-        if messages.is_empty() {
-            return Ok(None);
-        }
-        let mut pooled = app.pool()?.acquire(Location::caller(), false, None)?;
-        pooled.managed().marked_dirty = true;
-        let mut before = None;
-        for (index, message) in messages.iter().enumerate() {
-            if let Err(error) = send_migration(pooled.conn(), self.kind, message, &mut before) {
-                crate::wording::log_line!(
-                    debug,
-                    "diesel_session::testing",
-                    "test `{}`: message {index} failed: {error}",
-                    self.setup.name
-                );
-                pooled.close_at_checkin();
-                return Ok(Some((index, error)));
-            }
-        }
-        Ok(None)
-    }
-
     /// Sends a fixture as one transaction, so that transaction settings of the fixture do not reach the next one.
-    fn send_fixture(&self, app: &App<C>, name: &str, text: &str) -> Result<()> {
-        let send = |sql: &str| -> Result<diesel::QueryResult<()>> {
+    fn send_fixture(&self, app: &App<C>, text: &str) -> Result<diesel::QueryResult<()>> {
+        let send = |texts: &[&str]| -> Result<diesel::QueryResult<()>> {
             let mut pooled = app.pool()?.acquire(Location::caller(), false, None)?;
             pooled.managed().marked_dirty = true;
-            let sent = pooled.conn().batch_execute(sql);
+            let sent = texts.iter().try_for_each(|sql| pooled.conn().batch_execute(sql));
             if sent.is_err() {
                 pooled.close_at_checkin();
             }
             Ok(sent)
         };
-        let sent = match in_one_transaction(text, self.kind).filter(|_| self.kind != DatabaseKind::Postgres) {
+        match self.kind() {
             // PostgreSQL executes a message as one transaction.
-            None => send(text)?,
-            Some(whole) => match send(&whole)? {
+            DatabaseKind::Postgres => send(&[text]),
+            DatabaseKind::Mysql => send(&["BEGIN", text, "COMMIT"]),
+            DatabaseKind::Sqlite => match send(&["BEGIN IMMEDIATE", text, "COMMIT"])? {
                 // The text may contain transaction statements.
-                Err(_) if self.kind == DatabaseKind::Sqlite => send(text)?,
-                sent => sent,
+                Err(_) => send(&[text]),
+                sent => Ok(sent),
             },
-        };
-        sent.map_err(|error| {
-            let reason = format!("{name}: {}", app.options().target.redact(&error.to_string()));
-            Error::TestSetup { test: self.test_name(), what: "a fixture failed", reason }
-        })
+        }
     }
 
-    fn run_function(&self, app: &App<C>, fixture: &Fixture<C>) -> Result<()> {
-        let FixtureSource::Function(run) = fixture.rows else { return Ok(()) };
-        let at = Location::caller();
-        let run_in_transaction = || {
-            app.scope().commit_on_ok().run(|| {
-                let session = context::session(app.database(), at, |current| match current {
-                    Current::Entered(app) => Ok(app),
-                    Current::SameId(_) => Err(Error::NoContext { at }),
-                })?;
-                run(&session)
-            })
+    /// If a migration installs an extension that the role must not install, the error names the extension.
+    fn with_advice(&self, app: &App<C>, error: Error) -> Error {
+        let mut failure = match error.into_details() {
+            Details::Migration(failure) => failure.in_test_database(),
+            other => return other.into(),
         };
-        // The caller has to remove the incomplete database also if the function panics.
-        let outcome = match catch_unwind(AssertUnwindSafe(run_in_transaction)) {
-            Ok(outcome) => outcome.map_err(|error: Error| error.to_string()),
-            Err(panic) => Err(format!("it panicked: {}", crate::panic::panic_message(&*panic))),
-        };
-        outcome.map_err(|reason| {
-            let reason = format!("{}: {reason}", fixture.name);
-            Error::TestSetup { test: self.test_name(), what: "a fixture failed", reason }
-        })
+        if self.kind() == DatabaseKind::Postgres {
+            let forbidden = self.catalog_texts(app, self.kind().forbidden_extensions()).unwrap_or_default();
+            let words: HashSet<&str> =
+                failure.message.split(|c: char| !c.is_alphanumeric() && !"_-".contains(c)).collect();
+            let forbidden = forbidden.iter().find(|name| words.contains(name.as_str()));
+            failure.advice = forbidden.map(|extension| {
+                format!(
+                    "This role may not install the extension `{extension}`, and a test's database is made anew: let an administrator \
+                     install it in `template1`, or in a database that `TestSetup::template` names"
+                )
+            });
+        }
+        Details::Migration(failure).into()
     }
 }
 
-/// Sends the message of a migration and then restores the session's settings, as `create_all` does, so that they do not
-/// reach the next migration.
-fn send_migration<C: SessionConnection>(
-    conn: &mut C,
-    kind: DatabaseKind,
-    message: &str,
-    before: &mut Option<ConnectionSnapshot>,
-) -> diesel::QueryResult<()> {
-    let text = message.to_lowercase();
-    let may_change_settings = ["set", "pragma", "use"].iter().any(|word| text.contains(word));
-    if may_change_settings && before.is_none() {
-        *before = Some(ConnectionSnapshot::from_rows(conn.texts(kind.snapshot_query())?));
+/// Runs a fixture that is a function. The caller has to remove the incomplete database also if the function panics.
+fn run_function<C: SessionConnection>(app: &App<C>, run: fn(&Session<C>) -> Result<()>) -> Result<(), String> {
+    let at = Location::caller();
+    let run_in_transaction = || {
+        app.run(|| {
+            let session = context::session(app.database(), at, |_| Err(Details::NoContext { at }.into()))?;
+            run(&session)
+        })
+    };
+    match catch_unwind(AssertUnwindSafe(run_in_transaction)) {
+        Ok(outcome) => outcome.map_err(|error: Error| format!("{error:#}")),
+        Err(panic) => Err(format!("it panicked: {}", crate::panic::panic_message(&*panic))),
     }
-    conn.batch_execute(message)?;
-    let Some(before) = before.as_ref().filter(|_| may_change_settings) else { return Ok(()) };
-    let now = ConnectionSnapshot::from_rows(conn.texts(kind.snapshot_query())?);
-    kind.restore(before, &now).iter().try_for_each(|sql| conn.batch_execute(sql))
 }
 
 /// A text that differs between builds of this program.

@@ -1,24 +1,23 @@
 //! The guard of the application of one test.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::panic::Location;
+use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::migration::MigrationSource;
 
-use super::ledger::{self, LedgerEntry};
+use super::ledger::LedgerEntry;
 use super::provisioner::Provisioner;
-use super::registrar::Registrar;
 use super::test_database::TestDatabase;
 use super::test_environment::{Reservation, TestEnvironment};
 use super::test_setup::TestSetup;
 use crate::app::App;
 use crate::connection::SessionConnection;
 use crate::database::Database;
-use crate::error::{Error, Result};
-use crate::wording::{is_unprintable, phrase};
+use crate::error::{Details, DisposeReport, Result};
+use crate::wording::phrase;
 
 /// How long the end of a test waits until other threads have checked in their connections.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -54,13 +53,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct TestApp<C: SessionConnection> {
     app: App<C>,
     environment: Arc<TestEnvironment<C>>,
-    registrar: &'static dyn Registrar<C>,
-    test_database: Option<TestDatabase<C>>,
-    reservation: Option<Reservation<C>>,
-    id: TestAppId,
+    /// `None` after the end of the test.
+    running: Option<(TestDatabase<C>, Reservation<C>)>,
     keep: bool,
     failed: bool,
-    _ledger_entry: LedgerEntry,
+    ledger_entry: LedgerEntry,
 }
 
 impl<C: SessionConnection> TestApp<C> {
@@ -77,30 +74,41 @@ impl<C: SessionConnection> TestApp<C> {
     }
 
     pub(super) fn start(setup: TestSetup<C>) -> Result<Self> {
-        let id = TestAppId::reserve(setup.registrar.number(), &setup.name);
-        let config = Provisioner::checked_config(&setup, &id.text)?;
-        let provisioner = Provisioner::new(&setup, &config, &id.text)?;
+        let ledger_entry = LedgerEntry::new(setup.registrar.number(), &setup.name);
+        let provisioner = Provisioner::new(&setup, &ledger_entry.id)?;
         let (app, test_database, reservation) = provisioner.start(setup.isolation)?;
-        let ledger_entry = ledger::record_start(&id.text, setup.location, &app);
-        let environment = Arc::clone(&provisioner.environment);
+        let environment = provisioner.environment;
+        ledger_entry.set_app(&app, setup.location);
         let started = Self {
             app,
             environment,
-            registrar: setup.registrar,
-            test_database: Some(test_database),
-            reservation: Some(reservation),
-            id,
+            running: Some((test_database, reservation)),
             keep: setup.keep,
             failed: false,
-            _ledger_entry: ledger_entry,
+            ledger_entry,
         };
-        started.registrar.register(started.app.clone())?;
+        setup.registrar.register(started.app.clone())?;
         Ok(started)
     }
 
     /// The test's application.
     pub fn app(&self) -> &App<C> {
         &self.app
+    }
+
+    /// [`App::context`], without the warning of uncommitted changes: a test may leave them on purpose.
+    ///
+    /// # Errors
+    /// Those of `body`.
+    #[track_caller]
+    pub fn context<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.enter(body)
+    }
+
+    /// [`App::enter`], without the warning of uncommitted changes: a test may leave them on purpose.
+    #[track_caller]
+    pub fn enter<R>(&self, body: impl FnOnce() -> R) -> R {
+        self.app.enter_and_discard(Location::caller(), body)
     }
 
     /// The URL of the test's database, for programs that the test starts. The URL contains the password. With
@@ -117,84 +125,73 @@ impl<C: SessionConnection> TestApp<C> {
     /// Ends the test: removes its application, drains its pool and removes its database.
     ///
     /// # Errors
-    /// [`Error::TestSpoiled`] if a test with [`TestIsolation::Rollback`](super::TestIsolation::Rollback) cannot be
-    /// rolled back; [`Error::TestLeftovers`] if another thread still holds a connection, or if the database cannot be
-    /// removed. The next run removes the database.
+    /// [`ErrorKind::TestInvalidated`](crate::ErrorKind::TestInvalidated) if a test with
+    /// [`TestIsolation::Rollback`](super::TestIsolation::Rollback) cannot be rolled back;
+    /// [`ErrorKind::TestLeftovers`](crate::ErrorKind::TestLeftovers) if another thread still holds a connection, or if
+    /// the database cannot be removed. The next run removes the database.
     pub fn finish(mut self) -> Result<()> {
         self.end()
     }
 
     fn end(&mut self) -> Result<()> {
-        let Some(test_database) = self.test_database.take() else { return Ok(()) };
-        let mut reservation = self.reservation.take();
+        let Some((test_database, mut reservation)) = self.running.take() else { return Ok(()) };
         let failed = self.failed || std::thread::panicking();
-        self.registrar.unregister(&self.app);
-        let mut left = Vec::new();
-        match self.app.dispose_report_within(PATIENCE) {
-            Ok(report) => left.extend(report.still_out.iter().map(|holder| format!("a connection of {holder}"))),
-            Err(Error::StillInUse(report)) => {
-                left.extend(report.still_out.iter().map(|holder| format!("a connection of {holder}")));
-                if report.connecting > 0 {
-                    left.push(format!("{} connects under way", report.connecting));
-                }
-            }
-            Err(other) => left.push(other.to_string()),
-        }
+        self.environment.registrar.unregister(&self.app);
+        let (id, target) = (&self.ledger_entry.id, &self.environment.target);
+        let mut left = match self.app.dispose_report_within(PATIENCE) {
+            Ok(report) => leftovers(&report),
+            Err(error) => error.dispose_report().map_or_else(|| vec![format!("{error:#}")], leftovers),
+        };
+        let shown = test_database.shown(target);
         let mut poisoned = None;
-        if failed && self.keep && test_database.shown(&self.environment.target).is_none() {
-            print_message(&format!(
-                "test `{}` failed, and nothing of it can be kept: {}",
-                self.id.text,
-                match test_database {
-                    TestDatabase::Rollback(_) => "it is rolled back; `TestIsolation::Database` could be kept",
-                    _ => "`:memory:` is gone with its connections; the URL of a file could be kept",
+        if failed && self.keep {
+            let end = match (&shown, &test_database) {
+                (Some(url), _) => format!("; its database is kept until a run that keeps nothing: {url}"),
+                (None, TestDatabase::Rollback(_)) => {
+                    ", and nothing of it can be kept: it is rolled back; `TestIsolation::Database` could be kept".into()
                 }
-            ));
+                (None, _) => ", and nothing of it can be kept: `:memory:` is gone with its connections; the URL of a file could be kept"
+                    .into(),
+            };
+            print_message(&format!("test `{id}` failed{end}"));
         }
-        match test_database {
+        let to_remove = match test_database {
             TestDatabase::Rollback(database) => {
                 poisoned = database.poisoned();
-                if database.roll_back(self.environment.target.kind) {
-                    let slots = reservation.as_mut().and_then(|reservation| reservation.slots.take());
-                    database.keep_for_next_test(&self.environment, slots);
+                if database.roll_back(target.kind) {
+                    database.keep_for_next_test(&self.environment, reservation.slots.take());
+                    None
                 } else {
-                    self.remove_database(TestDatabase::Rollback(database), reservation.as_mut(), &mut left);
+                    Some(TestDatabase::Rollback(database))
                 }
             }
-            test_database if failed && self.keep => {
-                if let Some(url) = test_database.shown(&self.environment.target) {
-                    print_message(&format!(
-                        "test `{}` failed; its database is kept until a run that keeps nothing: {url}",
-                        self.id.text
-                    ));
-                }
+            _ if failed && self.keep => None,
+            test_database if left.is_empty() => Some(test_database),
+            _ => {
+                left.extend(shown.iter().map(|url| format!("its database: {url}")));
+                None
             }
-            test_database if left.is_empty() => self.remove_database(test_database, reservation.as_mut(), &mut left),
-            test_database => {
-                left.extend(test_database.shown(&self.environment.target).map(|url| format!("its database: {url}")))
-            }
-        }
-        drop(reservation);
-        let test = format!("test `{}`", self.id.text);
-        ledger::record_leftovers(&test, &left);
-        match poisoned {
-            Some((cause, at)) => Err(Error::TestSpoiled { app: self.id.text.clone(), cause, at }),
-            None if left.is_empty() => Ok(()),
-            None => Err(Error::TestLeftovers { who: test, left }),
-        }
-    }
-
-    fn remove_database(
-        &self,
-        test_database: TestDatabase<C>,
-        reservation: Option<&mut Reservation<C>>,
-        left: &mut Vec<String>,
-    ) {
-        let shown = test_database.shown(&self.environment.target);
-        if let Err(error) = test_database.remove(&self.environment, reservation) {
+        };
+        if let Some(Err(error)) = to_remove.map(|database| database.remove(&self.environment, &mut reservation)) {
             left.push(format!("its database {}: {}", shown.unwrap_or_default(), phrase(error)));
         }
+        drop(reservation);
+        self.ledger_entry.record_leftovers(&left);
+        match poisoned {
+            Some((cause, at)) => Err(Details::TestInvalidated { app: id.clone(), cause, at }.into()),
+            None if left.is_empty() => Ok(()),
+            None => Err(Details::TestLeftovers { who: format!("test `{id}`"), left }.into()),
+        }
     }
+}
+
+/// The connections that remain of a disposed application.
+fn leftovers(report: &DisposeReport) -> Vec<String> {
+    let mut left: Vec<String> = report.still_out.iter().map(|holder| format!("a connection of {holder}")).collect();
+    if report.connecting > 0 {
+        left.push(format!("{} connects under way", report.connecting));
+    }
+    left
 }
 
 impl<C: SessionConnection> Deref for TestApp<C> {
@@ -207,7 +204,7 @@ impl<C: SessionConnection> Deref for TestApp<C> {
 
 impl<C: SessionConnection> fmt::Debug for TestApp<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TestApp").field("id", &self.id.text).finish_non_exhaustive()
+        f.debug_struct("TestApp").field("id", &self.ledger_entry.id).finish_non_exhaustive()
     }
 }
 
@@ -215,50 +212,11 @@ impl<C: SessionConnection> Drop for TestApp<C> {
     fn drop(&mut self) {
         if let Err(error) = self.end() {
             if std::thread::panicking() {
-                print_message(&error.to_string());
+                print_message(&format!("{error:#}"));
             } else {
-                panic!("{error}");
+                panic!("{error:#}");
             }
         }
-    }
-}
-
-/// The id of a test's application. The id is unique until it is dropped.
-struct TestAppId {
-    database: u64,
-    text: String,
-}
-
-fn used_ids() -> std::sync::MutexGuard<'static, HashSet<(u64, String)>> {
-    static IDS: OnceLock<Mutex<HashSet<(u64, String)>>> = OnceLock::new();
-    IDS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl TestAppId {
-    /// Reserves an id that begins with `name`, without the characters that an application id cannot contain. If the
-    /// name is in use, the id ends with a number.
-    fn reserve(database: u64, name: &str) -> Self {
-        let name: String = name.chars().map(|c| if is_unprintable(c) { '?' } else { c }).collect();
-        let end = name.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 180).last();
-        let name = match &name[..end.unwrap_or_default()] {
-            "" => "test",
-            name => name,
-        };
-        let mut ids = used_ids();
-        let mut text = name.to_owned();
-        for number in 2.. {
-            if ids.insert((database, text.clone())) {
-                break;
-            }
-            text = format!("{name}#{number}");
-        }
-        Self { database, text }
-    }
-}
-
-impl Drop for TestAppId {
-    fn drop(&mut self) {
-        used_ids().remove(&(self.database, std::mem::take(&mut self.text)));
     }
 }
 

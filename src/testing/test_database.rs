@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::database_url::{with_database, with_schema, without_password};
+use super::database_url::{with_schema, without_password};
+use super::owner::invalid;
 use super::rollback_database::RollbackDatabase;
+use super::sqlite_files;
 use super::test_environment::{Reservation, TestEnvironment};
+use crate::admin::with_database;
 use crate::connection::SessionConnection;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::url::Target;
 
 /// How long the removal of a database waits until its last sessions have ended.
@@ -24,32 +27,15 @@ pub(super) enum TestDatabase<C: SessionConnection> {
 
 impl<C: SessionConnection> TestDatabase<C> {
     /// Removes the database. The application of the test has no connection any more.
-    pub(super) fn remove(
-        self,
-        environment: &TestEnvironment<C>,
-        reservation: Option<&mut Reservation<C>>,
-    ) -> Result<()> {
-        let kind = environment.target.kind;
-        let lost = || Error::InvalidConfig {
-            app: "tests".into(),
-            reason: "the session that owns the databases is gone, so the next run removes this one".into(),
-        };
+    pub(super) fn remove(self, environment: &TestEnvironment<C>, reservation: &mut Reservation<C>) -> Result<()> {
         match self {
-            Self::Database(name) => environment
-                .with_open_owner(|admin| {
-                    admin.wait_until_unused(&name, Instant::now() + LAST_SESSIONS)?;
-                    admin.execute(&kind.drop_database(&name))
-                })
-                .unwrap_or_else(|| Err(lost())),
-            Self::Schema(name) => {
-                environment.with_open_owner(|admin| admin.drop_schema(&name)).unwrap_or_else(|| Err(lost()))
-            }
-            Self::File(path) => {
-                environment.files.remove(&path).map_err(|reason| Error::InvalidConfig { app: "tests".into(), reason })
-            }
-            Self::Rollback(database) => {
-                reservation.map_or(Ok(()), |reservation| database.remove(environment, reservation))
-            }
+            Self::Database(name) => environment.owner.with_open_session(|admin| {
+                admin.wait_until_unused(&name, Instant::now() + LAST_SESSIONS)?;
+                admin.execute(&environment.target.kind.drop_database(&name))
+            }),
+            Self::Schema(name) => environment.owner.with_open_session(|admin| admin.drop_schema(&name)),
+            Self::File(path) => sqlite_files::remove(&path).map_err(invalid),
+            Self::Rollback(database) => database.remove(environment, reservation),
             Self::Memory => Ok(()),
         }
     }

@@ -32,7 +32,7 @@ pub enum TestIsolation {
     ///
     /// * Only one session at a time can be in a transaction; a typed SELECT does not begin one. Another session waits
     ///   up to `acquire_timeout`. If the first session waits for the second one in turn, as in one thread, the error is
-    ///   [`Error::WouldDeadlock`](crate::Error::WouldDeadlock).
+    ///   [`ErrorKind::WouldDeadlock`](crate::ErrorKind::WouldDeadlock).
     /// * Isolation levels have no effect. On MySQL and MariaDB a read-only scope can write. `now()` of PostgreSQL does
     ///   not advance.
     /// * `build_transaction` and `immediate_transaction` of Diesel's connections return `AlreadyInTransaction`, as in

@@ -14,7 +14,7 @@ use super::test_isolation::TestIsolation;
 use crate::config::Config;
 use crate::connection::SessionConnection;
 use crate::database::Database;
-use crate::error::{Place, Result};
+use crate::error::{Result, SourceLocation};
 use crate::kind::DatabaseKind;
 
 /// The environment variable that keeps the databases of failed tests; see [`TestSetup::keep`].
@@ -55,7 +55,7 @@ const KEEP_VARIABLE: &str = "DIESEL_SESSION_KEEP";
 pub struct TestSetup<C: SessionConnection> {
     pub(super) registrar: &'static dyn Registrar<C>,
     pub(super) name: Cow<'static, str>,
-    pub(super) location: Place,
+    pub(super) location: SourceLocation,
     pub(super) config: Option<Config>,
     pub(super) isolation: TestIsolation,
     pub(super) max_size: Option<u32>,
@@ -157,8 +157,8 @@ impl<C: SessionConnection> TestSetup<C> {
     /// Creates the test's application and database.
     ///
     /// # Errors
-    /// [`Error::TestSetup`](crate::Error::TestSetup), with the step that failed and the reason;
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig); the errors of
+    /// [`ErrorKind::TestSetup`](crate::ErrorKind::TestSetup), with the step that failed and the reason;
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig); the errors of
     /// [`App::create_all`](crate::App::create_all); the errors of getting a connection.
     pub fn start(self) -> Result<TestApp<C>> {
         TestApp::start(self)

@@ -20,23 +20,29 @@ pub enum ChangeKind {
     Delete,
 }
 
+/// A `Tracked<T>` of any entity.
+trait Handle: Any + fmt::Debug {
+    fn entity(&self) -> &'static str;
+}
+
+impl<T: Entity> Handle for Tracked<T> {
+    fn entity(&self) -> &'static str {
+        T::NAME
+    }
+}
+
 /// A change to one row.
 #[derive(Clone)]
 pub struct Change {
     kind: ChangeKind,
-    entity: &'static str,
-    /// A `Tracked<T>`.
-    handle: Rc<dyn Any>,
-    debug_text: fn(&dyn Any) -> String,
+    handle: Rc<dyn Handle>,
     /// Changes are ordered by this number.
-    pub(crate) number: u64,
+    number: u64,
 }
 
 impl Change {
-    pub(crate) fn new<T: Entity>(kind: ChangeKind, tracked: &Rc<TrackedRow<T>>, number: u64) -> Self {
-        let debug_text =
-            |handle: &dyn Any| handle.downcast_ref::<Tracked<T>>().map_or_else(String::new, |h| format!("{h:?}"));
-        Self { kind, entity: T::NAME, handle: Rc::new(Tracked(Rc::clone(tracked))), debug_text, number }
+    pub(super) fn new<T: Entity>(kind: ChangeKind, tracked: &Rc<TrackedRow<T>>, number: u64) -> Self {
+        Self { kind, handle: Rc::new(Tracked(Rc::clone(tracked))), number }
     }
 
     /// The kind of the change.
@@ -46,25 +52,26 @@ impl Change {
 
     /// The name of the entity.
     pub fn entity(&self) -> &'static str {
-        self.entity
+        self.handle.entity()
     }
 
     /// The handle of the row, if the row is a `T`.
     pub fn handle<T: Entity>(&self) -> Option<&Tracked<T>> {
-        self.handle.downcast_ref()
+        (&*self.handle as &dyn Any).downcast_ref()
     }
 }
 
 impl fmt::Debug for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} {}", self.kind, (self.debug_text)(&*self.handle))
+        write!(f, "{:?} {:?}", self.kind, self.handle)
     }
 }
 
 /// Changes to rows, at most one for each row.
 ///
 /// ```
-/// # use diesel_session::{ChangeKind, Changes, Entity};
+/// # use diesel_session::Entity;
+/// # use diesel_session::unit_of_work::{ChangeKind, Changes};
 /// # fn names<User: Entity>(changes: &Changes, name: impl Fn(&User) -> String) -> Vec<String> {
 /// let users = changes.of::<User>();
 /// users.filter(|(kind, _)| *kind != ChangeKind::Delete).map(|(_, user)| name(&user.read())).collect()
@@ -74,8 +81,8 @@ impl fmt::Debug for Change {
 pub struct Changes(Vec<Change>);
 
 impl Changes {
-    pub(crate) fn in_order(mut changes: Vec<Change>) -> Self {
-        changes.sort_by_key(|change| change.number);
+    pub(super) fn in_order(mut changes: Vec<Change>) -> Self {
+        changes.sort_unstable_by_key(|change| change.number);
         Self(changes)
     }
 

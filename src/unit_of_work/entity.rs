@@ -6,7 +6,7 @@ use std::hash::Hash;
 
 use diesel::result::QueryResult;
 
-use super::relations::{Move, Reference, Relations};
+use super::relations::{ForeignKey, Reference, Relations};
 
 /// A set of columns: one bit for each field of the struct, in their order. Diesel's tables have at most 128 columns.
 pub type Columns = u128;
@@ -57,16 +57,13 @@ pub trait Entity: Clone + 'static {
 
     /// Whether both rows have the same version. Always true without a version column.
     #[doc(hidden)]
-    fn has_version_of(&self, other: &Self) -> bool {
-        let _ = other;
+    fn has_version_of(&self, _: &Self) -> bool {
         true
     }
 
-    /// Swaps the columns of `value` that equal those of `original`, and the version, with those of `newest`.
+    /// Swaps these columns with those of another value of the row. The version counts as a column, the key does not.
     #[doc(hidden)]
-    fn merge_unwritten(original: &Self, value: &mut Self, newest: &mut Self) {
-        let _ = (original, value, newest);
-    }
+    fn swap_columns(&mut self, other: &mut Self, columns: Columns);
 
     /// The approximate size of these columns in a statement, in bytes.
     #[doc(hidden)]
@@ -76,21 +73,19 @@ pub trait Entity: Clone + 'static {
     #[doc(hidden)]
     fn bump_version(&mut self);
 
+    /// The foreign keys of this row, in an order that is the same for all rows.
+    #[doc(hidden)]
+    fn foreign_keys(&self) -> Vec<ForeignKey>;
+
+    /// Sets those of these columns to NULL that belong to a foreign key and can be NULL.
+    #[doc(hidden)]
+    fn set_null(&mut self, columns: Columns);
+
     /// The foreign keys of this row that are not NULL.
     #[doc(hidden)]
-    fn references(&self) -> Vec<Reference>;
-
-    /// The foreign keys that differ between two values of the row.
-    #[doc(hidden)]
-    fn moves(old: &Self, new: &Self) -> Vec<Move>;
-
-    /// Sets the foreign keys to these tables to NULL, if their columns can be NULL.
-    #[doc(hidden)]
-    fn unlink(&mut self, parents: &[TypeId]);
-
-    /// Copies the foreign keys from another value of the row.
-    #[doc(hidden)]
-    fn take_references(&mut self, other: &Self);
+    fn references(&self) -> Vec<Reference> {
+        self.foreign_keys().into_iter().filter_map(|key| key.reference).collect()
+    }
 }
 
 /// An entity whose key has one column. The derive of [`Entity`] implements it.
@@ -136,22 +131,19 @@ pub trait Persist<C>: Entity {
 
     /// The rows with these numbers in the AUTO_INCREMENT column of the key, in the order of the numbers.
     #[doc(hidden)]
-    fn find_auto_increment(conn: &mut C, numbers: &[u64]) -> QueryResult<Vec<Self>> {
-        let _ = (conn, numbers);
+    fn find_auto_increment(_: &mut C, _: &[u64]) -> QueryResult<Vec<Self>> {
         Err(diesel::result::Error::QueryBuilderError("this backend gives the rows of an INSERT back".into()))
     }
 
     /// Resets LAST_INSERT_ID, so that an INSERT that generates no AUTO_INCREMENT number is detected.
     #[doc(hidden)]
-    fn reset_last_insert_id(conn: &mut C) -> QueryResult<()> {
-        let _ = conn;
+    fn reset_last_insert_id(_: &mut C) -> QueryResult<()> {
         Ok(())
     }
 
     /// The rows whose key equals `id`, rounded to `digits` fractional digits of a second.
     #[doc(hidden)]
-    fn find_rounded(conn: &mut C, id: &Self::Id, digits: u8) -> QueryResult<Vec<Self>> {
-        let _ = (conn, id, digits);
+    fn find_rounded(_: &mut C, _: &Self::Id, _: u8) -> QueryResult<Vec<Self>> {
         Ok(Vec::new())
     }
 
@@ -167,15 +159,13 @@ pub trait Persist<C>: Entity {
     /// Updates rows that differ in the same `columns` by one statement, which locks the rows in the order of their
     /// keys. Returns the index of each row that was found, once for each updated row of the table.
     #[doc(hidden)]
-    fn update_many(conn: &mut C, rows: &[(&Self, &Self)], columns: Columns) -> QueryResult<Vec<usize>> {
-        let _ = (conn, rows, columns);
+    fn update_many(_: &mut C, _: &[(&Self, &Self)], _: Columns) -> QueryResult<Vec<usize>> {
         Err(diesel::result::Error::QueryBuilderError("this backend updates row by row".into()))
     }
 
     /// Maximum size of a statement in bytes, if the server has a limit that programs reach.
     #[doc(hidden)]
-    fn max_statement_bytes(conn: &mut C) -> QueryResult<Option<usize>> {
-        let _ = conn;
+    fn max_statement_bytes(_: &mut C) -> QueryResult<Option<usize>> {
         Ok(None)
     }
 
@@ -191,15 +181,13 @@ pub trait Persist<C>: Entity {
 
     /// Whether the role has the privilege to lock rows.
     #[doc(hidden)]
-    fn may_lock(conn: &mut C) -> QueryResult<bool> {
-        let _ = conn;
+    fn may_lock(_: &mut C) -> QueryResult<bool> {
         Ok(true)
     }
 
     /// Locks these rows in the order of their keys, with the lock that their UPDATE or DELETE takes.
     #[doc(hidden)]
-    fn lock(conn: &mut C, rows: &[&Self], for_delete: bool) -> QueryResult<()> {
-        let _ = (conn, rows, for_delete);
+    fn lock(_: &mut C, _: &[&Self], _: bool) -> QueryResult<()> {
         Ok(())
     }
 
@@ -217,10 +205,6 @@ pub trait Persist<C>: Entity {
 pub trait NewEntity: 'static {
     /// The entity of the new row.
     type Entity: Entity;
-
-    /// The number of columns that the INSERT sets.
-    #[doc(hidden)]
-    const COLUMNS: usize;
 
     /// Whether one INSERT may have several rows. Their keys must be known: the program makes them, or AUTO_INCREMENT
     /// does.

@@ -1,5 +1,4 @@
-//! Executes the statements of the unit of work. The session implements these traits, because the transaction is its
-//! own.
+//! Executes the statements of the unit of work.
 
 use std::any::type_name;
 use std::marker::PhantomData;
@@ -9,7 +8,7 @@ use diesel::result::QueryResult;
 
 use super::entity::Persist;
 use super::entity_state::RowReader;
-use crate::error::{Place, Result};
+use crate::error::{Result, SourceLocation};
 
 /// The kind of a statement, as far as the session has to know it.
 #[derive(Debug, Clone, Copy)]
@@ -35,53 +34,37 @@ impl StatementKind {
 struct Selecting<T>(PhantomData<T>);
 struct Inserting<T>(PhantomData<T>);
 
+/// Sends statements without a flush. The session implements this trait, because the transaction is its own.
 pub(crate) trait Executor<C> {
-    fn send(&self, kind: StatementKind, run: &mut dyn FnMut(&mut C) -> QueryResult<()>) -> Result<()>;
-
-    /// Whether the database has `RETURNING`.
-    fn has_returning(&self) -> bool;
-
-    /// Whether the database checks foreign keys at the end of a statement, and not at each row.
-    fn checks_foreign_keys_at_end(&self) -> bool {
-        self.has_returning()
-    }
-
-    fn at(&self) -> Place;
-}
-
-/// Reads rows through the session of a unit of work, for handles that read an expired row.
-pub(crate) trait SessionReader<C> {
-    /// Whether a plain SELECT may return an older row than a locking SELECT.
-    fn has_snapshot(&self) -> bool;
-
-    /// Sends a SELECT without a flush.
-    fn read(&self, kind: StatementKind, at: Place, run: &mut dyn FnMut(&mut C) -> QueryResult<()>) -> Result<()>;
-}
-
-/// The reader of rows of `T` through this session.
-pub(super) fn row_reader<C: 'static, T: Persist<C>>(session: &Weak<dyn SessionReader<C>>) -> RowReader<T> {
-    let session = Weak::clone(session);
-    Box::new(move |id, locked, at| {
-        let Some(session) = session.upgrade() else { return Ok(None) };
-        let mut rows = Vec::new();
-        session.read(StatementKind::select::<T>(), at, &mut |conn| {
-            rows = if locked && session.has_snapshot() { T::find_newest(conn, id)? } else { T::find(conn, id)? };
-            Ok(())
-        })?;
-        Ok(rows.pop())
-    })
+    fn send(
+        &self,
+        kind: StatementKind,
+        at: SourceLocation,
+        run: &mut dyn FnMut(&mut C) -> QueryResult<()>,
+    ) -> Result<()>;
 }
 
 /// Sends one statement and returns its result.
-pub(crate) fn execute<C, R>(
-    executor: &dyn Executor<C>,
+pub(super) fn execute<C, R>(
+    session: &dyn Executor<C>,
     kind: StatementKind,
+    at: SourceLocation,
     mut run: impl FnMut(&mut C) -> QueryResult<R>,
 ) -> Result<R> {
     let mut result = None;
-    executor.send(kind, &mut |conn| {
+    session.send(kind, at, &mut |conn| {
         result = Some(run(conn)?);
         Ok(())
     })?;
     Ok(result.expect("a statement that was sent without an error has a result"))
+}
+
+/// The reader of rows of `T` through this session, for handles that read an expired row.
+pub(super) fn row_reader<C: 'static, T: Persist<C>>(session: &Weak<dyn Executor<C>>, is_mysql: bool) -> RowReader<T> {
+    let session = Weak::clone(session);
+    Box::new(move |id, locked, at| {
+        let Some(session) = session.upgrade() else { return Ok(None) };
+        let find = if locked && is_mysql { T::find_newest } else { T::find };
+        Ok(execute(&*session, StatementKind::select::<T>(), at, |conn| find(conn, id))?.pop())
+    })
 }

@@ -1,9 +1,7 @@
 //! Foreign keys whose value may not be known yet.
 
-use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use diesel::backend::Backend;
 use diesel::expression::{AsExpression, TypedExpressionType};
@@ -12,7 +10,7 @@ use diesel::serialize::{self, Output, ToSql};
 use diesel::sql_types::SqlType;
 
 use super::entity::{Entity, OneColumnKey};
-use crate::error::{Decision, Verdict};
+use super::tracked_row::TrackedRow;
 
 /// A foreign key to a row of `E`: a known value, or the key of an added row, which gets its value from the INSERT.
 ///
@@ -22,78 +20,47 @@ use crate::error::{Decision, Verdict};
 ///
 /// ```
 /// # use diesel::prelude::*;
-/// # use diesel_session::{Entity, Fk};
+/// # use diesel_session::Entity;
+/// # use diesel_session::unit_of_work::Fk;
 /// # diesel::table! { users (id) { id -> Integer, name -> Text, } }
 /// # #[derive(Debug, Clone, Queryable, Selectable, Entity)]
 /// # struct User { #[entity(generated)] id: i32, name: String }
 /// let author: Fk<User> = 7.into();
 /// assert_eq!(author.id(), Some(&7));
 /// ```
-pub struct Fk<E: Entity>(Inner<E::Id>);
+pub struct Fk<E: Entity>(Inner<E>);
 
-enum Inner<Id> {
-    ReferencedRow(Id),
-    Pending(Rc<KeyCell<Id>>),
-}
-
-/// The key of an added row. The INSERT sets it, and a rollback of the INSERT invalidates it.
-#[derive(Debug)]
-pub(crate) struct KeyCell<Id> {
-    id: OnceCell<Id>,
-    is_invalid: Cell<bool>,
-    /// Tells whether the INSERT was committed, if the answer to the commit was lost.
-    verdict: OnceCell<Arc<Verdict>>,
-}
-
-impl<Id> KeyCell<Id> {
-    pub(crate) fn new() -> Self {
-        Self { id: OnceCell::new(), is_invalid: Cell::new(false), verdict: OnceCell::new() }
-    }
-
-    pub(crate) fn set(&self, id: Id) {
-        let _ = self.id.set(id);
-    }
-
-    pub(crate) fn invalidate(&self) {
-        self.is_invalid.set(true);
-    }
-
-    pub(crate) fn set_verdict(&self, verdict: &Arc<Verdict>) {
-        let _ = self.verdict.set(Arc::clone(verdict));
-    }
-
-    fn get(&self) -> Option<&Id> {
-        let is_rolled_back =
-            || self.verdict.get().is_some_and(|verdict| verdict.decision() == Some(Decision::RolledBack));
-        self.id.get().filter(|_| !self.is_invalid.get() && !is_rolled_back())
-    }
+enum Inner<E: Entity> {
+    Known(E::Id),
+    /// The key of an added row. The INSERT sets it.
+    Added(Rc<TrackedRow<E>>),
 }
 
 impl<E: Entity> Fk<E> {
     /// A foreign key with a known value.
     pub fn new(id: E::Id) -> Self {
-        Self(Inner::ReferencedRow(id))
+        Self(Inner::Known(id))
     }
 
     /// The value of the key. None if the row is not inserted yet, or if its INSERT was rolled back.
     pub fn id(&self) -> Option<&E::Id> {
         match &self.0 {
-            Inner::ReferencedRow(id) => Some(id),
-            Inner::Pending(cell) => cell.get(),
+            Inner::Known(id) => Some(id),
+            Inner::Added(tracked) => tracked.inserted_key(),
         }
     }
 
-    pub(crate) fn pending(cell: Rc<KeyCell<E::Id>>) -> Self {
-        Self(Inner::Pending(cell))
+    pub(super) fn added(tracked: &Rc<TrackedRow<E>>) -> Self {
+        Self(Inner::Added(Rc::clone(tracked)))
     }
 }
 
 impl<E: Entity> Clone for Fk<E> {
     fn clone(&self) -> Self {
-        Self(match &self.0 {
-            Inner::ReferencedRow(id) => Inner::ReferencedRow(id.clone()),
-            Inner::Pending(cell) => Inner::Pending(Rc::clone(cell)),
-        })
+        match &self.0 {
+            Inner::Known(id) => Self::new(id.clone()),
+            Inner::Added(tracked) => Self::added(tracked),
+        }
     }
 }
 
@@ -109,13 +76,9 @@ impl<E: Entity> fmt::Debug for Fk<E> {
 /// Two keys without a value are equal if they belong to the same row.
 impl<E: Entity> PartialEq for Fk<E> {
     fn eq(&self, other: &Self) -> bool {
-        match (self.id(), other.id()) {
-            (Some(one), Some(two)) => one == two,
-            (None, None) => match (&self.0, &other.0) {
-                (Inner::Pending(one), Inner::Pending(two)) => Rc::ptr_eq(one, two),
-                _ => false,
-            },
-            _ => false,
+        match (self.id(), other.id(), &self.0, &other.0) {
+            (None, None, Inner::Added(one), Inner::Added(two)) => Rc::ptr_eq(one, two),
+            (one, two, ..) => one.is_some() && one == two,
         }
     }
 }

@@ -21,296 +21,254 @@
 //! flush looks for the row, and fails only if the row exists.
 
 use std::any::TypeId;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
-use super::any_identity_map::{AnyIdentityMap, ReferencedRow};
-use super::executor::Executor;
+use super::any_identity_map::AnyIdentityMap;
 use super::relations::{Reference, Relations};
 use super::updates::IsPending;
-use crate::error::Result;
+use crate::error::{Result, SourceLocation};
 
-/// An identity map and the type of its entity.
-pub(super) type TypedMap<C> = (TypeId, Rc<dyn AnyIdentityMap<C>>);
+type Map = Rc<dyn AnyIdentityMap>;
 
-/// Fails if a change cannot be flushed. Sends no statement.
-pub(super) fn check<C>(maps: &[TypedMap<C>], at: crate::error::Place) -> Result<()> {
-    maps.iter().try_for_each(|(_, map)| map.check(at))
-}
-
-pub(super) fn send<C>(maps: &[TypedMap<C>], executor: &dyn Executor<C>) -> Result<()> {
-    let changed: Vec<&TypedMap<C>> = maps
-        .iter()
-        .filter(|(_, map)| map.pending_count() > 0 || map.has_dirty_rows() || map.has_scheduled_deletes())
-        .collect();
-    let sent = send_in_order(maps, executor);
-    // Other entities of the same table have their own values of the changed rows.
-    let is_outdated =
-        |(entity, map): &&TypedMap<C>| changed.iter().any(|(other, of)| other != entity && of.table() == map.table());
-    maps.iter().filter(is_outdated).for_each(|(_, map)| map.expire());
-    maps.iter().for_each(|(_, map)| map.end_flush());
+/// Sends all changes of these identity maps. `checks_at_end`: whether the database checks foreign keys at the end of a
+/// statement, and not at each row.
+pub(super) fn send(maps: &[Map], checks_at_end: bool, at: SourceLocation) -> Result<()> {
+    let has_changes = |map: &&Map| map.pending_count() > 0 || map.has_dirty_rows() || map.has_scheduled_deletes();
+    let changed: Vec<&Map> = maps.iter().filter(has_changes).collect();
+    let sent = Flush { maps, groups: parents_first(maps.to_vec()), checks_at_end, at }.send();
+    for map in maps {
+        // Other entities of the same table have their own values of the changed rows.
+        if changed.iter().any(|other| !Rc::ptr_eq(other, map) && other.table() == map.table()) {
+            map.expire();
+        }
+        map.end_flush();
+    }
     sent
 }
 
-fn send_in_order<C>(maps: &[TypedMap<C>], executor: &dyn Executor<C>) -> Result<()> {
-    maps.iter().try_for_each(|(_, map)| map.begin_flush(executor.at()))?;
-    let groups = parents_first(maps.to_vec());
-    // All sessions lock tables in this order, whatever the order in which they have used the entities.
-    let by_name = {
-        let mut maps = maps.to_vec();
-        maps.sort_by_key(|(_, map)| map.name());
-        parents_first(maps).concat()
-    };
-    let may_be_pending = |to: &Reference| of_table(maps, to.parent).any(|parent| parent.may_be_pending(&*to.key));
-    let is_pending: IsPending<'_> = match maps.iter().any(|(_, map)| map.pending_count() > 0) {
-        true => Some(&may_be_pending),
-        false => None,
-    };
-    let early_tables = early_tables(maps);
-    by_name.iter().try_for_each(|(_, map)| map.lock(executor, is_pending))?;
-    send_moves(maps, executor, &may_be_pending)?;
-    let delete_early = || match early_tables.is_empty() {
-        true => Ok(()),
-        false => {
-            defer_deletes(maps, executor)?;
-            delete(&groups, maps, executor, false, |table| early_tables.contains(&table))
+struct Flush<'m> {
+    maps: &'m [Map],
+    /// Parents first. The tables of a group refer to each other.
+    groups: Vec<Vec<Map>>,
+    checks_at_end: bool,
+    at: SourceLocation,
+}
+
+/// Rows that a flush deletes: the address of the map and the index of the row.
+type Rows = HashSet<(*const (), usize)>;
+
+fn rows_of(map: &Map, indices: Vec<usize>) -> impl Iterator<Item = (*const (), usize)> {
+    let address = Rc::as_ptr(map).cast();
+    indices.into_iter().map(move |index| (address, index))
+}
+
+impl Flush<'_> {
+    fn send(&self) -> Result<()> {
+        self.maps.iter().try_for_each(|map| map.begin_flush(self.at))?;
+        // All sessions lock tables in this order, whatever the order in which they have used the entities.
+        let mut by_name = self.maps.to_vec();
+        by_name.sort_unstable_by_key(|map| map.name());
+        let by_name = parents_first(by_name).concat();
+        let may_be_pending = |to: &Reference| self.of_table(to.parent).any(|map| map.may_be_pending(&*to.key));
+        let has_pending = self.maps.iter().any(|map| map.pending_count() > 0);
+        let is_pending: IsPending<'_> = has_pending.then_some(&may_be_pending);
+        let early_tables = self.early_tables();
+        by_name.iter().try_for_each(|map| map.lock(is_pending, self.at))?;
+        self.send_moves(&may_be_pending)?;
+        if !early_tables.is_empty() {
+            self.delete(&self.deferred_deletes()?, |table| early_tables.contains(&table))?;
         }
-    };
-    delete_early()?;
-    let changed: Vec<_> = by_name.iter().filter(|(_, map)| map.has_dirty_rows()).collect();
-    changed.iter().try_for_each(|(_, map)| map.update(executor, is_pending))?;
-    // The UPDATEs have moved the children of the deferred rows away.
-    maps.iter().for_each(|(_, map)| map.release_deferred_deletes());
-    delete_early()?;
-    insert(&groups.concat(), maps, executor)?;
-    changed.iter().filter(|(_, map)| map.has_dirty_rows()).try_for_each(|(_, map)| map.update(executor, None))?;
-    delete(&groups, maps, executor, true, |_| true)?;
-    maps.iter().filter(|(_, map)| map.has_scheduled_deletes()).for_each(|(_, map)| map.remove_sent_deletes());
-    Ok(())
-}
+        let changed: Vec<_> = by_name.iter().filter(|map| map.has_dirty_rows()).collect();
+        changed.iter().try_for_each(|map| map.update(is_pending, self.at))?;
+        // The UPDATEs have moved the children of the deferred rows away.
+        self.delete(&Rows::new(), |table| early_tables.contains(&table))?;
+        self.insert()?;
+        changed.iter().filter(|map| map.has_dirty_rows()).try_for_each(|map| map.update(None, self.at))?;
+        self.delete(&Rows::new(), |_| true)
+    }
 
-/// The identity maps of one table. Several entities may share a table.
-fn of_table<C>(maps: &[TypedMap<C>], table: TypeId) -> impl Iterator<Item = &dyn AnyIdentityMap<C>> {
-    maps.iter().map(|(_, map)| &**map).filter(move |map| map.table() == table)
-}
+    /// The identity maps of one table. Several entities may share a table.
+    fn of_table(&self, table: TypeId) -> impl Iterator<Item = &Map> {
+        self.maps.iter().filter(move |map| map.table() == table)
+    }
 
-/// Inserts all pending rows. A row follows the rows that it refers to, even if the program has made their keys. Rows
-/// that refer to each other in a circle are sent in any order, because the database may check foreign keys later.
-fn insert<C>(groups: &[TypedMap<C>], maps: &[TypedMap<C>], executor: &dyn Executor<C>) -> Result<()> {
-    let is_pending = |to: &Reference| of_table(maps, to.parent).any(|parent| parent.is_pending(&*to.key));
-    let mut waits_for: IsPending<'_> = Some(&is_pending);
-    loop {
-        let mut inserted = 0;
-        for (_, map) in groups {
-            if map.pending_count() > 0 {
-                inserted += map.insert_ready(waits_for, executor)?;
+    /// Inserts all pending rows. A row follows the rows that it refers to, even if the program has made their keys. Rows
+    /// that refer to each other in a circle are sent in any order, because the database may check foreign keys later.
+    fn insert(&self) -> Result<()> {
+        let is_pending = |to: &Reference| {
+            self.of_table(to.parent).any(|map| map.has_key_type(&*to.key) && map.may_be_pending(&*to.key))
+        };
+        let maps = self.groups.concat();
+        let mut waits_for: IsPending<'_> = Some(&is_pending);
+        loop {
+            let mut inserted = 0;
+            for map in maps.iter().filter(|map| map.pending_count() > 0) {
+                inserted += map.insert_ready(waits_for, self.at)?;
+            }
+            match maps.iter().find(|map| map.pending_count() > 0) {
+                None => return Ok(()),
+                Some(map) if inserted == 0 && waits_for.is_none() => return Err(map.unresolved_keys(self.at)),
+                Some(_) => waits_for = if inserted == 0 { None } else { Some(&is_pending) },
             }
         }
-        match groups.iter().find(|(_, map)| map.pending_count() > 0) {
-            None => return Ok(()),
-            Some((_, map)) if inserted == 0 && waits_for.is_none() => return Err(map.unresolved_keys(executor.at())),
-            Some(_) => waits_for = if inserted == 0 { None } else { Some(&is_pending) },
-        }
     }
-}
 
-/// The tables whose rows are deleted in step 1.
-fn early_tables<C>(maps: &[TypedMap<C>]) -> HashSet<TypeId> {
-    let tables_where = |condition: &dyn Fn(&dyn AnyIdentityMap<C>) -> bool| -> HashSet<TypeId> {
-        maps.iter().filter(|(_, map)| condition(&**map)).map(|(_, map)| map.table()).collect()
-    };
-    let changed = tables_where(&|map| map.pending_count() > 0 || map.has_dirty_rows());
-    let freeing = tables_where(&|map| map.has_scheduled_deletes() && changed.contains(&map.table()));
-    tables_where(&|map| {
-        map.has_scheduled_deletes() && freeing.iter().any(|table| *table == map.table() || map.refers_to(*table))
-    })
-}
+    /// The tables whose rows are deleted in step 1.
+    fn early_tables(&self) -> HashSet<TypeId> {
+        let deleting = || self.maps.iter().filter(|map| map.has_scheduled_deletes());
+        let is_changed = |map: &Map| map.pending_count() > 0 || map.has_dirty_rows();
+        let freeing: HashSet<TypeId> =
+            deleting().map(|map| map.table()).filter(|&table| self.of_table(table).any(is_changed)).collect();
+        let is_early = |map: &&Map| freeing.iter().any(|table| *table == map.table() || map.refers_to(*table));
+        deleting().filter(is_early).map(|map| map.table()).collect()
+    }
 
-/// Defers the DELETEs of rows whose children this flush moves to other parents, and of all rows whose DELETE might
-/// cascade to these rows.
-fn defer_deletes<C>(maps: &[TypedMap<C>], executor: &dyn Executor<C>) -> Result<()> {
-    let mut references: Vec<Reference> = Vec::new();
-    for (_, map) in maps.iter().filter(|(_, map)| map.has_dirty_rows()) {
-        references.extend(map.former_references(executor.at())?);
-    }
-    if references.is_empty() {
-        return Ok(());
-    }
-    let mut relations = Relations::default();
-    maps.iter().for_each(|(_, map)| relations.extend(map.relations()));
-    let (mut rows, mut tables) = (HashSet::new(), HashSet::new());
-    let mut defer_ancestors = |table: TypeId| {
-        if tables.insert(table) {
-            relations
-                .ancestors(table)
-                .iter()
-                .flat_map(|ancestor| of_table(maps, *ancestor))
-                .for_each(AnyIdentityMap::defer_all_deletes);
+    /// The deletes that have to wait for the UPDATEs: those of rows whose children this flush moves to other parents,
+    /// and those of all rows whose DELETE might cascade to these rows.
+    fn deferred_deletes(&self) -> Result<Rows> {
+        let mut references: Vec<Reference> = Vec::new();
+        for map in self.maps.iter().filter(|map| map.has_dirty_rows()) {
+            references.extend(map.former_references(self.at)?);
         }
-    };
-    while let Some(Reference { parent, key }) = references.pop() {
-        let mut is_current = false;
-        for map in of_table(maps, parent) {
-            match map.defer_delete(&*key) {
-                ReferencedRow::Known { row, references: further, is_current: row_is_current } => {
-                    if rows.insert(row) {
-                        references.extend(further);
+        let mut relations = Relations::default();
+        self.maps.iter().for_each(|map| map.add_relations(&mut relations));
+        let (mut deferred, mut visited, mut tables) = (Rows::new(), HashSet::new(), HashSet::new());
+        while let Some(Reference { parent, key }) = references.pop() {
+            let mut is_current = false;
+            for map in self.of_table(parent) {
+                let is_key = map.has_key_type(&*key);
+                let deletes = if is_key { map.deletes_of(&*key) } else { map.remaining_deletes() };
+                deferred.extend(rows_of(map, deletes));
+                if let Some(known) = map.known_row(&*key) {
+                    if visited.insert(known.identity) {
+                        references.extend(known.references);
                     }
-                    is_current |= row_is_current;
-                }
-                ReferencedRow::Unknown => {}
-                ReferencedRow::OtherColumn => map.defer_all_deletes(),
-            }
-        }
-        if !is_current {
-            defer_ancestors(parent);
-        }
-    }
-    Ok(())
-}
-
-/// Sends the foreign keys that the program has written to deleted rows, if this breaks a circle of deleted rows.
-fn send_moves<C>(
-    maps: &[TypedMap<C>],
-    executor: &dyn Executor<C>,
-    may_be_pending: &dyn Fn(&Reference) -> bool,
-) -> Result<()> {
-    for (_, map) in maps.iter().filter(|(_, map)| map.has_scheduled_deletes() && map.has_dirty_rows()) {
-        let breaks_circle = |from: &Reference| {
-            map.refers_to(from.parent)
-                && of_table(maps, from.parent)
-                    .any(|parent| parent.refers_to(map.table()) && !parent.indices_of(&*from.key).is_empty())
-        };
-        map.send_moves(executor, &breaks_circle, may_be_pending)?;
-    }
-    Ok(())
-}
-
-/// Deletes the remaining rows of the tables that `is_included` accepts, children first.
-fn delete<C>(
-    groups: &[Vec<TypedMap<C>>],
-    maps: &[TypedMap<C>],
-    executor: &dyn Executor<C>,
-    include_deferred: bool,
-    is_included: impl Fn(TypeId) -> bool,
-) -> Result<()> {
-    for group in groups.iter().rev() {
-        let rows = |(_, map): &TypedMap<C>| match map.has_scheduled_deletes() && is_included(map.table()) {
-            true => map.remaining_deletes(include_deferred),
-            false => Vec::new(),
-        };
-        let rows: Vec<Vec<usize>> = group.iter().map(rows).collect();
-        match &group[..] {
-            [(_, map)] if !map.refers_to(map.table()) => {
-                delete_rows(&**map, maps, &rows[0], false, executor)?;
-            }
-            _ => delete_in_waves(group, maps, &rows, executor)?,
-        }
-    }
-    Ok(())
-}
-
-fn delete_rows<C>(
-    map: &dyn AnyIdentityMap<C>,
-    maps: &[TypedMap<C>],
-    rows: &[usize],
-    together: bool,
-    executor: &dyn Executor<C>,
-) -> Result<()> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    map.delete(rows, together, executor)?;
-    // A cascade may have deleted or changed rows of the tables below.
-    let table = map.table();
-    maps.iter().filter(|(_, map)| map.refers_to(table)).for_each(|(_, map)| map.note_ancestor_deleted());
-    Ok(())
-}
-
-/// Deletes rows that may refer to each other, in waves. No remaining row refers to a row of the present wave, and no
-/// row refers to another row of its own wave. So the waves also work if the database checks foreign keys at each row,
-/// as MariaDB does.
-fn delete_in_waves<C>(
-    group: &[TypedMap<C>],
-    maps: &[TypedMap<C>],
-    rows: &[Vec<usize>],
-    executor: &dyn Executor<C>,
-) -> Result<()> {
-    let nodes: Vec<(usize, usize)> =
-        rows.iter().enumerate().flat_map(|(map, rows)| rows.iter().map(move |&row| (map, row))).collect();
-    let at: std::collections::HashMap<(usize, usize), usize> =
-        nodes.iter().enumerate().map(|(node, index)| (*index, node)).collect();
-    let mut parents: Vec<Vec<usize>> = Vec::with_capacity(nodes.len());
-    for (node, &(map, row)) in nodes.iter().enumerate() {
-        let mut found = Vec::new();
-        for reference in group[map].1.references_of(row) {
-            for (parent, (_, map)) in group.iter().enumerate().filter(|(_, (_, map))| map.table() == reference.parent) {
-                let indices = map.indices_of(&*reference.key);
-                found.extend(indices.into_iter().filter_map(|row| at.get(&(parent, row))));
-            }
-        }
-        // If foreign keys are checked at each row, a row that refers to itself cannot be deleted.
-        if found.contains(&node) && !executor.checks_foreign_keys_at_end() {
-            group[map].1.unlink(row, &[group[map].1.table()], executor)?;
-        }
-        found.retain(|&parent| parent != node);
-        parents.push(found);
-    }
-    let mut children = vec![0_usize; nodes.len()];
-    parents.iter().flatten().for_each(|&parent| children[parent] += 1);
-    let mut is_left = vec![true; nodes.len()];
-    let mut wave: Vec<usize> = (0..nodes.len()).filter(|&node| children[node] == 0).collect();
-    loop {
-        while !wave.is_empty() {
-            let mut next = Vec::new();
-            for &node in &wave {
-                is_left[node] = false;
-                release(std::mem::take(&mut parents[node]), &mut children, &mut next);
-            }
-            for index in (0..group.len()).rev() {
-                let rows: Vec<usize> =
-                    wave.iter().map(|&node| nodes[node]).filter(|(map, _)| *map == index).map(|(_, row)| row).collect();
-                delete_rows(&*group[index].1, maps, &rows, false, executor)?;
-            }
-            next.retain(|&node| is_left[node]);
-            wave = next;
-        }
-        let circle: Vec<usize> = (0..nodes.len()).filter(|&node| is_left[node]).collect();
-        if circle.is_empty() {
-            return Ok(());
-        }
-        if let [persistent] = group
-            && executor.checks_foreign_keys_at_end()
-            && persistent.1.deletes_at_once(circle.len())
-        {
-            let rows: Vec<usize> = circle.iter().map(|&node| nodes[node].1).collect();
-            return delete_rows(&*persistent.1, maps, &rows, true, executor);
-        }
-        for &node in &circle {
-            let (map, row) = nodes[node];
-            let tables: Vec<TypeId> = parents[node].iter().map(|&parent| group[nodes[parent].0].1.table()).collect();
-            if !tables.is_empty() && group[map].1.unlink(row, &tables, executor)? {
-                // These foreign keys cannot be NULL.
-                let remaining = group[map].1.references_of(row);
-                let still = |parent: &usize| {
-                    let (map, row) = nodes[*parent];
-                    let parent = &group[map].1;
-                    remaining.iter().any(|to| to.parent == parent.table() && parent.indices_of(&*to.key).contains(&row))
-                };
-                let (persistent, released) =
-                    std::mem::take(&mut parents[node]).into_iter().partition(|parent| still(parent));
-                parents[node] = persistent;
-                release(released, &mut children, &mut wave);
-                if !wave.is_empty() {
-                    break;
+                    is_current |= known.is_current;
                 }
             }
+            if !is_current && tables.insert(parent) {
+                let ancestors = relations.ancestors(parent);
+                let maps = self.maps.iter().filter(|map| ancestors.contains(&map.table()));
+                deferred.extend(maps.flat_map(|map| rows_of(map, map.remaining_deletes())));
+            }
         }
-        wave.retain(|&node| is_left[node]);
-        if wave.is_empty() {
-            // The database decides: a cascade may delete the circle, or the database refuses the DELETE.
-            wave.push(circle[0]);
+        Ok(deferred)
+    }
+
+    /// Sends the foreign keys that the program has written to deleted rows, if this breaks a circle of deleted rows.
+    fn send_moves(&self, may_be_pending: &dyn Fn(&Reference) -> bool) -> Result<()> {
+        for map in self.maps.iter().filter(|map| map.has_scheduled_deletes() && map.has_dirty_rows()) {
+            let is_in_circle = |parent: &Map, from: &Reference| {
+                parent.refers_to(map.table()) && !parent.deletes_of(&*from.key).is_empty()
+            };
+            let breaks_circle = |from: &Reference| {
+                map.refers_to(from.parent) && self.of_table(from.parent).any(|parent| is_in_circle(parent, from))
+            };
+            map.send_moves(&breaks_circle, may_be_pending, self.at)?;
         }
+        Ok(())
+    }
+
+    /// Deletes the remaining rows of the tables that `is_included` accepts, except the deferred ones, children first.
+    fn delete(&self, deferred: &Rows, is_included: impl Fn(TypeId) -> bool) -> Result<()> {
+        for group in self.groups.iter().rev() {
+            let mut rows = Vec::new();
+            for (index, map) in group.iter().enumerate().filter(|(_, map)| is_included(map.table())) {
+                let remaining = rows_of(map, map.remaining_deletes()).filter(|row| !deferred.contains(row));
+                rows.extend(remaining.map(|(_, row)| (index, row)));
+            }
+            match &group[..] {
+                _ if rows.is_empty() => {}
+                [map] if !map.refers_to(map.table()) => {
+                    self.delete_rows(map, rows.iter().map(|(_, row)| *row), false)?
+                }
+                _ => self.delete_in_waves(group, &rows)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn delete_rows(&self, map: &Map, rows: impl Iterator<Item = usize>, together: bool) -> Result<()> {
+        let rows: Vec<usize> = rows.collect();
+        if !rows.is_empty() {
+            map.delete(&rows, together, self.at)?;
+            // A cascade may have deleted or changed rows of the tables below.
+            let table = map.table();
+            self.maps.iter().filter(|map| map.refers_to(table)).for_each(|map| map.note_ancestor_deleted());
+        }
+        Ok(())
+    }
+
+    /// Deletes rows of a group, which may refer to each other, in waves. `rows` has the index of the map in the group and
+    /// the index of the row; a node is an index in `rows`. No remaining row refers to a row of the present wave, and no
+    /// row refers to another row of its own wave. So the waves also work if the database checks foreign keys at each
+    /// row, as MariaDB does.
+    fn delete_in_waves(&self, group: &[Map], rows: &[(usize, usize)]) -> Result<()> {
+        let nodes: HashMap<_, _> = rows.iter().enumerate().map(|(node, row)| (*row, node)).collect();
+        let parents_of = |node: usize| -> Vec<usize> {
+            let (map, row) = rows[node];
+            let mut parents = Vec::new();
+            for to in group[map].references_of(row) {
+                for (index, map) in group.iter().enumerate().filter(|(_, map)| map.table() == to.parent) {
+                    let deletes = map.deletes_of(&*to.key).into_iter();
+                    parents.extend(deletes.filter_map(|row| nodes.get(&(index, row)).copied()));
+                }
+            }
+            parents
+        };
+        let mut parents: Vec<Vec<usize>> = (0..rows.len()).map(parents_of).collect();
+        // How many of the remaining rows refer to each row.
+        let mut children = vec![0_usize; rows.len()];
+        for (node, &(map, row)) in rows.iter().enumerate() {
+            // If foreign keys are checked at each row, a row that refers to itself cannot be deleted.
+            if parents[node].contains(&node) && !self.checks_at_end {
+                group[map].unlink(row, &[group[map].table()], self.at)?;
+            }
+            parents[node].retain(|&parent| parent != node);
+            parents[node].iter().for_each(|&parent| children[parent] += 1);
+        }
+        let mut left: BTreeSet<usize> = (0..rows.len()).collect();
+        let mut free: Vec<usize> = left.iter().copied().filter(|&node| children[node] == 0).collect();
+        while let Some(&first) = left.first() {
+            let mut wave: Vec<usize> = free.drain(..).filter(|node| left.contains(node)).collect();
+            if wave.is_empty() {
+                if let [map] = group
+                    && self.checks_at_end
+                    && map.deletes_at_once(left.len())
+                {
+                    return self.delete_rows(map, left.iter().map(|&node| rows[node].1), true);
+                }
+                let mut unlinked = None;
+                for &node in &left {
+                    let (map, row) = rows[node];
+                    let tables: Vec<TypeId> = parents[node].iter().map(|&node| group[rows[node].0].table()).collect();
+                    if group[map].unlink(row, &tables, self.at)? {
+                        unlinked = Some(node);
+                        break;
+                    }
+                }
+                if let Some(node) = unlinked {
+                    // Some of its foreign keys may not be NULL.
+                    let others = parents_of(node).into_iter().filter(|&parent| parent != node).collect();
+                    let former = std::mem::replace(&mut parents[node], others);
+                    parents[node].iter().for_each(|&parent| children[parent] += 1);
+                    release(former, &mut children, &mut free);
+                    continue;
+                }
+                // The database decides: a cascade may delete the circle, or the database refuses the DELETE.
+                wave.push(first);
+            }
+            for (index, map) in group.iter().enumerate().rev() {
+                let of_map = wave.iter().map(|&node| rows[node]).filter(|(map, _)| *map == index);
+                self.delete_rows(map, of_map.map(|(_, row)| row), false)?;
+            }
+            for node in wave {
+                left.remove(&node);
+                release(std::mem::take(&mut parents[node]), &mut children, &mut free);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -326,21 +284,19 @@ fn release(parents: Vec<usize>, children: &mut [usize], free: &mut Vec<usize>) {
 
 /// Groups the maps, parents before children. Tables that refer to each other in a circle form one group, in the order
 /// of `maps`.
-fn parents_first<C>(maps: Vec<TypedMap<C>>) -> Vec<Vec<TypedMap<C>>> {
-    let mut left = maps;
+fn parents_first(mut left: Vec<Map>) -> Vec<Vec<Map>> {
     let mut groups = Vec::with_capacity(left.len());
     while !left.is_empty() {
-        let is_free = |(entity, map): &TypedMap<C>| {
-            left.iter().all(|(other, of)| other == entity || !map.refers_to(of.table()) || of.refers_to(map.table()))
+        let is_free = |map: &Map| {
+            left.iter()
+                .all(|other| Rc::ptr_eq(other, map) || !map.refers_to(other.table()) || other.refers_to(map.table()))
         };
         let next = left.iter().position(is_free).unwrap_or(0);
-        let (entity, map) = left.remove(next);
-        let (group, others) =
-            left.into_iter().partition(|(_, of)| map.refers_to(of.table()) && of.refers_to(map.table()));
+        let map = left.remove(next);
+        let is_in_circle = |other: &Map| map.refers_to(other.table()) && other.refers_to(map.table());
+        let (circle, others): (Vec<Map>, Vec<Map>) = left.into_iter().partition(is_in_circle);
         left = others;
-        let mut group: Vec<TypedMap<C>> = group;
-        group.insert(0, (entity, map));
-        groups.push(group);
+        groups.push([vec![map], circle].concat());
     }
     groups
 }

@@ -1,37 +1,33 @@
 //! The comparison of keys. The database decides which keys are equal, and may regard keys as equal that differ in Rust.
 
-use std::any::{TypeId, type_name};
+use std::any::type_name;
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::Hash;
 
 use super::entity::Entity;
 
 /// The rows of these keys, in the order of the keys. A row may come back with another spelling of its key than the
 /// requested one. If so, the keys without a row are queried again in halves, until each row is assigned to its key.
-pub(super) fn find_by_keys<Id, T, E>(
-    ids: &[Id],
-    many: &mut impl FnMut(&[Id]) -> Result<Vec<T>, E>,
-    one: &mut impl FnMut(&Id) -> Result<Option<T>, E>,
-) -> Result<Vec<Option<T>>, E>
-where
-    Id: Clone + Eq + Hash + 'static,
-    T: Entity<Id = Id>,
-{
-    let mut rows: HashMap<Id, T> = many(ids)?.into_iter().map(|row| (row.id(), row)).collect();
+pub(super) fn find_by_keys<T: Entity, E>(
+    ids: &[T::Id],
+    mut find: impl FnMut(&[T::Id]) -> Result<Vec<T>, E>,
+) -> Result<Vec<Option<T>>, E> {
+    if let [_] = ids {
+        return Ok(vec![find(ids)?.pop()]);
+    }
+    let mut rows: HashMap<T::Id, T> = find(ids)?.into_iter().map(|row| (row.id(), row)).collect();
     let mut found: Vec<Option<T>> = ids.iter().map(|id| rows.remove(id)).collect();
     let missing: Vec<usize> = (0..ids.len()).filter(|&index| found[index].is_none()).collect();
-    if missing.is_empty() || is_exact::<Id>() {
+    if missing.is_empty() || is_exact::<T::Id>() {
         return Ok(found);
     }
     let mut unassigned = vec![missing];
     while let Some(mut indices) = unassigned.pop() {
+        let requested: Vec<T::Id> = indices.iter().map(|&index| ids[index].clone()).collect();
+        let mut rows = find(&requested)?;
         if let [index] = indices[..] {
-            found[index] = one(&ids[index])?;
-            continue;
-        }
-        let requested: Vec<Id> = indices.iter().map(|&index| ids[index].clone()).collect();
-        if !many(&requested)?.is_empty() {
+            found[index] = rows.pop();
+        } else if !rows.is_empty() {
             let half = indices.split_off(indices.len() / 2);
             unassigned.extend([indices, half]);
         }
@@ -40,17 +36,8 @@ where
 }
 
 /// Whether every database compares keys of this type as Rust does.
-pub(super) fn is_exact<Id: 'static>() -> bool {
-    let exact = [
-        TypeId::of::<i16>(),
-        TypeId::of::<i32>(),
-        TypeId::of::<i64>(),
-        TypeId::of::<u8>(),
-        TypeId::of::<u16>(),
-        TypeId::of::<u32>(),
-        TypeId::of::<u64>(),
-    ];
-    exact.contains(&TypeId::of::<Id>()) || type_name::<Id>() == "uuid::Uuid"
+pub(super) fn is_exact<Id>() -> bool {
+    matches!(type_name::<Id>(), "i16" | "i32" | "i64" | "u8" | "u16" | "u32" | "u64" | "uuid::Uuid")
 }
 
 /// A key without letter case and blanks, which a database may ignore in comparisons. Keys that the database regards as

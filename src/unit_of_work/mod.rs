@@ -4,7 +4,7 @@ mod any_identity_map;
 mod changes;
 mod deletes;
 #[doc(hidden)]
-#[allow(missing_docs)]
+#[allow(missing_docs, missing_debug_implementations)]
 pub mod derive_support;
 mod entity;
 mod entity_state;
@@ -24,9 +24,10 @@ mod unit;
 mod unit_state;
 mod updates;
 
+pub use crate::error::RowState;
 pub use changes::{Change, ChangeKind, Changes};
 pub use entity::{Columns, Entity, Insert, NewEntity, Persist};
-pub(crate) use executor::{Executor, SessionReader, StatementKind};
+pub(crate) use executor::{Executor, StatementKind};
 pub use fk::Fk;
 pub use track::{Plain, Track, Tracker};
 pub use tracked::{Snapshot, Tracked, WriteGuard};

@@ -2,10 +2,9 @@
 
 use std::any::{Any, TypeId};
 use std::collections::HashSet;
-use std::fmt;
 use std::rc::Rc;
 
-use super::entity::Entity;
+use super::entity::{Columns, Entity};
 
 /// The foreign keys of an entity and of all its ancestors, whether or not a session has used those types. A foreign key
 /// connects tables, and several entities may share a table.
@@ -18,14 +17,7 @@ pub struct Relations {
 }
 
 impl Relations {
-    /// The foreign keys of `T` and of its ancestors.
-    pub(super) fn of<T: Entity>() -> Self {
-        let mut relations = Self::default();
-        relations.visit::<T>();
-        relations
-    }
-
-    /// Adds the foreign keys of a parent. Each type is visited once, because types may refer to each other in a circle.
+    /// Adds the foreign keys of an entity and of its ancestors. Each type is visited once, because types may refer to each other in a circle.
     pub(super) fn visit<T: Entity>(&mut self) {
         if self.visited.insert(TypeId::of::<T>()) {
             T::parents(self);
@@ -35,10 +27,6 @@ impl Relations {
     /// Adds a foreign key.
     pub fn add(&mut self, child: TypeId, parent: TypeId) {
         self.edges.insert((child, parent));
-    }
-
-    pub(super) fn extend(&mut self, other: &Self) {
-        self.edges.extend(&other.edges);
     }
 
     /// The ancestor tables of `child`: its parents, their parents and so on. They include `child` if its rows refer to
@@ -60,6 +48,7 @@ impl Relations {
 /// A foreign key that is not NULL.
 #[doc(hidden)]
 #[derive(Clone)]
+#[allow(missing_debug_implementations)]
 pub struct Reference {
     /// The parent's table.
     pub(super) parent: TypeId,
@@ -73,16 +62,21 @@ impl Reference {
     }
 }
 
-impl fmt::Debug for Reference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reference").finish_non_exhaustive()
-    }
+/// A foreign key of a row.
+#[doc(hidden)]
+#[allow(missing_debug_implementations)]
+pub struct ForeignKey {
+    /// The columns that an UPDATE may set.
+    pub columns: Columns,
+    /// The parent's table.
+    pub parent: TypeId,
+    /// None if the key is NULL.
+    pub reference: Option<Reference>,
 }
 
-/// A foreign key that differs between the old and the new value of a row.
-#[doc(hidden)]
-#[derive(Debug, Clone)]
-pub struct Move {
-    pub from: Option<Reference>,
-    pub to: Option<Reference>,
+/// The foreign keys that differ between two values of a row: the former reference and the new one.
+pub(super) fn moves<T: Entity>(old: &T, new: &T) -> Vec<(Option<Reference>, Option<Reference>)> {
+    let columns = T::differences(old, new);
+    let keys = std::iter::zip(old.foreign_keys(), new.foreign_keys());
+    keys.filter(|(old, _)| old.columns & columns != 0).map(|(old, new)| (old.reference, new.reference)).collect()
 }

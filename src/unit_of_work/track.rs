@@ -92,7 +92,7 @@ impl<C: 'static, T: Persist<C>> Track<C> for T {
 
     fn track(self, tracker: &Tracker<'_, C>) -> Tracked<T> {
         tracker.has_entities.set(true);
-        tracker.unit.merge(self, tracker.newest)
+        tracker.unit.map().merge(self, tracker.newest)
     }
 }
 
@@ -118,29 +118,22 @@ macro_rules! plain {
 
 plain!(bool, i8, i16, i32, i64, u8, u16, u32, u64, f32, f64, String, SystemTime);
 
+/// Implements `Track` for the tuple of these types, and for the shorter ones without the first types.
 macro_rules! tuples {
-    ($($name:ident)+) => {
-        impl<C, $($name: Track<C>),+> Track<C> for ($($name,)+) {
-            type Out = ($($name::Out,)+);
+    () => {};
+    ($first:ident $($other:ident)*) => {
+        impl<C, $first: Track<C>, $($other: Track<C>),*> Track<C> for ($first, $($other,)*) {
+            type Out = ($first::Out, $($other::Out,)*);
 
             #[allow(non_snake_case)]
             fn track(self, tracker: &Tracker<'_, C>) -> Self::Out {
-                let ($($name,)+) = self;
-                ($($name.track(tracker),)+)
+                let ($first, $($other,)*) = self;
+                ($first.track(tracker), $($other.track(tracker),)*)
             }
         }
+
+        tuples!($($other)*);
     };
 }
 
-tuples!(A);
-tuples!(A B);
-tuples!(A B D);
-tuples!(A B D E);
-tuples!(A B D E F);
-tuples!(A B D E F G);
-tuples!(A B D E F G H);
-tuples!(A B D E F G H I);
-tuples!(A B D E F G H I J);
-tuples!(A B D E F G H I J K);
-tuples!(A B D E F G H I J K L);
 tuples!(A B D E F G H I J K L M);

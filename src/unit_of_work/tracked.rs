@@ -33,7 +33,7 @@ pub struct Tracked<T: Entity>(pub(crate) Rc<TrackedRow<T>>);
 pub struct Snapshot<T>(Rc<T>);
 
 /// Write access to the value of a row. While the guard is alive, a flush fails with
-/// [`Error::WriteInProgress`](crate::Error::WriteInProgress).
+/// [`ErrorKind::WriteInProgress`](crate::ErrorKind::WriteInProgress).
 pub struct WriteGuard<'h, T>(RefMut<'h, Option<Rc<T>>>);
 
 impl<T: Entity> Tracked<T> {
@@ -47,7 +47,7 @@ impl<T: Entity> Tracked<T> {
     pub fn read(&self) -> Snapshot<T> {
         match self.try_read() {
             Ok(value) => value,
-            Err(error) => panic!("{error}"),
+            Err(error) => panic!("{error:#}"),
         }
     }
 
@@ -55,9 +55,9 @@ impl<T: Entity> Tracked<T> {
     ///
     /// If the row is [`RowState::Expired`], `write` first reads the row with one SELECT, without a flush. If the
     /// session cannot send the SELECT now, or the row is missing, the guard gives the value in memory. The flush then
-    /// reads the row, and fails with [`Error::Stale`](crate::Error::Stale) if the row has changed. If the row has a
-    /// version and the SELECT returns another version, the value in memory stays as well, and the flush fails with
-    /// `Stale`.
+    /// reads the row, and fails with [`ErrorKind::Stale`](crate::ErrorKind::Stale) if the row has changed. If the row
+    /// has a version and the SELECT returns another version, the value in memory stays as well, and the flush fails
+    /// with `Stale`.
     ///
     /// # Panics
     /// If [`try_write`](Self::try_write) returns an error.
@@ -65,7 +65,7 @@ impl<T: Entity> Tracked<T> {
     pub fn write(&self) -> WriteGuard<'_, T> {
         match self.try_write() {
             Ok(value) => value,
-            Err(error) => panic!("{error}"),
+            Err(error) => panic!("{error:#}"),
         }
     }
 
@@ -81,9 +81,9 @@ impl<T: Entity> Tracked<T> {
     /// The row's value; see [`read`](Self::read).
     ///
     /// # Errors
-    /// [`Error::WrongState`](crate::Error::WrongState) if the row has no value: [`RowState::Pending`],
-    /// [`RowState::RolledBack`], [`RowState::Discarded`]. [`Error::WriteInProgress`](crate::Error::WriteInProgress)
-    /// while a write guard of the row is alive.
+    /// [`ErrorKind::WrongState`](crate::ErrorKind::WrongState) if the row has no value: [`RowState::Pending`],
+    /// [`RowState::RolledBack`], [`RowState::Discarded`].
+    /// [`ErrorKind::WriteInProgress`](crate::ErrorKind::WriteInProgress) while a write guard of the row is alive.
     #[track_caller]
     #[inline]
     pub fn try_read(&self) -> Result<Snapshot<T>> {
@@ -97,9 +97,9 @@ impl<T: Entity> Tracked<T> {
     /// Write access to the row's value; see [`write`](Self::write).
     ///
     /// # Errors
-    /// [`Error::WrongState`](crate::Error::WrongState) if a write could not be flushed: in every state except
-    /// [`RowState::Persistent`] and [`RowState::Expired`]. [`Error::WriteInProgress`](crate::Error::WriteInProgress)
-    /// while a write guard of the row is alive.
+    /// [`ErrorKind::WrongState`](crate::ErrorKind::WrongState) if a write could not be flushed: in every state except
+    /// [`RowState::Persistent`] and [`RowState::Expired`].
+    /// [`ErrorKind::WriteInProgress`](crate::ErrorKind::WriteInProgress) while a write guard of the row is alive.
     #[track_caller]
     pub fn try_write(&self) -> Result<WriteGuard<'_, T>> {
         self.0.begin_write(Location::caller())?;
@@ -206,7 +206,7 @@ impl RowState {
             Self::Persistent | Self::Expired => "it is in the database; `refresh` it or `get` it again",
             Self::RolledBack => "a change of it was rolled back; `refresh` it or `get` it again",
             Self::Deleted => "it is deleted; `add` a new row if there is to be one again",
-            Self::Discarded => "its `add` was rolled back or taken back, or came after the session's end; add it again",
+            Self::Discarded => "its `add` was rolled back or taken back; add it again",
             Self::Detached => "the session has let go of it or has ended; `get` it in the present one",
         }
     }

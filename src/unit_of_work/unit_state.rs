@@ -2,71 +2,45 @@
 
 use std::cell::Cell;
 
-use crate::error::Place;
+use crate::error::SourceLocation;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct UnitState {
-    /// A logical clock. It advances whenever values that were read may have become outdated. It begins at 1.
+    /// A logical clock. It advances whenever values that were read may have become outdated.
     clock: Cell<u64>,
     /// A row that was read before this moment may be outdated.
-    epoch: Cell<u64>,
+    pub(super) epoch: Cell<u64>,
     /// When the present attempt of `retry` began; `NEVER` outside of an attempt.
-    attempt_began: Cell<u64>,
+    pub(super) attempt_began: Cell<u64>,
     /// When the last transaction ended.
     last_transaction_end: Cell<u64>,
     /// When the present transaction sent its first statement that may change rows; `NEVER` if there was none.
     first_change: Cell<u64>,
     /// A row that was read at or after the first moment and before the second may show changes that were rolled back.
-    rolled_back: Cell<(u64, u64)>,
+    rolled_back: Cell<Option<(u64, u64)>>,
     /// The session is in autocommit mode and outside of a transaction: a read is valid for its own statement only.
-    autocommit_reads: Cell<bool>,
+    pub(crate) autocommit_reads: Cell<bool>,
     /// The source location of the first change that is not flushed.
-    unflushed: Cell<Option<Place>>,
+    pub(crate) unflushed: Cell<Option<SourceLocation>>,
     /// The number of open savepoints of the session.
-    level: Cell<u32>,
-    /// The number of the last flushed change.
-    last_change: Cell<u64>,
+    pub(crate) level: Cell<u32>,
     /// The last number that `next_number` has returned.
     last_number: Cell<u64>,
     /// When the last row with an AUTO_INCREMENT key was inserted.
     last_auto_increment_insert: Cell<u64>,
     /// A read now happens before the transaction that the first write will begin.
-    reads_before_transaction: Cell<bool>,
-    /// The session has ended or has expunged all rows. Rows of this state are detached.
-    ended: Cell<bool>,
+    pub(crate) reads_before_transaction: Cell<bool>,
 }
 
 /// A moment before the first: the row was never read, or its value is not valid any more.
 pub(super) const NEVER: u64 = 0;
 
-impl Default for UnitState {
-    fn default() -> Self {
-        Self {
-            clock: Cell::new(1),
-            epoch: Cell::new(1),
-            attempt_began: Cell::new(NEVER),
-            last_transaction_end: Cell::new(1),
-            first_change: Cell::new(NEVER),
-            rolled_back: Cell::new((u64::MAX, NEVER)),
-            autocommit_reads: Cell::new(false),
-            unflushed: Cell::new(None),
-            level: Cell::new(0),
-            last_change: Cell::new(0),
-            ended: Cell::new(false),
-            last_number: Cell::new(0),
-            last_auto_increment_insert: Cell::new(NEVER),
-            reads_before_transaction: Cell::new(false),
-        }
-    }
-}
-
 impl UnitState {
-    pub(crate) fn epoch(&self) -> u64 {
-        self.epoch.get()
-    }
-
-    pub(crate) fn expire(&self) {
-        self.epoch.set(self.tick());
+    pub(super) fn new() -> Self {
+        let state = Self::default();
+        // The clock begins after `NEVER`.
+        state.end_transaction();
+        state
     }
 
     /// Advances the clock.
@@ -84,18 +58,13 @@ impl UnitState {
         if self.autocommit_reads.get() { NEVER } else { self.clock.get() }
     }
 
-    #[inline]
-    pub(crate) fn set_autocommit_reads(&self, autocommit_reads: bool) {
-        self.autocommit_reads.set(autocommit_reads);
+    /// Expires all rows.
+    pub(crate) fn expire(&self) {
+        self.epoch.set(self.tick());
     }
 
-    #[inline]
-    pub(super) fn attempt_began(&self) -> u64 {
-        self.attempt_began.get()
-    }
-
-    /// Begins an attempt of `retry`, in which every known value is outdated.
-    pub(super) fn begin_attempt(&self) {
+    /// Begins an attempt of `retry`, in a new transaction, in which every known value is outdated.
+    pub(crate) fn begin_attempt(&self) {
         self.expire();
         self.attempt_began.set(self.clock.get());
     }
@@ -103,6 +72,7 @@ impl UnitState {
     /// Ends the transaction, and the attempt of `retry` that it belongs to.
     pub(super) fn end_transaction(&self) {
         self.expire();
+        self.level.set(0);
         self.attempt_began.set(NEVER);
         self.first_change.set(NEVER);
         self.last_transaction_end.set(self.clock.get());
@@ -112,7 +82,7 @@ impl UnitState {
 
     /// Notes that the present transaction sends a statement that may change rows.
     #[inline]
-    pub(super) fn note_changing(&self) {
+    pub(crate) fn note_changing(&self) {
         if self.first_change.get() == NEVER {
             self.first_change.set(self.clock.get());
         }
@@ -121,17 +91,17 @@ impl UnitState {
     /// Notes that the transaction or a savepoint was rolled back, or may have been. The interval only grows, so it also
     /// contains rows that were read between two such transactions.
     pub(super) fn note_rollback(&self) {
-        if self.first_change.get() != NEVER {
-            let (from, _) = self.rolled_back.get();
-            self.rolled_back.set((from.min(self.first_change.get()), self.tick()));
+        let first = self.first_change.get();
+        if first != NEVER {
+            let from = self.rolled_back.get().map_or(first, |(from, _)| from.min(first));
+            self.rolled_back.set(Some((from, self.tick())));
         }
     }
 
     /// Whether a row that was read at `moment` may show changes that were rolled back. The moment is `NEVER` for a row
     /// that was expired individually.
     pub(super) fn may_be_rolled_back(&self, moment: u64) -> bool {
-        let (from, to) = self.rolled_back.get();
-        moment < to && (moment >= from || moment == NEVER)
+        self.rolled_back.get().is_some_and(|(from, to)| moment < to && (moment >= from || moment == NEVER))
     }
 
     /// Whether `moment` is in the present transaction.
@@ -148,55 +118,13 @@ impl UnitState {
         is_first
     }
 
-    #[inline]
-    pub(crate) fn set_reads_before_transaction(&self, reads_before_transaction: bool) {
-        self.reads_before_transaction.set(reads_before_transaction);
-    }
-
-    #[inline]
-    pub(super) fn reads_before_transaction(&self) -> bool {
-        self.reads_before_transaction.get()
-    }
-
-    pub(crate) fn note_unflushed(&self, at: Place) {
-        if self.unflushed.get().is_none() {
-            self.unflushed.set(Some(at));
-        }
-    }
-
-    pub(crate) fn unflushed(&self) -> Option<Place> {
-        self.unflushed.get()
-    }
-
-    pub(crate) fn clear_unflushed(&self) {
-        self.unflushed.set(None);
-    }
-
-    pub(crate) fn level(&self) -> u32 {
-        self.level.get()
-    }
-
-    pub(crate) fn set_level(&self, level: u32) {
-        self.level.set(level);
-    }
-
-    /// Numbers the next flushed change.
-    pub(crate) fn count_change(&self) -> u64 {
-        self.last_change.set(self.last_change.get() + 1);
-        self.last_change.get()
+    pub(crate) fn note_unflushed(&self, at: SourceLocation) {
+        self.unflushed.set(self.unflushed.get().or(Some(at)));
     }
 
     /// A number that is greater than all earlier ones.
-    pub(crate) fn next_number(&self) -> u64 {
+    pub(super) fn next_number(&self) -> u64 {
         self.last_number.set(self.last_number.get() + 1);
         self.last_number.get()
-    }
-
-    pub(crate) fn end(&self) {
-        self.ended.set(true);
-    }
-
-    pub(crate) fn has_ended(&self) -> bool {
-        self.ended.get()
     }
 }

@@ -1,5 +1,5 @@
-//! Programs that end while the pool connects. The library guards the end of the main thread, which no test of the usual harness runs
-//! on, so this is a program of its own that starts itself as those programs.
+//! Programs that end while the pool connects. The library guards the end of the main thread, which no test of the usual
+//! harness runs on, so this is a program of its own that starts itself as those programs.
 //!
 //! `DIESEL_SESSION_EXITS=300 cargo test --all-features --test exit` starts more of them.
 

@@ -5,21 +5,29 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
+use diesel_session::session::{CommitOutcome, Retry};
+use diesel_session::unit_of_work::{Fk, RowState};
 use diesel_session::unit_of_work::{Insert, Persist};
-use diesel_session::{App, CommitOutcome, Config, Entity, Error, Fk, Result, Retry, RowState, Session, Tracked};
+use diesel_session::{App, Config, Entity, Error, ErrorKind, Result, Session, Tracked};
 
-use crate::fixtures::{Any, COUNT, Conn, Guard, INSERT, Site, Speak};
-use crate::on_every_server;
+use crate::fixtures::{AnyConnection, COUNT, INSERT, RegisteredApp, SessionExt, TestConnection, TestDatabase};
+use crate::for_each_database;
 use crate::support::proxy::{Mode, Moment, Proxy};
-use crate::support::{Kind, enabled};
+use crate::support::wait;
 
-on_every_server!(
-    both_moments,
-    a_part_of_several_commits,
-    retried_when_told_only,
+for_each_database!(every_server =>
+    unknown_commit_resolves_to_what_the_server_stored,
+    partial_commit_resolves_its_unknown_part,
+    retry_repeats_an_unknown_commit_only_if_told_to,
     rows_are_undecided_until_the_commit_is_resolved,
     handles_that_outlive_their_scope_are_decided_too,
-    keys_of_undecided_rows_can_be_used
+    keys_of_undecided_rows_can_be_used,
+);
+for_each_database!(only postgres =>
+    unknown_commit_of_an_enum_resolves_on_postgres,
+    unknown_commit_without_writes_is_rolled_back,
+    resolve_waits_for_a_transaction_in_progress_until_acquire_timeout,
+    resolve_without_a_connection_is_an_error_and_may_be_repeated,
 );
 
 const MOMENTS: [(Moment, CommitOutcome, i64); 2] =
@@ -29,27 +37,24 @@ fn losing_commits(moment: Moment) -> Mode {
     Mode::CutOn(b"COMMIT".to_vec(), moment)
 }
 
-fn through<C: Conn>(proxy: &Proxy, site: &Site) -> Guard<C> {
-    let app = C::app(Config::new(site.url_at(proxy.port())));
+fn through<C: TestConnection>(proxy: &Proxy, test_db: &TestDatabase) -> RegisteredApp<C> {
+    let app = C::app(Config::new(test_db.url_at(proxy.port())));
     app.create_all().unwrap();
     app
 }
 
-fn proxy_of(site: &Site) -> Proxy {
-    Proxy::to(("127.0.0.1", site.port()))
+fn proxy_of(test_db: &TestDatabase) -> Proxy {
+    Proxy::to(("127.0.0.1", test_db.port()))
 }
 
 type Way<C> = fn(&App<C>) -> Result<()>;
 
 /// The ways to a commit, each inserting a row.
-fn ways<C: Conn>() -> [Way<C>; 4] {
+fn ways<C: TestConnection>() -> [Way<C>; 4] {
     [
-        |app| app.scope().resolvable().commit_on_ok().run(|| C::db().session()?.send(INSERT)),
+        |app| app.scope().resolvable().run_and_commit(|| C::db().session()?.send(INSERT)),
         |app| {
-            app.scope()
-                .commit_on_ok()
-                .resolvable()
-                .run(|| C::db().session()?.transaction(|session| session.send(INSERT)))
+            app.scope().resolvable().run_and_commit(|| C::db().session()?.transaction(|session| session.send(INSERT)))
         },
         |app| app.scope().autocommit().resolvable().run(|| C::db().session()?.retry(3, |session| session.send(INSERT))),
         |app| {
@@ -62,22 +67,23 @@ fn ways<C: Conn>() -> [Way<C>; 4] {
     ]
 }
 
-fn both_moments<C: Conn>(site: &Site) {
-    let proxy = proxy_of(site);
-    let app = through::<C>(&proxy, site);
-    let resolves = matches!(site, Site::Postgres(_));
+fn unknown_commit_resolves_to_what_the_server_stored<C: TestConnection>(test_db: &TestDatabase) {
+    let proxy = proxy_of(test_db);
+    let app = through::<C>(&proxy, test_db);
+    let resolves = matches!(test_db, TestDatabase::Postgres(_));
     for (moment, outcome, rows) in MOMENTS {
         for insert in ways::<C>() {
             proxy.set(losing_commits(moment));
             let error = insert(&app).unwrap_err();
-            assert!(matches!(&error, Error::CommitUnknown { .. }) && error.code() == "DS303", "{error}");
-            let Error::CommitUnknown(unknown) = &error else { unreachable!() };
-            assert_eq!(unknown.app, app.id());
-            assert!(unknown.at.file().ends_with("commit_unknown.rs") && error.diesel().is_some());
+            assert!(error.kind() == ErrorKind::CommitUnknown && error.code() == "DS303", "{error}");
+            assert_eq!(error.app(), Some(app.id()));
+            assert!(
+                error.location().unwrap().file().ends_with("commit_unknown.rs") && error.database_error().is_some()
+            );
             assert!(std::error::Error::source(&error).is_some_and(|source| source.is::<diesel::result::Error>()));
             assert_eq!(error.to_string().contains("`resolve()` asks"), resolves, "{error}");
             proxy.set(Mode::Pass);
-            let resolved = (unknown.resolve().unwrap(), error.resolve().unwrap());
+            let resolved = (error.resolve().unwrap(), error.resolve().unwrap());
             if resolves {
                 assert_eq!(resolved, (outcome.clone(), outcome.clone()), "{moment:?}");
             } else {
@@ -90,39 +96,39 @@ fn both_moments<C: Conn>(site: &Site) {
             session.send("DELETE FROM entries").unwrap();
             session.commit().unwrap();
         }
-        // The number costs a round trip, so nobody asks for it unbidden.
+        // The number costs a round trip, so it is not asked for by default.
         proxy.set(losing_commits(moment));
-        let error = app.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT)).unwrap_err();
+        let error = app.run(|| C::db().session()?.send(INSERT)).unwrap_err();
         proxy.set(Mode::Pass);
         let CommitOutcome::Unknown { reason } = error.resolve().unwrap() else { panic!("{error}") };
         assert!(reason.contains(if resolves { "resolvable()" } else { "MariaDB" }), "{reason}");
-        app.scope().commit_on_ok().run(|| C::db().session()?.send("DELETE FROM entries")).unwrap();
+        app.run(|| C::db().session()?.send("DELETE FROM entries")).unwrap();
     }
     assert_eq!(app.status().in_use, 0);
 }
 
-#[test]
-fn both_moments_of_an_enum_on_postgres() {
-    if enabled(Kind::Postgres) {
-        both_moments::<Any>(&Site::postgres());
-    }
+fn unknown_commit_of_an_enum_resolves_on_postgres() {
+    unknown_commit_resolves_to_what_the_server_stored::<AnyConnection>(&TestDatabase::postgres());
 }
 
 /// The first database has committed when the second one's answer is lost.
-fn a_part_of_several_commits<C: Conn>(site: &Site) {
-    let proxy = proxy_of(site);
-    let second = through::<C>(&proxy, site);
+fn partial_commit_resolves_its_unknown_part<C: TestConnection>(test_db: &TestDatabase) {
+    let proxy = proxy_of(test_db);
+    let second = through::<C>(&proxy, test_db);
     let other = C::new_db();
-    let first = other.init_app(second.id(), site.config()).unwrap();
+    let first = other.init_app(second.id(), test_db.config()).unwrap();
     for (moment, outcome, rows) in MOMENTS {
         proxy.set(losing_commits(moment));
-        let error = second.scope().resolvable().commit_on_ok().run(|| {
+        let error = second.scope().resolvable().run_and_commit(|| {
             other.session()?.send(INSERT)?;
             C::db().session()?.send(INSERT)
         });
         proxy.set(Mode::Pass);
         let error = error.unwrap_err();
-        assert!(matches!(&error, Error::PartialCommit { source, .. } if source.is_commit_unknown()), "{error}");
+        assert!(
+            error.kind() == ErrorKind::PartialCommit && error.to_string().contains("it is not known whether"),
+            "{error}"
+        );
         match error.resolve().unwrap() {
             CommitOutcome::Unknown { reason } => assert!(reason.contains("MariaDB"), "{reason}"),
             resolved => assert_eq!(resolved, outcome),
@@ -135,9 +141,9 @@ fn a_part_of_several_commits<C: Conn>(site: &Site) {
     other.remove_app(second.id()).unwrap();
 }
 
-fn retried_when_told_only<C: Conn>(site: &Site) {
-    let proxy = proxy_of(site);
-    let app = through::<C>(&proxy, site);
+fn retry_repeats_an_unknown_commit_only_if_told_to<C: TestConnection>(test_db: &TestDatabase) {
+    let proxy = proxy_of(test_db);
+    let app = through::<C>(&proxy, test_db);
     for (even, moment, runs_wanted, rows) in [
         (false, Moment::BeforeForwarding, 1, 0),
         (false, Moment::BeforeAnswer, 1, 1),
@@ -163,24 +169,20 @@ fn retried_when_told_only<C: Conn>(site: &Site) {
 }
 
 /// There was nothing that could have been committed.
-#[test]
-fn a_transaction_that_wrote_nothing_is_none_that_was_committed() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
-    let site = Site::postgres();
-    let proxy = proxy_of(&site);
-    let app = through::<PgConnection>(&proxy, &site);
+fn unknown_commit_without_writes_is_rolled_back() {
+    let test_db = TestDatabase::postgres();
+    let proxy = proxy_of(&test_db);
+    let app = through::<PgConnection>(&proxy, &test_db);
     proxy.set(losing_commits(Moment::BeforeAnswer));
     let read = || PgConnection::db().session()?.number(COUNT);
-    let error = app.scope().resolvable().commit_on_ok().run(read).unwrap_err();
+    let error = app.scope().resolvable().run_and_commit(read).unwrap_err();
     assert!(error.is_commit_unknown() && error.to_string().contains("nothing had been written"), "{error}");
-    // Nobody has to be asked, and nobody could be.
+    // No server has to be asked, and none could be.
     proxy.set(Mode::Refuse);
     assert_eq!(error.resolve().unwrap(), CommitOutcome::RolledBack);
 }
 
-/// What makes a commit wait for whoever has the advisory lock 7.
+/// Makes a commit wait for the holder of the advisory lock 7.
 const WAIT_AT_COMMIT: &str = "
     CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN PERFORM pg_advisory_xact_lock(7); RETURN NULL; END $$;
@@ -188,17 +190,13 @@ const WAIT_AT_COMMIT: &str = "
         FOR EACH ROW EXECUTE FUNCTION wait()";
 
 /// The server is still at it, and has not noticed that its client has gone.
-#[test]
-fn a_transaction_in_progress_is_asked_for_again_until_the_patience_ends() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
+fn resolve_waits_for_a_transaction_in_progress_until_acquire_timeout() {
     const PATIENCE: Duration = Duration::from_secs(1);
-    let site = Site::postgres();
-    let proxy = proxy_of(&site);
-    let app = PgConnection::app(Config::new(site.url_at(proxy.port())).acquire_timeout(PATIENCE));
+    let test_db = TestDatabase::postgres();
+    let proxy = proxy_of(&test_db);
+    let app = PgConnection::app(Config::new(test_db.url_at(proxy.port())).acquire_timeout(PATIENCE));
     app.create_all().unwrap();
-    let mut blocker = PgConnection::establish(&site.url()).unwrap();
+    let mut blocker = PgConnection::establish(&test_db.url()).unwrap();
     blocker.batch_execute(WAIT_AT_COMMIT).unwrap();
     blocker.batch_execute("SELECT pg_advisory_lock(7)").unwrap();
     let error = thread::scope(|threads| {
@@ -208,7 +206,7 @@ fn a_transaction_in_progress_is_asked_for_again_until_the_patience_ends() {
             proxy.cut_all();
         });
         let insert = || PgConnection::db().session()?.send(INSERT);
-        app.scope().resolvable().commit_on_ok().run(insert).unwrap_err()
+        app.scope().resolvable().run_and_commit(insert).unwrap_err()
     });
     assert!(error.is_commit_unknown(), "{error}");
 
@@ -216,11 +214,16 @@ fn a_transaction_in_progress_is_asked_for_again_until_the_patience_ends() {
     let CommitOutcome::Unknown { reason } = error.resolve().unwrap() else { panic!("it has not ended") };
     let waited = started.elapsed();
     assert!(reason.contains("in progress"), "{reason}");
-    assert!(waited > PATIENCE / 2 && waited < PATIENCE + Duration::from_millis(500), "{waited:?}");
+    assert!(
+        waited > PATIENCE / 2 && waited < PATIENCE + Duration::from_millis(500),
+        "`resolve` ends at `acquire_timeout`: {waited:?}"
+    );
 
+    let before = proxy.sent();
     let outcome = thread::scope(|threads| {
         threads.spawn(|| {
-            thread::sleep(PATIENCE / 10);
+            // Once `resolve` has asked the server.
+            wait::until(PATIENCE, || proxy.sent() > before);
             blocker.batch_execute("SELECT pg_advisory_unlock(7)").unwrap();
         });
         error.resolve().unwrap()
@@ -229,21 +232,17 @@ fn a_transaction_in_progress_is_asked_for_again_until_the_patience_ends() {
     assert_eq!(app.open_session().unwrap().number(COUNT).unwrap(), 1);
 }
 
-/// Who cannot be asked is an error, and may be asked again.
-#[test]
-fn asking_needs_a_connection() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
-    let site = Site::postgres();
-    let proxy = proxy_of(&site);
-    let app = through::<PgConnection>(&proxy, &site);
+/// A failed query is an error, and may be repeated.
+fn resolve_without_a_connection_is_an_error_and_may_be_repeated() {
+    let test_db = TestDatabase::postgres();
+    let proxy = proxy_of(&test_db);
+    let app = through::<PgConnection>(&proxy, &test_db);
     proxy.set(losing_commits(Moment::BeforeAnswer));
     let insert = || PgConnection::db().session()?.send(INSERT);
-    let error = app.scope().resolvable().commit_on_ok().run(insert).unwrap_err();
+    let error = app.scope().resolvable().run_and_commit(insert).unwrap_err();
     proxy.set(Mode::HangUp);
     let refused = error.resolve().unwrap_err();
-    assert!(matches!(&refused, Error::Connect { .. }), "{refused}");
+    assert!(refused.kind() == ErrorKind::Connect, "{refused}");
     proxy.set(Mode::Pass);
     app.dispose().unwrap();
     assert_eq!(error.resolve().unwrap(), CommitOutcome::Committed, "a fresh pool is made for it");
@@ -253,13 +252,10 @@ fn asking_needs_a_connection() {
 
 /// `resolve` answers for every error.
 #[test]
-fn other_errors_are_not_about_a_commit() {
+fn resolve_of_other_errors_knows_no_commit() {
     let other = Error::from(diesel::result::Error::NotFound);
     let CommitOutcome::Unknown { reason } = other.resolve().unwrap() else { panic!("it knows nothing") };
     assert!(reason.contains("DS301"), "{reason}");
-    let committed = |committed| Error::HookFailed { hook: "after_commit", committed, message: String::new() };
-    assert_eq!(committed(true).resolve().unwrap(), CommitOutcome::Committed);
-    assert!(matches!(committed(false).resolve().unwrap(), CommitOutcome::Unknown { .. }));
 }
 
 diesel::table! {
@@ -268,7 +264,7 @@ diesel::table! {
 
 #[derive(Debug, Clone, Queryable, Selectable, Entity)]
 #[diesel(table_name = entries)]
-#[entity(new = NewEntry, connection = Any)]
+#[entity(new = NewEntry, connection = AnyConnection)]
 struct Entry {
     #[entity(generated)]
     id: i32,
@@ -294,16 +290,16 @@ impl Rows {
     }
 
     /// Changes that are not committed.
-    fn change<C: Conn>(session: &Session<C>) -> Result<Self>
+    fn change<C: TestConnection>(session: &Session<C>) -> Result<Self>
     where
         NewEntry: Insert<C>,
         Entry: Persist<C>,
     {
-        let (changed, deleted) = (session.add(entry("before")), session.add(entry("deleted")));
+        let (changed, deleted) = (session.add(entry("before"))?, session.add(entry("deleted"))?);
         session.flush()?;
         session.commit()?;
         let (changed, deleted) = (session.find::<Entry>(changed.read().id)?, session.find::<Entry>(deleted.read().id)?);
-        let new = session.add(entry("new"));
+        let new = session.add(entry("new"))?;
         let key = new.key();
         changed.write().message = "after".into();
         session.delete(&deleted)?;
@@ -316,7 +312,10 @@ impl Rows {
         assert_eq!(self.new.key().id(), self.key.id());
         assert_eq!((self.changed.read().message.as_str(), self.deleted.read().message.as_str()), ("after", "deleted"));
         let refused = self.changed.try_write().expect_err("it cannot be written to");
-        assert!(matches!(&refused, Error::WrongState { state: RowState::Undecided, .. }), "{refused}");
+        assert!(
+            refused.kind() == ErrorKind::WrongState && refused.row_state() == Some(RowState::Undecided),
+            "{refused}"
+        );
         assert!(refused.to_string().contains("`resolve()`"), "{refused}");
         assert!(!self.new.is_dirty() && !self.changed.is_dirty());
     }
@@ -342,23 +341,23 @@ const DECIDED: [(CommitOutcome, [RowState; 3]); 2] = [
 ];
 
 /// What the server has, to a client that the crate knows nothing of.
-fn stored(site: &Site) -> Vec<String> {
+fn stored(test_db: &TestDatabase) -> Vec<String> {
     let query = entries::table.order(entries::id).select(entries::message);
-    match site {
-        Site::Postgres(_) => query.load(&mut PgConnection::establish(&site.url()).unwrap()),
-        _ => query.load(&mut MysqlConnection::establish(&site.url()).unwrap()),
+    match test_db {
+        TestDatabase::Postgres(_) => query.load(&mut PgConnection::establish(&test_db.url()).unwrap()),
+        _ => query.load(&mut MysqlConnection::establish(&test_db.url()).unwrap()),
     }
     .unwrap()
 }
 
-fn rows_are_undecided_until_the_commit_is_resolved<C: Conn>(site: &Site)
+fn rows_are_undecided_until_the_commit_is_resolved<C: TestConnection>(test_db: &TestDatabase)
 where
     NewEntry: Insert<C>,
     Entry: Persist<C>,
 {
-    let proxy = proxy_of(site);
-    let app = through::<C>(&proxy, site);
-    let resolves = matches!(site, Site::Postgres(_));
+    let proxy = proxy_of(test_db);
+    let app = through::<C>(&proxy, test_db);
+    let resolves = matches!(test_db, TestDatabase::Postgres(_));
     for autocommit in [false, true] {
         for ((moment, _, _), (outcome, wanted)) in MOMENTS.into_iter().zip(DECIDED) {
             let scope = if autocommit { app.scope().autocommit() } else { app.scope() };
@@ -403,23 +402,23 @@ where
             assert_eq!(rows.deleted.state(), RowState::Deleted);
             assert_eq!(rows.new.state() == RowState::Detached, committed, "{:?}", rows.new);
             let wanted: &[&str] = if committed { &["last", "new"] } else { &["last"] };
-            assert_eq!(stored(site), wanted);
+            assert_eq!(stored(test_db), wanted);
         }
     }
 }
 
 /// The caller of a scope gets the error when the session is gone.
-fn handles_that_outlive_their_scope_are_decided_too<C: Conn>(site: &Site)
+fn handles_that_outlive_their_scope_are_decided_too<C: TestConnection>(test_db: &TestDatabase)
 where
     NewEntry: Insert<C>,
     Entry: Persist<C>,
 {
-    let proxy = proxy_of(site);
-    let app = through::<C>(&proxy, site);
-    let resolves = matches!(site, Site::Postgres(_));
+    let proxy = proxy_of(test_db);
+    let app = through::<C>(&proxy, test_db);
+    let resolves = matches!(test_db, TestDatabase::Postgres(_));
     for ((moment, _, _), (outcome, _)) in MOMENTS.into_iter().zip(DECIDED) {
         let mut kept = None;
-        let error = app.scope().resolvable().commit_on_ok().run(|| {
+        let error = app.scope().resolvable().run_and_commit(|| {
             kept = Some(Rows::change(&C::db().session()?)?);
             proxy.set(losing_commits(moment));
             Ok::<_, Error>(())
@@ -442,13 +441,13 @@ where
 }
 
 /// A program that goes on with the key finds its row, and adds it again where it is not there.
-fn keys_of_undecided_rows_can_be_used<C: Conn>(site: &Site)
+fn keys_of_undecided_rows_can_be_used<C: TestConnection>(test_db: &TestDatabase)
 where
     NewEntry: Insert<C>,
     Entry: Persist<C>,
 {
-    let proxy = proxy_of(site);
-    let app = through::<C>(&proxy, site);
+    let proxy = proxy_of(test_db);
+    let app = through::<C>(&proxy, test_db);
     for (moment, outcome, _) in MOMENTS {
         let inside = || {
             let session = C::db().session()?;

@@ -1,27 +1,35 @@
-//! A scope ends close to its deadline although the server does not answer any more: in a statement, at COMMIT, in the rollback at
-//! the end of a context, while a connection is out of its session, and in a hook of the pool.
+//! A scope ends close to its deadline although the server does not answer any more: in a statement, at COMMIT, in the
+//! rollback at the end of a context, while a connection is out of its session, and in a hook of the pool.
 
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::result::QueryResult;
-use diesel_session::{Config, Database, Error, Result, Session};
+use diesel_session::{App, Config, Database, ErrorKind, Result, Session};
 
-use crate::fixtures::{COUNT, Conn, INSERT, POSTGRES, Site, Speak, unique};
-use crate::on_every_server;
+use crate::fixtures::{COUNT, INSERT, POSTGRES, SessionExt, TestConnection, TestDatabase, unique};
+use crate::for_each_database;
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::{self, Kind, enabled, wait};
+use crate::support::{self, wait};
 
 const DEADLINE: Duration = Duration::from_secs(1);
 
-on_every_server!(
+for_each_database!(every_server =>
     statement_of_a_silent_server_ends_at_the_deadline,
     commit_at_a_silent_server_is_unknown_at_the_deadline,
     context_ends_at_its_deadline_at_a_silent_server,
     autocommit_statement_ends_at_the_deadline,
     connection_out_of_its_session_is_cut_at_the_deadline,
     statement_that_ends_in_time_keeps_its_connection,
+);
+for_each_database!(only postgres =>
+    hook_of_the_pool_does_not_hold_a_scope_beyond_the_deadline,
+    frozen_backend_does_not_hold_a_statement_beyond_the_deadline,
+    frozen_backend_does_not_hold_a_commit_beyond_the_deadline,
+    frozen_backend_does_not_hold_the_end_of_a_context_beyond_the_deadline,
+    frozen_backend_does_not_hold_the_first_statement_beyond_the_deadline,
+    every_connection_of_a_crowd_is_cut_at_the_deadline,
 );
 
 /// How long the scope took, and what came of it.
@@ -33,28 +41,32 @@ fn timed<T>(run: impl FnOnce() -> Result<T>) -> (Result<T>, Duration) {
 
 #[track_caller]
 fn ends_in_time(took: Duration) {
-    assert!(took >= DEADLINE - Duration::from_millis(5) && took < 2 * DEADLINE, "{took:?}");
+    let in_time = took >= DEADLINE - Duration::from_millis(5) && took < 2 * DEADLINE;
+    assert!(in_time, "a scope ends close to its deadline: {took:?}");
 }
 
 #[track_caller]
 fn is_late<T: std::fmt::Debug>(outcome: Result<T>) {
     let error = outcome.unwrap_err();
-    assert!(matches!(&error, Error::DeadlineExceeded { limit, .. } if *limit == DEADLINE), "{error}");
+    assert!(
+        error.kind() == ErrorKind::DeadlineExceeded && error.to_string().contains(&format!("{DEADLINE:?}")),
+        "{error}"
+    );
     assert!(error.is_timeout(), "{error}");
 }
 
-struct Line<'s, C: Conn> {
-    site: &'s Site,
+struct Line<'s, C: TestConnection> {
+    test_db: &'s TestDatabase,
     proxy: Proxy,
-    app: crate::fixtures::Guard<C>,
+    app: crate::fixtures::RegisteredApp<C>,
 }
 
-impl<'s, C: Conn> Line<'s, C> {
-    fn new(site: &'s Site) -> Self {
-        let proxy = Proxy::to(("127.0.0.1", site.port()));
-        let app = C::app(Config::new(site.url_at(proxy.port())));
+impl<'s, C: TestConnection> Line<'s, C> {
+    fn new(test_db: &'s TestDatabase) -> Self {
+        let proxy = Proxy::to(("127.0.0.1", test_db.port()));
+        let app = C::app(Config::new(test_db.url_at(proxy.port())));
         app.create_all().unwrap();
-        Self { site, proxy, app }
+        Self { test_db, proxy, app }
     }
 
     /// The pool works, the silent connection is closed, and of its transaction there is nothing left.
@@ -66,12 +78,12 @@ impl<'s, C: Conn> Line<'s, C> {
         self.proxy.cut_all();
         let count = self.app.context(|| C::db().session()?.number(COUNT)).unwrap();
         assert_eq!(count, rows);
-        self.site.assert_connections(self.app.status().open);
+        self.test_db.assert_connections(self.app.status().open);
     }
 }
 
-fn statement_of_a_silent_server_ends_at_the_deadline<C: Conn>(site: &Site) {
-    let line = Line::<C>::new(site);
+fn statement_of_a_silent_server_ends_at_the_deadline<C: TestConnection>(test_db: &TestDatabase) {
+    let line = Line::<C>::new(test_db);
     for read_only in [false, true] {
         let scope = line.app.scope().deadline(DEADLINE);
         let scope = if read_only { scope.read_only() } else { scope };
@@ -91,10 +103,10 @@ fn statement_of_a_silent_server_ends_at_the_deadline<C: Conn>(site: &Site) {
     }
 }
 
-fn commit_at_a_silent_server_is_unknown_at_the_deadline<C: Conn>(site: &Site) {
-    let line = Line::<C>::new(site);
+fn commit_at_a_silent_server_is_unknown_at_the_deadline<C: TestConnection>(test_db: &TestDatabase) {
+    let line = Line::<C>::new(test_db);
     let (outcome, took) = timed(|| {
-        line.app.scope().deadline(DEADLINE).commit_on_ok().run(|| {
+        line.app.scope().deadline(DEADLINE).run_and_commit(|| {
             let session = C::db().session()?;
             session.send(INSERT)?;
             line.proxy.set(Mode::Silent);
@@ -108,8 +120,8 @@ fn commit_at_a_silent_server_is_unknown_at_the_deadline<C: Conn>(site: &Site) {
     line.recovers(0);
 }
 
-fn context_ends_at_its_deadline_at_a_silent_server<C: Conn>(site: &Site) {
-    let line = Line::<C>::new(site);
+fn context_ends_at_its_deadline_at_a_silent_server<C: TestConnection>(test_db: &TestDatabase) {
+    let line = Line::<C>::new(test_db);
     let (outcome, took) = timed(|| {
         line.app.scope().deadline(DEADLINE).run(|| {
             C::db().session()?.send(INSERT)?;
@@ -125,6 +137,7 @@ fn context_ends_at_its_deadline_at_a_silent_server<C: Conn>(site: &Site) {
     let (_, took) = timed(|| {
         line.app.scope().deadline(DEADLINE).run(|| {
             C::db().session()?.send(INSERT)?;
+            // The closure goes on until the deadline.
             std::thread::sleep(DEADLINE);
             line.proxy.set(Mode::Silent);
             Ok(())
@@ -134,8 +147,8 @@ fn context_ends_at_its_deadline_at_a_silent_server<C: Conn>(site: &Site) {
     line.recovers(0);
 }
 
-fn autocommit_statement_ends_at_the_deadline<C: Conn>(site: &Site) {
-    let line = Line::<C>::new(site);
+fn autocommit_statement_ends_at_the_deadline<C: TestConnection>(test_db: &TestDatabase) {
+    let line = Line::<C>::new(test_db);
     let (outcome, took) = timed(|| {
         line.app.scope().autocommit().deadline(DEADLINE).run(|| {
             let session = C::db().session()?;
@@ -149,8 +162,8 @@ fn autocommit_statement_ends_at_the_deadline<C: Conn>(site: &Site) {
     line.recovers(0);
 }
 
-fn connection_out_of_its_session_is_cut_at_the_deadline<C: Conn>(site: &Site) {
-    let line = Line::<C>::new(site);
+fn connection_out_of_its_session_is_cut_at_the_deadline<C: TestConnection>(test_db: &TestDatabase) {
+    let line = Line::<C>::new(test_db);
     let (_, took) = timed(|| {
         line.app.scope().deadline(DEADLINE).run(|| {
             let session = C::db().session()?;
@@ -167,12 +180,12 @@ fn connection_out_of_its_session_is_cut_at_the_deadline<C: Conn>(site: &Site) {
     line.recovers(0);
 }
 
-/// The server itself ends a statement that is only slow, and the connection stays.
-fn statement_that_ends_in_time_keeps_its_connection<C: Conn>(site: &Site) {
-    let app = C::app(site.config().max_size(1));
+/// The server itself ends a statement that is only slow, and the connection is kept.
+fn statement_that_ends_in_time_keeps_its_connection<C: TestConnection>(test_db: &TestDatabase) {
+    let app = C::app(test_db.config().max_size(1));
     app.create_all().unwrap();
-    let (own_number, sleep) = match site {
-        Site::Postgres(_) => ("SELECT pg_backend_pid()::bigint AS number", "SELECT pg_sleep(60)"),
+    let (own_number, sleep) = match test_db {
+        TestDatabase::Postgres(_) => ("SELECT pg_backend_pid()::bigint AS number", "SELECT pg_sleep(60)"),
         _ => ("SELECT connection_id() AS number", "SELECT SLEEP(60)"),
     };
     let number = || C::db().session()?.with(|conn| conn.number(own_number));
@@ -185,7 +198,7 @@ fn statement_that_ends_in_time_keeps_its_connection<C: Conn>(site: &Site) {
         })
     });
     ends_in_time(took);
-    if matches!(site, Site::Postgres(_)) {
+    if matches!(test_db, TestDatabase::Postgres(_)) {
         is_late(outcome);
         assert_eq!(app.context(number).unwrap(), before, "the same connection");
     }
@@ -210,12 +223,9 @@ impl Drop for Frozen {
 
 /// Each by TCP and by the server's local socket.
 fn frozen(body: impl Fn(&Frozen, &diesel_session::App<PgConnection>, &dyn Fn())) {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
-    let site = Site::postgres();
-    let Site::Postgres(database) = &site else { unreachable!() };
-    for url in [site.url(), site.socket_url()] {
+    let test_db = TestDatabase::postgres();
+    let TestDatabase::Postgres(database) = &test_db else { unreachable!() };
+    for url in [test_db.url(), test_db.socket_url()] {
         let app = PgConnection::app(Config::new(url).max_size(4));
         app.create_all().unwrap();
         let server = support::postgres();
@@ -230,13 +240,12 @@ fn frozen(body: impl Fn(&Frozen, &diesel_session::App<PgConnection>, &dyn Fn()))
         app.context(|| PgConnection::db().session()?.number(COUNT)).unwrap();
         stopped.thaw();
         let open = app.status().open;
-        site.assert_connections(open);
+        test_db.assert_connections(open);
         assert_eq!(app.context(|| PgConnection::db().session()?.number(COUNT)).unwrap(), 0);
         app.dispose().unwrap();
     }
 }
 
-#[test]
 fn frozen_backend_does_not_hold_a_statement_beyond_the_deadline() {
     frozen(|_, app, freeze| {
         let (outcome, took) = timed(|| {
@@ -252,11 +261,10 @@ fn frozen_backend_does_not_hold_a_statement_beyond_the_deadline() {
     });
 }
 
-#[test]
 fn frozen_backend_does_not_hold_a_commit_beyond_the_deadline() {
     frozen(|stopped, app, freeze| {
         let (outcome, took) = timed(|| {
-            app.scope().deadline(DEADLINE).commit_on_ok().run(|| {
+            app.scope().deadline(DEADLINE).run_and_commit(|| {
                 let session = PgConnection::db().session()?;
                 session.send(INSERT)?;
                 freeze();
@@ -268,12 +276,11 @@ fn frozen_backend_does_not_hold_a_commit_beyond_the_deadline() {
         // It commits once it goes on: the message is in its socket.
         stopped.thaw();
         let stored = || app.context(|| PgConnection::db().session()?.number(COUNT)).unwrap() == 1;
-        assert!(wait::until(Duration::from_secs(1), stored), "nobody knows");
-        app.scope().commit_on_ok().run(|| PgConnection::db().session()?.send("DELETE FROM entries")).unwrap();
+        assert!(wait::until(Duration::from_secs(1), stored), "the backend commits once it goes on");
+        app.run(|| PgConnection::db().session()?.send("DELETE FROM entries")).unwrap();
     });
 }
 
-#[test]
 fn frozen_backend_does_not_hold_the_end_of_a_context_beyond_the_deadline() {
     frozen(|_, app, freeze| {
         let (outcome, took) = timed(|| {
@@ -289,7 +296,6 @@ fn frozen_backend_does_not_hold_the_end_of_a_context_beyond_the_deadline() {
 }
 
 /// A connection that was used just now is not asked for an answer before it is checked out.
-#[test]
 fn frozen_backend_does_not_hold_the_first_statement_beyond_the_deadline() {
     frozen(|_, app, freeze| {
         let (outcome, took) = timed(|| {
@@ -298,24 +304,20 @@ fn frozen_backend_does_not_hold_the_first_statement_beyond_the_deadline() {
             app.scope().deadline(DEADLINE).run(|| PgConnection::db().session()?.number(COUNT))
         });
         // A connection that is sound may have been opened instead.
-        assert!(took < 2 * DEADLINE, "{took:?}");
+        assert!(took < 2 * DEADLINE, "a scope ends close to its deadline: {took:?}");
         if let Err(error) = outcome {
             assert!(error.is_timeout(), "{error}");
         }
     });
 }
 
-#[test]
 fn hook_of_the_pool_does_not_hold_a_scope_beyond_the_deadline() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
-    fn sleep(conn: &mut PgConnection) -> QueryResult<()> {
+    fn sleep(_: &App<PgConnection>, conn: &mut PgConnection) -> QueryResult<()> {
         conn.batch_execute("SELECT pg_sleep(30)")
     }
-    let site = Site::postgres();
+    let test_db = TestDatabase::postgres();
     let on_checkout = Database::new(POSTGRES).on_checkout(sleep);
-    let app = on_checkout.init_app(unique("app"), site.config()).unwrap();
+    let app = on_checkout.init_app(unique("app"), test_db.config()).unwrap();
     let (outcome, took) =
         timed(|| app.scope().deadline(DEADLINE).run(|| on_checkout.session()?.number("SELECT 1::bigint AS number")));
     ends_in_time(took);
@@ -323,7 +325,7 @@ fn hook_of_the_pool_does_not_hold_a_scope_beyond_the_deadline() {
     on_checkout.dispose_all().unwrap();
 
     let on_checkin = Database::new(POSTGRES).on_checkin(sleep);
-    let app = on_checkin.init_app(unique("app"), site.config().connect_timeout(Duration::from_secs(30))).unwrap();
+    let app = on_checkin.init_app(unique("app"), test_db.config().connect_timeout(Duration::from_secs(30))).unwrap();
     let (outcome, took) =
         timed(|| app.scope().deadline(DEADLINE).run(|| on_checkin.session()?.number("SELECT 1::bigint AS number")));
     ends_in_time(took);
@@ -333,18 +335,17 @@ fn hook_of_the_pool_does_not_hold_a_scope_beyond_the_deadline() {
 }
 
 /// Many connections at a time, each with a socket of its own.
-#[test]
 fn every_connection_of_a_crowd_is_cut_at_the_deadline() {
     frozen(|_, app, freeze| {
         let all_begun = std::sync::Barrier::new(5);
-        // They are opened at one time, too.
+        // They are opened at one time, too, and no connection is checked in before all are in use.
+        let all_open = std::sync::Barrier::new(4);
         std::thread::scope(|scope| {
             let open = || {
                 let session = app.open_session().unwrap();
                 session.begin().unwrap();
                 assert!(wait::until(Duration::from_secs(5), || app.status().in_use == 4), "{}", app.status());
-                // Until all have seen it.
-                std::thread::sleep(Duration::from_millis(100));
+                all_open.wait();
             };
             (0..4).for_each(|_| drop(scope.spawn(open)));
         });
@@ -360,7 +361,8 @@ fn every_connection_of_a_crowd_is_cut_at_the_deadline() {
                             begun?;
                             let started = Instant::now();
                             let outcome = session.number(COUNT);
-                            assert!(started.elapsed() < 2 * DEADLINE);
+                            let took = started.elapsed();
+                            assert!(took < 2 * DEADLINE, "a statement ends close to the deadline: {took:?}");
                             outcome
                         })
                     })
@@ -378,10 +380,10 @@ fn every_connection_of_a_crowd_is_cut_at_the_deadline() {
 #[test]
 fn lock_of_another_program_does_not_hold_a_scope_beyond_the_deadline() {
     for wal in [true, false] {
-        let site = Site::sqlite();
-        let app = SqliteConnection::app(site.config().wal(wal).lock_timeout(Duration::from_secs(10)));
+        let test_db = TestDatabase::sqlite();
+        let app = SqliteConnection::app(test_db.config().wal(wal).lock_timeout(Duration::from_secs(10)));
         app.create_all().unwrap();
-        let mut other = SqliteConnection::establish(&site.url()).unwrap();
+        let mut other = SqliteConnection::establish(&test_db.url()).unwrap();
         let busy = |_: ()| {
             app.context(|| {
                 SqliteConnection::db().session()?.number("SELECT timeout AS number FROM pragma_busy_timeout")
@@ -410,7 +412,7 @@ fn lock_of_another_program_does_not_hold_a_scope_beyond_the_deadline() {
         if !wal {
             // A reader keeps a writer from its COMMIT.
             let (outcome, took) = timed(|| {
-                scope().commit_on_ok().run(|| {
+                scope().run_and_commit(|| {
                     write()?;
                     other.batch_execute("BEGIN; SELECT count(*) FROM entries").unwrap();
                     Ok(())

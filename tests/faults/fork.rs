@@ -1,7 +1,7 @@
 //! A process that is forked while it has connections: what the new process may do, and what becomes of its parent's.
 //!
-//! Three processes: the test, with the servers and a proxy; the parent, which is this program once more; and its child, a fork of
-//! it, which tells by a pipe and its exit code.
+//! Three processes: the test, with the servers and a proxy; the parent, which is this program once more; and its child,
+//! a fork of it, which tells by a pipe and its exit code.
 
 use std::cell::Cell;
 use std::io::{Read, Write};
@@ -13,14 +13,18 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::r2d2::{ConnectionManager, Pool};
-use diesel_session::{App, Config, Database, Error, Session};
+use diesel_session::{App, Config, Database, Error, ErrorKind, Session};
 use fork::Fork;
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use crate::fixtures::threads::{Process, answer_parent, child_of};
-use crate::fixtures::{COUNT, Conn, INSERT, Site, Speak};
+use crate::fixtures::{COUNT, INSERT, Provisioner, SessionExt, TestConnection, TestDatabase};
+use crate::for_each_database;
 use crate::support::proxy::Proxy;
-use crate::support::{Kind, TempSqlite, enabled, process};
+use crate::support::{TempSqlite, process};
+
+for_each_database!(Provisioner; postgres, mariadb, sqlite => fork_keeps_the_sessions_of_the_parent);
+for_each_database!(only postgres => plain_r2d2_ends_the_sessions_of_its_parent);
 
 /// Forks; `false` in the child.
 type Forks<'f> = &'f dyn Fn() -> bool;
@@ -28,7 +32,7 @@ type Forks<'f> = &'f dyn Fn() -> bool;
 /// What a session is in the middle of when the process is forked; in the child it goes on from there.
 type Way<C> = fn(&Session<C>, Forks<'_>);
 
-fn ways<C: Conn>() -> [(&'static str, Way<C>); 7] {
+fn ways<C: TestConnection>() -> [(&'static str, Way<C>); 7] {
     [
         ("a statement", |session, fork| {
             if !fork() {
@@ -60,7 +64,7 @@ fn ways<C: Conn>() -> [(&'static str, Way<C>); 7] {
             });
             if parent.get() { outcome.unwrap() } else { is_refused(outcome) }
         }),
-        ("a lent connection", |session, fork| {
+        ("a connection that is checked out", |session, fork| {
             let conn = session.connection().unwrap();
             let parent = fork();
             drop(conn);
@@ -82,12 +86,15 @@ fn ways<C: Conn>() -> [(&'static str, Way<C>); 7] {
 #[track_caller]
 fn is_refused<T>(outcome: Result<T, Error>) {
     let Err(error) = outcome else { panic!("it was let do it") };
-    assert!(matches!(&error, Error::Forked { app } if app == "shop") && error.code() == "DS209", "{error}");
+    assert!(
+        error.kind() == ErrorKind::Forked && error.app().expect("an application") == "shop" && error.code() == "DS209",
+        "{error}"
+    );
     assert!(error.to_string().contains("`dispose_all()`"), "{error}");
 }
 
-/// Runs `body`, which forks, in both processes from there on. The parent waits for its child and panics where that has; the child
-/// goes on with `at_the_end` and ends.
+/// Runs `body`, which forks, in both processes from there on. The parent waits for its child and panics where that has;
+/// the child goes on with `at_the_end` and ends.
 fn forking(body: impl FnOnce(Forks<'_>), at_the_end: impl FnOnce()) {
     let child = Cell::new(None);
     let fork = || {
@@ -133,7 +140,7 @@ fn end(mut told: UnixStream, outcome: std::thread::Result<()>) -> ! {
 }
 
 /// What the parent has: all connections that its database object may have, one in a transaction, two idle.
-struct Scene<C: Conn> {
+struct Scene<C: TestConnection> {
     db: Database<C>,
     app: App<C>,
     session: Session<C>,
@@ -141,7 +148,7 @@ struct Scene<C: Conn> {
     id: Option<&'static str>,
 }
 
-impl<C: Conn> Scene<C> {
+impl<C: TestConnection> Scene<C> {
     fn new(url: &str) -> Self {
         let db = C::new_db().max_connections(3);
         let app = db.init_app("shop", Config::new(url).idle_timeout(None)).unwrap();
@@ -180,7 +187,7 @@ impl<C: Conn> Scene<C> {
 }
 
 /// Answers `begin`, `walk`, `fork` and `end` for each of the ways, then `dispose`.
-fn parent<C: Conn>(url: &str) {
+fn parent<C: TestConnection>(url: &str) {
     let mut scene = Some(Scene::<C>::new(url));
     let mut rows = 0;
     answer_parent(|order| {
@@ -239,23 +246,24 @@ fn parent<C: Conn>(url: &str) {
     anew();
 }
 
-fn story<C: Conn>(test: &str, site: impl FnOnce() -> Site) {
+fn fork_keeps_the_sessions_of_the_parent<C: TestConnection>(provisioner: &Provisioner) {
     if let Some(url) = child_of() {
         return parent::<C>(&url);
     }
-    let site = site();
-    let proxy = match &site {
-        Site::Sqlite(_) => None,
+    let test_db = (provisioner.create)();
+    let proxy = match &test_db {
+        TestDatabase::Sqlite(_) => None,
         server => Some(Proxy::to(("127.0.0.1", server.port()))),
     };
-    let url = proxy.as_ref().map_or_else(|| site.url(), |proxy| site.url_at(proxy.port()));
+    let url = proxy.as_ref().map_or_else(|| test_db.url(), |proxy| test_db.url_at(proxy.port()));
     let sent = || proxy.as_ref().map_or((0, 0), |proxy| (proxy.accepted(), proxy.sent()));
     let during = |step: &mut dyn FnMut()| {
         let before = sent();
         step();
         (sent().0 - before.0, sent().1 - before.1)
     };
-    let mut parent = Process::spawn(test, &url);
+    let test = format!("fork::fork_keeps_the_sessions_of_the_parent::{}", provisioner.name);
+    let mut parent = Process::spawn(&test, &url);
     let mut tell = |order: &str| {
         parent.order(order);
         assert_eq!(parent.answer(), DONE, "{order}");
@@ -271,31 +279,11 @@ fn story<C: Conn>(test: &str, site: impl FnOnce() -> Site) {
     assert_eq!(during(&mut || tell("dispose")), (0, 0));
     tell("end");
     drop(parent);
-    site.assert_connections(0);
+    test_db.assert_connections(0);
 }
 
-#[test]
-fn postgres_sessions_stay_the_parents() {
-    if enabled(Kind::Postgres) {
-        story::<PgConnection>("fork::postgres_sessions_stay_the_parents", Site::postgres);
-    }
-}
-
-#[test]
-fn mysql_sessions_stay_the_parents() {
-    if enabled(Kind::Mysql) {
-        story::<MysqlConnection>("fork::mysql_sessions_stay_the_parents", Site::mysql);
-    }
-}
-
-#[test]
-fn a_sqlite_file_stays_the_parents() {
-    story::<SqliteConnection>("fork::a_sqlite_file_stays_the_parents", Site::sqlite);
-}
-
-/// Plain r2d2: the child's copy of the pool says goodbye to the server in its parent's name.
-#[test]
-fn control_postgres() {
+/// The control, plain r2d2: the child's copy of the pool ends the sessions of its parent.
+fn plain_r2d2_ends_the_sessions_of_its_parent() {
     if let Some(url) = child_of() {
         // One thread, so that it has let go of the pool when it has come to a job of ours.
         let threads = Arc::new(ScheduledThreadPool::builder().num_threads(1).build());
@@ -310,24 +298,22 @@ fn control_postgres() {
         });
         return;
     }
-    if !enabled(Kind::Postgres) {
-        return;
-    }
-    let site = Site::postgres();
-    let mut parent = Process::spawn("fork::control_postgres", &site.url());
-    site.assert_connections(2);
+    let test_db = TestDatabase::postgres();
+    let mut parent = Process::spawn("fork::plain_r2d2_ends_the_sessions_of_its_parent::postgres", &test_db.url());
+    test_db.assert_connections(2);
     parent.order("fork");
     assert_eq!(parent.answer(), DONE);
-    site.assert_connections(0);
+    test_db.assert_connections(0);
 }
 
-/// Plain Diesel: a child opens the file anew, the parent closes it, and what the child wrote since is gone without an error.
+/// Plain Diesel: a child opens the file anew, the parent closes it, and what the child wrote since is gone without an
+/// error.
 #[test]
-fn control_sqlite() {
+fn plain_diesel_loses_rows_of_a_forked_sqlite_file() {
     const INTO: &str = "INSERT INTO t VALUES (1)";
     let Some(url) = child_of() else {
         let file = TempSqlite::new();
-        let mut parent = Process::spawn("fork::control_sqlite", &file.url());
+        let mut parent = Process::spawn("fork::plain_diesel_loses_rows_of_a_forked_sqlite_file", &file.url());
         parent.order("fork");
         assert_eq!(parent.answer(), DONE);
         let rows =

@@ -1,6 +1,7 @@
-//! What has a bound in time, counts what the whole process has open, or breaks servers: one test after the other.
+//! Tests with a bound in time, tests that count what the whole process has open, and tests that break servers: one
+//! after the other.
 
-// Half of a test is in helpers, which the lint does not take for tests.
+// The lint does not take the functions that tests call for tests.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../support/mod.rs"]
@@ -9,29 +10,30 @@ mod support;
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 
-mod absurd;
-mod aftermath;
-mod attack;
-mod clean_hands;
+mod applications_in_turn;
+mod assert_clean;
+mod checkout;
 mod commit_unknown;
 mod connect;
-mod crowd;
+mod connection_limit;
+mod contention;
 mod deadline;
+mod error_texts;
+mod extreme_values;
+mod fairness;
 mod fork;
-mod hopeless;
 mod kit;
-mod kit_clean;
-mod leak;
-mod lost;
-mod outage;
+mod leak_threshold;
+mod lost_connection;
 mod pool;
-mod room;
+mod pool_upkeep;
+mod reset;
 mod schema;
+mod schema_lock;
 mod secrets;
-mod seed;
 mod seed_story;
+mod server_health;
 mod settings;
 mod sqlite;
 mod stress;
-mod translated;
-mod turn;
+mod wait_graph;

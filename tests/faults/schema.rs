@@ -1,4 +1,5 @@
-//! `create_all` and `drop_all` behind a pooler, on a connection that is cut, and with more tables than one transaction can lock.
+//! `create_all` and `drop_all` behind a pooler, on a connection that is cut, and with more tables than one transaction
+//! can lock.
 
 use std::sync::Barrier;
 use std::thread;
@@ -6,11 +7,26 @@ use std::time::Duration;
 
 use diesel::connection::{CacheSize, SimpleConnection};
 use diesel::prelude::*;
-use diesel_session::{App, Config, Database, Error, MigrationOutcome};
+use diesel_session::migrations::MigrationOutcome;
+use diesel_session::{App, Config, Database, Error, ErrorKind};
 
-use crate::fixtures::{Conn, Site, Step, Steps, step};
+use crate::fixtures::{Step, Steps, TestConnection, TestDatabase, step};
+use crate::for_each_database;
 use crate::support::proxy::{Mode, Moment, Proxy};
-use crate::support::{Kind, Pgbouncer, Postgres, enabled, postgres};
+use crate::support::{Pgbouncer, Postgres, postgres};
+
+for_each_database!(only mariadb => errors_after_a_cut_are_true_on_mariadb);
+for_each_database!(only postgres =>
+    create_all_through_a_transaction_pooler_is_done_once_and_leaves_no_lock,
+    a_migration_without_a_transaction_is_refused_behind_a_transaction_pooler,
+    a_transaction_pooler_with_one_session_is_recognised,
+    a_pooler_without_prepared_statements_needs_diesels_cache_switched_off,
+    errors_after_a_cut_are_true_on_postgres,
+    create_all_says_that_a_commit_without_an_answer_is_done,
+    drop_all_of_1400_tables_needs_no_more_locks_than_a_default_server_has,
+    drop_all_goes_on_one_by_one_when_the_locks_run_out,
+    the_lock_of_create_all_excludes_other_callers_on_a_direct_connection,
+);
 
 type Operation = fn(&App<PgConnection>) -> diesel_session::Result<Vec<String>>;
 
@@ -26,9 +42,9 @@ fn three_tables() -> Vec<Step> {
 }
 
 /// A pooler with two connections to the server, both of them open.
-fn pooler(site: &Site, settings: &str) -> Pgbouncer {
-    let Site::Postgres(database) = site else { unreachable!() };
-    let pooler = Pgbouncer::start(site.port(), database.name(), 2, settings);
+fn pooler(test_db: &TestDatabase, settings: &str) -> Pgbouncer {
+    let TestDatabase::Postgres(database) = test_db else { unreachable!() };
+    let pooler = Pgbouncer::start(test_db.port(), database.name(), 2, settings);
     let mut clients: Vec<_> =
         (0..2).map(|_| PgConnection::establish(&pooler.url_of(database.name())).unwrap()).collect();
     clients.iter_mut().for_each(|client| client.batch_execute("BEGIN").unwrap());
@@ -36,17 +52,13 @@ fn pooler(site: &Site, settings: &str) -> Pgbouncer {
     pooler
 }
 
-#[test]
 fn create_all_through_a_transaction_pooler_is_done_once_and_leaves_no_lock() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
     for settings in ["server_round_robin = 1", "server_round_robin = 0"] {
-        let site = Site::postgres();
-        let Site::Postgres(database) = &site else { unreachable!() };
-        let pooler = pooler(&site, settings);
+        let test_db = TestDatabase::postgres();
+        let TestDatabase::Postgres(database) = &test_db else { unreachable!() };
+        let pooler = pooler(&test_db, settings);
         let url = pooler.url_of(database.name());
-        let mut server = PgConnection::establish(&site.url()).unwrap();
+        let mut server = PgConnection::establish(&test_db.url()).unwrap();
         let both: [(Operation, i64); 2] = [(|app| app.create_all(), 4), (|app| app.drop_all(), 0)];
         for round in 0..3 {
             for (operation, tables) in both {
@@ -78,32 +90,28 @@ fn create_all_through_a_transaction_pooler_is_done_once_and_leaves_no_lock() {
         broken[1].up = "CREATE TABLE two (id INTEGER); SELECT nonsense".into();
         let db = Database::<PgConnection, _>::new(Steps(broken));
         let app = db.init_app("broken", Config::new(&url)).unwrap();
-        assert!(matches!(app.create_all().unwrap_err(), Error::Migration(_)));
+        assert!(app.create_all().unwrap_err().kind() == ErrorKind::Migration);
         app.dispose().unwrap();
         assert_eq!(server.number(LOCKS).unwrap(), 0);
         assert_eq!(server.number(TABLES).unwrap(), 2);
     }
 }
 
-#[test]
 fn a_migration_without_a_transaction_is_refused_behind_a_transaction_pooler() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
     for settings in ["server_round_robin = 1", "server_round_robin = 0"] {
-        let site = Site::postgres();
-        let Site::Postgres(database) = &site else { unreachable!() };
-        let pooler = pooler(&site, settings);
+        let test_db = TestDatabase::postgres();
+        let TestDatabase::Postgres(database) = &test_db else { unreachable!() };
+        let pooler = pooler(&test_db, settings);
         let mut steps = three_tables();
         steps[1] =
             step("2", "CREATE INDEX CONCURRENTLY i ON one (id)", "DROP INDEX CONCURRENTLY i").outside_a_transaction();
         let db = Database::<PgConnection, _>::new(Steps(steps));
         let pooled = db.init_app("pooled", Config::new(pooler.url_of(database.name()))).unwrap();
-        let direct = db.init_app("direct", site.config()).unwrap();
-        let mut server = PgConnection::establish(&site.url()).unwrap();
+        let direct = db.init_app("direct", test_db.config()).unwrap();
+        let mut server = PgConnection::establish(&test_db.url()).unwrap();
         let refused = |operation: &str, error: Error| {
             assert!(
-                matches!(&error, Error::PooledConnection { operation: named, .. } if *named == operation),
+                error.kind() == ErrorKind::PoolerInTransactionMode && error.to_string().contains(operation),
                 "{error}"
             );
             assert_eq!(error.code(), "DS406");
@@ -124,15 +132,11 @@ fn a_migration_without_a_transaction_is_refused_behind_a_transaction_pooler() {
 }
 
 /// The second connection, by which the pooler is recognised, takes the one session away.
-#[test]
 fn a_transaction_pooler_with_one_session_is_recognised() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
-    let site = Site::postgres();
-    let Site::Postgres(database) = &site else { unreachable!() };
-    let pooler = Pgbouncer::start(site.port(), database.name(), 1, "");
-    let mut server = PgConnection::establish(&site.url()).unwrap();
+    let test_db = TestDatabase::postgres();
+    let TestDatabase::Postgres(database) = &test_db else { unreachable!() };
+    let pooler = Pgbouncer::start(test_db.port(), database.name(), 1, "");
+    let mut server = PgConnection::establish(&test_db.url()).unwrap();
     let url = pooler.url_of(database.name());
     let in_itself = "BEGIN; DROP TABLE two; COMMIT";
     let without = step("2", "CREATE TABLE two (id INTEGER)", "DROP TABLE two").outside_a_transaction();
@@ -142,15 +146,15 @@ fn a_transaction_pooler_with_one_session_is_recognised() {
         steps[1] = second;
         let db = Database::<PgConnection, _>::new(Steps(steps));
         let pooled = db.init_app("pooled", Config::new(&url)).unwrap();
-        let direct = db.init_app("direct", site.config()).unwrap();
+        let direct = db.init_app("direct", test_db.config()).unwrap();
         match create_is_refused {
-            true => assert!(matches!(pooled.create_all().unwrap_err(), Error::PooledConnection { .. })),
+            true => assert!(pooled.create_all().unwrap_err().kind() == ErrorKind::PoolerInTransactionMode),
             false => assert_eq!(pooled.create_all().unwrap(), ["1", "2", "3"]),
         }
         direct.create_all().unwrap();
         let refused = pooled.drop_all().unwrap_err();
         assert!(
-            matches!(&refused, Error::PooledConnection { .. }) && refused.to_string().contains("2_step"),
+            refused.kind() == ErrorKind::PoolerInTransactionMode && refused.to_string().contains("2_step"),
             "{refused}"
         );
         assert_eq!(server.number(LOCKS).unwrap(), 0);
@@ -164,15 +168,14 @@ diesel::table! {
 }
 
 /// The pooler gives each transaction another connection to the server, on which nothing is prepared.
-#[test]
 fn a_pooler_without_prepared_statements_needs_diesels_cache_switched_off() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
-    let site = Site::postgres();
-    let Site::Postgres(database) = &site else { unreachable!() };
-    PgConnection::establish(&site.url()).unwrap().batch_execute("CREATE TABLE one (id INTEGER PRIMARY KEY)").unwrap();
-    let pooler = pooler(&site, "server_round_robin = 1");
+    let test_db = TestDatabase::postgres();
+    let TestDatabase::Postgres(database) = &test_db else { unreachable!() };
+    PgConnection::establish(&test_db.url())
+        .unwrap()
+        .batch_execute("CREATE TABLE one (id INTEGER PRIMARY KEY)")
+        .unwrap();
+    let pooler = pooler(&test_db, "server_round_robin = 1");
     let count = |db: &Database<PgConnection>| {
         let app = db.init_app("pooled", Config::new(pooler.url_of(database.name())).max_size(1)).unwrap();
         let each = (0..6).map(|_| app.open_session()?.load::<i32>(one::table.select(one::id).filter(one::id.gt(1))));
@@ -185,7 +188,7 @@ fn a_pooler_without_prepared_statements_needs_diesels_cache_switched_off() {
         let text = error.to_string();
         assert!(text.contains("set_prepared_statement_cache_size(CacheSize::Disabled)"), "{text}");
     }
-    let without_cache = Database::without_migrations().on_connect(|conn: &mut PgConnection| {
+    let without_cache = Database::without_migrations().on_connect(|_, conn: &mut PgConnection| {
         conn.set_prepared_statement_cache_size(CacheSize::Disabled);
         Ok(())
     });
@@ -193,12 +196,12 @@ fn a_pooler_without_prepared_statements_needs_diesels_cache_switched_off() {
 }
 
 /// What an error says of a migration whose connection was cut is what the server says.
-fn errors_after_a_cut_are_true<C: Conn>(site: &Site, tables: &str) {
+fn errors_after_a_cut_are_true<C: TestConnection>(test_db: &TestDatabase, tables: &str) {
     const STEP: usize = 151;
-    let proxy = Proxy::to(("127.0.0.1", site.port()));
+    let proxy = Proxy::to(("127.0.0.1", test_db.port()));
     let config = |url: String| Config::new(url).max_size(1).acquire_timeout(Duration::from_secs(2));
     let direct = Database::<C, _>::new(Steps(three_tables()));
-    let direct = direct.init_app("direct", site.config()).unwrap();
+    let direct = direct.init_app("direct", test_db.config()).unwrap();
     let exists = |table: &str| {
         let session = direct.open_session().unwrap();
         session.with(|conn| conn.number(&format!("{tables} AND table_name = '{table}'"))).unwrap() == 1
@@ -212,7 +215,7 @@ fn errors_after_a_cut_are_true<C: Conn>(site: &Site, tables: &str) {
                 direct.create_all().unwrap();
             }
             let db = Database::<C, _>::new(Steps(three_tables()));
-            let app = db.init_app("cut", config(site.url_at(proxy.port()))).unwrap();
+            let app = db.init_app("cut", config(test_db.url_at(proxy.port()))).unwrap();
             proxy.set(Mode::Pass);
             app.ping().unwrap();
             proxy.set(Mode::CutAfter(cut * STEP));
@@ -223,7 +226,8 @@ fn errors_after_a_cut_are_true<C: Conn>(site: &Site, tables: &str) {
                 break;
             };
             assert!(error.is_connection_lost(), "{operation} cut at {}: {error}", cut * STEP);
-            let Error::Migration(failure) = &error else { panic!("{error}") };
+            assert_eq!(error.kind(), ErrorKind::Migration, "{error}");
+            let failure = error.migration_failure().expect("a failure");
             seen.push(failure.outcome);
             let table = match failure.migration.as_str() {
                 "1_step" => "one",
@@ -249,45 +253,36 @@ fn errors_after_a_cut_are_true<C: Conn>(site: &Site, tables: &str) {
                     (false, true) => format!("CREATE TABLE {table} (id INTEGER PRIMARY KEY)"),
                     _ => continue,
                 };
-                C::establish(&site.url()).unwrap().batch_execute(&mend).unwrap();
+                C::establish(&test_db.url()).unwrap().batch_execute(&mend).unwrap();
             }
         }
     }
     assert!(seen.contains(&MigrationOutcome::NotDone), "{seen:?}");
 }
 
-#[test]
 fn errors_after_a_cut_are_true_on_postgres() {
-    if enabled(Kind::Postgres) {
-        let tables = "SELECT count(*) AS number FROM information_schema.tables WHERE table_schema = 'public'";
-        errors_after_a_cut_are_true::<PgConnection>(&Site::postgres(), tables);
-    }
+    let tables = "SELECT count(*) AS number FROM information_schema.tables WHERE table_schema = 'public'";
+    errors_after_a_cut_are_true::<PgConnection>(&TestDatabase::postgres(), tables);
 }
 
-#[test]
 fn errors_after_a_cut_are_true_on_mariadb() {
-    if enabled(Kind::Mysql) {
-        let tables = "SELECT count(*) AS number FROM information_schema.tables WHERE table_schema = DATABASE()";
-        errors_after_a_cut_are_true::<MysqlConnection>(&Site::mysql(), tables);
-    }
+    let tables = "SELECT count(*) AS number FROM information_schema.tables WHERE table_schema = DATABASE()";
+    errors_after_a_cut_are_true::<MysqlConnection>(&TestDatabase::mariadb(), tables);
 }
 
 /// The commit reaches the server and its answer is lost; the server can be asked.
-#[test]
 fn create_all_says_that_a_commit_without_an_answer_is_done() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
-    let site = Site::postgres();
-    let proxy = Proxy::to(("127.0.0.1", site.port()));
+    let test_db = TestDatabase::postgres();
+    let proxy = Proxy::to(("127.0.0.1", test_db.port()));
     let db = Database::<PgConnection, _>::new(Steps(three_tables()));
-    let app = db.init_app("cut", Config::new(site.url_at(proxy.port()))).unwrap();
+    let app = db.init_app("cut", Config::new(test_db.url_at(proxy.port()))).unwrap();
     for (moment, applied, outcome) in
         [(Moment::BeforeForwarding, 0, MigrationOutcome::NotDone), (Moment::BeforeAnswer, 1, MigrationOutcome::Done)]
     {
         proxy.set(Mode::CutOn(b"VALUES ('1'); COMMIT".to_vec(), moment));
         let error = app.create_all().unwrap_err();
-        let Error::Migration(failure) = &error else { panic!("{error}") };
+        assert_eq!(error.kind(), ErrorKind::Migration, "{error}");
+        let failure = error.migration_failure().expect("a failure");
         assert_eq!((failure.outcome, failure.migration.as_str()), (outcome, "1_step"), "{error}");
         assert!(error.is_connection_lost() && !error.is_commit_unknown() && error.is_transient(), "{error}");
         assert_eq!(app.migrations().unwrap().iter().filter(|one| one.applied).count(), applied);
@@ -296,7 +291,8 @@ fn create_all_says_that_a_commit_without_an_answer_is_done() {
     assert_eq!(app.create_all().unwrap(), ["2", "3"]);
     proxy.set(Mode::CutOn(b"COMMIT".to_vec(), Moment::BeforeAnswer));
     let error = app.drop_all().unwrap_err();
-    let Error::Migration(failure) = &error else { panic!("{error}") };
+    assert_eq!(error.kind(), ErrorKind::Migration, "{error}");
+    let failure = error.migration_failure().expect("a failure");
     assert_eq!(failure.outcome, MigrationOutcome::Done, "{error}");
     proxy.set(Mode::Pass);
     assert_eq!(app.drop_all().unwrap(), Vec::<String>::new());
@@ -317,11 +313,7 @@ fn many_tables(each: usize) -> Vec<Step> {
     steps.collect()
 }
 
-#[test]
 fn drop_all_of_1400_tables_needs_no_more_locks_than_a_default_server_has() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
     let server = Postgres::try_start_with("max_connections = 100\n").unwrap();
     let database = server.create_database();
     let db = Database::<PgConnection, _>::new(Steps(many_tables(100)));
@@ -336,11 +328,7 @@ fn drop_all_of_1400_tables_needs_no_more_locks_than_a_default_server_has() {
 }
 
 /// One transaction is enough by the count, and other sessions have the locks.
-#[test]
 fn drop_all_goes_on_one_by_one_when_the_locks_run_out() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
     let server = Postgres::try_start_with("max_connections = 30\nmax_locks_per_transaction = 40\n").unwrap();
     let database = server.create_database();
     let db = Database::<PgConnection, _>::new(Steps(many_tables(10)));
@@ -364,12 +352,8 @@ fn drop_all_goes_on_one_by_one_when_the_locks_run_out() {
 }
 
 /// A server of the tests' own is the one of all others.
-#[test]
 fn the_lock_of_create_all_excludes_other_callers_on_a_direct_connection() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
-    let site = Site::postgres();
+    let test_db = TestDatabase::postgres();
     let mut steps = three_tables();
     steps[0].up.push_str("; SELECT pg_sleep(0.3)");
     let outcomes: Vec<Vec<String>> = thread::scope(|scope| {
@@ -377,7 +361,7 @@ fn the_lock_of_create_all_excludes_other_callers_on_a_direct_connection() {
             .map(|_| {
                 scope.spawn(|| {
                     let db = Database::<PgConnection, _>::new(Steps(steps.clone()));
-                    let app = db.init_app("one-of-three", site.config()).unwrap();
+                    let app = db.init_app("one-of-three", test_db.config()).unwrap();
                     let done = app.create_all().unwrap();
                     app.dispose().unwrap();
                     done
@@ -388,12 +372,12 @@ fn the_lock_of_create_all_excludes_other_callers_on_a_direct_connection() {
     });
     assert_eq!(outcomes.iter().filter(|done| done.len() == 3).count(), 1, "{outcomes:?}");
     assert_eq!(outcomes.iter().filter(|done| done.is_empty()).count(), 2, "{outcomes:?}");
-    assert_eq!(postgres().open_transactions(site_name(&site)), 0);
+    assert_eq!(postgres().open_transactions(site_name(&test_db)), 0);
 }
 
-fn site_name(site: &Site) -> &str {
-    match site {
-        Site::Postgres(database) | Site::Mysql(database) => database.name(),
-        Site::Sqlite(_) => unreachable!("a file has no name on a server"),
+fn site_name(test_db: &TestDatabase) -> &str {
+    match test_db {
+        TestDatabase::Postgres(database) | TestDatabase::Mariadb(database) => database.name(),
+        TestDatabase::Sqlite(_) => unreachable!("a file has no name on a server"),
     }
 }

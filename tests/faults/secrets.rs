@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::RngSeed;
 
-use crate::fixtures::{Any, logged};
+use crate::fixtures::{AnyConnection, logged};
 
 /// Passwords whose pieces are in no other text: plain, and as a URL has them.
 const PASSWORDS: &[(&str, &str)] =
@@ -258,7 +258,8 @@ fn contains(text: &str, piece: &[u8]) -> bool {
     text.as_bytes().windows(PIECE).any(|window| window == piece)
 }
 
-/// Tries a URL with every connection type and checks every text. Returns 1 if the password is also a name in the URL, else 0.
+/// Tries a URL with every connection type and checks every text. Returns 1 if the password is also a name in the URL,
+/// else 0.
 fn try_url(url: &str, password: (&str, &str)) -> usize {
     let before = logged::count();
     TEXTS.take();
@@ -269,7 +270,7 @@ fn try_url(url: &str, password: (&str, &str)) -> usize {
             drive::<PgConnection>(url, "postgres"),
             drive::<MysqlConnection>(url, "mysql"),
             drive::<SqliteConnection>(url, "sqlite"),
-            drive::<Any>(url, "any"),
+            drive::<AnyConnection>(url, "any"),
         ];
         accepted.set(accepts.contains(&true));
     }));

@@ -10,7 +10,14 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use tempfile::TempDir;
 
-use crate::support::{Kind, enabled, postgres, process, wait};
+use crate::for_each_database;
+use crate::support::{postgres, process, wait};
+
+for_each_database!(only postgres =>
+    example_on_its_own_server_reports_the_leak,
+    example_on_a_server_in_use_refuses_and_cleans_up,
+    interrupted_example_leaves_nothing,
+);
 
 /// The example as cargo builds it; the path of the program.
 fn program() -> PathBuf {
@@ -113,11 +120,7 @@ fn assert_leak(told: &str, name: &str, worked: usize, slots: usize, left: usize)
     assert_eq!(row[..6].join(" "), wanted, "{told}");
 }
 
-#[test]
-fn on_a_server_of_its_own() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
+fn example_on_its_own_server_reports_the_leak() {
     let output = Story::new().tell();
     let told = text(&output.stdout);
     assert!(output.status.success(), "{told}{}", text(&output.stderr));
@@ -131,11 +134,7 @@ fn on_a_server_of_its_own() {
     assert!(told.lines().all(|line| line.chars().count() <= 100), "{told}");
 }
 
-#[test]
-fn on_a_server_in_use() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
+fn example_on_a_server_in_use_refuses_and_cleans_up() {
     let database = postgres().create_database();
     let refused = Story::on(&database.url()).tell();
     assert_eq!(refused.status.code(), Some(1));
@@ -148,15 +147,12 @@ fn on_a_server_in_use() {
     assert_eq!(diesel::select(schemas).get_result::<i64>(&mut conn), Ok(0));
 }
 
-#[test]
-fn interrupted_on_a_server_of_its_own() {
-    if enabled(Kind::Postgres) {
-        Story::new().interrupt();
-    }
+fn interrupted_example_leaves_nothing() {
+    Story::new().interrupt();
 }
 
 #[test]
-fn with_a_url_that_cannot_work() {
+fn example_with_a_wrong_url_prints_one_line() {
     for (url, reason) in [
         ("", "the database URL is empty"),
         ("sqlite://story.sqlite", "is one for SQLite"),

@@ -4,8 +4,15 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_session::{Config, Entity, Error};
 
-use crate::fixtures::{Any, Conn, INSERT, Speak, connect_any, unique};
-use crate::support::{Kind, Mariadb, enabled};
+use crate::fixtures::{AnyConnection, INSERT, SessionExt, TestConnection, connect_any, unique};
+use crate::for_each_database;
+use crate::support::Mariadb;
+
+for_each_database!(only mariadb =>
+    mariadb_server_with_other_defaults_stores_what_was_committed,
+    statements_with_many_keys_fit_into_what_a_mariadb_server_takes,
+    connection_to_a_mariadb_replica_is_replaced_once_a_write_is_refused,
+);
 
 const OTHERWISE: &str = "SET GLOBAL autocommit = 0; SET GLOBAL completion_type = 1; SET GLOBAL foreign_key_checks = 0; \
      SET GLOBAL unique_checks = 0; SET GLOBAL sql_auto_is_null = 1; SET GLOBAL sql_select_limit = 1";
@@ -16,7 +23,7 @@ fn count(url: &str) -> i64 {
     plain.number("SELECT count(*) AS number FROM entries").unwrap()
 }
 
-fn stores<C: Conn>(url: &str, config: Config) -> Result<(), Error> {
+fn stores<C: TestConnection>(url: &str, config: Config) -> Result<(), Error> {
     let db = C::new_db();
     let app = db.init_app(unique("app"), config)?;
     app.create_all()?;
@@ -29,11 +36,11 @@ fn stores<C: Conn>(url: &str, config: Config) -> Result<(), Error> {
         assert_eq!(count(url), before + 2, "each statement by itself");
         Ok::<(), Error>(())
     })?;
-    app.scope().commit_on_ok().run(|| db.session()?.send(INSERT))?;
+    app.run(|| db.session()?.send(INSERT))?;
     assert_eq!(count(url), before + 3, "a transaction");
     app.context(|| db.session()?.send(INSERT))?;
     assert_eq!(count(url), before + 3, "what is not committed is rolled back");
-    app.scope().commit_on_ok().run(|| {
+    app.run(|| {
         let session = db.session()?;
         session.send(
             "CREATE TEMPORARY TABLE two (id INT AUTO_INCREMENT PRIMARY KEY); INSERT INTO two VALUES (NULL), (NULL)",
@@ -47,18 +54,14 @@ fn stores<C: Conn>(url: &str, config: Config) -> Result<(), Error> {
     Ok(())
 }
 
-#[test]
 fn mariadb_server_with_other_defaults_stores_what_was_committed() {
-    if !enabled(Kind::Mysql) {
-        return;
-    }
     let server = Mariadb::start();
     server.admin().batch_execute(OTHERWISE).unwrap();
     let url = server.url();
     stores::<MysqlConnection>(&url, Config::new(&url)).unwrap();
-    stores::<Any>(&url, Config::new(&url)).unwrap();
+    stores::<AnyConnection>(&url, Config::new(&url)).unwrap();
     // Not even the program's own statement on a new connection takes that away.
-    stores::<MysqlConnection>(&url, Config::new(&url).on_connect("SET autocommit = 0")).unwrap();
+    stores::<MysqlConnection>(&url, Config::new(&url).connection_init_sql("SET autocommit = 0")).unwrap();
 }
 
 diesel::table! { names (name) { name -> Text, } }
@@ -70,11 +73,7 @@ pub struct Name {
     name: String,
 }
 
-#[test]
 fn statements_with_many_keys_fit_into_what_a_mariadb_server_takes() {
-    if !enabled(Kind::Mysql) {
-        return;
-    }
     let server = Mariadb::start();
     server.admin().batch_execute("SET GLOBAL max_allowed_packet = 65536").unwrap();
     let url = server.url();
@@ -85,7 +84,7 @@ fn statements_with_many_keys_fit_into_what_a_mariadb_server_takes() {
     connect_any(&url).unwrap().batch_execute(table).unwrap();
     app.context(|| {
         let session = db.session()?;
-        keys.iter().for_each(|name| drop(session.add(NewName { name: name.clone() })));
+        keys.iter().try_for_each(|name| session.add(NewName { name: name.clone() }).map(drop))?;
         session.commit()?;
         session.expunge_all();
         let found = session.get_many::<Name>(keys.clone())?;
@@ -100,11 +99,7 @@ fn statements_with_many_keys_fit_into_what_a_mariadb_server_takes() {
 }
 
 /// A primary that became a replica, and is one no longer.
-#[test]
 fn connection_to_a_mariadb_replica_is_replaced_once_a_write_is_refused() {
-    if !enabled(Kind::Mysql) {
-        return;
-    }
     let server = Mariadb::start();
     let url = server.url();
     let db = MysqlConnection::new_db();

@@ -9,11 +9,11 @@ use diesel::r2d2::{ConnectionManager, Pool};
 use diesel_session::{App, Config, Error};
 
 use crate::fixtures::threads::{Process, answer_parent, child_of, together};
-use crate::fixtures::{Any, COUNT, Conn, INSERT, Site, Speak};
+use crate::fixtures::{AnyConnection, COUNT, INSERT, SessionExt, TestConnection, TestDatabase};
 
 /// Reads, then writes: what a transaction that only becomes a writer on the way is refused without waiting.
-fn write<C: Conn>(app: &App<C>) -> Result<(), Error> {
-    app.scope().commit_on_ok().run(|| {
+fn write<C: TestConnection>(app: &App<C>) -> Result<(), Error> {
+    app.run(|| {
         let session = C::db().session()?;
         session.number(COUNT)?;
         session.send(INSERT)?;
@@ -21,27 +21,27 @@ fn write<C: Conn>(app: &App<C>) -> Result<(), Error> {
     })
 }
 
-fn eight_writers<C: Conn>() {
-    let site = Site::sqlite();
-    let app = C::app(site.config());
+fn eight_writers<C: TestConnection>() {
+    let test_db = TestDatabase::sqlite();
+    let app = C::app(test_db.config());
     app.create_all().unwrap();
     together(8, |_| (0..50).for_each(|_| write(&app).unwrap()));
     // Two pools on one file stand in the same queue.
-    let other = C::app(site.config());
+    let other = C::app(test_db.config());
     together(8, |number| (0..50).for_each(|_| write(if number % 2 == 0 { &app } else { &other }).unwrap()));
     assert_eq!(app.open_session().unwrap().number(COUNT).unwrap(), 2 * 8 * 50);
 }
 
 #[test]
-fn eight_writers_in_one_process() {
+fn eight_writers_in_one_process_commit_every_row() {
     eight_writers::<SqliteConnection>();
-    eight_writers::<Any>();
+    eight_writers::<AnyConnection>();
 }
 
 #[test]
-fn readers_beside_a_writer() {
-    let site = Site::sqlite();
-    let app = SqliteConnection::app(site.config());
+fn readers_beside_a_writer_see_committed_rows() {
+    let test_db = TestDatabase::sqlite();
+    let app = SqliteConnection::app(test_db.config());
     app.create_all().unwrap();
     let writer = app.open_session().unwrap();
     writer.send(INSERT).unwrap();
@@ -52,12 +52,14 @@ fn readers_beside_a_writer() {
     assert_eq!(app.open_session().unwrap().number(COUNT).unwrap(), 1);
 }
 
-/// All files share their helper threads, so none of them may be waited for there.
+/// All files share their worker threads, so none of these may wait for a file.
 #[test]
-fn a_locked_file_keeps_no_other_waiting() {
-    let (locked, free) = (Site::sqlite(), Site::sqlite());
-    let mut stranger = SqliteConnection::establish(&locked.url()).unwrap();
-    stranger.batch_execute("PRAGMA journal_mode = DELETE; CREATE TABLE t (a INTEGER); BEGIN EXCLUSIVE").unwrap();
+fn locked_file_delays_no_other_file() {
+    let (locked, free) = (TestDatabase::sqlite(), TestDatabase::sqlite());
+    let mut other_connection = SqliteConnection::establish(&locked.url()).unwrap();
+    other_connection
+        .batch_execute("PRAGMA journal_mode = DELETE; CREATE TABLE t (a INTEGER); BEGIN EXCLUSIVE")
+        .unwrap();
     let waiting = SqliteConnection::app(locked.config().acquire_timeout(Duration::from_secs(2)));
     thread::scope(|scope| {
         let waiters: Vec<_> = (0..8).map(|_| scope.spawn(|| waiting.ping())).collect();
@@ -74,7 +76,7 @@ fn a_locked_file_keeps_no_other_waiting() {
         }
         assert!(pings > 4, "{pings}");
     });
-    stranger.batch_execute("ROLLBACK").unwrap();
+    other_connection.batch_execute("ROLLBACK").unwrap();
     waiting.ping().unwrap();
 }
 
@@ -88,7 +90,7 @@ fn at_once(test: &str, told: &str) -> Vec<String> {
 }
 
 #[test]
-fn eight_writing_processes() {
+fn eight_processes_commit_every_row() {
     if let Some(url) = child_of() {
         let app = SqliteConnection::app(Config::new(url));
         answer_parent(|_| {
@@ -97,17 +99,17 @@ fn eight_writing_processes() {
         });
         return;
     }
-    let site = Site::sqlite();
-    let app = SqliteConnection::app(site.config());
+    let test_db = TestDatabase::sqlite();
+    let app = SqliteConnection::app(test_db.config());
     app.create_all().unwrap();
-    let answers = at_once("sqlite::eight_writing_processes", &site.url());
+    let answers = at_once("sqlite::eight_processes_commit_every_row", &test_db.url());
     assert_eq!(answers, ["Ok(2)"; PROCESSES]);
     assert_eq!(app.open_session().unwrap().number(COUNT).unwrap(), (PROCESSES * 2 * 50) as i64);
 }
 
 /// A file that is not there yet: all of them make it, switch it to a write-ahead log and create the schema.
 #[test]
-fn eight_processes_and_a_fresh_file() {
+fn eight_processes_create_the_schema_of_a_fresh_file() {
     if let Some(url) = child_of() {
         answer_parent(|_| {
             let app = SqliteConnection::app(Config::new(&url));
@@ -117,10 +119,10 @@ fn eight_processes_and_a_fresh_file() {
         return;
     }
     for _ in 0..3 {
-        let site = Site::sqlite();
-        let answers = at_once("sqlite::eight_processes_and_a_fresh_file", &site.url());
+        let test_db = TestDatabase::sqlite();
+        let answers = at_once("sqlite::eight_processes_create_the_schema_of_a_fresh_file", &test_db.url());
         assert_eq!(answers, ["Ok(())"; PROCESSES]);
-        let app = SqliteConnection::app(site.config());
+        let app = SqliteConnection::app(test_db.config());
         let session = app.open_session().unwrap();
         assert_eq!(session.number(COUNT).unwrap(), (PROCESSES * 10) as i64);
     }
@@ -128,7 +130,7 @@ fn eight_processes_and_a_fresh_file() {
 
 /// Plain r2d2 and Diesel with the same work, without a busy timeout, as that is their default.
 #[test]
-fn control_writing_processes() {
+fn plain_r2d2_processes_fail_with_database_is_locked() {
     if let Some(url) = child_of() {
         let pool = Pool::builder().max_size(2).build(ConnectionManager::<SqliteConnection>::new(url)).unwrap();
         let one = || {
@@ -147,11 +149,11 @@ fn control_writing_processes() {
         });
         return;
     }
-    let site = Site::sqlite();
-    let app = SqliteConnection::app(site.config());
+    let test_db = TestDatabase::sqlite();
+    let app = SqliteConnection::app(test_db.config());
     app.create_all().unwrap();
     app.dispose().unwrap();
-    let answers = at_once("sqlite::control_writing_processes", &site.url());
+    let answers = at_once("sqlite::plain_r2d2_processes_fail_with_database_is_locked", &test_db.url());
     let locked: usize = answers.iter().map(|errors| errors.parse::<usize>().unwrap()).sum();
     // Most of the 800, where several processes run at a time.
     assert!(locked > 0);

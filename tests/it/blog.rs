@@ -3,9 +3,10 @@
 #![allow(clippy::duplicate_mod, dead_code, unreachable_pub)]
 
 use diesel::prelude::*;
-use diesel_session::{Entity, Fk, NewEntity};
+use diesel_session::unit_of_work::Fk;
+use diesel_session::{Entity, NewEntity};
 
-use crate::world::{AnyConnection, Kind};
+use crate::per_database::{AnyConnection, Kind};
 
 diesel::table! {
     writers (id) {

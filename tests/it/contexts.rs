@@ -6,17 +6,22 @@ use std::rc::Rc;
 use super::*;
 
 #[test]
-fn without_a_context_everything_says_so() {
+fn calls_without_a_context_return_no_context() {
     test(|shop| {
-        assert_is!(DB.session(), Err(Error::NoContext { .. }));
-        assert_is!(DB.current_app(), Err(Error::NoContext { .. }));
-        assert_is!(DB.create_all(), Err(Error::NoContext { .. }));
-        assert_is!(DB.drop_all(), Err(Error::NoContext { .. }));
+        assert_error!(DB.session(), NoContext);
+        assert_error!(DB.current_app(), NoContext);
+        assert_error!(DB.create_all(), NoContext);
+        assert_error!(DB.drop_all(), NoContext);
         let error = DB.session().unwrap_err();
         assert!(error.is_no_context());
-        assert_is!(error, Error::NoContext { at } if at.file().ends_with("contexts.rs") && at.line() == line!() - 2);
-        shop.context(|| assert_is!(DB.session(), Ok(_)));
-        assert_is!(DB.session(), Err(Error::NoContext { .. }));
+        assert!(
+            error.kind() == ErrorKind::NoContext
+                && error.location().expect("a location").file().ends_with("contexts.rs")
+                && error.location().expect("a location").line() == line!() - 5,
+            "{error:?}"
+        );
+        shop.enter(|| assert_is!(DB.session(), Ok(_)));
+        assert_error!(DB.session(), NoContext);
         Ok(())
     });
 }
@@ -30,7 +35,8 @@ fn error_says_how_long_a_connection_had_been_held_when_it_was_made() {
                 let session = DB.session()?;
                 session.begin()?;
                 let error = shop.context(|| DB.session()?.begin()).unwrap_err();
-                let Error::WouldDeadlock { holders, .. } = &error else { panic!("{error}") };
+                assert_eq!(error.kind(), ErrorKind::WouldDeadlock, "{error}");
+                let holders = error.holders().expect("holders");
                 let (text, held) = (error.to_string(), holders[0].held_for());
                 let status = shop.status();
                 let in_status = status.holders[0].held_for();
@@ -46,7 +52,7 @@ fn error_says_how_long_a_connection_had_been_held_when_it_was_made() {
 }
 
 #[test]
-fn a_context_has_one_session() {
+fn context_has_one_session() {
     test(|shop| {
         shop.context(|| {
             let (first, second) = (DB.session()?, DB.session()?);
@@ -63,7 +69,7 @@ fn a_context_has_one_session() {
 }
 
 #[test]
-fn a_session_at_rest_holds_no_connection() {
+fn session_without_a_transaction_holds_no_connection() {
     test(|shop| {
         shop.context(|| {
             let session = DB.session()?;
@@ -95,7 +101,7 @@ fn every_context_of_an_application_begins_with_a_new_session() {
             let session = DB.session()?;
             assert!(!session.in_transaction());
             assert!(names(&session)?.is_empty());
-            assert_is!(kept.count(users::table), Err(Error::SessionEnded { .. }));
+            assert_error!(kept.count(users::table), SessionEnded);
             Ok(())
         })
     });
@@ -151,11 +157,11 @@ fn the_outer_transaction_survives_however_the_inner_context_ends() {
             assert_eq!(shop.context(read)?, 0);
             let left: Result<()> = shop.context(|| {
                 read()?;
-                Err(Error::NotFound { row: None, at: std::panic::Location::caller() })
+                Err(Error::from(diesel::result::Error::NotFound))
             });
-            assert_is!(left, Err(Error::NotFound { .. }));
+            assert_error!(&left, NotFound);
             let message = panic_of(|| {
-                shop.context(|| {
+                shop.enter(|| {
                     read().expect("it can be read");
                     panic!("on purpose")
                 })
@@ -194,7 +200,7 @@ fn nested_contexts_of_two_applications_do_not_touch_each_other() {
 }
 
 #[test]
-fn a_session_dies_with_its_context_by_return_by_question_mark_and_by_panic() {
+fn session_ends_with_its_context_by_return_by_question_mark_and_by_panic() {
     test(|shop| {
         let kept = RefCell::new(Vec::new());
         let begun = || {
@@ -209,22 +215,22 @@ fn a_session_dies_with_its_context_by_return_by_question_mark_and_by_panic() {
             DB.app("unknown")?;
             Ok(())
         });
-        assert_is!(left, Err(Error::UnknownApp { .. }));
+        assert_error!(&left, UnknownApp);
         panic_of(|| {
-            shop.context(|| {
+            shop.enter(|| {
                 begun().expect("a session");
                 panic!("on purpose")
             })
         });
         for session in kept.take() {
-            assert_is!(session.count(users::table), Err(Error::SessionEnded { .. }));
-            assert_is!(session.begin(), Err(Error::SessionEnded { .. }));
-            assert_is!(session.commit(), Err(Error::SessionEnded { .. }));
-            assert_is!(session.rollback(), Err(Error::SessionEnded { .. }));
-            assert_is!(session.connection(), Err(Error::SessionEnded { .. }));
-            assert_is!(session.after_commit(|| ()), Err(Error::SessionEnded { .. }));
-            assert_is!(session.savepoint(|_| Ok::<(), Error>(())), Err(Error::SessionEnded { .. }));
-            assert_is!(session.transaction(|_| Ok::<(), Error>(())), Err(Error::SessionEnded { .. }));
+            assert_error!(session.count(users::table), SessionEnded);
+            assert_error!(session.begin(), SessionEnded);
+            assert_error!(session.commit(), SessionEnded);
+            assert_error!(session.rollback(), SessionEnded);
+            assert_error!(session.connection(), SessionEnded);
+            assert_error!(session.after_commit(|| ()), SessionEnded);
+            assert_error!(session.savepoint(|_| Ok::<(), Error>(())), SessionEnded);
+            assert_error!(session.transaction(|_| Ok::<(), Error>(())), SessionEnded);
             assert_is!(session.remove(), Ok(()));
             assert!(!session.in_transaction());
         }
@@ -308,7 +314,7 @@ fn another_thread_has_no_context_and_may_enter_the_application() {
             let app = DB.current_app()?;
             let seen = std::thread::scope(|threads| {
                 let there = threads.spawn(|| {
-                    assert_is!(DB.session(), Err(Error::NoContext { .. }));
+                    assert_error!(DB.session(), NoContext);
                     app.context(|| names(&DB.session()?))
                 });
                 there.join().expect("it ends")
@@ -330,15 +336,15 @@ fn an_application_removed_inside_its_own_context_is_not_its_successor() {
             assert_eq!(report.still_out.len(), 1);
             let successor = DB.init_app(shop.id(), Config::new(shop.url()))?;
             session.rollback()?;
-            assert_is!(session.count(users::table), Err(Error::Disposed { .. }));
-            assert_is!(DB.session()?.count(users::table), Err(Error::Disposed { .. }));
-            assert_is!(shop.context(|| DB.session().map(drop)), Err(Error::Disposed { .. }));
-            assert_is!(DB.current_app()?.open_session(), Err(Error::Disposed { .. }));
+            assert_error!(session.count(users::table), Disposed);
+            assert_error!(DB.session()?.count(users::table), Disposed);
+            assert_error!(shop.context(|| DB.session().map(drop)), Disposed);
+            assert_error!(DB.current_app()?.open_session(), Disposed);
             successor.context(|| {
                 add(&DB.session()?, "Bob")?;
                 DB.session()?.commit()
             })?;
-            assert_is!(DB.session()?.count(users::table), Err(Error::Disposed { .. }));
+            assert_error!(DB.session()?.count(users::table), Disposed);
             Ok::<(), Error>(())
         })?;
         assert_eq!(shop.names(), ["Bob"]);
@@ -351,8 +357,11 @@ fn an_application_removed_inside_its_own_context_is_not_its_successor() {
 fn two_databases_of_one_application_have_a_session_each_in_one_context() {
     test(|shop| {
         let (audit, twin) = (Shop::open(&AUDIT, Kind::Sqlite), Shop::open(&OTHER, KIND));
-        let unknown = shop.context(|| AUDIT.session().unwrap_err());
-        assert_is!(unknown, Error::UnknownApp { app, .. } if app == shop.id());
+        let unknown = shop.enter(|| AUDIT.session().unwrap_err());
+        assert!(
+            unknown.kind() == ErrorKind::UnknownApp && unknown.app().expect("an application") == shop.id(),
+            "{unknown:?}"
+        );
         let audit_app = AUDIT.init_app(shop.id(), Config::new(audit.url()))?;
         OTHER.init_app(shop.id(), Config::new(twin.url()))?;
         let all = || -> Result<_> {

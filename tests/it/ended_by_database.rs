@@ -1,22 +1,25 @@
-//! What only one of the databases does to a transaction.
+//! What only some of the databases do to a transaction.
 
 use std::sync::Barrier;
 
 use super::*;
 
-fn spoiled_by(session: &Session<Conn>, cause: &str) -> Result<()> {
-    assert_is!(names(session), Err(Error::RollbackRequired { cause: told, at })
-        if told.contains(cause) && at.file().ends_with("ended_by_database.rs"));
-    assert_is!(session.commit(), Err(Error::RollbackRequired { .. }));
+for_each_database!(sqlite, any_sqlite => on_conflict_rollback_ends_the_transaction_on_sqlite);
+for_each_database!(postgres, mariadb, any_postgres, any_mariadb =>
+    deadlock_has_one_victim_and_one_committed_winner,
+    lock_timeout_leaves_the_transaction_valid_on_mariadb_only,
+);
+for_each_database!(postgres, any_postgres => serialization_failure_requires_rollback_and_is_transient);
+for_each_database!(mariadb, any_mariadb => transaction_end_in_a_prepared_text_or_executed_comment_requires_rollback);
+
+fn assert_invalidated_by(session: &Session<Conn>, cause: &str) -> Result<()> {
+    assert_is!(names(session), Err(error) if error.kind() == ErrorKind::RollbackRequired && error.to_string().contains(cause) && error.location().expect("a location").file().ends_with("ended_by_database.rs"));
+    assert_error!(session.commit(), RollbackRequired);
     session.rollback()
 }
 
 /// SQLite: `ON CONFLICT ROLLBACK`, in the statement or in the table.
-#[test]
-fn a_conflict_may_end_the_transaction_of_sqlite() {
-    if KIND != Kind::Sqlite {
-        return;
-    }
+fn on_conflict_rollback_ends_the_transaction_on_sqlite() {
     diesel::table! { codes (code) { code -> Text, } }
     test(|shop| {
         shop.context(|| {
@@ -27,24 +30,25 @@ fn a_conflict_may_end_the_transaction_of_sqlite() {
             let again = || diesel::insert_into(codes::table).values(codes::code.eq("A"));
 
             add(&session, "Ada")?;
-            assert_is!(session.execute(again()), Err(Error::Query { .. }));
-            spoiled_by(&session, "UNIQUE constraint failed")?;
+            assert_error!(session.execute(again()), Query);
+            assert_invalidated_by(&session, "UNIQUE constraint failed")?;
             add(&session, "Ada")?;
             assert!(session.with(|conn| Ok(again().execute(conn).is_err()))?);
-            spoiled_by(&session, "UNIQUE constraint failed")?;
+            assert_invalidated_by(&session, "UNIQUE constraint failed")?;
             add(&session, "Ada")?;
             session.commit()?;
-            assert_is!(raw(&session, "INSERT OR ROLLBACK INTO users (name) VALUES ('Ada')"), Err(Error::Query { .. }));
-            spoiled_by(&session, "UNIQUE constraint failed")?;
+            assert_error!(raw(&session, "INSERT OR ROLLBACK INTO users (name) VALUES ('Ada')"), Query);
+            assert_invalidated_by(&session, "UNIQUE constraint failed")?;
 
             add(&session, "Bob")?;
             let refused = session.savepoint(|session| session.execute(again()));
-            assert_is!(refused, Err(Error::Query { .. }));
-            spoiled_by(&session, "UNIQUE constraint failed")?;
-            // The code that was lent the connection may write on, outside of any transaction: that is over too.
+            assert_error!(&refused, Query);
+            assert_invalidated_by(&session, "UNIQUE constraint failed")?;
+            // Code that has the connection may go on to write, outside of any transaction. That requires a rollback
+            // too.
             add(&session, "Bob")?;
             session.with(|conn| Ok(again().execute(conn).is_err()))?;
-            assert_is!(add(&session, "Cid"), Err(Error::RollbackRequired { .. }));
+            assert_error!(add(&session, "Cid"), RollbackRequired);
             Ok::<(), Error>(())
         })?;
         assert_eq!(shop.names(), ["Ada"]);
@@ -54,7 +58,7 @@ fn a_conflict_may_end_the_transaction_of_sqlite() {
 
 /// MariaDB: data definition commits.
 #[test]
-fn data_definition_ends_the_transaction_of_mariadb_and_is_part_of_it_elsewhere() {
+fn data_definition_ends_the_transaction_on_mariadb_only() {
     test(|shop| {
         shop.context(|| {
             let session = DB.session()?;
@@ -67,7 +71,7 @@ fn data_definition_ends_the_transaction_of_mariadb_and_is_part_of_it_elsewhere()
                 raw(&session, statement)?;
                 if KIND == Kind::Mariadb {
                     assert_eq!(shop.names().len(), number + 1, "{statement}");
-                    spoiled_by(&session, statement.split(' ').next().expect("a word"))?;
+                    assert_invalidated_by(&session, statement.split(' ').next().expect("a word"))?;
                 } else {
                     assert!(shop.names().is_empty(), "{statement}");
                     assert_eq!(names(&session)?.len(), number + 1);
@@ -83,14 +87,10 @@ fn data_definition_ends_the_transaction_of_mariadb_and_is_part_of_it_elsewhere()
 }
 
 /// MariaDB: the victim of a deadlock loses the whole transaction; PostgreSQL aborts it.
-#[test]
-fn a_real_deadlock_has_one_victim_that_says_so_and_one_winner_that_commits() {
-    if KIND == Kind::Sqlite {
-        // One writer at a time: there is nothing to deadlock on.
-        return;
-    }
+// Not on SQLite: one writer at a time: there is nothing to deadlock on.
+fn deadlock_has_one_victim_and_one_committed_winner() {
     test(|shop| {
-        shop.scope().commit_on_ok().run(|| {
+        shop.run(|| {
             add_as(&DB.session()?, 1, "Ada")?;
             add_as(&DB.session()?, 2, "Bob")
         })?;
@@ -108,7 +108,7 @@ fn a_real_deadlock_has_one_victim_that_says_so_and_one_winner_that_commits() {
                     Ok(_) => session.commit().map(|()| true),
                     Err(error) => {
                         assert!(error.is_transient(), "{error}");
-                        spoiled_by(&session, if KIND == Kind::Mariadb { "Deadlock" } else { "deadlock" })?;
+                        assert_invalidated_by(&session, if KIND == Kind::Mariadb { "Deadlock" } else { "deadlock" })?;
                         // The whole transaction can be run again, in the same session.
                         rename(&session, yours, &format!("{yours} by {mine} again"))?;
                         session.rollback()?;
@@ -132,16 +132,12 @@ fn a_real_deadlock_has_one_victim_that_says_so_and_one_winner_that_commits() {
 }
 
 /// A lock that was not to be had ends the statement on MariaDB, and the transaction on PostgreSQL.
-#[test]
-fn a_lock_timeout_leaves_the_transaction_of_mariadb_alive() {
-    if KIND == Kind::Sqlite {
-        // Its writers wait before they have a transaction.
-        return;
-    }
+// Not on SQLite: its writers wait before they have a transaction.
+fn lock_timeout_leaves_the_transaction_valid_on_mariadb_only() {
     test_with(
         |config| config.lock_timeout(std::time::Duration::from_millis(50)),
         |shop| {
-            shop.scope().commit_on_ok().run(|| add_as(&DB.session()?, 1, "Ada"))?;
+            shop.run(|| add_as(&DB.session()?, 1, "Ada"))?;
             let holder = shop.open_session()?;
             let rename = |session: &Session<Conn>, name: &str| {
                 session.execute(diesel::update(users::table.find(1)).set(users::name.eq(name)))
@@ -150,9 +146,9 @@ fn a_lock_timeout_leaves_the_transaction_of_mariadb_alive() {
             shop.context(|| {
                 let session = DB.session()?;
                 add_as(&session, 2, "Bob")?;
-                assert_is!(rename(&session, "mine"), Err(Error::Query { .. }));
+                assert_error!(rename(&session, "mine"), Query);
                 if KIND == Kind::Postgres {
-                    return spoiled_by(&session, "lock timeout");
+                    return assert_invalidated_by(&session, "lock timeout");
                 }
                 session.commit()
             })?;
@@ -164,23 +160,19 @@ fn a_lock_timeout_leaves_the_transaction_of_mariadb_alive() {
 }
 
 /// PostgreSQL: a serialization failure aborts the transaction and may be tried again.
-#[test]
-fn a_serialization_failure_asks_for_a_rollback_and_a_second_try() {
-    if KIND != Kind::Postgres {
-        return;
-    }
+fn serialization_failure_requires_rollback_and_is_transient() {
     test(|shop| {
-        shop.scope().commit_on_ok().run(|| add_as(&DB.session()?, 1, "Ada"))?;
+        shop.run(|| add_as(&DB.session()?, 1, "Ada"))?;
         let rename = |session: &Session<Conn>, name: &str| {
             session.execute(diesel::update(users::table.find(1)).set(users::name.eq(name)))
         };
         shop.scope().isolation(Isolation::Serializable).run(|| {
             let session = DB.session()?;
             assert_eq!(names(&session)?, ["Ada"]);
-            shop.scope().commit_on_ok().run(|| rename(&DB.session()?, "Eve"))?;
-            let failed = rename(&session, "Bob").expect_err("somebody else was first");
+            shop.run(|| rename(&DB.session()?, "Eve"))?;
+            let failed = rename(&session, "Bob").expect_err("another transaction was first");
             assert!(failed.is_transient(), "{failed}");
-            spoiled_by(&session, "could not serialize")?;
+            assert_invalidated_by(&session, "could not serialize")?;
             assert_eq!(names(&session)?, ["Eve"]);
             rename(&session, "Bob")?;
             session.commit()
@@ -191,11 +183,7 @@ fn a_serialization_failure_asks_for_a_rollback_and_a_second_try() {
 }
 
 /// MariaDB: an end that only the server can read.
-#[test]
-fn an_end_hidden_in_a_prepared_text_or_an_executed_comment_is_found() {
-    if KIND != Kind::Mariadb {
-        return;
-    }
+fn transaction_end_in_a_prepared_text_or_executed_comment_requires_rollback() {
     test(|shop| {
         shop.context(|| {
             let session = DB.session()?;
@@ -211,7 +199,7 @@ fn an_end_hidden_in_a_prepared_text_or_an_executed_comment_is_found() {
                 add(&session, "Ada")?;
                 raw(&session, statement)?;
                 assert!(shop.names().is_empty(), "{statement}");
-                spoiled_by(&session, "")?;
+                assert_invalidated_by(&session, "")?;
             }
             // The same forms without an end inside are statements as others are.
             add(&session, "Ada")?;

@@ -1,5 +1,5 @@
-//! Migrations in the style of real projects: what they make is what plain Diesel makes, in every way a test can be kept apart, and
-//! `drop_all` leaves what was there before.
+//! Migrations in the style of real projects: what they make is what plain Diesel makes, in every way a test can be kept
+//! apart, and `drop_all` leaves what was there before.
 
 use diesel::backend::Backend;
 use diesel::connection::BoxableConnection;
@@ -10,8 +10,11 @@ use diesel_migrations::MigrationHarness;
 use diesel_session::Database;
 use diesel_session::testing::{TestIsolation, TestSetup};
 
-use crate::fixtures::{Site, Step, Steps, step};
-use crate::support::{Kind, enabled};
+use crate::fixtures::{Step, Steps, TestDatabase, step};
+use crate::for_each_database;
+
+for_each_database!(only mariadb => mariadb_project_migrates_like_plain_diesel);
+for_each_database!(only postgres => postgres_project_migrates_like_plain_diesel);
 
 #[derive(QueryableByName)]
 struct Line {
@@ -165,14 +168,11 @@ fn postgres_dump(url: &str, schema: &str) -> Vec<String> {
     lines.collect()
 }
 
-#[test]
-fn postgres_project_is_what_plain_diesel_makes() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
+fn postgres_project_migrates_like_plain_diesel() {
     let settings = "SELECT array_to_string(setconfig, ',') AS line FROM pg_db_role_setting s JOIN pg_database d \
                     ON d.oid = s.setdatabase WHERE d.datname = current_database()";
-    let (site, reference, untouched) = (Site::postgres(), Site::postgres(), Site::postgres());
+    let (test_db, reference, untouched) =
+        (TestDatabase::postgres(), TestDatabase::postgres(), TestDatabase::postgres());
     let mut plain = PgConnection::establish(&reference.url()).unwrap();
     plain.run_pending_migrations(PlainSteps(postgres_project())).unwrap();
     let wanted = postgres_dump(&reference.url(), "public");
@@ -181,20 +181,20 @@ fn postgres_project_is_what_plain_diesel_makes() {
 
     static DB: std::sync::LazyLock<Database<PgConnection, Steps>> =
         std::sync::LazyLock::new(|| Database::new(Steps(postgres_project())));
-    let app = DB.init_app("project", site.config()).unwrap();
+    let app = DB.init_app("project", test_db.config()).unwrap();
     assert_eq!(app.create_all().unwrap().len(), postgres_project().len());
-    let made = postgres_dump(&site.url(), "public");
+    let made = postgres_dump(&test_db.url(), "public");
     assert_eq!(made, wanted);
-    assert_eq!(lines!(&mut PgConnection::establish(&site.url()).unwrap(), settings), wanted_settings);
+    assert_eq!(lines!(&mut PgConnection::establish(&test_db.url()).unwrap(), settings), wanted_settings);
     assert_eq!(app.create_all().unwrap(), Vec::<String>::new());
-    assert_eq!(postgres_dump(&site.url(), "public"), made);
+    assert_eq!(postgres_dump(&test_db.url(), "public"), made);
     assert_eq!(app.drop_all().unwrap().len(), postgres_project().len());
-    assert_eq!(postgres_dump(&site.url(), "public"), postgres_dump(&untouched.url(), "public"));
-    assert_eq!(lines!(&mut PgConnection::establish(&site.url()).unwrap(), settings), Vec::<String>::new());
+    assert_eq!(postgres_dump(&test_db.url(), "public"), postgres_dump(&untouched.url(), "public"));
+    assert_eq!(lines!(&mut PgConnection::establish(&test_db.url()).unwrap(), settings), Vec::<String>::new());
     app.dispose().unwrap();
 
     for isolation in [TestIsolation::Database, TestIsolation::Schema, TestIsolation::Rollback] {
-        let test = TestSetup::of(&*DB).config(site.config()).isolation(isolation).start().unwrap();
+        let test = TestSetup::of(&*DB).config(test_db.config()).isolation(isolation).start().unwrap();
         let schema = test.context(|| {
             let session = DB.session()?;
             let name = session.with(|conn| Ok(lines!(conn, "SELECT current_schema()::text AS line")))?.remove(0);
@@ -269,12 +269,8 @@ fn mysql_dump(conn: &mut MysqlConnection) -> Vec<String> {
     dump
 }
 
-#[test]
-fn mysql_project_is_what_plain_diesel_makes() {
-    if !enabled(Kind::Mysql) {
-        return;
-    }
-    let (site, reference) = (Site::mysql(), Site::mysql());
+fn mariadb_project_migrates_like_plain_diesel() {
+    let (test_db, reference) = (TestDatabase::mariadb(), TestDatabase::mariadb());
     let mut plain = MysqlConnection::establish(&reference.url()).unwrap();
     plain.run_pending_migrations(PlainSteps(mysql_project())).unwrap();
     let rows = "SELECT name AS line FROM touched UNION ALL SELECT note FROM shop_7_old \
@@ -283,9 +279,9 @@ fn mysql_project_is_what_plain_diesel_makes() {
 
     static DB: std::sync::LazyLock<Database<MysqlConnection, Steps>> =
         std::sync::LazyLock::new(|| Database::new(Steps(mysql_project())));
-    let app = DB.init_app("project", site.config()).unwrap();
+    let app = DB.init_app("project", test_db.config()).unwrap();
     assert_eq!(app.create_all().unwrap().len(), mysql_project().len());
-    let mut conn = MysqlConnection::establish(&site.url()).unwrap();
+    let mut conn = MysqlConnection::establish(&test_db.url()).unwrap();
     assert_eq!((mysql_dump(&mut conn), lines!(&mut conn, rows)), (wanted.clone(), wanted_rows.clone()));
     assert_eq!(app.create_all().unwrap(), Vec::<String>::new());
     assert_eq!(app.drop_all().unwrap().len(), mysql_project().len());
@@ -293,7 +289,7 @@ fn mysql_project_is_what_plain_diesel_makes() {
     app.dispose().unwrap();
 
     for isolation in [TestIsolation::Database, TestIsolation::Rollback] {
-        let test = TestSetup::of(&*DB).config(site.config()).isolation(isolation).start().unwrap();
+        let test = TestSetup::of(&*DB).config(test_db.config()).isolation(isolation).start().unwrap();
         let mut conn = MysqlConnection::establish(test.url()).unwrap();
         assert_eq!(
             (mysql_dump(&mut conn), lines!(&mut conn, rows)),
@@ -351,24 +347,24 @@ fn sqlite_dump(conn: &mut SqliteConnection) -> Vec<String> {
 }
 
 #[test]
-fn sqlite_project_is_what_plain_diesel_makes() {
-    let (site, reference) = (Site::sqlite(), Site::sqlite());
+fn sqlite_project_migrates_like_plain_diesel() {
+    let (test_db, reference) = (TestDatabase::sqlite(), TestDatabase::sqlite());
     let mut plain = SqliteConnection::establish(&reference.url()).unwrap();
     plain.run_pending_migrations(PlainSteps(sqlite_project())).unwrap();
     let wanted = sqlite_dump(&mut plain);
 
     static DB: std::sync::LazyLock<Database<SqliteConnection, Steps>> =
         std::sync::LazyLock::new(|| Database::new(Steps(sqlite_project())));
-    let app = DB.init_app("project", site.config()).unwrap();
+    let app = DB.init_app("project", test_db.config()).unwrap();
     assert_eq!(app.create_all().unwrap().len(), sqlite_project().len());
-    let mut conn = SqliteConnection::establish(&site.url()).unwrap();
+    let mut conn = SqliteConnection::establish(&test_db.url()).unwrap();
     assert_eq!(sqlite_dump(&mut conn), wanted);
     assert_eq!(app.create_all().unwrap(), Vec::<String>::new());
     assert_eq!(app.drop_all().unwrap().len(), sqlite_project().len());
     assert_eq!(sqlite_dump(&mut conn), Vec::<String>::new());
     app.dispose().unwrap();
 
-    for url in [":memory:".to_owned(), site.url()] {
+    for url in [":memory:".to_owned(), test_db.url()] {
         for isolation in [TestIsolation::Database, TestIsolation::Rollback] {
             let config = diesel_session::Config::new(url.as_str());
             let test = TestSetup::of(&*DB).config(config).isolation(isolation).start().unwrap();

@@ -1,97 +1,63 @@
 //! The test kit, used on itself.
 
-#[path = "kit/attacks.rs"]
-mod attacks;
 #[path = "kit/attribute.rs"]
 mod attribute;
-#[path = "kit/databases.rs"]
-mod databases;
+#[path = "kit/connection_slots.rs"]
+mod connection_slots;
+#[path = "kit/edge_cases.rs"]
+mod edge_cases;
 #[path = "kit/isolation.rs"]
 mod isolation;
 #[path = "kit/rollback.rs"]
 mod rollback;
 #[path = "kit/schema_changes.rs"]
 mod schema_changes;
-#[path = "kit/waiting.rs"]
-mod waiting;
 
-#[path = "kit/traces.rs"]
-mod traces;
+#[path = "kit/leftovers.rs"]
+mod leftovers;
 
 use std::sync::Arc;
 
+use diesel_session::pool::AppEnd;
 use diesel_session::testing::{Fixture, TestApp, TestIsolation, TestSetup};
-use diesel_session::{AppEnd, Config, Error, Result, Session};
+use diesel_session::{Config, Error, Result, Session};
 
-use crate::fixtures::{Any, COUNT, Conn, INSERT, Speak};
-use crate::support::{self, Kind, enabled};
-use diesel::{MysqlConnection, PgConnection, SqliteConnection};
+use crate::fixtures::{AnyConnection, COUNT, INSERT, ServerUrl, SessionExt, TestConnection, TestDatabase};
+use crate::for_each_database;
+use crate::support;
+use diesel::PgConnection;
 
-#[derive(PartialEq, Eq)]
-enum Server {
-    Postgres,
-    Mysql,
-    Sqlite,
-}
+/// The isolations that a kind of database offers, each with the configuration of its server.
+struct Isolations(Vec<(Config, TestIsolation)>);
 
-/// The ways a test can be kept apart on one kind of database, with the URL of its server.
-fn worlds(kind: Server) -> Vec<(Config, TestIsolation)> {
-    use TestIsolation::{Database, Rollback, Schema};
-    let (url, ways): (String, &[TestIsolation]) = match kind {
-        Server::Postgres => (support::postgres().url(), &[Database, Schema, Rollback]),
-        Server::Mysql => (support::mariadb().url(), &[Database, Rollback]),
-        Server::Sqlite => (":memory:".into(), &[Database, Rollback]),
-    };
-    let mut worlds: Vec<_> = ways.iter().map(|way| (Config::new(url.as_str()), *way)).collect();
-    if kind == Server::Sqlite {
-        worlds.push((Config::new("somewhere.sqlite"), Database));
+impl Isolations {
+    fn postgres() -> Self {
+        use TestIsolation::{Database, Rollback, Schema};
+        Self::of(&support::postgres().url(), &[Database, Schema, Rollback])
     }
-    worlds
+
+    fn mariadb() -> Self {
+        Self::of(&support::mariadb().url(), &[TestIsolation::Database, TestIsolation::Rollback])
+    }
+
+    fn sqlite() -> Self {
+        let mut all = Self::of(":memory:", &[TestIsolation::Database, TestIsolation::Rollback]);
+        all.0.push((Config::new("somewhere.sqlite"), TestIsolation::Database));
+        all
+    }
+
+    fn of(url: &str, isolations: &[TestIsolation]) -> Self {
+        Self(isolations.iter().map(|isolation| (Config::new(url), *isolation)).collect())
+    }
 }
-
-/// `#[test]` functions that run a generic one in every way on every kind of database.
-macro_rules! in_every_way {
-    ($($name:ident),+ $(,)?) => { $(
-        mod $name {
-            use super::*;
-
-            #[test]
-            fn postgres() {
-                if enabled(Kind::Postgres) {
-                    worlds(Server::Postgres).into_iter().for_each(super::$name::<PgConnection>);
-                }
-            }
-
-            #[test]
-            fn mysql() {
-                if enabled(Kind::Mysql) {
-                    worlds(Server::Mysql).into_iter().for_each(super::$name::<MysqlConnection>);
-                }
-            }
-
-            #[test]
-            fn sqlite() {
-                worlds(Server::Sqlite).into_iter().for_each(super::$name::<SqliteConnection>);
-            }
-
-            #[test]
-            fn any_postgres() {
-                if enabled(Kind::Postgres) {
-                    worlds(Server::Postgres).into_iter().for_each(super::$name::<Any>);
-                }
-            }
-        }
-    )+ };
-}
-use in_every_way;
 
 #[track_caller]
-fn begin<C: Conn>((config, isolation): &(Config, TestIsolation)) -> TestApp<C> {
+fn begin<C: TestConnection>((config, isolation): &(Config, TestIsolation)) -> TestApp<C> {
     TestSetup::of(C::db()).config(config.clone()).isolation(*isolation).start().unwrap()
 }
 
 #[track_caller]
-fn committed<C: Conn>(test: &TestApp<C>) -> i64 {
+fn committed<C: TestConnection>(test: &TestApp<C>) -> i64 {
     let session = test.open_session().unwrap();
     session.number(COUNT).unwrap()
 }

@@ -1,11 +1,14 @@
 //! Locking reads of rows that the session keeps.
 
-use diesel_session::{RowState, Tracked};
+use diesel_session::Tracked;
+
+use diesel_session::unit_of_work::RowState;
 
 use super::*;
 use crate::blog::*;
 
-/// A writer, a country of 100 people, and a session that has read both in its transaction before somebody else changed them.
+/// A writer, a country of 100 people, and a session that has read both in its transaction before another connection
+/// changed them.
 pub fn changed_by_another(body: impl FnOnce(&Shop<Conn>, &Session<Conn>, &Tracked<CountryName>) -> Result<()>) {
     test_on(Fixture::sql("blog", tables(KIND)), |shop| {
         elsewhere(
@@ -29,7 +32,7 @@ pub fn changed_by_another(body: impl FnOnce(&Shop<Conn>, &Session<Conn>, &Tracke
 
 #[track_caller]
 fn elsewhere(shop: &Shop<Conn>, sql: &str) {
-    assert!(shop.stranger().write(sql), "{sql}");
+    assert!(shop.other_connection().write(sql), "{sql}");
 }
 
 fn stored(shop: &Shop<Conn>) -> Vec<String> {
@@ -98,7 +101,7 @@ fn locking_read_takes_in_what_was_not_written() {
             assert_eq!((writer.read().version, writer.read().email.as_deref()), (1, Some("mine")));
             Ok::<_, Error>(())
         })?;
-        assert_is!(session.flush(), Err(Error::Stale { entity: "Writer", .. }));
+        assert_is!(session.flush(), Err(error) if error.kind() == ErrorKind::Stale && error.entity() == Some("Writer"));
         session.rollback()?;
         session.no_autoflush(|session| {
             article.write().title = "mine".into();
@@ -147,7 +150,7 @@ fn query_after_a_statement_gives_a_locked_row_as_it_is_now() {
         session.execute(diesel::sql_query("UPDATE countries SET name = 'by another one'"))?;
         session.get_many::<CountryName>(["nl"])?;
         assert_eq!(row.read().name, "by another one");
-        // What somebody else has changed is older for a query without a lock.
+        // A query without a lock does not see the change of another connection.
         session.execute(diesel::sql_query("UPDATE writers SET email = 'by a statement'"))?;
         session.track::<CountryName>(countries::table.select(CountryName::as_select()))?;
         assert_eq!(row.read().name, "by another one");
@@ -165,7 +168,7 @@ fn locked_row_whose_update_was_undone_is_read_with_a_lock() {
         let undone = session.savepoint(|session| {
             row.write().name = "undone".into();
             session.flush()?;
-            Err::<(), _>(Error::NotFound { row: None, at: std::panic::Location::caller() })
+            Err::<(), _>(Error::from(diesel::result::Error::NotFound))
         });
         assert!(undone.is_err());
         assert_eq!(row.state(), RowState::RolledBack);

@@ -8,27 +8,29 @@ mod support;
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 
-mod attacks;
+mod admin;
 mod blockers;
 mod blog;
+mod misuse;
 
-mod clean_hands;
-mod commit_truth;
+mod checkout;
+mod commit_outcome;
 mod connect;
+mod connection_replacement;
 mod dispose;
 mod fixture_migrations;
-mod generation;
-mod hidden_ends;
+mod hidden_transaction_ends;
 mod kit;
-mod poisoned;
+mod per_database;
 mod pool_hooks;
 mod recorder;
+mod reset;
 mod round_trips;
 mod schema;
 mod schema_endings;
 mod schema_races;
 mod schema_safety;
+mod schema_version;
 mod server_settings;
 mod tenants;
 mod unit_model;
-mod world;

@@ -1,52 +1,59 @@
-//! The hooks of the pool: when a connection is lent, when it comes back, and before it is closed.
+//! The hooks of the pool: at a checkout, at a checkin, and before a connection is closed.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use diesel::prelude::*;
-use diesel_session::{App, Database, Error, Reset};
+use diesel_session::pool::Reset;
+use diesel_session::{App, Database, ErrorKind};
 
-use crate::fixtures::{COUNT, Conn, INSERT, Site, Speak, unique};
-use crate::{on_every_database, on_every_server};
+use crate::fixtures::{COUNT, INSERT, SessionExt, TestConnection, TestDatabase, unique};
+use crate::for_each_database;
+use crate::support::wait;
 
-on_every_database!(
-    each_is_called_in_its_place,
-    a_connection_that_is_closed_is_not_checked_in,
-    a_checkout_that_fails_is_an_error_and_costs_no_permit,
-    a_checkin_that_fails_costs_the_connection_only,
-    a_panic_before_closing_is_contained,
-    what_hooks_send_is_not_the_sessions,
+for_each_database!(every_database =>
+    pool_hooks_run_in_order,
+    on_checkin_is_skipped_for_a_closed_connection,
+    on_checkout_failure_is_an_error_and_loses_no_permit,
+    on_checkin_failure_closes_the_connection_only,
+    on_close_panic_is_contained,
+    statements_of_pool_hooks_do_not_affect_the_session,
+    hooks_receive_the_application,
 );
-on_every_server!(a_checkout_on_a_lost_connection_tries_another);
+for_each_database!(every_server => on_checkout_failure_on_a_lost_connection_tries_another);
 
 /// The hooks write down that they were called, in a table of the database under test.
-fn log<C: Conn>(conn: &mut C, what: &str) -> QueryResult<()> {
+fn log<C: TestConnection>(conn: &mut C, what: &str) -> QueryResult<()> {
     conn.batch_execute(&format!("INSERT INTO entries (author, message) VALUES ('{what}', 'hook')"))
 }
 
-fn connected<C: Conn>(conn: &mut C) -> QueryResult<()> {
+fn connected<C: TestConnection>(_: &App<C>, conn: &mut C) -> QueryResult<()> {
     log(conn, "connect")
 }
 
-fn lent<C: Conn>(conn: &mut C) -> QueryResult<()> {
+fn checked_out<C: TestConnection>(_: &App<C>, conn: &mut C) -> QueryResult<()> {
     log(conn, "checkout")
 }
 
-fn back<C: Conn>(conn: &mut C) -> QueryResult<()> {
+fn checked_in<C: TestConnection>(_: &App<C>, conn: &mut C) -> QueryResult<()> {
     log(conn, "checkin")
 }
 
-fn closing<C: Conn>(conn: &mut C) {
+fn closing<C: TestConnection>(_: &App<C>, conn: &mut C) {
     // Of a connection that is lost it cannot be written down.
     let _ = log(conn, "close");
 }
 
-fn logging<C: Conn>() -> Database<C> {
-    C::new_db().on_connect(connected::<C>).on_checkout(lent::<C>).on_checkin(back::<C>).on_close(closing::<C>)
+fn logging<C: TestConnection>() -> Database<C> {
+    C::new_db()
+        .on_connect(connected::<C>)
+        .on_checkout(checked_out::<C>)
+        .on_checkin(checked_in::<C>)
+        .on_close(closing::<C>)
 }
 
 /// What has been written down since the last time.
-fn taken<C: Conn>(observer: &App<C>) -> String {
+fn taken<C: TestConnection>(observer: &App<C>) -> String {
     let session = observer.open_session().unwrap();
     let mut seen = Vec::new();
     // A number a word, as a number is what every connection type can be asked for.
@@ -72,25 +79,25 @@ fn taken<C: Conn>(observer: &App<C>) -> String {
     seen.join(" ")
 }
 
-fn observer<C: Conn>(site: &Site) -> crate::fixtures::Guard<C> {
-    let app = C::app(site.config());
+fn observer<C: TestConnection>(test_db: &TestDatabase) -> crate::fixtures::RegisteredApp<C> {
+    let app = C::app(test_db.config());
     app.create_all().unwrap();
     app
 }
 
-fn each_is_called_in_its_place<C: Conn>(site: &Site) {
-    let seen = observer::<C>(site);
+fn pool_hooks_run_in_order<C: TestConnection>(test_db: &TestDatabase) {
+    let seen = observer::<C>(test_db);
     let db = logging::<C>();
-    let app = db.init_app(unique("hooks"), site.config().max_size(2)).unwrap();
-    app.context(|| ());
+    let app = db.init_app(unique("hooks"), test_db.config().max_size(2)).unwrap();
+    app.enter(|| ());
     assert_eq!(taken(&seen), "");
     app.ping().unwrap();
     assert_eq!(taken(&seen), "connect checkout checkin");
     app.scope().read_only().run(|| db.session()?.begin()).unwrap();
     assert_eq!(taken(&seen), "checkout checkin");
     // A connection on which something was left, which is cleaned first, or closed.
-    app.scope().commit_on_ok().run(|| db.session()?.send("CREATE TEMPORARY TABLE left_over (a INTEGER)")).unwrap();
-    let cleaned = matches!(site, Site::Postgres(_));
+    app.run(|| db.session()?.send("CREATE TEMPORARY TABLE left_over (a INTEGER)")).unwrap();
+    let cleaned = matches!(test_db, TestDatabase::Postgres(_));
     assert_eq!(taken(&seen), if cleaned { "checkout connect checkin" } else { "checkout close" });
     app.ping().unwrap();
     assert_eq!(taken(&seen), if cleaned { "checkout checkin" } else { "connect checkout checkin" });
@@ -104,7 +111,7 @@ fn each_is_called_in_its_place<C: Conn>(site: &Site) {
     assert_eq!(taken(&seen), "close");
     // One that is out when it is disposed of is closed when it comes back.
     let session = app.open_session().unwrap();
-    if matches!(site, Site::Sqlite(_)) {
+    if matches!(test_db, TestDatabase::Sqlite(_)) {
         session.number(COUNT).unwrap();
     } else {
         session.begin().unwrap();
@@ -114,11 +121,11 @@ fn each_is_called_in_its_place<C: Conn>(site: &Site) {
     assert_eq!(taken(&seen), "connect checkout close");
 }
 
-fn a_connection_that_is_closed_is_not_checked_in<C: Conn>(site: &Site) {
-    let seen = observer::<C>(site);
+fn on_checkin_is_skipped_for_a_closed_connection<C: TestConnection>(test_db: &TestDatabase) {
+    let seen = observer::<C>(test_db);
     let db = logging::<C>();
-    let app = db.init_app(unique("hooks"), site.config().max_size(1).reset(Reset::Never)).unwrap();
-    app.scope().commit_on_ok().run(|| db.session()?.send("CREATE TEMPORARY TABLE left_over (a INTEGER)")).unwrap();
+    let app = db.init_app(unique("hooks"), test_db.config().max_size(1).reset(Reset::Never)).unwrap();
+    app.run(|| db.session()?.send("CREATE TEMPORARY TABLE left_over (a INTEGER)")).unwrap();
     assert_eq!(taken(&seen), "connect checkout checkin");
     let session = app.open_session().unwrap();
     session.send("ROLLBACK").unwrap();
@@ -128,7 +135,7 @@ fn a_connection_that_is_closed_is_not_checked_in<C: Conn>(site: &Site) {
 }
 
 /// In three ways; a panic costs the test time, so it is rare.
-fn fails<C: Conn>(conn: &mut C) -> QueryResult<()> {
+fn fails<C: TestConnection>(_: &App<C>, conn: &mut C) -> QueryResult<()> {
     static CALLS: AtomicUsize = AtomicUsize::new(0);
     match CALLS.fetch_add(1, Ordering::Relaxed) % 20 {
         0 => panic!("the hook panicked on purpose"),
@@ -137,13 +144,18 @@ fn fails<C: Conn>(conn: &mut C) -> QueryResult<()> {
     }
 }
 
-fn a_checkout_that_fails_is_an_error_and_costs_no_permit<C: Conn>(site: &Site) {
+fn on_checkout_failure_is_an_error_and_loses_no_permit<C: TestConnection>(test_db: &TestDatabase) {
     let db = C::new_db().on_checkout(fails::<C>);
-    let app = db.init_app(unique("hooks"), site.config().max_size(2)).unwrap();
+    let app = db.init_app(unique("hooks"), test_db.config().max_size(2)).unwrap();
     let mut texts = Vec::new();
     for _ in 0..100 {
         let error = app.context(|| db.session()?.number(COUNT)).unwrap_err();
-        assert!(matches!(&error, Error::HookFailed { hook: "on_checkout", committed: false, .. }), "{error}");
+        assert!(
+            error.kind() == ErrorKind::HookFailed
+                && error.hook() == Some("on_checkout")
+                && error.to_string().ends_with("No connection was given out."),
+            "{error}"
+        );
         assert_eq!((app.status().open, app.status().in_use), (0, 0));
         texts.push(error.to_string());
     }
@@ -156,12 +168,12 @@ fn a_checkout_that_fails_is_an_error_and_costs_no_permit<C: Conn>(site: &Site) {
     assert!(app.dispose_report().unwrap().is_complete());
 }
 
-fn a_checkin_that_fails_costs_the_connection_only<C: Conn>(site: &Site) {
-    observer::<C>(site);
+fn on_checkin_failure_closes_the_connection_only<C: TestConnection>(test_db: &TestDatabase) {
+    observer::<C>(test_db);
     let db = C::new_db().on_checkin(fails::<C>);
-    let app = db.init_app(unique("hooks"), site.config().max_size(2)).unwrap();
+    let app = db.init_app(unique("hooks"), test_db.config().max_size(2)).unwrap();
     for number in 1..=100 {
-        let count = app.scope().commit_on_ok().run(|| {
+        let count = app.run(|| {
             let session = db.session()?;
             session.send(INSERT)?;
             session.number(COUNT)
@@ -169,7 +181,7 @@ fn a_checkin_that_fails_costs_the_connection_only<C: Conn>(site: &Site) {
         assert_eq!(count.unwrap(), number);
         assert_eq!((app.status().open, app.status().in_use), (0, 0));
     }
-    // Two are there for who needs two.
+    // Two connections can be checked out at the same time.
     let begun = || {
         app.scope().read_only().run(|| {
             db.session()?.begin()?;
@@ -180,20 +192,20 @@ fn a_checkin_that_fails_costs_the_connection_only<C: Conn>(site: &Site) {
     assert!(app.dispose_report().unwrap().is_complete());
 }
 
-fn a_panic_before_closing_is_contained<C: Conn>(site: &Site) {
-    let db = C::new_db().on_close(|_| panic!("on purpose"));
-    let app = db.init_app(unique("hooks"), site.config().max_size(2)).unwrap();
+fn on_close_panic_is_contained<C: TestConnection>(test_db: &TestDatabase) {
+    let db = C::new_db().on_close(|_, _| panic!("on purpose"));
+    let app = db.init_app(unique("hooks"), test_db.config().max_size(2)).unwrap();
     for _ in 0..100 {
         app.ping().unwrap();
         assert_eq!(app.dispose_report().unwrap().closed, 1);
         assert_eq!((app.status().open, app.status().in_use), (0, 0));
     }
-    site.assert_connections(0);
+    test_db.assert_connections(0);
 }
 
-fn what_hooks_send_is_not_the_sessions<C: Conn>(site: &Site) {
-    observer::<C>(site);
-    fn noisy<C: Conn>(conn: &mut C) -> QueryResult<()> {
+fn statements_of_pool_hooks_do_not_affect_the_session<C: TestConnection>(test_db: &TestDatabase) {
+    observer::<C>(test_db);
+    fn noisy<C: TestConnection>(_: &App<C>, conn: &mut C) -> QueryResult<()> {
         let _ = conn.batch_execute("SELECT * FROM nowhere_at_all");
         conn.transaction(|conn| conn.batch_execute("SELECT 1"))?;
         conn.batch_execute("CREATE TEMPORARY TABLE IF NOT EXISTS of_the_hook (a INTEGER)")?;
@@ -202,9 +214,9 @@ fn what_hooks_send_is_not_the_sessions<C: Conn>(site: &Site) {
         Ok(())
     }
     let db = C::new_db().on_checkout(noisy::<C>).on_checkin(noisy::<C>);
-    let app = db.init_app(unique("hooks"), site.config().max_size(1)).unwrap();
+    let app = db.init_app(unique("hooks"), test_db.config().max_size(1)).unwrap();
     for number in 1..=3 {
-        let count = app.scope().commit_on_ok().run(|| {
+        let count = app.run(|| {
             let session = db.session()?;
             session.send(INSERT)?;
             session.number(COUNT)
@@ -213,19 +225,53 @@ fn what_hooks_send_is_not_the_sessions<C: Conn>(site: &Site) {
         // What the hook has left is the program's own, and closes nothing.
         assert_eq!(app.status().open, 1);
     }
-    let ended = app.scope().commit_on_ok().run(|| db.session()?.send("ROLLBACK; BEGIN"));
+    let ended = app.run(|| db.session()?.send("ROLLBACK; BEGIN"));
     assert!(ended.unwrap_err().is_rollback_required(), "the session still sees what is sent");
 }
 
-fn a_checkout_on_a_lost_connection_tries_another<C: Conn>(site: &Site) {
-    observer::<C>(site);
-    let db = C::new_db().on_checkout(|conn| conn.batch_execute("SELECT 1"));
-    let app = db.init_app(unique("hooks"), site.config()).unwrap();
+fn on_checkout_failure_on_a_lost_connection_tries_another<C: TestConnection>(test_db: &TestDatabase) {
+    observer::<C>(test_db);
+    let db = C::new_db().on_checkout(|_, conn| conn.batch_execute("SELECT 1"));
+    let app = db.init_app(unique("hooks"), test_db.config()).unwrap();
     for _ in 0..5 {
         app.ping().unwrap();
-        site.terminate_all();
-        site.assert_connections(0);
-        std::thread::sleep(Duration::from_millis(5));
+        test_db.terminate_all();
+        test_db.assert_connections(0);
         assert_eq!(app.context(|| db.session()?.number(COUNT)).unwrap(), 0);
     }
+}
+
+fn note_tenant<C: TestConnection>(app: &App<C>, conn: &mut C) -> QueryResult<()> {
+    log(conn, &format!("of {}", app.id()))
+}
+
+fn note_tenant_at_close<C: TestConnection>(app: &App<C>, conn: &mut C) {
+    let _ = log(conn, &format!("close {}", app.id()));
+}
+
+/// One hook serves many tenants.
+fn hooks_receive_the_application<C: TestConnection>(test_db: &TestDatabase) {
+    let seen = observer::<C>(test_db);
+    let told = |what: &str| {
+        let query = format!("SELECT count(*) AS number FROM entries WHERE author = '{what}'");
+        seen.scope().autocommit().run(|| C::db().session()?.number(&query)).unwrap()
+    };
+    let db = C::new_db()
+        .on_connect(note_tenant::<C>)
+        .on_checkout(note_tenant::<C>)
+        .on_checkin(note_tenant::<C>)
+        .on_close(note_tenant_at_close::<C>);
+    let ids = [unique("tenant"), unique("tenant")];
+    for id in &ids {
+        let app = db.init_app(id.as_str(), test_db.config().max_size(1)).unwrap();
+        app.ping().unwrap();
+        assert_eq!((told(&format!("of {id}")), told(&format!("close {id}"))), (3, 0));
+    }
+    db.app(&ids[0]).unwrap().checkout().unwrap().number(COUNT).unwrap();
+    assert!(told(&format!("of {}", ids[0])) >= 5);
+    db.remove_app(&ids[0]).unwrap();
+    assert_eq!((told(&format!("close {}", ids[0])), told(&format!("close {}", ids[1]))), (1, 0));
+    // The last handle is gone before the connection is closed, and the hook still gets the id.
+    drop(db);
+    assert!(wait::until(Duration::from_secs(5), || told(&format!("close {}", ids[1])) == 1));
 }

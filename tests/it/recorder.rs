@@ -1,14 +1,20 @@
 //! What is recorded, on every database.
 
-use diesel_session::{Recorder, Result, assert_queries};
+use diesel_session::{Result, assert_queries};
 
-use crate::fixtures::{COUNT, Conn, INSERT, Site, Speak, logged};
-use crate::on_every_database;
+use diesel_session::recorder::Recorder;
 
-on_every_database!(what_is_sent_is_recorded, a_mismatch_is_told, a_loop_is_found);
+use crate::fixtures::{COUNT, INSERT, SessionExt, TestConnection, TestDatabase, logged};
+use crate::for_each_database;
 
-fn what_is_sent_is_recorded<C: Conn>(site: &Site) {
-    let app = C::app(site.config());
+for_each_database!(every_database =>
+    recorder_records_statements_and_their_locations,
+    assert_queries_reports_a_wrong_number,
+    recorder_warns_of_repeated_statements,
+);
+
+fn recorder_records_statements_and_their_locations<C: TestConnection>(test_db: &TestDatabase) {
+    let app = C::app(test_db.config());
     app.create_all().unwrap();
     let ((), recording) = Recorder::new().run(|| {
         app.context(|| -> Result<()> {
@@ -37,8 +43,8 @@ fn what_is_sent_is_recorded<C: Conn>(site: &Site) {
     assert_eq!(nothing.total(), 0);
 }
 
-fn a_mismatch_is_told<C: Conn>(site: &Site) {
-    let app = C::app(site.config());
+fn assert_queries_reports_a_wrong_number<C: TestConnection>(test_db: &TestDatabase) {
+    let app = C::app(test_db.config());
     app.create_all().unwrap();
     let one = || app.context(|| C::db().session()?.number(COUNT));
     assert_eq!(assert_queries!(1, one).unwrap(), 0);
@@ -50,14 +56,14 @@ fn a_mismatch_is_told<C: Conn>(site: &Site) {
     assert_queries!(0, || ());
 }
 
-fn a_loop_is_found<C: Conn>(site: &Site) {
-    let app = C::app(site.config());
+fn recorder_warns_of_repeated_statements<C: TestConnection>(test_db: &TestDatabase) {
+    let app = C::app(test_db.config());
     app.create_all().unwrap();
     logged::listen();
     let before = logged::count();
     let (outer, recording) = Recorder::new().limit(3).run(|| {
         let ((), inner) = Recorder::new().with_binds().warn_repeats(3).run(|| {
-            app.context(|| {
+            app.enter(|| {
                 let session = C::db().session().unwrap();
                 (0..5).for_each(|_| drop(session.number(COUNT)));
             });

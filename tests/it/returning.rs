@@ -1,6 +1,6 @@
-//! `RETURNING`, where both the database and Diesel's support of it have it.
+//! `RETURNING`, on the databases for which Diesel supports it.
 
-use diesel_session::RowState;
+use diesel_session::unit_of_work::RowState;
 
 use super::*;
 use crate::blog::*;
@@ -8,7 +8,7 @@ use crate::blog::*;
 #[test]
 fn returning_gives_rows_of_what_was_changed() {
     test(|shop| {
-        shop.scope().commit_on_ok().run(|| {
+        shop.run(|| {
             let session = DB.session()?;
             let new = NewUser { name: "Ada", age: None };
             let ada: User = session.get_result(diesel::insert_into(users::table).values(&new))?;
@@ -47,9 +47,9 @@ fn an_insert_that_returns_rows_takes_part_in_the_transaction() {
 }
 
 #[test]
-fn rows_of_a_write_that_is_tracked_are_the_newest() {
+fn tracked_rows_of_a_write_have_the_newest_values() {
     test_on(Fixture::sql("blog", tables(KIND)), |shop| {
-        let elsewhere = |sql: &str| assert!(shop.stranger().write(sql), "{sql}");
+        let elsewhere = |sql: &str| assert!(shop.other_connection().write(sql), "{sql}");
         elsewhere(
             "INSERT INTO countries (code, name, people, area, landlocked, flag) VALUES ('nl', 'known', 100, 0, false, '')",
         );

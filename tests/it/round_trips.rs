@@ -1,11 +1,15 @@
 //! How often a program waits for the server, counted by a proxy between them.
 
 use diesel::prelude::*;
-use diesel_session::{Config, Error, Reset, Scope};
+use diesel_session::pool::Reset;
+use diesel_session::{Config, Error, Scope};
 
-use crate::fixtures::{Conn, Site};
+use crate::fixtures::{TestConnection, TestDatabase};
+use crate::for_each_database;
 use crate::support::proxy::Proxy;
-use crate::support::{Kind, enabled};
+
+for_each_database!(only mariadb => round_trips_on_mariadb_are_the_documented_ones);
+for_each_database!(only postgres => round_trips_on_postgres_are_the_documented_ones);
 
 diesel::table! {
     entries (id) { id -> Integer, author -> Text, message -> Text, }
@@ -25,11 +29,12 @@ fn by_key() -> diesel::dsl::Find<entries::table, i32> {
 }
 
 /// What a connection type has to tell this file: the statements are typed, so each is written out for it.
-trait Reads: Conn {
-    /// Of a `BEGIN`, a `COMMIT` or another batch: Diesel's MySQL driver allows several statements before each and forbids them after it.
+trait Reads: TestConnection {
+    /// Of a `BEGIN`, a `COMMIT` or another batch: Diesel's MySQL driver allows several statements before each and
+    /// forbids them after it.
     const OF_BEGIN: usize;
 
-    /// Of making a connection on which code of the program's own ran ready for the next borrower.
+    /// Of the reset of a connection on which code of the program ran.
     const OF_RESET: usize;
 
     fn read(&mut self) -> QueryResult<Option<Entry>>;
@@ -73,9 +78,9 @@ macro_rules! reads {
 reads!(PgConnection, 1, 1);
 reads!(MysqlConnection, 3, 0);
 
-fn counted<C: Reads>(site: &Site) {
-    let proxy = Proxy::to(("127.0.0.1", site.port()));
-    let url = site.url_at(proxy.port());
+fn counted<C: Reads>(test_db: &TestDatabase) {
+    let proxy = Proxy::to(("127.0.0.1", test_db.port()));
+    let url = test_db.url_at(proxy.port());
     let (app, mut plain) = (C::app(Config::new(&url)), C::establish(&url).unwrap());
     app.create_all().unwrap();
     let pool = |ping| {
@@ -86,7 +91,7 @@ fn counted<C: Reads>(site: &Site) {
 
     // Statements are prepared at their first use, which is a round trip of its own.
     let scope = || app.scope();
-    let read = |scope: Scope<C>| scope.commit_on_ok().run(C::read_in_session).unwrap();
+    let read = |scope: Scope<C>| scope.run_and_commit(C::read_in_session).unwrap();
     read(scope());
     read(scope().resolvable());
     plain.read().unwrap();
@@ -100,21 +105,21 @@ fn counted<C: Reads>(site: &Site) {
         proxy.round_trips() - before
     };
     let ends = 2 * C::OF_BEGIN;
-    let number = usize::from(matches!(site, Site::Postgres(_)));
+    let number = usize::from(matches!(test_db, TestDatabase::Postgres(_)));
     let raw = || C::db().session()?.with(|conn| conn.batch_execute("SELECT 1"));
-    let run = |body: fn() -> Result<(), Error>| scope().commit_on_ok().run(body).unwrap();
+    let run = |body: fn() -> Result<(), Error>| scope().run_and_commit(body).unwrap();
     let (boxed, selected): (fn() -> _, fn() -> _) =
         (|| C::boxed_in_session().map(drop), || C::selected_in_session().map(drop));
     let fragment = || C::fragment_in_session().map(drop);
-    scope().commit_on_ok().run(raw).unwrap();
+    scope().run_and_commit(raw).unwrap();
     let never = C::app(Config::new(&url).reset(Reset::Never));
-    never.scope().commit_on_ok().run(raw).unwrap();
+    never.run(raw).unwrap();
     [boxed, selected, fragment].into_iter().for_each(run);
     // Diesel's MySQL driver prepares a fragment each time.
-    let unreset = round_trips(&mut || never.scope().commit_on_ok().run(fragment).unwrap());
+    let unreset = round_trips(&mut || never.run(fragment).unwrap());
     let seen = [
-        ("an empty context", 0, round_trips(&mut || app.context(|| ()))),
-        ("a session at rest", 0, round_trips(&mut || app.context(|| drop(C::db().session().unwrap())))),
+        ("an empty context", 0, round_trips(&mut || app.enter(|| ()))),
+        ("a session at rest", 0, round_trips(&mut || app.enter(|| drop(C::db().session().unwrap())))),
         ("a commit of nothing", 0, round_trips(&mut || app.context(|| C::db().session()?.commit()).unwrap())),
         ("SELECT, autocommit", 1, round_trips(&mut || drop(read(scope().autocommit())))),
         ("SELECT, plain Diesel", 1, round_trips(&mut || drop(plain.read().unwrap()))),
@@ -127,7 +132,7 @@ fn counted<C: Reads>(site: &Site) {
         (
             "nothing that can be asked for",
             0,
-            round_trips(&mut || scope().resolvable().commit_on_ok().run(|| C::db().session()?.commit()).unwrap()),
+            round_trips(&mut || scope().resolvable().run_and_commit(|| C::db().session()?.commit()).unwrap()),
         ),
         ("SELECT, autocommit, to be asked for", 1, round_trips(&mut || drop(read(scope().autocommit().resolvable())))),
         (
@@ -140,24 +145,20 @@ fn counted<C: Reads>(site: &Site) {
             "two statements in one transaction",
             2 + ends,
             round_trips(&mut || {
-                scope().commit_on_ok().run(|| C::read_in_session().and_then(|_| C::read_in_session())).unwrap();
+                scope().run_and_commit(|| C::read_in_session().and_then(|_| C::read_in_session())).unwrap();
             }),
         ),
         ("a boxed query", 1 + ends, round_trips(&mut || run(boxed))),
         ("a struct's own columns", 1 + ends, round_trips(&mut || run(selected))),
-        ("raw SQL", C::OF_BEGIN + ends + C::OF_RESET, round_trips(&mut || scope().commit_on_ok().run(raw).unwrap())),
+        ("raw SQL", C::OF_BEGIN + ends + C::OF_RESET, round_trips(&mut || scope().run_and_commit(raw).unwrap())),
         ("a fragment", unreset + C::OF_RESET, round_trips(&mut || run(fragment))),
         (
-            "a connection lent for nothing",
+            "a connection checked out for nothing",
             0,
             round_trips(&mut || scope().autocommit().run(|| C::db().session()?.with(|_| Ok(()))).unwrap()),
         ),
         ("raw SQL, autocommit", C::OF_BEGIN + C::OF_RESET, round_trips(&mut || scope().autocommit().run(raw).unwrap())),
-        (
-            "raw SQL, never reset",
-            C::OF_BEGIN + ends,
-            round_trips(&mut || never.scope().commit_on_ok().run(raw).unwrap()),
-        ),
+        ("raw SQL, never reset", C::OF_BEGIN + ends, round_trips(&mut || never.run(raw).unwrap())),
         // What Diesel has prepared is still prepared.
         ("a transaction after a reset", 1 + ends, round_trips(&mut || drop(read(scope())))),
     ];
@@ -166,16 +167,10 @@ fn counted<C: Reads>(site: &Site) {
     }
 }
 
-#[test]
-fn postgres() {
-    if enabled(Kind::Postgres) {
-        counted::<PgConnection>(&Site::postgres());
-    }
+fn round_trips_on_postgres_are_the_documented_ones() {
+    counted::<PgConnection>(&TestDatabase::postgres());
 }
 
-#[test]
-fn mysql() {
-    if enabled(Kind::Mysql) {
-        counted::<MysqlConnection>(&Site::mysql());
-    }
+fn round_trips_on_mariadb_are_the_documented_ones() {
+    counted::<MysqlConnection>(&TestDatabase::mariadb());
 }

@@ -1,4 +1,4 @@
-//! `create_all` by many at once, and `drop_all` with somebody in the way.
+//! `create_all` in many threads at once, and `drop_all` with a blocker.
 
 use std::time::Duration;
 
@@ -6,16 +6,20 @@ use diesel::connection::{BoxableConnection, SimpleConnection};
 use diesel::migration::{self, Migration, MigrationMetadata, MigrationName, MigrationSource};
 use diesel::mysql::Mysql;
 use diesel::prelude::*;
-use diesel_session::{Config, Database, Error};
+use diesel_session::{Config, Database, ErrorKind};
 
 use crate::fixtures::threads::{Process, answer_parent, child_of, together};
-use crate::fixtures::{COUNT, Conn, INSERT, Site, Speak, Step, Steps, many_connections, step};
-use crate::on_every_database;
-use crate::support::{Kind, enabled};
+use crate::fixtures::{
+    COUNT, INSERT, Provisioner, SessionExt, Step, Steps, TestConnection, TestDatabase, many_connections, step,
+};
+use crate::for_each_database;
 
 const ROUNDS: usize = 20;
 
-on_every_database!(eight_threads_create);
+for_each_database!(every_database => create_all_in_eight_threads_applies_each_migration_once);
+for_each_database!(Provisioner; postgres, mariadb, sqlite => create_all_in_four_processes_applies_each_migration_once);
+for_each_database!(only mariadb => drop_all_on_mariadb_names_what_a_late_blocker_left);
+for_each_database!(only postgres => create_all_runs_create_index_concurrently);
 
 /// One applies, the others find nothing to do.
 #[track_caller]
@@ -26,9 +30,9 @@ fn assert_one_applied(mut outcomes: Vec<Vec<String>>, versions: &[&str]) {
     assert!(others.iter().all(Vec::is_empty), "{others:?}");
 }
 
-fn eight_threads_create<C: Conn>(site: &Site) {
+fn create_all_in_eight_threads_applies_each_migration_once<C: TestConnection>(test_db: &TestDatabase) {
     let _many = many_connections();
-    let app = C::app(site.config());
+    let app = C::app(test_db.config());
     for round in 0..ROUNDS {
         let outcomes = together(8, |_| app.create_all().unwrap());
         assert_one_applied(outcomes, &["20260101000000"]);
@@ -44,16 +48,17 @@ fn eight_threads_create<C: Conn>(site: &Site) {
     assert_eq!((app.status().in_use, app.status().waiting), (0, 0));
 }
 
-fn four_processes_create<C: Conn>(test: &str, site: impl FnOnce() -> Site) {
+fn create_all_in_four_processes_applies_each_migration_once<C: TestConnection>(provisioner: &Provisioner) {
     if let Some(url) = child_of() {
         let app = C::app(Config::new(url).max_size(1));
         answer_parent(|_| format!("{:?}", app.create_all()));
         app.dispose().unwrap();
         return;
     }
-    let site = site();
-    let app = C::app(site.config());
-    let mut children: Vec<_> = (0..4).map(|_| Process::spawn(test, &site.url())).collect();
+    let test_db = (provisioner.create)();
+    let app = C::app(test_db.config());
+    let test = format!("schema_races::create_all_in_four_processes_applies_each_migration_once::{}", provisioner.name);
+    let mut children: Vec<_> = (0..4).map(|_| Process::spawn(&test, &test_db.url())).collect();
     for _ in 0..ROUNDS {
         children.iter_mut().for_each(|child| child.order("create"));
         let mut answers: Vec<_> = children.iter_mut().map(Process::answer).collect();
@@ -63,46 +68,16 @@ fn four_processes_create<C: Conn>(test: &str, site: impl FnOnce() -> Site) {
     }
 }
 
-mod four_processes_create {
-    use super::*;
-
-    #[test]
-    fn postgres() {
-        if enabled(Kind::Postgres) {
-            super::four_processes_create::<PgConnection>(
-                "schema_races::four_processes_create::postgres",
-                Site::postgres,
-            );
-        }
-    }
-
-    #[test]
-    fn mysql() {
-        if enabled(Kind::Mysql) {
-            super::four_processes_create::<MysqlConnection>("schema_races::four_processes_create::mysql", Site::mysql);
-        }
-    }
-
-    #[test]
-    fn sqlite() {
-        super::four_processes_create::<SqliteConnection>("schema_races::four_processes_create::sqlite", Site::sqlite);
-    }
-}
-
 /// A statement that waits for the end of every transaction that was there before it, pollers of the lock included.
-#[test]
-fn an_index_is_created_concurrently() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
+fn create_all_runs_create_index_concurrently() {
     let _many = many_connections();
-    let site = Site::postgres();
+    let test_db = TestDatabase::postgres();
     let db = Database::<PgConnection, _>::new(Steps(vec![
         step("1", "CREATE TABLE one (id INTEGER)", "DROP TABLE one"),
         step("2", "CREATE INDEX CONCURRENTLY one_id ON one (id)", "DROP INDEX CONCURRENTLY one_id")
             .outside_a_transaction(),
     ]));
-    let app = db.init_app("index", site.config()).unwrap();
+    let app = db.init_app("index", test_db.config()).unwrap();
     for _ in 0..ROUNDS {
         let outcomes = together(8, |_| app.create_all().unwrap());
         assert_one_applied(outcomes, &["1", "2"]);
@@ -157,17 +132,14 @@ impl MigrationSource<Mysql> for TwoTables {
     }
 }
 
-#[test]
-fn mysql_says_what_a_late_blocker_left() {
-    if !enabled(Kind::Mysql) {
-        return;
-    }
-    let site = Site::mysql();
-    let db = Database::<MysqlConnection, _>::new(TwoTables(site.url()));
-    let app = db.init_app("late", site.config().lock_timeout(Duration::from_secs(1))).unwrap();
+fn drop_all_on_mariadb_names_what_a_late_blocker_left() {
+    let test_db = TestDatabase::mariadb();
+    let db = Database::<MysqlConnection, _>::new(TwoTables(test_db.url()));
+    let app = db.init_app("late", test_db.config().lock_timeout(Duration::from_secs(1))).unwrap();
     assert_eq!(app.create_all().unwrap(), ["1", "2"]);
     let error = app.drop_all().unwrap_err();
-    let Error::LockTimeout { left, .. } = &error else { panic!("{error}") };
+    assert_eq!(error.kind(), ErrorKind::LockTimeout, "{error}");
+    let left = error.to_string();
     assert!(left.contains("kept: 2"), "{error}");
     let applied: Vec<_> = app.migrations().unwrap().into_iter().map(|one| (one.version, one.applied)).collect();
     assert_eq!(applied, [("1".into(), true), ("2".into(), false)]);
@@ -178,16 +150,16 @@ fn mysql_says_what_a_late_blocker_left() {
 
 /// A writer that is not of this library.
 #[test]
-fn sqlite_names_who_is_in_the_way() {
-    let site = Site::sqlite();
-    let app = SqliteConnection::app(site.config().lock_timeout(Duration::from_millis(300)));
+fn drop_all_on_sqlite_names_its_blocker() {
+    let test_db = TestDatabase::sqlite();
+    let app = SqliteConnection::app(test_db.config().lock_timeout(Duration::from_millis(300)));
     app.create_all().unwrap();
-    let mut writer = SqliteConnection::establish(&site.url()).unwrap();
+    let mut writer = SqliteConnection::establish(&test_db.url()).unwrap();
     writer.batch_execute("BEGIN IMMEDIATE").unwrap();
     let error = app.drop_all().unwrap_err();
-    assert!(matches!(&error, Error::LockTimeout { operation: "drop_all", .. }), "{error}");
+    assert!(error.kind() == ErrorKind::LockTimeout && error.to_string().contains(": drop_all (at "), "{error}");
     let error = app.create_all().unwrap_err();
-    assert!(matches!(&error, Error::LockTimeout { operation: "create_all", .. }), "{error}");
+    assert!(error.kind() == ErrorKind::LockTimeout && error.to_string().contains(": create_all (at "), "{error}");
     writer.batch_execute("ROLLBACK").unwrap();
     assert_eq!(app.drop_all().unwrap().len(), 1);
 }

@@ -3,10 +3,18 @@
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
-use diesel_session::{Database, Reset};
+use diesel_session::Database;
+use diesel_session::pool::Reset;
 
-use crate::fixtures::{Any, Conn, INSERT, Site, Speak, connect_any, unique};
-use crate::support::{Kind, enabled};
+use crate::fixtures::{AnyConnection, INSERT, SessionExt, TestConnection, TestDatabase, connect_any, unique};
+use crate::for_each_database;
+
+for_each_database!(only postgres =>
+    connection_sets_required_settings_and_keeps_the_others,
+    required_setting_changed_by_on_connect_is_restored,
+    client_connection_check_interval_is_set_unless_configured,
+    functions_and_operators_before_pg_catalog_are_not_called,
+);
 
 #[derive(QueryableByName)]
 struct Value {
@@ -25,19 +33,15 @@ fn settings(app: &diesel_session::App<PgConnection>, names: &[&str]) -> Vec<Stri
     session.with(|conn| Ok(names.iter().map(|name| setting(conn, name)).collect())).unwrap()
 }
 
-fn alter(site: &Site, setting: &str) {
+fn alter(test_db: &TestDatabase, setting: &str) {
     let sql = format!(
         "DO $$ BEGIN EXECUTE pg_catalog.format('ALTER DATABASE %I SET {setting}', pg_catalog.current_database()); END $$"
     );
-    connect_any(&site.url()).unwrap().batch_execute(&sql).unwrap();
+    connect_any(&test_db.url()).unwrap().batch_execute(&sql).unwrap();
 }
 
-#[test]
-fn connection_sets_what_the_crate_relies_on_and_respects_the_rest() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
-    let site = Site::postgres();
+fn connection_sets_required_settings_and_keeps_the_others() {
+    let test_db = TestDatabase::postgres();
     for sql in [
         "standard_conforming_strings = off",
         "synchronous_commit = off",
@@ -45,7 +49,7 @@ fn connection_sets_what_the_crate_relies_on_and_respects_the_rest() {
         "bytea_output = escape",
         "DateStyle = German",
     ] {
-        alter(&site, sql);
+        alter(&test_db, sql);
     }
     let names = [
         "standard_conforming_strings",
@@ -54,7 +58,7 @@ fn connection_sets_what_the_crate_relies_on_and_respects_the_rest() {
         "bytea_output",
         "DateStyle",
     ];
-    let app = PgConnection::app(site.config().max_size(1).reset(Reset::Always));
+    let app = PgConnection::app(test_db.config().max_size(1).reset(Reset::Always));
     let wanted = ["on", "off", "serializable", "escape", "German, DMY"];
     for round in 0..3 {
         assert_eq!(settings(&app, &names), wanted, "{round}");
@@ -71,48 +75,37 @@ fn connection_sets_what_the_crate_relies_on_and_respects_the_rest() {
     assert!(session.send("SELECT 1").unwrap_err().is_rollback_required());
 }
 
-#[test]
-fn program_that_changes_a_required_setting_on_connect_gets_it_back() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
-    let site = Site::postgres();
+fn required_setting_changed_by_on_connect_is_restored() {
+    let test_db = TestDatabase::postgres();
     let on_connect = "SET standard_conforming_strings = off; SET work_mem = '7MB'";
-    let app = PgConnection::app(site.config().on_connect(on_connect).max_size(1).reset(Reset::Always));
+    let app = PgConnection::app(test_db.config().connection_init_sql(on_connect).max_size(1).reset(Reset::Always));
     for _ in 0..2 {
         assert_eq!(settings(&app, &["standard_conforming_strings", "work_mem"]), ["on", "7MB"]);
     }
 }
 
-#[test]
-fn server_looks_for_its_client_unless_somebody_has_decided_otherwise() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
+fn client_connection_check_interval_is_set_unless_configured() {
     const NAME: &str = "client_connection_check_interval";
-    let site = Site::postgres();
+    let test_db = TestDatabase::postgres();
     let interval = |url: &str| {
         let app = PgConnection::app(diesel_session::Config::new(url).max_size(1).reset(Reset::Always));
         let first = settings(&app, &[NAME]).remove(0);
         assert_eq!(settings(&app, &[NAME]), [&*first], "after a reset");
         first
     };
-    assert_eq!(interval(&site.url()), "10s");
-    let separator = if site.url().contains('?') { '&' } else { '?' };
-    assert_eq!(interval(&format!("{}{separator}options=-c%20{NAME}%3D3s", site.url())), "3s");
-    alter(&site, &format!("{NAME} = 0"));
-    assert_eq!(interval(&site.url()), "0");
+    assert_eq!(interval(&test_db.url()), "10s");
+    let separator = if test_db.url().contains('?') { '&' } else { '?' };
+    assert_eq!(interval(&format!("{}{separator}options=-c%20{NAME}%3D3s", test_db.url())), "3s");
+    alter(&test_db, &format!("{NAME} = 0"));
+    assert_eq!(interval(&test_db.url()), "0");
 }
 
-/// What the library sends by itself at connect, and around migrations and disposal, calls nothing of a schema that precedes `pg_catalog`.
-#[test]
+/// What the library sends by itself at connect, and around migrations and disposal, calls nothing of a schema that
+/// precedes `pg_catalog`.
 fn functions_and_operators_before_pg_catalog_are_not_called() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
-    let site = Site::postgres();
+    let test_db = TestDatabase::postgres();
     // It keeps the usual search path.
-    let mut plain = PgConnection::establish(&site.url()).unwrap();
+    let mut plain = PgConnection::establish(&test_db.url()).unwrap();
     plain
         .batch_execute("CREATE SCHEMA evil; CREATE TABLE evil.calls (name text); CREATE SEQUENCE evil.called")
         .unwrap();
@@ -167,14 +160,14 @@ fn functions_and_operators_before_pg_catalog_are_not_called() {
             "CREATE DOMAIN evil.text AS varchar CHECK (false); CREATE DOMAIN evil.int4 AS bigint CHECK (false)",
         )
         .unwrap();
-    alter(&site, "search_path = evil, pg_catalog, public");
-    let db: Database<Any> = Any::new_db();
-    let app = db.init_app(unique("careful"), site.config()).unwrap();
+    alter(&test_db, "search_path = evil, pg_catalog, public");
+    let db: Database<AnyConnection> = AnyConnection::new_db();
+    let app = db.init_app(unique("careful"), test_db.config()).unwrap();
     app.ping().unwrap();
     let session = app.open_session().unwrap();
     session.send("SELECT 1").unwrap();
     session.commit().unwrap();
-    app.scope().resolvable().commit_on_ok().run(|| db.session()?.send("SELECT 1")).unwrap();
+    app.scope().resolvable().run_and_commit(|| db.session()?.send("SELECT 1")).unwrap();
     assert!(app.status().to_string().contains("careful"));
     db.dispose_all().unwrap();
     let calls = diesel::sql_query("SELECT DISTINCT name::text AS value FROM evil.calls");

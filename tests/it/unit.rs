@@ -18,12 +18,12 @@ mod locks;
 mod model;
 #[path = "unit/order.rs"]
 mod order;
-#[path = "unit/pairing.rs"]
-mod pairing;
 #[path = "unit/panics.rs"]
 mod panics;
 #[path = "unit/relations.rs"]
 mod relations;
+#[path = "unit/returned_rows.rs"]
+mod returned_rows;
 #[path = "unit/rows.rs"]
 mod rows;
 #[path = "unit/updates.rs"]
@@ -46,10 +46,10 @@ fn inside(shop: &Shop<Conn>, body: impl FnOnce(&Session<Conn>) -> Result<()>) ->
     shop.context(|| body(&DB.session()?))
 }
 
-/// Runs one statement as somebody else would, and commits it.
+/// Runs one statement on another connection, and commits it.
 #[track_caller]
 fn elsewhere(shop: &Shop<Conn>, sql: &str) {
-    assert!(shop.stranger().write(sql), "{sql}");
+    assert!(shop.other_connection().write(sql), "{sql}");
 }
 
 #[track_caller]

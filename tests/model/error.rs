@@ -5,4 +5,4 @@ mod holder;
 
 pub(crate) use holder::{Holder, Holders};
 
-pub(crate) type Place = &'static std::panic::Location<'static>;
+pub(crate) type SourceLocation = &'static std::panic::Location<'static>;

@@ -22,7 +22,6 @@ pub(crate) struct ServerBehavior {
 }
 
 /// A server that counts its sessions.
-#[derive(Debug)]
 pub(crate) struct Server {
     behavior: ServerBehavior,
     sessions: Mutex<(usize, usize)>,
@@ -211,24 +210,6 @@ impl Storage for Imitation {
         }
     }
 
-    fn evict_above_threshold(&self, _: u64) {}
-
-    fn drop_if_empty(&self, _: u64) -> impl FnOnce() + 'static {
-        || {}
-    }
-
-    fn sessions(&self) -> Vec<u64> {
-        Vec::new()
-    }
-
-    fn session(_: &ImitatedConnection) -> Option<u64> {
-        None
-    }
-
-    fn query(&self, _: &mut ImitatedConnection, _: &str, _: Duration) -> Option<Vec<String>> {
-        None
-    }
-
     fn may_stay(&self, _: &mut ImitatedConnection, _: Instant) -> (bool, Option<Instant>) {
         (coin_flip(), None)
     }
@@ -241,8 +222,6 @@ impl Storage for Imitation {
     fn close(&self, conn: ImitatedConnection, _: Option<Instant>, _: bool) {
         drop(conn);
     }
-
-    fn finish_closing(&self, (): ()) {}
 }
 
 impl Holder {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::admission::{Pool, PooledConnection};
+use super::admission::{CheckoutGuard, Pool};
 use super::connection_limit::ConnectionLimit;
 use super::growth::Growth;
 use super::imitation::{Failure, Imitation, Server, ServerBehavior};
@@ -13,7 +13,7 @@ use crate::error::Holder;
 use crate::sync::Instant;
 
 pub(crate) type ModelPool = Pool<Imitation>;
-pub(crate) type CheckedOut = PooledConnection<Imitation>;
+pub(crate) type CheckedOut = CheckoutGuard<Imitation>;
 
 /// No scenario advances the clock this far.
 pub(crate) const FOREVER: Duration = Duration::from_secs(1_000_000);

@@ -9,7 +9,7 @@ pub enum Account {
 }
 
 impl Account {
-    /// `ours` is a file made by this process; its owner tells who we are.
+    /// `ours` is a file made by this process; its owner is the user of this process.
     pub fn choose(ours: &Path, candidates: &[&str]) -> Result<Account, String> {
         let uid = fs::metadata(ours).map_err(|error| format!("{}: {error}", ours.display()))?.uid();
         if uid != 0 {

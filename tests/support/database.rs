@@ -1,4 +1,4 @@
-/// A fresh database of the role `app`, removed on drop, whoever is still connected to it.
+/// A fresh database of the role `app`, removed on drop, even if sessions are connected to it.
 pub struct Database {
     name: String,
     url: String,

@@ -5,19 +5,21 @@ use std::sync::OnceLock;
 const WITHOUT: &str = "DIESEL_SESSION_TEST_WITHOUT";
 const NAMES: [&str; 3] = ["postgres", "mysql", "browser"];
 
-/// A database server that the tests want to talk to.
+/// A kind of database under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    Sqlite,
     Postgres,
-    Mysql,
+    Mariadb,
 }
 
 /// False only for a kind that `DIESEL_SESSION_TEST_WITHOUT=postgres,mysql` names.
 pub fn enabled(kind: Kind) -> bool {
-    is_on(match kind {
-        Kind::Postgres => "postgres",
-        Kind::Mysql => "mysql",
-    })
+    match kind {
+        Kind::Sqlite => true,
+        Kind::Postgres => is_on("postgres"),
+        Kind::Mariadb => is_on("mysql"),
+    }
 }
 
 /// False only where the same variable names `browser`.
@@ -25,7 +27,7 @@ pub fn browser_enabled() -> bool {
     is_on("browser")
 }
 
-/// What a test hears that asks for a server which was switched off.
+/// Panics if a test uses a server that was switched off.
 pub(super) fn require(kind: Kind) {
     assert!(enabled(kind), "{kind:?} is switched off by {WITHOUT}; ask support::enabled first");
 }

@@ -18,7 +18,8 @@ use super::{PASSWORD, ROLE, process, program, text, wait};
 #[track_caller]
 pub fn mariadb() -> &'static Mariadb {
     static SHARED: OnceLock<Result<Mariadb, String>> = OnceLock::new();
-    SHARED.get_or_init(|| Mariadb::try_start(&[])).as_ref().unwrap_or_else(|error| panic!("{error}"))
+    let option = || format!("--max-connections={}", super::shared_max_connections());
+    SHARED.get_or_init(|| Mariadb::try_start(&[&option()])).as_ref().unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A throw-away MariaDB cluster with `max_connections = 20`, all of them for the ordinary role: the observer and
@@ -112,7 +113,7 @@ impl Mariadb {
 
     /// Sessions in the database that are inside a transaction.
     ///
-    /// `information_schema.innodb_trx` will not do: it shows a cached picture to whoever asks within 100 ms again, and
+    /// `information_schema.innodb_trx` will not do: it shows a cached picture to queries within 100 ms, and
     /// no transaction that has not touched a table.
     pub fn open_transactions(&self, database: &str) -> i64 {
         self.count(
@@ -160,7 +161,7 @@ impl Mariadb {
     }
 
     fn try_start(options: &[&str]) -> Result<Mariadb, String> {
-        kind::require(Kind::Mysql);
+        kind::require(Kind::Mariadb);
         let inner = Inner::start(options).map_err(|error| {
             format!(
                 "MariaDB cannot be started: {error}\n\
@@ -220,7 +221,7 @@ impl Inner {
         let observer = Observer::new(String::new());
         let mut inner = Inner { cluster, server, port: 0, extra_port: 0, observer, options };
         let mut last = Ok(());
-        // Somebody else may take a free port first.
+        // Another process may take a free port first.
         for _ in 0..3 {
             (inner.port, inner.extra_port) = (program::free_port(), program::free_port());
             inner.observer = Observer::new(url_at(SUPERUSER, &secret, inner.extra_port, "mysql"));

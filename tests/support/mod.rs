@@ -31,6 +31,12 @@ pub use pgbouncer::Pgbouncer;
 pub use postgres::{Postgres, postgres};
 pub use sqlite::TempSqlite;
 
+/// The maximum of connections of the server that the tests of a process share. The tests of `it` run at the same time, as
+/// many as the machine has CPUs. Other tests run one after the other, and some of them need a server that is soon full.
+fn shared_max_connections() -> u32 {
+    if env!("CARGO_CRATE_NAME") == "it" { 300 } else { 20 }
+}
+
 /// The ordinary role that the programs under test log in as, and the name of its first database.
 pub const ROLE: &str = "app";
 

@@ -19,7 +19,8 @@ use super::{PASSWORD, ROLE, process, program, text, wait};
 #[track_caller]
 pub fn postgres() -> &'static Postgres {
     static SHARED: OnceLock<Result<Postgres, String>> = OnceLock::new();
-    SHARED.get_or_init(Postgres::for_tests).as_ref().unwrap_or_else(|error| panic!("{error}"))
+    let settings = || format!("max_connections = {}\n", super::shared_max_connections());
+    SHARED.get_or_init(|| Postgres::for_tests(&settings())).as_ref().unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A throw-away PostgreSQL cluster with `max_connections = 20`.
@@ -34,7 +35,7 @@ impl Postgres {
     /// A cluster of one's own, for tests that break it; gone when it is dropped.
     #[track_caller]
     pub fn start() -> Postgres {
-        Postgres::for_tests().unwrap_or_else(|error| panic!("{error}"))
+        Postgres::for_tests("").unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// The same, whose messages are those of a locale such as `de_DE`.
@@ -179,9 +180,9 @@ impl Postgres {
         row.number
     }
 
-    fn for_tests() -> Result<Postgres, String> {
+    fn for_tests(settings: &str) -> Result<Postgres, String> {
         kind::require(Kind::Postgres);
-        Postgres::try_start().map_err(|error| {
+        Postgres::try_start_with(settings).map_err(|error| {
             format!(
                 "{error}\n\
                  It is needed for the tests: `scripts/setup` installs it (Debian: postgresql libpq-dev), \
@@ -239,7 +240,7 @@ impl Inner {
 
         let mut inner = Inner { cluster, binaries, port: 0, observer: Observer::new(String::new()), locales };
         let mut last = Ok(());
-        // Somebody else may take the free port first.
+        // Another process may take the free port first.
         for _ in 0..3 {
             inner.port = program::free_port();
             inner.observer = Observer::new(inner.socket_url(SUPERUSER, &secret, "postgres"));

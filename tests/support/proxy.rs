@@ -96,9 +96,12 @@ impl Proxy {
         self.shared.round_trips.load(SeqCst)
     }
 
-    /// Bytes that clients have sent so far.
+    /// Bytes that clients have sent so far, also those that the proxy has not read yet.
     pub fn sent(&self) -> usize {
-        self.shared.sent.load(SeqCst)
+        let links = self.shared.lock().links.clone();
+        let _reading: Vec<_> = links.iter().map(|link| link.reading.lock().expect("no panic holds it")).collect();
+        let unread = links.iter().map(|link| link.client.peek(&mut [0; 16 * 1024]).unwrap_or(0)).sum::<usize>();
+        unread + self.shared.sent.load(SeqCst)
     }
 
     /// Waits until the acceptor has opened or closed the port as the mode says.
@@ -262,14 +265,13 @@ impl Shared {
         let mut ended = false;
         let mut buffer = [0; 16 * 1024];
         loop {
-            match from.read(&mut buffer) {
+            let read = match direction {
+                Direction::ToServer => self.read_from_client(link, &mut buffer),
+                Direction::ToClient => from.read(&mut buffer),
+            };
+            match read {
                 Ok(0) => ended = true,
-                Ok(count) => {
-                    held.extend_from_slice(&buffer[..count]);
-                    if direction == Direction::ToServer {
-                        self.sent.fetch_add(count, SeqCst);
-                    }
-                }
+                Ok(count) => held.extend_from_slice(&buffer[..count]),
                 Err(error) if is_tick(&error) => {}
                 Err(_) => break,
             }
@@ -325,6 +327,16 @@ impl Shared {
         link.cut();
     }
 
+    /// Reads and counts under one lock: the bytes of a client are either unread or counted.
+    fn read_from_client(&self, link: &Link, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut client = &link.client;
+        client.peek(&mut [0])?;
+        let _reading = link.reading.lock().expect("no panic holds it");
+        let count = client.read(buffer)?;
+        self.sent.fetch_add(count, SeqCst);
+        Ok(count)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no panic holds it")
     }
@@ -343,6 +355,8 @@ enum Direction {
 /// One client and, as soon as it is admitted, its server.
 struct Link {
     client: TcpStream,
+    /// Held while the client's bytes are read and counted.
+    reading: Mutex<()>,
     server: Mutex<Option<TcpStream>>,
     /// Whether the client was the last to send.
     asking: AtomicBool,
@@ -357,6 +371,7 @@ impl Link {
     fn new(client: TcpStream) -> Link {
         Link {
             client: prepared(client),
+            reading: Mutex::new(()),
             server: Mutex::new(None),
             asking: AtomicBool::new(false),
             swallow: AtomicBool::new(false),

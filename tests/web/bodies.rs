@@ -1,4 +1,4 @@
-//! Bodies that no browser sends: what is answered to them, and that nobody waits for those that are slow.
+//! Bodies that no browser sends: their answers, and that slow ones delay no other request.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -6,16 +6,16 @@ use std::net::{Shutdown, TcpStream};
 use ureq::Agent;
 
 use crate::client::{Answer, agent};
-use crate::fixtures::Site;
+use crate::fixtures::TestDatabase;
 use crate::guestbook::Guestbook;
 
 const FORM: &str = "application/x-www-form-urlencoded";
 const ENTRY: &str = "author=Ada&message=Hello";
 
 #[test]
-fn what_is_no_entry_is_refused() {
-    let site = Site::sqlite();
-    let guestbook = Guestbook::on(&site);
+fn malformed_entries_are_refused() {
+    let test_db = TestDatabase::sqlite();
+    let guestbook = Guestbook::on(&test_db);
     let agent = agent();
     let post = |kind: &str, body: &str| {
         let request = agent.post(guestbook.at("api/entries")).header("Content-Type", kind);
@@ -38,9 +38,9 @@ fn what_is_no_entry_is_refused() {
 }
 
 #[test]
-fn slow_ones_keep_nobody_waiting() {
-    let site = Site::sqlite();
-    let guestbook = Guestbook::on(&site);
+fn slow_bodies_delay_no_other_request() {
+    let test_db = TestDatabase::sqlite();
+    let guestbook = Guestbook::on(&test_db);
     let agent = agent();
     // More than the web server has threads that may wait, which are 512.
     let mut slow: Vec<TcpStream> = (0..600).map(|_| half_an_entry(&guestbook)).collect();
@@ -55,9 +55,9 @@ fn slow_ones_keep_nobody_waiting() {
 }
 
 #[test]
-fn head_has_none() {
-    let site = Site::sqlite();
-    let guestbook = Guestbook::on(&site);
+fn head_response_has_no_body() {
+    let test_db = TestDatabase::sqlite();
+    let guestbook = Guestbook::on(&test_db);
     let mut visitor = TcpStream::connect(guestbook.place()).unwrap();
     visitor.write_all(b"HEAD / HTTP/1.1\r\nHost: guestbook\r\nConnection: close\r\n\r\n").unwrap();
     let answer = rest_of(&mut visitor);

@@ -3,7 +3,8 @@ use std::time::Duration;
 use serde_json::Value;
 use ureq::{Agent, Body, Error, http::Response};
 
-/// An HTTP client with connections of its own, which answers for nothing: no redirect is followed, no status is an error.
+/// An HTTP client with connections of its own, which answers for nothing: no redirect is followed, no status is an
+/// error.
 pub(crate) fn agent() -> Agent {
     let config = Agent::config_builder()
         .http_status_as_error(false)

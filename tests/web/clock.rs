@@ -1,35 +1,27 @@
-//! The time of an entry is in UTC, also where another program wrote it whose session is in another time zone. (Diesel's own
-//! sessions are in UTC.)
+//! The time of an entry is in UTC, also where another program wrote it whose session is in another time zone. (Diesel's
+//! own sessions are in UTC.)
 
 use std::time::SystemTime;
 
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
-use diesel::connection::SimpleConnection;
 
 use crate::client::{Answer, agent};
-use crate::fixtures::{INSERT, Site, connect_any};
+use crate::fixtures::{INSERT, TestConnection, TestDatabase};
+use crate::for_each_database;
 use crate::guestbook::Guestbook;
-use crate::support::{Kind, enabled};
 
-#[test]
-fn on_postgres() {
-    if enabled(Kind::Postgres) {
-        assert_time_is_utc(&Site::postgres(), "SET TIME ZONE 'Asia/Tokyo'");
-    }
-}
+for_each_database!(postgres, mariadb => entry_times_are_utc);
 
-#[test]
-fn on_mariadb() {
-    if enabled(Kind::Mysql) {
-        assert_time_is_utc(&Site::mysql(), "SET time_zone = '+09:00'");
-    }
-}
-
-fn assert_time_is_utc(site: &Site, go_to_tokyo: &str) {
-    let guestbook = Guestbook::on(site);
+fn entry_times_are_utc<C: TestConnection>(test_db: &TestDatabase) {
+    let guestbook = Guestbook::on(test_db);
     let before = utc();
-    let mut other_program = connect_any(&site.url()).unwrap();
-    other_program.batch_execute(go_to_tokyo).unwrap();
+    let mut other_program = C::establish(&test_db.url()).unwrap();
+    let time_zone = match test_db {
+        TestDatabase::Postgres(_) => "SET TIME ZONE 'Asia/Tokyo'",
+        TestDatabase::Mariadb(_) => "SET time_zone = '+09:00'",
+        TestDatabase::Sqlite(_) => unreachable!("SQLite has no time zone of a session"),
+    };
+    other_program.batch_execute(time_zone).unwrap();
     other_program.batch_execute(INSERT).unwrap();
     let page = Answer::of(agent().get(guestbook.at("api/entries")).call()).json();
     let shown = page["entries"][0]["written_at"].as_str().expect("a time");

@@ -5,42 +5,25 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Integer;
 use ureq::Agent;
 
 use crate::client::{Answer, agent};
-use crate::fixtures::Site;
+use crate::fixtures::{TestConnection, TestDatabase};
+use crate::for_each_database;
 use crate::guestbook::Guestbook;
-use crate::support::{self, Kind, TempSqlite, enabled};
+use crate::support::{self, TempSqlite};
 
 const VISITORS: usize = 8;
 const TIME: Duration = Duration::from_secs(10);
 /// What every application's pool has at most, unless it says otherwise.
 const POOL: usize = 8;
 
-#[test]
-fn on_sqlite() {
-    visit("SQLite", &Site::sqlite());
-}
+for_each_database!(sqlite, postgres, mariadb => visitors_leave_no_transaction_open);
 
-#[test]
-fn on_postgres() {
-    if enabled(Kind::Postgres) {
-        visit("PostgreSQL", &Site::postgres());
-    }
-}
-
-#[test]
-fn on_mariadb() {
-    if enabled(Kind::Mysql) {
-        visit("MariaDB", &Site::mysql());
-    }
-}
-
-fn visit(database: &str, site: &Site) {
-    let guestbook = Guestbook::on(site);
+fn visitors_leave_no_transaction_open<C: TestConnection>(test_db: &TestDatabase) {
+    let guestbook = Guestbook::on(test_db);
     let mut visitors: Vec<Visitor> = (0..VISITORS).map(|number| Visitor::new(&guestbook, number)).collect();
     // They connect in the same moment, each with a connection of its own.
     let door = Barrier::new(VISITORS);
@@ -59,27 +42,34 @@ fn visit(database: &str, site: &Site) {
     let requests: usize = visitors.iter().map(|visitor| visitor.requests).sum();
     let written: usize = visitors.iter().map(|visitor| visitor.written).sum();
     // Past the harness, which shows nothing of a test that passes.
-    let _ = writeln!(io::stderr(), "{database}: {requests} requests by {VISITORS} visitors, {written} entries left");
+    let _ = writeln!(
+        io::stderr(),
+        "{}: {requests} requests by {VISITORS} visitors, {written} entries left",
+        test_db.kind_name()
+    );
     assert!(requests >= 1000, "only {requests} requests");
 
-    assert_at_rest(site);
-    let sessions = sessions(site, &guestbook);
+    assert_at_rest::<C>(test_db);
+    let sessions = sessions(test_db, &guestbook);
     assert!((1..=POOL).contains(&sessions), "{sessions} connections to the database");
     assert_eq!(visitors[0].get("api/entries", 200).json()["total"], written);
     guestbook.assert_no_errors();
 }
 
-/// Nobody is in a transaction: every request has been answered, and was at its end before that.
-fn assert_at_rest(site: &Site) {
-    match site {
-        Site::Postgres(database) => assert_eq!(support::postgres().open_transactions(database.name()), 0),
-        Site::Mysql(database) => assert_eq!(support::mariadb().open_transactions(database.name()), 0),
-        Site::Sqlite(file) => {
+/// No session is in a transaction: every request has been answered, and its transaction had ended before that.
+fn assert_at_rest<C: TestConnection>(test_db: &TestDatabase) {
+    match test_db {
+        TestDatabase::Postgres(database) => assert_eq!(support::postgres().open_transactions(database.name()), 0),
+        TestDatabase::Mariadb(database) => assert_eq!(support::mariadb().open_transactions(database.name()), 0),
+        TestDatabase::Sqlite(file) => {
+            C::establish(&file.url())
+                .unwrap()
+                .batch_execute("BEGIN EXCLUSIVE; ROLLBACK")
+                .expect("no transaction writes");
             let mut conn = SqliteConnection::establish(&file.url()).unwrap();
-            conn.batch_execute("BEGIN EXCLUSIVE; ROLLBACK").expect("nobody writes");
             let checkpoint: Checkpoint =
                 diesel::sql_query("PRAGMA wal_checkpoint(TRUNCATE)").get_result(&mut conn).unwrap();
-            assert_eq!(checkpoint.busy, 0, "somebody reads");
+            assert_eq!(checkpoint.busy, 0, "no transaction reads");
         }
     }
 }
@@ -91,10 +81,10 @@ struct Checkpoint {
 }
 
 /// The guestbook's connections, as the server counts them; for SQLite, how often it has the file open.
-fn sessions(site: &Site, guestbook: &Guestbook) -> usize {
-    match site {
-        Site::Postgres(_) | Site::Mysql(_) => site.connections(),
-        Site::Sqlite(file) => handles(file, guestbook.pid()),
+fn sessions(test_db: &TestDatabase, guestbook: &Guestbook) -> usize {
+    match test_db {
+        TestDatabase::Postgres(_) | TestDatabase::Mariadb(_) => test_db.connections(),
+        TestDatabase::Sqlite(file) => handles(file, guestbook.pid()),
     }
 }
 
@@ -103,7 +93,7 @@ fn handles(file: &TempSqlite, pid: u32) -> usize {
     handles.filter(|handle| std::fs::read_link(handle.path()).is_ok_and(|open| open == file.path())).count()
 }
 
-/// One who never waits, and insists on the right answer.
+/// A visitor that never waits and requires the right answer.
 struct Visitor<'g> {
     guestbook: &'g Guestbook,
     agent: Agent,

@@ -6,7 +6,7 @@ use std::thread;
 
 use serde_json::Value;
 
-use crate::fixtures::Site;
+use crate::fixtures::TestDatabase;
 use crate::service::Service;
 
 /// The guestbook program, running on one of the databases.
@@ -18,9 +18,9 @@ pub(crate) struct Guestbook {
 }
 
 impl Guestbook {
-    pub(crate) fn on(site: &Site) -> Guestbook {
+    pub(crate) fn on(test_db: &TestDatabase) -> Guestbook {
         let mut service = Service::new();
-        let variables = [("DATABASE_URL", site.url()), ("PORT", "0".to_owned())];
+        let variables = [("DATABASE_URL", test_db.url()), ("PORT", "0".to_owned())];
         let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
         let (pid, address) = service.start(program(), &variables, &[], OPEN);
         Guestbook { service, pid, address }

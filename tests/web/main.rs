@@ -2,7 +2,7 @@
 //!
 //! `cargo test --all-features --test web -- --test-threads=1`; the pictures are in `target/screenshots`.
 
-// Half of a test is in helpers, which the lint does not take for tests.
+// The lint does not take the functions that tests call for tests.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 #[path = "../support/mod.rs"]

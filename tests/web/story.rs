@@ -2,35 +2,23 @@
 
 use std::fs;
 
-use diesel::connection::SimpleConnection;
-
 use crate::browser::Browser;
-use crate::fixtures::{Site, connect_any};
+use crate::fixtures::{TestConnection, TestDatabase};
+use crate::for_each_database;
 use crate::guestbook::{Guestbook, target_folder};
-use crate::support::{Kind, browser_enabled, enabled};
+use crate::support::browser_enabled;
 
-#[test]
-fn on_sqlite() {
-    if browser_enabled() {
-        Story::begin("sqlite", &Site::sqlite()).tell();
-    }
-}
+for_each_database!(sqlite, postgres, mariadb => guestbook_works_in_a_browser);
 
-#[test]
-fn on_postgres() {
-    if browser_enabled() && enabled(Kind::Postgres) {
-        Story::begin("postgres", &Site::postgres()).tell();
+fn guestbook_works_in_a_browser<C: TestConnection>(test_db: &TestDatabase) {
+    if !browser_enabled() {
+        return;
     }
-}
-
-#[test]
-fn on_mariadb() {
-    if browser_enabled() && enabled(Kind::Mysql) {
-        let site = Site::mysql();
-        // As older servers make it: the table does not depend on it.
-        connect_any(&site.url()).unwrap().batch_execute("ALTER DATABASE CHARACTER SET latin1").unwrap();
-        Story::begin("mariadb", &site).tell();
+    if let TestDatabase::Mariadb(_) = test_db {
+        // The default of older servers. The table does not depend on it.
+        C::establish(&test_db.url()).unwrap().batch_execute("ALTER DATABASE CHARACTER SET latin1").unwrap();
     }
+    Story::begin(test_db).tell();
 }
 
 /// All that HTML has a meaning for, and a character beyond the first 65,536.
@@ -44,8 +32,8 @@ struct Story {
 }
 
 impl Story {
-    fn begin(database: &'static str, site: &Site) -> Story {
-        Story { database, guestbook: Guestbook::on(site), browser: Browser::start() }
+    fn begin(test_db: &TestDatabase) -> Story {
+        Story { database: test_db.kind_name(), guestbook: Guestbook::on(test_db), browser: Browser::start() }
     }
 
     fn tell(&self) {

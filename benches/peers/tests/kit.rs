@@ -19,12 +19,12 @@ macro_rules! backend {
             static DB: Database<$connection> = Database::new(embed_migrations!($migrations));
 
             fn body(app: &App<$connection>) {
-                app.context(|| {
+                app.run(|| {
                     let session = DB.session()?;
                     session.execute(diesel::insert_into(users::table).values(users::name.eq("Ada")))?;
                     let names: Vec<String> = session.load(users::table.select(users::name))?;
                     assert_eq!(names, ["Ada"]);
-                    session.commit()
+                    Ok(())
                 })
                 .unwrap();
             }

@@ -25,13 +25,13 @@ impl Suite for Sessions {
     fn test(&mut self, number: usize) -> Result<()> {
         let app = DB.init_app(format!("test-{number}"), Config::new(&self.url))?;
         app.create_all()?;
-        app.context(|| {
+        app.run(|| {
             let session = DB.session()?;
             let ada = (entries::author.eq("Ada"), entries::message.eq("Hello"));
             session.execute(diesel::insert_into(entries::table).values(ada))?;
             let authors: Vec<String> = session.load(entries::table.select(entries::author))?;
             assert_eq!(authors, ["Ada"]);
-            session.commit()
+            Ok(())
         })?;
         app.drop_all()?;
         app.dispose()?;

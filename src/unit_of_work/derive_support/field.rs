@@ -2,7 +2,6 @@
 //! type of the field implements, because this trait needs the fewest references (autoref specialization).
 
 use std::any::TypeId;
-use std::fmt;
 use std::marker::PhantomData;
 
 use super::super::entity::Entity;
@@ -10,24 +9,10 @@ use super::super::fk::Fk;
 use super::super::relations::{Reference, Relations};
 
 /// The type that a foreign key refers to. It need not be an entity.
-pub struct Parent<P>(PhantomData<P>);
-
-impl<P> Parent<P> {
-    #[allow(clippy::new_without_default)]
-    pub fn new() -> Self {
-        Self(PhantomData)
-    }
-}
-
-impl<P> fmt::Debug for Parent<P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Parent")
-    }
-}
+pub struct Parent<P>(pub PhantomData<P>);
 
 pub trait EntityParent {
     fn visit(&self, found: &mut Relations);
-
     fn table(&self) -> TypeId;
 }
 
@@ -44,7 +29,6 @@ impl<P: Entity> EntityParent for &Parent<P> {
 /// A parent that is not an entity. Its table is unknown, so its own type identifies the table.
 pub trait OtherParent {
     fn visit(&self, _: &mut Relations) {}
-
     fn table(&self) -> TypeId;
 }
 
@@ -55,25 +39,20 @@ impl<P: 'static> OtherParent for Parent<P> {
 }
 
 /// One field of a row or of a new row.
-#[derive(Debug)]
 pub struct Field<'p, T>(pub &'p T);
 
 pub trait ForeignKeyField {
     type Id;
-    fn is_known(&self) -> bool;
-    fn reference(&self) -> Option<Reference>;
+    /// The reference of the field. The outer `None`: the key is not known yet. The inner `None`: there is none.
+    fn reference(&self) -> Option<Option<Reference>>;
     fn key_part(&self) -> Option<Self::Id>;
 }
 
 impl<E: Entity> ForeignKeyField for Field<'_, Fk<E>> {
     type Id = E::Id;
 
-    fn is_known(&self) -> bool {
-        self.0.id().is_some()
-    }
-
-    fn reference(&self) -> Option<Reference> {
-        self.0.id().map(|id| Reference::new(E::table(), id.clone()))
+    fn reference(&self) -> Option<Option<Reference>> {
+        self.key_part().map(|id| Some(Reference::new(E::table(), id)))
     }
 
     fn key_part(&self) -> Option<E::Id> {
@@ -82,29 +61,20 @@ impl<E: Entity> ForeignKeyField for Field<'_, Fk<E>> {
 }
 
 pub trait OptionalForeignKeyField {
-    fn is_known(&self) -> bool;
-    fn reference(&self) -> Option<Reference>;
+    fn reference(&self) -> Option<Option<Reference>>;
 }
 
 impl<E: Entity> OptionalForeignKeyField for Field<'_, Option<Fk<E>>> {
-    fn is_known(&self) -> bool {
-        self.0.as_ref().is_none_or(|key| key.id().is_some())
-    }
-
-    fn reference(&self) -> Option<Reference> {
-        self.0.as_ref()?.id().map(|id| Reference::new(E::table(), id.clone()))
+    fn reference(&self) -> Option<Option<Reference>> {
+        self.0.as_ref().map_or(Some(None), |key| Field(key).reference())
     }
 }
 
 pub trait ValueField {
     type Value;
 
-    fn is_known(&self) -> bool {
-        true
-    }
-
-    fn reference(&self) -> Option<Reference> {
-        None
+    fn reference(&self) -> Option<Option<Reference>> {
+        Some(None)
     }
 
     fn key_part(&self) -> Option<Self::Value>;
@@ -155,7 +125,6 @@ const BYTES_BESIDE_VALUE: usize = 16;
 /// A field of a new row, and the same field of the returned row. The derive calls `(&&&FieldPair(..)).differs()`.
 /// Method resolution begins with the traits that are implemented for `&&FieldPair`, so these are the most specific
 /// ones. The trait of `FieldPair` itself comes last.
-#[derive(Debug)]
 pub struct FieldPair<'p, A, B>(pub &'p A, pub &'p B);
 
 pub trait ForeignKeyPair {

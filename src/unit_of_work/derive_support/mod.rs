@@ -2,29 +2,17 @@
 
 mod condition;
 mod field;
-mod fragments;
+mod many_rows;
 mod read_back;
-mod update_many;
+mod sql;
 
 pub use super::entity::OneColumnKey;
-pub use super::relations::{Move, Reference, Relations};
-pub use condition::{auto_increment_keys, ends_in_blanks, has_time_of_day, is_integer, rounded_key, text_key};
-pub use field::{
-    BytesField, ComparablePair, EntityParent, Field, FieldPair, ForeignKeyField, ForeignKeyPair, IncomparablePair,
-    OptionalBytesField, OptionalForeignKeyField, OptionalForeignKeyPair, OtherParent, Parent, SizedField, ValueField,
-};
-pub use fragments::{ForUpdate, Returning};
-pub use read_back::{max_statement_bytes, read_back, reset_last_insert_id};
-pub use update_many::{LockRows, MayLock, UpdateMany, max_update_rows};
-
-/// Maximum number of rows of one INSERT. A statement of more than a thousand rows is not faster.
-#[doc(hidden)]
-pub const fn max_insert_rows(columns: usize, binds: usize) -> usize {
-    match binds.checked_div(columns) {
-        Some(rows) if rows < 1000 => rows,
-        _ => 1000,
-    }
-}
+pub use super::relations::{ForeignKey, Reference, Relations};
+pub use condition::*;
+pub use field::*;
+pub use many_rows::*;
+pub use read_back::*;
+pub use sql::*;
 
 macro_rules! backend_gates {
     ($dollar:tt $($feature:literal $name:ident),+) => { $(

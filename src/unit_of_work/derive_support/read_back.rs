@@ -1,7 +1,5 @@
 //! Reads inserted rows back on databases without `RETURNING`.
 
-use std::cell::RefCell;
-
 use diesel::result::{Error, QueryResult};
 
 use super::super::entity::{Entity, Insert, Persist};
@@ -20,12 +18,7 @@ where
     let Some(ids) = program_made else { return read_auto_increment::<C, N>(conn, rows.len()) };
     let mut read = Vec::with_capacity(ids.len());
     for ids in ids.chunks(N::Entity::MAX_FIND_KEYS.max(1)) {
-        let mut found = {
-            let conn = RefCell::new(&mut *conn);
-            find_by_keys(ids, &mut |ids| N::Entity::find_many(&mut **conn.borrow_mut(), ids), &mut |id| {
-                Ok(N::Entity::find(&mut **conn.borrow_mut(), id)?.pop())
-            })?
-        };
+        let mut found = find_by_keys(ids, |ids| N::Entity::find_many(conn, ids))?;
         for (id, row) in ids.iter().zip(&mut found).filter(|(_, row)| row.is_none()) {
             *row = find_rounded::<C, N::Entity>(conn, id)?;
         }

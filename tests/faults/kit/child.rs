@@ -1,4 +1,4 @@
-//! What the processes of these stories do, and their parent's end of them.
+//! The child processes of these tests, and their parent's end of the pipes.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -11,7 +11,7 @@ use diesel_session::{Config, Database, Error, Result, Session};
 
 use super::server::{Server, chosen, ways};
 use crate::fixtures::threads::{child_of, together};
-use crate::fixtures::{COUNT, Conn, INSERT, Speak};
+use crate::fixtures::{COUNT, INSERT, SessionExt, TestConnection};
 
 const URL: &str = "DIESEL_SESSION_TEST_CHILD";
 const PART: &str = "DIESEL_SESSION_TEST_PART";
@@ -35,7 +35,7 @@ fn a_part() {
     }
 }
 
-fn play<C: Conn>(url: &str, part: &str) {
+fn play<C: TestConnection>(url: &str, part: &str) {
     let (verb, way) = part.split_once(' ').unwrap_or((part, ""));
     let setup = || setup::<C>(url, way_of(way));
     match verb {
@@ -56,7 +56,7 @@ fn play<C: Conn>(url: &str, part: &str) {
         .unwrap(),
         "fail" => run(setup(), |_| -> Result<()> {
             insert::<C>()?;
-            Err(Error::NoContext { at: std::panic::Location::caller() })
+            Err(Error::from(diesel::result::Error::NotFound))
         })
         .unwrap(),
         "leak" => run(setup(), |app| {
@@ -121,11 +121,11 @@ fn way_of(name: &str) -> TestIsolation {
     all.into_iter().find(|way| format!("{way:?}") == name).unwrap_or_default()
 }
 
-fn setup<C: Conn>(url: &str, way: TestIsolation) -> TestSetup<C> {
+fn setup<C: TestConnection>(url: &str, way: TestIsolation) -> TestSetup<C> {
     TestSetup::of(C::db()).config(Config::new(url)).isolation(way)
 }
 
-fn insert<C: Conn>() -> Result<()> {
+fn insert<C: TestConnection>() -> Result<()> {
     let session = C::db().session()?;
     assert_eq!(session.number(COUNT)?, 0);
     session.send(INSERT)?;
@@ -134,16 +134,16 @@ fn insert<C: Conn>() -> Result<()> {
     session.rollback()
 }
 
-fn ordinary<C: Conn>(setup: TestSetup<C>) {
+fn ordinary<C: TestConnection>(setup: TestSetup<C>) {
     run(setup, |_| insert::<C>()).unwrap();
 }
 
-fn committed<C: Conn>(test: &TestApp<C>) -> Result<i64> {
+fn committed<C: TestConnection>(test: &TestApp<C>) -> Result<i64> {
     test.open_session()?.number(COUNT)
 }
 
 /// Two rows, unless the process is to end before the second.
-fn fill<C: Conn>(session: &Session<C>) -> Result<()> {
+fn fill<C: TestConnection>(session: &Session<C>) -> Result<()> {
     session.send(INSERT)?;
     if std::env::var(PART).is_ok_and(|part| part.starts_with("leave")) {
         session.commit()?;
@@ -153,7 +153,7 @@ fn fill<C: Conn>(session: &Session<C>) -> Result<()> {
 }
 
 /// Of a program without migrations.
-fn bare<C: Conn>(url: &str, way: TestIsolation) {
+fn bare<C: TestConnection>(url: &str, way: TestIsolation) {
     static ROWS: &str = "SELECT count(*) AS number FROM notes";
     let db: &'static Database<C> = Box::leak(Box::new(Database::without_migrations()));
     for _ in 0..2 {
@@ -173,7 +173,7 @@ fn bare<C: Conn>(url: &str, way: TestIsolation) {
 }
 
 /// Has a test of each kind under way until it is told that that will do.
-fn hold<C: Conn>(url: &str) {
+fn hold<C: TestConnection>(url: &str) {
     let begin = |way: &TestIsolation| setup::<C>(url, *way).max_size(1).start().unwrap();
     let tests: Vec<_> = ways(url).iter().map(begin).collect();
     for test in &tests {
@@ -188,7 +188,7 @@ fn hold<C: Conn>(url: &str) {
 }
 
 /// Whose connections the parent ends: in a transaction, between two, and between two tests.
-fn be_cut<C: Conn>(url: &str) {
+fn be_cut<C: TestConnection>(url: &str) {
     let setup = || setup::<C>(url, TestIsolation::Rollback);
     for open in [true, false] {
         let test = setup().named(CUT).start().unwrap();

@@ -58,7 +58,7 @@ fn a_folder_that_another_user_made_first_is_refused_and_no_link_in_it_is_followe
     let folder = victim.attacked("diesel-session-victim", 0o777);
     let run = run_in(victim.temp.path(), "one Database");
     victim.assert_untouched();
-    // The machine's administrator can play another user; everybody else finds a folder of his own.
+    // The administrator of the machine can change the owner of the folder. Another user finds a folder of another user.
     if chown(&folder, Some(12345), None).is_ok() {
         let run = run_in(victim.temp.path(), "one Database");
         assert_eq!(run.code(), Some(101));
@@ -119,7 +119,7 @@ fn a_folder_of_temporary_files_may_have_any_name() {
 }
 
 #[test]
-fn so_many_templates_are_kept_as_the_guide_says() {
+fn template_files_are_kept_up_to_the_documented_number() {
     let server = Server::sqlite();
     for _ in 0..2 {
         server.succeed("many Database");
@@ -132,7 +132,7 @@ fn so_many_templates_are_kept_as_the_guide_says() {
 }
 
 #[test]
-fn a_full_disk_is_called_that() {
+fn full_disk_is_named_in_the_error() {
     let temp = tempfile::tempdir().unwrap();
     let folder = temp.path().join("small");
     fs::create_dir(&folder).unwrap();
@@ -140,7 +140,7 @@ fn a_full_disk_is_called_that() {
     let mounted = Command::new("mount").args(mount).arg(&folder).status();
     if !mounted.is_ok_and(|status| status.success()) {
         let uid = fs::metadata(&folder).unwrap().uid();
-        assert_ne!(uid, 0, "the administrator can make a disk that is full; nobody else can");
+        assert_ne!(uid, 0, "only the administrator can make a full disk");
         return;
     }
     let small = run_with(&folder, "one Database");

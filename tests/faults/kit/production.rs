@@ -6,13 +6,46 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::Text;
+use diesel_session::migrations::PerBackend;
 use diesel_session::testing::{Fixture, TestApp, TestIsolation, TestSetup};
-use diesel_session::{Config, Database, PerBackend, Result};
+use diesel_session::{App, Config, Database};
 
-use crate::fixtures::{Any, COUNT, Conn, INSERT, MYSQL, POSTGRES, SQLITE, Speak, Step, Steps, step};
+use crate::fixtures::{
+    AnyConnection, COUNT, INSERT, MYSQL, POSTGRES, SQLITE, ServerUrl, SessionExt, Step, Steps, TestConnection, step,
+};
+use crate::for_each_database;
 use crate::support::{Kind, Mariadb, Postgres, enabled};
 
 use TestIsolation::{Rollback, Schema};
+
+for_each_database!(ServerUrl; postgres, mariadb, sqlite =>
+    patience_of_any_length_is_possible,
+    a_fixture_without_a_statement_does_nothing,
+);
+for_each_database!(only sqlite => each_migration_on_sqlite_is_replayed_in_a_transaction_of_its_own);
+for_each_database!(only mariadb =>
+    test_database_on_mariadb_has_the_properties_of_the_configured_one,
+    tests_run_under_unusual_settings_of_mariadb,
+    missing_right_is_named_only_if_the_account_lacks_it_on_mariadb,
+    unfinished_database_is_an_error_that_names_its_state_on_mariadb,
+    server_messages_in_german_are_understood_on_mariadb,
+    idle_transaction_of_a_test_has_a_limit_on_mariadb,
+);
+for_each_database!(only postgres =>
+    each_migration_on_postgres_is_replayed_in_a_transaction_of_its_own,
+    a_template_is_made_for_sessions_that_are_prepared_alike,
+    test_database_on_postgres_has_the_properties_of_the_configured_one,
+    role_set_by_on_connect_may_use_the_test_database,
+    session_in_template1_blocks_only_if_template1_has_content,
+    an_extension_that_the_role_may_not_install_comes_by_a_template,
+    a_schema_with_very_many_tables_is_removed,
+    functions_and_operators_of_another_schema_are_not_called,
+    missing_right_is_named_only_if_the_account_lacks_it_on_postgres,
+    unfinished_database_is_an_error_that_names_its_state_on_postgres,
+    server_messages_in_german_are_understood_on_postgres,
+    idle_transaction_of_a_test_has_a_limit_on_postgres,
+);
+
 const OWN: TestIsolation = TestIsolation::Database;
 
 #[derive(QueryableByName)]
@@ -21,7 +54,7 @@ struct Value {
     value: String,
 }
 
-trait Ask: Conn {
+trait Ask: TestConnection {
     fn ask(&mut self, sql: &str) -> QueryResult<Vec<Value>>;
 }
 
@@ -44,7 +77,7 @@ fn texts<C: Ask>(test: &TestApp<C>, sql: &str) -> Vec<String> {
     rows.into_iter().map(|row| row.value).collect()
 }
 
-fn database<C: Conn>(steps: Vec<Step>) -> &'static Database<C, Steps> {
+fn database<C: TestConnection>(steps: Vec<Step>) -> &'static Database<C, Steps> {
     Box::leak(Box::new(Database::new(Steps(steps))))
 }
 
@@ -56,7 +89,7 @@ fn entries(versions: [&'static str; 3]) -> Vec<Step> {
 
 /// A test on the database of `setup` from its beginning to its end.
 #[track_caller]
-fn used<C: Conn>(setup: TestSetup<C>) {
+fn used<C: TestConnection>(setup: TestSetup<C>) {
     let test = setup.start().unwrap();
     let session = test.open_session().unwrap();
     assert_eq!(session.number(COUNT).unwrap(), 0);
@@ -69,11 +102,7 @@ fn used<C: Conn>(setup: TestSetup<C>) {
 
 const SAID: &str = "SELECT said AS value FROM said ORDER BY id";
 
-#[test]
 fn each_migration_on_postgres_is_replayed_in_a_transaction_of_its_own() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
     let server = Postgres::start();
     let tell = "INSERT INTO public.said (said) SELECT concat_ws(' ', current_setting('search_path'), current_user, \
                 current_setting('TimeZone'), current_setting('work_mem'))";
@@ -122,14 +151,13 @@ fn each_migration_on_postgres_is_replayed_in_a_transaction_of_its_own() {
 }
 
 /// A violation that one transaction leaves to the next one is one.
-#[test]
 fn each_migration_on_sqlite_is_replayed_in_a_transaction_of_its_own() {
     let steps = vec![
         step("1", "CREATE TABLE p (id INTEGER PRIMARY KEY); CREATE TABLE q (id INTEGER REFERENCES p (id))", "SELECT 1"),
         step("2", "PRAGMA defer_foreign_keys = ON; INSERT INTO q VALUES (1); INSERT INTO p VALUES (1)", "SELECT 1"),
         step("3", "INSERT INTO q VALUES (2); INSERT INTO p VALUES (2)", "SELECT 1"),
     ];
-    let on = |config: Config| config.on_connect("PRAGMA foreign_keys = ON");
+    let on = |config: Config| config.connection_init_sql("PRAGMA foreign_keys = ON");
     let db = database::<SqliteConnection>(steps.clone());
     let production = db.init_app("production", on(Config::new(":memory:"))).unwrap();
     let error = production.create_all().unwrap_err().to_string();
@@ -143,15 +171,11 @@ fn each_migration_on_sqlite_is_replayed_in_a_transaction_of_its_own() {
     }
 }
 
-fn look_into_tenant(conn: &mut PgConnection) -> QueryResult<()> {
+fn look_into_tenant(_: &App<PgConnection>, conn: &mut PgConnection) -> QueryResult<()> {
     conn.batch_execute("SET search_path = tenant, public")
 }
 
-#[test]
 fn a_template_is_made_for_sessions_that_are_prepared_alike() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
     let server = Postgres::start();
     let steps = || Steps(vec![step("1", "CREATE SCHEMA tenant", ""), step("2", "CREATE TABLE t (id INT)", "")]);
     static FUNCTION: std::sync::OnceLock<Database<PgConnection, Steps>> = std::sync::OnceLock::new();
@@ -168,18 +192,17 @@ fn a_template_is_made_for_sessions_that_are_prepared_alike() {
             };
             let tenant = "tenant,public";
             assert_eq!(in_tenant(plain, Config::new(&url)), "public");
-            assert_eq!(in_tenant(plain, Config::new(&url).on_connect("SET search_path = tenant, public")), "tenant");
+            assert_eq!(
+                in_tenant(plain, Config::new(&url).connection_init_sql("SET search_path = tenant, public")),
+                "tenant"
+            );
             assert_eq!(in_tenant(plain, Config::new(format!("{url}?options=-c%20search_path%3D{tenant}"))), "tenant");
             assert_eq!(in_tenant(prepared, Config::new(&url)), "tenant");
         }
     }
 }
 
-#[test]
-fn a_database_on_postgres_is_like_the_configured_one() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
+fn test_database_on_postgres_has_the_properties_of_the_configured_one() {
     let server = Postgres::start();
     let mut admin = server.admin();
     for sql in [
@@ -229,11 +252,7 @@ fn a_database_on_postgres_is_like_the_configured_one() {
     }
 }
 
-#[test]
-fn a_database_on_mariadb_is_like_the_configured_one() {
-    if !enabled(Kind::Mysql) {
-        return;
-    }
+fn test_database_on_mariadb_has_the_properties_of_the_configured_one() {
     let server = Mariadb::start();
     server.admin().batch_execute("CREATE DATABASE odd CHARACTER SET latin2 COLLATE latin2_bin").unwrap();
     server.admin().batch_execute("GRANT ALL ON odd.* TO app").unwrap();
@@ -257,11 +276,7 @@ fn a_database_on_mariadb_is_like_the_configured_one() {
     }
 }
 
-#[test]
-fn a_role_that_on_connect_sets_can_use_what_is_made_for_it() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
+fn role_set_by_on_connect_may_use_the_test_database() {
     let server = Postgres::start();
     let mut admin = server.admin();
     for sql in ["CREATE ROLE keeper", "GRANT keeper TO app", "CREATE DATABASE kept OWNER keeper"] {
@@ -270,7 +285,7 @@ fn a_role_that_on_connect_sets_can_use_what_is_made_for_it() {
     admin.batch_execute("GRANT CREATE ON DATABASE kept TO app").unwrap();
     for isolation in [OWN, Schema, Rollback] {
         for _ in 0..2 {
-            let config = Config::new(server.url_of("kept")).on_connect("SET ROLE keeper");
+            let config = Config::new(server.url_of("kept")).connection_init_sql("SET ROLE keeper");
             let setup = TestSetup::of(PgConnection::db()).config(config).isolation(isolation);
             let test = setup.start().unwrap_or_else(|error| panic!("{isolation:?}: {error}"));
             let owner = "SELECT tableowner::text AS value FROM pg_tables WHERE tablename = 'entries'";
@@ -283,11 +298,7 @@ fn a_role_that_on_connect_sets_can_use_what_is_made_for_it() {
     assert_eq!(admin.number(left).unwrap(), 0);
 }
 
-#[test]
-fn a_session_in_template1_is_in_the_way_only_if_that_has_something_of_its_own() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
+fn session_in_template1_blocks_only_if_template1_has_content() {
     let server = Postgres::start();
     let mut template1 = PgConnection::establish(&server.url_of("template1")).unwrap();
     for isolation in [OWN, Rollback] {
@@ -310,7 +321,7 @@ fn a_session_in_template1_is_in_the_way_only_if_that_has_something_of_its_own() 
         used(setup().template("base").isolation(isolation));
     }
     drop(template1);
-    // Somebody is in the template that was named.
+    // A session is connected to the template that was named.
     let _base = PgConnection::establish(&server.url_of("base")).unwrap();
     let other = Fixture::sql("one more content", "SELECT 2");
     let error = setup().template("base").fixture(other).start().map(drop).unwrap_err().to_string();
@@ -319,11 +330,7 @@ fn a_session_in_template1_is_in_the_way_only_if_that_has_something_of_its_own() 
     assert!(error.contains("give no template"), "{error}");
 }
 
-#[test]
 fn an_extension_that_the_role_may_not_install_comes_by_a_template() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
     let server = Postgres::start();
     let steps = vec![
         step("1", "CREATE EXTENSION IF NOT EXISTS plpgsql", ""),
@@ -349,38 +356,32 @@ fn an_extension_that_the_role_may_not_install_comes_by_a_template() {
     }
 }
 
-#[test]
-fn a_right_is_named_only_to_an_account_that_does_not_have_it() {
-    if enabled(Kind::Postgres) {
-        let server = Postgres::start();
-        server.admin().batch_execute("ALTER ROLE app NOCREATEDB").unwrap();
-        server.admin().batch_execute("CREATE ROLE other").unwrap();
-        server.admin().batch_execute("ALTER DATABASE app OWNER TO other").unwrap();
-        for (isolation, right) in [(OWN, "CREATEDB"), (Rollback, "CREATEDB"), (Schema, "right CREATE in")] {
-            let setup = TestSetup::of(PgConnection::db()).config(Config::new(server.url())).isolation(isolation);
-            let error = setup.start().map(drop).unwrap_err().to_string();
-            assert!(error.contains(right), "{isolation:?}: {error}");
-        }
+fn missing_right_is_named_only_if_the_account_lacks_it_on_postgres() {
+    let server = Postgres::start();
+    server.admin().batch_execute("ALTER ROLE app NOCREATEDB").unwrap();
+    server.admin().batch_execute("CREATE ROLE other").unwrap();
+    server.admin().batch_execute("ALTER DATABASE app OWNER TO other").unwrap();
+    for (isolation, right) in [(OWN, "CREATEDB"), (Rollback, "CREATEDB"), (Schema, "right CREATE in")] {
+        let setup = TestSetup::of(PgConnection::db()).config(Config::new(server.url())).isolation(isolation);
+        let error = setup.start().map(drop).unwrap_err().to_string();
+        assert!(error.contains(right), "{isolation:?}: {error}");
     }
-    if enabled(Kind::Mysql) {
-        let server = Mariadb::start();
-        server.admin().batch_execute("CREATE USER poor@'%' IDENTIFIED BY 'pw'; CREATE DATABASE poor").unwrap();
-        server.admin().batch_execute("GRANT SELECT ON poor.* TO poor@'%'").unwrap();
-        let url = format!("mysql://poor:pw@127.0.0.1:{}/poor", server.port());
-        for isolation in [OWN, Rollback] {
-            let setup = TestSetup::of(MysqlConnection::db()).config(Config::new(&url)).isolation(isolation);
-            let error = setup.start().map(drop).unwrap_err().to_string();
-            assert!(error.contains("GRANT ALL ON"), "{isolation:?}: {error}");
-        }
+}
+
+fn missing_right_is_named_only_if_the_account_lacks_it_on_mariadb() {
+    let server = Mariadb::start();
+    server.admin().batch_execute("CREATE USER poor@'%' IDENTIFIED BY 'pw'; CREATE DATABASE poor").unwrap();
+    server.admin().batch_execute("GRANT SELECT ON poor.* TO poor@'%'").unwrap();
+    let url = format!("mysql://poor:pw@127.0.0.1:{}/poor", server.port());
+    for isolation in [OWN, Rollback] {
+        let setup = TestSetup::of(MysqlConnection::db()).config(Config::new(&url)).isolation(isolation);
+        let error = setup.start().map(drop).unwrap_err().to_string();
+        assert!(error.contains("GRANT ALL ON"), "{isolation:?}: {error}");
     }
 }
 
 /// Settings of MariaDB under which a test has to be like any other.
-#[test]
-fn a_mariadb_server_may_be_set_up_in_many_ways() {
-    if !enabled(Kind::Mysql) {
-        return;
-    }
+fn tests_run_under_unusual_settings_of_mariadb() {
     let modes = "--sql-mode=ANSI_QUOTES,NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT,NO_ZERO_DATE,ONLY_FULL_GROUP_BY";
     let ways: [&[&str]; 3] = [
         &["--autocommit=0"],
@@ -415,7 +416,7 @@ fn a_mariadb_server_may_be_set_up_in_many_ways() {
     }
 }
 
-/// A database's name as the kit makes them, of an owner that nobody is.
+/// The name of a database as the kit makes it, of an owner that does not exist.
 fn of_a_dead_process() -> String {
     let text = "diesel_session_test_00000001_1";
     let hash = format!("{text}made for a test")
@@ -424,73 +425,59 @@ fn of_a_dead_process() -> String {
     format!("{text}_{:08x}", (hash ^ (hash >> 32)) as u32)
 }
 
-/// Whoever makes each new database look unfinished.
-#[test]
-fn a_database_that_is_never_whole_is_an_error_that_says_what_was_seen() {
-    if enabled(Kind::Mysql) {
-        let make = "--init-connect=CREATE TABLE IF NOT EXISTS __diesel_session_unfinished (id INT)";
-        let server = Mariadb::start_with(&[make]);
-        let setup = TestSetup::of(MysqlConnection::db()).config(Config::new(server.url())).isolation(Rollback);
-        let error = setup.patience(Duration::from_secs(20)).start().map(drop).unwrap_err().to_string();
-        assert!(error.contains("diesel_session_rollback") && error.contains("__diesel_session_unfinished"), "{error}");
+/// Each new database looks unfinished.
+fn unfinished_database_is_an_error_that_names_its_state_on_mariadb() {
+    let make = "--init-connect=CREATE TABLE IF NOT EXISTS __diesel_session_unfinished (id INT)";
+    let server = Mariadb::start_with(&[make]);
+    let setup = TestSetup::of(MysqlConnection::db()).config(Config::new(server.url())).isolation(Rollback);
+    let error = setup.patience(Duration::from_secs(20)).start().map(drop).unwrap_err().to_string();
+    assert!(error.contains("diesel_session_rollback") && error.contains("__diesel_session_unfinished"), "{error}");
+}
+
+/// Each new database looks unfinished.
+fn unfinished_database_is_an_error_that_names_its_state_on_postgres() {
+    let server = Postgres::start();
+    let setup = || TestSetup::of(PgConnection::db()).config(Config::new(server.url())).isolation(Rollback);
+    used(setup());
+    // The connection of this process is kept, so another account's settings are taken.
+    let mut admin = server.admin();
+    let names = "SELECT datname::text AS value FROM pg_database WHERE datname LIKE 'diesel%rollback%'";
+    let databases: Vec<Value> = sql_query(names).load(&mut admin).unwrap();
+    for database in &databases {
+        admin.batch_execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", database.value)).unwrap();
+        server.backend_pids(&database.value).into_iter().for_each(|pid| server.terminate(pid));
     }
-    if enabled(Kind::Postgres) {
-        let server = Postgres::start();
-        let setup = || TestSetup::of(PgConnection::db()).config(Config::new(server.url())).isolation(Rollback);
-        used(setup());
-        // The connection of this process is kept, so another account's settings are taken.
-        let mut admin = server.admin();
-        let names = "SELECT datname::text AS value FROM pg_database WHERE datname LIKE 'diesel%rollback%'";
-        let lanes: Vec<Value> = sql_query(names).load(&mut admin).unwrap();
-        for lane in &lanes {
-            admin.batch_execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", lane.value)).unwrap();
-            server.backend_pids(&lane.value).into_iter().for_each(|pid| server.terminate(pid));
-        }
-        let error = setup().patience(Duration::from_secs(20)).start().map(drop).unwrap_err().to_string();
-        assert!(error.contains("not currently accepting connections"), "{error}");
+    let error = setup().patience(Duration::from_secs(20)).start().map(drop).unwrap_err().to_string();
+    assert!(error.contains("not currently accepting connections"), "{error}");
+}
+
+/// The ways to isolate a test on the server at `url`. SQLite's database in memory stands for a file too.
+fn setups(url: &str) -> Vec<(&str, TestIsolation)> {
+    match url {
+        ":memory:" => [":memory:", "a.sqlite"].into_iter().flat_map(|url| [(url, OWN), (url, Rollback)]).collect(),
+        _ if url.starts_with("postgres") => [OWN, Schema, Rollback].map(|isolation| (url, isolation)).to_vec(),
+        _ => [OWN, Rollback].map(|isolation| (url, isolation)).to_vec(),
     }
 }
 
-#[test]
-fn patience_of_any_length_is_possible() {
-    let every = |setup: &dyn Fn() -> Vec<Box<dyn FnOnce(Duration)>>| {
-        for patience in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
-            setup().into_iter().for_each(|run| run(patience));
-        }
-    };
-    fn run<C: Conn>(url: &str, isolation: TestIsolation) -> Box<dyn FnOnce(Duration)> {
-        let url = url.to_owned();
-        Box::new(move |patience| {
+fn patience_of_any_length_is_possible<C: TestConnection>(url: &str) {
+    for patience in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
+        for (url, isolation) in setups(url) {
             let setup = TestSetup::of(C::db()).config(Config::new(url)).isolation(isolation);
             used(setup.max_size(1).patience(patience));
-        })
-    }
-    every(&|| {
-        vec![
-            run::<SqliteConnection>(":memory:", OWN),
-            run::<SqliteConnection>(":memory:", Rollback),
-            run::<SqliteConnection>("a.sqlite", OWN),
-        ]
-    });
-    if enabled(Kind::Postgres) {
-        let server = Postgres::start();
-        every(&|| [OWN, Schema, Rollback].map(|way| run::<PgConnection>(&server.url(), way)).into_iter().collect());
-    }
-    if enabled(Kind::Mysql) {
-        let server = Mariadb::start();
-        every(&|| [OWN, Rollback].map(|way| run::<MysqlConnection>(&server.url(), way)).into_iter().collect());
+        }
     }
 }
 
 /// Which gives no reason why a connection cannot be had.
-static WITHOUT_REASONS: Database<Any> =
+static WITHOUT_REASONS: Database<AnyConnection> =
     Database::per_backend(PerBackend { sqlite: Some(SQLITE), postgres: Some(POSTGRES), mysql: Some(MYSQL) });
 
 #[test]
-fn a_rollback_works_with_an_enum_of_connections_that_has_no_connect_with() {
+fn rolled_back_test_works_with_an_enum_without_connect_with() {
     let urls = [
         enabled(Kind::Postgres).then(|| crate::support::postgres().url()),
-        enabled(Kind::Mysql).then(|| crate::support::mariadb().url()),
+        enabled(Kind::Mariadb).then(|| crate::support::mariadb().url()),
         Some(":memory:".into()),
     ];
     for url in urls.into_iter().flatten() {
@@ -501,62 +488,52 @@ fn a_rollback_works_with_an_enum_of_connections_that_has_no_connect_with() {
     }
 }
 
-#[test]
-fn a_server_of_another_language_is_understood() {
-    if enabled(Kind::Postgres) {
-        let server = Postgres::start_speaking("de_DE");
-        for isolation in [Rollback, OWN, Schema, Rollback] {
-            used(TestSetup::of(PgConnection::db()).config(Config::new(server.url())).isolation(isolation));
-        }
-        // The database of the URL is not there.
-        used(TestSetup::of(PgConnection::db()).config(Config::new(server.url_of("nowhere"))));
+fn server_messages_in_german_are_understood_on_postgres() {
+    let server = Postgres::start_speaking("de_DE");
+    for isolation in [Rollback, OWN, Schema, Rollback] {
+        used(TestSetup::of(PgConnection::db()).config(Config::new(server.url())).isolation(isolation));
     }
-    if enabled(Kind::Mysql) {
-        let server = Mariadb::start_with(&["--lc-messages=de_DE"]);
-        for isolation in [Rollback, OWN, Rollback] {
-            used(TestSetup::of(MysqlConnection::db()).config(Config::new(server.url())).isolation(isolation));
-        }
-        used(TestSetup::of(MysqlConnection::db()).config(Config::new(server.url_of("nowhere"))));
-    }
+    // The database of the URL is not there.
+    used(TestSetup::of(PgConnection::db()).config(Config::new(server.url_of("nowhere"))));
 }
 
-#[test]
-fn a_session_of_a_test_does_not_keep_its_locks_for_ever() {
-    if enabled(Kind::Postgres) {
-        let limit =
-            "SELECT setting::bigint AS number FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout'";
-        let url = crate::support::postgres().url();
-        for isolation in [OWN, Schema, Rollback] {
-            let ask = |config: Config| {
-                let test = TestSetup::of(PgConnection::db()).config(config).isolation(isolation).start().unwrap();
-                // Raw access has the connection cleaned.
-                test.open_session().unwrap().send("SELECT 1").unwrap();
-                let limit = test.open_session().unwrap().number(limit).unwrap();
-                test.finish().unwrap();
-                limit
-            };
-            assert_eq!(ask(Config::new(&url)), 4 * 3600 * 1000, "{isolation:?}");
-            let own = Config::new(&url).on_connect("SET idle_in_transaction_session_timeout = 5000");
-            assert_eq!(ask(own), 5000, "{isolation:?}");
-        }
+fn server_messages_in_german_are_understood_on_mariadb() {
+    let server = Mariadb::start_with(&["--lc-messages=de_DE"]);
+    for isolation in [Rollback, OWN, Rollback] {
+        used(TestSetup::of(MysqlConnection::db()).config(Config::new(server.url())).isolation(isolation));
     }
-    if enabled(Kind::Mysql) {
-        let url = crate::support::mariadb().url();
-        for isolation in [OWN, Rollback] {
-            let test =
-                TestSetup::of(MysqlConnection::db()).config(Config::new(&url)).isolation(isolation).start().unwrap();
-            let limit = "SELECT CAST(@@idle_transaction_timeout AS SIGNED) AS number";
-            assert_eq!(test.open_session().unwrap().number(limit).unwrap(), 4 * 3600);
+    used(TestSetup::of(MysqlConnection::db()).config(Config::new(server.url_of("nowhere"))));
+}
+
+fn idle_transaction_of_a_test_has_a_limit_on_postgres() {
+    let limit = "SELECT setting::bigint AS number FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout'";
+    let url = crate::support::postgres().url();
+    for isolation in [OWN, Schema, Rollback] {
+        let ask = |config: Config| {
+            let test = TestSetup::of(PgConnection::db()).config(config).isolation(isolation).start().unwrap();
+            // Raw access has the connection cleaned.
+            test.open_session().unwrap().send("SELECT 1").unwrap();
+            let limit = test.open_session().unwrap().number(limit).unwrap();
             test.finish().unwrap();
-        }
+            limit
+        };
+        assert_eq!(ask(Config::new(&url)), 4 * 3600 * 1000, "{isolation:?}");
+        let own = Config::new(&url).connection_init_sql("SET idle_in_transaction_session_timeout = 5000");
+        assert_eq!(ask(own), 5000, "{isolation:?}");
     }
 }
 
-#[test]
-fn a_schema_with_very_many_tables_is_removed() {
-    if !enabled(Kind::Postgres) {
-        return;
+fn idle_transaction_of_a_test_has_a_limit_on_mariadb() {
+    let url = crate::support::mariadb().url();
+    for isolation in [OWN, Rollback] {
+        let test = TestSetup::of(MysqlConnection::db()).config(Config::new(&url)).isolation(isolation).start().unwrap();
+        let limit = "SELECT CAST(@@idle_transaction_timeout AS SIGNED) AS number";
+        assert_eq!(test.open_session().unwrap().number(limit).unwrap(), 4 * 3600);
+        test.finish().unwrap();
     }
+}
+
+fn a_schema_with_very_many_tables_is_removed() {
     let server = Postgres::start();
     let part = |from: usize| {
         let tables: Vec<String> =
@@ -575,38 +552,20 @@ fn a_schema_with_very_many_tables_is_removed() {
     assert_eq!(PgConnection::establish(&server.url()).unwrap().number(left).unwrap(), 0);
 }
 
-fn blank<C: Conn>(urls: &[&str], ways: &[TestIsolation]) -> Result<()> {
-    for url in urls {
-        for isolation in ways {
-            for text in ["", " \n\t", "-- a comment", "/* one */;\n;", ";"] {
-                let setup = TestSetup::of(C::db()).config(Config::new(*url)).isolation(*isolation);
-                let setup = setup.fixture(Fixture::sql("blank", text)).fixture(Fixture::sql("a row", INSERT));
-                let test = setup.fixture(Fixture::sql("blank too", text)).start()?;
-                assert_eq!(test.open_session()?.number(COUNT)?, 1, "{text:?}");
-                test.finish()?;
-            }
+fn a_fixture_without_a_statement_does_nothing<C: TestConnection>(url: &str) {
+    for (url, isolation) in setups(url) {
+        for text in ["", " \n\t", "-- a comment", "/* one */;\n;", ";"] {
+            let setup = TestSetup::of(C::db()).config(Config::new(url)).isolation(isolation);
+            let setup = setup.fixture(Fixture::sql("blank", text)).fixture(Fixture::sql("a row", INSERT));
+            let test = setup.fixture(Fixture::sql("blank too", text)).start().unwrap();
+            assert_eq!(test.open_session().unwrap().number(COUNT).unwrap(), 1, "{text:?}");
+            test.finish().unwrap();
         }
-    }
-    Ok(())
-}
-
-#[test]
-fn a_fixture_without_a_statement_does_nothing() {
-    blank::<SqliteConnection>(&[":memory:", "a.sqlite"], &[OWN, Rollback]).unwrap();
-    if enabled(Kind::Postgres) {
-        blank::<PgConnection>(&[&crate::support::postgres().url()], &[OWN, Schema, Rollback]).unwrap();
-    }
-    if enabled(Kind::Mysql) {
-        blank::<MysqlConnection>(&[&crate::support::mariadb().url()], &[OWN, Rollback]).unwrap();
     }
 }
 
 /// What the kit asks the server is asked of the server, whatever a schema before `pg_catalog` has.
-#[test]
 fn functions_and_operators_of_another_schema_are_not_called() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
     let server = Postgres::start();
     let mut conn = PgConnection::establish(&server.url()).unwrap();
     conn.batch_execute(
@@ -630,7 +589,7 @@ fn functions_and_operators_of_another_schema_are_not_called() {
     for isolation in [OWN, Rollback, OWN] {
         used(TestSetup::of(PgConnection::db()).config(Config::new(&url)).isolation(isolation).template("base"));
     }
-    // The pool's own question who has the server is not the kit's.
+    // The pool's own query for the clients of the server is not the kit's.
     let calls = "SELECT DISTINCT what AS value FROM evil.calls WHERE what NOT LIKE '%backend_type%'";
     let calls: Vec<Value> = sql_query(calls).load(&mut conn).unwrap();
     assert_eq!(calls.into_iter().map(|call| call.value).collect::<Vec<_>>(), [""; 0]);

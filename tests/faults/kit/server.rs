@@ -1,4 +1,4 @@
-//! A server for one story, with the folder that its test processes share, and what is to be seen there.
+//! A server for one test, with the folder that its processes share, and what the kit leaves there.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::support::{Mariadb, Postgres, wait};
 /// How soon after its end a process has no connection any more.
 const SOON: Duration = Duration::from_secs(1);
 
-/// Made by somebody else, with names that look as if they were not.
+/// Databases of another program, with names that look like the kit's.
 const OTHERS: [&str; 3] = ["diesel_session_test_zzz", "diesel_session_shop", "diesel_session_test_00000001_1_00000000"];
 
 /// The same in the folder of the SQLite files.
@@ -30,7 +30,7 @@ pub(super) struct Server {
 
 enum Engine {
     Postgres(Postgres),
-    Mysql(Mariadb),
+    Mariadb(Mariadb),
     Sqlite,
 }
 
@@ -45,8 +45,8 @@ impl Server {
         Self::of(Engine::Postgres(Postgres::start()))
     }
 
-    pub(super) fn mysql() -> Self {
-        Self::of(Engine::Mysql(Mariadb::start()))
+    pub(super) fn mariadb() -> Self {
+        Self::of(Engine::Mariadb(Mariadb::start()))
     }
 
     pub(super) fn sqlite() -> Self {
@@ -61,7 +61,7 @@ impl Server {
     pub(super) fn url(&self) -> String {
         match &self.engine {
             Engine::Postgres(server) => server.url(),
-            Engine::Mysql(server) => server.url(),
+            Engine::Mariadb(server) => server.url(),
             Engine::Sqlite => "somewhere.sqlite".into(),
         }
     }
@@ -87,7 +87,7 @@ impl Server {
                     conn.batch_execute(&format!("CREATE DATABASE {name}")).unwrap();
                     conn.batch_execute(&format!("CREATE SCHEMA {name}")).unwrap();
                 }
-                Engine::Mysql(server) => {
+                Engine::Mariadb(server) => {
                     let mut conn = MysqlConnection::establish(&server.url()).unwrap();
                     conn.batch_execute(&format!("CREATE DATABASE {name}")).unwrap();
                 }
@@ -124,7 +124,7 @@ impl Server {
                 rows.extend(sql_query(SCHEMAS).load::<Name>(&mut conn).unwrap());
                 rows
             }
-            Engine::Mysql(server) => sql_query(BOTH).load(&mut server.admin()).unwrap(),
+            Engine::Mariadb(server) => sql_query(BOTH).load(&mut server.admin()).unwrap(),
             Engine::Sqlite => return files(&self.folder.path().join("sqlite")),
         };
         rows.into_iter().map(|row| row.name).collect()
@@ -134,7 +134,7 @@ impl Server {
     pub(super) fn connections(&self) -> i64 {
         match &self.engine {
             Engine::Postgres(server) => server.connections(),
-            Engine::Mysql(server) => server.connections(),
+            Engine::Mariadb(server) => server.connections(),
             Engine::Sqlite => 0,
         }
     }
@@ -145,7 +145,7 @@ impl Server {
         assert_eq!(wait::until_equal(wanted, SOON, || self.connections()), wanted, "connections of the role");
     }
 
-    /// Nobody is there, and nothing that is not kept.
+    /// There is no session, and nothing but what is kept.
     #[track_caller]
     pub(super) fn assert_clean(&self) {
         self.assert_connections(0);
@@ -153,16 +153,16 @@ impl Server {
     }
 
     /// Ends the sessions in the databases in which tests are rolled back, from the server's side.
-    pub(super) fn cut_lanes(&self) {
-        for lane in self.all().iter().filter(|name| name.starts_with("diesel_session_rollback_")) {
+    pub(super) fn end_sessions_of_rolled_back_tests(&self) {
+        for name in self.all().iter().filter(|name| name.starts_with("diesel_session_rollback_")) {
             match &self.engine {
                 Engine::Postgres(server) => {
-                    server.backend_pids(lane).into_iter().for_each(|pid| server.terminate(pid));
-                    assert_eq!(server.wait_for_connections_to(lane, 0, SOON), 0);
+                    server.backend_pids(name).into_iter().for_each(|pid| server.terminate(pid));
+                    assert_eq!(server.wait_for_connections_to(name, 0, SOON), 0);
                 }
-                Engine::Mysql(server) => {
-                    server.backend_pids(lane).into_iter().for_each(|session| server.terminate(session));
-                    assert_eq!(server.wait_for_connections_to(lane, 0, SOON), 0);
+                Engine::Mariadb(server) => {
+                    server.backend_pids(name).into_iter().for_each(|session| server.terminate(session));
+                    assert_eq!(server.wait_for_connections_to(name, 0, SOON), 0);
                 }
                 Engine::Sqlite => unreachable!("a file has no sessions"),
             }
@@ -188,7 +188,7 @@ pub(super) fn ways(url: &str) -> &'static [TestIsolation] {
     if url.starts_with("postgres:") { &[Database, Schema, Rollback] } else { &[Database, Rollback] }
 }
 
-/// Of ten tests most are rolled back, as in a suite that somebody waits for.
+/// Most of ten tests are rolled back, as in a suite that is to be fast.
 pub(super) fn chosen(url: &str, number: usize) -> TestIsolation {
     let ways = ways(url);
     ways[(number % 10).min(ways.len() - 1)]

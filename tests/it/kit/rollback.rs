@@ -5,64 +5,31 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use diesel::prelude::*;
-use diesel_session::Isolation;
+use diesel_session::session::Isolation;
 
 use super::*;
 
-macro_rules! rolled_back {
-    ($($name:ident),+ $(,)?) => { $(
-        mod $name {
-            use super::*;
-
-            #[test]
-            fn postgres() {
-                if enabled(Kind::Postgres) {
-                    super::$name::<PgConnection>(&Config::new(support::postgres().url()));
-                }
-            }
-
-            #[test]
-            fn mysql() {
-                if enabled(Kind::Mysql) {
-                    super::$name::<MysqlConnection>(&Config::new(support::mariadb().url()));
-                }
-            }
-
-            #[test]
-            fn sqlite() {
-                super::$name::<SqliteConnection>(&Config::new(":memory:"));
-            }
-
-            #[test]
-            fn any_mysql() {
-                if enabled(Kind::Mysql) {
-                    super::$name::<Any>(&Config::new(support::mariadb().url()));
-                }
-            }
-        }
-    )+ };
-}
-
-rolled_back!(
-    ten_commits_leave_nothing,
-    everything_of_a_session,
-    errors_spoil_nothing_but_their_own,
-    an_autocommit_scope,
-    every_thread_shares_the_connection,
-    one_thread_that_waits_for_itself,
-    a_disposal_in_between,
-    a_panic_with_the_connection,
-    a_commit_behind_its_back,
-    reading_keeps_nobody_waiting,
+for_each_database!(ServerUrl; postgres, mariadb, sqlite, any_mariadb =>
+    rolled_back_test_keeps_nothing_of_ten_commits,
+    rolled_back_test_supports_every_session_call,
+    error_in_a_rolled_back_test_undoes_its_own_transaction_only,
+    autocommit_scope_works_in_a_rolled_back_test,
+    threads_of_a_rolled_back_test_share_its_connection,
+    nested_context_in_a_rolled_back_test_would_deadlock,
+    disposal_in_a_rolled_back_test_keeps_its_rows,
+    panic_inside_with_undoes_its_own_transaction_only,
+    raw_commit_in_a_rolled_back_test_fails_the_test,
+    read_only_scopes_of_a_rolled_back_test_do_not_wait,
 );
+for_each_database!(only postgres => commit_is_refused_after_an_error_that_the_driver_did_not_report);
 
 #[track_caller]
-fn rollback<C: Conn>(config: &Config) -> TestApp<C> {
-    begin(&(config.clone(), TestIsolation::Rollback))
+fn rollback<C: TestConnection>(url: &str) -> TestApp<C> {
+    begin(&(Config::new(url), TestIsolation::Rollback))
 }
 
-fn ten_commits_leave_nothing<C: Conn>(config: &Config) {
-    let test = rollback::<C>(config);
+fn rolled_back_test_keeps_nothing_of_ten_commits<C: TestConnection>(url: &str) {
+    let test = rollback::<C>(url);
     for rows in 1..=10 {
         test.context(|| {
             let session = C::db().session()?;
@@ -74,13 +41,13 @@ fn ten_commits_leave_nothing<C: Conn>(config: &Config) {
         .unwrap();
     }
     test.finish().unwrap();
-    let next = rollback::<C>(config);
+    let next = rollback::<C>(url);
     assert_eq!(committed(&next), 0);
     next.finish().unwrap();
 }
 
-fn everything_of_a_session<C: Conn>(config: &Config) {
-    let test = rollback::<C>(config);
+fn rolled_back_test_supports_every_session_call<C: TestConnection>(url: &str) {
+    let test = rollback::<C>(url);
     test.context(|| {
         let session = C::db().session()?;
         session.begin()?;
@@ -92,7 +59,7 @@ fn everything_of_a_session<C: Conn>(config: &Config) {
             session.send(INSERT)?;
             let undone: Result<()> = session.savepoint(|session| {
                 session.send(INSERT)?;
-                Err(Error::NoContext { at: std::panic::Location::caller() })
+                Err(Error::from(diesel::result::Error::NotFound))
             });
             assert!(undone.is_err());
             session.savepoint(|session| session.send(INSERT))
@@ -112,8 +79,8 @@ fn everything_of_a_session<C: Conn>(config: &Config) {
     })
     .unwrap();
     for level in [Isolation::ReadCommitted, Isolation::Serializable] {
-        let scope = test.scope().isolation(level).deadline(Duration::from_secs(20)).commit_on_ok();
-        scope.run(|| C::db().session()?.send(INSERT)).unwrap();
+        let scope = test.scope().isolation(level).deadline(Duration::from_secs(20));
+        scope.run_and_commit(|| C::db().session()?.send(INSERT)).unwrap();
     }
     let read = test.scope().read_only().run(|| {
         let session = C::db().session()?;
@@ -129,8 +96,8 @@ fn everything_of_a_session<C: Conn>(config: &Config) {
     test.finish().unwrap();
 }
 
-fn errors_spoil_nothing_but_their_own<C: Conn>(config: &Config) {
-    let test = rollback::<C>(config);
+fn error_in_a_rolled_back_test_undoes_its_own_transaction_only<C: TestConnection>(url: &str) {
+    let test = rollback::<C>(url);
     test.context(|| {
         let session = C::db().session()?;
         session.send(INSERT)?;
@@ -149,8 +116,8 @@ fn errors_spoil_nothing_but_their_own<C: Conn>(config: &Config) {
     test.finish().unwrap();
 }
 
-fn an_autocommit_scope<C: Conn>(config: &Config) {
-    let test = rollback::<C>(config);
+fn autocommit_scope_works_in_a_rolled_back_test<C: TestConnection>(url: &str) {
+    let test = rollback::<C>(url);
     test.scope()
         .autocommit()
         .run(|| {
@@ -170,13 +137,13 @@ fn an_autocommit_scope<C: Conn>(config: &Config) {
     test.finish().unwrap();
 }
 
-fn every_thread_shares_the_connection<C: Conn>(config: &Config) {
-    let test = rollback::<C>(config);
+fn threads_of_a_rolled_back_test_share_its_connection<C: TestConnection>(url: &str) {
+    let test = rollback::<C>(url);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..5 {
-                    test.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT)).unwrap();
+                    test.run(|| C::db().session()?.send(INSERT)).unwrap();
                 }
             });
         }
@@ -186,8 +153,8 @@ fn every_thread_shares_the_connection<C: Conn>(config: &Config) {
     test.finish().unwrap();
 }
 
-fn one_thread_that_waits_for_itself<C: Conn>(config: &Config) {
-    let test = rollback::<C>(config);
+fn nested_context_in_a_rolled_back_test_would_deadlock<C: TestConnection>(url: &str) {
+    let test = rollback::<C>(url);
     test.context(|| {
         let outer = C::db().session()?;
         outer.send(INSERT)?;
@@ -208,7 +175,7 @@ fn one_thread_that_waits_for_itself<C: Conn>(config: &Config) {
         let holder = test.open_session().unwrap();
         holder.send(INSERT).unwrap();
         scope.spawn(|| {
-            let waited = test.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT));
+            let waited = test.run(|| C::db().session()?.send(INSERT));
             told.send(waited.is_ok()).unwrap();
         });
         assert!(heard.recv_timeout(Duration::from_millis(50)).is_err());
@@ -219,21 +186,21 @@ fn one_thread_that_waits_for_itself<C: Conn>(config: &Config) {
     test.finish().unwrap();
 }
 
-fn a_disposal_in_between<C: Conn>(config: &Config) {
-    let test = rollback::<C>(config);
+fn disposal_in_a_rolled_back_test_keeps_its_rows<C: TestConnection>(url: &str) {
+    let test = rollback::<C>(url);
     for rows in 1..=2 {
-        test.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT)).unwrap();
+        test.run(|| C::db().session()?.send(INSERT)).unwrap();
         test.dispose().unwrap();
         assert_eq!(committed(&test), rows);
     }
     test.finish().unwrap();
 }
 
-fn a_panic_with_the_connection<C: Conn>(config: &Config) {
-    let test = rollback::<C>(config);
-    test.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT)).unwrap();
+fn panic_inside_with_undoes_its_own_transaction_only<C: TestConnection>(url: &str) {
+    let test = rollback::<C>(url);
+    test.run(|| C::db().session()?.send(INSERT)).unwrap();
     let panic = catch_unwind(AssertUnwindSafe(|| {
-        test.context(|| {
+        test.enter(|| {
             let session = C::db().session().unwrap();
             let _ = session.with(|conn| {
                 conn.transaction(|conn| -> QueryResult<()> {
@@ -246,7 +213,7 @@ fn a_panic_with_the_connection<C: Conn>(config: &Config) {
     assert!(panic.is_err());
     assert_eq!(committed(&test), 1);
     let panic = catch_unwind(AssertUnwindSafe(|| {
-        test.context(|| {
+        test.enter(|| {
             let session = C::db().session().unwrap();
             let mut conn = session.connection().unwrap();
             conn.batch_execute(INSERT).unwrap();
@@ -258,9 +225,9 @@ fn a_panic_with_the_connection<C: Conn>(config: &Config) {
     test.finish().unwrap();
 }
 
-fn a_commit_behind_its_back<C: Conn>(config: &Config) {
-    let test = rollback::<C>(config);
-    test.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT)).unwrap();
+fn raw_commit_in_a_rolled_back_test_fails_the_test<C: TestConnection>(url: &str) {
+    let test = rollback::<C>(url);
+    test.run(|| C::db().session()?.send(INSERT)).unwrap();
     let session = test.open_session().unwrap();
     let _ = session.send(&format!("{INSERT}; COMMIT"));
     drop(session);
@@ -269,20 +236,20 @@ fn a_commit_behind_its_back<C: Conn>(config: &Config) {
     assert!(error.to_string().contains("`COMMIT`"), "{error}");
     let error = test.finish().unwrap_err();
     assert!(error.to_string().contains("`COMMIT`"), "{error}");
-    let next = rollback::<C>(config);
+    let next = rollback::<C>(url);
     assert_eq!(committed(&next), 0, "what was committed is gone all the same");
     next.finish().unwrap();
 }
 
-fn reading_keeps_nobody_waiting<C: Conn + Counts>(config: &Config) {
-    let test = rollback::<C>(config);
+fn read_only_scopes_of_a_rolled_back_test_do_not_wait<C: TestConnection + Counts>(url: &str) {
+    let test = rollback::<C>(url);
     test.context(|| {
         assert_eq!(C::entries()?, 0);
         // Others, in this thread and in another, while this context's session is there.
-        test.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT))?;
+        test.run(|| C::db().session()?.send(INSERT))?;
         assert_eq!(C::entries()?, 1);
         std::thread::scope(|scope| {
-            scope.spawn(|| test.scope().commit_on_ok().run(|| C::db().session()?.send(INSERT)).unwrap());
+            scope.spawn(|| test.run(|| C::db().session()?.send(INSERT)).unwrap());
         });
         assert_eq!(C::entries()?, 2);
         C::db().session()?.send(INSERT)?;
@@ -300,7 +267,7 @@ diesel::table! {
 }
 
 /// A typed SELECT, written out for each connection type.
-trait Counts: Conn {
+trait Counts: TestConnection {
     fn entries() -> Result<i64>;
 }
 
@@ -314,14 +281,10 @@ macro_rules! counts {
     )* };
 }
 
-counts!(PgConnection, MysqlConnection, SqliteConnection, Any);
+counts!(PgConnection, MysqlConnection, SqliteConnection, AnyConnection);
 
-/// PostgreSQL: an error that nobody was told of aborts the savepoint that stands for the session's transaction, and nothing else.
-#[test]
-fn commit_is_refused_after_an_error_that_the_driver_kept_to_itself() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
+/// PostgreSQL: an unreported error aborts only the savepoint that stands for the session's transaction.
+fn commit_is_refused_after_an_error_that_the_driver_did_not_report() {
     use diesel::pg::PgRowByRowLoadingMode;
     #[derive(QueryableByName)]
     struct Number {
@@ -329,7 +292,7 @@ fn commit_is_refused_after_an_error_that_the_driver_kept_to_itself() {
         #[allow(dead_code)]
         number: i64,
     }
-    let test = rollback::<PgConnection>(&Config::new(support::postgres().url()));
+    let test = rollback::<PgConnection>(&support::postgres().url());
     let session = test.open_session().unwrap();
     for leaks in [false, true] {
         session.send(INSERT).unwrap();

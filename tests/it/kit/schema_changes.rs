@@ -5,11 +5,16 @@ use diesel::prelude::*;
 
 use super::*;
 
-fn rollback<C: Conn>(url: &str) -> TestApp<C> {
+for_each_database!(ServerUrl; postgres, sqlite, any_postgres => schema_change_in_a_rolled_back_test_is_undone);
+for_each_database!(ServerUrl; postgres, sqlite => commit_in_a_rolled_back_test_checks_deferred_constraints);
+for_each_database!(only mariadb => implicit_commit_of_mariadb_fails_the_test_by_name);
+for_each_database!(only postgres => raw_begin_in_a_rolled_back_test_is_refused);
+
+fn rollback<C: TestConnection>(url: &str) -> TestApp<C> {
     begin(&(Config::new(url), TestIsolation::Rollback))
 }
 
-fn is_undone<C: Conn>(url: &str) {
+fn schema_change_in_a_rolled_back_test_is_undone<C: TestConnection>(url: &str) {
     for _ in 0..2 {
         let test = rollback::<C>(url);
         test.context(|| {
@@ -37,28 +42,19 @@ fn is_undone<C: Conn>(url: &str) {
     test.finish().unwrap();
 }
 
-#[test]
-fn a_change_is_undone_too() {
-    if enabled(Kind::Postgres) {
-        is_undone::<PgConnection>(&support::postgres().url());
-        is_undone::<Any>(&support::postgres().url());
-    }
-    is_undone::<SqliteConnection>(":memory:");
-}
-
-/// Two tables of which one refers to the other, looked at by the commit.
+/// Two tables with a foreign key that the commit checks.
 const DEFERRED: &str = "
     CREATE TABLE parents (id INTEGER PRIMARY KEY);
     CREATE TABLE children (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES parents (id) DEFERRABLE INITIALLY DEFERRED);";
 
-fn is_looked_at<C: Conn>(url: &str) {
+fn commit_in_a_rolled_back_test_checks_deferred_constraints<C: TestConnection>(url: &str) {
     let test = rollback::<C>(url);
     let session = test.open_session().unwrap();
     session.send(DEFERRED).unwrap();
     session.commit().unwrap();
     session.send("INSERT INTO children VALUES (1, 7)").unwrap();
     let refused = session.commit().unwrap_err();
-    assert!(refused.to_string().to_lowercase().contains("foreign key"), "{refused}");
+    assert!(refused.is_foreign_key_violation(), "{refused:#}");
     session.send("INSERT INTO children VALUES (1, 7)").unwrap();
     session.send("INSERT INTO parents VALUES (7)").unwrap();
     session.commit().unwrap();
@@ -67,19 +63,7 @@ fn is_looked_at<C: Conn>(url: &str) {
     test.finish().unwrap();
 }
 
-#[test]
-fn a_commit_looks_at_deferred_constraints() {
-    if enabled(Kind::Postgres) {
-        is_looked_at::<PgConnection>(&support::postgres().url());
-    }
-    is_looked_at::<SqliteConnection>(":memory:");
-}
-
-#[test]
-fn what_mariadb_commits_by_itself_fails_by_name() {
-    if !enabled(Kind::Mysql) {
-        return;
-    }
+fn implicit_commit_of_mariadb_fails_the_test_by_name() {
     let url = support::mariadb().url();
     type Change = fn(&TestApp<MysqlConnection>);
     let changes: [(&str, Change); 3] = [
@@ -95,7 +79,7 @@ fn what_mariadb_commits_by_itself_fails_by_name() {
     ];
     for (word, change) in changes {
         let test = rollback::<MysqlConnection>(&url);
-        test.scope().commit_on_ok().run(|| MysqlConnection::db().session()?.send(INSERT)).unwrap();
+        test.run(|| MysqlConnection::db().session()?.send(INSERT)).unwrap();
         change(&test);
         let error = test.finish().unwrap_err();
         assert_eq!(error.code(), "DS501", "{error}");
@@ -107,23 +91,19 @@ fn what_mariadb_commits_by_itself_fails_by_name() {
     }
 }
 
-#[test]
-fn a_session_that_diesel_begins_itself_is_refused() {
-    if !enabled(Kind::Postgres) {
-        return;
-    }
+fn raw_begin_in_a_rolled_back_test_is_refused() {
     let test = rollback::<PgConnection>(&support::postgres().url());
     let session = test.open_session().unwrap();
     let refused = session.with(|conn| conn.build_transaction().serializable().run(|_| Ok(())));
     let refused = refused.unwrap_err();
-    assert!(matches!(refused.diesel(), Some(diesel::result::Error::AlreadyInTransaction)), "{refused}");
+    assert!(matches!(refused.database_error(), Some(diesel::result::Error::AlreadyInTransaction)), "{refused}");
     assert_eq!(session.number(COUNT).unwrap(), 0);
     drop(session);
     test.finish().unwrap();
 }
 
 #[test]
-fn a_transaction_that_sqlite_ends_itself_fails_by_name() {
+fn transaction_that_sqlite_ends_fails_the_test_by_name() {
     let test = rollback::<SqliteConnection>(":memory:");
     let session = test.open_session().unwrap();
     session.send("CREATE UNIQUE INDEX one ON entries (author)").unwrap();

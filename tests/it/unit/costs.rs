@@ -9,7 +9,7 @@ use super::*;
 /// As many writers as that, committed.
 fn crowd(shop: &Shop<Conn>, rows: usize) -> Result<()> {
     inside(shop, |session| {
-        (0..rows).for_each(|row| drop(session.add(writer(&format!("w{row}")))));
+        (0..rows).try_for_each(|row| session.add(writer(&format!("w{row}"))).map(drop))?;
         session.commit()
     })
 }
@@ -81,7 +81,7 @@ fn rounds_that_end_with_a_rollback_do_not_grow() {
                 session.rollback()?;
             }
             assert!(most < 5000, "{most} rows at once");
-            assert_eq!(session.find::<Counted>(0)?, kept, "what somebody holds stays");
+            assert_eq!(session.find::<Counted>(0)?, kept, "a row with a handle stays");
             Ok(())
         })
     });
@@ -105,7 +105,7 @@ fn expiring_refusing_and_expunging_one_by_one_is_linear() {
             all.iter().try_for_each(|writer| session.delete(writer))?;
             all.iter().rev().try_for_each(|writer| session.expunge(writer))?;
             assert!(!session.is_dirty());
-            let new: Vec<_> = (0..MANY).map(|row| session.add(writer(&format!("new {row}")))).collect();
+            let new: Vec<_> = (0..MANY).map(|row| session.add(writer(&format!("new {row}")))).collect::<Result<_>>()?;
             new.iter().rev().try_for_each(|writer| session.delete(writer))?;
             assert!(!session.is_dirty());
             session.commit()
@@ -125,7 +125,8 @@ fn order_of_writes_survives_what_is_taken_back() {
             let order: Vec<String> =
                 session.dirty().of::<Writer>().map(|(_, writer)| writer.read().name.clone()).collect();
             assert_eq!(order, ["w0", "w2", "w3", "w4", "w1"]);
-            let new: Vec<_> = ["a", "b", "c"].map(|name| session.add(writer(name))).into();
+            let new: Vec<_> =
+                ["a", "b", "c"].into_iter().map(|name| session.add(writer(name))).collect::<Result<_>>()?;
             session.delete(&new[1])?;
             session.commit()?;
             assert!(new[0].read().id < new[2].read().id);
@@ -150,7 +151,7 @@ fn inside_and_out(shop: &Shop<Conn>) -> Result<Weak<()>> {
         let owned = Rc::new(());
         let weak = Rc::downgrade(&owned);
         session.before_flush(move |_, _| drop(Rc::clone(&owned)))?;
-        session.add(writer("Ada")).key();
+        session.add(writer("Ada"))?.key();
         session.flush()?;
         Ok(weak)
     })

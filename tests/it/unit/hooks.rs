@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use diesel_session::{ChangeKind, Changes};
+use diesel_session::unit_of_work::{ChangeKind, Changes, RowState};
 
 use super::*;
 
@@ -12,11 +12,11 @@ thread_local! {
 }
 
 static HOOKED: Database<Conn> = connected()
-    .before_flush(|_, changes| note("before_flush", changes))
-    .after_flush(|_, changes| note("after_flush", changes))
-    .before_commit(|_, changes| note("before_commit", changes))
-    .after_commit(|_, changes| note("after_commit", changes))
-    .after_rollback(|_, changes| note("after_rollback", changes));
+    .before_flush(|_, _, changes| note("before_flush", changes))
+    .after_flush(|_, _, changes| note("after_flush", changes))
+    .before_commit_of_changes(|_, _, changes| note("before_commit_of_changes", changes))
+    .after_commit_of_changes(|_, _, changes| note("after_commit_of_changes", changes))
+    .after_rollback_of_changes(|_, _, changes| note("after_rollback_of_changes", changes));
 
 fn note(hook: &str, changes: &Changes) -> Result<()> {
     let told = format!("{hook}: {}", shown(changes));
@@ -28,7 +28,7 @@ fn told() -> Vec<String> {
     TOLD.with(RefCell::take)
 }
 
-/// Kinds and names; of rows that are new nobody has a name yet.
+/// Kinds and names; new rows have no name yet.
 fn shown(changes: &Changes) -> String {
     let one = |(kind, writer): (ChangeKind, &diesel_session::Tracked<Writer>)| {
         let name = writer.try_read().map_or_else(|_| "new".to_owned(), |writer| writer.name.clone());
@@ -50,47 +50,50 @@ fn hooked(body: impl FnOnce(&Session<Conn>) -> Result<()>) {
 }
 
 #[test]
-fn each_row_is_told_once_and_what_a_savepoint_undid_is_not() {
+fn changes_list_each_row_once_without_undone_savepoints() {
     hooked(|session| {
         told();
-        let ada = session.add(writer("Ada"));
+        let ada = session.add(writer("Ada"))?;
         session.flush()?;
         assert_eq!(told(), ["before_flush: Insert new", "after_flush: Insert Ada"]);
         ada.write().name = "A".into();
         session.flush()?;
         let undone = session.savepoint(|session| {
-            session.add(writer("Bob"));
+            session.add(writer("Bob"))?;
             ada.write().name = "AA".into();
             session.flush()?;
             assert_eq!(shown(&session.changes()), "Insert AA, Insert Bob");
-            Err::<(), _>(Error::NotFound { row: None, at: std::panic::Location::caller() })
+            Err::<(), _>(Error::from(diesel::result::Error::NotFound))
         });
         assert!(undone.is_err());
         session.refresh(&ada)?;
         session.savepoint(|session| {
-            session.add(writer("Eve"));
+            session.add(writer("Eve"))?;
             Ok::<_, Error>(())
         })?;
-        let gone = session.add(writer("Gone"));
+        let gone = session.add(writer("Gone"))?;
         session.flush()?;
         session.delete(&gone)?;
         session.flush()?;
         told();
         session.commit()?;
-        assert_eq!(told(), ["before_commit: Insert A, Insert Eve", "after_commit: Insert A, Insert Eve"]);
+        assert_eq!(
+            told(),
+            ["before_commit_of_changes: Insert A, Insert Eve", "after_commit_of_changes: Insert A, Insert Eve"]
+        );
         ada.write().email = Some("a@example.org".into());
         session.flush()?;
         session.delete(&ada)?;
         session.commit()?;
-        assert_eq!(told().last().map(String::as_str), Some("after_commit: Delete A"));
-        // Nothing changed, nobody is told.
+        assert_eq!(told().last().map(String::as_str), Some("after_commit_of_changes: Delete A"));
+        // Nothing changed, so no hook runs.
         session.commit()?;
         assert_eq!(told(), Vec::<String>::new());
-        session.add(writer("Zoe"));
+        session.add(writer("Zoe"))?;
         session.flush()?;
         told();
         session.rollback()?;
-        assert_eq!(told(), ["after_rollback: Insert new"]);
+        assert_eq!(told(), ["after_rollback_of_changes: Insert new"]);
         Ok(())
     });
 }
@@ -104,15 +107,15 @@ fn hooks_of_the_session_ask_for_the_changes() {
             session.after_commit(move || in_hook.borrow_mut().push(shown(&inner.changes())))?;
             let (in_hook, inner) = (Rc::clone(&seen), session.clone());
             session.before_commit(move || {
-                inner.add(writer("Bob"));
                 in_hook.borrow_mut().push("before".into());
+                inner.add(writer("Bob")).map(drop)
             })?;
-            session.add(writer("Ada"));
+            session.add(writer("Ada"))?;
             session.commit()?;
             assert_eq!(*seen.borrow(), ["before", "Insert Ada, Insert Bob"]);
             let (in_hook, inner) = (Rc::clone(&seen), session.clone());
             session.after_rollback(move || in_hook.borrow_mut().push(inner.changes().len().to_string()))?;
-            session.add(writer("Eve"));
+            session.add(writer("Eve"))?;
             session.flush()?;
             session.rollback()?;
             assert_eq!(seen.borrow().last().map(String::as_str), Some("1"));
@@ -122,7 +125,7 @@ fn hooks_of_the_session_ask_for_the_changes() {
 }
 
 #[test]
-fn what_a_hook_changes_goes_with_the_flush_or_the_next() {
+fn changes_of_a_hook_are_sent_with_the_same_flush_or_the_next() {
     blog(|shop| {
         inside(shop, |session| {
             session.before_flush(|session, changes| {
@@ -131,17 +134,18 @@ fn what_a_hook_changes_goes_with_the_flush_or_the_next() {
                 }
                 // A query inside flushes nothing, and a flush is refused.
                 session.count(writers::table)?;
-                assert_is!(session.flush(), Err(Error::AlreadyFlushing { .. }));
-                assert_is!(session.commit(), Err(Error::AlreadyFlushing { .. }));
+                assert_error!(session.flush(), AlreadyFlushing);
+                assert_error!(session.commit(), AlreadyFlushing);
                 Ok(())
             })?;
             session.after_flush(|session, changes| {
                 if changes.of::<Article>().next().is_none() {
                     let of: Vec<_> = changes.of::<Writer>().map(|(_, writer)| writer.key()).collect();
-                    of.into_iter().for_each(|key| drop(session.add(article(key, "journal"))));
+                    of.into_iter().try_for_each(|key| session.add(article(key, "journal")).map(drop))?;
                 }
+                Ok(())
             })?;
-            let ada = session.add(writer("Ada"));
+            let ada = session.add(writer("Ada"))?;
             session.flush()?;
             assert!(session.is_dirty());
             assert_eq!(titles(session)?, ["journal"]);
@@ -154,13 +158,18 @@ fn what_a_hook_changes_goes_with_the_flush_or_the_next() {
 }
 
 #[test]
-fn a_hook_that_adds_for_ever_is_an_error() {
+fn hook_that_adds_rows_for_ever_is_an_error() {
     blog(|shop| {
         inside(shop, |session| {
-            session.after_flush(|session, _| drop(session.add(node(None, "more"))))?;
-            session.add(node(None, "first"));
+            session.after_flush(|session, _| session.add(node(None, "more")).map(drop))?;
+            session.add(node(None, "first"))?;
             let error = session.commit().expect_err("it never ends");
-            assert!(matches!(error, Error::HookFailed { hook: "after_flush", committed: false, .. }), "{error}");
+            assert!(
+                error.kind() == ErrorKind::HookFailed
+                    && error.hook() == Some("after_flush")
+                    && error.to_string().ends_with("The transaction was not committed."),
+                "{error}"
+            );
             session.rollback()?;
             session.remove()?;
             assert_eq!(session.count(nodes::table)?, 0);
@@ -175,27 +184,32 @@ fn a_hook_that_fails_or_panics_prevents_the_flush() {
         inside(shop, |session| {
             session.before_flush(|_, changes| {
                 if changes.of::<Writer>().next().is_some() {
-                    Err(Error::NotFound { row: None, at: std::panic::Location::caller() })
+                    Err(Error::from(diesel::result::Error::NotFound))
                 } else {
                     Ok(())
                 }
             })?;
-            let ada = session.add(writer("Ada"));
-            assert_is!(session.flush(), Err(Error::NotFound { .. }));
-            assert_is!(session.load::<String>(writers::table.select(writers::name)), Err(Error::Autoflush { .. }));
+            let ada = session.add(writer("Ada"))?;
+            assert_error!(session.flush(), NotFound);
+            assert_error!(session.load::<String>(writers::table.select(writers::name)), Autoflush);
             // Nothing was sent, and nothing is lost.
             session.delete(&ada)?;
-            session.add(node(None, "kept"));
+            session.add(node(None, "kept"))?;
             session.commit()?;
             session.remove()?;
             session.before_flush(|_, _| panic!("on purpose"))?;
-            session.add(node(None, "x"));
+            session.add(node(None, "x"))?;
             let error = session.commit().expect_err("it panicked");
-            assert!(matches!(error, Error::HookFailed { hook: "before_flush", committed: false, .. }), "{error}");
+            assert!(
+                error.kind() == ErrorKind::HookFailed
+                    && error.hook() == Some("before_flush")
+                    && error.to_string().ends_with("The transaction was not committed."),
+                "{error}"
+            );
             session.remove()?;
             session.after_flush(|_, _| panic!("on purpose"))?;
-            session.add(node(None, "y"));
-            assert_is!(session.flush(), Err(Error::HookFailed { hook: "after_flush", .. }));
+            session.add(node(None, "y"))?;
+            assert_is!(session.flush(), Err(error) if error.kind() == ErrorKind::HookFailed && error.hook() == Some("after_flush"));
             session.rollback()?;
             session.remove()?;
             let labels: Vec<String> = session.load(nodes::table.select(nodes::label))?;
@@ -215,7 +229,7 @@ const PRANKS: [Prank; 6] = [
     |session| drop(session.transaction(|_| Err::<(), Error>(refusal()))),
     |session| {
         session.expunge_all();
-        session.add(writer("another"));
+        session.add(writer("another")).expect("it is allowed");
     },
     |session| {
         session.rollback().expect("it is allowed");
@@ -224,7 +238,7 @@ const PRANKS: [Prank; 6] = [
 ];
 
 fn refusal() -> Error {
-    Error::NotFound { row: None, at: std::panic::Location::caller() }
+    Error::from(diesel::result::Error::NotFound)
 }
 
 /// The scopes in which a flush is part of a transaction, and in which it is one.
@@ -236,7 +250,7 @@ fn in_scopes(shop: &Shop<Conn>, body: impl Fn(&Session<Conn>) -> Result<()>) -> 
 #[track_caller]
 fn assert_taken_away(outcome: Result<()>, hook: &str) {
     match outcome {
-        Err(error @ Error::HookFailed { hook: failed, committed: false, .. }) if failed == hook => {
+        Err(error) if error.hook() == Some(hook) => {
             assert!(error.to_string().contains("return `Err` from the hook"), "{error}");
         }
         other => panic!("the `{hook}` hook took the rows away: {other:?}"),
@@ -258,7 +272,7 @@ fn flush_fails_if_a_hook_before_it_takes_the_rows_away() {
             for begun in [false, true] {
                 in_scopes(shop, |session| {
                     if begun {
-                        session.add(node(None, "earlier"));
+                        session.add(node(None, "earlier"))?;
                         session.flush()?;
                     }
                     if begun && KIND != Kind::Sqlite && !session.in_transaction() {
@@ -273,14 +287,14 @@ fn flush_fails_if_a_hook_before_it_takes_the_rows_away() {
                             prank(session);
                         }
                     })?;
-                    session.add(writer("Ada"));
+                    session.add(writer("Ada"))?;
                     assert_taken_away(session.flush(), "before_flush");
                     // A commit stores nothing of what is left.
                     let _ = session.commit();
                     assert!(no_writer_is_stored(shop), "{number}");
                     session.rollback()?;
                     session.remove()?;
-                    session.add(writer("Bob"));
+                    session.add(writer("Bob"))?;
                     session.commit()?;
                     assert_eq!(shop.ask("SELECT name AS value FROM writers"), ["Bob"], "{number}");
                     session.execute(diesel::delete(writers::table))?;
@@ -297,9 +311,9 @@ fn commit_fails_if_a_hook_takes_the_rows_away() {
     blog(|shop| {
         for prank in PRANKS {
             for hook in ["before_flush", "before_commit"] {
-                let outcome = shop.scope().commit_on_ok().run(|| {
+                let outcome = shop.run(|| {
                     let session = DB.session()?;
-                    session.add(writer("Ada"));
+                    session.add(writer("Ada"))?;
                     match hook {
                         "before_flush" => session.before_flush(move |session, _| prank(session))?,
                         _ => session.before_commit(move || DB.session().map(|session| prank(&session)))?,
@@ -324,7 +338,7 @@ fn hook_after_a_flush_that_rolls_it_back_fails_it() {
                         prank(session);
                     }
                 })?;
-                session.add(writer("Ada"));
+                session.add(writer("Ada"))?;
                 assert_taken_away(session.flush(), "after_flush");
                 let _ = session.commit();
                 assert!(no_writer_is_stored(shop));
@@ -341,7 +355,7 @@ fn hook_after_a_flush_may_let_go_of_what_was_sent() {
     blog(|shop| {
         in_scopes(shop, |session| {
             session.after_flush(|session, _| session.expunge_all())?;
-            session.add(writer("Ada"));
+            session.add(writer("Ada"))?;
             session.commit()?;
             assert_eq!(shop.ask("SELECT name AS value FROM writers"), ["Ada"]);
             session.remove()?;
@@ -357,7 +371,7 @@ fn hook_that_forgets_what_was_written_fails_the_flush() {
         in_scopes(shop, |session| {
             session.execute(diesel::delete(writers::table))?;
             session.commit()?;
-            let ada = session.add(writer("Ada"));
+            let ada = session.add(writer("Ada"))?;
             session.commit()?;
             let ada = session.find::<Writer>(ada.read().id)?;
             session.before_flush(|session, _| session.expire_all())?;
@@ -374,9 +388,9 @@ fn commit_inside_a_flush_is_refused_and_a_transaction_left_open_fails_it() {
     blog(|shop| {
         in_scopes(shop, |session| {
             session.after_flush(|session, _| {
-                assert_is!(session.commit(), Err(Error::AlreadyFlushing { .. }));
+                assert_error!(session.commit(), AlreadyFlushing);
             })?;
-            session.add(node(None, "kept"));
+            session.add(node(None, "kept"))?;
             session.commit()?;
             session.remove()
         })?;
@@ -384,12 +398,12 @@ fn commit_inside_a_flush_is_refused_and_a_transaction_left_open_fails_it() {
         shop.scope().autocommit().run(|| {
             let session = DB.session()?;
             session.before_flush(|session, _| session.begin())?;
-            session.add(writer("Ada"));
-            assert_is!(session.flush(), Err(Error::HookFailed { hook: "before_flush", committed: false, .. }));
-            assert_is!(session.commit(), Err(Error::RollbackRequired { .. }));
+            session.add(writer("Ada"))?;
+            assert_is!(session.flush(), Err(error) if error.kind() == ErrorKind::HookFailed && error.hook() == Some("before_flush") && error.to_string().ends_with("The transaction was not committed."));
+            assert_error!(session.commit(), RollbackRequired);
             session.rollback()?;
             session.remove()?;
-            session.add(writer("Bob"));
+            session.add(writer("Bob"))?;
             session.flush()
         })?;
         assert_eq!(shop.ask("SELECT name AS value FROM writers"), ["Bob"]);
@@ -398,23 +412,54 @@ fn commit_inside_a_flush_is_refused_and_a_transaction_left_open_fails_it() {
 }
 
 static VETOED: Database<Conn> =
-    connected().before_commit(|session, _| session.rollback()).before_flush(|session, changes| {
+    connected().before_commit_of_changes(|_, session, _| session.rollback()).before_flush(|_, session, changes| {
         match changes.of::<Writer>().any(|(kind, _)| kind == ChangeKind::Delete) {
             true => session.rollback(),
             false => Ok(()),
         }
     });
 
+static TENANTS: Database<Conn> = connected().before_flush(|app, _, changes| {
+    // It is a full handle of the application.
+    assert_eq!(app.status().waiting, 0);
+    note(app.id(), changes)
+});
+
 #[test]
-fn hooks_of_the_database_object_are_watched_too() {
+fn hooks_of_the_database_object_receive_the_application() {
+    blog(|shop| {
+        for id in [crate::fixtures::unique("tenant"), crate::fixtures::unique("tenant")] {
+            let app = TENANTS.init_app(&id, Config::new(shop.url()))?;
+            told();
+            app.context(|| {
+                let session = TENANTS.session()?;
+                session.add(writer("Ada"))?;
+                session.flush()?;
+                session.rollback()
+            })?;
+            assert_eq!(told(), [format!("{id}: Insert new")]);
+            // A session may outlive all handles of its application.
+            let session = app.open_session()?;
+            TENANTS.remove_app(&id)?;
+            drop(app);
+            session.add(writer("Ada"))?;
+            assert_error!(session.flush(), Disposed);
+            assert_eq!(told(), [format!("{id}: Insert new")]);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn row_hooks_of_the_database_object_are_observed() {
     blog(|shop| {
         let id = crate::fixtures::unique("vetoed");
         let app = VETOED.init_app(&id, Config::new(shop.url()))?;
         let outcome = app.context(|| {
             let session = VETOED.session()?;
-            session.add(writer("Ada"));
-            assert_taken_away(session.commit(), "before_commit");
-            let ada = session.add(writer("Ada"));
+            session.add(writer("Ada"))?;
+            assert_taken_away(session.commit(), "before_commit_of_changes");
+            let ada = session.add(writer("Ada"))?;
             session.flush()?;
             session.delete(&ada)?;
             assert_taken_away(session.flush(), "before_flush");
@@ -424,5 +469,207 @@ fn hooks_of_the_database_object_are_watched_too() {
         outcome?;
         assert!(nothing_is_stored(shop));
         Ok(())
+    });
+}
+
+/// A handle to what a hook has seen.
+fn seen_by(session: &Session<Conn>, seen: &Rc<RefCell<Vec<String>>>, name: &'static str) -> impl FnOnce() + 'static {
+    let (session, seen) = (session.clone(), Rc::clone(seen));
+    move || seen.borrow_mut().push(format!("{name}: {}", shown(&session.changes())))
+}
+
+#[test]
+fn changes_are_those_of_the_present_transaction() {
+    blog(|shop| {
+        inside(shop, |session| {
+            assert!(session.changes().is_empty());
+            session.add(writer("Ada"))?;
+            assert!(session.changes().is_empty(), "not flushed");
+            session.flush()?;
+            assert_eq!(shown(&session.changes()), "Insert Ada");
+            // A savepoint that is rolled back takes its own changes only.
+            let undone = session.savepoint(|session| {
+                session.add(writer("Bob"))?;
+                session.flush()?;
+                assert_eq!(shown(&session.changes()), "Insert Ada, Insert Bob");
+                Err::<(), _>(refusal())
+            });
+            assert!(undone.is_err());
+            assert_eq!(shown(&session.changes()), "Insert Ada");
+            session.commit()?;
+            assert!(session.changes().is_empty(), "committed");
+            session.add(writer("Eve"))?;
+            assert!(session.changes().is_empty(), "not flushed");
+            session.flush()?;
+            assert_eq!(shown(&session.changes()), "Insert Eve");
+            session.rollback()?;
+            assert!(session.changes().is_empty(), "rolled back");
+            session.commit()?;
+            assert!(session.changes().is_empty());
+            session.transaction(|session| {
+                session.add(writer("Zoe"))?;
+                session.flush()?;
+                assert_eq!(shown(&session.changes()), "Insert Zoe");
+                Ok::<(), Error>(())
+            })?;
+            assert!(session.changes().is_empty(), "the closure has committed");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn changes_are_empty_again_when_the_hooks_have_run() {
+    blog(|shop| {
+        inside(shop, |session| {
+            let seen = Rc::default();
+            for commits in [true, false] {
+                session.before_commit(seen_by(session, &seen, "before"))?;
+                session.after_commit(seen_by(session, &seen, "after 1"))?;
+                session.after_commit(seen_by(session, &seen, "after 2"))?;
+                session.after_rollback(seen_by(session, &seen, "rollback 1"))?;
+                session.after_rollback(seen_by(session, &seen, "rollback 2"))?;
+                session.add(writer("Ada"))?;
+                session.flush()?;
+                if commits {
+                    session.commit()?;
+                    let told = ["before: Insert Ada", "after 1: Insert Ada", "after 2: Insert Ada"];
+                    assert_eq!(seen.take(), told);
+                } else {
+                    session.rollback()?;
+                    assert_eq!(seen.take(), ["rollback 1: Insert new", "rollback 2: Insert new"]);
+                }
+                assert!(session.changes().is_empty());
+                session.execute(diesel::delete(writers::table))?;
+                session.commit()?;
+            }
+            // A commit of nothing has nothing to show, whatever was committed before.
+            session.after_commit(seen_by(session, &seen, "after"))?;
+            session.commit()?;
+            assert_eq!(seen.take(), ["after: "]);
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn each_hook_gets_the_changes_of_the_transaction_that_has_ended() {
+    blog(|shop| {
+        inside(shop, |session| {
+            let seen: Rc<RefCell<Vec<String>>> = Rc::default();
+            // The first hook has a transaction of its own, with changes of its own.
+            let (inner, in_hook) = (session.clone(), Rc::clone(&seen));
+            session.after_commit(move || {
+                let mut told = in_hook.borrow_mut();
+                told.push(shown(&inner.changes()));
+                inner.add(writer("Bob")).expect("a session");
+                inner.flush().expect("a flush");
+                told.push(shown(&inner.changes()));
+                inner.commit().expect("a commit");
+                told.push(shown(&inner.changes()));
+            })?;
+            session.after_commit(seen_by(session, &seen, "second"))?;
+            session.add(writer("Ada"))?;
+            session.commit()?;
+            assert_eq!(seen.take(), ["Insert Ada", "Insert Bob", "Insert Ada", "second: Insert Ada"]);
+            assert!(session.changes().is_empty());
+            // A panic of a hook leaves nothing either.
+            session.after_commit(|| panic!("on purpose"))?;
+            session.add(writer("Eve"))?;
+            assert_is!(session.commit(), Err(error) if error.kind() == ErrorKind::HookFailed && error.to_string().ends_with("The transaction was committed."));
+            assert!(session.changes().is_empty());
+            session.after_rollback(|| panic!("on purpose"))?;
+            session.add(writer("Eva"))?;
+            session.flush()?;
+            assert_is!(session.rollback(), Err(error) if error.kind() == ErrorKind::HookFailed && error.to_string().ends_with("The transaction was rolled back."));
+            assert!(session.changes().is_empty());
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn flushes_of_an_autocommit_scope_leave_no_changes_outside_of_a_transaction() {
+    blog(|shop| {
+        shop.scope().autocommit().run(|| {
+            let session = DB.session()?;
+            let seen = Rc::default();
+            session.after_commit(seen_by(&session, &seen, "after"))?;
+            session.add(writer("Ada"))?;
+            session.flush()?;
+            assert!(session.changes().is_empty(), "the flush has committed");
+            session.transaction(|session| {
+                session.add(writer("Bob"))?;
+                session.flush()?;
+                assert_eq!(shown(&session.changes()), "Insert Bob");
+                Ok::<(), Error>(())
+            })?;
+            assert_eq!(seen.take(), ["after: Insert Bob"]);
+            assert!(session.changes().is_empty());
+            session.begin()?;
+            session.add(writer("Eve"))?;
+            session.flush()?;
+            assert_eq!(shown(&session.changes()), "Insert Eve");
+            session.rollback()?;
+            assert!(session.changes().is_empty());
+            session.add(writer("Ada"))?;
+            session.add(writer("Ada"))?;
+            assert!(session.flush().is_err());
+            assert!(session.changes().is_empty(), "the flush has rolled back");
+            session.rollback()
+        })
+    });
+}
+
+#[test]
+fn changes_of_an_earlier_transaction_reach_no_hook_of_the_database_object() {
+    hooked(|session| {
+        told();
+        session.after_commit(|| {})?;
+        session.add(writer("Ada"))?;
+        session.commit()?;
+        assert_eq!(told().last().map(String::as_str), Some("after_commit_of_changes: Insert Ada"));
+        session.after_commit(|| {})?;
+        session.execute(diesel::delete(writers::table))?;
+        session.commit()?;
+        assert_eq!(told(), Vec::<String>::new());
+        Ok(())
+    });
+}
+
+static UNWILLING: Database<Conn> = connected().after_rollback_of_changes(|_, session, changes| {
+    TOLD.with(|all| all.borrow_mut().push(format!("{} / {}", shown(changes), shown(&session.changes()))));
+    Err(refusal())
+});
+
+#[test]
+fn rollback_and_remove_return_the_error_of_a_hook_and_have_done_their_work() {
+    blog(|shop| {
+        let id = crate::fixtures::unique("unwilling");
+        let app = UNWILLING.init_app(&id, Config::new(shop.url()))?;
+        let outcome = app.context(|| {
+            told();
+            let session = UNWILLING.session()?;
+            for end in [Session::rollback, Session::remove] {
+                let ada = session.add(writer("Ada"))?;
+                session.flush()?;
+                assert_is!(end(&session), Err(error) if error.kind() == ErrorKind::HookFailed && error.hook() == Some("after_rollback_of_changes") && error.to_string().ends_with("The transaction was rolled back."));
+                assert_eq!(told(), ["Insert new / Insert new"]);
+                assert_is!(ada.state(), RowState::Discarded | RowState::Detached);
+                assert!(!session.in_transaction() && !session.is_dirty() && session.changes().is_empty());
+                assert_is!(end(&session), Ok(()));
+            }
+            // The error of the closure matters more.
+            let refused = session.transaction(|session| {
+                session.add(writer("Ada"))?;
+                session.flush()?;
+                Err::<(), _>(refusal())
+            });
+            assert_error!(&refused, NotFound);
+            Ok(())
+        });
+        UNWILLING.remove_app(&id)?;
+        assert!(no_writer_is_stored(shop));
+        outcome
     });
 }

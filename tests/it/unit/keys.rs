@@ -4,7 +4,8 @@ use chrono::{NaiveDate, NaiveDateTime};
 use diesel::backend::Backend;
 use diesel::deserialize::FromSql;
 use diesel::serialize::{Output, ToSql};
-use diesel_session::{Entity, Fk, RowState};
+use diesel_session::Entity;
+use diesel_session::unit_of_work::{Fk, RowState};
 
 use super::*;
 
@@ -225,7 +226,7 @@ fn rows_under_another_spelling_are_written_and_deleted() {
             found.iter().flatten().for_each(|tag| tag.write().weight += 10);
             session.commit()?;
             session.delete(&session.find::<Tag>("ORM")?)?;
-            session.add(NewTag { name: "Orm".into(), weight: 9 });
+            session.add(NewTag { name: "Orm".into(), weight: 9 })?;
             session.commit()
         })?;
         let weights = "SELECT CAST(weight AS CHAR(2)) AS value FROM tags ORDER BY weight";
@@ -240,9 +241,9 @@ fn keys_with_blanks_are_found_updated_refreshed_and_deleted() {
     keyed(|shop| {
         inside(shop, |session| {
             let add = |code: &str| session.add(NewCode { code: code.into(), part: 1, name: code.into() });
-            let added = [add("ab"), add("cd"), add("ef"), add("full5"), add("x")];
-            session.add(NewLine { code: added[0].key(), number: 1, name: "first".into() });
-            session.add(NewLine { code: added[0].key(), number: 2, name: "second".into() });
+            let added = [add("ab")?, add("cd")?, add("ef")?, add("full5")?, add("x")?];
+            session.add(NewLine { code: added[0].key(), number: 1, name: "first".into() })?;
+            session.add(NewLine { code: added[0].key(), number: 2, name: "second".into() })?;
             session.commit()?;
             let code = added[0].read().code.clone();
             assert_eq!(session.find::<Code>("ab")?, added[0]);
@@ -284,7 +285,8 @@ fn texts_that_differ_in_blanks_stay_two_rows() {
         }
         elsewhere(shop, "CREATE TABLE words (name VARCHAR(20) PRIMARY KEY, weight INTEGER NOT NULL)");
         inside(shop, |session| {
-            let two = [("a", 1), ("a ", 2)].map(|(name, weight)| session.add(NewWord { name: name.into(), weight }));
+            let (one, other) = (NewWord { name: "a".into(), weight: 1 }, NewWord { name: "a ".into(), weight: 2 });
+            let two = [session.add(one)?, session.add(other)?];
             session.commit()?;
             assert_ne!(session.find::<Word>("a")?, session.find::<Word>("a ")?);
             two[1].write().weight = 20;
@@ -313,11 +315,11 @@ fn keys_that_the_column_rounds_are_read_back() {
         let day = NaiveDate::from_ymd_opt(2026, 1, 2).expect("a day");
         let at = |second, nano| day.and_hms_nano_opt(3, 4, second, nano).expect("a time");
         inside(shop, |session| {
-            let one = session.add(NewMoment { at: at(1, 250_000_123), name: "one".into() });
+            let one = session.add(NewMoment { at: at(1, 250_000_123), name: "one".into() })?;
             session.flush()?;
             let more: Vec<_> = (2..5)
                 .map(|second| session.add(NewMoment { at: at(second * 10, 100_000_000), name: second.to_string() }))
-                .collect();
+                .collect::<Result<_>>()?;
             session.commit()?;
             for moment in more.iter().chain([&one]) {
                 let key = moment.read().at;
@@ -334,12 +336,15 @@ fn keys_that_the_column_rounds_are_read_back() {
 }
 
 #[test]
-fn keys_of_a_type_of_their_own_are_counted() {
+fn generated_keys_of_a_custom_type_are_read_back() {
     keyed(|shop| {
         inside(shop, |session| {
-            let members: Vec<_> = (0..5).map(|n| session.add(NewMember { name: n.to_string() })).collect();
-            let badges: Vec<_> =
-                members.iter().map(|member| session.add(NewBadge { member_id: member.key() })).collect();
+            let members: Vec<_> =
+                (0..5).map(|n| session.add(NewMember { name: n.to_string() })).collect::<Result<_>>()?;
+            let badges: Vec<_> = members
+                .iter()
+                .map(|member| session.add(NewBadge { member_id: member.key() }))
+                .collect::<Result<_>>()?;
             session.commit()?;
             for (n, (member, badge)) in members.iter().zip(&badges).enumerate() {
                 assert_eq!((member.read().name.clone(), badge.read().member_id), (n.to_string(), member.read().id));
@@ -354,11 +359,12 @@ fn keys_of_a_type_of_their_own_are_counted() {
 }
 
 #[test]
-fn a_key_of_two_columns_of_which_one_is_counted() {
+fn composite_key_with_a_generated_column_is_read_back() {
     keyed(|shop| {
         inside(shop, |session| {
-            let tickets: Vec<_> =
-                (0..6).map(|n| session.add(NewTicket { tenant_id: n % 2, name: n.to_string() })).collect();
+            let tickets: Vec<_> = (0..6)
+                .map(|n| session.add(NewTicket { tenant_id: n % 2, name: n.to_string() }))
+                .collect::<Result<_>>()?;
             session.commit()?;
             for (n, ticket) in tickets.iter().enumerate() {
                 let (tenant_id, id) = (ticket.read().tenant_id, ticket.read().id);
@@ -380,24 +386,30 @@ fn a_key_that_is_not_unique_is_an_error_before_anything_is_committed() {
     keyed(|shop| {
         inside(shop, |session| {
             let error = session.get::<Twin>(1).expect_err("two rows");
-            assert_is!(&error, Error::NotUnique { entity: "Twin", operation: "SELECT", .. });
-            assert_is!(session.get_many::<Twin>([1, 2]), Err(Error::NotUnique { .. }));
+            assert!(
+                error.kind() == ErrorKind::NotUnique
+                    && error.entity() == Some("Twin")
+                    && error.to_string().contains("SELECT of "),
+                "{error:?}"
+            );
+            assert_error!(session.get_many::<Twin>([1, 2]), NotUnique);
             session.rollback()?;
             let twins = session.track::<Twin>(twins::table.order((twins::code, twins::name)))?;
             twins[0].write().name = "changed".into();
-            assert_is!(session.commit(), Err(Error::NotUnique { operation: "UPDATE", rows: 2, .. }));
+            assert_is!(session.commit(), Err(error) if error.kind() == ErrorKind::NotUnique && error.to_string().contains("UPDATE of ") && error.to_string().contains(" 2 rows"));
             session.rollback()?;
             // Several rows, one of them sound.
             let twins = session.track::<Twin>(twins::table.order((twins::code, twins::name)))?;
             twins.iter().for_each(|twin| twin.write().name = "changed".into());
-            assert_is!(session.commit(), Err(Error::NotUnique { operation: "UPDATE", .. }));
+            assert_is!(session.commit(), Err(error) if error.kind() == ErrorKind::NotUnique && error.to_string().contains("UPDATE of "));
             session.rollback()?;
             let twins = session.track::<Twin>(twins::table.order((twins::code, twins::name)))?;
             session.delete(&twins[0])?;
             session.delete(&twins[2])?;
             let error = session.commit().expect_err("three rows for two keys");
             assert!(
-                matches!(error, Error::NotUnique { operation: "DELETE", .. })
+                error.kind() == ErrorKind::NotUnique
+                    && error.to_string().contains("DELETE of ")
                     && error.to_string().contains("primary_key"),
                 "{error}"
             );
@@ -418,8 +430,9 @@ fn rows_that_are_large_together_go_in_several_statements() {
         let rows = if KIND == Kind::Mariadb { 20 } else { 2 };
         inside(shop, |session| {
             let body = |n: usize| vec![n as u8; 1 << 20];
-            let files: Vec<_> =
-                (0..rows).map(|n| session.add(NewFile { name: n.to_string(), body: body(n) })).collect();
+            let files: Vec<_> = (0..rows)
+                .map(|n| session.add(NewFile { name: n.to_string(), body: body(n) }))
+                .collect::<Result<_>>()?;
             session.commit()?;
             assert!(files.iter().enumerate().all(|(n, file)| file.read().body == body(n)));
             Ok(())
@@ -436,15 +449,18 @@ fn a_row_that_is_too_large_is_named_and_not_to_be_sent_again() {
             return Ok(());
         }
         inside(shop, |session| {
-            let small = session.add(NewFile { name: "small".into(), body: Vec::new() });
+            let small = session.add(NewFile { name: "small".into(), body: Vec::new() })?;
             session.commit()?;
-            session.add(NewFile { name: "large".into(), body: vec![7; 17 << 20] });
+            session.add(NewFile { name: "large".into(), body: vec![7; 17 << 20] })?;
             let error = session.commit().expect_err("more than the server takes");
-            assert_is!(&error, Error::RowTooLarge { entity: "File", key: None, .. });
+            assert!(
+                error.kind() == ErrorKind::RowTooLarge && error.entity() == Some("File") && error.key().is_none(),
+                "{error:?}"
+            );
             assert!(!error.is_transient() && error.to_string().contains("max_allowed_packet"), "{error}");
             session.rollback()?;
             small.write().body = vec![7; 17 << 20];
-            assert_is!(session.commit(), Err(Error::RowTooLarge { key: Some(_), .. }));
+            assert_is!(session.commit(), Err(error) if error.kind() == ErrorKind::RowTooLarge && error.key().is_some());
             session.rollback()?;
             // A column that is not written does not count.
             session.refresh(&small)?;
@@ -479,15 +495,15 @@ fn a_key_of_a_sequence_or_a_trigger_is_not_taken_for_that_of_another_row() {
             elsewhere(shop, table);
             elsewhere(shop, "INSERT INTO events (name) VALUES ('one'), ('two')");
             let add_event = |session: &Session<Conn>| {
-                let event = session.add(NewEvent { name: "new".into() });
+                let event = session.add(NewEvent { name: "new".into() })?;
                 let error = session.flush().expect_err("the database does not tell the key");
-                assert!(error.to_string().contains("a key that the database made and does not tell"), "{error}");
+                assert!(format!("{error:#}").contains("a key that the database made and does not tell"), "{error:#}");
                 assert_is!(event.state(), RowState::Pending | RowState::Discarded);
                 session.rollback()
             };
             // Another INSERT of the same transaction has counted.
             inside(shop, |session| {
-                session.add(NewMember { name: "Ada".into() });
+                session.add(NewMember { name: "Ada".into() })?;
                 session.flush()?;
                 add_event(session)
             })?;

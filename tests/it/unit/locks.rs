@@ -54,7 +54,7 @@ fn rounds(shop: &Shop<Conn>, change: impl Fn(&Session<Conn>, &[i32], u64) -> Res
                 ids.sort_unstable();
             }
             let number = thrown(&mut seed);
-            // The rows may have been changed by others meanwhile; what matters is who waits for whom.
+            // Other threads may have changed the rows meanwhile. The test is about the order of the locks.
             let outcome = shop.scope().isolation(Isolation::ReadCommitted).run(|| {
                 let session = DB.session()?;
                 change(&session, &ids, number)?;
@@ -112,9 +112,10 @@ fn threads_that_delete_and_update_rows_do_not_deadlock() {
                     _ => row.update(|row| row.value += 1),
                 }
             }
-            // Whoever comes second finds rows gone, which is its own to deal with.
+            // The second thread finds rows deleted, which is an error of its own.
             match session.flush() {
-                Err(Error::Stale { .. }) | Ok(()) => session.rollback(),
+                Ok(()) => session.rollback(),
+                Err(error) if error.is_stale() => session.rollback(),
                 Err(error) => Err(error),
             }
         });
@@ -133,9 +134,9 @@ fn a_lock_that_a_foreign_key_takes_does_not_wait_for_an_update() {
             let rows = session.get_many::<Counter>([1, 2, 3])?;
             rows.iter().flatten().for_each(|row| row.write().value = 7);
             session.flush()?;
-            // The stranger waits for no lock.
+            // The other connection waits for no lock.
             elsewhere(shop, "INSERT INTO children VALUES (1, 2)");
-            assert!(!shop.stranger().write("UPDATE counters SET value = 8 WHERE id = 2"));
+            assert!(!shop.other_connection().write("UPDATE counters SET value = 8 WHERE id = 2"));
             session.commit()
         })
     });

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use diesel_session::RowState;
+use diesel_session::unit_of_work::RowState;
 use proptest::prelude::ProptestConfig;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{RngSeed, TestRunner};
@@ -42,7 +42,7 @@ type Done<T = ()> = Result<T, Stop>;
 
 struct Run<'r> {
     session: Session<Conn>,
-    other: &'r mut Stranger,
+    other: &'r mut OtherConnection,
     model: Model,
     /// Every handle that there has been, with its row's key.
     handles: Vec<(Key, Handle)>,
@@ -50,7 +50,7 @@ struct Run<'r> {
     log: Vec<String>,
     /// Closures of `transaction`, `savepoint` and `retry` that are open.
     depth: usize,
-    /// In a later attempt of `retry` nobody else writes.
+    /// In a later attempt of `retry` no other connection writes.
     is_alone: bool,
     is_retrying: bool,
 }
@@ -364,25 +364,25 @@ impl Run<'_> {
         let (id, Row { parent: plain, code, n, m, .. }) = (key.1, row);
         let session = &self.session;
         let handle: Handle = match table {
-            Table::User => session.add(NewUser { id, code, n, m }).into(),
-            Table::Post => session.add(NewPost { parent: plain.expect("a user").into(), n, m }).into(),
+            Table::User => session.add(NewUser { id, code, n, m })?.into(),
+            Table::Post => session.add(NewPost { parent: plain.expect("a user").into(), n, m })?.into(),
             Table::Comment => {
                 let parent = match above.and_then(of) {
                     Some(Handle::Post(post)) if above.is_some_and(|(_, id)| id < 0) => post.key(),
                     _ => plain.expect("a post").into(),
                 };
-                session.add(NewComment { id, parent, n, m }).into()
+                session.add(NewComment { id, parent, n, m })?.into()
             }
-            Table::Badge => session.add(NewBadge { id, parent: plain.map(Into::into), n, m }).into(),
+            Table::Badge => session.add(NewBadge { id, parent: plain.map(Into::into), n, m })?.into(),
             Table::Node => {
                 let parent = match above.and_then(of) {
                     Some(Handle::Node(node)) if above.is_some_and(|(_, id)| id < 0) => Some(node.key()),
                     _ => plain.map(Into::into),
                 };
-                session.add(NewNode { parent, code, n, m }).into()
+                session.add(NewNode { parent, code, n, m })?.into()
             }
-            Table::Link => session.add(NewLink { id, parent: plain.map(Into::into), n, m }).into(),
-            Table::Counter => session.add(NewCounter { id, n, m }).into(),
+            Table::Link => session.add(NewLink { id, parent: plain.map(Into::into), n, m })?.into(),
+            Table::Counter => session.add(NewCounter { id, n, m })?.into(),
         };
         self.handles.push((key, handle));
         Ok(())
@@ -448,7 +448,7 @@ impl Run<'_> {
         };
         let current = self.model.current.get(key);
         let is_idle = base.get(column) == value;
-        // Whether such a write is sent makes a difference that nobody promises.
+        // It is not documented whether such a write is sent.
         let is_unclear = match is_outdated {
             true => {
                 let is_of_base = |row: &Row| row.version == base.version;
@@ -501,7 +501,7 @@ impl Run<'_> {
         }
         let written = self.model.pending.writes.get(&key);
         let known = written.map_or_else(|| handle.read(), |write| Ok(write.base.clone()))?;
-        // In a later attempt of `retry` even a look at the value reads the row.
+        // In a later attempt of `retry` even a read of the value reads the row.
         if self.is_retrying && handle.state() == RowState::Persistent && !self.model.known.contains_key(&key) {
             self.model.read(key, Some(known.clone()));
         }
@@ -564,7 +564,7 @@ impl Run<'_> {
         let version = if key.0.is_versioned() { ", version = version + 1" } else { "" };
         let sql = format!("UPDATE {} SET {name} = {shown}{version} WHERE id = {}", key.0.name(), key.1);
         if self.other.write(&sql) {
-            self.say(format!("somebody else: {sql}"));
+            self.say(format!("another connection: {sql}"));
             self.model.change_elsewhere(key, |rows| {
                 if let Some(row) = rows.0.get_mut(&key) {
                     row.set(column, value);
@@ -579,7 +579,7 @@ impl Run<'_> {
         let Some(key) = self.pick(pick).filter(|_| !self.is_alone) else { return Ok(()) };
         let sql = format!("DELETE FROM {} WHERE id = {}", key.0.name(), key.1);
         if self.other.write(&sql) {
-            self.say(format!("somebody else: {sql}"));
+            self.say(format!("another connection: {sql}"));
             self.model.change_elsewhere(key, |rows| rows.delete(key));
         }
         Ok(())
@@ -592,7 +592,7 @@ impl Run<'_> {
         let had_begun = self.session.in_transaction();
         match self.session.begin() {
             Ok(()) => self.model.expire(),
-            Err(Error::AlreadyBegun { .. }) if had_begun => return Ok(()),
+            Err(error) if had_begun && error.kind() == ErrorKind::AlreadyBegun => return Ok(()),
             Err(error) => return wrong(format!("no transaction begins: {error}")),
         }
         self.say("begin");
@@ -824,7 +824,7 @@ fn rules(scope: ScopeOf) -> Rules {
 }
 
 /// Runs a program in a context of its own; an error tells what was done and what is wrong.
-fn run(shop: &Shop<Conn>, other: &mut Stranger, program: &Program) -> Result<(), String> {
+fn run(shop: &Shop<Conn>, other: &mut OtherConnection, program: &Program) -> Result<(), String> {
     assert!(other.write(FIRST_ROWS), "the first rows");
     let scope = match program.scope {
         ScopeOf::Default => shop.scope(),
@@ -853,7 +853,7 @@ fn run(shop: &Shop<Conn>, other: &mut Stranger, program: &Program) -> Result<(),
     let what = match done {
         Ok(Ok(Ok(()))) => return Ok(()),
         Ok(Ok(Err(Stop::Wrong(what)))) => what,
-        Ok(Ok(Err(Stop::Failed(error))) | Err(error)) => format!("an error that nobody expects: {error}"),
+        Ok(Ok(Err(Stop::Failed(error))) | Err(error)) => format!("an unexpected error: {error}"),
         Ok(Ok(Err(Stop::Undo))) => "the program was undone as a whole".into(),
         Err(panic) => format!("a panic: {:?}", panic.downcast_ref::<String>()),
     };
@@ -887,7 +887,7 @@ fn smallest(mut program: Program, mut reason: String, run: &mut dyn FnMut(&Progr
 fn session_agrees_with_a_plain_model_of_the_tables() {
     let fixture = Fixture::sql("model", crate::unit_model::tables::tables(KIND));
     test_on(fixture, |shop| {
-        let mut other = shop.stranger();
+        let mut other = shop.other_connection();
         let seed = number("DIESEL_SESSION_MODEL_SEED").unwrap_or(1);
         let mut chance =
             TestRunner::new(ProptestConfig { rng_seed: RngSeed::Fixed(seed), ..ProptestConfig::default() });
@@ -918,7 +918,7 @@ fn value_that_is_read_in_a_retry_is_the_one_that_its_transaction_sees() {
             Step::Retry(Closure { steps: vec![write], is_kept: true }),
         ];
         for scope in [ScopeOf::Default, ScopeOf::Autocommit, ScopeOf::Serializable] {
-            run(shop, &mut shop.stranger(), &Program { scope, steps: steps.clone() }).unwrap();
+            run(shop, &mut shop.other_connection(), &Program { scope, steps: steps.clone() }).unwrap();
         }
         Ok(())
     });
@@ -938,7 +938,7 @@ fn rows_that_lead_to_a_row_which_refers_to_itself_are_deleted_in_one_flush() {
             Step::Delete(Pick { is_found: false, ..link(2) }),
             Step::Commit,
         ];
-        run(shop, &mut shop.stranger(), &Program { scope: ScopeOf::Default, steps }).unwrap();
+        run(shop, &mut shop.other_connection(), &Program { scope: ScopeOf::Default, steps }).unwrap();
         Ok(())
     });
 }

@@ -1,6 +1,8 @@
 //! The order of the statements of a flush.
 
-use diesel_session::{Entity, RowState};
+use diesel_session::Entity;
+
+use diesel_session::unit_of_work::RowState;
 
 use super::*;
 
@@ -133,12 +135,12 @@ fn an_update_frees_a_unique_value_for_a_new_row() {
         inside(shop, |session| {
             // The default is another.
             session.find::<List>(1)?.write().rank = None;
-            let new = session.add(NewList { name: "four".into(), rank: Some(1) });
+            let new = session.add(NewList { name: "four".into(), rank: Some(1) })?;
             session.commit()?;
             assert_eq!(new.read().rank, Some(1));
             // A name is taken over.
             session.find::<List>(2)?.write().name = "second".into();
-            session.add(NewList { name: "two".into(), rank: None });
+            session.add(NewList { name: "two".into(), rank: None })?;
             session.commit()
         })?;
         assert_eq!(all(shop), ["one", "second", "three", "four", "two"]);
@@ -152,10 +154,10 @@ fn an_update_that_writes_the_key_of_a_new_row_waits_for_its_insert() {
         inside(shop, |session| {
             let one = session.find::<Pair>(4)?;
             one.write().other_id = Some(9);
-            session.add(NewPair { id: 9, other_id: None });
+            session.add(NewPair { id: 9, other_id: None })?;
             // This one frees nothing, and goes before.
             session.find::<List>(1)?.write().rank = None;
-            session.add(NewList { name: "four".into(), rank: Some(1) });
+            session.add(NewList { name: "four".into(), rank: Some(1) })?;
             session.commit()?;
             assert_eq!(session.find::<Pair>(4)?.read().version, 2);
             Ok(())
@@ -175,7 +177,7 @@ fn a_child_that_is_written_and_its_deleted_parent_are_no_conflict() {
                 item.write().position = 9;
                 session.delete(&list)?;
                 match with {
-                    "a new row" => drop(session.add(NewList { name: "one".into(), rank: Some(1) })),
+                    "a new row" => session.add(NewList { name: "one".into(), rank: Some(1) }).map(drop)?,
                     "a touched row" => other.write().rank = Some(1),
                     _ => {}
                 }
@@ -193,11 +195,12 @@ fn a_child_that_is_written_and_its_deleted_parent_are_no_conflict() {
 fn a_row_that_is_moved_elsewhere_does_not_hold_back_another_delete() {
     lists(|shop| {
         inside(shop, |session| {
-            // From the second list to the third, while the first is replaced: by the same flush, so everything is found first.
+            // From the second list to the third, while the first is replaced: by the same flush, so everything is found
+            // first.
             let (item, one) = (session.find::<Item>(2)?, session.find::<List>(1)?);
             item.write().list_id = 3;
             session.delete(&one)?;
-            session.add(NewList { name: "one".into(), rank: Some(1) });
+            session.add(NewList { name: "one".into(), rank: Some(1) })?;
             session.commit()
         })?;
         assert_eq!(
@@ -216,11 +219,11 @@ fn a_row_that_is_moved_elsewhere_does_not_hold_back_another_delete() {
         inside(shop, |session| {
             // Away from the one that goes, whose name a new row has.
             let (item, two) = (session.find::<Item>(2)?, session.find::<List>(2)?);
-            let other = session.add(NewList { name: "other".into(), rank: None });
+            let other = session.add(NewList { name: "other".into(), rank: None })?;
             session.flush()?;
             item.write().list_id = other.read().id;
             session.delete(&two)?;
-            session.add(NewList { name: "two".into(), rank: Some(9) });
+            session.add(NewList { name: "two".into(), rank: Some(9) })?;
             session.commit()
         })?;
         assert_eq!((rows(shop, "lists"), rows(shop, "items")), (3, 1));
@@ -256,10 +259,10 @@ fn rows_of_one_table_that_refer_to_each_other_are_deleted() {
 }
 
 #[test]
-fn a_circle_of_keys_that_cannot_be_null_is_deleted_by_one_statement() {
+fn cycle_of_not_null_keys_is_deleted_by_one_statement() {
     lists(|shop| {
         if KIND == Kind::Mariadb {
-            // It looks at foreign keys row by row, and there is no way to make such rows.
+            // It checks foreign keys row by row, so such rows cannot be made.
             return Ok(());
         }
         elsewhere(shop, "INSERT INTO tight VALUES (1, 2), (2, 1)");
@@ -274,7 +277,7 @@ fn a_circle_of_keys_that_cannot_be_null_is_deleted_by_one_statement() {
 }
 
 #[test]
-fn a_written_reference_breaks_a_circle_of_deleted_rows() {
+fn written_reference_breaks_a_cycle_of_deleted_rows() {
     for song_first in [false, true] {
         lists(|shop| {
             inside(shop, |session| {
@@ -305,7 +308,7 @@ fn a_written_reference_breaks_a_circle_of_deleted_rows() {
 }
 
 #[test]
-fn a_circle_of_two_tables_is_broken_where_it_can_be_null() {
+fn cycle_of_two_tables_is_broken_at_a_nullable_key() {
     for song_first in [false, true] {
         lists(|shop| {
             inside(shop, |session| {
@@ -357,7 +360,7 @@ pub struct Mayor {
     pub city_code: Option<String>,
 }
 
-/// MariaDB looks at foreign keys row by row, and compares texts without their letter case.
+/// MariaDB checks foreign keys row by row, and compares texts without their letter case.
 #[test]
 fn rows_that_refer_to_another_spelling_of_a_key_are_deleted_in_order() {
     lists(|shop| {
@@ -385,17 +388,17 @@ fn a_new_row_waits_for_new_rows_whose_keys_the_program_has_made() {
     lists(|shop| {
         elsewhere(shop, REGIONS);
         inside(shop, |session| {
-            session.add(region("utrecht", Some("nl")));
-            session.add(region("nl", Some("eu")));
-            session.add(region("eu", Some("world")));
-            session.add(region("world", None));
-            session.add(region("itself", Some("itself")));
-            session.add(region("be", Some("eu")));
+            session.add(region("utrecht", Some("nl")))?;
+            session.add(region("nl", Some("eu")))?;
+            session.add(region("eu", Some("world")))?;
+            session.add(region("world", None))?;
+            session.add(region("itself", Some("itself")))?;
+            session.add(region("be", Some("eu")))?;
             session.commit()
         })?;
         assert_eq!(rows(shop, "regions"), 6);
         inside(shop, |session| {
-            session.add(region("a", Some("missing")));
+            session.add(region("a", Some("missing")))?;
             assert_is!(kind_of(&session.flush().expect_err("no parent")), Some(DatabaseErrorKind::ForeignKeyViolation));
             session.rollback()
         })
@@ -420,15 +423,15 @@ fn new_rows_of_types_that_refer_to_each_other_wait_for_each_other() {
         for turned in [false, true] {
             inside(shop, |session| {
                 let cities = || {
-                    session.add(NewCity { code: "one".into(), region_code: Some("m".into()) });
-                    session.add(NewCity { code: "two".into(), region_code: None });
+                    session.add(NewCity { code: "one".into(), region_code: Some("m".into()) })?;
+                    session.add(NewCity { code: "two".into(), region_code: None }).map(drop)
                 };
                 if !turned {
-                    cities();
+                    cities()?;
                 }
-                session.add(NewMayor { code: "m".into(), city_code: Some("two".into()) });
+                session.add(NewMayor { code: "m".into(), city_code: Some("two".into()) })?;
                 if turned {
-                    cities();
+                    cities()?;
                 }
                 session.flush()?;
                 session.rollback()
@@ -447,7 +450,7 @@ fn a_chain_of_rows_is_added_and_deleted() {
             let parent = |row: u32| (row < 2_999).then(|| name(row + 1));
             let all: Vec<_> = (0..3_000)
                 .map(|row| session.add(NewRegion { code: name(row), parent_code: parent(row).map(Into::into) }))
-                .collect();
+                .collect::<Result<_>>()?;
             session.flush()?;
             all.iter().rev().try_for_each(|row| session.delete(row))?;
             session.commit()

@@ -1,6 +1,6 @@
 //! The identity map.
 
-use diesel_session::RowState;
+use diesel_session::unit_of_work::RowState;
 
 use super::*;
 
@@ -23,10 +23,10 @@ fn a_graph_of_new_rows_is_one_commit() {
     fn inside_id(shop: &Shop<Conn>) -> Result<i32> {
         shop.context(|| {
             let session = DB.session()?;
-            let ada = session.add(writer("Ada"));
+            let ada = session.add(writer("Ada"))?;
             assert_eq!(ada.state(), RowState::Pending);
-            session.add(article(ada.key(), "Hello"));
-            session.add(article(&ada, "Again"));
+            session.add(article(ada.key(), "Hello"))?;
+            session.add(article(&ada, "Again"))?;
             session.commit()?;
             Ok(ada.read().id)
         })
@@ -37,8 +37,8 @@ fn a_graph_of_new_rows_is_one_commit() {
 fn one_row_is_one_handle_however_it_is_read() {
     blog(|shop| {
         inside(shop, |session| {
-            let ada = session.add(writer("Ada"));
-            let hello = session.add(article(ada.key(), "Hello"));
+            let ada = session.add(writer("Ada"))?;
+            let hello = session.add(article(ada.key(), "Hello"))?;
             session.flush()?;
             let id = ada.read().id;
             assert_eq!(session.get::<Writer>(id)?, Some(ada.clone()));
@@ -55,20 +55,17 @@ fn one_row_is_one_handle_however_it_is_read() {
             let rows = session.track::<(String, Option<Article>, Option<String>)>(query)?;
             assert_eq!(rows, [("Ada".to_owned(), Some(hello), None)]);
             assert_eq!(session.track_first::<Writer>(writers::table.filter(writers::name.eq("Ada")))?, ada);
-            assert_is!(
-                session.track_first::<Writer>(writers::table.filter(writers::name.eq("Bob"))),
-                Err(Error::NotFound { .. })
-            );
+            assert_error!(session.track_first::<Writer>(writers::table.filter(writers::name.eq("Bob"))), NotFound);
             Ok(())
         })
     });
 }
 
 #[test]
-fn what_is_known_wins_until_it_expires() {
+fn identity_map_wins_until_a_row_expires() {
     blog(|shop| {
         inside(shop, |session| {
-            let ada = session.add(writer("Ada"));
+            let ada = session.add(writer("Ada"))?;
             session.commit()?;
             let id = ada.read().id;
             assert_eq!(ada.state(), RowState::Expired);
@@ -78,7 +75,7 @@ fn what_is_known_wins_until_it_expires() {
             assert_eq!(session.find::<Writer>(id)?.read().email.as_deref(), Some("a@example.org"));
             assert_eq!((ada.state(), ada.read().email.as_deref()), (RowState::Persistent, Some("a@example.org")));
             if KIND == Kind::Sqlite {
-                // Nobody is kept from writing: nothing has been written in this transaction.
+                // No other connection is blocked: nothing has been written in this transaction.
                 elsewhere(shop, "UPDATE writers SET email = 'b@example.org'");
                 session.track::<Writer>(writers::table)?;
                 assert_eq!(ada.read().email.as_deref(), Some("a@example.org"));
@@ -103,7 +100,7 @@ fn what_is_known_wins_until_it_expires() {
 }
 
 #[test]
-fn a_row_that_is_not_there_is_none_and_find_names_it() {
+fn missing_row_is_none_for_get_and_named_by_find() {
     blog(|shop| {
         inside(shop, |session| {
             assert_eq!(session.get::<Writer>(7)?, None);
@@ -117,11 +114,11 @@ fn a_row_that_is_not_there_is_none_and_find_names_it() {
 }
 
 #[test]
-fn several_keys_are_one_query() {
+fn get_many_sends_one_query() {
     blog(|shop| {
         inside(shop, |session| {
             let ids: Vec<i32> = {
-                let added: Vec<_> = (0..5).map(|n| session.add(writer(&format!("w{n}")))).collect();
+                let added: Vec<_> = (0..5).map(|n| session.add(writer(&format!("w{n}")))).collect::<Result<_>>()?;
                 session.commit()?;
                 added.iter().map(|writer| writer.read().id).collect()
             };
@@ -144,21 +141,21 @@ fn several_keys_are_one_query() {
 }
 
 #[test]
-fn entities_of_every_shape() {
+fn entities_of_every_shape_are_stored_and_read() {
     blog(|shop| {
         let founded = chrono::DateTime::from_timestamp(1_000_000, 0).map(|moment| moment.naive_utc());
         inside(shop, |session| {
-            let ada = session.add(writer("Ada"));
-            let bob = session.add(writer("Bob"));
+            let ada = session.add(writer("Ada"))?;
+            let bob = session.add(writer("Bob"))?;
             let mut hello = article(ada.key(), "Hello");
             hello.editor_id = Some(bob.key());
-            let hello = session.add(hello);
-            session.add(NewLabel { article_id: hello.key(), name: "new", weight: 1 });
-            session.add(NewLabel { article_id: hello.key(), name: "old", weight: 2 });
-            session.add(NewFollow { follower_id: ada.key(), followed_id: bob.key() });
-            let root = session.add(node(None, "root"));
-            let child = session.add(node(Some(root.key()), "child"));
-            session.add(node(Some(child.key()), "grandchild"));
+            let hello = session.add(hello)?;
+            session.add(NewLabel { article_id: hello.key(), name: "new", weight: 1 })?;
+            session.add(NewLabel { article_id: hello.key(), name: "old", weight: 2 })?;
+            session.add(NewFollow { follower_id: ada.key(), followed_id: bob.key() })?;
+            let root = session.add(node(None, "root"))?;
+            let child = session.add(node(Some(root.key()), "child"))?;
+            session.add(node(Some(child.key()), "grandchild"))?;
             session.add(NewCountry {
                 code: "nl".into(),
                 name: "Nederland".into(),
@@ -167,7 +164,7 @@ fn entities_of_every_shape() {
                 landlocked: false,
                 flag: vec![0, 255, 7],
                 founded,
-            });
+            })?;
             session.commit()
         })?;
         inside(shop, |session| {
@@ -215,13 +212,13 @@ fn entities_of_every_shape() {
 }
 
 #[test]
-fn a_snapshot_is_a_moment_and_a_guard_is_alone() {
+fn snapshot_keeps_its_values_and_a_write_guard_is_exclusive() {
     blog(|shop| {
         inside(shop, |session| {
-            let ada = session.add(writer("Ada"));
-            assert_is!(ada.try_read(), Err(Error::WrongState { state: RowState::Pending, .. }));
+            let ada = session.add(writer("Ada"))?;
+            assert_is!(ada.try_read(), Err(error) if error.kind() == ErrorKind::WrongState && error.row_state() == Some(RowState::Pending));
             assert!(panic_of(|| ada.read()).contains("not inserted yet"));
-            assert_is!(ada.try_write(), Err(Error::WrongState { .. }));
+            assert_error!(ada.try_write(), WrongState);
             session.flush()?;
             let before = ada.read();
             ada.write().name = "Augusta".into();
@@ -231,14 +228,14 @@ fn a_snapshot_is_a_moment_and_a_guard_is_alone() {
             let error = ada.try_read().expect_err("it is being written");
             assert!(error.to_string().contains("rows.rs"), "{error}");
             // Found before anything is sent: the session goes on.
-            assert_is!(session.flush(), Err(Error::WriteInProgress { .. }));
+            assert_error!(session.flush(), WriteInProgress);
             let query = session.load::<String>(writers::table.select(writers::name));
-            assert_is!(query, Err(Error::Autoflush { .. }));
+            assert_error!(&query, Autoflush);
             drop(guard);
             assert_eq!(writers(session)?, ["Augusta"]);
             ada.write().id += 1;
             let error = session.flush().expect_err("the key was written");
-            assert!(matches!(error, Error::KeyChanged { .. }), "{error}");
+            assert!(error.kind() == ErrorKind::KeyChanged, "{error}");
             ada.write().id -= 1;
             session.commit()
         })
@@ -250,36 +247,37 @@ fn handles_outlive_their_session_as_values() {
     blog(|shop| {
         let (kept, added, written) = shop.context(|| {
             let session = DB.session()?;
-            let kept = session.add(writer("Ada"));
+            let kept = session.add(writer("Ada"))?;
             session.commit()?;
-            let written = session.add(writer("Bob"));
+            let written = session.add(writer("Bob"))?;
             session.flush()?;
-            let added = session.add(writer("Eve"));
+            let added = session.add(writer("Eve"))?;
             Ok::<_, Error>((kept, added, written))
         })?;
         assert_eq!((kept.state(), kept.read().name.as_str()), (RowState::Detached, "Ada"));
-        assert_is!(kept.try_write(), Err(Error::WrongState { state: RowState::Detached, .. }));
+        assert_is!(kept.try_write(), Err(error) if error.kind() == ErrorKind::WrongState && error.row_state() == Some(RowState::Detached));
         assert_eq!((added.state(), written.state()), (RowState::Discarded, RowState::Discarded));
-        assert_is!(written.try_read(), Err(Error::WrongState { .. }));
+        assert_error!(written.try_read(), WrongState);
         inside(shop, |session| {
-            assert_is!(session.delete(&kept), Err(Error::WrongState { .. }));
-            assert_is!(session.refresh(&kept), Err(Error::WrongState { .. }));
+            assert_error!(session.delete(&kept), WrongState);
+            assert_error!(session.refresh(&kept), WrongState);
             let other = shop.open_session()?;
             let there = other.find::<Writer>(kept.read().id)?;
-            assert_is!(session.delete(&there), Err(Error::NotMine { .. }));
+            assert_error!(session.delete(&there), ForeignHandle);
             // A row that was never inserted has no key for others.
-            session.add(article(written.key(), "x"));
-            assert_is!(session.flush(), Err(Error::UnresolvedKeys { .. }));
+            session.add(article(written.key(), "x"))?;
+            assert_error!(session.flush(), UnresolvedKeys);
             session.rollback()
         })
     });
 }
 
 #[test]
-fn expunged_rows_are_let_go() {
+fn expunged_rows_are_released() {
     blog(|shop| {
         inside(shop, |session| {
-            let (ada, bob, eve) = (session.add(writer("Ada")), session.add(writer("Bob")), session.add(writer("Eve")));
+            let (ada, bob, eve) =
+                (session.add(writer("Ada"))?, session.add(writer("Bob"))?, session.add(writer("Eve"))?);
             session.expunge(&eve)?;
             session.flush()?;
             assert_eq!((eve.state(), writers(session)?.len()), (RowState::Discarded, 2));
@@ -302,10 +300,10 @@ fn expunged_rows_are_let_go() {
 fn expire_all_forgets_what_was_written() {
     blog(|shop| {
         inside(shop, |session| {
-            let ada = session.add(writer("Ada"));
+            let ada = session.add(writer("Ada"))?;
             session.flush()?;
             ada.write().name = "A".into();
-            session.add(writer("Bob"));
+            session.add(writer("Bob"))?;
             session.expire_all();
             assert_eq!((ada.state(), ada.read().name.as_str()), (RowState::Expired, "Ada"));
             assert!(session.is_dirty());
@@ -317,11 +315,12 @@ fn expire_all_forgets_what_was_written() {
 }
 
 #[test]
-fn rows_that_nobody_holds_go_at_a_commit() {
+fn rows_without_handles_are_dropped_at_commit() {
     blog(|shop| {
         inside(shop, |session| {
             for round in 0..3 {
-                let held: Vec<_> = (0..1500).map(|n| session.add(writer(&format!("{round} {n}")))).collect();
+                let held: Vec<_> =
+                    (0..1500).map(|n| session.add(writer(&format!("{round} {n}")))).collect::<Result<_>>()?;
                 session.commit()?;
                 assert_eq!(held[7].read().name, format!("{round} 7"));
             }
@@ -335,8 +334,8 @@ fn rows_that_nobody_holds_go_at_a_commit() {
 fn a_query_that_says_what_its_rows_are_needs_no_more() {
     blog(|shop| {
         inside(shop, |session| {
-            let ada = session.add(writer("Ada"));
-            session.add(article(&ada, "Hello"));
+            let ada = session.add(writer("Ada"))?;
+            session.add(article(&ada, "Hello"))?;
             session.flush()?;
             let written = session.track(Article::belonging_to(&*ada.read()).select(Article::as_select()))?;
             assert_eq!(written[0].read().title, "Hello");
@@ -368,7 +367,7 @@ fn track_gives_plain_values_of_any_type_beside_entities() {
                 landlocked: false,
                 flag: vec![1],
                 founded,
-            });
+            })?;
             type Row = (Country, Plain<Option<chrono::NaiveDateTime>>, i64);
             let query = countries::table.select((countries::all_columns, countries::founded, countries::people));
             let (country, moment, people) = session.track_first::<Row>(query)?;

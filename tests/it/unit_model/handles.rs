@@ -1,11 +1,12 @@
 //! Handles to rows of any of the tables.
 
 use diesel::prelude::*;
-use diesel_session::{Result, RowState, Session, SessionConnection, Tracked};
+use diesel_session::unit_of_work::RowState;
+use diesel_session::{Result, Session, SessionConnection, Tracked};
 
 use super::rows::{Column, Row, Table};
 use super::tables::*;
-use crate::world::AnyConnection;
+use crate::per_database::AnyConnection;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Handle {

@@ -93,7 +93,7 @@ pub struct Model {
     pub snapshot: Option<Rows>,
     /// Whether there was a snapshot when each savepoint was opened.
     had_snapshot: Vec<bool>,
-    /// Somebody else has committed something since the snapshot.
+    /// Another connection has committed something since the snapshot.
     pub has_conflicts: bool,
     pub known: BTreeMap<Key, Known>,
     pub pending: Pending,
@@ -141,7 +141,7 @@ impl Model {
         self.levels.iter().any(|level| level.contains_key(&key))
     }
 
-    /// What everybody else sees.
+    /// What other connections see.
     pub fn committed(&self) -> Rows {
         let mut rows = self.current.clone();
         self.levels.iter().rev().for_each(|level| restore(&mut rows, level));
@@ -270,13 +270,14 @@ impl Model {
         if may_fail { Plan::May(end) } else { Plan::Must(end) }
     }
 
-    /// Whether the row is not the one that the session knows: it has another version, or the known version was rolled back and then
-    /// given to another row.
+    /// Whether the row is not the one that the session knows: it has another version, or the known version was rolled
+    /// back and then given to another row.
     fn is_conflict(&self, key: Key, known: &Row, row: &Row) -> bool {
         key.0.is_versioned() && (row.version != known.version || known != row && !self.was_committed(key, known))
     }
 
-    /// Whether a committed row of that version was replaced by another one of the same version: deleted, and added again.
+    /// Whether a committed row of that version was replaced by another one of the same version: deleted, and added
+    /// again.
     fn is_other_row(&self, key: Key, known: &Row, row: &Row) -> bool {
         key.0.is_versioned() && known != row
     }
@@ -312,7 +313,8 @@ impl Model {
         rows
     }
 
-    /// Whether it is not clear what the program wants: a row that it adds or moves would go with a parent that it deletes.
+    /// Whether it is not clear what the program wants: a row that it adds or moves would go with a parent that it
+    /// deletes.
     pub fn is_unclear(&self) -> bool {
         let mut gone = self.current.clone();
         let deletes = &self.pending.deletes;
@@ -495,7 +497,7 @@ impl Model {
         }
     }
 
-    /// Somebody else's change, which the database took and which is committed.
+    /// A committed change of another connection.
     pub fn change_elsewhere(&mut self, key: Key, change: impl FnOnce(&mut Rows)) {
         if self.is_changed(key) {
             // It did not see the row.
@@ -506,7 +508,7 @@ impl Model {
         self.committed_ever.extend(self.committed().0);
     }
 
-    /// Somebody else's write would make it unclear whether the session's own has to be sent.
+    /// The write of another connection would make it unclear whether the session's own write has to be sent.
     pub fn is_idle(&self, key: Key) -> bool {
         let idle = |write: &Write| write.columns.keys().any(|column| write.is_idle(*column));
         self.pending.writes.get(&key).is_some_and(idle)

@@ -218,7 +218,7 @@ fn pattern(tables: &'static [Table]) -> impl Strategy<Value = Vec<Step>> {
     let first = (pick.clone(), prop_oneof![Just(Column::N), Just(Column::Parent)], 0..3);
     let first = first.prop_map(|(pick, column, value)| Step::Write { pick, column, value: Value::Of(value) });
     let family = (first, pick.clone(), third).prop_map(|(first, gone, third)| vec![first, Step::Delete(gone), third]);
-    // Somebody else writes a row that the program has read before.
+    // Another connection writes a row that the program has read before.
     let between = prop_oneof![
         3 => Just(Some(Step::Commit)),
         1 => Just(Some(Step::Rollback)),

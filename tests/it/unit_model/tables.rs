@@ -1,14 +1,14 @@
 //! The tables of the model test, and an entity for each.
 //!
-//! Every table has the same columns, so that one query reads all of them and one struct describes any row. Each entity has
-//! the columns that it needs.
+//! Every table has the same columns, so that one query reads all of them and one struct describes any row. Each entity
+//! has the columns that it needs.
 
 use diesel::prelude::*;
 use diesel::sql_types::{Integer, Nullable, Text};
 use diesel_session::Entity;
 
 use super::rows::{Column, Row, Table};
-use crate::world::{AnyConnection, Kind};
+use crate::per_database::{AnyConnection, Kind};
 
 diesel::table! { users (id) { id -> Integer, code -> Nullable<Integer>, n -> Integer, m -> Integer, } }
 diesel::table! { posts (id) { id -> Integer, parent -> Integer, n -> Integer, m -> Integer, } }

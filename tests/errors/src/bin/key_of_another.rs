@@ -5,5 +5,5 @@ use errors::{DB, Db, NewPost, Post};
 fn main() {
     let session: Db = DB.session().unwrap();
     let post = session.find::<Post>(1).unwrap();
-    session.add(NewPost { author_id: post.key() });
+    let _ = session.add(NewPost { author_id: post.key() });
 }

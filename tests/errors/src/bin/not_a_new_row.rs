@@ -4,5 +4,5 @@ use errors::{DB, Db, User};
 
 fn main() {
     let session: Db = DB.session().unwrap();
-    session.add(User { id: 1, name: String::new() });
+    let _ = session.add(User { id: 1, name: String::new() });
 }
