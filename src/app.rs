@@ -45,9 +45,33 @@ pub(crate) struct AppIdentity<C: SessionConnection> {
     pub(crate) migrations: Box<dyn MigrationSet<C>>,
 }
 
-struct AppInner<C: SessionConnection> {
+pub(crate) struct AppInner<C: SessionConnection> {
     factory: Arc<SessionFactory<C>>,
     identity: Arc<AppIdentity<C>>,
+}
+
+/// An application of any connection type.
+pub(crate) trait ErasedApp: Any + Send + Sync {
+    fn id(&self) -> &str;
+    /// The number of its database object.
+    fn database(&self) -> u64;
+}
+
+impl<C: SessionConnection> ErasedApp for AppInner<C> {
+    fn id(&self) -> &str {
+        self.factory.app_core.id()
+    }
+
+    fn database(&self) -> u64 {
+        self.identity.database
+    }
+}
+
+impl<C: SessionConnection> AppInner<C> {
+    pub(crate) fn open_session(&self, settings: Settings, at: SourceLocation) -> Result<Session<C>> {
+        self.factory.app_core.check_not_removed()?;
+        Ok(Session(SessionInner::new(Arc::clone(&self.factory), settings, at)))
+    }
 }
 
 impl<C: SessionConnection> App<C> {
@@ -77,8 +101,7 @@ impl<C: SessionConnection> App<C> {
     /// [`ErrorKind::Disposed`](crate::ErrorKind::Disposed) after the application was removed.
     #[track_caller]
     pub fn open_session(&self) -> Result<Session<C>> {
-        self.core().check_not_removed()?;
-        Ok(self.new_session(Settings::DEFAULT, Location::caller()))
+        self.inner().open_session(Settings::DEFAULT, Location::caller())
     }
 
     /// The kind of database, as the URL or the connection type says.
@@ -175,13 +198,12 @@ impl<C: SessionConnection> App<C> {
         status
     }
 
-    /// The application without its type, for [`of_erased`](Self::of_erased).
-    pub(crate) fn erased(&self) -> Arc<dyn Any + Send + Sync> {
-        Arc::clone(&self.0) as _
+    pub(crate) fn inner(&self) -> &Arc<AppInner<C>> {
+        &self.0
     }
 
-    pub(crate) fn of_erased(erased: &Arc<dyn Any + Send + Sync>) -> Option<Self> {
-        Arc::clone(erased).downcast().ok().map(Self)
+    pub(crate) fn of_erased(erased: Arc<dyn ErasedApp>) -> Option<Self> {
+        (erased as Arc<dyn Any + Send + Sync>).downcast().ok().map(Self)
     }
 
     pub(crate) fn core(&self) -> &Arc<AppCore<C>> {
@@ -198,18 +220,10 @@ impl<C: SessionConnection> App<C> {
         self.core().pool()
     }
 
-    pub(crate) fn new_session(&self, settings: Settings, at: SourceLocation) -> Session<C> {
-        Session(SessionInner::new(Arc::clone(&self.0.factory), settings, at))
-    }
-
     /// The list of the open sessions, if this is the application of a test.
     #[cfg(feature = "testing")]
     pub(crate) fn open_sessions(&self) -> Option<Arc<OpenSessions>> {
         self.0.factory.open_sessions.clone()
-    }
-
-    pub(crate) fn database(&self) -> u64 {
-        self.0.identity.database
     }
 
     pub(crate) fn migration_set(&self) -> &dyn MigrationSet<C> {

@@ -1,10 +1,12 @@
 //! The trait bound of the crate's connections, and the operations that the crate needs beyond Diesel's traits.
 
+use std::any::Any;
+
 use diesel::backend::Backend;
 use diesel::connection::{
     Connection, LoadConnection, SimpleConnection, TransactionDepthChange, TransactionManager, TransactionManagerStatus,
 };
-use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId, SqlQuery};
+use diesel::query_builder::{AstPass, Query, QueryBuilder, QueryFragment, QueryId, SqlQuery};
 use diesel::query_dsl::methods::LoadQuery;
 use diesel::r2d2::R2D2Connection;
 use diesel::result::{Error, QueryResult};
@@ -17,13 +19,59 @@ use diesel_migrations::MigrationHarness;
 ///
 /// The trait is implemented for every type that satisfies its supertraits. Programs do not implement it.
 pub trait SessionConnection:
-    R2D2Connection + LoadConnection + MigrationHarness<<Self as Connection>::Backend> + Send + 'static + Inspect
+    R2D2Connection
+    + LoadConnection
+    + Connection<Backend: Backend<QueryBuilder: 'static> + 'static>
+    + MigrationHarness<<Self as Connection>::Backend>
+    + Send
+    + 'static
+    + Inspect
 {
 }
 
 impl<C> SessionConnection for C where
-    C: R2D2Connection + LoadConnection + MigrationHarness<<C as Connection>::Backend> + Send + 'static + Inspect
+    C: R2D2Connection
+        + LoadConnection
+        + Connection<Backend: Backend<QueryBuilder: 'static> + 'static>
+        + MigrationHarness<<C as Connection>::Backend>
+        + Send
+        + 'static
+        + Inspect
 {
+}
+
+/// The SQL of a query, without its bind values. `None` for the backend of an enum of connections, which builds no SQL
+/// without a connection.
+pub(crate) fn sql_of<DB>(query: &impl QueryFragment<DB>) -> Option<String>
+where
+    DB: Backend<QueryBuilder: 'static> + 'static,
+{
+    let (mut builder, backend) = builder_of::<DB>()?;
+    query.to_sql(&mut builder, &backend).ok()?;
+    Some(builder.finish())
+}
+
+/// The query builder of a backend, and the backend itself.
+fn builder_of<DB: Backend<QueryBuilder: 'static> + 'static>() -> Option<(DB::QueryBuilder, DB)> {
+    let parts = [
+        #[cfg(feature = "postgres")]
+        known_builder::<diesel::pg::Pg, DB>(),
+        #[cfg(feature = "mysql")]
+        known_builder::<diesel::mysql::Mysql, DB>(),
+        #[cfg(feature = "sqlite")]
+        known_builder::<diesel::sqlite::Sqlite, DB>(),
+    ];
+    parts.into_iter().flatten().next()
+}
+
+/// The result is `None` unless `DB` is `Known`.
+fn known_builder<Known, DB>() -> Option<(DB::QueryBuilder, DB)>
+where
+    Known: Backend<QueryBuilder: Default + 'static> + Default + 'static,
+    DB: Backend<QueryBuilder: 'static> + 'static,
+{
+    let mut parts = Some((Known::QueryBuilder::default(), Known::default()));
+    (&mut parts as &mut dyn Any).downcast_mut::<Option<(DB::QueryBuilder, DB)>>()?.take()
 }
 
 /// A row of a query with one text column, `value`.

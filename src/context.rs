@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::app::App;
+use crate::app::{App, AppInner, ErasedApp};
 use crate::connection::SessionConnection;
 use crate::error::{Details, Error, Result, SourceLocation, Undo};
 use crate::kind::DatabaseKind;
@@ -24,11 +24,8 @@ scoped_tls::scoped_thread_local!(static CURRENT: ContextFrame);
 const REMOVAL_ROUNDS: usize = 100;
 
 pub(crate) struct ContextFrame {
-    /// The entered application, as [`App::erased`] returned it.
-    entered: Arc<dyn Any + Send + Sync>,
-    id: Arc<str>,
-    /// The number of the database object to which the entered application belongs.
-    database: u64,
+    /// The entered application.
+    entered: Arc<dyn ErasedApp>,
     settings: Settings,
     sessions: RefCell<Vec<ContextSession>>,
 }
@@ -45,7 +42,7 @@ struct ContextSession {
 /// A session of any connection type.
 trait ErasedSession: Any {
     fn commit(&self, at: SourceLocation) -> Result<()>;
-    /// Whether a commit would commit something.
+    /// Whether a commit would change the database.
     fn has_work(&self) -> bool;
     /// The changes that the end of the session would lose, as a log line describes them.
     fn uncommitted(&self) -> Option<String>;
@@ -59,7 +56,7 @@ impl<C: SessionConnection> ErasedSession for SessionInner<C> {
     }
 
     fn has_work(&self) -> bool {
-        self.is_active() || self.has_unflushed()
+        self.in_transaction() || self.has_unflushed()
     }
 
     fn uncommitted(&self) -> Option<String> {
@@ -99,18 +96,22 @@ pub(crate) fn session<C: SessionConnection>(
         if let Some(inner) = open.and_then(|session| session.downcast::<SessionInner<C>>().ok()) {
             return Ok(Session(inner));
         }
-        let app = frame.app(database, by_id)?;
-        app.core().check_not_removed()?;
-        let opened = app.new_session(frame.settings.clone(), at);
+        let opened = frame.open_session(database, at, by_id)?;
         let session = Rc::clone(&opened.0) as Rc<dyn ErasedSession>;
-        frame.sessions.borrow_mut().push(ContextSession { database, session, committed: false });
+        let session = ContextSession { database, session, committed: false };
+        let mut sessions = frame.sessions.borrow_mut();
+        // Most contexts have one session, and an exact allocation costs less than one by `push`.
+        match sessions.is_empty() {
+            true => *sessions = vec![session],
+            false => sessions.push(session),
+        }
         Ok(opened)
     })
 }
 
 /// Whether this thread is in a scope with a `search_path` that applies to sessions of the application with this id.
 pub(crate) fn has_search_path(app: &str) -> bool {
-    CURRENT.is_set() && CURRENT.with(|frame| &*frame.id == app && frame.settings.search_path.is_some())
+    CURRENT.is_set() && CURRENT.with(|frame| frame.entered.id() == app && frame.settings.search_path.is_some())
 }
 
 fn in_frame<T>(at: SourceLocation, f: impl FnOnce(&ContextFrame) -> Result<T>) -> Result<T> {
@@ -119,20 +120,26 @@ fn in_frame<T>(at: SourceLocation, f: impl FnOnce(&ContextFrame) -> Result<T>) -
 
 impl ContextFrame {
     fn new<C: SessionConnection>(app: &App<C>, settings: Settings) -> Self {
-        Self {
-            entered: app.erased(),
-            id: Arc::clone(&app.options().app),
-            database: app.database(),
-            settings,
-            sessions: RefCell::default(),
-        }
+        Self { entered: Arc::clone(app.inner()) as Arc<dyn ErasedApp>, settings, sessions: RefCell::default() }
     }
 
+    /// The entered application. If it belongs to another database object, the application with the same id is meant.
     fn app<C: SessionConnection>(&self, database: u64, by_id: impl FnOnce(&str) -> Result<App<C>>) -> Result<App<C>> {
-        match App::of_erased(&self.entered) {
-            Some(app) if self.database == database => Ok(app),
-            // The entered application belongs to another database object. The application with the same id is meant.
-            _ => by_id(&self.id),
+        let entered = Some(&self.entered).filter(|app| app.database() == database).map(Arc::clone);
+        entered.and_then(App::of_erased).map_or_else(|| by_id(self.entered.id()), Ok)
+    }
+
+    /// Opens a session of the application that [`app`](Self::app) returns, without a handle of the application.
+    fn open_session<C: SessionConnection>(
+        &self,
+        database: u64,
+        at: SourceLocation,
+        by_id: impl FnOnce(&str) -> Result<App<C>>,
+    ) -> Result<Session<C>> {
+        let settings = self.settings.clone();
+        match (&*self.entered as &dyn Any).downcast_ref::<AppInner<C>>() {
+            Some(app) if app.database() == database => app.open_session(settings, at),
+            _ => by_id(self.entered.id())?.inner().open_session(settings, at),
         }
     }
 
@@ -214,7 +221,7 @@ impl ContextFrame {
             warn,
             "diesel_session::session",
             "app `{}`: hooks went on opening sessions at the end of the context",
-            self.id
+            self.entered.id()
         );
     }
 }
@@ -260,6 +267,25 @@ fn run_in_context<C: SessionConnection, R>(
     })
 }
 
+/// Runs `body` in a new context. `ending` decides how the context ends if `body` returns `Ok`.
+fn run_scope<C: SessionConnection, T, E: From<Error>>(
+    app: &App<C>,
+    settings: Settings,
+    discards: bool,
+    at: SourceLocation,
+    body: impl FnOnce() -> Result<T, E>,
+    ending: impl FnOnce(&T) -> Ending,
+) -> Result<T, E> {
+    let (out, committed) = run_in_context(app, settings, discards, at, body, |out| match out {
+        Ok(out) => ending(out),
+        // The program gives its work up.
+        Err(_) => Ending::Discard,
+    });
+    let out = out?;
+    committed?;
+    Ok(out)
+}
+
 impl<C: SessionConnection> App<C> {
     /// Runs `body` in a context of this application and commits if `body` returns `Ok`. An `Err` and a panic roll
     /// back. [`scope`](Self::scope) has more options.
@@ -285,7 +311,8 @@ impl<C: SessionConnection> App<C> {
     /// [`ErrorKind::PartialCommit`](crate::ErrorKind::PartialCommit) if several databases were used.
     #[track_caller]
     pub fn run<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
-        self.scope().run_and_commit(body)
+        let settings = Settings { commits: true, ..Settings::DEFAULT };
+        run_scope(self, settings, false, Location::caller(), body, |_| Ending::Commit)
     }
 
     /// Runs `body` in a context of this application and commits nothing by itself: `body` calls
@@ -316,7 +343,7 @@ impl<C: SessionConnection> App<C> {
     /// Those of `body`.
     #[track_caller]
     pub fn context<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
-        self.scope().run(body)
+        run_scope(self, Settings::DEFAULT, false, Location::caller(), body, |_| Ending::Forget)
     }
 
     /// Runs a closure with a result of any type in a context of this application. Otherwise like
@@ -396,6 +423,66 @@ impl<C: SessionConnection> Scope<C> {
     /// The isolation level of the scope's transactions. Without it they have the database's default.
     pub fn isolation(mut self, level: Isolation) -> Self {
         self.settings.isolation = Some(level);
+        self
+    }
+
+    /// The first statement of the scope begins the transaction. Without this option, a default scope sends its reads
+    /// outside of a transaction until the first statement that does more:
+    ///
+    /// ```
+    /// # use diesel_session::{Config, Database, Error};
+    /// # use diesel::prelude::*;
+    /// # static DB: Database<SqliteConnection> = Database::without_migrations();
+    /// # diesel::table! { users (id) { id -> Integer, name -> Text, } }
+    /// # let app = DB.init_app("eagerly", Config::new(":memory:").max_size(1))?;
+    /// # app.run(|| DB.session()?.execute(diesel::sql_query("CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT)")))?;
+    /// app.run(|| {
+    ///     let session = DB.session()?;
+    ///     let users = session.count(users::table)?;
+    ///     assert!(!session.in_transaction());              // the read was one round trip
+    ///     session.execute(diesel::insert_into(users::table).values((users::id.eq(1), users::name.eq("Ada"))))?;
+    ///     assert!(session.in_transaction());               // `BEGIN` was sent before the INSERT
+    ///     Ok(users)
+    /// })?;
+    /// app.scope().begin_eagerly().run_and_commit(|| {
+    ///     let session = DB.session()?;
+    ///     session.count(users::table)?;
+    ///     assert!(session.in_transaction());
+    ///     Ok::<_, Error>(())
+    /// })?;
+    /// # app.dispose()?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// **What is sent outside.** Typed SELECTs that take no lock and call no function and no SQL fragment of the
+    /// program; on SQLite, where a function cannot write, all typed SELECTs. The session reads the SQL of a boxed query
+    /// and of an `as_select()`; an enum of connections cannot build that SQL without its connection, so there such a
+    /// query begins the transaction. Everything else begins it: writes, raw SQL, [`with`](crate::Session::with),
+    /// [`connection`](crate::Session::connection), `begin`, `transaction`, `savepoint`, `retry`, and a flush that has
+    /// something to send.
+    ///
+    /// **When.** On SQLite always. On PostgreSQL, MySQL and MariaDB if the transaction would run under READ COMMITTED,
+    /// where each statement sees what is committed at that moment: by [`isolation`](Self::isolation), or by the default
+    /// of the server, the database, the role or [`Database::on_connect`](crate::Database::on_connect), for which each
+    /// new connection is asked. MySQL and MariaDB have a stricter default. A change by
+    /// [`Database::on_checkout`](crate::Database::on_checkout) is not noticed. A scope with a
+    /// [`search_path`](Self::search_path) always begins eagerly.
+    ///
+    /// **Differences.** A program can see the following differences between the two:
+    ///
+    /// | | default | `begin_eagerly` |
+    /// |---|---|---|
+    /// | connection between two reads | none: each read checks one out | the transaction keeps it |
+    /// | `now()` of PostgreSQL | advances between two reads | is the time of the `BEGIN` |
+    /// | a SELECT that fails on PostgreSQL | the scope goes on | the transaction is aborted |
+    /// | `SET LOCAL` before a read | needs `begin` or a write before it | applies to all later reads |
+    /// | `begin` after a read | begins the transaction; rows are read again inside | is [`AlreadyBegun`](crate::ErrorKind::AlreadyBegun) |
+    /// | `transaction` after a read | rows are read again inside | joins the transaction |
+    /// | `retry` after a read | begins the transaction; rows are read again inside | is [`NotRepeatable`](crate::ErrorKind::NotRepeatable) |
+    /// | a connection that was lost while it was idle | the first read fails, and is transient | the `BEGIN` is sent on another one |
+    /// | isolation on SQLite | other programs may write between a read and the first write | they wait from the first statement on |
+    pub fn begin_eagerly(mut self) -> Self {
+        self.settings.begins_eagerly = true;
         self
     }
 
@@ -609,13 +696,6 @@ impl<C: SessionConnection> Scope<C> {
         let Self { app, mut settings, limit, discards } = self;
         // A limit beyond the range of the clock is no limit.
         settings.deadline = limit.and_then(|limit| Some(Deadline { end: Instant::now().checked_add(limit)?, limit }));
-        let (out, committed) = run_in_context(&app, settings, discards, at, body, |out| match out {
-            Ok(out) => ending(out),
-            // The program gives its work up.
-            Err(_) => Ending::Discard,
-        });
-        let out = out?;
-        committed?;
-        Ok(out)
+        run_scope(&app, settings, discards, at, body, ending)
     }
 }

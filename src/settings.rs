@@ -41,6 +41,8 @@ pub(crate) struct Settings {
     pub(crate) resolvable: bool,
     /// Whether the scope may commit if its closure returns `Ok`.
     pub(crate) commits: bool,
+    /// Whether the first statement begins the transaction, even if it only reads.
+    pub(crate) begins_eagerly: bool,
     /// The schemas in which PostgreSQL looks up names, as SQL.
     pub(crate) search_path: Option<Arc<str>>,
 }
@@ -52,6 +54,7 @@ impl Settings {
         deadline: None,
         resolvable: false,
         commits: false,
+        begins_eagerly: false,
         search_path: None,
     };
 }

@@ -4,10 +4,10 @@ use std::fmt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-const USAGE: &str =
-    "cargo bench --all-features -- [--pin CPU] [--rounds N] [reads] [checkout] [contended] [unit] [apps]";
+const USAGE: &str = "cargo bench --all-features -- \
+    [--pin CPU] [--rounds N] [reads] [checkout] [contended] [render] [web] [unit] [apps]";
 
-const SECTIONS: [&str; 5] = ["reads", "checkout", "contended", "unit", "apps"];
+const SECTIONS: [&str; 7] = ["reads", "checkout", "contended", "render", "web", "unit", "apps"];
 
 pub struct Arguments {
     pub rounds: usize,

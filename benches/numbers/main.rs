@@ -2,7 +2,7 @@
 //!
 //! `-- --pin 0` binds this program, and the PostgreSQL it starts, to that CPU: between two CPUs of a small virtual machine a
 //! round trip swings by a factor of 2 to 10. `-- --rounds 31` takes more rounds than 15. `-- reads` runs only that section of
-//! `reads`, `checkout`, `contended`, `unit` and `apps`.
+//! `reads`, `checkout`, `contended`, `render`, `web`, `unit` and `apps`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "numbers are printed")]
 #![allow(unreachable_pub, clippy::unwrap_used, reason = "a program of its own; a benchmark that fails ends")]
 
@@ -16,11 +16,17 @@ mod contest;
 mod peer;
 mod reads;
 #[cfg(feature = "postgres")]
+mod render;
+#[cfg(feature = "postgres")]
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod table;
+#[cfg(feature = "postgres")]
+mod throughput;
 mod unit;
 mod users;
+#[cfg(feature = "postgres")]
+mod web;
 
 use std::process::ExitCode;
 
@@ -42,7 +48,7 @@ fn main() -> ExitCode {
         reads::measure::<SqliteConnection>(file.to_str().unwrap(), arguments.rounds);
     }
     #[cfg(feature = "postgres")]
-    if ["reads", "checkout", "contended", "unit"].iter().any(|section| arguments.runs(section)) {
+    if ["reads", "checkout", "contended", "render", "web", "unit"].iter().any(|section| arguments.runs(section)) {
         let url = support::postgres().socket_url(support::ROLE);
         if arguments.runs("reads") {
             reads::measure::<diesel::PgConnection>(&url, arguments.rounds);
@@ -52,6 +58,12 @@ fn main() -> ExitCode {
         }
         if arguments.runs("contended") {
             contended::measure::<diesel::PgConnection>(&url, arguments.rounds);
+        }
+        if arguments.runs("render") {
+            render::measure::<diesel::PgConnection>(&url, arguments.rounds);
+        }
+        if arguments.runs("web") {
+            web::measure::<diesel::PgConnection>(&url, arguments.rounds);
         }
         if arguments.runs("unit") {
             unit::measure::<diesel::PgConnection>(&url, arguments.rounds);

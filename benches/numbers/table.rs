@@ -19,6 +19,10 @@ pub const ROWS: i32 = 1000;
 pub trait Conn: SessionConnection {
     const NAME: &'static str;
 
+    /// The first statements of `read_only` and of `read_write`.
+    const BEGIN_READ_ONLY: &'static str;
+    const BEGIN: &'static str;
+
     /// What is sent once the table is filled, so that every connection plans alike.
     const FILLED: &'static str;
 
@@ -34,6 +38,15 @@ pub trait Conn: SessionConnection {
     /// Diesel's own transaction of the kind that a session begins.
     fn read_write(&mut self, id: i32) -> QueryResult<Item>;
 
+    /// Makes the table, unless an earlier section of this run has made it.
+    #[cfg(feature = "postgres")]
+    fn fill_once(url: &str) {
+        let mut conn = Self::establish(url).unwrap();
+        if conn.select(0).is_err() {
+            conn.fill();
+        }
+    }
+
     /// Makes the table, with its rows.
     fn fill(&mut self) {
         self.batch_execute("CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT NOT NULL, price INTEGER NOT NULL)")
@@ -45,10 +58,16 @@ pub trait Conn: SessionConnection {
 }
 
 macro_rules! conn {
-    ($connection:ty, $name:literal, $filled:literal, $read_only:expr, $read_write:expr) => {
+    (
+        $connection:ty, $name:literal, $filled:literal,
+        $begin_read_only:literal, $read_only:expr,
+        $begin:literal, $read_write:expr
+    ) => {
         impl Conn for $connection {
             const NAME: &'static str = $name;
             const FILLED: &'static str = $filled;
+            const BEGIN_READ_ONLY: &'static str = $begin_read_only;
+            const BEGIN: &'static str = $begin;
 
             fn db() -> &'static Database<Self> {
                 static DB: Database<$connection> = Database::without_migrations();
@@ -78,7 +97,9 @@ conn!(
     SqliteConnection,
     "SQLite, a file",
     "",
+    "BEGIN",
     |conn: &mut Self, id| conn.transaction(|conn| conn.select(id)),
+    "BEGIN IMMEDIATE",
     |conn: &mut Self, id| conn.immediate_transaction(|conn| conn.select(id))
 );
 
@@ -87,6 +108,8 @@ conn!(
     PgConnection,
     "PostgreSQL",
     "VACUUM ANALYZE items",
+    "BEGIN READ ONLY",
     |conn: &mut Self, id| conn.build_transaction().read_only().run(|conn| conn.select(id)),
+    "BEGIN",
     |conn: &mut Self, id| conn.transaction(|conn| conn.select(id))
 );

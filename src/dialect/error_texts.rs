@@ -4,7 +4,7 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 
 use super::Poison;
 use crate::config::Config;
-use crate::error::{CONFIG_INIT_SQL, ConnectErrorKind, DATABASE_ON_CONNECT, Details, Error};
+use crate::error::{CONFIG_INIT_SQL, ConnectErrorKind, DATABASE_ON_CONNECT, Details, Error, LostStatement};
 use crate::kind::DatabaseKind;
 use crate::url::Target;
 
@@ -28,7 +28,7 @@ impl Error {
             | Details::LockTimeout { .. } => true,
             // The other threads can go on when the caller has rolled back.
             Details::WouldDeadlock { holders, .. } => !holders.are_all_the_caller(),
-            Details::ConnectionLost { in_transaction, .. } => *in_transaction,
+            Details::ConnectionLost { lost, .. } => *lost != LostStatement::Autocommitted,
             // A file that cannot be opened does not appear by itself.
             Details::Connect { kind, server, .. } => {
                 let is_file = DatabaseKind::of_shown(server) == Some(DatabaseKind::Sqlite);

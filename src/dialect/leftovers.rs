@@ -13,10 +13,26 @@ impl DatabaseKind {
     /// leave state.
     pub(crate) fn leaves_state(self, sql: &str, raw: bool) -> bool {
         match self.known() {
-            Self::Postgres => raw || calls_unknown_function(sql),
+            Self::Postgres => raw || calls_unknown_function(Lexer::new(sql, self).map(|(token, ..)| token)),
             Self::Mysql if sql.contains("/*!") || sql.contains("/*M!") => true,
             kind => LexerSettings::possible(sql, kind).any(|settings| leaves_state_with(settings, sql, kind)),
         }
+    }
+}
+
+impl DatabaseKind {
+    /// Whether a typed SELECT only reads: it calls no function that is not in [`KNOWN`], takes no lock and sets no
+    /// variable.
+    pub(crate) fn only_reads(self, sql: &str) -> bool {
+        let acts = |token: &Token<'_>| match token {
+            Token::Word(word) => is_one_of(word, "FOR INTO LOCK"),
+            Token::Symbol(symbol) => *symbol == '@',
+            Token::QuotedName(_) | Token::StringLiteral(_) | Token::DollarQuoted(_) => false,
+        };
+        LexerSettings::possible(sql, self).all(|settings| {
+            let tokens = tokens(sql, self, settings);
+            !tokens.iter().any(acts) && !calls_unknown_function(tokens.into_iter())
+        })
     }
 }
 
@@ -49,13 +65,13 @@ fn sets_state(statement: &[Token<'_>], index: usize, kind: DatabaseKind) -> bool
     is_symbol(index, '@') && !is_setting || sets_last_id || is("GET_LOCK") || is("NEXTVAL") || is("NEXT")
 }
 
-/// Whether a typed statement of PostgreSQL calls a function that is not in [`KNOWN`].
-fn calls_unknown_function(sql: &str) -> bool {
+/// Whether a typed statement calls a function that is not in [`KNOWN`].
+fn calls_unknown_function<'s>(tokens: impl Iterator<Item = Token<'s>>) -> bool {
     let mut before = [Token::Symbol(';'); 2];
     // Whether the token belongs to the name of the table of an INSERT. The parentheses behind this name contain
     // columns.
     let mut in_target = false;
-    for (token, ..) in Lexer::new(sql, DatabaseKind::Postgres) {
+    for token in tokens {
         if token == Token::Symbol('(') {
             let is_known = match before {
                 [qualifier, Token::Word(word)] => qualifier != Token::Symbol('.') && is_one_of(word, KNOWN),
@@ -92,8 +108,11 @@ fn is_one_of(word: &str, list: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::calls_unknown_function;
-    use crate::kind::DatabaseKind;
+    use super::*;
+
+    fn calls_unknown(sql: &str) -> bool {
+        calls_unknown_function(Lexer::new(sql, DatabaseKind::Postgres).map(|(token, ..)| token))
+    }
 
     fn leaves_state(sql: &str, mysql: bool) -> bool {
         let kind = if mysql { DatabaseKind::Mysql } else { DatabaseKind::Sqlite };
@@ -181,7 +200,7 @@ mod tests {
             r#"SELECT "a"."b" = ANY($1), CAST(1 AS bigint), EXISTS (SELECT 1) FROM "a""#,
             "SELECT 'pg_advisory_lock(1)', $$set_config()$$ -- f(1)",
         ] {
-            assert!(!calls_unknown_function(sql), "{sql}");
+            assert!(!calls_unknown(sql), "{sql}");
         }
         for sql in [
             "SELECT pg_advisory_lock(1)",
@@ -194,7 +213,31 @@ mod tests {
             r#"INSERT INTO "t" SELECT "s"."f"($1)"#,
             "SELECT E'\\'', nextval('s')",
         ] {
-            assert!(calls_unknown_function(sql), "{sql}");
+            assert!(calls_unknown(sql), "{sql}");
         }
+    }
+
+    #[test]
+    fn only_reads_is_false_for_functions_locks_and_variables() {
+        let kinds = [DatabaseKind::Postgres, DatabaseKind::Mysql, DatabaseKind::Sqlite];
+        for sql in [
+            "SELECT a, count(*) FROM t WHERE a IN (1, 2) AND lower(b) = 'for update' GROUP BY a",
+            "SELECT \"for\" FROM \"into\" -- FOR UPDATE",
+            "SELECT 1 FROM t AS x INNER JOIN (SELECT 2) AS y ON (1 = 1) ORDER BY 1 LIMIT 3 OFFSET 4",
+        ] {
+            assert!(kinds.iter().all(|kind| kind.only_reads(sql)), "{sql}");
+        }
+        for sql in [
+            "SELECT nextval('numbers')",
+            "SELECT \"lower\"('A')",
+            "SELECT mine.count(a) FROM t",
+            "SELECT a FROM t FOR UPDATE",
+            "SELECT a FROM t WHERE b IN (SELECT c FROM u FOR SHARE)",
+            "SELECT a FROM t LOCK IN SHARE MODE",
+            "SELECT a INTO b FROM t",
+        ] {
+            assert!(kinds.iter().all(|kind| !kind.only_reads(sql)), "{sql}");
+        }
+        assert!(!DatabaseKind::Mysql.only_reads("SELECT @a := 1"));
     }
 }

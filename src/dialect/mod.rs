@@ -53,6 +53,9 @@ pub(crate) use poison::{Poison, with_poison_advice};
 /// Separates the fields of a query result. It is a control character that does not occur in printable text.
 pub(crate) const SEPARATOR: char = '\u{1f}';
 
+/// The answer to [`Texts::defaults_query`] if a transaction sees at each statement what is committed at that moment.
+pub(crate) const READ_COMMITTED: &str = "committed";
+
 /// The longest wait of a statement for another writer of a SQLite file, unless the configuration sets a limit.
 pub(crate) const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -64,10 +67,13 @@ pub(crate) struct Texts {
     /// Sets the settings on which the library relies. It runs again after the program's own statements on a new
     /// connection.
     pub(crate) required_settings: Option<&'static str>,
-    /// A query for five fields, separated by blanks: the server's id of this session; the number of connections of
-    /// ordinary roles; an identity of the server that does not depend on the address; `set` if the query has switched
-    /// on the check of the client; and the name of the database.
+    /// A query for six fields, separated by blanks: the default isolation level as in `defaults_query`; the server's id
+    /// of this session; the number of connections of ordinary roles; an identity of the server that does not depend on
+    /// the address; `set` if the query has switched on the check of the client; and the name of the database.
     pub(crate) server_info_query: Option<&'static str>,
+    /// A query for two fields, separated by a blank: the default isolation level, which is [`READ_COMMITTED`] if it is
+    /// READ COMMITTED or weaker, and SQL that restores the present limit of statements.
+    pub(crate) defaults_query: Option<&'static str>,
     /// A query for the client's port of this session as the server sees it. The result is NULL or no number for a local
     /// socket.
     pub(crate) client_port_query: Option<&'static str>,
@@ -346,11 +352,9 @@ impl DatabaseKind {
         limit.unwrap_or_else(|| dialect.lock_limit(remaining.min(config.lock_timeout.unwrap_or(DEFAULT_BUSY_TIMEOUT))))
     }
 
-    /// SQL that restores the limit of the configuration. PostgreSQL's limit of a top-level transaction is local: it ends
-    /// with the transaction.
-    pub(crate) fn restore_limit(self, is_local: bool, config: &Config) -> Option<String> {
+    /// SQL that restores the limit of the configuration.
+    pub(crate) fn restore_limit(self, config: &Config) -> Option<String> {
         match self.known() {
-            Self::Postgres if is_local => None,
             Self::Postgres | Self::Mysql => self.dialect().limit_session(config.statement_timeout),
             Self::Sqlite => Some(self.dialect().lock_limit(config.lock_timeout.unwrap_or(DEFAULT_BUSY_TIMEOUT))),
         }

@@ -23,12 +23,29 @@ const LOCK_TIMEOUT: &str = include_str!("translations/mariadb_lock_timeout.txt")
 /// the savepoint.
 const MARKER: &str = "diesel_session_began";
 
+/// The default isolation level, see `READ_COMMITTED`. MariaDB and MySQL have different names for the variable, and each
+/// server executes only its own comment.
+macro_rules! isolation {
+    () => {
+        "IF(CONCAT('' /*M!100000 , @@SESSION.tx_isolation */ /*!80000 , @@SESSION.transaction_isolation */) \
+         IN ('READ-COMMITTED', 'READ-UNCOMMITTED'), 'committed', 'strict')"
+    };
+}
+
 static TEXTS: Texts = Texts {
     required_settings: Some(REQUIRED_SETTINGS),
-    server_info_query: Some(
-        "SELECT CONCAT(CONNECTION_ID(), ' ', @@max_connections, ' ', \
-         MD5(CONCAT_WS(' ', @@hostname, @@port, @@datadir)), ' unset ', IFNULL(DATABASE(), '')) AS value",
-    ),
+    server_info_query: Some(concat!(
+        "SELECT CONCAT(",
+        isolation!(),
+        ", ' ', CONNECTION_ID(), ' ', @@max_connections, ' ', \
+         MD5(CONCAT_WS(' ', @@hostname, @@port, @@datadir)), ' unset ', IFNULL(DATABASE(), '')) AS value"
+    )),
+    defaults_query: Some(concat!(
+        "SELECT CONCAT(",
+        isolation!(),
+        ", ' SET SESSION ' /*M!100100 , 'max_statement_time = ', @@SESSION.max_statement_time */ \
+         /*!50708 , 'max_execution_time = ', @@SESSION.max_execution_time */) AS value"
+    )),
     client_port_query: Some(
         "SELECT SUBSTRING_INDEX(host, ':', -1) AS value FROM information_schema.processlist WHERE id = CONNECTION_ID()",
     ),

@@ -31,6 +31,14 @@ macro_rules! capacity {
     };
 }
 
+/// The default isolation level, see `READ_COMMITTED`.
+macro_rules! isolation {
+    () => {
+        "CASE WHEN pg_catalog.current_setting('default_transaction_isolation') \
+         OPERATOR(pg_catalog.=) ANY (ARRAY['read committed', 'read uncommitted']) THEN 'committed' ELSE 'strict' END"
+    };
+}
+
 /// The sessions of clients. The server hides the `backend_type` of other roles' sessions from an ordinary role.
 macro_rules! clients {
     () => {
@@ -46,13 +54,20 @@ static TEXTS: Texts = Texts {
     // server detects during a statement that the client is gone. The query switches it on if the server supports it and
     // the role, the database and the URL do not set it.
     server_info_query: Some(concat!(
-        "SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_backend_pid(), ",
+        "SELECT pg_catalog.concat_ws(' ', ",
+        isolation!(),
+        ", pg_catalog.pg_backend_pid(), ",
         capacity!(),
         ", extract(epoch FROM pg_catalog.pg_postmaster_start_time()), \
          CASE WHEN (SELECT s.source FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'client_connection_check_interval') \
          OPERATOR(pg_catalog.=) 'default' AND pg_catalog.strpos(pg_catalog.version(), 'linux') OPERATOR(pg_catalog.>) 0 \
          AND pg_catalog.set_config('client_connection_check_interval', '10000', false) IS NOT NULL THEN 'set' ELSE 'unset' END, \
          pg_catalog.current_database()) AS value"
+    )),
+    defaults_query: Some(concat!(
+        "SELECT pg_catalog.concat(",
+        isolation!(),
+        ", ' SET statement_timeout = ', pg_catalog.quote_literal(pg_catalog.current_setting('statement_timeout'))) AS value"
     )),
     client_port_query: Some("SELECT pg_catalog.inet_client_port()::pg_catalog.text AS value"),
     session_counts_query: Some(concat!(

@@ -16,6 +16,7 @@ pub(super) struct Sqlite;
 static TEXTS: Texts = Texts {
     required_settings: None,
     server_info_query: None,
+    defaults_query: None,
     client_port_query: None,
     session_counts_query: None,
     full_server_query: None,

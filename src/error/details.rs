@@ -10,6 +10,17 @@ use super::{
 };
 use crate::wording::{phrase, sentence};
 
+/// A statement with which the connection was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LostStatement {
+    /// It was inside a transaction or was to begin one. The transaction was not committed.
+    InTransaction,
+    /// It only read, outside of a transaction.
+    Read,
+    /// It was outside of a transaction and may have been carried out.
+    Autocommitted,
+}
+
 /// The data of an [`Error`]. [`ErrorKind`](super::ErrorKind) explains the variants.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Details {
@@ -88,11 +99,14 @@ pub(crate) enum Details {
 
     #[error(
         "DS308 app `{app}`: the connection was lost by the statement sent at {at}. {}",
-        match (*in_transaction, undo) {
-            (true, Undo::NotNeeded | Undo::Unsaid | Undo::RolledBack) => "Its transaction was not committed. Run all \
-                of it again.".to_owned(),
-            (true, undo) => format!("Its transaction was not committed. {}", undo.then("", "run all of it again")),
-            (false, _) => {
+        match (lost, undo) {
+            (LostStatement::InTransaction, Undo::NotNeeded | Undo::Unsaid | Undo::RolledBack) => "Its transaction was \
+                not committed. Run all of it again.".to_owned(),
+            (LostStatement::InTransaction, undo) => {
+                format!("Its transaction was not committed. {}", undo.then("", "run all of it again"))
+            }
+            (LostStatement::Read, _) => "It only read, outside of a transaction. Send it again.".to_owned(),
+            (LostStatement::Autocommitted, _) => {
                 "It was outside of a transaction, so it may have been carried out. Look at the data before you send it \
                  again.".to_owned()
             }
@@ -101,9 +115,7 @@ pub(crate) enum Details {
     ConnectionLost {
         app: String,
         at: SourceLocation,
-        /// Whether the statement was inside a transaction or was to begin one. Such a transaction was not committed. A
-        /// statement outside a transaction may have been carried out.
-        in_transaction: bool,
+        lost: LostStatement,
         /// The error of the driver.
         source: diesel::result::Error,
         undo: Undo,

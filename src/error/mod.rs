@@ -28,7 +28,7 @@ pub use blocker::{Blocker, Blockers};
 pub use connect_error_kind::ConnectErrorKind;
 pub(crate) use connect_error_kind::{CONFIG_INIT_SQL, DATABASE_ON_CONNECT};
 pub use database_problem::DatabaseProblem;
-pub(crate) use details::{A_READ, A_WRITE, Details, LOST, NO_APP, count};
+pub(crate) use details::{A_READ, A_WRITE, Details, LOST, LostStatement, NO_APP, count};
 pub use dispose_report::DisposeReport;
 pub use holder::{Holder, Holders};
 pub use kind::ErrorKind;
@@ -99,12 +99,20 @@ impl Error {
 
     /// The error of a statement whose connection was lost.
     pub(crate) fn lost(app: &str, source: diesel::result::Error, in_transaction: bool, at: SourceLocation) -> Self {
-        Details::ConnectionLost { app: app.into(), at, in_transaction, source, undo: Undo::default() }.into()
+        let lost = if in_transaction { LostStatement::InTransaction } else { LostStatement::Autocommitted };
+        Details::ConnectionLost { app: app.into(), at, lost, source, undo: Undo::default() }.into()
     }
 }
 
 /// Questions of the library itself.
 impl Error {
+    /// Says that a statement that was lost outside of a transaction only read.
+    pub(crate) fn note_lost_read(&mut self) {
+        if let Details::ConnectionLost { lost: lost @ LostStatement::Autocommitted, .. } = &mut *self.0 {
+            *lost = LostStatement::Read;
+        }
+    }
+
     /// Whether only a hook has failed, after a commit that succeeded.
     pub(crate) fn is_hook_failure_after_commit(&self) -> bool {
         matches!(self.details(), Details::HookFailed { committed: true, .. })
@@ -129,6 +137,8 @@ impl Error {
 }
 
 impl From<Details> for Error {
+    // The compiler then places the code of errors apart from the code that runs each time.
+    #[cold]
     fn from(details: Details) -> Self {
         Self(Box::new(details))
     }

@@ -110,8 +110,8 @@ fn all() -> Vec<Error> {
         for key in [None, Some("7".to_owned())] {
             all.push(Error::from(Details::RowTooLarge { entity: "User", key, bytes: 20, limit: 10, at, undo }));
         }
-        for in_transaction in [false, true] {
-            all.push(Error::from(Details::ConnectionLost { app: app(), at, in_transaction, source: refused(), undo }));
+        for lost in [LostStatement::InTransaction, LostStatement::Read, LostStatement::Autocommitted] {
+            all.push(Error::from(Details::ConnectionLost { app: app(), at, lost, source: refused(), undo }));
         }
         all.push(Error::from(Details::Stale { entity: "User", key: "7".into(), operation: "update", at, undo }));
         all.push(Error::from(Details::UnmatchedRows { entity: "User", at, undo }));

@@ -5,7 +5,7 @@ use std::panic::Location;
 use std::sync::{Arc, OnceLock};
 
 use super::migration_failure::MigrationOutcome;
-use super::{Details, Error, Result, SourceLocation};
+use super::{Details, Error, LostStatement, Result, SourceLocation};
 
 /// The outcome of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,7 +133,7 @@ impl Error {
             Details::CommitUnknown { resolver, verdict, .. } => resolver.resolve(verdict, Location::caller()),
             Details::PartialCommit { source, .. } => source.resolve(),
             Details::HookFailed { committed: true, .. } => Ok(CommitOutcome::Committed),
-            Details::ConnectionLost { in_transaction: true, .. } => Ok(CommitOutcome::RolledBack),
+            Details::ConnectionLost { lost: LostStatement::InTransaction, .. } => Ok(CommitOutcome::RolledBack),
             Details::Migration(failure) if failure.connection_lost && failure.outcome == MigrationOutcome::Done => {
                 Ok(CommitOutcome::Committed)
             }

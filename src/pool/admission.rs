@@ -207,7 +207,15 @@ impl<S: Storage> Pool<S> {
 
     /// Has to follow each change of the number of connections. It wakes the waiters that the change concerns, grows
     /// the pool if necessary, and notifies the callers that drain it.
-    pub(super) fn after_change(&self, mut state: MutexGuard<'_, PoolState<S>>, served: Option<Arc<Waiter<S>>>) {
+    #[inline]
+    pub(super) fn after_change(&self, state: MutexGuard<'_, PoolState<S>>, served: Option<Arc<Waiter<S>>>) {
+        let is_quiet = state.waiters.is_empty() && matches!(state.growth, Growth::None) && state.last_failure.is_none();
+        if !is_quiet || served.is_some() || self.is_closed() {
+            self.wake_and_grow(state, served);
+        }
+    }
+
+    fn wake_and_grow(&self, mut state: MutexGuard<'_, PoolState<S>>, served: Option<Arc<Waiter<S>>>) {
         let notified = self.notify_if_idle(&mut state);
         self.grow(state);
         wake(served);

@@ -45,6 +45,22 @@ impl<C: SessionConnection> AppPool<C> {
         in_transaction: bool,
         limit: Option<Instant>,
     ) -> Result<CheckedOut<C>> {
+        loop {
+            let mut checked_out = Arc::clone(&self).acquire_with_limit(location, in_transaction, limit)?;
+            if checked_out.restore_limit(limit) {
+                return Ok(checked_out);
+            }
+            checked_out.close();
+        }
+    }
+
+    /// Like [`acquire`](Self::acquire). The connection may have the limit of a deadline, see [`Managed::limit`].
+    pub(crate) fn acquire_with_limit(
+        self: Arc<Self>,
+        location: SourceLocation,
+        in_transaction: bool,
+        limit: Option<Instant>,
+    ) -> Result<CheckedOut<C>> {
         self.acquire_within(location, in_transaction, limit, WaitLimit::Scope)
     }
 
@@ -217,6 +233,21 @@ impl<C: SessionConnection> CheckoutGuard<Connections<C>> {
             Some(hook) => pool.on_checkout(managed, hook, limit),
             None => Ok(true),
         }
+    }
+
+    /// Restores the connection's own limit, if the last holder has left the limit of a deadline. Returns `false` if the
+    /// connection cannot be used.
+    #[inline]
+    fn restore_limit(&mut self, deadline: Option<Instant>) -> bool {
+        if self.managed().limit.is_none() {
+            return true;
+        }
+        let (pool, managed) = (Arc::clone(&self.pool), self.managed());
+        managed.limit = None;
+        let Some(sql) = managed.sql_restoring_limit() else { return true };
+        let end = pool.storage.call_deadline(deadline);
+        let restore = |managed: &mut Managed<C>| managed.suppressed(|conn| conn.batch_execute(&sql));
+        matches!(pool.storage.call(managed, end, "did not restore its limit in time", restore), Some(Ok(())))
     }
 
     #[inline]

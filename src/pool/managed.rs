@@ -7,7 +7,7 @@ use diesel::result::QueryResult;
 
 use super::connection_limit::LimitPermit;
 use super::manager::Connector;
-use super::options::OwnedConnection;
+use super::options::{OwnedConnection, PoolOptions};
 use super::reset::ResetFailure;
 use super::schema_version::SeenVersion;
 use super::socket::Socket;
@@ -42,6 +42,11 @@ pub(crate) struct Managed<C: SessionConnection> {
     pub(super) session: Option<u64>,
     /// The server was configured to check for its client while it runs a statement.
     pub(super) checks_client: bool,
+    /// The limit of a deadline that the server session has in place of the connection's own limit. On SQLite it limits
+    /// waits.
+    pub(crate) limit: Option<Duration>,
+    /// SQL that restores the limit that the setup of the program has left.
+    pub(super) own_limit: Option<String>,
     /// The socket of the connection, if it is known.
     pub(crate) socket: Option<Socket>,
     /// The socket was cut at the deadline of a scope.
@@ -79,6 +84,8 @@ impl<C: SessionConnection> Managed<C> {
             unused: true,
             session: None,
             checks_client: false,
+            limit: None,
+            own_limit: None,
             socket: connection.socket,
             was_cut: false,
             suspicion,
@@ -108,6 +115,12 @@ impl<C: SessionConnection> Managed<C> {
 
     pub(crate) fn put_back(&mut self, conn: C) {
         self.conn = Some(conn);
+    }
+
+    /// SQL that restores the connection's own limit after the limit of a deadline.
+    pub(crate) fn sql_restoring_limit(&self) -> Option<String> {
+        let PoolOptions { target, config, .. } = &*self.connector.options;
+        self.own_limit.clone().or_else(|| target.kind.restore_limit(config))
     }
 
     /// Whether the observer is still installed as the instrumentation of the connection.

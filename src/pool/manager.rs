@@ -22,6 +22,7 @@ use super::socket::connect_and_find;
 use super::statement_observer::{ObserverInstrumentation, SqlSource, StatementObserver};
 use super::thread::begin_connect;
 use crate::connection::SessionConnection;
+use crate::dialect::READ_COMMITTED;
 use crate::error::{CONFIG_INIT_SQL, ConnectErrorKind, DATABASE_ON_CONNECT};
 use crate::kind::DatabaseKind;
 use crate::panic::into_panic_message;
@@ -153,11 +154,13 @@ impl<C: SessionConnection> Connector<C> {
             }
         }
         // Before the program's own statements, whose plans the driver may keep.
-        let _ = self.query_session_info(managed);
+        let reads_committed = self.query_session_info(managed);
         let conn = managed.conn_mut();
         if !is_set_up {
             self.run_setup_of_program(conn)?;
         }
+        self.note_defaults(managed, reads_committed);
+        let conn = managed.conn_mut();
         if conn.depth() != Some(0) {
             let is_lost = conn.depth().is_none() || conn.ping().is_err();
             return Err(self.failure(match is_lost {
@@ -231,13 +234,14 @@ impl<C: SessionConnection> Connector<C> {
     }
 
     /// Asks the server for the id of this session, the identity and the capacity of the server and, if the session
-    /// counts are old, for the session counts. A full server cannot be asked, so this is done in advance. The result
-    /// is `None` if a pooler between this process and the server does not answer the query.
-    fn query_session_info(&self, managed: &mut Managed<C>) -> Option<()> {
+    /// counts are old, for the session counts. A full server cannot be asked, so this is done in advance. Returns
+    /// whether the default isolation level is READ COMMITTED or weaker, and `None` if a pooler between this process and
+    /// the server does not answer the query.
+    fn query_session_info(&self, managed: &mut Managed<C>) -> Option<bool> {
         let (kind, conn) = (self.options.target.kind, managed.conn_mut());
         let answer = conn.texts(kind.texts().server_info_query?).ok()?.into_iter().next().flatten()?;
-        let mut parts = answer.splitn(5, ' ');
-        let (session, capacity, instance) = (parts.next()?, parts.next()?, parts.next()?);
+        let mut parts = answer.splitn(6, ' ');
+        let (isolation, session, capacity, instance) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let (checks_client, database) = (parts.next()? == "set", parts.next()?);
         self.server.capacity.store(capacity.parse().ok()?, Ordering::Relaxed);
         self.server.set_instance(instance);
@@ -248,7 +252,22 @@ impl<C: SessionConnection> Connector<C> {
         }
         managed.schema = SeenVersion::now(SchemaVersion::of_instance(instance, database));
         (managed.session, managed.checks_client) = (session.parse().ok(), checks_client);
-        Some(())
+        Some(isolation == READ_COMMITTED)
+    }
+
+    /// Finds out the default isolation level of a new connection and its limit of statements. `reads_committed` is the
+    /// level before the setup of the program, which may have changed both.
+    fn note_defaults(&self, managed: &mut Managed<C>, mut reads_committed: Option<bool>) {
+        let Some(sql) = self.options.target.kind.texts().defaults_query else { return };
+        if self.options.has_own_setup() || reads_committed.is_none() {
+            let answer = managed.conn_mut().texts(sql).ok().and_then(|rows| rows.into_iter().next().flatten());
+            let (isolation, restore_limit) = answer.as_deref().and_then(|answer| answer.split_once(' ')).unzip();
+            reads_committed = Some(isolation == Some(READ_COMMITTED));
+            managed.own_limit = restore_limit.map(str::to_owned);
+        }
+        if reads_committed != Some(true) {
+            self.options.note_strict_isolation();
+        }
     }
 
     fn set_up_failed(&self, sql: &str, error: &diesel::result::Error) -> ConnectFailure {

@@ -1,6 +1,7 @@
 //! The options of a pool: its configuration, the hooks of the program, and where its connections come from and go.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use diesel::result::{ConnectionResult, QueryResult};
@@ -35,13 +36,30 @@ pub(crate) struct PoolOptions<C: SessionConnection> {
     pub(crate) owner: Option<Arc<dyn ConnectionOwner<C>>>,
     /// The kind of pool, for the advice in errors.
     pub(crate) pool_of: PoolOf,
+    /// A connection was opened whose default isolation level is stricter than READ COMMITTED.
+    pub(crate) strict_isolation: AtomicBool,
 }
 
 impl<C: SessionConnection> PoolOptions<C> {
     /// The settings that the program's own setup of a connection may have changed and on which the library relies.
     pub(super) fn settings_to_repeat(&self) -> Option<&'static str> {
-        let has_setup = !self.config.connection_init_sql.is_empty() || self.on_connect.is_some();
-        self.target.kind.texts().required_settings.filter(|_| has_setup)
+        self.target.kind.texts().required_settings.filter(|_| self.has_own_setup())
+    }
+
+    /// Whether a transaction without a level of its own may run under a stricter isolation level than READ COMMITTED.
+    #[inline]
+    pub(crate) fn has_strict_isolation(&self) -> bool {
+        self.strict_isolation.load(Ordering::Relaxed)
+    }
+
+    /// Records that a connection has a default isolation level that is stricter than READ COMMITTED.
+    pub(super) fn note_strict_isolation(&self) {
+        self.strict_isolation.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the program sets up new connections itself.
+    pub(super) fn has_own_setup(&self) -> bool {
+        !self.config.connection_init_sql.is_empty() || self.on_connect.is_some()
     }
 
     /// The options of an application of the program, without hooks and limits.
@@ -59,6 +77,7 @@ impl<C: SessionConnection> PoolOptions<C> {
             transactions: TransactionStyle(None),
             owner: None,
             pool_of: PoolOf::Program,
+            strict_isolation: AtomicBool::new(false),
         }
     }
 }

@@ -116,6 +116,7 @@ impl<C: SessionConnection> Managed<C> {
         self.observer.take();
         self.observer.forget_leftovers();
         self.marked_dirty = false;
+        self.limit = None;
         Ok(())
     }
 

@@ -209,6 +209,14 @@ impl StatementObserver {
         let running = self.running.load(Ordering::Acquire);
         self.running.store(running.saturating_sub(1), Ordering::Release);
         let sql_source = self.sql_source.load(Ordering::Acquire);
+        if sql_source > 0 || error.is_some() || self.has_effects() {
+            self.note_finished(query, error, sql_source, running);
+        }
+    }
+
+    /// Records the effect of a statement whose text is read, of a failed one, or of one after these.
+    #[cold]
+    fn note_finished(&self, query: &dyn fmt::Display, error: Option<&DieselError>, sql_source: u8, running: u8) {
         let raw = sql_source == SqlSource::Raw as u8;
         let text = if sql_source > 0 { statement(query) } else { String::new() };
         // This includes failed statements: if the text has several statements, only the last one may have failed.

@@ -34,6 +34,7 @@ impl<C: SessionConnection> TransactionState<C> {
         self.check_not_forked(at).inspect_err(|_| self.rollback())?;
         if !self.has_begun() {
             self.release();
+            self.end_reading();
             return Ok(());
         }
         if self.history.savepoints() != 0 || self.depth() != Some(1) {

@@ -6,7 +6,6 @@ use std::rc::Rc;
 
 use super::SessionInner;
 use super::statement::Statement;
-use super::transaction_state::Access;
 use crate::connection::SessionConnection;
 use crate::error::{Result, SourceLocation};
 use crate::pool::CheckedOut;
@@ -49,7 +48,7 @@ impl<C: SessionConnection> ConnectionGuard<C> {
     pub(super) fn take(session: &Rc<SessionInner<C>>, at: SourceLocation) -> Result<Self> {
         session.autoflush_before(Statement::RAW, at)?;
         let mut transaction = session.borrow_transaction(at)?;
-        if let Err(error) = transaction.prepare(Access::Raw, at) {
+        if let Err(error) = transaction.prepare(&Statement::RAW, at) {
             drop(transaction);
             return Err(session.with_undo(error));
         }

@@ -25,7 +25,7 @@ impl<C: SessionConnection> SessionInner<C> {
             let unit = Unit::new(weak_self, self.kind() == DatabaseKind::Mysql);
             let savepoints = self.open_scopes.borrow().iter().filter(|scope| scope.is_savepoint).count();
             unit.state.level.set(savepoints as u32);
-            if self.is_active() {
+            if self.in_transaction() {
                 // The transaction may have sent statements before the unit of work existed.
                 unit.state.expire();
             }
@@ -107,7 +107,7 @@ impl<C: SessionConnection> SessionInner<C> {
             unit.forget_unchanged_writes();
             return Ok(());
         }
-        let mut transaction = self.borrow_to_begin(at)?;
+        let mut transaction = self.borrow_transaction(at)?;
         if autocommits && !transaction.is_autocommitting() {
             transaction.invalidate(HOOK_LEFT_TRANSACTION_OPEN.into(), at, true);
             let message = HOOK_LEFT_TRANSACTION_OPEN.into();
@@ -152,7 +152,7 @@ impl<C: SessionConnection> SessionInner<C> {
         let outcome = outcome.and_then(|()| self.commit_transaction(at, |_| Vec::new()));
         match &outcome {
             Ok(()) => self.with_unit(Unit::committed),
-            Err(_) if self.is_active() => self.roll_back_at_end(usize::MAX, at),
+            Err(_) if self.in_transaction() => self.roll_back_at_end(usize::MAX, at),
             Err(_) => {}
         }
         outcome

@@ -21,9 +21,9 @@ use crate::unit_of_work::Unit;
 /// A handle to a session: it sends statements, and has one transaction at a time, with hooks around it.
 ///
 /// The session of a context comes from [`Database::session`](crate::Database::session) and ends with the context. The
-/// session of [`App::open_session`](crate::App::open_session) ends when its last handle is dropped. A session begins
-/// at its first statement, holds a connection from there to [`commit`](Self::commit) or
-/// [`rollback`](Self::rollback), and costs the server nothing in between. Uncommitted work is rolled back.
+/// session of [`App::open_session`](crate::App::open_session) ends when its last handle is dropped. In a
+/// transaction the session holds a connection from the `BEGIN` to [`commit`](Self::commit) or
+/// [`rollback`](Self::rollback). Before and after it costs the server nothing. Uncommitted work is rolled back.
 ///
 /// A handle belongs to its thread:
 ///
@@ -73,9 +73,12 @@ impl<C: SessionConnection> Session<C> {
     /// # Errors
     /// See [`Session`].
     #[track_caller]
-    pub fn load<'q, U>(&self, query: impl LoadQuery<'q, C, U> + AsQuery) -> Result<Vec<U>> {
-        let at = Location::caller();
-        self.0.run(Statement::of_query(&query), at, |conn| query.internal_load(conn)?.collect())
+    pub fn load<'q, U>(
+        &self,
+        query: impl AsQuery<Query: LoadQuery<'q, C, U> + QueryFragment<C::Backend>>,
+    ) -> Result<Vec<U>> {
+        let (at, query) = (Location::caller(), query.as_query());
+        self.0.run(self.0.judge(&query), at, |conn| query.internal_load(conn)?.collect())
     }
 
     /// Runs a query with `LIMIT 1` and returns its first row. To read a row by its key,
@@ -85,10 +88,12 @@ impl<C: SessionConnection> Session<C> {
     /// # Errors
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is no row; see [`Session`].
     #[track_caller]
-    pub fn first<'q, U>(&self, query: impl LimitDsl<Output: LoadQuery<'q, C, U> + AsQuery>) -> Result<U> {
-        let at = Location::caller();
-        let query = query.limit(1);
-        self.0.run(Statement::of_query(&query), at, |conn| query.get_result(conn))
+    pub fn first<'q, U>(
+        &self,
+        query: impl LimitDsl<Output: AsQuery<Query: LoadQuery<'q, C, U> + QueryFragment<C::Backend>>>,
+    ) -> Result<U> {
+        let (at, query) = (Location::caller(), query.limit(1).as_query());
+        self.0.run(self.0.judge(&query), at, |conn| query.get_result(conn))
     }
 
     /// Runs a query that must give exactly one row, and returns the row.
@@ -102,7 +107,7 @@ impl<C: SessionConnection> Session<C> {
     #[track_caller]
     pub fn one<'q, U, Q>(&self, query: Q) -> Result<U>
     where
-        Q: AsQuery,
+        Q: AsQuery<Query: QueryFragment<C::Backend>>,
         AtMostTwo<Q::Query>: LoadQuery<'q, C, U>,
         Same<Q::Query>: LoadQuery<'q, C, U>,
     {
@@ -117,14 +122,14 @@ impl<C: SessionConnection> Session<C> {
     #[track_caller]
     pub fn one_or_none<'q, U, Q>(&self, query: Q) -> Result<Option<U>>
     where
-        Q: AsQuery,
+        Q: AsQuery<Query: QueryFragment<C::Backend>>,
         AtMostTwo<Q::Query>: LoadQuery<'q, C, U>,
         Same<Q::Query>: LoadQuery<'q, C, U>,
     {
         let at = Location::caller();
-        let (statement, kind) = (Statement::of_query(&query), self.0.kind());
-        let rows =
-            self.0.run(statement, at, |conn| subselect::at_most_two(conn, query.as_query(), statement.access, kind))?;
+        let (query, kind) = (query.as_query(), self.0.kind());
+        let statement = self.0.judge(&query);
+        let rows = self.0.run(statement, at, |conn| subselect::at_most_two(conn, query, statement.access, kind))?;
         let mut rows = rows.into_iter();
         match (rows.next(), rows.next()) {
             (_, Some(_)) => Err(Details::TooManyRows { at }.into()),
@@ -138,9 +143,12 @@ impl<C: SessionConnection> Session<C> {
     /// # Errors
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is no row; see [`Session`].
     #[track_caller]
-    pub fn get_result<'q, U>(&self, query: impl LoadQuery<'q, C, U> + AsQuery) -> Result<U> {
-        let at = Location::caller();
-        self.0.run(Statement::of_query(&query), at, |conn| query.get_result(conn))
+    pub fn get_result<'q, U>(
+        &self,
+        query: impl AsQuery<Query: LoadQuery<'q, C, U> + QueryFragment<C::Backend>>,
+    ) -> Result<U> {
+        let (at, query) = (Location::caller(), query.as_query());
+        self.0.run(self.0.judge(&query), at, |conn| query.get_result(conn))
     }
 
     /// Runs a statement and returns the number of rows that it changed.
@@ -162,11 +170,12 @@ impl<C: SessionConnection> Session<C> {
     where
         Q: AsQuery,
         diesel::dsl::exists<Q::Query>: diesel::expression::Expression,
-        diesel::dsl::select<diesel::dsl::exists<Q::Query>>: LoadQuery<'q, C, bool> + AsQuery,
+        diesel::dsl::select<diesel::dsl::exists<Q::Query>>:
+            AsQuery<Query: LoadQuery<'q, C, bool> + QueryFragment<C::Backend>>,
     {
         let at = Location::caller();
-        let query = diesel::select(diesel::dsl::exists(query.as_query()));
-        self.0.run(Statement::of_query(&query), at, |conn| query.get_result(conn))
+        let query = diesel::select(diesel::dsl::exists(query.as_query())).as_query();
+        self.0.run(self.0.judge(&query), at, |conn| query.get_result(conn))
     }
 
     /// The number of rows that [`load`](Self::load) of the query would give; its limit, offset, `DISTINCT`, `GROUP
@@ -185,8 +194,8 @@ impl<C: SessionConnection> Session<C> {
         C::Backend: QueryMetadata<<Q::Query as Query>::SqlType>,
     {
         let kind = self.0.kind();
-        let statement = Statement::of_query(&query);
-        self.0.run(statement, Location::caller(), |conn| subselect::count(conn, query.as_query(), kind))
+        let query = query.as_query();
+        self.0.run(self.0.judge(&query), Location::caller(), |conn| subselect::count(conn, query, kind))
     }
 
     /// Runs any Diesel code on the session's connection, inside its transaction. Use it for code that takes a
@@ -317,11 +326,13 @@ impl<C: SessionConnection> Session<C> {
 }
 
 /// # The transaction
-/// The first statement begins it, and [`commit`](Self::commit) or [`rollback`](Self::rollback) ends it. Closures of
+/// The first statement that does more than read begins it (see
+/// [`Scope::begin_eagerly`](crate::Scope::begin_eagerly)), and [`commit`](Self::commit) or
+/// [`rollback`](Self::rollback) ends it. Closures of
 /// [`transaction`](Self::transaction), [`savepoint`](Self::savepoint) and [`retry`](Self::retry) end it by their
 /// result.
 impl<C: SessionConnection> Session<C> {
-    /// Begins the transaction now instead of at the first statement. In an autocommit scope, a transaction begins
+    /// Begins the transaction now instead of at the first write. In an autocommit scope, a transaction begins
     /// only in this way or with a closure. Tracked rows that were read before the transaction are read again.
     ///
     /// # Errors
@@ -448,10 +459,10 @@ impl<C: SessionConnection> Session<C> {
         self.savepoint_at("savepoint", at, body)
     }
 
-    /// Whether a transaction has begun and not ended. In a default scope of SQLite this is also `true` after a read,
-    /// from which on the session holds a connection; and it is `true` while a closure of [`with`](Self::with) runs.
+    /// Whether a transaction has begun on the server and not ended. It is also `true` while a closure of
+    /// [`with`](Self::with) runs.
     pub fn in_transaction(&self) -> bool {
-        self.0.is_active()
+        self.0.in_transaction()
     }
 
     /// Ends the session: rolls back, checks the connection in and drops the hooks. The handle can be used again, as

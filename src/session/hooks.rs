@@ -280,7 +280,7 @@ impl<C: SessionConnection> SessionInner<C> {
         let message = HOOK_LOST_CHANGES.to_owned();
         // The rest is not what the program wanted to commit. After a rollback nothing is left.
         if let Ok(mut transaction) = self.transaction.try_borrow_mut()
-            && (transaction.is_active() || transaction.rollbacks == before.rollbacks)
+            && (transaction.has_begun() || transaction.rollbacks == before.rollbacks)
             && !transaction.is_autocommitting()
         {
             transaction.invalidate(format!("the `{hook}` hook failed: {message}"), at, true);

@@ -6,6 +6,7 @@ mod commit;
 mod connection_guard;
 mod flush;
 mod invalidation;
+mod limits;
 mod nested;
 mod open_sessions;
 mod session_inner;

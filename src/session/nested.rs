@@ -2,6 +2,7 @@
 
 use diesel::QueryResult;
 
+use super::statement::Statement;
 use super::transaction_state::{Access, TransactionState};
 use crate::connection::SessionConnection;
 use crate::pool::TransactionStyle;
@@ -14,11 +15,12 @@ impl<C: SessionConnection> TransactionState<C> {
     }
 
     /// Whether the statement runs in a savepoint of its own, after which the connection is checked in. An
-    /// autocommitted statement needs one, because otherwise its failure would abort the outer transaction. A typed
-    /// SELECT before the transaction of the session needs one, because otherwise the session would keep the only
-    /// connection and all other sessions would wait for it.
-    pub(super) fn needs_statement_savepoint(&self, access: Access) -> bool {
-        self.style().is_nested() && (self.settings.mode == Mode::Autocommit || self.may_read_outside(access))
+    /// autocommitted statement needs one, because otherwise its failure would abort the outer transaction. A read before
+    /// the transaction of the session needs one under any default isolation level, because otherwise the session would
+    /// keep the only connection and all other sessions would wait for it.
+    pub(super) fn needs_statement_savepoint(&self, statement: &Statement) -> bool {
+        let may_precede = || self.may_read_outside() && statement.only_reads(self.kind()) == Some(true);
+        self.style().is_nested() && (self.settings.mode == Mode::Autocommit || may_precede())
     }
 
     /// Releases the savepoint of one statement. If the statement aborted its transaction, the savepoint is rolled
@@ -26,11 +28,6 @@ impl<C: SessionConnection> TransactionState<C> {
     pub(super) fn end_statement_savepoint(&mut self, access: Access) {
         let style = self.style().clone();
         let Some(outer) = style.outer() else { return };
-        if self.invalidation.is_some() && self.settings.mode != Mode::Autocommit {
-            // The session stays invalidated until its rollback, as on an ordinary connection, where the statement would
-            // have begun the transaction.
-            return;
-        }
         let is_intact = self.invalidation.is_none() && !self.is_doomed() && self.depth() == Some(1);
         let is_released = is_intact
             && self
@@ -43,6 +40,9 @@ impl<C: SessionConnection> TransactionState<C> {
             self.release();
         } else {
             self.rollback();
+        }
+        if self.settings.mode != Mode::Autocommit && self.reads_committed() {
+            self.note_reading();
         }
     }
 

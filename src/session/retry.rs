@@ -185,7 +185,7 @@ impl<C: SessionConnection> SessionInner<C> {
         let since = match scope {
             Some(scope) => Some(scope.at),
             // A second attempt would not find the changes that the first one has flushed.
-            None => self.borrow_transaction(at)?.active_since().or_else(|| self.unflushed_since()),
+            None => self.borrow_transaction(at)?.begun_at().or_else(|| self.unflushed_since()),
         };
         let inside = scope.map(|scope| scope.name);
         since.map_or(Ok(()), |since| Err(Details::NotRepeatable { inside, since, at }.into()))

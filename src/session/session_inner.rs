@@ -6,6 +6,7 @@ use std::panic::{Location, resume_unwind};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
+use diesel::query_builder::QueryFragment;
 use diesel::result::QueryResult;
 
 use super::Session;
@@ -14,7 +15,7 @@ use super::open_sessions::{OpenSession, OpenSessions};
 use super::statement::Statement;
 use super::transaction_state::{Access, TransactionState};
 use crate::app_core::AppCore;
-use crate::connection::SessionConnection;
+use crate::connection::{SessionConnection, sql_of};
 use crate::error::{Details, Error, Result, SourceLocation, Undo};
 use crate::kind::DatabaseKind;
 use crate::panic::{catch_panic, drop_each_catching_panics};
@@ -97,6 +98,7 @@ impl<C: SessionConnection> SessionInner<C> {
     }
 
     /// Adds to the error what the program has to do to undo the transaction.
+    #[cold]
     pub(super) fn with_undo(&self, mut error: Error) -> Error {
         error.set_undo(&|whole| self.needed_undo(whole));
         error
@@ -107,7 +109,7 @@ impl<C: SessionConnection> SessionInner<C> {
     fn needed_undo(&self, whole: bool) -> Undo {
         let Ok(transaction) = self.transaction.try_borrow() else { return Undo::NotNeeded };
         let has_ended = transaction.invalidation.as_ref().map(|invalidation| invalidation.ended);
-        let whole = match (has_ended, transaction.is_active()) {
+        let whole = match (has_ended, transaction.has_begun()) {
             (None, false) => return Undo::RolledBack,
             (None, true) if !whole => return Undo::NotNeeded,
             (has_ended, _) => whole || has_ended == Some(true),
@@ -139,23 +141,19 @@ impl<C: SessionConnection> SessionInner<C> {
 
     /// Begins the transaction at the program's request.
     pub(super) fn begin(&self, at: SourceLocation) -> Result<()> {
-        let outcome = self.borrow_to_begin(at).and_then(|mut transaction| transaction.begin(at));
+        let outcome = self.borrow_transaction(at).and_then(|mut transaction| {
+            if transaction.has_only_read() {
+                // The rows may have changed since, and the program asks for the values inside.
+                self.expire_rows();
+            }
+            transaction.begin(at)
+        });
         outcome.map_err(|error| self.with_undo(error))
     }
 
-    /// Borrows the transaction for a call that begins it. Rows that were read before may have changed since, so they
-    /// are read again inside.
-    pub(super) fn borrow_to_begin(&self, at: SourceLocation) -> Result<RefMut<'_, TransactionState<C>>> {
-        let transaction = self.borrow_transaction(at)?;
-        if transaction.has_read_before() {
-            self.expire_rows();
-        }
-        Ok(transaction)
-    }
-
-    /// Whether the session holds a connection for its transaction. A transaction in use counts as active.
-    pub(crate) fn is_active(&self) -> bool {
-        self.transaction.try_borrow().map_or(true, |transaction| transaction.is_active())
+    /// Whether a transaction has begun. A transaction in use counts as begun.
+    pub(crate) fn in_transaction(&self) -> bool {
+        self.transaction.try_borrow().map_or(true, |transaction| transaction.has_begun())
     }
 
     /// The changes that the end of the session would lose, as a log line describes them.
@@ -172,7 +170,7 @@ impl<C: SessionConnection> SessionInner<C> {
     }
 
     pub(super) fn open_savepoint(&self, at: SourceLocation) -> Result<()> {
-        let opened = self.borrow_to_begin(at).and_then(|mut transaction| transaction.open_savepoint(at));
+        let opened = self.borrow_transaction(at).and_then(|mut transaction| transaction.open_savepoint(at));
         opened.map_err(|error| self.with_undo(error))?;
         self.with_unit(|unit| unit.state.level.update(|level| level + 1));
         Ok(())
@@ -180,6 +178,10 @@ impl<C: SessionConnection> SessionInner<C> {
 
     /// Runs the `before_commit` hooks, flushes, commits and runs the `after_commit` hooks.
     pub(crate) fn commit(&self, at: SourceLocation) -> Result<()> {
+        if self.unit.get().is_none() && self.has_nothing_to_end() {
+            self.borrow_transaction(at)?.end_reading();
+            return Ok(());
+        }
         self.commit_with(at, |_| 0)
     }
 
@@ -242,7 +244,7 @@ impl<C: SessionConnection> SessionInner<C> {
     ) -> Result<()> {
         let mut transaction = self.borrow_transaction(at)?;
         let outcome = transaction.commit(at);
-        let has_ended = !transaction.is_active();
+        let has_ended = !transaction.has_begun();
         drop(transaction);
         match outcome {
             Ok(Ok(())) => Ok(()),
@@ -278,11 +280,11 @@ impl<C: SessionConnection> SessionInner<C> {
     }
 
     fn roll_back(&self, mut transaction: RefMut<'_, TransactionState<C>>, kept_hooks: usize) -> Result<()> {
-        let was_active = transaction.is_active();
+        let was_used = transaction.is_used();
         transaction.rollback();
         drop(transaction);
         let mut hooks = self.take_hooks_since(kept_hooks);
-        if !was_active {
+        if !was_used {
             drop_each_catching_panics(hooks.drain(..));
         }
         self.end_transaction_of_rows(false, hooks)
@@ -295,7 +297,7 @@ impl<C: SessionConnection> SessionInner<C> {
             return;
         }
         drop(self.registration.take());
-        let is_idle = self.is_idle();
+        let is_idle = self.has_nothing_to_end() && self.has_no_rows_to_end();
         if !is_idle && !self.has_guard.get() {
             // Hooks of the rollback may still use the session.
             let _ = self.rollback(Location::caller());
@@ -314,12 +316,36 @@ impl<C: SessionConnection> SessionInner<C> {
         }
     }
 
-    /// Whether the session has nothing to roll back, no connection to check in and no hook to run or drop.
-    fn is_idle(&self) -> bool {
+    /// Whether the session has no transaction, no connection to check in and no hook to run or drop.
+    fn has_nothing_to_end(&self) -> bool {
         let transaction = self.transaction.try_borrow();
         !self.has_guard.get()
             && self.hooks.borrow().is_empty()
-            && transaction.is_ok_and(|transaction| transaction.is_idle())
+            && transaction.is_ok_and(|transaction| transaction.is_at_rest())
+    }
+
+    /// Whether the rows of the unit of work have no reads and no transaction that end with the session.
+    fn has_no_rows_to_end(&self) -> bool {
+        self.unit.get().is_none() || self.transaction.try_borrow().is_ok_and(|transaction| !transaction.is_used())
+    }
+
+    /// What the session knows about a query. Its SQL is built if only the SQL shows whether the query can be sent
+    /// outside of a transaction.
+    #[inline]
+    pub(super) fn judge<Q: QueryFragment<C::Backend>>(&self, query: &Q) -> Statement {
+        let statement = Statement::of_query::<Q>();
+        match self.needs_text(&statement) {
+            false => statement,
+            true => statement.with_text(self.kind(), sql_of::<C::Backend>(query).as_deref()),
+        }
+    }
+
+    #[inline]
+    fn needs_text(&self, statement: &Statement) -> bool {
+        let precedes = |state: &TransactionState<C>| {
+            state.may_read_outside() && (state.reads_committed() || state.style().is_nested())
+        };
+        statement.only_reads(self.kind()).is_none() && self.transaction.try_borrow().is_ok_and(|state| precedes(&state))
     }
 
     pub(super) fn run<T>(
@@ -351,12 +377,6 @@ impl<C: SessionConnection> SessionInner<C> {
         let mut transaction = self.borrow_transaction(at)?;
         if let Some(unit) = self.unit.get() {
             unit.state.autocommit_reads.set(transaction.is_autocommitting());
-            let outside = transaction.reads_before_transaction(statement.access);
-            unit.state.reads_before_transaction.set(outside);
-            if transaction.has_read_before() && !outside {
-                // This statement begins the transaction: rows that were read before may have changed since.
-                unit.state.expire();
-            }
             if statement.access != Access::Read {
                 unit.state.note_changing();
             }
@@ -417,7 +437,9 @@ impl<C: SessionConnection> SessionInner<C> {
 
     pub(super) fn drop_rows_and_flush_hooks(&self) {
         self.with_unit(Unit::clear);
-        drop_each_catching_panics(self.flush_hooks.take());
+        if !self.flush_hooks.borrow().is_empty() {
+            drop_each_catching_panics(self.flush_hooks.take());
+        }
     }
 
     /// Tells the unit of work, if the program has used it.

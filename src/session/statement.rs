@@ -7,8 +7,6 @@
 use std::any::type_name;
 use std::cell::Cell;
 
-use diesel::query_builder::AsQuery;
-
 use super::transaction_state::Access;
 use crate::kind::DatabaseKind;
 use crate::unit_of_work::{Newest, StatementKind};
@@ -26,8 +24,12 @@ pub(crate) struct Statement {
     pub(super) expires_rows: bool,
     /// Whether it is a typed INSERT, UPDATE or DELETE. The observer sees whether raw SQL writes.
     pub(super) writes: bool,
-    /// One bit for each kind of database on which the text of a `Selected` statement was found to leave nothing.
+    /// One bit for each kind of database on which the text of the statement was found to leave nothing.
     clean_on: u8,
+    /// One bit for each kind of database on which the text of the statement was found to only read.
+    reads_on: u8,
+    /// One bit for each kind of database on which the text of the statement may do more than read.
+    acts_on: u8,
     name: &'static str,
 }
 
@@ -53,6 +55,8 @@ impl Statement {
         expires_rows: true,
         writes: false,
         clean_on: 0,
+        reads_on: 0,
+        acts_on: 0,
         name: "",
     };
 
@@ -70,13 +74,44 @@ impl Statement {
         self.leftovers == Leftovers::None || self.leftovers < Leftovers::Possible && is_clean_on(kind())
     }
 
-    /// Remembers that the text of the statement leaves nothing on this kind of database. The text is always the same.
+    /// Remembers that the text of the statement leaves nothing on this kind of database.
     pub(crate) fn remember_clean(mut self, kind: DatabaseKind) {
+        self.clean_on |= kind_bit(kind);
+        self.remember();
+    }
+
+    /// Remembers the statement, if its text is always the same.
+    fn remember(self) {
         if self.leftovers == Leftovers::Selected {
-            self.clean_on |= kind_bit(kind);
             // The cache is gone if the thread is ending.
             let _ = CACHE.try_with(|cache| cache[cache_index(self.name)].set(self));
         }
+    }
+
+    /// Whether the statement only reads: it is a SELECT that takes no lock and calls no function of the program. `None`
+    /// means that only the text shows it.
+    #[inline]
+    pub(crate) fn only_reads(&self, kind: DatabaseKind) -> Option<bool> {
+        if self.access != Access::Read || self.newest == Newest::Locked {
+            return Some(false);
+        }
+        match self.leftovers {
+            Leftovers::None => Some(true),
+            // On SQLite a function cannot write.
+            _ if kind == DatabaseKind::Sqlite || self.reads_on & kind_bit(kind) != 0 => Some(true),
+            Leftovers::Possible => Some(false),
+            _ => (self.acts_on & kind_bit(kind) != 0).then_some(false),
+        }
+    }
+
+    /// The statement after its text was read. An unknown text may do anything.
+    pub(super) fn with_text(mut self, kind: DatabaseKind, sql: Option<&str>) -> Self {
+        match sql.is_some_and(|sql| kind.only_reads(sql)) {
+            true => self.reads_on |= kind_bit(kind),
+            false => self.acts_on |= kind_bit(kind),
+        }
+        self.remember();
+        self
     }
 
     /// A statement that a flush or a look-up by key sends.
@@ -93,8 +128,8 @@ impl Statement {
 
     /// A query: a typed SELECT only reads, raw SQL may do anything.
     #[inline]
-    pub(super) fn of_query<Q: AsQuery>(_: &Q) -> Self {
-        classify_cached(type_name::<Q::Query>())
+    pub(super) fn of_query<Q>() -> Self {
+        classify_cached(type_name::<Q>())
     }
 
     /// A statement other than a SELECT.
@@ -142,6 +177,8 @@ fn columns_of(name: &'static str, access: Access) -> Statement {
         newest: Newest::No,
         expires_rows: access != Access::Read,
         writes: access == Access::Write,
+        // The derive of an entity accepts columns only.
+        reads_on: if access == Access::Read { u8::MAX } else { 0 },
         name,
         ..Statement::RAW
     };
@@ -160,7 +197,7 @@ fn kind_bit(kind: DatabaseKind) -> u8 {
 fn classify(name: &'static str) -> Statement {
     let typed = name.starts_with("diesel::query_builder::") && !name.starts_with("diesel::query_builder::sql_query::");
     let access = match typed {
-        true if name.starts_with("diesel::query_builder::select_statement::") => Access::Read,
+        true if SELECTS.iter().any(|start| name.starts_with(start)) => Access::Read,
         true => Access::Write,
         false => Access::Raw,
     };
@@ -176,8 +213,11 @@ fn classify(name: &'static str) -> Statement {
         || leftovers == Leftovers::Possible && name.starts_with(WITHOUT_TABLE)
         || newest == Newest::Locked && name.contains("::joins::");
     let writes = WRITES.iter().any(|start| name.starts_with(start));
-    Statement { access, leftovers, newest, expires_rows, writes, clean_on: 0, name }
+    Statement { access, leftovers, newest, expires_rows, writes, name, ..Statement::RAW }
 }
+
+/// A SELECT, and a UNION or a similar combination of SELECTs.
+const SELECTS: [&str; 2] = ["diesel::query_builder::select_statement::", "diesel::query_builder::combination_clause::"];
 
 /// `FOR UPDATE` and similar clauses, of the query or of a subquery. The name of a type omits parameters that equal
 /// the defaults of the type's definition.
@@ -194,7 +234,7 @@ const LITERAL: &str = "::sql_literal::";
 const RETURN_WRITTEN_ROWS: [&str; 2] =
     ["diesel::query_builder::insert_statement::", "diesel::query_builder::update_statement::"];
 
-/// The statements that write. Other typed statements, such as a UNION, only read.
+/// The statements that write.
 const WRITES: [&str; 3] = [
     "diesel::query_builder::insert_statement::",
     "diesel::query_builder::update_statement::",
@@ -290,6 +330,7 @@ mod tests {
 
     use diesel::dsl::{count_star, exists, not, now, sql};
     use diesel::prelude::*;
+    use diesel::query_builder::AsQuery;
     use diesel::sql_types::{Bool, Integer, Text};
     use diesel::sqlite::Sqlite;
 
@@ -342,10 +383,14 @@ mod tests {
         }
     }
 
+    fn of<Q: AsQuery>(_: &Q) -> Statement {
+        Statement::of_query::<Q::Query>()
+    }
+
     #[track_caller]
     fn query<Q: AsQuery>(query: Q, access: Access, leftovers: Leftovers) {
         for _ in 0..2 {
-            let known = Statement::of_query(&query);
+            let known = of(&query);
             assert_eq!((known.access, known.leftovers), (access, leftovers), "{}", type_name::<Q::Query>());
         }
     }
@@ -405,7 +450,7 @@ mod tests {
     #[test]
     fn statement_returns_newest_rows_if_it_locks_or_writes() {
         fn newest<Q: AsQuery>(query: &Q) -> Newest {
-            Statement::of_query(query).newest
+            of(query).newest
         }
         assert_eq!(newest(&users::table), Newest::No);
         assert_eq!(newest(&users::table.find(1).into_boxed::<Sqlite>()), Newest::No);
@@ -426,7 +471,7 @@ mod tests {
     #[test]
     fn statement_writes_if_it_is_an_insert_update_or_delete() {
         fn writes<Q: AsQuery>(query: &Q) -> bool {
-            Statement::of_query(query).writes
+            of(query).writes
         }
         fn command_writes<Q>(_: Q) -> bool {
             Statement::of_command::<Q>().writes
@@ -448,7 +493,7 @@ mod tests {
     #[test]
     fn statement_expires_rows_if_it_may_change_or_lock_others() {
         fn expires_rows<Q: AsQuery>(query: &Q) -> bool {
-            Statement::of_query(query).expires_rows
+            of(query).expires_rows
         }
         assert!(!expires_rows(&users::table.find(1)) && !expires_rows(&users::table.select(defined(users::id))));
         assert!(
@@ -507,16 +552,52 @@ mod tests {
     #[test]
     fn clean_text_is_remembered_for_each_kind_of_database() {
         let query = users::table.select(<User as SelectableHelper<Sqlite>>::as_select());
-        let leaves_nothing = |kind| Statement::of_query(&query).leaves_nothing(|| kind);
+        let leaves_nothing = |kind| of(&query).leaves_nothing(|| kind);
         assert!(
             !leaves_nothing(DatabaseKind::Postgres)
                 && !leaves_nothing(DatabaseKind::Mysql)
                 && leaves_nothing(DatabaseKind::Sqlite)
         );
-        Statement::of_query(&query).remember_clean(DatabaseKind::Postgres);
+        of(&query).remember_clean(DatabaseKind::Postgres);
         assert!(leaves_nothing(DatabaseKind::Postgres) && !leaves_nothing(DatabaseKind::Mysql));
         let boxed = users::table.into_boxed::<Sqlite>();
-        Statement::of_query(&boxed).remember_clean(DatabaseKind::Postgres);
-        assert!(!Statement::of_query(&boxed).leaves_nothing(|| DatabaseKind::Postgres));
+        of(&boxed).remember_clean(DatabaseKind::Postgres);
+        assert!(!of(&boxed).leaves_nothing(|| DatabaseKind::Postgres));
+    }
+
+    #[test]
+    fn only_a_read_without_side_effects_may_precede_the_transaction() {
+        #[track_caller]
+        fn check<Q: AsQuery>(query: &Q, wanted: Option<bool>) {
+            let statement = of(query);
+            assert_eq!(statement.only_reads(DatabaseKind::Postgres), wanted, "{}", type_name::<Q::Query>());
+            let on_sqlite = if statement.access == Access::Read { Some(true) } else { Some(false) };
+            assert_eq!(statement.only_reads(DatabaseKind::Sqlite), on_sqlite, "{}", type_name::<Q::Query>());
+        }
+        check(&users::table, Some(true));
+        check(&users::table.inner_join(posts::table).filter(users::name.eq("a")).select(count_star()), Some(true));
+        check(&users::table.select(users::id).union(posts::table.select(posts::id)), Some(true));
+        check(&users::table.select(declared(users::id)), Some(false));
+        check(&users::table.filter(sql::<Bool>("true")), Some(false));
+        check(&users::table.into_boxed::<Sqlite>(), None);
+        check(&users::table.select(<User as SelectableHelper<Sqlite>>::as_select()), None);
+        check(&diesel::sql_query("SELECT 1"), Some(false));
+        let command = Statement::of_command::<diesel::dsl::delete<users::table>>();
+        assert_eq!(command.only_reads(DatabaseKind::Sqlite), Some(false));
+    }
+
+    #[test]
+    fn text_of_a_boxed_query_is_read_each_time_and_that_of_a_selection_once() {
+        let boxed = of(&users::table.into_boxed::<Sqlite>());
+        let judged = |sql| boxed.with_text(DatabaseKind::Postgres, sql).only_reads(DatabaseKind::Postgres);
+        assert_eq!(judged(Some("SELECT id FROM users")), Some(true));
+        assert_eq!(judged(Some("SELECT mine(id) FROM users")), Some(false));
+        assert_eq!(judged(None), Some(false), "nothing is known");
+        let selected =
+            || of(&posts::table.inner_join(users::table).select(<User as SelectableHelper<Sqlite>>::as_select()));
+        let reads = |kind| selected().only_reads(kind);
+        selected().with_text(DatabaseKind::Postgres, Some("SELECT id FROM users"));
+        selected().with_text(DatabaseKind::Mysql, Some("SELECT mine(id) FROM users"));
+        assert_eq!((reads(DatabaseKind::Postgres), reads(DatabaseKind::Mysql)), (Some(true), Some(false)));
     }
 }

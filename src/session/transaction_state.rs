@@ -1,12 +1,12 @@
 //! The state of a session's transaction, from its beginning to its commit or rollback.
 //!
-//! The phases: `Idle` until the first statement; `Reading` while a default scope only reads, if the kind of database
+//! The phases: `Idle` until the first statement; `Reading` while a default scope only reads, if the isolation level
 //! lets its reads precede the transaction; `Begun` from the `BEGIN` to the commit or rollback, which leads back to `Idle`.
 //! `prepare_connection` decides before each statement which phase comes next.
 //!
-//! Invariants: a connection is checked out in the phases `Reading` and `Begun`; in the phase `Idle` none is checked
-//! out between two calls. While `invalidation` is set, only a rollback is sent. A connection is doomed if the code
-//! that used it panicked.
+//! Invariants: a connection is checked out in the phase `Begun`; in the other phases none is checked out between two
+//! calls. While `invalidation` is set, only a rollback is sent. A connection is doomed if the code that used it
+//! panicked.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -23,14 +23,11 @@ use crate::dialect::{self, BeginOptions, Poison};
 use crate::error::{A_READ, A_WRITE, Blockers, Details, Error, Result, SourceLocation};
 use crate::kind::DatabaseKind;
 use crate::pool::{
-    CallDeadline, CheckedOut, GRACE, Managed, SqlSource, StatementObserver, WritePermit, refuse_empty_statements,
+    CallDeadline, CheckedOut, Managed, SqlSource, StatementObserver, WritePermit, refuse_empty_statements,
 };
 use crate::recorder::CallSite;
 use crate::settings::{Deadline, Isolation, Mode, Settings};
 use crate::wording::phrase;
-
-/// The minimum and the maximum by which the limit that was sent last may exceed the remaining time.
-const LIMIT_SLACK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 
 /// Why a session that sends something has a connection.
 const PREPARED: &str = "`prepare` or `begin` has checked out a connection";
@@ -63,8 +60,8 @@ impl Access {
 #[derive(Debug, Clone, Copy)]
 enum TransactionPhase {
     Idle,
-    /// SQLite only: a default scope has read outside of a transaction. Its first write begins the transaction.
-    Reading(SourceLocation),
+    /// The session has only read, outside of a transaction.
+    Reading,
     Begun(SourceLocation),
 }
 
@@ -80,8 +77,9 @@ pub(crate) struct TransactionState<C: SessionConnection> {
     pub(super) invalidation: Option<Invalidation>,
     /// The savepoints, writes and failures since the transaction began.
     pub(super) history: TransactionHistory,
-    /// The limit that was last sent to the server, or to SQLite as its busy timeout.
-    limit_sent: Option<Duration>,
+    /// The limit that the following statements have on the server, or on SQLite for their waits. `None`: that of the
+    /// connection.
+    pub(super) limit_sent: Option<Duration>,
     /// The SQL that lets the connection write again, if a read-only session has forbidden it.
     allow_writes: Option<&'static str>,
     /// The call that sent the last statement.
@@ -91,7 +89,7 @@ pub(crate) struct TransactionState<C: SessionConnection> {
     /// In an outer transaction: the transaction is the savepoint of one statement, which has this access.
     pub(super) statement_savepoint: Option<Access>,
     /// The watch over the deadline while a `ConnectionGuard` owns the connection.
-    guard_watchdog: Option<CallDeadline>,
+    pub(super) guard_watchdog: Option<CallDeadline>,
 }
 
 impl<C: SessionConnection> TransactionState<C> {
@@ -116,28 +114,36 @@ impl<C: SessionConnection> TransactionState<C> {
     pub(super) fn begun_at(&self) -> Option<SourceLocation> {
         match self.phase {
             TransactionPhase::Begun(at) => Some(at),
-            TransactionPhase::Idle | TransactionPhase::Reading(_) => None,
+            TransactionPhase::Idle | TransactionPhase::Reading => None,
         }
     }
 
-    pub(super) fn has_begun(&self) -> bool {
+    pub(crate) fn has_begun(&self) -> bool {
         self.begun_at().is_some()
     }
 
-    /// The call since which the session has held a connection.
-    pub(super) fn active_since(&self) -> Option<SourceLocation> {
-        match self.phase {
-            TransactionPhase::Begun(at) | TransactionPhase::Reading(at) => Some(at),
-            TransactionPhase::Idle => None,
-        }
+    /// Whether a commit or a rollback would end something: a transaction, or the reads that preceded it.
+    pub(super) fn is_used(&self) -> bool {
+        !matches!(self.phase, TransactionPhase::Idle)
     }
 
-    pub(crate) fn is_active(&self) -> bool {
-        self.active_since().is_some()
+    /// Whether the session has read, and its transaction has not begun.
+    pub(super) fn has_only_read(&self) -> bool {
+        matches!(self.phase, TransactionPhase::Reading)
     }
 
-    pub(crate) fn is_idle(&self) -> bool {
-        !self.is_active() && self.connection.is_none() && self.invalidation.is_none() && self.write_permit.is_none()
+    /// Whether the session holds nothing: no transaction, no connection and no failure.
+    pub(super) fn is_at_rest(&self) -> bool {
+        !self.has_begun() && self.connection.is_none() && self.invalidation.is_none() && self.write_permit.is_none()
+    }
+
+    pub(super) fn note_reading(&mut self) {
+        self.phase = TransactionPhase::Reading;
+    }
+
+    /// The rows and hooks of a session that only reads have ended too.
+    pub(super) fn end_reading(&mut self) {
+        self.phase = TransactionPhase::Idle;
     }
 
     /// The call that began the transaction and the call that sent its first write, unless the transaction has ended
@@ -152,25 +158,30 @@ impl<C: SessionConnection> TransactionState<C> {
         self.settings.mode == Mode::Autocommit && (self.statement_savepoint.is_some() || !self.has_begun())
     }
 
-    /// Whether a default scope on SQLite may have read, and its transaction has not begun. In an outer transaction each of
-    /// these reads had a savepoint of its own.
-    pub(crate) fn has_read_before(&self) -> bool {
-        matches!(self.phase, TransactionPhase::Reading(_))
-            || self.style().is_nested() && self.reads_before_transaction(Access::Read)
+    /// Whether the statement is sent outside of the transaction that a later statement begins. There it sees the
+    /// committed rows, and the isolation level promises no more.
+    pub(super) fn is_sent_outside(&self, statement: &Statement) -> bool {
+        self.may_read_outside() && self.reads_committed() && statement.only_reads(self.kind()) == Some(true)
     }
 
-    /// Whether a statement with this access is sent outside of the transaction that the first write of the scope
-    /// begins.
-    pub(crate) fn reads_before_transaction(&self, access: Access) -> bool {
-        self.kind() == DatabaseKind::Sqlite && !self.has_begun() && self.may_read_outside(access)
+    /// Whether the scope may send a statement that only reads outside of a transaction, if the default isolation level
+    /// permits it.
+    #[inline]
+    pub(super) fn may_read_outside(&self) -> bool {
+        let Settings { mode, isolation, begins_eagerly, search_path, .. } = &self.settings;
+        let is_permitted = match isolation {
+            None | Some(Isolation::ReadCommitted) => true,
+            // Outside of a transaction, MySQL and MariaDB would not show what is not committed.
+            Some(Isolation::ReadUncommitted) => self.kind() != DatabaseKind::Mysql,
+            Some(Isolation::RepeatableRead | Isolation::Serializable) => false,
+        };
+        *mode == Mode::Default && is_permitted && !begins_eagerly && search_path.is_none() && !self.has_begun()
     }
 
-    /// Whether the statement may be sent outside of a transaction. There it sees the committed rows, and the isolation
-    /// level promises no more.
-    pub(super) fn may_read_outside(&self, access: Access) -> bool {
-        access == Access::Read
-            && self.settings.mode == Mode::Default
-            && !matches!(self.settings.isolation, Some(Isolation::RepeatableRead | Isolation::Serializable))
+    /// Whether a transaction of the scope would see at each statement what is committed at that moment.
+    #[inline]
+    pub(super) fn reads_committed(&self) -> bool {
+        self.settings.isolation.is_some() || !self.app.options().has_strict_isolation()
     }
 
     pub(crate) fn run<T>(
@@ -180,7 +191,7 @@ impl<C: SessionConnection> TransactionState<C> {
         send: impl FnOnce(&mut C) -> QueryResult<T>,
     ) -> Result<T> {
         let access = statement.access;
-        self.prepare(access, at)?;
+        self.prepare(&statement, at)?;
         self.sent_at = Some(at);
         self.history.had_raw_access |= access == Access::Raw || statement.leftovers == Leftovers::Possible;
         let call_site = CallSite::enter(at);
@@ -198,27 +209,33 @@ impl<C: SessionConnection> TransactionState<C> {
             self.history.note_write(at);
         }
         self.reconcile(access, at, outcome.as_ref().err());
-        let outcome = outcome.map_err(|error| self.explain(error, at, lock_wait));
+        let outcome = outcome.map_err(|error| {
+            let mut error = self.explain(error, at, lock_wait);
+            if statement.only_reads(self.kind()) == Some(true) {
+                error.note_lost_read();
+            }
+            error
+        });
         self.release_if_idle();
         outcome
     }
 
     /// Prepares the connection for a statement: checks it out, begins the transaction if the statement needs one, and
     /// applies the limits of the scope.
-    pub(crate) fn prepare(&mut self, access: Access, at: SourceLocation) -> Result<()> {
+    pub(crate) fn prepare(&mut self, statement: &Statement, at: SourceLocation) -> Result<()> {
         self.check_usable(at)?;
         self.check_search_path(self.settings.mode != Mode::Autocommit || self.has_begun())?;
         self.history.statement_follows();
-        let outcome = self.prepare_connection(access, at);
+        let outcome = self.prepare_connection(statement, at);
         if outcome.is_err() {
             self.release_if_idle();
         }
         outcome
     }
 
-    fn prepare_connection(&mut self, access: Access, at: SourceLocation) -> Result<()> {
-        let is_outside = !self.has_begun();
-        if is_outside && self.needs_statement_savepoint(access) {
+    fn prepare_connection(&mut self, statement: &Statement, at: SourceLocation) -> Result<()> {
+        let (is_outside, access) = (!self.has_begun(), statement.access);
+        if is_outside && self.needs_statement_savepoint(statement) {
             self.begin_unless_begun(at)?;
             self.statement_savepoint = Some(access);
             return Ok(());
@@ -230,12 +247,14 @@ impl<C: SessionConnection> TransactionState<C> {
             }
             return self.renew_limit(at);
         }
-        if self.reads_before_transaction(access) {
+        if self.is_sent_outside(statement) {
             self.check_out(at, false)?;
-            if !self.is_active() {
-                self.phase = TransactionPhase::Reading(at);
+            if self.is_sent_outside(statement) {
+                self.note_reading();
+                return self.renew_limit(at);
             }
-            return self.renew_limit(at);
+            // The first connection of the pool has told that the default isolation level is stricter.
+            self.release();
         }
         self.begin_unless_begun(at)?;
         self.forbid_writes(access, at)
@@ -275,7 +294,7 @@ impl<C: SessionConnection> TransactionState<C> {
             let Err(error) = self.send(|conn| style.begin(kind, conn, beginning, schemas)) else {
                 self.phase = TransactionPhase::Begun(at);
                 self.history = TransactionHistory::default();
-                self.limit_sent = self.limit_sent.or(beginning.remaining);
+                self.note_limit_of_begin(beginning.remaining);
                 return Ok(());
             };
             self.close_at_checkin();
@@ -332,6 +351,7 @@ impl<C: SessionConnection> TransactionState<C> {
         // It is still set if a statement panicked.
         self.statement_savepoint = None;
         self.release();
+        self.end_reading();
     }
 
     pub(crate) fn open_savepoint(&mut self, at: SourceLocation) -> Result<()> {
@@ -392,7 +412,7 @@ impl<C: SessionConnection> TransactionState<C> {
     }
 
     /// Sends a statement of the library.
-    fn send_own(&mut self, at: SourceLocation, send: impl FnOnce(&mut C) -> QueryResult<()>) -> Result<()> {
+    pub(super) fn send_own(&mut self, at: SourceLocation, send: impl FnOnce(&mut C) -> QueryResult<()>) -> Result<()> {
         let outcome = self.send(send);
         self.after_own(at, outcome)
     }
@@ -458,36 +478,12 @@ impl<C: SessionConnection> TransactionState<C> {
         self.release_if_idle();
     }
 
-    /// Has the connection cut if the driver call that follows exceeds both the scope's deadline and the limit of the
-    /// server by [`GRACE`].
-    fn start_watchdog(&mut self) -> Option<CallDeadline> {
-        let deadline = self.settings.deadline?;
-        let socket = self.managed()?.socket?;
-        let now = Instant::now();
-        let by_server = self.limit_sent.and_then(|limit| now.checked_add(limit)).unwrap_or(now);
-        let end = deadline.end.max(now).max(by_server.min(deadline.end.checked_add(LIMIT_SLACK.1)?));
-        Some(CallDeadline::begin(socket, end.checked_add(GRACE)?))
-    }
-
-    /// Ends what [`start_watchdog`](Self::start_watchdog) began, after the driver call. If the connection was cut,
-    /// the transaction is lost.
-    fn stop_watchdog(&mut self, watchdog: Option<CallDeadline>) {
-        if !watchdog.is_some_and(|watchdog| watchdog.was_cut()) {
-            return;
-        }
-        let Some(managed) = self.managed() else { return };
-        (managed.was_cut, managed.lost, managed.closes_at_checkin) = (true, true, true);
-        if self.has_begun() {
-            self.invalidate("its connection was closed at the scope's deadline".into(), self.last_call(), true);
-        }
-    }
-
-    /// Checks the connection in if no transaction is open, so that an autocommit session holds none between two
-    /// statements.
+    /// Checks the connection in if no transaction is open, so that a session without a transaction holds none between
+    /// two statements.
     fn release_if_idle(&mut self) {
         if let Some(access) = self.statement_savepoint.take() {
             self.end_statement_savepoint(access);
-        } else if !self.is_active() {
+        } else if !self.has_begun() {
             self.release();
         }
     }
@@ -496,8 +492,13 @@ impl<C: SessionConnection> TransactionState<C> {
     fn check_out(&mut self, at: SourceLocation, in_transaction: bool) -> Result<()> {
         if self.connection.is_none() {
             let limit = self.deadline_end();
-            let mut connection = self.app.pool_for(at)?.acquire(at, in_transaction, limit)?;
+            let pool = self.app.pool_for(at)?;
+            let mut connection = match limit {
+                Some(_) => pool.acquire_with_limit(at, in_transaction, limit)?,
+                None => pool.acquire(at, in_transaction, None)?,
+            };
             connection.checkin_deadline = limit;
+            self.limit_sent = connection.managed().limit;
             self.connection = Some(connection);
         }
         Ok(())
@@ -511,15 +512,13 @@ impl<C: SessionConnection> TransactionState<C> {
         Ok(())
     }
 
-    /// Checks the connection in, if there is one, without the settings of the session.
+    /// Checks the connection in, if there is one, without the settings of the session. The transaction has ended.
     pub(super) fn release(&mut self) {
         let had_begun = self.has_begun();
-        self.phase = TransactionPhase::Idle;
-        if self.limit_sent.take().is_some() {
-            let is_local = had_begun && !self.style().is_nested();
-            let limit = self.kind().restore_limit(is_local, &self.app.options().config);
-            limit.into_iter().for_each(|sql| self.send_restoring(&sql));
+        if had_begun {
+            self.phase = TransactionPhase::Idle;
         }
+        self.release_limit();
         if had_begun
             && self.settings.search_path.is_some()
             && let Some(sql) = self.style().outer().map(|outer| outer.restore_search_path())
@@ -536,7 +535,7 @@ impl<C: SessionConnection> TransactionState<C> {
         self.history.close_savepoints();
     }
 
-    fn send_restoring(&mut self, sql: &str) {
+    pub(super) fn send_restoring(&mut self, sql: &str) {
         if self.is_sound() && self.send(|conn| conn.batch_execute(sql)).is_err() {
             self.close_at_checkin();
         }
@@ -558,35 +557,10 @@ impl<C: SessionConnection> TransactionState<C> {
         self.check_deadline(at)
     }
 
-    fn check_deadline(&self, at: SourceLocation) -> Result<()> {
-        match self.settings.deadline {
-            Some(Deadline { end, limit }) if Instant::now() >= end => {
-                Err(Details::DeadlineExceeded { limit, at }.into())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Sends the remaining time to the database as the new limit, if it has become much shorter than the last one.
-    fn renew_limit(&mut self, at: SourceLocation) -> Result<()> {
-        let Some(remaining) = self.remaining() else { return Ok(()) };
-        let slack = (remaining / 10).clamp(LIMIT_SLACK.0, LIMIT_SLACK.1);
-        if self.limit_sent.is_some_and(|sent| sent.saturating_sub(remaining) <= slack) {
-            return Ok(());
-        }
-        let sql = self.kind().limit(remaining, self.has_begun(), &self.app.options().config);
-        self.limit_sent = Some(remaining);
-        self.send_own(at, |conn| conn.batch_execute(&sql))
-    }
-
-    /// Renews the limit before a `BEGIN` or `COMMIT`, which may wait for the lock of the whole database.
-    pub(super) fn renew_busy_timeout(&mut self, at: SourceLocation) -> Result<()> {
-        if self.kind().has_one_writer() { self.renew_limit(at) } else { Ok(()) }
-    }
-
     /// Turns a driver's error into an error of this crate, which distinguishes a lost connection, a passed deadline,
     /// a lock that was not free in time, and a refused statement. The caller calls [`reconcile`](Self::reconcile)
     /// before, which finds out whether the connection is lost.
+    #[cold]
     pub(super) fn explain(
         &mut self,
         error: diesel::result::Error,
@@ -643,23 +617,12 @@ impl<C: SessionConnection> TransactionState<C> {
         }
     }
 
-    /// The time until the deadline. A server gets at most the application's `statement_timeout`.
-    fn remaining(&self) -> Option<Duration> {
-        let left = self.deadline_end()?.saturating_duration_since(Instant::now());
-        let most = self.app.options().config.statement_timeout.filter(|_| self.kind() != DatabaseKind::Sqlite);
-        Some(most.map_or(left, |most| most.min(left)))
-    }
-
-    pub(super) fn deadline_end(&self) -> Option<Instant> {
-        self.settings.deadline.map(|deadline| deadline.end)
-    }
-
     pub(super) fn kind(&self) -> DatabaseKind {
         self.app.options().target.kind.known()
     }
 
     /// The call that sent the last statement.
-    fn last_call(&self) -> SourceLocation {
+    pub(super) fn last_call(&self) -> SourceLocation {
         self.sent_at.unwrap_or(Location::caller())
     }
 

@@ -3,11 +3,10 @@
 use std::cell::Cell;
 use std::panic::Location;
 
-use diesel::query_builder::AsQuery;
+use diesel::query_builder::{AsQuery, QueryFragment};
 use diesel::query_dsl::methods::{LimitDsl, LoadQuery};
 
 use super::Session;
-use super::statement::Statement;
 use super::transaction_state::Access;
 use crate::connection::SessionConnection;
 use crate::error::{Details, Error, Result};
@@ -132,10 +131,13 @@ impl<C: SessionConnection> Session<C> {
     /// # Errors
     /// See [`Session`], and [`flush`](Self::flush), which runs before the query.
     #[track_caller]
-    pub fn track<'q, U: Track<C>>(&self, query: impl LoadQuery<'q, C, U> + AsQuery) -> Result<Vec<U::Out>> {
-        let at = Location::caller();
+    pub fn track<'q, U: Track<C>>(
+        &self,
+        query: impl AsQuery<Query: LoadQuery<'q, C, U> + QueryFragment<C::Backend>>,
+    ) -> Result<Vec<U::Out>> {
+        let (at, query) = (Location::caller(), query.as_query());
         let unit = self.0.live_unit(at)?;
-        let statement = Statement::of_query(&query);
+        let statement = self.0.judge(&query);
         let tracker = Tracker { unit, newest: statement.newest, has_entities: Cell::new(false) };
         self.0.autoflush_before(statement, at)?;
         if statement.expires_rows {
@@ -168,7 +170,7 @@ impl<C: SessionConnection> Session<C> {
     #[track_caller]
     pub fn track_first<'q, U: Track<C>>(
         &self,
-        query: impl LimitDsl<Output: LoadQuery<'q, C, U> + AsQuery>,
+        query: impl LimitDsl<Output: AsQuery<Query: LoadQuery<'q, C, U> + QueryFragment<C::Backend>>>,
     ) -> Result<U::Out> {
         let first = self.track::<U>(query.limit(1))?.into_iter().next();
         first.ok_or(Error::from(Details::NotFound { row: None, at: Location::caller() }))

@@ -9,7 +9,7 @@ use super::database_properties::DatabaseProperties;
 use super::fixture::FixtureSource;
 use super::provisioner::Provisioner;
 use super::script::{hash_of_fields, outside_reference};
-use crate::app::App;
+use crate::app::{App, ErasedApp};
 use crate::connection::SessionConnection;
 use crate::context;
 use crate::error::{Details, Error, Result};
@@ -139,7 +139,7 @@ fn run_function<C: SessionConnection>(app: &App<C>, run: fn(&Session<C>) -> Resu
     let at = Location::caller();
     let run_in_transaction = || {
         app.run(|| {
-            let session = context::session(app.database(), at, |_| Err(Details::NoContext { at }.into()))?;
+            let session = context::session(app.inner().database(), at, |_| Err(Details::NoContext { at }.into()))?;
             run(&session)
         })
     };

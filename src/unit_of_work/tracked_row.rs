@@ -274,11 +274,7 @@ impl<T: Entity> TrackedRow<T> {
             return Err(self.write_in_progress(at));
         }
         let read = if self.is_marked_dirty() { self.verified_at.get() } else { self.read_at.get() };
-        // On SQLite, a row that was read before the transaction may have changed since.
-        let reads_before_transaction =
-            self.entity_state.unit_state.reads_before_transaction.get() && !self.is_marked_dirty();
-        let verified_at =
-            !reread_heals && !reads_before_transaction && read >= self.entity_state.epoch() || self.read_again(at);
+        let verified_at = !reread_heals && read >= self.entity_state.epoch() || self.read_again(at);
         if self.phase() != RowState::Persistent {
             return Err(self.wrong_state("written", at));
         }

@@ -28,8 +28,6 @@ pub(crate) struct UnitState {
     last_number: Cell<u64>,
     /// When the last row with an AUTO_INCREMENT key was inserted.
     last_auto_increment_insert: Cell<u64>,
-    /// A read now happens before the transaction that the first write will begin.
-    pub(crate) reads_before_transaction: Cell<bool>,
 }
 
 /// A moment before the first: the row was never read, or its value is not valid any more.
@@ -77,7 +75,6 @@ impl UnitState {
         self.first_change.set(NEVER);
         self.last_transaction_end.set(self.clock.get());
         self.last_auto_increment_insert.set(NEVER);
-        self.reads_before_transaction.set(false);
     }
 
     /// Notes that the present transaction sends a statement that may change rows.

@@ -81,7 +81,9 @@ fn session_without_a_transaction_holds_no_connection() {
             assert_eq!((shop.status().in_use, session.in_transaction()), (0, false));
             shop.assert_at_rest();
             session.count(users::table)?;
-            assert_eq!(shop.status().in_use, 1);
+            // MariaDB's default isolation level promises one snapshot for all reads.
+            let held = usize::from(KIND == Kind::Mariadb);
+            assert_eq!((shop.status().in_use, session.in_transaction()), (held, held == 1));
             session.rollback()?;
             assert_eq!((shop.status().in_use, shop.status().open), (0, 1));
             Ok(())

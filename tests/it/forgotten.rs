@@ -102,8 +102,8 @@ fn the_warning_names_the_first_write_of_a_transaction_that_began_with_a_read() {
         let (entered, read, wrote) = (here(first + 2), here(first + 3), here(first + 4));
         let began = match KIND {
             // The read runs outside of the transaction.
-            Kind::Sqlite => format!("began at {wrote}"),
-            Kind::Postgres | Kind::Mariadb => format!("began at {read} and has written since {wrote}"),
+            Kind::Sqlite | Kind::Postgres => format!("began at {wrote}"),
+            Kind::Mariadb => format!("began at {read} and has written since {wrote}"),
         };
         assert_eq!(
             warnings.iter().map(|line| lines_of(line)).collect::<Vec<_>>(),

@@ -284,7 +284,7 @@ fn count_is_the_number_of_rows_that_load_returns() {
             // A read that leaves nothing.
             session.commit()?;
             session.count(users::table.limit(2))?;
-            assert_eq!(session.in_transaction(), KIND != Kind::Sqlite || session.in_transaction());
+            assert_eq!(session.in_transaction(), KIND == Kind::Mariadb);
             session.commit()
         })
     });

@@ -20,3 +20,18 @@ fn count_and_one_see_all_of_a_union() {
         })
     });
 }
+
+#[test]
+fn union_of_selects_does_not_begin_a_transaction() {
+    test(|shop| {
+        shop.scope().isolation(Isolation::ReadCommitted).run(|| {
+            let session = DB.session()?;
+            let all = || users::table.select(users::name);
+            session.load::<String>(all().union(all()))?;
+            assert_eq!(session.count(all().union_all(all()))?, 0);
+            assert!(!session.in_transaction());
+            assert_eq!((shop.status().in_use, shop.in_transaction_now()), (0, false));
+            Ok(())
+        })
+    });
+}

@@ -2,6 +2,8 @@
 
 per_database!($ mariadb, Mariadb, MysqlConnection, Database::without_migrations());
 
+#[path = "../begin_eagerly.rs"]
+mod begin_eagerly;
 #[path = "../commit_policy.rs"]
 mod commit_policy;
 #[path = "../connection_guard.rs"]

@@ -10,6 +10,7 @@ use proptest::test_runner::{RngSeed, TestRunner};
 use super::*;
 use crate::unit_model::handles::{Handle, Locks, with_handle, with_table};
 use crate::unit_model::model::{Insert, Model, Plan, Rules, Write};
+use crate::unit_model::number;
 use crate::unit_model::program::{Closure, Pick, Program, ScopeOf, Step, Value, programs, smaller};
 use crate::unit_model::rows::{Column, Key, Row, Rows, Table, told};
 use crate::unit_model::tables::{
@@ -858,10 +859,6 @@ fn run(shop: &Shop<Conn>, other: &mut OtherConnection, program: &Program) -> Res
         Err(panic) => format!("a panic: {:?}", panic.downcast_ref::<String>()),
     };
     Err(format!("in a scope of {:?}:\n    {}\n{what}", program.scope, log.join("\n    ")))
-}
-
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
 }
 
 /// The smallest program that fails, and how; programs get smaller as long as that takes no more than so many runs.

@@ -10,3 +10,8 @@ pub mod model;
 pub mod program;
 pub mod rows;
 pub mod tables;
+
+/// The number in an environment variable.
+pub fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
+}

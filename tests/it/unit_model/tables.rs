@@ -18,6 +18,8 @@ diesel::table! { nodes (id) { id -> Integer, parent -> Nullable<Integer>, code -
 diesel::table! { links (id) { id -> Integer, parent -> Nullable<Integer>, n -> Integer, m -> Integer, } }
 diesel::table! { counters (id) { id -> Integer, n -> Integer, m -> Integer, version -> Integer, } }
 
+diesel::allow_tables_to_appear_in_same_query!(users, counters);
+
 /// The program makes the key; a code is unique.
 #[derive(Debug, Clone, PartialEq, Queryable, Selectable, Entity)]
 #[diesel(table_name = users)]

@@ -1,0 +1,125 @@
+//! The deadline of a scope: the limits that the session sets on the server, and the watch over driver calls.
+
+use std::time::{Duration, Instant};
+
+use super::transaction_state::TransactionState;
+use crate::connection::SessionConnection;
+use crate::error::{Details, Result, SourceLocation};
+use crate::kind::DatabaseKind;
+use crate::pool::{CallDeadline, GRACE};
+use crate::settings::Deadline;
+
+/// The minimum and the maximum by which the limit that was sent last may exceed the remaining time.
+const LIMIT_SLACK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
+
+impl<C: SessionConnection> TransactionState<C> {
+    pub(super) fn check_deadline(&self, at: SourceLocation) -> Result<()> {
+        match self.settings.deadline {
+            Some(Deadline { end, limit }) if Instant::now() >= end => {
+                Err(Details::DeadlineExceeded { limit, at }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends the remaining time to the database as the new limit, unless the present limit fits.
+    pub(super) fn renew_limit(&mut self, at: SourceLocation) -> Result<()> {
+        let Some(remaining) = self.remaining() else { return Ok(()) };
+        let slack = (remaining / 10).clamp(LIMIT_SLACK.0, LIMIT_SLACK.1);
+        if self.limit_sent.is_some_and(|sent| sent >= remaining && sent - remaining <= slack) {
+            return Ok(());
+        }
+        let is_local = self.is_limit_local();
+        // A limit that stays on the connection should fit the first read of the next scope with this deadline too.
+        let limit = if self.keeps_limit() && !is_local { self.at_most(remaining + slack / 2) } else { remaining };
+        let sql = self.kind().limit(limit, self.has_begun(), &self.app.options().config);
+        self.note_limit(limit, is_local);
+        self.send_own(at, |conn| conn.batch_execute(&sql))
+    }
+
+    /// Renews the limit before a `BEGIN` or `COMMIT`, which may wait for the lock of the whole database.
+    pub(super) fn renew_busy_timeout(&mut self, at: SourceLocation) -> Result<()> {
+        if self.kind().has_one_writer() { self.renew_limit(at) } else { Ok(()) }
+    }
+
+    /// Whether the next limit ends with the transaction.
+    fn is_limit_local(&self) -> bool {
+        self.kind() == DatabaseKind::Postgres && self.has_begun() && !self.style().is_nested()
+    }
+
+    /// Whether a limit stays on the server session when the connection is checked in. The next checkout restores the
+    /// limit of the connection, unless its holder has a deadline too. So a read with a deadline is one round trip most
+    /// of the time. The hooks of the pool must not run under the limit of a scope.
+    fn keeps_limit(&self) -> bool {
+        let options = self.app.options();
+        self.kind().can_go_stale()
+            && !self.style().is_nested()
+            && options.on_checkin.is_none()
+            && options.on_checkout.is_none()
+            && options.on_close.is_none()
+    }
+
+    fn note_limit(&mut self, limit: Duration, is_local: bool) {
+        self.limit_sent = Some(limit);
+        if let Some(managed) = self.managed().filter(|_| !is_local) {
+            managed.limit = Some(limit);
+        }
+    }
+
+    /// Notes the limit that was sent with the `BEGIN`, if there was one. SQLite has its limit since before.
+    pub(super) fn note_limit_of_begin(&mut self, limit: Option<Duration>) {
+        if let Some(limit) = limit.filter(|_| self.kind().can_go_stale()) {
+            self.note_limit(limit, self.is_limit_local());
+        }
+    }
+
+    /// Restores the limit of the connection before it is checked in. A local limit has ended with the transaction.
+    pub(super) fn release_limit(&mut self) {
+        self.limit_sent = None;
+        if self.keeps_limit() {
+            return;
+        }
+        let sql = self.managed().and_then(|managed| managed.limit.take().and(managed.sql_restoring_limit()));
+        if let Some(sql) = sql {
+            self.send_restoring(&sql);
+        }
+    }
+
+    /// The time until the deadline. A server gets at most the application's `statement_timeout`.
+    pub(super) fn remaining(&self) -> Option<Duration> {
+        Some(self.at_most(self.deadline_end()?.saturating_duration_since(Instant::now())))
+    }
+
+    fn at_most(&self, limit: Duration) -> Duration {
+        let most = self.app.options().config.statement_timeout.filter(|_| self.kind() != DatabaseKind::Sqlite);
+        most.map_or(limit, |most| most.min(limit))
+    }
+
+    pub(super) fn deadline_end(&self) -> Option<Instant> {
+        self.settings.deadline.map(|deadline| deadline.end)
+    }
+
+    /// Has the connection cut if the driver call that follows exceeds both the scope's deadline and the limit of the
+    /// server by [`GRACE`].
+    pub(super) fn start_watchdog(&mut self) -> Option<CallDeadline> {
+        let deadline = self.settings.deadline?;
+        let socket = self.managed()?.socket?;
+        let now = Instant::now();
+        let by_server = self.limit_sent.and_then(|limit| now.checked_add(limit)).unwrap_or(now);
+        let end = deadline.end.max(now).max(by_server.min(deadline.end.checked_add(LIMIT_SLACK.1)?));
+        Some(CallDeadline::begin(socket, end.checked_add(GRACE)?))
+    }
+
+    /// Ends what [`start_watchdog`](Self::start_watchdog) began, after the driver call. If the connection was cut,
+    /// the transaction is lost.
+    pub(super) fn stop_watchdog(&mut self, watchdog: Option<CallDeadline>) {
+        if !watchdog.is_some_and(|watchdog| watchdog.was_cut()) {
+            return;
+        }
+        let Some(managed) = self.managed() else { return };
+        (managed.was_cut, managed.lost, managed.closes_at_checkin) = (true, true, true);
+        if self.has_begun() {
+            self.invalidate("its connection was closed at the scope's deadline".into(), self.last_call(), true);
+        }
+    }
+}
