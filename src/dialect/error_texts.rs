@@ -105,6 +105,9 @@ impl ConnectErrorKind {
                 " Check the user and the password in the URL, and the server's pg_hba.conf."
             }
             Self::Authentication => " Check the user and the password in the URL, and the rights of the account.",
+            Self::NotPrimary => {
+                " Wait until a server is promoted, or correct host and `target_session_attrs` in the URL."
+            }
             Self::Other => "",
             Self::ServerFull if is_limit_of_account(message, database) => {
                 " The limit is that of the account or of the database, not the server's: end transactions of this \

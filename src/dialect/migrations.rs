@@ -41,6 +41,11 @@ impl ConnectionSnapshot {
         self.get("pid")
     }
 
+    /// Whether this server is a node of a Galera cluster, in which a lock excludes sessions of the same node only.
+    pub(crate) fn is_replicated(&self) -> bool {
+        self.get("wsrep") == Some("ON")
+    }
+
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }

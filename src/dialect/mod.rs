@@ -74,6 +74,8 @@ pub(crate) struct Texts {
     /// A query for two fields, separated by a blank: the default isolation level, which is [`READ_COMMITTED`] if it is
     /// READ COMMITTED or weaker, and SQL that restores the present limit of statements.
     pub(crate) defaults_query: Option<&'static str>,
+    /// A statement that fails if the server does not execute statements. `None` if the driver's ping has the same result.
+    pub(crate) ping: Option<&'static str>,
     /// A query for the client's port of this session as the server sees it. The result is NULL or no number for a local
     /// socket.
     pub(crate) client_port_query: Option<&'static str>,
@@ -89,9 +91,14 @@ pub(crate) struct Texts {
     /// if the transaction is aborted, or is not the one that the session began. `None` if the database refuses a plain
     /// `COMMIT` in these cases.
     pub(crate) guarded_commit: Option<&'static str>,
-    /// A query for the id of the open transaction, for [`Dialect::transaction_status`]. The result is NULL if the
-    /// transaction has written nothing.
+    /// A query for the id of the open transaction, for [`Dialect::transaction_status`], and the server's process,
+    /// separated by a blank. The result is NULL if the transaction has written nothing.
     pub(crate) transaction_number: Option<&'static str>,
+    /// A query for the identity of the server's data. A standby that is promoted gets another identity, because it may
+    /// lack the last transactions.
+    pub(crate) server_identity: Option<&'static str>,
+    /// A query whose result is `on` if the open transaction must not write, or the server accepts no writes.
+    pub(crate) is_read_only: Option<&'static str>,
     /// Begins a nested transaction.
     begin_nested: &'static str,
     /// Fails if the transaction around a nested one is aborted, or is not the one in which the nested one began. The
@@ -174,9 +181,9 @@ pub(crate) trait Dialect {
         String::new()
     }
 
-    /// A query for the status of the transaction with this id: `committed`, `aborted`, `in progress`, or NULL if the
-    /// server has discarded the status.
-    fn transaction_status(&self, _number: u64) -> Option<String> {
+    /// A query for the status of the transaction with this id on the server with this identity: `committed`, `aborted`,
+    /// `in progress`, `forgotten` if the server has discarded the status, or `another server`.
+    fn transaction_status(&self, _number: u64, _identity: &str) -> Option<String> {
         None
     }
 
@@ -186,6 +193,8 @@ pub(crate) trait Dialect {
         None
     }
 
+    /// A query that releases this lock. If the session did not hold the lock, the query returns the server's process of
+    /// the session; otherwise it returns NULL.
     fn unlock_schema(&self, _database: &str) -> Option<String> {
         None
     }

@@ -24,13 +24,20 @@ const LOCK_TIMEOUT: &str = include_str!("translations/mariadb_lock_timeout.txt")
 const MARKER: &str = "diesel_session_began";
 
 /// The default isolation level, see `READ_COMMITTED`. MariaDB and MySQL have different names for the variable, and each
-/// server executes only its own comment.
+/// server executes only its own comment. The pattern stands for `READ-..`, so that a search of network traffic for the
+/// commits finds no connect.
 macro_rules! isolation {
     () => {
         "IF(CONCAT('' /*M!100000 , @@SESSION.tx_isolation */ /*!80000 , @@SESSION.transaction_isolation */) \
-         IN ('READ-COMMITTED', 'READ-UNCOMMITTED'), 'committed', 'strict')"
+         LIKE 'READ-%', 'committed', 'strict')"
     };
 }
+
+/// A node of a Galera cluster without a quorum answers the driver's ping and refuses this statement.
+const PING: &str = "DO 0";
+
+/// Error 1047: a node of a Galera cluster has no quorum, or is not in the cluster yet.
+const NOT_IN_CLUSTER: &str = "WSREP has not yet prepared node for application use";
 
 static TEXTS: Texts = Texts {
     required_settings: Some(REQUIRED_SETTINGS),
@@ -46,6 +53,7 @@ static TEXTS: Texts = Texts {
         ", ' SET SESSION ' /*M!100100 , 'max_statement_time = ', @@SESSION.max_statement_time */ \
          /*!50708 , 'max_execution_time = ', @@SESSION.max_execution_time */) AS value"
     )),
+    ping: Some(PING),
     client_port_query: Some(
         "SELECT SUBSTRING_INDEX(host, ':', -1) AS value FROM information_schema.processlist WHERE id = CONNECTION_ID()",
     ),
@@ -63,6 +71,8 @@ static TEXTS: Texts = Texts {
     // If the marker savepoint does not exist, the server refuses to release it and ignores the `COMMIT`.
     guarded_commit: Some("RELEASE SAVEPOINT diesel_session_began; COMMIT"),
     transaction_number: None,
+    server_identity: None,
+    is_read_only: Some("SELECT IF(@@GLOBAL.read_only, 'on', 'off') AS value"),
     begin_nested: "SAVEPOINT diesel_session; SAVEPOINT diesel_session_began; DO LAST_INSERT_ID(0)",
     probe_nested: Some("RELEASE SAVEPOINT diesel_session_began"),
     commit_nested: "RELEASE SAVEPOINT diesel_session",
@@ -72,7 +82,8 @@ static TEXTS: Texts = Texts {
          WHERE table_schema = DATABASE() \
          UNION SELECT CONCAT(table_name, '.', index_name) FROM information_schema.statistics \
          WHERE table_schema = DATABASE() AND index_name <> 'PRIMARY' ORDER BY 1",
-    snapshot_query: "SELECT CONCAT('schema', CHAR(31), IFNULL(DATABASE(), '')) AS value \
+    snapshot_query: "SELECT CONCAT('pid', CHAR(31), CONNECTION_ID()) AS value \
+         UNION ALL SELECT CONCAT('schema', CHAR(31), IFNULL(DATABASE(), '')) \
          UNION ALL SELECT CONCAT('set.foreign_key_checks', CHAR(31), @@foreign_key_checks) \
          UNION ALL SELECT CONCAT('set.unique_checks', CHAR(31), @@unique_checks) \
          UNION ALL SELECT CONCAT('set.autocommit', CHAR(31), @@autocommit) \
@@ -90,6 +101,8 @@ static TEXTS: Texts = Texts {
          UNION ALL SELECT CONCAT('set.default_storage_engine', CHAR(31), @@default_storage_engine) \
          /*M!100000 UNION ALL SELECT CONCAT('set.tx_isolation', CHAR(31), @@tx_isolation) */ \
          /*M!100000 UNION ALL SELECT CONCAT('set.tx_read_only', CHAR(31), @@tx_read_only) */ \
+         /*M!100101 UNION ALL SELECT CONCAT('wsrep', CHAR(31), global_value) FROM information_schema.system_variables \
+         WHERE variable_name = 'WSREP_ON' */ \
          /*M!100000 UNION ALL SELECT CONCAT('role', CHAR(31), IFNULL(CURRENT_ROLE(), '')) */",
     // Only before a connection is established, the server writes another language than English: see `setup`.
     connect_errors: &[
@@ -106,6 +119,7 @@ static TEXTS: Texts = Texts {
         ("Unknown server host", ConnectErrorKind::Unreachable),
         ("Unknown MySQL server host", ConnectErrorKind::Unreachable),
         ("Lost connection", ConnectErrorKind::Unreachable),
+        (NOT_IN_CLUSTER, ConnectErrorKind::Unreachable),
         (include_str!("translations/mariadb_server_full.txt"), ConnectErrorKind::ServerFull),
         (include_str!("translations/mariadb_authentication.txt"), ConnectErrorKind::Authentication),
         (include_str!("translations/mariadb_unknown_database.txt"), ConnectErrorKind::UnknownDatabase),
@@ -124,7 +138,7 @@ static TEXTS: Texts = Texts {
     lock_timeout: &["Lock wait timeout exceeded", LOCK_TIMEOUT],
     deadlock: &["Deadlock found", DEADLOCK],
     // MariaDB's client begins the second text with "Server", MySQL's with "MySQL server".
-    connection_lost: &["Lost connection", "erver has gone away", "Connection was killed"],
+    connection_lost: &["Lost connection", "erver has gone away", "Connection was killed", NOT_IN_CLUSTER],
     // Error 1615, and the client library's text for a result that has changed.
     outdated: &["Prepared statement needs to be re-prepared", "You must reset the statement"],
     other_type: &[],
@@ -184,6 +198,7 @@ impl Dialect for Mysql {
                 limit.min(LONGEST_LIMIT).as_secs()
             )
         }));
+        settings.push(PING.to_owned());
         vec![settings.join("; ")]
     }
 
@@ -246,7 +261,8 @@ impl Dialect for Mysql {
     }
 
     fn unlock_schema(&self, database: &str) -> Option<String> {
-        Some(format!("SELECT CAST(RELEASE_LOCK('{}') AS CHAR) AS value", lock_name(database)))
+        let released = format!("IFNULL(RELEASE_LOCK('{}'), 0)", lock_name(database));
+        Some(format!("SELECT IF({released}, NULL, CAST(CONNECTION_ID() AS CHAR)) AS value"))
     }
 
     /// The server does not tell which session has locked a table. It tells which sessions are in a transaction, to an

@@ -22,6 +22,26 @@ pub(super) struct Postgres;
 /// The texts with translations, which `scripts/translations` generates from the catalogs of the server and of libpq.
 const SERVER_FULL: &str = include_str!("translations/server_full.txt");
 
+/// What PgBouncer and then Supavisor say if they have no free connection.
+const POOLER_FULL: &str = "no more connections allowed (max_client_conn)
+client connections exceeded (max_
+query_wait_timeout
+max client connections reached
+Max client connections reached
+max clients reached";
+
+/// What PgBouncer and then Pgpool-II say if they do not reach the server.
+const POOLER_WITHOUT_SERVER: &str = "(server_login_retry)
+pgbouncer cannot connect to server
+pgpool is not accepting any new connections
+failed to create a backend connection";
+
+/// What PgBouncer says if a connection is lost because it has none to the server.
+const POOLER_LOST: &str = "server conn crashed?
+query_wait_timeout
+(server_login_retry)
+pgbouncer cannot connect to server";
+
 /// The number of connections that are available to ordinary roles.
 macro_rules! capacity {
     () => {
@@ -36,6 +56,14 @@ macro_rules! isolation {
     () => {
         "CASE WHEN pg_catalog.current_setting('default_transaction_isolation') \
          OPERATOR(pg_catalog.=) ANY (ARRAY['read committed', 'read uncommitted']) THEN 'committed' ELSE 'strict' END"
+    };
+}
+
+/// The system identifier and the timeline of the server `c`. NULL on a standby.
+macro_rules! identity {
+    () => {
+        "CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.concat(c.system_identifier, ' ', \
+         pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8)) END"
     };
 }
 
@@ -69,6 +97,7 @@ static TEXTS: Texts = Texts {
         isolation!(),
         ", ' SET statement_timeout = ', pg_catalog.quote_literal(pg_catalog.current_setting('statement_timeout'))) AS value"
     )),
+    ping: None,
     client_port_query: Some("SELECT pg_catalog.inet_client_port()::pg_catalog.text AS value"),
     session_counts_query: Some(concat!(
         "SELECT pg_catalog.concat(CASE WHEN coalesce(application_name, '') OPERATOR(pg_catalog.=) '' THEN 'unnamed' \
@@ -87,7 +116,12 @@ static TEXTS: Texts = Texts {
     // In an aborted transaction the server refuses the first statement and ignores the second. A plain `COMMIT` would
     // roll back and report success.
     guarded_commit: Some("SELECT 1; COMMIT"),
-    transaction_number: Some("SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text AS value"),
+    transaction_number: Some(
+        "SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text OPERATOR(pg_catalog.||) ' ' \
+         OPERATOR(pg_catalog.||) pg_catalog.pg_backend_pid()::pg_catalog.text AS value",
+    ),
+    server_identity: Some(concat!("SELECT ", identity!(), " AS value FROM pg_catalog.pg_control_system() c")),
+    is_read_only: Some("SELECT pg_catalog.current_setting('transaction_read_only') AS value"),
     begin_nested: "SAVEPOINT diesel_session",
     probe_nested: Some("SELECT 1"),
     // Checks the deferred constraints, as a commit does and the release of a savepoint does not. The inner savepoint
@@ -125,12 +159,19 @@ static TEXTS: Texts = Texts {
         ("database system is", ConnectErrorKind::Starting),
         ("FATAL: database \"", ConnectErrorKind::UnknownDatabase),
         ("FATAL: role \"", ConnectErrorKind::Authentication),
+        // Before the texts of an unreachable server: a URL may have several hosts.
+        ("session is read-only", ConnectErrorKind::NotPrimary),
+        ("server is in hot standby mode", ConnectErrorKind::NotPrimary),
+        (include_str!("translations/not_primary.txt"), ConnectErrorKind::NotPrimary),
         ("Connection refused", ConnectErrorKind::Unreachable),
         ("could not translate host name", ConnectErrorKind::Unreachable),
         ("No such file or directory", ConnectErrorKind::Unreachable),
         ("timeout expired", ConnectErrorKind::Unreachable),
         ("server closed the connection unexpectedly", ConnectErrorKind::Unreachable),
         ("No route to host", ConnectErrorKind::Unreachable),
+        (POOLER_FULL, ConnectErrorKind::ServerFull),
+        (POOLER_WITHOUT_SERVER, ConnectErrorKind::Unreachable),
+        ("FATAL: no such database: ", ConnectErrorKind::UnknownDatabase),
         (include_str!("translations/starting.txt"), ConnectErrorKind::Starting),
         (SERVER_FULL, ConnectErrorKind::ServerFull),
         (include_str!("translations/authentication.txt"), ConnectErrorKind::Authentication),
@@ -151,6 +192,7 @@ static TEXTS: Texts = Texts {
         "server closed the connection",
         "no connection to the server",
         "terminating connection",
+        POOLER_LOST,
         include_str!("translations/terminated.txt"),
     ],
     // PostgreSQL never translates the first text.
@@ -223,6 +265,11 @@ const SESSION: &str = "pg_catalog.concat_ws(pg_catalog.chr(31), a.pid, \
      a.backend_type, ''), coalesce(a.state, ''), \
      coalesce(extract(epoch FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) a.state_change)::pg_catalog.text, ''), \
      coalesce(pg_catalog.left(a.query, 1000), '')) AS value";
+
+/// The columns of one prepared transaction. No session has it any more.
+const PREPARED: &str = "pg_catalog.concat_ws(pg_catalog.chr(31), '', \
+     pg_catalog.concat('prepared transaction `', p.gid, '` of ', p.owner), '', \
+     extract(epoch FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) p.prepared)::pg_catalog.text, '')";
 
 /// Whether a row of `pg_locks` belongs to this database.
 const IN_THIS_DATABASE: &str = "l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
@@ -321,8 +368,14 @@ impl Dialect for Postgres {
         statements.join("; ")
     }
 
-    fn transaction_status(&self, number: u64) -> Option<String> {
-        Some(format!("SELECT pg_catalog.pg_xact_status('{number}'::pg_catalog.xid8) AS value"))
+    fn transaction_status(&self, number: u64, identity: &str) -> Option<String> {
+        let identity = DatabaseKind::Postgres.literal(identity);
+        Some(format!(
+            "SELECT CASE WHEN server.identity OPERATOR(pg_catalog.=) {identity} \
+             THEN coalesce(pg_catalog.pg_xact_status('{number}'::pg_catalog.xid8), 'forgotten') \
+             ELSE 'another server' END AS value FROM (SELECT {} AS identity FROM pg_catalog.pg_control_system() c) server",
+            identity!()
+        ))
     }
 
     /// PostgreSQL's advisory locks belong to one database. The key is derived from the name of this crate.
@@ -331,27 +384,39 @@ impl Dialect for Postgres {
     }
 
     fn unlock_schema(&self, _database: &str) -> Option<String> {
-        Some("SELECT pg_catalog.pg_advisory_unlock(7236271, 5331310)::pg_catalog.text AS value".into())
+        Some(
+            "SELECT CASE WHEN NOT pg_catalog.pg_advisory_unlock(7236271, 5331310) \
+             THEN pg_catalog.pg_backend_pid()::pg_catalog.text END AS value"
+                .into(),
+        )
     }
 
-    /// Every session that has a lock on a table blocks the removal of this table. A session whose transaction began
+    /// Every transaction that has a lock on a table blocks the removal of this table. A session whose transaction began
     /// after this session began to wait had to wait too, and got its lock only when this session gave up: it has rank
-    /// 1. Sessions with locks in other schemas have rank 2. The query returns the sessions with the lowest rank.
+    /// 1. Transactions with locks in other schemas have rank 2. The query returns the transactions with the lowest rank.
     fn blockers(&self, waited: Duration) -> Vec<String> {
         vec![format!(
-            "SELECT {SESSION} FROM pg_catalog.pg_stat_activity a JOIN ( \
-             SELECT pid, rank, pg_catalog.min(rank) OVER () AS least FROM ( \
-             SELECT l.pid, pg_catalog.min(CASE WHEN n.nspname OPERATOR(pg_catalog.<>) ALL (pg_catalog.current_schemas(false)) THEN 2 \
+            "WITH found AS ( \
+             SELECT l.pid, l.virtualtransaction, pg_catalog.min( \
+             CASE WHEN n.nspname OPERATOR(pg_catalog.<>) ALL (pg_catalog.current_schemas(false)) THEN 2 \
              WHEN s.xact_start OPERATOR(pg_catalog.>) (pg_catalog.now() OPERATOR(pg_catalog.-) interval '{} milliseconds') \
              THEN 1 ELSE 0 END) AS rank \
              FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) l.relation \
              JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
-             JOIN pg_catalog.pg_stat_activity s ON s.pid OPERATOR(pg_catalog.=) l.pid \
+             LEFT JOIN pg_catalog.pg_stat_activity s ON s.pid OPERATOR(pg_catalog.=) l.pid \
              WHERE l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.granted \
-             AND l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() \
+             AND coalesce(l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid(), true) \
              AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND {IN_THIS_DATABASE} \
-             GROUP BY l.pid) AS found) AS ranked ON ranked.pid OPERATOR(pg_catalog.=) a.pid \
-             WHERE ranked.rank OPERATOR(pg_catalog.=) ranked.least ORDER BY a.xact_start, a.pid LIMIT 20",
+             GROUP BY l.pid, l.virtualtransaction), \
+             named AS ( \
+             SELECT {SESSION}, a.xact_start AS since, a.pid, found.rank FROM found \
+             JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) found.pid \
+             UNION ALL SELECT {PREPARED}, p.prepared, NULL, found.rank FROM found \
+             JOIN pg_catalog.pg_locks t ON t.virtualtransaction OPERATOR(pg_catalog.=) found.virtualtransaction \
+             JOIN pg_catalog.pg_prepared_xacts p ON p.transaction OPERATOR(pg_catalog.=) t.transactionid \
+             WHERE found.pid IS NULL AND t.pid IS NULL) \
+             SELECT value FROM (SELECT named.*, pg_catalog.min(rank) OVER () AS least FROM named) AS ranked \
+             WHERE rank OPERATOR(pg_catalog.=) least ORDER BY since, pid LIMIT 20",
             setting(waited)
         )]
     }

@@ -9,7 +9,7 @@ use super::is_connection_lost;
 use crate::error::ConnectErrorKind;
 use crate::kind::DatabaseKind;
 use crate::wording::phrase;
-use ConnectErrorKind::{Authentication, ServerFull, Starting, UnknownDatabase, Unreachable};
+use ConnectErrorKind::{Authentication, NotPrimary, ServerFull, Starting, UnknownDatabase, Unreachable};
 use diesel::result::{DatabaseErrorKind, Error};
 
 const POSTGRES_CONNECT: &[(&str, ConnectErrorKind)] = &[
@@ -33,6 +33,8 @@ const POSTGRES_CONNECT: &[(&str, ConnectErrorKind)] = &[
     ("the database system is shutting down", Starting),
     ("the database system is in recovery mode", Starting),
     ("the database system is not accepting connections", Starting),
+    ("session is read-only\n", NotPrimary),
+    ("server is in hot standby mode\n", NotPrimary),
     ("timeout expired\n", Unreachable),
     ("could not translate host name \"%s\" to address: %s\n", Unreachable),
 ];

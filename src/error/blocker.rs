@@ -5,18 +5,19 @@ use std::time::Duration;
 
 use super::holder::{Holder, Holders};
 
-/// A session on the database server that blocked a lock.
+/// A session on the database server that blocked a lock, or on PostgreSQL a prepared transaction, which no session has.
 ///
-/// The server reports only what the role of this program may see. PostgreSQL reports exactly the sessions that held a
-/// lock. Of another role's session, it reports only the id and the name to an ordinary role. MariaDB and MySQL report
+/// The server reports only what the role of this program may see. PostgreSQL reports exactly the transactions that held
+/// a lock. Of another role's session, it reports only the id and the name to an ordinary role. MariaDB and MySQL report
 /// all sessions in a transaction to an account with the `PROCESS` privilege. For other accounts, they report the
 /// account's own sessions in the database, which need not include the blocking session.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Blocker {
-    /// The id of the session on the server. SQLite has none.
+    /// The id of the session on the server. SQLite and a prepared transaction have none.
     pub session: Option<u64>,
-    /// The name of the application on PostgreSQL. Otherwise the user and the host.
+    /// The name of the application on PostgreSQL, or the identifier and the owner of a prepared transaction. Otherwise
+    /// the user and the host.
     pub name: String,
     /// The state of the session, such as `idle in transaction`. Empty if the server does not report it.
     pub state: String,

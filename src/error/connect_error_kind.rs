@@ -6,6 +6,8 @@
 pub enum ConnectErrorKind {
     /// The user, the password or a permission is wrong.
     Authentication,
+    /// The server accepts no writes, but the URL asks for a server that does (`target_session_attrs`).
+    NotPrimary,
     /// The server refused the connection for another reason, which its message tells.
     Other,
     /// The server has no free session.
@@ -21,7 +23,7 @@ pub enum ConnectErrorKind {
 impl ConnectErrorKind {
     /// Whether another attempt may succeed a little later.
     pub(crate) fn is_transient(self) -> bool {
-        matches!(self, Self::ServerFull | Self::Starting)
+        matches!(self, Self::NotPrimary | Self::ServerFull | Self::Starting)
     }
 
     /// Whether a database that does not exist may be the reason. A connection of an enum does not report that reason,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::{Details, Error};
 use crate::wording::{name, phrase, sentence};
 
 /// The outcome of a migration that failed.
@@ -41,6 +42,8 @@ pub struct MigrationFailure {
     pub connection_lost: bool,
     /// Whether the failed step is a migration.
     pub(crate) is_migration: bool,
+    /// A lock kept every other program from an operation of its own, so `left_behind` is of this one.
+    pub(crate) excluded_others: bool,
     /// The operation was to fill a database of the test kit, which the test kit removes after a failure.
     pub(crate) of_test_database: bool,
     /// Advice for the user, if it is neither to correct the migration nor to try again.
@@ -68,6 +71,16 @@ impl MigrationFailure {
     }
 }
 
+impl Error {
+    /// The error of an operation that has lost its lock.
+    pub(crate) fn without_lock(mut self) -> Self {
+        if let Details::Migration(failure) = self.details_mut() {
+            failure.excluded_others = false;
+        }
+        self
+    }
+}
+
 impl fmt::Display for MigrationFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message = sentence(&self.message);
@@ -80,10 +93,16 @@ impl fmt::Display for MigrationFailure {
                 write!(f, "No migration was {verb} by that. ")?
             }
             MigrationOutcome::NotDone if self.left_behind.is_empty() => f.write_str("Nothing of it remains. ")?,
-            MigrationOutcome::NotDone => write!(
+            MigrationOutcome::NotDone if self.excluded_others => write!(
                 f,
                 "The database keeps what it had done of it: {}. Undo that by hand, as the migration would fail on it \
                  the next time. ",
+                phrase(self.left_behind.join(", "))
+            )?,
+            MigrationOutcome::NotDone => write!(
+                f,
+                "Meanwhile the database has changed: {}. This is of the migration or of another program, as no lock \
+                 excluded others. Find out which program has done it before you undo it. ",
                 phrase(self.left_behind.join(", "))
             )?,
             MigrationOutcome::Done => {
@@ -109,8 +128,12 @@ impl fmt::Display for MigrationFailure {
             (true, _) if self.outcome == MigrationOutcome::Unknown => write!(
                 f,
                 "Call {} again: it looks which migrations the database has. If it fails because something exists or is \
-                 missing, undo by hand what there is of this one",
-                self.operation
+                 missing, {}",
+                self.operation,
+                match self.excluded_others {
+                    true => "undo by hand what there is of this one",
+                    false => "find out first whether another program has done it",
+                }
             ),
             (true, _) => write!(f, "Call {} again", self.operation),
             (false, _) if self.is_disk_full() => {

@@ -54,7 +54,7 @@ fn failures() -> Vec<MigrationFailure> {
     let mut failures = Vec::new();
     for operation in ["create_all", "drop_all"] {
         for outcome in [MigrationOutcome::NotDone, MigrationOutcome::Done, MigrationOutcome::Unknown] {
-            for bits in 0..16_u32 {
+            for bits in 0..32_u32 {
                 let bit = |n: u32| bits & (1 << n) != 0;
                 let list = |some: bool| if some { vec!["one".to_owned(), "two".to_owned()] } else { Vec::new() };
                 let (kept, left) = (list(bit(0)), list(bit(1)));
@@ -68,6 +68,7 @@ fn failures() -> Vec<MigrationFailure> {
                     outcome,
                     connection_lost: bit(2),
                     is_migration: bit(3),
+                    excluded_others: bit(4),
                     of_test_database: false,
                     advice: None,
                 };
@@ -173,6 +174,7 @@ fn all() -> Vec<Error> {
             ConnectErrorKind::Authentication,
             ConnectErrorKind::Other,
             ConnectErrorKind::ServerFull,
+            ConnectErrorKind::NotPrimary,
             ConnectErrorKind::Starting,
             ConnectErrorKind::UnknownDatabase,
             ConnectErrorKind::Unreachable,
@@ -471,6 +473,7 @@ fn advice_fits_the_database_and_the_pool() {
         if let Details::Migration(failure) = error.details() {
             let kept = ["Undo that by hand", "undo by hand", "kept", "The database keeps"];
             assert!(!failure.of_test_database || kept.iter().all(|kept| !text.contains(kept)), "{text}");
+            assert!(failure.excluded_others || !text.contains("by hand"), "{text}");
         }
         if let Details::PartialCommit { source, .. } = error.details() {
             assert_eq!(

@@ -96,8 +96,9 @@ impl Error {
     /// `Unknown` if the server no longer has the status of the transaction: it keeps the status of some hundred million
     /// transactions.
     ///
-    /// The method asks the server at the application's URL. If that is another server by now, such as a replica that
-    /// was promoted without the last transactions, the result concerns that server's transaction with the same id.
+    /// The method asks the server at the application's URL. If that is another server by now, or a standby that was
+    /// promoted since, the result is `Unknown` too, because this server may lack the last transactions and has its own
+    /// transaction with the same id.
     ///
     /// Handles to rows that the transaction changed are
     /// [`RowState::Undecided`](crate::unit_of_work::RowState::Undecided) until the method has returned `Committed` or

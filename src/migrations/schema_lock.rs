@@ -22,6 +22,14 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
+/// The result of the release of the lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Unlocked {
+    Released,
+    /// The session that was asked did not hold the lock. It belongs to this process of the server.
+    NotHeld(Option<String>),
+}
+
 impl<C: SessionConnection> SchemaOperation<'_, C> {
     /// Returns an error if a pooler would separate the session from its lock.
     ///
@@ -107,21 +115,24 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         Err(self.lock_timeout_of(LOCK_TIMEOUT, message, &holders, "Nothing was changed.".into()))
     }
 
-    /// Releases the lock. The result is false if this session of the server did not hold the lock. On PostgreSQL the
-    /// transaction ends.
-    pub(super) fn unlock(&mut self) -> QueryResult<bool> {
-        let Some(sql) = self.kind.dialect().unlock_schema(&self.app.options().target.database) else { return Ok(true) };
+    /// Releases the lock, if the operation has it. On PostgreSQL the transaction ends.
+    pub(super) fn unlock(&mut self) -> QueryResult<Unlocked> {
+        let Some(sql) = self.kind.dialect().unlock_schema(&self.app.options().target.database) else {
+            return Ok(Unlocked::Released);
+        };
         let (has_lock, is_chained) = (std::mem::take(&mut self.has_lock), self.is_chained());
-        let released = if self.kind == DatabaseKind::Mysql { "1" } else { "true" };
         let conn = self.conn();
         if is_chained && conn.depth() == Some(0) {
             conn.begin_with(BEGIN)?;
         }
-        let held_lock = !has_lock || is_answer(&conn.texts(&sql)?, released);
+        let unlocked = match has_lock.then(|| conn.texts(&sql)).transpose()?.map(|rows| rows.into_iter().next()) {
+            None | Some(Some(None)) => Unlocked::Released,
+            Some(process) => Unlocked::NotHeld(process.flatten()),
+        };
         if is_chained {
             self.conn().leave_with("COMMIT")?;
         }
-        Ok(held_lock)
+        Ok(unlocked)
     }
 }
 

@@ -9,6 +9,7 @@ use diesel::result::Error as DieselError;
 
 use super::migration_connection::MigrationConnection;
 use super::recording_connection::{EMPTY_FILE, ends_its_transaction};
+use super::schema_lock::Unlocked;
 use super::step_failure::{Step, StepFailure, catch_failure, difference, list};
 use super::{KnownMigration, applied_versions};
 use crate::app::App;
@@ -511,18 +512,12 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
             None => outcome,
         };
         if self.pooled.is_some() {
-            let process = self.baseline.process().map(str::to_owned);
             let unlocked = self.unlock();
-            if outcome.is_ok() && matches!(unlocked, Ok(false)) {
-                let detail = format!(
-                    "Its lock stays with the pooler until that closes its connection{}. Done: {}.",
-                    process.map(|process| format!(" to the server's process {process}")).unwrap_or_default(),
-                    phrase(list(&self.done))
-                );
-                outcome = Err(self.pooler_error(detail));
+            if let Ok(Unlocked::NotHeld(process)) = &unlocked {
+                outcome = self.after_lost_lock(process.as_deref(), outcome);
             }
             let restored = (outcome.is_ok() || self.is_nested())
-                && matches!(unlocked, Ok(true))
+                && matches!(unlocked, Ok(Unlocked::Released))
                 && self.depth() == Some(0)
                 && self.restore_limits();
             let managed = self.pooled().managed();
@@ -540,6 +535,28 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
             Err(error) => log_line!(warn, "diesel_session::schema", "{error:#}"),
         }
         outcome.map(|()| self.done)
+    }
+
+    /// The outcome of an operation whose session did not hold the lock at the end. `process` is the server's process of
+    /// this session.
+    fn after_lost_lock(&self, process: Option<&str>, outcome: Result<()>) -> Result<()> {
+        let locked = self.baseline.process();
+        let lost = match locked {
+            locked if locked == process => {
+                "Its lock was gone at the end, because a migration has released it.".to_owned()
+            }
+            None => "Its lock stays with the pooler until that closes its connection.".to_owned(),
+            Some(process) => format!(
+                "Its lock stays with the pooler until that closes its connection to the server's process {process}."
+            ),
+        };
+        match outcome {
+            Ok(()) => Err(self.pooler_error(format!("{lost} Done: {}.", phrase(list(&self.done))))),
+            Err(error) => {
+                log_line!(warn, "diesel_session::schema", "app `{}`: {}: {lost}", self.app.id(), self.operation);
+                Err(error.without_lock())
+            }
+        }
     }
 
     /// Restores the limits of the session, if the operation has changed them.

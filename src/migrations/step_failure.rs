@@ -140,6 +140,7 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
             outcome,
             connection_lost,
             is_migration: matches!(step, Step::Migration(_)),
+            excluded_others: self.has_lock && !self.baseline.is_replicated(),
             of_test_database: false,
             advice: None,
         }))

@@ -132,7 +132,7 @@ impl<C: SessionConnection> AppPool<C> {
             return false;
         }
         let end = deadline.min(Instant::now() + self.storage.options.config.connect_timeout);
-        let answer = self.storage.call(managed, end, PING, |managed| managed.conn_mut().ping());
+        let answer = self.storage.call(managed, end, PING, |managed| managed.ping());
         managed.observer.take();
         managed.suspicion = suspicion;
         matches!(answer, Some(Ok(())))
@@ -273,8 +273,8 @@ impl<C: SessionConnection> CheckoutGuard<Connections<C>> {
     pub(crate) fn ping(&mut self, end: Option<Instant>) -> Option<QueryResult<()>> {
         let (pool, managed) = (Arc::clone(&self.pool), self.managed());
         match end {
-            Some(end) => pool.storage.call(managed, end, PING, |managed| managed.conn_mut().ping()),
-            None => Some(managed.conn_mut().ping()),
+            Some(end) => pool.storage.call(managed, end, PING, |managed| managed.ping()),
+            None => Some(managed.ping()),
         }
     }
 

@@ -204,8 +204,8 @@ impl<C: SessionConnection> Storage for Connections<C> {
         let pause = with_jitter((RETRY_PAUSES.0 * 2_u32.saturating_pow(failures.min(8))).min(RETRY_PAUSES.1));
         match failure.kind {
             ConnectErrorKind::ServerFull => Remedy::Evict(pause),
-            // Another process has locked a file, or the server does not accept connections yet.
-            ConnectErrorKind::Starting => Remedy::Retry(pause),
+            // Another process has locked a file, or the server does not accept connections or writes yet.
+            ConnectErrorKind::Starting | ConnectErrorKind::NotPrimary => Remedy::Retry(pause),
             ConnectErrorKind::Unreachable if failure.was_reached && self.kind().can_go_stale() => Remedy::Retry(pause),
             _ => Remedy::Fail,
         }

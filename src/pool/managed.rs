@@ -40,6 +40,8 @@ pub(crate) struct Managed<C: SessionConnection> {
     pub(super) schema: SeenVersion,
     /// The id of the session on the server, if the server has reported it.
     pub(super) session: Option<u64>,
+    /// A process of the server, and the identity that the server has reported in it, if any.
+    pub(crate) identity: Option<(String, Option<String>)>,
     /// The server was configured to check for its client while it runs a statement.
     pub(super) checks_client: bool,
     /// The limit of a deadline that the server session has in place of the connection's own limit. On SQLite it limits
@@ -83,6 +85,7 @@ impl<C: SessionConnection> Managed<C> {
             schema: SeenVersion::now(Arc::clone(&connector.version)),
             unused: true,
             session: None,
+            identity: None,
             checks_client: false,
             limit: None,
             own_limit: None,
@@ -121,6 +124,13 @@ impl<C: SessionConnection> Managed<C> {
     pub(crate) fn sql_restoring_limit(&self) -> Option<String> {
         let PoolOptions { target, config, .. } = &*self.connector.options;
         self.own_limit.clone().or_else(|| target.kind.restore_limit(config))
+    }
+
+    pub(super) fn ping(&mut self) -> QueryResult<()> {
+        match self.connector.options.target.kind.texts().ping {
+            Some(sql) => self.conn_mut().batch_execute(sql),
+            None => self.conn_mut().ping(),
+        }
     }
 
     /// Whether the observer is still installed as the instrumentation of the connection.

@@ -303,7 +303,7 @@ impl<C: SessionConnection> Connector<C> {
         }
         failure.was_reached = self.server.reached.load(Ordering::Acquire);
         match failure.kind {
-            ConnectErrorKind::Unreachable | ConnectErrorKind::Starting => {
+            ConnectErrorKind::Unreachable | ConnectErrorKind::Starting | ConnectErrorKind::NotPrimary => {
                 if target.kind.can_go_stale() && failure.was_reached {
                     self.server.report_unreachable(&target.shown, &failure.message);
                 }

@@ -95,15 +95,19 @@ impl<C: SessionConnection> TransactionState<C> {
         let silent = match kind.texts().transaction_number {
             _ if self.style().is_nested() => "it was a savepoint of a test that is rolled back",
             Some(question) if self.settings.resolvable => {
-                let Some(number) = self.send(|conn| conn.fixed_text(question))? else {
+                let Some(answer) = self.send(|conn| conn.fixed_text(question))? else {
                     return Ok(Resolver::NothingWritten);
                 };
-                if let Some(question) = number.parse().ok().and_then(|number| kind.dialect().transaction_status(number))
-                {
-                    let app = Arc::clone(&self.app);
-                    return Ok(Resolver::Ask(Arc::new(move |at| ask_for_outcome(&app, &question, at))));
+                let (number, process) = answer.split_once(' ').unwrap_or((&answer, ""));
+                let identity = self.server_identity(process)?;
+                let number = number.parse().ok().zip(identity);
+                match number.and_then(|(number, identity)| kind.dialect().transaction_status(number, &identity)) {
+                    Some(question) => {
+                        let app = Arc::clone(&self.app);
+                        return Ok(Resolver::Ask(Arc::new(move |at| ask_for_outcome(&app, &question, at))));
+                    }
+                    None => "the server has not told its system identifier and its timeline",
                 }
-                "the server's number of the transaction could not be read"
             }
             Some(_) => {
                 "its scope was not `resolvable()`, so the server was not asked for the number of the transaction"
@@ -112,6 +116,27 @@ impl<C: SessionConnection> TransactionState<C> {
             None => "this database does not tell what became of a transaction",
         };
         Ok(Resolver::Silent(silent))
+    }
+
+    /// The identity of the server. It stays the same for the lifetime of a server's process, so it is asked for once.
+    /// A server may refuse the query, which must not abort the transaction.
+    fn server_identity(&mut self, process: &str) -> diesel::QueryResult<Option<String>> {
+        let Some(question) = self.kind().texts().server_identity else { return Ok(None) };
+        let known = self.managed().and_then(|managed| managed.identity.clone());
+        if let Some((_, identity)) = known.filter(|(known, _)| known == process) {
+            return Ok(identity);
+        }
+        let identity = self.send(|conn| {
+            conn.begin_level()?;
+            match conn.texts(question) {
+                Ok(rows) => conn.commit_level().map(|()| rows.into_iter().next().flatten()),
+                Err(_) => conn.rollback_level().map(|()| None),
+            }
+        })?;
+        if let Some(managed) = self.managed() {
+            managed.identity = Some((process.to_owned(), identity.clone()));
+        }
+        Ok(identity)
     }
 }
 
@@ -144,8 +169,14 @@ fn ask_for_outcome<C: SessionConnection>(
                 return Ok(unknown(format!("the transaction was still in progress after {timeout:?}; ask again")));
             }
             Some("in progress") => std::thread::sleep(pause),
-            Some(other) => return Ok(unknown(format!("the server says `{other}`"))),
-            None => return Ok(unknown("the server has forgotten the transaction, which is too old")),
+            Some("forgotten") => return Ok(unknown("the server has forgotten the transaction, which is too old")),
+            Some("another server") => {
+                return Ok(unknown(
+                    "the server is not the one that was to commit: a standby was promoted since, or the URL leads to \
+                     another server",
+                ));
+            }
+            other => return Ok(unknown(format!("the server says `{}`", other.unwrap_or_default()))),
         }
         pause = (pause * 2).min(POLL_PAUSES.1);
     }

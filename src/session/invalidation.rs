@@ -71,10 +71,12 @@ impl<C: SessionConnection> TransactionState<C> {
         if let Some(poison) = poison {
             managed.retire(poison);
         }
-        let transient = effects.transient || poison == Some(Poison::ReadOnly) && kind.may_write_elsewhere();
+        let refused_write = poison == Some(Poison::ReadOnly) && kind.may_write_elsewhere();
+        let transient = effects.transient || refused_write;
         let depth = managed.conn_mut().depth();
         managed.lost |= effects.lost;
         managed.closes_at_checkin |= !is_observed || effects.lost;
+        self.refused_write |= refused_write;
         if effects.lost {
             let suffix = effects.first_error.as_deref().map(|error| format!(": {error}"));
             self.invalidate_outer(format!("{LOST}{}", suffix.unwrap_or_default()), at);

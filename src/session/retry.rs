@@ -16,6 +16,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// The longest pause before any attempt.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// The longest pause before a server that refuses to write is asked again.
+const LONGEST_PAUSE_FOR_PRIMARY: Duration = Duration::from_millis(150);
+
 /// How often [`Session::retry`] runs its closure. Usually the program passes a number.
 ///
 /// ```
@@ -60,7 +63,8 @@ impl<C: SessionConnection> Session<C> {
     /// deadlock, a lock timeout (MySQL, MariaDB) or `SQLITE_BUSY`, at `BEGIN`, in `body` or at `COMMIT`. It also runs
     /// the transaction again after an error that is due to the connection: another program has changed the schema, or
     /// the server does not accept writes any more, most often after a failover. The next attempt then gets another
-    /// connection. Every other error is returned at once. Each attempt is a [`transaction`](Self::transaction) of its
+    /// connection, and waits for up to [`acquire_timeout`](crate::Config::acquire_timeout) until a server accepts
+    /// writes. Every other error is returned at once. Each attempt is a [`transaction`](Self::transaction) of its
     /// own: it begins, `body` runs, and `Ok` is committed. The error of the last attempt is returned as it is.
     ///
     /// ```
@@ -134,7 +138,7 @@ impl<C: SessionConnection> Session<C> {
             attempt += 1;
             let pause = pause_after(attempt);
             let may_repeat = || attempt < retry.attempts && deadline.is_none_or(|end| Instant::now() + pause < end);
-            if let Err(error) = session.begin(at) {
+            if let Err(error) = session.begin_attempt(at) {
                 if !(may_repeat() && session.is_retryable(&error, retry)) {
                     if attempt > 1 {
                         // Errors of these hooks are logged.
@@ -179,6 +183,29 @@ impl<C: SessionConnection> Session<C> {
 }
 
 impl<C: SessionConnection> SessionInner<C> {
+    /// Begins an attempt. If the server has refused to write in an earlier attempt, the session waits until a server
+    /// accepts writes, as long as a checkout may wait. Each question uses another connection, which may lead to another
+    /// server.
+    fn begin_attempt(&self, at: SourceLocation) -> Result<()> {
+        self.begin(at)?;
+        let mut transaction = self.borrow_transaction(at)?;
+        let refused_write = std::mem::take(&mut transaction.refused_write);
+        let Some(question) = self.kind().texts().is_read_only.filter(|_| refused_write) else { return Ok(()) };
+        let end = Instant::now() + self.app().options().config.acquire_timeout;
+        let end = transaction.deadline_end().map_or(end, |deadline| deadline.min(end));
+        let mut pause = FIRST_PAUSE;
+        while Instant::now() + pause < end
+            && transaction.send(|conn| conn.texts(question)).is_ok_and(|rows| rows == [Some("on".to_owned())])
+        {
+            transaction.close_at_checkin();
+            transaction.release();
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE_FOR_PRIMARY);
+            transaction.begin(at)?;
+        }
+        Ok(())
+    }
+
     /// Whether everything that the session has done so far would be done again by another attempt.
     fn check_repeatable(&self, at: SourceLocation) -> Result<()> {
         let scope = self.open_scopes.borrow().last().copied();

@@ -88,6 +88,8 @@ pub(crate) struct TransactionState<C: SessionConnection> {
     pub(super) rollbacks: u64,
     /// In an outer transaction: the transaction is the savepoint of one statement, which has this access.
     pub(super) statement_savepoint: Option<Access>,
+    /// The server has refused to write, and `retry` has not begun again since.
+    pub(super) refused_write: bool,
     /// The watch over the deadline while a `ConnectionGuard` owns the connection.
     pub(super) guard_watchdog: Option<CallDeadline>,
 }
@@ -107,6 +109,7 @@ impl<C: SessionConnection> TransactionState<C> {
             sent_at: None,
             rollbacks: 0,
             statement_savepoint: None,
+            refused_write: false,
             guard_watchdog: None,
         }
     }

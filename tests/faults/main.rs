@@ -13,6 +13,7 @@ mod fixtures;
 mod applications_in_turn;
 mod assert_clean;
 mod checkout;
+mod clusters;
 mod commit_unknown;
 mod connect;
 mod connection_limit;

@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -39,6 +39,26 @@ impl Mariadb {
     #[track_caller]
     pub fn start_with(options: &[&str]) -> Mariadb {
         Mariadb::try_start(options).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The first node of a Galera cluster.
+    #[track_caller]
+    pub fn start_galera() -> Mariadb {
+        let Mariadb { inner } = Mariadb::start();
+        let mut inner = Arc::into_inner(inner).expect("no database was created");
+        // A node that begins a cluster does not read the file with the accounts.
+        inner.cluster.kill();
+        inner.observer.leave();
+        inner.options = galera_options(program::free_port(), None);
+        inner.boot().unwrap_or_else(|error| panic!("Galera cannot be started: {error}"));
+        Mariadb { inner: Arc::new(inner) }
+    }
+
+    /// Another node of the Galera cluster to which this node belongs.
+    #[track_caller]
+    pub fn start_second_node(&self) -> Mariadb {
+        let node = self.inner.second_node();
+        Mariadb { inner: Arc::new(node.unwrap_or_else(|error| panic!("the second node cannot be started: {error}"))) }
     }
 
     pub fn host(&self) -> &str {
@@ -179,6 +199,8 @@ struct Inner {
     port: u16,
     extra_port: u16,
     observer: Observer<MysqlConnection>,
+    /// The password of the superuser.
+    secret: String,
     options: Vec<String>,
 }
 
@@ -219,18 +241,37 @@ impl Inner {
 
         let options = options.iter().map(ToString::to_string).collect();
         let observer = Observer::new(String::new());
-        let mut inner = Inner { cluster, server, port: 0, extra_port: 0, observer, options };
+        let mut inner = Inner { cluster, server, port: 0, extra_port: 0, observer, secret, options };
         let mut last = Ok(());
         // Another process may take a free port first.
         for _ in 0..3 {
             (inner.port, inner.extra_port) = (program::free_port(), program::free_port());
-            inner.observer = Observer::new(url_at(SUPERUSER, &secret, inner.extra_port, "mysql"));
+            inner.observer = Observer::new(url_at(SUPERUSER, &inner.secret, inner.extra_port, "mysql"));
             last = inner.boot();
             if last.is_ok() {
                 break;
             }
         }
         last.map(|()| inner)
+    }
+
+    fn second_node(&self) -> Result<Inner, String> {
+        let first = self.options.iter().find_map(|option| option.strip_prefix("--wsrep-node-address="));
+        let cluster = Cluster::new(&["mysql", "nobody"], "KILL")?;
+        cluster.write("accounts.sql", "")?;
+        cluster.run(Path::new("/bin/mkdir"), &[cluster.path("data")])?;
+        let extra_port = program::free_port();
+        let inner = Inner {
+            cluster,
+            server: self.server.clone(),
+            port: program::free_port(),
+            extra_port,
+            observer: Observer::new(url_at(SUPERUSER, &self.secret, extra_port, "mysql")),
+            secret: self.secret.clone(),
+            options: galera_options(program::free_port(), first),
+        };
+        inner.boot()?;
+        Ok(inner)
     }
 
     fn boot(&self) -> Result<(), String> {
@@ -262,6 +303,31 @@ impl Inner {
             result => result.map(drop),
         })
     }
+}
+
+fn galera_options(port: u16, first_node: Option<&str>) -> Vec<String> {
+    let address = format!("127.0.0.1:{port}");
+    let provider = format!(
+        "base_host=127.0.0.1;base_port={port};gmcast.listen_addr=tcp://{address};ist.recv_addr=127.0.0.1:{};\
+         gcache.size=16M;evs.keepalive_period=PT0.3S;evs.inactive_check_period=PT0.3S;evs.suspect_timeout=PT1S;\
+         evs.inactive_timeout=PT2S;evs.install_timeout=PT2S",
+        program::free_port()
+    );
+    let mut options = [
+        "--binlog-format=ROW",
+        "--innodb-autoinc-lock-mode=2",
+        "--wsrep-on=ON",
+        "--wsrep-provider=/usr/lib/galera/libgalera_smm.so",
+        "--wsrep-sst-method=rsync",
+        &format!("--wsrep-sst-receive-address=127.0.0.1:{}", program::free_port()),
+        &format!("--wsrep-node-address={address}"),
+        &format!("--wsrep-provider-options={provider}"),
+        &format!("--wsrep-cluster-address=gcomm://{}", first_node.unwrap_or_default()),
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    options.extend(first_node.is_none().then(|| "--wsrep-new-cluster".to_owned()));
+    options
 }
 
 /// Run at every start before the first connection is taken. The ordinary role gets no right on `*.*`, which would

@@ -3,7 +3,7 @@ use diesel::prelude::*;
 use super::cluster::Cluster;
 use super::{PASSWORD, ROLE, program, text};
 
-/// A PgBouncer in transaction mode before a PostgreSQL of this machine; gone when it is dropped.
+/// A PgBouncer, in transaction mode unless the settings say otherwise, before a PostgreSQL of this machine; gone when it is dropped.
 pub struct Pgbouncer {
     port: u16,
     _cluster: Cluster,
@@ -18,11 +18,23 @@ impl Pgbouncer {
         })
     }
 
+    /// With a single database, so that it knows no other.
+    #[track_caller]
+    pub fn start_for(server: u16, database: &str) -> Pgbouncer {
+        let databases = format!("{database} = host=127.0.0.1 port={server}");
+        Pgbouncer::with(&databases, database, 2, "")
+            .unwrap_or_else(|error| panic!("PgBouncer cannot be started: {error}"))
+    }
+
     pub fn port(&self) -> u16 {
         self.port
     }
 
     fn try_start(server: u16, database: &str, connections: usize, settings: &str) -> Result<Pgbouncer, String> {
+        Pgbouncer::with(&format!("* = host=127.0.0.1 port={server}"), database, connections, settings)
+    }
+
+    fn with(databases: &str, database: &str, connections: usize, settings: &str) -> Result<Pgbouncer, String> {
         let pgbouncer = program::find("pgbouncer", &["/usr/sbin".into()])?;
         let cluster = Cluster::new(&["postgres", "nobody"], "INT")?;
         let port = program::free_port();
@@ -31,7 +43,7 @@ impl Pgbouncer {
         cluster.write(
             "pgbouncer.ini",
             &format!(
-                "[databases]\n* = host=127.0.0.1 port={server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+                "[databases]\n{databases}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
                  unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {users}\npool_mode = transaction\n\
                  default_pool_size = {connections}\nmax_client_conn = 100\n{settings}\n"
             ),

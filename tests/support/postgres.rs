@@ -47,6 +47,18 @@ impl Postgres {
         Postgres { inner: Arc::new(inner) }
     }
 
+    /// A standby with the data of this moment. It is not told of later changes.
+    #[track_caller]
+    pub fn standby(&self) -> Postgres {
+        let inner = self.inner.standby().unwrap_or_else(|error| panic!("the standby cannot be started: {error}"));
+        Postgres { inner: Arc::new(inner) }
+    }
+
+    /// Makes a standby the primary server of a new timeline.
+    pub fn promote(&self) {
+        self.inner.observer.ask(|conn| sql_query("SELECT pg_promote()").execute(conn));
+    }
+
     /// The same as [`start`](Self::start) for a program that is no test.
     pub fn try_start() -> Result<Postgres, String> {
         Postgres::try_start_with("")
@@ -197,6 +209,8 @@ struct Inner {
     binaries: PathBuf,
     port: u16,
     observer: Observer<PgConnection>,
+    /// The password of the superuser.
+    secret: String,
     /// Where the locale of its messages lies, if not with the system's.
     locales: Option<String>,
 }
@@ -238,12 +252,13 @@ impl Inner {
         }
         cluster.write("data/postgresql.auto.conf", &settings)?;
 
-        let mut inner = Inner { cluster, binaries, port: 0, observer: Observer::new(String::new()), locales };
+        let observer = Observer::new(String::new());
+        let mut inner = Inner { cluster, binaries, port: 0, observer, secret, locales };
         let mut last = Ok(());
         // Another process may take the free port first.
         for _ in 0..3 {
             inner.port = program::free_port();
-            inner.observer = Observer::new(inner.socket_url(SUPERUSER, &secret, "postgres"));
+            inner.observer = Observer::new(inner.socket_url(SUPERUSER, &inner.secret, "postgres"));
             last = inner.boot();
             if last.is_ok() {
                 break;
@@ -254,6 +269,25 @@ impl Inner {
             sql_query(format!("CREATE ROLE {ROLE} LOGIN CREATEDB PASSWORD '{PASSWORD}'")).execute(conn)?;
             sql_query(format!("CREATE DATABASE {ROLE} OWNER {ROLE}")).execute(conn)
         })?;
+        Ok(inner)
+    }
+
+    fn standby(&self) -> Result<Inner, String> {
+        let cluster = Cluster::new(&["postgres", "nobody"], "QUIT")?;
+        let data = cluster.path("data");
+        let url = self.socket_url(SUPERUSER, &self.secret, "postgres");
+        let args = ["-X", "stream", "-c", "fast", "-D", &data, "-d", &url].map(String::from);
+        cluster.run(&self.binaries.join("pg_basebackup"), &args)?;
+        let settings = fs::read_to_string(self.cluster.folder().join("data/postgresql.auto.conf"));
+        let settings = settings.map_err(|error| error.to_string())?;
+        let sockets = format!("unix_socket_directories = '{}'\n", cluster.folder().display());
+        cluster.write("data/postgresql.auto.conf", &(settings + &sockets))?;
+        cluster.write("data/standby.signal", "")?;
+        let (binaries, secret) = (self.binaries.clone(), self.secret.clone());
+        let observer = Observer::new(String::new());
+        let mut inner = Inner { cluster, binaries, port: program::free_port(), observer, secret, locales: None };
+        inner.observer = Observer::new(inner.socket_url(SUPERUSER, &inner.secret, "postgres"));
+        inner.boot()?;
         Ok(inner)
     }
 

@@ -74,6 +74,11 @@ impl Proxy {
         self.settle();
     }
 
+    /// New connections reach the server at this port of the same host.
+    pub fn lead_to(&self, port: u16) {
+        self.shared.server.lock().expect("no panic holds it").set_port(port);
+    }
+
     /// Cuts every connection there is; new ones follow the mode.
     pub fn cut_all(&self) {
         for link in &self.shared.lock().links {
@@ -138,7 +143,7 @@ impl Drop for Proxy {
 const TICK: Duration = Duration::from_millis(10);
 
 struct Shared {
-    server: SocketAddr,
+    server: Mutex<SocketAddr>,
     accepted: AtomicUsize,
     round_trips: AtomicUsize,
     sent: AtomicUsize,
@@ -165,7 +170,14 @@ impl Shared {
     fn new(server: SocketAddr) -> Shared {
         let state = State { mode: Mode::Pass, epoch: 0, listening: false, stopping: false, links: Vec::new() };
         let (accepted, round_trips, sent) = Default::default();
-        Shared { server, accepted, round_trips, sent, state: Mutex::new(state), changed: Condvar::new() }
+        Shared {
+            server: Mutex::new(server),
+            accepted,
+            round_trips,
+            sent,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
     }
 
     fn accept_all(&self, listener: TcpListener, port: u16) {
@@ -252,7 +264,8 @@ impl Shared {
                 }
                 _ => {
                     drop(state);
-                    return TcpStream::connect(self.server).ok().map(prepared);
+                    let server = *self.server.lock().expect("no panic holds it");
+                    return TcpStream::connect(server).ok().map(prepared);
                 }
             };
         }

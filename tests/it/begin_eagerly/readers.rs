@@ -243,7 +243,7 @@ fn connection_lost_during_a_read_outside_requires_no_rollback() {
             let error = session.load::<i32>(ended_sessions::table.select(ended_sessions::id)).unwrap_err();
             assert_eq!((error.kind(), line_of(&error)), (ErrorKind::ConnectionLost, line), "{error}");
             assert!(error.is_transient() && !error.is_rollback_required(), "{error}");
-            assert_eq!(error.to_string().contains("rollback()"), false, "{error}");
+            assert!(error.to_string().contains("It only read") && !error.to_string().contains("rollback()"), "{error}");
             // The same session goes on with another connection.
             assert_eq!(names(&session)?, [""; 0]);
             add(&session, "Ada")
