@@ -6,8 +6,6 @@ fn connect(url: &str) -> ConnectionResult<AnyConnection> {
     SqliteConnection::establish(url).map(AnyConnection::Sqlite)
 }
 
-#[path = "../begin_eagerly.rs"]
-mod begin_eagerly;
 #[path = "../commit_policy.rs"]
 mod commit_policy;
 #[path = "../connection_guard.rs"]
