@@ -166,19 +166,15 @@ impl Config {
     ///
     /// A pool opens nothing in advance, and one connection at a time. So the callers that find a cold pool wait for
     /// each other's connects: the last of `N` connections is there after `N` times the time of one connect. A program
-    /// that expects many callers at once can open the connections before, by as many sessions at the same time:
+    /// that expects many callers at once can open the connections before, by as many checkouts at the same time:
     ///
     /// ```
-    /// # use diesel::prelude::*;
-    /// # use diesel::sql_types::Integer;
+    /// # use diesel::SqliteConnection;
     /// # use diesel_session::{Config, Database, Result};
     /// # static DB: Database<SqliteConnection> = Database::without_migrations();
     /// # let app = DB.init_app("warm", Config::new(":memory:").max_size(4))?;
-    /// let sessions = (0..4).map(|_| app.open_session()).collect::<Result<Vec<_>>>()?;
-    /// for session in &sessions {
-    ///     session.get_result::<i32>(diesel::select(1.into_sql::<Integer>()))?;
-    /// }
-    /// drop(sessions);
+    /// let connections = (0..4).map(|_| app.checkout()).collect::<Result<Vec<_>>>()?;
+    /// drop(connections);
     /// assert_eq!(app.status().idle, 4);
     /// # app.dispose()?;
     /// # Ok::<(), diesel_session::Error>(())

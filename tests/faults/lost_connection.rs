@@ -119,7 +119,8 @@ macro_rules! typed_statement_reports_a_lost_connection {
             let test_db = $test_db;
             let app = <$connection>::app(test_db.config());
             app.create_all().unwrap();
-            app.context(|| {
+            let scope = app.scope().begin_eagerly();
+            let outcome = scope.run(|| {
                 let session = <$connection>::db().session()?;
                 session.count(entries::table)?;
                 test_db.terminate_all();
@@ -127,8 +128,8 @@ macro_rules! typed_statement_reports_a_lost_connection {
                 assert_lost(&session.count(entries::table).unwrap_err(), true, app.id(), 1);
                 assert!(session.count(entries::table).unwrap_err().is_rollback_required());
                 Ok::<_, Error>(())
-            })
-            .unwrap();
+            });
+            outcome.unwrap();
         }
     };
 }

@@ -47,11 +47,8 @@ fn spike_of_callers_is_served_by_open_connections() {
             })
             .unwrap();
     };
-    let sessions: Vec<_> = (0..5).map(|_| app.open_session().unwrap()).collect();
-    for session in &sessions {
-        session.load::<i32>(diesel::select(diesel::dsl::sql::<diesel::sql_types::Integer>("1"))).unwrap();
-    }
-    drop(sessions);
+    let connections: Vec<_> = (0..5).map(|_| app.checkout().unwrap()).collect();
+    drop(connections);
     let warm = CONNECTS.load(Ordering::Relaxed);
     assert_eq!((warm, app.status().idle), (5, 5));
 
@@ -250,6 +247,7 @@ fn closing_connection_counts_against_max_size() {
     let app = db.init_app("closing", config).unwrap();
     let first = app.open_session().unwrap();
     first.load::<i32>(diesel::select(answer())).unwrap();
+    first.begin().unwrap();
     let (connecting, closing) = (CONNECTING.lock().unwrap(), CLOSING.lock().unwrap());
     thread::scope(|scope| {
         // It asks for the second connection, and is served with the first.

@@ -102,9 +102,8 @@ fn eviction_takes_from_the_application_that_was_used_least_recently() {
     let db = Database::<SqliteConnection>::without_migrations().max_connections(6);
     let app = |id: &str| db.init_app(id, Config::new(file.url())).unwrap();
     let open = |app: &App<SqliteConnection>| {
-        let sessions: Vec<_> = (0..3).map(|_| app.open_session().unwrap()).collect();
-        let one = diesel::select(diesel::dsl::sql::<diesel::sql_types::Integer>("1"));
-        sessions.iter().for_each(|session| drop(session.load::<i32>(one.clone()).unwrap()));
+        let connections: Vec<_> = (0..3).map(|_| app.checkout().unwrap()).collect();
+        drop(connections);
     };
     let (first, second, third) = (app("first"), app("second"), app("third"));
     [&first, &second, &third].into_iter().for_each(open);
