@@ -6,7 +6,7 @@ use super::transaction_state::TransactionState;
 use crate::connection::SessionConnection;
 use crate::error::{Details, Result, SourceLocation};
 use crate::kind::DatabaseKind;
-use crate::pool::{CallDeadline, GRACE};
+use crate::pool::{CallDeadline, GRACE, Managed};
 use crate::settings::Deadline;
 
 /// The minimum and the maximum by which the limit that was sent last may exceed the remaining time.
@@ -79,8 +79,8 @@ impl<C: SessionConnection> TransactionState<C> {
         if self.keeps_limit() {
             return;
         }
-        let sql = self.managed().and_then(|managed| managed.limit.take().and(managed.sql_restoring_limit()));
-        if let Some(sql) = sql {
+        let sql = |managed: &mut Managed<C>| managed.limit.take().and_then(|_| managed.sql_restoring_limit());
+        if let Some(sql) = self.managed().and_then(sql) {
             self.send_restoring(&sql);
         }
     }
