@@ -41,9 +41,8 @@ struct ContextSession {
 
 /// A session of any connection type.
 trait ErasedSession: Any {
-    fn commit(&self, at: SourceLocation) -> Result<()>;
-    /// Whether a commit would change the database.
-    fn has_work(&self) -> bool;
+    /// Returns whether there was anything to commit.
+    fn commit(&self, at: SourceLocation) -> Result<bool>;
     /// The changes that the end of the session would lose, as a log line describes them.
     fn uncommitted(&self) -> Option<String>;
     fn end(&self);
@@ -51,12 +50,9 @@ trait ErasedSession: Any {
 }
 
 impl<C: SessionConnection> ErasedSession for SessionInner<C> {
-    fn commit(&self, at: SourceLocation) -> Result<()> {
-        SessionInner::commit(self, at)
-    }
-
-    fn has_work(&self) -> bool {
-        self.in_transaction() || self.has_unflushed()
+    fn commit(&self, at: SourceLocation) -> Result<bool> {
+        let has_work = self.in_transaction() || self.has_unflushed();
+        SessionInner::commit(self, at).map(|()| has_work)
     }
 
     fn uncommitted(&self) -> Option<String> {
@@ -150,9 +146,8 @@ impl ContextFrame {
         for index in 0.. {
             let session = self.sessions.borrow().get(index).map(|opened| Rc::clone(&opened.session));
             let Some(session) = session else { break };
-            let has_work = session.has_work();
             let committed = match session.commit(at) {
-                Ok(()) => has_work,
+                Ok(had_work) => had_work,
                 Err(error) if error.is_hook_failure_after_commit() => {
                     hook_outcome = hook_outcome.and(Err(error));
                     true

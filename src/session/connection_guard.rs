@@ -8,7 +8,7 @@ use super::SessionInner;
 use super::statement::Statement;
 use crate::connection::SessionConnection;
 use crate::error::{Result, SourceLocation};
-use crate::pool::CheckedOut;
+use crate::pool::{CallDeadline, CheckedOut};
 use crate::recorder::CallSite;
 
 /// The connection of a session. [`Session::connection`](crate::Session::connection) moves it out of the session, and
@@ -40,6 +40,8 @@ use crate::recorder::CallSite;
 pub struct ConnectionGuard<C: SessionConnection> {
     session: Rc<SessionInner<C>>,
     connection: Option<CheckedOut<C>>,
+    /// The watch over the deadline of the scope.
+    watchdog: Option<CallDeadline>,
     at: SourceLocation,
     call_site: Option<CallSite>,
 }
@@ -52,7 +54,7 @@ impl<C: SessionConnection> ConnectionGuard<C> {
             drop(transaction);
             return Err(session.with_undo(error));
         }
-        let connection = transaction.take_connection();
+        let (connection, watchdog) = transaction.take_connection();
         drop(transaction);
         // The code that has the connection may write to handles after it has changed their rows.
         session.expire_rows();
@@ -60,7 +62,8 @@ impl<C: SessionConnection> ConnectionGuard<C> {
             unit.state.note_changing();
         }
         session.has_guard.set(true);
-        Ok(Self { session: Rc::clone(session), connection: Some(connection), at, call_site: CallSite::enter(at) })
+        let (session, connection) = (Rc::clone(session), Some(connection));
+        Ok(Self { session, connection, watchdog, at, call_site: CallSite::enter(at) })
     }
 
     fn connection(&self) -> &CheckedOut<C> {
@@ -98,7 +101,7 @@ impl<C: SessionConnection> Drop for ConnectionGuard<C> {
         self.call_site = None;
         self.session.has_guard.set(false);
         let mut transaction = self.session.transaction.borrow_mut();
-        transaction.return_connection(connection, self.at);
+        transaction.return_connection(connection, self.watchdog.take(), self.at);
         if self.session.ended.get() {
             transaction.rollback();
         }

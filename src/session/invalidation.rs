@@ -43,17 +43,24 @@ fn is_opaque_failure(error: &diesel::result::Error) -> bool {
 impl<C: SessionConnection> TransactionState<C> {
     /// Compares the state of the session with the observed effects of the statement and with its result. The result
     /// is needed because not every driver reports an error to the instrumentation if it occurs while rows are read.
+    #[inline]
     pub(super) fn reconcile(&mut self, access: Access, at: SourceLocation, failure: Option<&diesel::result::Error>) {
+        let is_error = failure.is_some_and(|error| matches!(error, diesel::result::Error::DatabaseError(..)));
+        let Some(managed) = self.managed() else { return };
+        if access == Access::Raw || is_error || managed.observer.has_effects() {
+            self.reconcile_effects(access, at, failure);
+        } else {
+            // The statement succeeded, so the swallowed error has not aborted the transaction.
+            self.history.swallowed = None;
+        }
+    }
+
+    fn reconcile_effects(&mut self, access: Access, at: SourceLocation, failure: Option<&diesel::result::Error>) {
         let kind = self.kind();
         let Some(managed) = self.managed() else { return };
         let raw = access == Access::Raw;
         let failed_opaquely = failure.is_some_and(is_opaque_failure);
         let failure = failure.filter(|error| matches!(error, diesel::result::Error::DatabaseError(..)));
-        if !raw && failure.is_none() && !managed.observer.has_effects() {
-            // The statement succeeded, so the swallowed error has not aborted the transaction.
-            self.history.swallowed = None;
-            return;
-        }
         // The code that had the connection may have replaced the connection or its instrumentation.
         let is_observed = !raw || managed.is_observed();
         let mut effects = managed.observer.take();
@@ -178,6 +185,7 @@ impl<C: SessionConnection> TransactionState<C> {
     }
 
     /// Invalidates the transaction if a statement panicked: its connection has stayed doomed.
+    #[inline]
     pub(super) fn invalidate_after_panic(&mut self, at: SourceLocation) {
         if self.invalidation.is_none() && self.is_doomed() {
             self.invalidate("code that had the connection panicked".into(), self.sent_at.unwrap_or(at), true);
@@ -193,6 +201,7 @@ impl<C: SessionConnection> TransactionState<C> {
         self.invalidate(cause, at, ended);
     }
 
+    #[inline]
     pub(super) fn check_valid(&self) -> Result<()> {
         match &self.invalidation {
             Some(invalidation) => {
@@ -202,6 +211,7 @@ impl<C: SessionConnection> TransactionState<C> {
         }
     }
 
+    #[inline]
     pub(super) fn discard_effects(&mut self) {
         if let Some(observer) = self.observer()
             && observer.has_effects()

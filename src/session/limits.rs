@@ -6,13 +6,14 @@ use super::transaction_state::TransactionState;
 use crate::connection::SessionConnection;
 use crate::error::{Details, Result, SourceLocation};
 use crate::kind::DatabaseKind;
-use crate::pool::{CallDeadline, GRACE, Managed};
+use crate::pool::{CallDeadline, GRACE};
 use crate::settings::Deadline;
 
 /// The minimum and the maximum by which the limit that was sent last may exceed the remaining time.
 const LIMIT_SLACK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 
 impl<C: SessionConnection> TransactionState<C> {
+    #[inline]
     pub(super) fn check_deadline(&self, at: SourceLocation) -> Result<()> {
         match self.settings.deadline {
             Some(Deadline { end, limit }) if Instant::now() >= end => {
@@ -22,9 +23,17 @@ impl<C: SessionConnection> TransactionState<C> {
         }
     }
 
-    /// Sends the remaining time to the database as the new limit, unless the present limit fits.
+    /// Sends the remaining time, if there is a deadline, to the database as the new limit, unless the present limit
+    /// fits.
+    #[inline]
     pub(super) fn renew_limit(&mut self, at: SourceLocation) -> Result<()> {
-        let Some(remaining) = self.remaining() else { return Ok(()) };
+        match self.remaining() {
+            Some(remaining) => self.renew_limit_to(remaining, at),
+            None => Ok(()),
+        }
+    }
+
+    fn renew_limit_to(&mut self, remaining: Duration, at: SourceLocation) -> Result<()> {
         let slack = (remaining / 10).clamp(LIMIT_SLACK.0, LIMIT_SLACK.1);
         if self.limit_sent.is_some_and(|sent| sent >= remaining && sent - remaining <= slack) {
             return Ok(());
@@ -74,18 +83,24 @@ impl<C: SessionConnection> TransactionState<C> {
     }
 
     /// Restores the limit of the connection before it is checked in. A local limit has ended with the transaction.
+    #[inline]
     pub(super) fn release_limit(&mut self) {
         self.limit_sent = None;
-        if self.keeps_limit() {
-            return;
+        if self.managed().is_some_and(|managed| managed.limit.is_some()) && !self.keeps_limit() {
+            self.restore_limit();
         }
-        let sql = |managed: &mut Managed<C>| managed.limit.take().and_then(|_| managed.sql_restoring_limit());
-        if let Some(sql) = self.managed().and_then(sql) {
+    }
+
+    fn restore_limit(&mut self) {
+        let Some(managed) = self.managed() else { return };
+        managed.limit = None;
+        if let Some(sql) = managed.sql_restoring_limit() {
             self.send_restoring(&sql);
         }
     }
 
     /// The time until the deadline. A server gets at most the application's `statement_timeout`.
+    #[inline]
     pub(super) fn remaining(&self) -> Option<Duration> {
         Some(self.at_most(self.deadline_end()?.saturating_duration_since(Instant::now())))
     }
@@ -95,14 +110,19 @@ impl<C: SessionConnection> TransactionState<C> {
         most.map_or(limit, |most| most.min(limit))
     }
 
+    #[inline]
     pub(super) fn deadline_end(&self) -> Option<Instant> {
         self.settings.deadline.map(|deadline| deadline.end)
     }
 
     /// Has the connection cut if the driver call that follows exceeds both the scope's deadline and the limit of the
     /// server by [`GRACE`].
+    #[inline]
     pub(super) fn start_watchdog(&mut self) -> Option<CallDeadline> {
-        let deadline = self.settings.deadline?;
+        self.settings.deadline.and_then(|deadline| self.watch(deadline))
+    }
+
+    fn watch(&mut self, deadline: Deadline) -> Option<CallDeadline> {
         let socket = self.managed()?.socket?;
         let now = Instant::now();
         let by_server = self.limit_sent.and_then(|limit| now.checked_add(limit)).unwrap_or(now);
@@ -112,8 +132,15 @@ impl<C: SessionConnection> TransactionState<C> {
 
     /// Ends what [`start_watchdog`](Self::start_watchdog) began, after the driver call. If the connection was cut,
     /// the transaction is lost.
+    #[inline]
     pub(super) fn stop_watchdog(&mut self, watchdog: Option<CallDeadline>) {
-        if !watchdog.is_some_and(|watchdog| watchdog.was_cut()) {
+        if let Some(watchdog) = watchdog {
+            self.end_watch(watchdog);
+        }
+    }
+
+    fn end_watch(&mut self, watchdog: CallDeadline) {
+        if !watchdog.was_cut() {
             return;
         }
         let Some(managed) = self.managed() else { return };

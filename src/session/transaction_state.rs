@@ -90,8 +90,6 @@ pub(crate) struct TransactionState<C: SessionConnection> {
     pub(super) statement_savepoint: Option<Access>,
     /// The server has refused to write, and `retry` has not begun again since.
     pub(super) refused_write: bool,
-    /// The watch over the deadline while a `ConnectionGuard` owns the connection.
-    pub(super) guard_watchdog: Option<CallDeadline>,
 }
 
 impl<C: SessionConnection> TransactionState<C> {
@@ -110,7 +108,6 @@ impl<C: SessionConnection> TransactionState<C> {
             rollbacks: 0,
             statement_savepoint: None,
             refused_write: false,
-            guard_watchdog: None,
         }
     }
 
@@ -314,10 +311,15 @@ impl<C: SessionConnection> TransactionState<C> {
     }
 
     /// Checks that the scope's `search_path`, if it has one, can be applied to the next statement.
+    #[inline]
     fn check_search_path(&self, in_transaction: bool) -> Result<()> {
-        if self.settings.search_path.is_none() {
-            return Ok(());
+        match self.settings.search_path {
+            Some(_) => self.check_search_path_applies(in_transaction),
+            None => Ok(()),
         }
+    }
+
+    fn check_search_path_applies(&self, in_transaction: bool) -> Result<()> {
         let reason = match self.kind() {
             DatabaseKind::Postgres if in_transaction => return Ok(()),
             DatabaseKind::Postgres => {
@@ -457,19 +459,23 @@ impl<C: SessionConnection> TransactionState<C> {
         }
     }
 
-    /// Moves the connection out of the session, into a `ConnectionGuard`.
-    pub(crate) fn take_connection(&mut self) -> CheckedOut<C> {
+    /// Moves the connection out of the session, into a `ConnectionGuard`, with the watch over the deadline.
+    pub(crate) fn take_connection(&mut self) -> (CheckedOut<C>, Option<CallDeadline>) {
         self.observe(Statement::RAW);
         self.history.had_raw_access = true;
-        self.guard_watchdog = self.start_watchdog();
-        self.connection.take().expect(PREPARED)
+        let watchdog = self.start_watchdog();
+        (self.connection.take().expect(PREPARED), watchdog)
     }
 
     /// Moves the connection back that [`take_connection`](Self::take_connection) has moved out.
-    pub(crate) fn return_connection(&mut self, connection: CheckedOut<C>, at: SourceLocation) {
+    pub(crate) fn return_connection(
+        &mut self,
+        connection: CheckedOut<C>,
+        watchdog: Option<CallDeadline>,
+        at: SourceLocation,
+    ) {
         self.connection = Some(connection);
-        let guard_watchdog = self.guard_watchdog.take();
-        self.stop_watchdog(guard_watchdog);
+        self.stop_watchdog(watchdog);
         if self.check_not_forked(at).is_err() {
             return;
         }
