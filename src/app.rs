@@ -88,6 +88,13 @@ impl<C: SessionConnection> App<C> {
         Self(Arc::new(AppInner { factory, identity }))
     }
 
+    /// Another application with these options and the same id and migrations, without hooks for sessions.
+    pub(crate) fn with_options(&self, options: PoolOptions<C>) -> Self {
+        let (app_core, row_hooks) = (AppCore::new(options), [const { None }; 5]);
+        let factory = SessionFactory { app_core, row_hooks, open_sessions: None };
+        Self::of_factory(Arc::new(factory), Arc::clone(&self.0.identity))
+    }
+
     /// The application's id.
     pub fn id(&self) -> &str {
         self.core().id()

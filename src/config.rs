@@ -3,8 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::behind::Behind;
 use crate::error::{Details, NO_APP, Result};
-use crate::url;
+use crate::kind::DatabaseKind;
+use crate::url::{self, Target};
 use crate::wording::{is_unprintable, name};
 
 /// The URL of an application's database, and the options of its connections.
@@ -23,6 +25,8 @@ use crate::wording::{is_unprintable, name};
 /// | [`reset`](Self::reset) | [`Reset::WhenDirty`] | which connections are reset before their next checkout |
 /// | [`wal`](Self::wal) | on | SQLite files use write-ahead logging |
 /// | [`protect_schema`](Self::protect_schema) | off | `drop_all` returns an error |
+/// | [`behind`](Self::behind) | [`Behind::Nothing`] | the connection pooler before the server |
+/// | [`schema_url`](Self::schema_url) | none | the URL that `create_all` and `drop_all` use |
 ///
 /// ```
 /// use std::time::Duration;
@@ -54,6 +58,8 @@ pub struct Config {
     #[cfg_attr(not(any(feature = "postgres", feature = "mysql")), allow(dead_code))]
     pub(crate) idle_in_transaction_timeout: Option<Duration>,
     pub(crate) protect_schema: bool,
+    pub(crate) behind: Behind,
+    pub(crate) schema_url: Option<String>,
 }
 
 /// The connections that the pool resets after their checkin, so that the state that a holder has left on a connection
@@ -139,6 +145,8 @@ impl Config {
             wal: true,
             idle_in_transaction_timeout: None,
             protect_schema: false,
+            behind: Behind::Nothing,
+            schema_url: None,
         }
     }
 
@@ -276,6 +284,63 @@ impl Config {
     }
 
     /// The first invalid option, as a text, if there is one.
+    /// What stands between the program and the server: a connection pooler, or nothing.
+    ///
+    /// # Errors
+    /// `init_app` returns [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a pooler of another database
+    /// than PostgreSQL, and for options that a pooler in transaction mode cannot apply.
+    pub fn behind(mut self, behind: Behind) -> Self {
+        self.behind = behind;
+        self
+    }
+
+    /// The URL that `create_all`, `drop_all`, `migrations` and the functions of [`admin`](crate::admin) use in place of
+    /// the application's: that of the server itself if the application's URL leads to a pooler, or that of a role that
+    /// may change the schema. It must lead to the same database. A connection is opened for each call and closed at the
+    /// end of the call. A rolled-back test uses its own connection.
+    ///
+    /// # Errors
+    /// `init_app` returns [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if the URL is malformed or for
+    /// another kind of database, and for SQLite.
+    pub fn schema_url(mut self, url: impl Into<String>) -> Self {
+        self.schema_url = Some(url.into());
+        self
+    }
+
+    /// What is wrong with the pooler, or with the URL for changes of the schema, for the application's `target`.
+    pub(crate) fn problem_behind_pooler(&self, target: &Target) -> Option<String> {
+        if let Some(url) = &self.schema_url {
+            let reason = match target.kind {
+                DatabaseKind::Sqlite => Err("SQLite has no server; leave it out".into()),
+                kind => Target::parse(url, Some(kind)).map(drop),
+            };
+            if let Err(reason) = reason {
+                return Some(format!("`Config::schema_url`: {reason}"));
+            }
+        }
+        if self.behind != Behind::Nothing && target.kind != DatabaseKind::Postgres {
+            let kind = target.kind.name();
+            return Some(format!("`Config::behind` is for poolers of PostgreSQL, and this is {kind}; leave it out"));
+        }
+        if !self.behind.is_transaction_pooler() {
+            return None;
+        }
+        let why = "a pooler in transaction mode gives each transaction another session of the server";
+        let instead = "Set this for the role or the database on the server: `ALTER ROLE .. SET ..`";
+        if target.has_parameter("options") {
+            return Some(format!("the URL has `options`, but {why}. {instead}"));
+        }
+        (!self.connection_init_sql.is_empty()).then(|| {
+            format!("`Config::connection_init_sql` was given, but {why}. {instead}, or in the scope with `SET LOCAL`")
+        })
+    }
+
+    /// The configuration for changes of the schema, if they have a URL of their own.
+    pub(crate) fn for_schema(&self) -> Option<Self> {
+        let url = self.schema_url.clone()?;
+        Some(Self { url, behind: Behind::Nothing, schema_url: None, ..self.clone() })
+    }
+
     pub(crate) fn problem(&self) -> Option<String> {
         let times = [
             ("acquire_timeout", Some(self.acquire_timeout)),
@@ -330,6 +395,8 @@ impl fmt::Debug for Config {
             .field("reset", &self.reset)
             .field("wal", &self.wal)
             .field("protect_schema", &self.protect_schema)
+            .field("behind", &self.behind)
+            .field("schema_url", &self.schema_url.as_deref().map(url::redacted))
             .finish()
     }
 }

@@ -417,6 +417,9 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync + 'stati
                 "`Config::connection_init_sql` was given SQL without a statement; leave it out".into(),
             ));
         }
+        if let Some(problem) = config.problem_behind_pooler(&target) {
+            return Err(invalid(problem));
+        }
         Ok(PoolOptions {
             connection_limit: self
                 .max_connections

@@ -5,6 +5,7 @@ pub mod admin;
 mod app;
 mod app_core;
 mod app_hooks;
+mod behind;
 mod config;
 mod connection;
 mod context;

@@ -121,7 +121,12 @@ impl Target {
 
     /// Whether the URL sets a parameter.
     pub(crate) fn has_parameter(&self, parameter: &str) -> bool {
-        self.address.parameter(parameter).is_some()
+        self.parameter(parameter).is_some()
+    }
+
+    /// The value of a parameter of the URL.
+    pub(crate) fn parameter(&self, parameter: &str) -> Option<&str> {
+        self.address.parameter(parameter)
     }
 
     fn parse_sqlite(url: &str) -> Result<Self, &'static str> {

@@ -39,6 +39,7 @@ pub(crate) fn admin_urls(target: &Target) -> Result<Vec<String>, String> {
 /// The configuration of an application with one connection to the database at `url`, with the timeout of `config`.
 pub(crate) fn admin_config(url: String, config: &Config) -> Config {
     Config::new(url)
+        .behind(config.behind)
         .max_size(1)
         .connect_timeout(config.connect_timeout)
         .idle_timeout(None)

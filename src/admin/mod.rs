@@ -94,6 +94,7 @@ where
     M: MigrationSource<C::Backend> + Send + Sync + 'static,
 {
     let at = Location::caller();
+    let config = &direct(config)?;
     let target = checked_target::<C>(config)?;
     let created = match target.kind {
         DatabaseKind::Sqlite => target.in_memory || create_file(&target)?,
@@ -119,6 +120,7 @@ where
     M: MigrationSource<C::Backend> + Send + Sync + 'static,
 {
     let at = Location::caller();
+    let config = &direct(config)?;
     let target = checked_target::<C>(config)?;
     if target.kind == DatabaseKind::Sqlite {
         return if target.in_memory { Ok(false) } else { create_file(&target) };
@@ -151,6 +153,7 @@ where
     M: MigrationSource<C::Backend> + Send + Sync + 'static,
 {
     let at = Location::caller();
+    let config = &direct(config)?;
     let target = checked_target::<C>(config)?;
     if target.in_memory {
         return Err(invalid("`:memory:` goes with its connections; dispose of the application"));
@@ -194,6 +197,18 @@ pub(crate) fn remove_sqlite_files(path: &Path) -> io::Result<()> {
 }
 
 /// The target of the URL, if its database has a valid name.
+/// The configuration with the URL for changes of the schema. A database is created outside of a transaction, where a
+/// pooler in transaction mode would give the settings of the connection to other clients.
+fn direct(config: &Config) -> Result<Config> {
+    match config.for_schema() {
+        Some(config) => Ok(config),
+        None if config.behind.is_transaction_pooler() => Err(invalid(
+            "behind a pooler in transaction mode this needs the URL of the server: set `Config::schema_url`",
+        )),
+        None => Ok(config.clone()),
+    }
+}
+
 fn checked_target<C: SessionConnection>(config: &Config) -> Result<Target> {
     let target = Target::parse(&config.url, DatabaseKind::of_type::<C>()).map_err(invalid)?;
     let refusal = target.kind.name_problem(&target.database).or_else(|| {

@@ -118,6 +118,10 @@ impl ConnectErrorKind {
                  max_connections."
             }
             Self::Starting => " Wait until the server accepts connections.",
+            Self::UndeclaredPooler => {
+                " Declare the pooler with `Config::behind`: `Behind::SessionPooler`, or `Behind::TransactionPooler` if \
+                 it gives each transaction another session. Or use the URL of the server itself."
+            }
             Self::UnknownDatabase => " Create the database or correct its name in the URL.",
             Self::Unreachable => " Check host and port, and that the server runs.",
         }

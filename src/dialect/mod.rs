@@ -67,10 +67,13 @@ pub(crate) struct Texts {
     /// Sets the settings on which the library relies. It runs again after the program's own statements on a new
     /// connection.
     pub(crate) required_settings: Option<&'static str>,
-    /// A query for six fields, separated by blanks: the default isolation level as in `defaults_query`; the server's id
-    /// of this session; the number of connections of ordinary roles; an identity of the server that does not depend on
-    /// the address; `set` if the query has switched on the check of the client; and the name of the database.
+    /// A query for seven fields, separated by blanks: the default isolation level as in `defaults_query`; the server's
+    /// id of this session; the number of connections of ordinary roles; an identity of the server that does not depend
+    /// on the address; `set` if the query has switched on the check of the client; the age of the session in seconds, or
+    /// `?`; and the name of the database.
     pub(crate) server_info_query: Option<&'static str>,
+    /// The same, for a session that the pooler gives to other clients too: the query changes nothing.
+    pub(crate) shared_session_info_query: Option<&'static str>,
     /// A query for two fields, separated by a blank: the default isolation level, which is [`READ_COMMITTED`] if it is
     /// READ COMMITTED or weaker, and SQL that restores the present limit of statements.
     pub(crate) defaults_query: Option<&'static str>,
@@ -176,8 +179,9 @@ pub(crate) trait Dialect {
     }
 
     /// SQL that removes the state that a holder has left on a connection: one message, to be sent outside a
-    /// transaction. `checks_client`: [`Texts::server_info_query`] has switched on the check of the client.
-    fn reset(&self, _config: &Config, _checks_client: bool) -> String {
+    /// transaction or behind its end. `checks_client`: [`Texts::server_info_query`] has switched on the check of the
+    /// client. `application_name` is set again behind a pooler, whose own connection had another name.
+    fn reset(&self, _config: &Config, _checks_client: bool, _application_name: &str) -> String {
         String::new()
     }
 
@@ -229,14 +233,16 @@ pub(crate) trait Dialect {
 pub(crate) struct BeginOptions {
     pub(crate) mode: Mode,
     pub(crate) isolation: Option<Isolation>,
-    /// The time until the deadline.
+    /// The time until the deadline, or another limit of the transaction's statements.
     pub(crate) remaining: Option<Duration>,
+    /// The longest wait for locks, if it is set for the transaction and not for the connection.
+    pub(crate) lock_timeout: Option<Duration>,
 }
 
 impl BeginOptions {
     /// The options of Diesel's own `BEGIN`.
     pub(crate) fn plain() -> Self {
-        Self { mode: Mode::Default, isolation: None, remaining: None }
+        Self { mode: Mode::Default, isolation: None, remaining: None, lock_timeout: None }
     }
 
     /// The isolation level and the mode of a transaction on a server.

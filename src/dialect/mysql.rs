@@ -45,8 +45,9 @@ static TEXTS: Texts = Texts {
         "SELECT CONCAT(",
         isolation!(),
         ", ' ', CONNECTION_ID(), ' ', @@max_connections, ' ', \
-         MD5(CONCAT_WS(' ', @@hostname, @@port, @@datadir)), ' unset ', IFNULL(DATABASE(), '')) AS value"
+         MD5(CONCAT_WS(' ', @@hostname, @@port, @@datadir)), ' unset ? ', IFNULL(DATABASE(), '')) AS value"
     )),
+    shared_session_info_query: None,
     defaults_query: Some(concat!(
         "SELECT CONCAT(",
         isolation!(),

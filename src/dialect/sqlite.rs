@@ -16,6 +16,7 @@ pub(super) struct Sqlite;
 static TEXTS: Texts = Texts {
     required_settings: None,
     server_info_query: None,
+    shared_session_info_query: None,
     defaults_query: None,
     ping: None,
     client_port_query: None,

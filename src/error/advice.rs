@@ -16,9 +16,8 @@ pub(crate) const TYPES_CHANGED: &str = "The types may have changed since the con
 
 /// The server has lost the prepared statements.
 pub(crate) const STATEMENTS_FORGOTTEN: &str = "The server has forgotten the prepared statements of this connection, so \
-    it is closed; run the transaction again, on a new connection. Behind a pooler in transaction mode that keeps none, \
-    switch Diesel's cache off with `conn.set_prepared_statement_cache_size(CacheSize::Disabled)` in \
-    `Database::on_connect`";
+    it is closed; run the transaction again, on a new connection. Declare a pooler in \
+    transaction mode with `Config::behind(Behind::TransactionPooler { keeps_prepared: false })`";
 
 const ALL: [&str; 4] = [READ_ONLY, SCHEMA_CHANGED, TYPES_CHANGED, STATEMENTS_FORGOTTEN];
 

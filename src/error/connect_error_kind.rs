@@ -16,6 +16,8 @@ pub enum ConnectErrorKind {
     Starting,
     /// The database does not exist.
     UnknownDatabase,
+    /// A connection pooler that [`Config::behind`](crate::Config::behind) does not declare is in front of the server.
+    UndeclaredPooler,
     /// No server answers at the address.
     Unreachable,
 }

@@ -17,6 +17,7 @@ mod schema_operation;
 mod step_failure;
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::panic::Location;
 
 use diesel::migration::{self, Migration, MigrationSource};
@@ -100,6 +101,29 @@ impl<C: SessionConnection, M: MigrationSource<C::Backend> + Send + Sync> Migrati
     }
 }
 
+/// The application whose connections change the schema. A temporary one is disposed of by the drop.
+struct SchemaApp<C: SessionConnection> {
+    app: App<C>,
+    is_temporary: bool,
+}
+
+impl<C: SessionConnection> Deref for SchemaApp<C> {
+    type Target = App<C>;
+
+    fn deref(&self) -> &App<C> {
+        &self.app
+    }
+}
+
+impl<C: SessionConnection> Drop for SchemaApp<C> {
+    fn drop(&mut self) {
+        if self.is_temporary {
+            // A report that names a connection in use is logged.
+            let _ = self.app.dispose();
+        }
+    }
+}
+
 impl<C: SessionConnection> App<C> {
     /// Applies the pending migrations in the order of their versions, and returns the applied versions. If several
     /// programs and threads call `create_all` at the same time, one of them applies the migrations and the others find
@@ -170,8 +194,9 @@ impl<C: SessionConnection> App<C> {
         let at = Location::caller();
         self.refuse_search_path("migrations", at)?;
         let known = self.known_migrations()?;
-        let mut pooled = self.pool()?.acquire(at, false, None)?;
-        let applied = self.applied_migrations(&mut pooled);
+        let schema_app = self.schema_app()?;
+        let mut pooled = schema_app.pool()?.acquire(at, false, None)?;
+        let applied = schema_app.applied_migrations(&mut pooled);
         let applied = applied.map_err(|error| match is_connection_lost(&error) {
             true => Error::lost(self.id(), error, false, at),
             false => Error::from_query(error, at),
@@ -196,12 +221,15 @@ impl<C: SessionConnection> App<C> {
 
     pub(crate) fn create_all_at(&self, at: SourceLocation) -> Result<Vec<String>> {
         self.refuse_search_path("create_all", at)?;
-        SchemaOperation::start(self, "create_all", at, true)?.run(SchemaOperation::create_all)
+        self.refuse_open_transaction("create_all")?;
+        let schema_app = self.schema_app()?;
+        SchemaOperation::start(&schema_app, "create_all", at, true)?.run(SchemaOperation::create_all)
     }
 
     /// [`create_all`](Self::create_all) in a new schema or database, which no other program uses.
     #[cfg(feature = "testing")]
     pub(crate) fn create_all_unlocked(&self, at: SourceLocation) -> Result<()> {
+        self.refuse_open_transaction("create_all")?;
         SchemaOperation::start(self, "create_all", at, false)?.run(SchemaOperation::create_all).map(drop)
     }
 
@@ -212,7 +240,28 @@ impl<C: SessionConnection> App<C> {
             return Err(Details::SchemaProtected { app, database, at }.into());
         }
         self.refuse_search_path("drop_all", at)?;
-        SchemaOperation::start(self, "drop_all", at, true)?.run(SchemaOperation::drop_all)
+        self.refuse_open_transaction("drop_all")?;
+        let schema_app = self.schema_app()?;
+        SchemaOperation::start(&schema_app, "drop_all", at, true)?.run(SchemaOperation::drop_all)
+    }
+
+    /// An operation would wait for the locks of a transaction of its own thread.
+    fn refuse_open_transaction(&self, operation: &'static str) -> Result<()> {
+        let holders = self.pool()?.holders().on_this_thread();
+        match holders.is_empty() {
+            true => Ok(()),
+            false => Err(Details::TransactionOpen { app: self.id().into(), operation, holders }.into()),
+        }
+    }
+
+    /// The application whose connections change the schema: this one, or one with
+    /// [`Config::schema_url`](crate::Config::schema_url).
+    fn schema_app(&self) -> Result<SchemaApp<C>> {
+        let invalid = |reason| Error::from(Details::InvalidConfig { app: self.id().into(), reason });
+        match self.options().for_schema().transpose().map_err(invalid)? {
+            Some(options) => Ok(SchemaApp { app: self.with_options(options), is_temporary: true }),
+            None => Ok(SchemaApp { app: self.clone(), is_temporary: false }),
+        }
     }
 
     /// A schema operation uses its own connection, without the `search_path` of the scope. Inside a tenant's scope it

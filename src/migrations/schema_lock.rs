@@ -51,7 +51,10 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
         let mut without_transaction = self.migrations.iter().filter(|known| !known.in_transaction);
         let next = without_transaction.find(|known| applied.contains(&known.version) != applies);
         let Some(name) = next.map(|known| known.name.clone()) else { return Ok(()) };
-        if self.process_of_next_transaction()? == process && !self.shares_session(process.as_deref())? {
+        let has_own_session = !self.app.options().shares_sessions()
+            && self.process_of_next_transaction()? == process
+            && !self.shares_session(process.as_deref())?;
+        if has_own_session {
             return Ok(());
         }
         let detail = format!(

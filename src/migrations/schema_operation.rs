@@ -72,10 +72,6 @@ impl<'a, C: SessionConnection> SchemaOperation<'a, C> {
     ) -> Result<Self> {
         let mut migrations = app.known_migrations()?;
         let pool = app.pool()?;
-        let holders = pool.holders().on_this_thread();
-        if !holders.is_empty() {
-            return Err(Details::TransactionOpen { app: app.id().into(), operation, holders }.into());
-        }
         let pooled = pool.acquire(at, false, None)?;
         let write_permit = pooled.pool.acquire_write_permit(at, None)?;
         let options = app.options();

@@ -281,9 +281,13 @@ impl<C: SessionConnection> Storage for Connections<C> {
         {
             return false;
         }
+        if self.options.shares_sessions() {
+            // The session of the server that the holder has used may belong to another client already.
+            managed.forget_leftovers();
+        }
         let due = match self.options.config.reset {
             Reset::WhenDirty => managed.may_have_leftovers(),
-            Reset::Always => true,
+            Reset::Always => !self.options.shares_sessions(),
             Reset::Never => false,
         };
         let is_ready = || self.reset_and_run_on_checkin(managed, due, deadline);

@@ -174,8 +174,14 @@ impl<C: SessionConnection> Managed<C> {
 
     /// Whether the connection may carry state that the next holder must not see.
     #[inline]
-    pub(super) fn may_have_leftovers(&self) -> bool {
+    pub(crate) fn may_have_leftovers(&self) -> bool {
         self.marked_dirty || self.observer.has_seen_leftovers()
+    }
+
+    /// The state that a holder has left was removed, or is beyond reach.
+    pub(crate) fn forget_leftovers(&mut self) {
+        self.observer.forget_leftovers();
+        self.marked_dirty = false;
     }
 
     /// Whether the connection may be checked out. A new connection serves once even if its lifetime is over, because

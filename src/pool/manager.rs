@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use diesel::connection::CacheSize;
 use diesel::result::ConnectionResult;
 
 use super::call_deadline::CallDeadline;
@@ -21,6 +22,7 @@ use super::server::Server;
 use super::socket::connect_and_find;
 use super::statement_observer::{ObserverInstrumentation, SqlSource, StatementObserver};
 use super::thread::begin_connect;
+use crate::behind::Behind;
 use crate::connection::SessionConnection;
 use crate::dialect::READ_COMMITTED;
 use crate::error::{CONFIG_INIT_SQL, ConnectErrorKind, DATABASE_ON_CONNECT};
@@ -82,6 +84,17 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
     }
 }
 
+/// What the server has told about a new session.
+struct SessionInfo {
+    /// Whether the default isolation level is READ COMMITTED or weaker.
+    reads_committed: bool,
+    /// The time since the server has begun the session, if it tells.
+    age: Option<Duration>,
+}
+
+/// By how much a session may seem to be older than the connection. The server's clock may be adjusted meanwhile.
+const CLOCK_TOLERANCE: Duration = Duration::from_millis(100);
+
 impl<C: SessionConnection> Connector<C> {
     fn connect_with_permits(self: &Arc<Self>) -> Result<Box<Managed<C>>, ConnectFailure> {
         let permits = self.permits.lock().pop_front();
@@ -115,6 +128,7 @@ impl<C: SessionConnection> Connector<C> {
         let suspicion = self.server.suspicion();
         let owner = self.options.owner.as_deref();
         let owned = owner.map_or(Ok(None), |owner| owner.take()).map_err(|reason| self.failure(reason))?;
+        let began = Instant::now();
         let connection = owned.map_or_else(|| self.establish_and_find(), Ok).map_err(|error| {
             owner.inspect(|owner| owner.give_back(None, true));
             self.failure(&error.to_string())
@@ -122,7 +136,7 @@ impl<C: SessionConnection> Connector<C> {
         let mut managed = Managed::new(connection, Arc::clone(self), suspicion);
         let end = Instant::now() + self.options.config.connect_timeout;
         let call_deadline = managed.socket.map(|socket| CallDeadline::begin(socket, end));
-        self.set_up(&mut managed).map_err(|mut failure| {
+        self.set_up(&mut managed, began).map_err(|mut failure| {
             let is_lost = failure.kind == ConnectErrorKind::Other && managed.conn_mut().ping().is_err();
             if call_deadline.is_some_and(|call_deadline| call_deadline.was_cut()) {
                 failure.message =
@@ -136,8 +150,8 @@ impl<C: SessionConnection> Connector<C> {
         Ok(managed)
     }
 
-    /// Sets up a new connection for the pool and runs `on_connect`.
-    fn set_up(&self, managed: &mut Managed<C>) -> Result<(), ConnectFailure> {
+    /// Sets up a new connection for the pool and runs `on_connect`. The connect began at `began`.
+    fn set_up(&self, managed: &mut Managed<C>, began: Instant) -> Result<(), ConnectFailure> {
         let options = &self.options;
         let (config, kind) = (&options.config, options.target.kind);
         // Some settings cannot be changed inside an outer transaction.
@@ -154,12 +168,15 @@ impl<C: SessionConnection> Connector<C> {
             }
         }
         // Before the program's own statements, whose plans the driver may keep.
-        let reads_committed = self.query_session_info(managed);
+        let info = self.query_session_info(managed);
+        if let Some(age) = info.as_ref().and_then(|info| info.age).filter(|_| !is_set_up) {
+            self.refuse_undeclared_pooler(age, began.elapsed())?;
+        }
         let conn = managed.conn_mut();
         if !is_set_up {
             self.run_setup_of_program(conn)?;
         }
-        self.note_defaults(managed, reads_committed);
+        self.note_defaults(managed, info.map(|info| info.reads_committed));
         let conn = managed.conn_mut();
         if conn.depth() != Some(0) {
             let is_lost = conn.depth().is_none() || conn.ping().is_err();
@@ -224,6 +241,13 @@ impl<C: SessionConnection> Connector<C> {
             Some(connect) => connect(url),
             None => C::establish(url),
         };
+        let connect = |url: &str| {
+            let mut conn = connect(url)?;
+            if !self.options.config.behind.keeps_prepared() {
+                conn.set_prepared_statement_cache_size(CacheSize::Disabled);
+            }
+            Ok(conn)
+        };
         if self.options.target.in_memory {
             let mut anchor = self.anchor.lock();
             if anchor.is_none() {
@@ -234,25 +258,46 @@ impl<C: SessionConnection> Connector<C> {
     }
 
     /// Asks the server for the id of this session, the identity and the capacity of the server and, if the session
-    /// counts are old, for the session counts. A full server cannot be asked, so this is done in advance. Returns
-    /// whether the default isolation level is READ COMMITTED or weaker, and `None` if a pooler between this process and
-    /// the server does not answer the query.
-    fn query_session_info(&self, managed: &mut Managed<C>) -> Option<bool> {
-        let (kind, conn) = (self.options.target.kind, managed.conn_mut());
-        let answer = conn.texts(kind.texts().server_info_query?).ok()?.into_iter().next().flatten()?;
-        let mut parts = answer.splitn(6, ' ');
+    /// counts are old, for the session counts. A full server cannot be asked, so this is done in advance. The capacity
+    /// and the counts of a server behind a pooler do not tell whether the pooler is full. `None` if the server does not
+    /// answer the query.
+    fn query_session_info(&self, managed: &mut Managed<C>) -> Option<SessionInfo> {
+        let PoolOptions { target, config, .. } = &*self.options;
+        let (texts, conn) = (target.kind.texts(), managed.conn_mut());
+        let shares_session = config.behind.is_transaction_pooler();
+        let query = if shares_session { texts.shared_session_info_query } else { texts.server_info_query };
+        let answer = conn.texts(query?).ok()?.into_iter().next().flatten()?;
+        let mut parts = answer.splitn(7, ' ');
         let (isolation, session, capacity, instance) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let (checks_client, database) = (parts.next()? == "set", parts.next()?);
-        self.server.capacity.store(capacity.parse().ok()?, Ordering::Relaxed);
+        let (checks_client, age, database) = (parts.next()? == "set", parts.next()?, parts.next()?);
         self.server.set_instance(instance);
-        if let Some(sql) = kind.texts().session_counts_query.filter(|_| self.server.session_counts_are_old())
-            && let Ok(rows) = conn.texts(sql)
-        {
-            self.server.set_session_counts(rows.into_iter().flatten().collect());
+        if config.behind == Behind::Nothing {
+            self.server.capacity.store(capacity.parse().ok()?, Ordering::Relaxed);
+            if let Some(sql) = texts.session_counts_query.filter(|_| self.server.session_counts_are_old())
+                && let Ok(rows) = conn.texts(sql)
+            {
+                self.server.set_session_counts(rows.into_iter().flatten().collect());
+            }
         }
         managed.schema = SeenVersion::now(SchemaVersion::of_instance(instance, database));
-        (managed.session, managed.checks_client) = (session.parse().ok(), checks_client);
-        Some(isolation == READ_COMMITTED)
+        managed.session = session.parse().ok().filter(|_| !shares_session);
+        managed.checks_client = checks_client;
+        let age = age.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        Some(SessionInfo { reads_committed: isolation == READ_COMMITTED, age })
+    }
+
+    /// Refuses a connection whose session on the server is older than the connect, unless the configuration declares a
+    /// pooler. State that this program leaves on such a session would reach other programs.
+    fn refuse_undeclared_pooler(&self, age: Duration, since_connect: Duration) -> Result<(), ConnectFailure> {
+        if self.options.config.behind != Behind::Nothing || age <= since_connect + CLOCK_TOLERANCE {
+            return Ok(());
+        }
+        let mut failure = self.failure(&format!(
+            "a connection pooler is between this program and the server, because the server's session is older \
+             ({age:.1?}) than the connection ({since_connect:.1?})"
+        ));
+        failure.kind = ConnectErrorKind::UndeclaredPooler;
+        Err(failure)
     }
 
     /// Finds out the default isolation level of a new connection and its limit of statements. `reads_committed` is the

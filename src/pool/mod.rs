@@ -75,6 +75,7 @@ use wait_graph::WaitGraph;
 use waiter::Refused;
 pub(crate) use writer_queue::WritePermit;
 
+pub use crate::behind::Behind;
 pub use crate::config::Reset;
 use crate::connection::SessionConnection;
 use crate::error::{A_WRITE, Blockers, Details, Error, Result, Shortage, SourceLocation};

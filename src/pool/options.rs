@@ -62,6 +62,37 @@ impl<C: SessionConnection> PoolOptions<C> {
         !self.config.connection_init_sql.is_empty() || self.on_connect.is_some()
     }
 
+    /// Whether each transaction may have another session of the server. The outer transaction of a test stays on one.
+    #[inline]
+    pub(crate) fn shares_sessions(&self) -> bool {
+        self.config.behind.is_transaction_pooler() && !self.transactions.is_nested()
+    }
+
+    /// SQL that restores the state of a new connection. `checks_client` as for [`Dialect::reset`].
+    ///
+    /// [`Dialect::reset`]: crate::dialect::Dialect::reset
+    pub(crate) fn reset_sql(&self, checks_client: bool) -> String {
+        let Self { app, config, target, .. } = self;
+        let name = config.application_name.as_deref().or(target.parameter("application_name"));
+        let default = format!("diesel-session/{app}");
+        target.kind.dialect().reset(config, checks_client, name.unwrap_or(&default))
+    }
+
+    /// The options for changes of the schema, if they have a URL of their own.
+    pub(crate) fn for_schema(&self) -> Option<Result<Self, String>> {
+        let config = self.config.for_schema().filter(|_| !self.transactions.is_nested())?;
+        Some(Target::parse(&config.url, Some(self.target.kind)).map(|target| Self {
+            connection_limit: self.connection_limit.clone(),
+            connect_with: self.connect_with,
+            on_connect: self.on_connect.clone(),
+            on_checkout: self.on_checkout.clone(),
+            on_checkin: self.on_checkin.clone(),
+            on_close: self.on_close.clone(),
+            pool_of: self.pool_of,
+            ..Self::new(Arc::clone(&self.app), config, target)
+        }))
+    }
+
     /// The options of an application of the program, without hooks and limits.
     pub(crate) fn new(app: Arc<str>, config: Config, target: Target) -> Self {
         Self {

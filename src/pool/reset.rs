@@ -101,9 +101,8 @@ impl<C: SessionConnection> Managed<C> {
     fn reset(&mut self, options: &PoolOptions<C>) -> Result<(), (&'static str, ResetFailure)> {
         const RESET: &str = "the reset";
         const INIT_SQL: &str = "`Config::connection_init_sql`, after the reset,";
-        let config = &options.config;
-        let batch = options.target.kind.dialect().reset(config, self.checks_client);
-        let init_sql = config.connection_init_sql.iter().map(|sql| (INIT_SQL, sql));
+        let batch = options.reset_sql(self.checks_client);
+        let init_sql = options.config.connection_init_sql.iter().map(|sql| (INIT_SQL, sql));
         for (step, sql) in [(RESET, &batch)].into_iter().chain(init_sql) {
             self.conn_mut().batch_execute(sql).map_err(|error| (step, error.into()))?;
         }
@@ -114,8 +113,7 @@ impl<C: SessionConnection> Managed<C> {
             self.conn_mut().batch_execute(sql).map_err(|error| (RESET, error.into()))?;
         }
         self.observer.take();
-        self.observer.forget_leftovers();
-        self.marked_dirty = false;
+        self.forget_leftovers();
         self.limit = None;
         Ok(())
     }

@@ -61,7 +61,10 @@ impl<C: SessionConnection> TransactionState<C> {
         let guarded_commit = self.history.had_raw_access.then(|| kind.texts().guarded_commit).flatten();
         let refused = Cell::new(false);
         let lock_wait = self.lock_wait(A_COMMIT);
-        let outcome = self.send(|conn| style.commit(kind, conn, guarded_commit, &refused));
+        let outcome = match self.needs_reset_in_transaction() {
+            true => self.reset_and_commit(guarded_commit.is_some(), &refused),
+            false => self.send(|conn| style.commit(kind, conn, guarded_commit, &refused)),
+        };
         let Err(error) = outcome else {
             self.release();
             return Ok(());
@@ -87,6 +90,39 @@ impl<C: SessionConnection> TransactionState<C> {
         };
         self.rollback();
         Err(error)
+    }
+
+    /// Whether the end of the transaction has to remove what its statements may have left, because the session of the
+    /// server belongs to other clients after it.
+    pub(super) fn needs_reset_in_transaction(&mut self) -> bool {
+        self.app.options().shares_sessions() && self.managed().is_some_and(|managed| managed.may_have_leftovers())
+    }
+
+    /// Commits and resets the session of the server in one message, so that a pooler gives it to no other client in
+    /// between. `refused` is set if the transaction is aborted, which is asked for if `is_guarded`.
+    fn reset_and_commit(&mut self, is_guarded: bool, refused: &Cell<bool>) -> diesel::QueryResult<()> {
+        if is_guarded {
+            self.send(|conn| conn.batch_execute("SELECT 1")).inspect_err(|_| refused.set(true))?;
+        }
+        // Deferred constraints and triggers must still run with the settings of the transaction.
+        let sql = format!("SET CONSTRAINTS ALL IMMEDIATE; {}; COMMIT", self.app.options().reset_sql(false));
+        self.send(|conn| conn.commit_with(&sql, &|_, _| true))?;
+        self.forget_leftovers();
+        Ok(())
+    }
+
+    /// Like [`reset_and_commit`](Self::reset_and_commit), for a rollback.
+    pub(super) fn roll_back_and_reset(&mut self) -> diesel::QueryResult<()> {
+        let sql = format!("ROLLBACK; {}", self.app.options().reset_sql(false));
+        self.send(|conn| conn.leave_with(&sql))?;
+        self.forget_leftovers();
+        Ok(())
+    }
+
+    fn forget_leftovers(&mut self) {
+        if let Some(managed) = self.managed() {
+            managed.forget_leftovers();
+        }
     }
 
     /// How the program can learn the outcome of the commit that is about to be sent.

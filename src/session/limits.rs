@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use super::transaction_state::TransactionState;
 use crate::connection::SessionConnection;
+use crate::dialect::BeginOptions;
 use crate::error::{Details, Result, SourceLocation};
 use crate::kind::DatabaseKind;
 use crate::pool::{CallDeadline, GRACE};
-use crate::settings::Deadline;
+use crate::settings::{Deadline, Settings};
 
 /// The minimum and the maximum by which the limit that was sent last may exceed the remaining time.
 const LIMIT_SLACK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
@@ -113,6 +114,27 @@ impl<C: SessionConnection> TransactionState<C> {
     #[inline]
     pub(super) fn deadline_end(&self) -> Option<Instant> {
         self.settings.deadline.map(|deadline| deadline.end)
+    }
+
+    /// Whether a limit holds for the transaction, because the session of the server may belong to another client after
+    /// it.
+    #[inline]
+    pub(super) fn has_limit_of_transaction(&self) -> bool {
+        let options = self.app.options();
+        options.shares_sessions()
+            && (self.settings.deadline.is_some()
+                || options.config.statement_timeout.is_some()
+                || options.config.lock_timeout.is_some())
+    }
+
+    /// The options with which the transaction begins.
+    pub(super) fn begin_options(&self) -> BeginOptions {
+        let Settings { mode, isolation, .. } = self.settings;
+        let options = self.app.options();
+        // The other connections have these limits from their setup.
+        let config = options.shares_sessions().then_some(&options.config);
+        let remaining = self.remaining().or(config.and_then(|config| config.statement_timeout));
+        BeginOptions { mode, isolation, remaining, lock_timeout: config.and_then(|config| config.lock_timeout) }
     }
 
     /// Has the connection cut if the driver call that follows exceeds both the scope's deadline and the limit of the

@@ -19,7 +19,7 @@ use super::statement::{Leftovers, Statement};
 use super::transaction_history::TransactionHistory;
 use crate::app_core::AppCore;
 use crate::connection::SessionConnection;
-use crate::dialect::{self, BeginOptions, Poison};
+use crate::dialect::{self, Poison};
 use crate::error::{A_READ, A_WRITE, Blockers, Details, Error, Result, SourceLocation};
 use crate::kind::DatabaseKind;
 use crate::pool::{
@@ -27,7 +27,7 @@ use crate::pool::{
 };
 use crate::recorder::CallSite;
 use crate::settings::{Deadline, Isolation, Mode, Settings};
-use crate::wording::phrase;
+use crate::wording::{log_line, phrase};
 
 /// Why a session that sends something has a connection.
 const PREPARED: &str = "`prepare` or `begin` has checked out a connection";
@@ -86,7 +86,7 @@ pub(crate) struct TransactionState<C: SessionConnection> {
     pub(super) sent_at: Option<SourceLocation>,
     /// The number of transactions that this session has rolled back.
     pub(super) rollbacks: u64,
-    /// In an outer transaction: the transaction is the savepoint of one statement, which has this access.
+    /// The transaction is that of one statement, which has this access. In an outer transaction it is a savepoint.
     pub(super) statement_savepoint: Option<Access>,
     /// The server has refused to write, and `retry` has not begun again since.
     pub(super) refused_write: bool,
@@ -175,7 +175,12 @@ impl<C: SessionConnection> TransactionState<C> {
             Some(Isolation::ReadUncommitted) => self.kind() != DatabaseKind::Mysql,
             Some(Isolation::RepeatableRead | Isolation::Serializable) => false,
         };
-        *mode == Mode::Default && is_permitted && !begins_eagerly && search_path.is_none() && !self.has_begun()
+        *mode == Mode::Default
+            && is_permitted
+            && !begins_eagerly
+            && search_path.is_none()
+            && !self.has_begun()
+            && !self.has_limit_of_transaction()
     }
 
     /// Whether a transaction of the scope would see at each statement what is committed at that moment.
@@ -216,8 +221,8 @@ impl<C: SessionConnection> TransactionState<C> {
             }
             error
         });
-        self.release_if_idle();
-        outcome
+        let ended = self.release_if_idle(outcome.is_ok(), at);
+        outcome.and_then(|out| ended.map(|()| out))
     }
 
     /// Prepares the connection for a statement: checks it out, begins the transaction if the statement needs one, and
@@ -228,7 +233,8 @@ impl<C: SessionConnection> TransactionState<C> {
         self.history.statement_follows();
         let outcome = self.prepare_connection(statement, at);
         if outcome.is_err() {
-            self.release_if_idle();
+            // The error that leads to the end matters more to the caller.
+            let _ = self.release_if_idle(false, at);
         }
         outcome
     }
@@ -271,7 +277,7 @@ impl<C: SessionConnection> TransactionState<C> {
             return self.renew_limit(at);
         }
         self.check_search_path(true)?;
-        self.begin_now(at).inspect_err(|_| self.release_if_idle())
+        self.begin_now(at).inspect_err(|_| drop(self.release_if_idle(false, at)))
     }
 
     fn begin_now(&mut self, at: SourceLocation) -> Result<()> {
@@ -284,8 +290,7 @@ impl<C: SessionConnection> TransactionState<C> {
                 self.take_write_permit(at)?;
             }
             self.renew_busy_timeout(at)?;
-            let Settings { mode, isolation, .. } = self.settings;
-            let beginning = BeginOptions { mode, isolation, remaining: self.remaining() };
+            let beginning = self.begin_options();
             let kind = self.kind();
             let style = self.style().clone();
             let schemas = self.settings.search_path.clone();
@@ -344,6 +349,7 @@ impl<C: SessionConnection> TransactionState<C> {
             // fail.
             for _ in 0..=self.history.savepoints() + 1 {
                 match self.depth() {
+                    Some(1) if self.needs_reset_in_transaction() => drop(self.roll_back_and_reset()),
                     Some(depth @ 1..) => drop(self.roll_back_level(depth)),
                     Some(0) | None => break,
                 }
@@ -484,17 +490,26 @@ impl<C: SessionConnection> TransactionState<C> {
         }
         self.sent_at = Some(at);
         self.reconcile(Access::Raw, at, None);
-        self.release_if_idle();
+        if let Err(error) = self.release_if_idle(true, at) {
+            log_line!(
+                warn,
+                "diesel_session::session",
+                "app `{}`: the changes of the code that had the connection at {at} are rolled back: {error}",
+                self.app.id()
+            );
+        }
     }
 
     /// Checks the connection in if no transaction is open, so that a session without a transaction holds none between
-    /// two statements.
-    fn release_if_idle(&mut self) {
+    /// two statements. The transaction of one statement ends: `keep` says whether the statement has succeeded.
+    fn release_if_idle(&mut self, keep: bool, at: SourceLocation) -> Result<()> {
         if let Some(access) = self.statement_savepoint.take() {
-            self.end_statement_savepoint(access);
-        } else if !self.has_begun() {
+            return self.end_statement_savepoint(access, keep, at);
+        }
+        if !self.has_begun() {
             self.release();
         }
+        Ok(())
     }
 
     /// Checks a connection out, unless the session has one.

@@ -3,15 +3,16 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use diesel::connection::{CacheSize, SimpleConnection};
+use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel_session::pool::ConnectErrorKind;
+use diesel_session::pool::{Behind, ConnectErrorKind};
 use diesel_session::session::CommitOutcome;
 use diesel_session::{App, Config, Database, ErrorKind};
 
 use crate::fixtures::threads::together;
 use crate::fixtures::{COUNT, INSERT, POSTGRES, SessionExt, Step, Steps, TestConnection, TestDatabase, step, unique};
 use crate::for_each_database;
+use crate::pooler::TRANSACTIONS;
 use crate::support::proxy::{Mode, Moment, Proxy};
 use crate::support::{Mariadb, Pgbouncer, Postgres, ROLE, wait};
 
@@ -134,12 +135,13 @@ fn callers_of_a_full_pooler_wait_for_a_connection() {
     let url = pooler.url_of(database.name());
     let mut others: Vec<_> = (0..2).map(|_| PgConnection::establish(&url).unwrap()).collect();
     let patience = Duration::from_millis(600);
-    let impatient = PgConnection::app(Config::new(&url).acquire_timeout(patience));
+    let config = || Config::new(&url).behind(TRANSACTIONS);
+    let impatient = PgConnection::app(config().acquire_timeout(patience));
     let started = Instant::now();
     let error = impatient.ping().unwrap_err();
     assert!(started.elapsed() > patience - Duration::from_millis(110), "{:?}: {error}", started.elapsed());
     assert_eq!(error.connect_error_kind(), Some(ConnectErrorKind::ServerFull), "{error}");
-    let patient = PgConnection::app(Config::new(&url));
+    let patient = PgConnection::app(config());
     once_a_caller_waits(&patient, || patient.ping(), || drop(others.pop())).unwrap();
 }
 
@@ -148,11 +150,9 @@ fn callers_wait_while_the_pooler_has_no_server() {
         let mut server = Postgres::start();
         let settings = format!("server_login_retry = 1\npool_mode = {mode}");
         let pooler = Pgbouncer::start(server.port(), ROLE, 5, &settings);
-        let config = || Config::new(pooler.url_of(ROLE)).acquire_timeout(Duration::from_secs(30));
-        let db = Database::new(POSTGRES).on_connect(|_, conn: &mut PgConnection| {
-            conn.set_prepared_statement_cache_size(CacheSize::Disabled);
-            Ok(())
-        });
+        let behind = if mode == "session" { Behind::SessionPooler } else { TRANSACTIONS };
+        let config = || Config::new(pooler.url_of(ROLE)).behind(behind).acquire_timeout(Duration::from_secs(30));
+        let db = Database::<PgConnection>::new(POSTGRES);
         let [app, fresh] = ["app", "fresh"].map(|id| db.init_app(id, config()).unwrap());
         app.create_all().unwrap();
         let session = app.open_session().unwrap();
@@ -173,8 +173,9 @@ fn unknown_database_of_a_pooler_is_recognised() {
     let test_db = TestDatabase::postgres();
     let TestDatabase::Postgres(database) = &test_db else { unreachable!() };
     let pooler = Pgbouncer::start_for(test_db.port(), database.name());
-    PgConnection::app(Config::new(pooler.url_of(database.name()))).ping().unwrap();
-    let app = PgConnection::app(Config::new(pooler.url_of("nowhere")));
+    let config = |name: &str| Config::new(pooler.url_of(name)).behind(TRANSACTIONS);
+    PgConnection::app(config(database.name())).ping().unwrap();
+    let app = PgConnection::app(config("nowhere"));
     assert_eq!(connect_error_kind(app.ping()), Some(ConnectErrorKind::UnknownDatabase));
 }
 
@@ -358,7 +359,7 @@ fn commit_that_a_failover_lost_never_resolves_to_committed() {
 fn small_pooler_in_session_mode_does_not_stall_the_application() {
     let server = Postgres::start();
     let pooler = Pgbouncer::start(server.port(), ROLE, 10, "pool_mode = session\nquery_wait_timeout = 6");
-    let app = PgConnection::app(Config::new(pooler.url_of(ROLE)).max_size(14));
+    let app = PgConnection::app(Config::new(pooler.url_of(ROLE)).behind(Behind::SessionPooler).max_size(14));
     app.create_all().unwrap();
     let crowd = || {
         let outcomes = together(14, |_| {

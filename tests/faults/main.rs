@@ -28,6 +28,7 @@ mod leak_threshold;
 mod lost_connection;
 mod pool;
 mod pool_upkeep;
+mod pooler;
 mod reset;
 mod schema;
 mod schema_lock;

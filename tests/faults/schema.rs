@@ -5,13 +5,15 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-use diesel::connection::{CacheSize, SimpleConnection};
+use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_session::migrations::MigrationOutcome;
+use diesel_session::pool::Behind;
 use diesel_session::{App, Config, Database, Error, ErrorKind};
 
 use crate::fixtures::{Step, Steps, TestConnection, TestDatabase, step};
 use crate::for_each_database;
+use crate::pooler::{TRANSACTIONS, pooler};
 use crate::support::proxy::{Mode, Moment, Proxy};
 use crate::support::{Pgbouncer, Postgres, postgres};
 
@@ -20,7 +22,7 @@ for_each_database!(only postgres =>
     create_all_through_a_transaction_pooler_is_done_once_and_leaves_no_lock,
     a_migration_without_a_transaction_is_refused_behind_a_transaction_pooler,
     a_transaction_pooler_with_one_session_is_recognised,
-    a_pooler_without_prepared_statements_needs_diesels_cache_switched_off,
+    error_of_a_pooler_without_prepared_statements_names_the_remedy,
     errors_after_a_cut_are_true_on_postgres,
     create_all_says_that_a_commit_without_an_answer_is_done,
     drop_all_of_1400_tables_needs_no_more_locks_than_a_default_server_has,
@@ -41,23 +43,10 @@ fn three_tables() -> Vec<Step> {
     ]
 }
 
-/// A pooler with two connections to the server, both of them open.
-fn pooler(test_db: &TestDatabase, settings: &str) -> Pgbouncer {
-    let TestDatabase::Postgres(database) = test_db else { unreachable!() };
-    let pooler = Pgbouncer::start(test_db.port(), database.name(), 2, settings);
-    let mut clients: Vec<_> =
-        (0..2).map(|_| PgConnection::establish(&pooler.url_of(database.name())).unwrap()).collect();
-    clients.iter_mut().for_each(|client| client.batch_execute("BEGIN").unwrap());
-    clients.iter_mut().for_each(|client| client.batch_execute("COMMIT").unwrap());
-    pooler
-}
-
 fn create_all_through_a_transaction_pooler_is_done_once_and_leaves_no_lock() {
     for settings in ["server_round_robin = 1", "server_round_robin = 0"] {
         let test_db = TestDatabase::postgres();
-        let TestDatabase::Postgres(database) = &test_db else { unreachable!() };
-        let pooler = pooler(&test_db, settings);
-        let url = pooler.url_of(database.name());
+        let (_pooler, url) = pooler(&test_db, settings);
         let mut server = PgConnection::establish(&test_db.url()).unwrap();
         let both: [(Operation, i64); 2] = [(|app| app.create_all(), 4), (|app| app.drop_all(), 0)];
         for round in 0..3 {
@@ -68,7 +57,7 @@ fn create_all_through_a_transaction_pooler_is_done_once_and_leaves_no_lock() {
                         .map(|_| {
                             scope.spawn(|| {
                                 let db = Database::<PgConnection, _>::new(Steps(three_tables()));
-                                let app = db.init_app("pooled", Config::new(&url)).unwrap();
+                                let app = db.init_app("pooled", Config::new(&url).behind(TRANSACTIONS)).unwrap();
                                 barrier.wait();
                                 let done = operation(&app);
                                 app.dispose().unwrap();
@@ -89,7 +78,7 @@ fn create_all_through_a_transaction_pooler_is_done_once_and_leaves_no_lock() {
         let mut broken = three_tables();
         broken[1].up = "CREATE TABLE two (id INTEGER); SELECT nonsense".into();
         let db = Database::<PgConnection, _>::new(Steps(broken));
-        let app = db.init_app("broken", Config::new(&url)).unwrap();
+        let app = db.init_app("broken", Config::new(&url).behind(TRANSACTIONS)).unwrap();
         assert!(app.create_all().unwrap_err().kind() == ErrorKind::Migration);
         app.dispose().unwrap();
         assert_eq!(server.number(LOCKS).unwrap(), 0);
@@ -100,13 +89,12 @@ fn create_all_through_a_transaction_pooler_is_done_once_and_leaves_no_lock() {
 fn a_migration_without_a_transaction_is_refused_behind_a_transaction_pooler() {
     for settings in ["server_round_robin = 1", "server_round_robin = 0"] {
         let test_db = TestDatabase::postgres();
-        let TestDatabase::Postgres(database) = &test_db else { unreachable!() };
-        let pooler = pooler(&test_db, settings);
+        let (_pooler, url) = pooler(&test_db, settings);
         let mut steps = three_tables();
         steps[1] =
             step("2", "CREATE INDEX CONCURRENTLY i ON one (id)", "DROP INDEX CONCURRENTLY i").outside_a_transaction();
         let db = Database::<PgConnection, _>::new(Steps(steps));
-        let pooled = db.init_app("pooled", Config::new(pooler.url_of(database.name()))).unwrap();
+        let pooled = db.init_app("pooled", Config::new(&url).behind(TRANSACTIONS)).unwrap();
         let direct = db.init_app("direct", test_db.config()).unwrap();
         let mut server = PgConnection::establish(&test_db.url()).unwrap();
         let refused = |operation: &str, error: Error| {
@@ -145,7 +133,7 @@ fn a_transaction_pooler_with_one_session_is_recognised() {
         let mut steps = three_tables();
         steps[1] = second;
         let db = Database::<PgConnection, _>::new(Steps(steps));
-        let pooled = db.init_app("pooled", Config::new(&url)).unwrap();
+        let pooled = db.init_app("pooled", Config::new(&url).behind(Behind::SessionPooler)).unwrap();
         let direct = db.init_app("direct", test_db.config()).unwrap();
         match create_is_refused {
             true => assert!(pooled.create_all().unwrap_err().kind() == ErrorKind::PoolerInTransactionMode),
@@ -168,31 +156,25 @@ diesel::table! {
 }
 
 /// The pooler gives each transaction another connection to the server, on which nothing is prepared.
-fn a_pooler_without_prepared_statements_needs_diesels_cache_switched_off() {
+fn error_of_a_pooler_without_prepared_statements_names_the_remedy() {
     let test_db = TestDatabase::postgres();
-    let TestDatabase::Postgres(database) = &test_db else { unreachable!() };
     PgConnection::establish(&test_db.url())
         .unwrap()
         .batch_execute("CREATE TABLE one (id INTEGER PRIMARY KEY)")
         .unwrap();
-    let pooler = pooler(&test_db, "server_round_robin = 1");
-    let count = |db: &Database<PgConnection>| {
-        let app = db.init_app("pooled", Config::new(pooler.url_of(database.name())).max_size(1)).unwrap();
+    let (_pooler, url) = pooler(&test_db, "server_round_robin = 1");
+    let count = |keeps_prepared| {
+        let config = Config::new(&url).behind(Behind::TransactionPooler { keeps_prepared }).max_size(1);
+        let app = PgConnection::app(config);
         let each = (0..6).map(|_| app.open_session()?.load::<i32>(one::table.select(one::id).filter(one::id.gt(1))));
-        let outcome = each.map(|rows| rows.map(|rows| rows.len())).collect::<Result<Vec<_>, _>>();
-        app.dispose().unwrap();
-        outcome
+        each.map(|rows| rows.map(|rows| rows.len())).collect::<Result<Vec<_>, _>>()
     };
     // A newer PgBouncer keeps prepared statements by default.
-    if let Err(error) = count(&Database::without_migrations()) {
+    if let Err(error) = count(true) {
         let text = error.to_string();
-        assert!(text.contains("set_prepared_statement_cache_size(CacheSize::Disabled)"), "{text}");
+        assert!(text.contains("Behind::TransactionPooler { keeps_prepared: false }"), "{text}");
     }
-    let without_cache = Database::without_migrations().on_connect(|_, conn: &mut PgConnection| {
-        conn.set_prepared_statement_cache_size(CacheSize::Disabled);
-        Ok(())
-    });
-    assert_eq!(count(&without_cache).unwrap(), [0; 6]);
+    assert_eq!(count(false).unwrap(), [0; 6]);
 }
 
 /// What an error says of a migration whose connection was cut is what the server says.

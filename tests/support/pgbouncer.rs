@@ -26,6 +26,16 @@ impl Pgbouncer {
             .unwrap_or_else(|error| panic!("PgBouncer cannot be started: {error}"))
     }
 
+    /// The major and the minor version.
+    pub fn version() -> (u32, u32) {
+        let program = program::find("pgbouncer", &["/usr/sbin".into()]).expect("`scripts/setup` installs it");
+        let output = std::process::Command::new(program).arg("--version").output().expect("it runs");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let version = text.lines().next().and_then(|line| line.split(' ').nth(1)).expect("a version");
+        let mut numbers = version.split('.').map(|number| number.parse().expect("a number"));
+        (numbers.next().expect("two numbers"), numbers.next().expect("two numbers"))
+    }
+
     pub fn port(&self) -> u16 {
         self.port
     }
