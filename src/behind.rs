@@ -30,6 +30,9 @@
 /// # drop(config);
 /// ```
 ///
+/// **What others leave.** Another program behind the same pooler may leave its settings on a session that this program
+/// gets. Only the pooler can prevent that: PgBouncer's `server_reset_query_always = 1` resets each session.
+///
 /// **Limits behind a pooler in transaction mode.** These use the session of another client, or leave state to one, and
 /// the library cannot help it: code that takes a connection by [`App::checkout`](crate::App::checkout), the hooks of
 /// connections ([`Database::on_connect`](crate::Database::on_connect) and its siblings), and code that has the

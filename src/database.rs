@@ -174,20 +174,18 @@ impl<C: SessionConnection, M> Database<C, M> {
     /// must not use this database object: its pool is waiting for this very connection. On Linux the connection is cut
     /// if the server has not answered after [`Config::connect_timeout`].
     ///
-    /// Behind a pooler in transaction mode that keeps no prepared statements, such as PgBouncer before 1.21, this
-    /// switches Diesel's cache of them off:
+    /// Behind a pooler in transaction mode ([`Config::behind`]) the function must not set anything for the session on
+    /// the server, which the pooler gives to other clients too.
     ///
     /// ```
-    /// # #[cfg(feature = "postgres")]
+    /// # #[cfg(feature = "sqlite")]
     /// # mod program {
-    /// use diesel::connection::CacheSize;
+    /// use diesel::connection::SimpleConnection;
     /// use diesel::prelude::*;
     /// use diesel_session::Database;
     ///
-    /// static DB: Database<PgConnection> = Database::without_migrations().on_connect(|_, conn| {
-    ///     conn.set_prepared_statement_cache_size(CacheSize::Disabled);
-    ///     Ok(())
-    /// });
+    /// static DB: Database<SqliteConnection> =
+    ///     Database::without_migrations().on_connect(|_, conn| conn.batch_execute("PRAGMA cache_size = -8000"));
     /// # }
     /// ```
     pub const fn on_connect(mut self, prepare: fn(&App<C>, &mut C) -> QueryResult<()>) -> Self {

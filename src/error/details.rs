@@ -478,8 +478,8 @@ pub(crate) enum Details {
 
     #[error(
         "DS406 app `{app}`: {operation} needs one session of the server from its beginning to its end, and a pooler in \
-         transaction mode, such as PgBouncer, gives it several. {detail} Call it with a URL that goes to the server \
-         itself, or to a pool in session mode."
+         transaction mode, such as PgBouncer, gives it several. {detail} Set `Config::schema_url` to a URL that goes to the \
+         server itself, or to a pool in session mode."
     )]
     PoolerInTransactionMode {
         app: String,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::transaction_state::{A_COMMIT, Access, TransactionState};
 use crate::app_core::AppCore;
+use crate::config::Reset;
 use crate::connection::SessionConnection;
 use crate::dialect;
 use crate::error::{CommitOutcome, Details, Resolver, Result, SourceLocation};
@@ -95,7 +96,14 @@ impl<C: SessionConnection> TransactionState<C> {
     /// Whether the end of the transaction has to remove what its statements may have left, because the session of the
     /// server belongs to other clients after it.
     pub(super) fn needs_reset_in_transaction(&mut self) -> bool {
-        self.app.options().shares_sessions() && self.managed().is_some_and(|managed| managed.may_have_leftovers())
+        let options = self.app.options();
+        let (shares_sessions, reset) = (options.shares_sessions(), options.config.reset);
+        shares_sessions
+            && match reset {
+                Reset::WhenDirty => self.managed().is_some_and(|managed| managed.may_have_leftovers()),
+                Reset::Always => true,
+                Reset::Never => false,
+            }
     }
 
     /// Commits and resets the session of the server in one message, so that a pooler gives it to no other client in

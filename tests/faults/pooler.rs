@@ -402,6 +402,10 @@ fn schema_url_changes_the_schema_behind_a_pooler() {
     open.rollback().unwrap();
     assert_eq!(app.drop_all().unwrap(), ["2", "1"]);
     test_db.assert_connections(before);
+    // A URL that leads to a pooler all the same is refused.
+    let app = db.init_app("with a wrong URL", Config::new(&url).behind(TRANSACTIONS).schema_url(&url)).unwrap();
+    let error = app.create_all().unwrap_err();
+    assert_eq!(error.connect_error_kind(), Some(ConnectErrorKind::UndeclaredPooler), "{error}");
     db.dispose_all().unwrap();
 }
 

@@ -21,7 +21,10 @@ for_each_database!(ServerUrl; postgres, mariadb, sqlite, any_mariadb =>
     raw_commit_in_a_rolled_back_test_fails_the_test,
     read_only_scopes_of_a_rolled_back_test_do_not_wait,
 );
-for_each_database!(only postgres => commit_is_refused_after_an_error_that_the_driver_did_not_report);
+for_each_database!(only postgres =>
+    commit_is_refused_after_an_error_that_the_driver_did_not_report,
+    deferred_constraint_fails_the_autocommitted_statement_in_a_rolled_back_test,
+);
 
 #[track_caller]
 fn rollback<C: TestConnection>(url: &str) -> TestApp<C> {
@@ -134,6 +137,28 @@ fn autocommit_scope_works_in_a_rolled_back_test<C: TestConnection>(url: &str) {
         })
         .unwrap();
     assert_eq!(committed(&test), 3);
+    test.finish().unwrap();
+}
+
+fn deferred_constraint_fails_the_autocommitted_statement_in_a_rolled_back_test() {
+    const INSERT_ONE: &str = "INSERT INTO deferred VALUES (1)";
+    let test = rollback::<PgConnection>(&support::postgres().url());
+    test.run(|| {
+        let session = PgConnection::db().session()?;
+        session.send("CREATE TABLE deferred (one INTEGER UNIQUE DEFERRABLE INITIALLY DEFERRED)")?;
+        session.send(INSERT_ONE)
+    })
+    .unwrap();
+    test.scope()
+        .autocommit()
+        .run(|| {
+            let session = PgConnection::db().session()?;
+            let error = session.send(INSERT_ONE).unwrap_err();
+            assert!(error.is_unique_violation(), "{error}");
+            assert_eq!(session.number("SELECT count(*) AS number FROM deferred")?, 1);
+            Ok::<(), Error>(())
+        })
+        .unwrap();
     test.finish().unwrap();
 }
 
