@@ -7,7 +7,7 @@ use std::process::Command;
 const USAGE: &str = "cargo bench --all-features -- \
     [--pin CPU] [--rounds N] [reads] [checkout] [contended] [render] [web] [unit] [apps]";
 
-const SECTIONS: [&str; 7] = ["reads", "checkout", "contended", "render", "web", "unit", "apps"];
+const SECTIONS: [&str; 8] = ["reads", "checkout", "contended", "render", "web", "pooler", "unit", "apps"];
 
 pub struct Arguments {
     pub rounds: usize,

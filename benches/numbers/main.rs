@@ -2,7 +2,7 @@
 //!
 //! `-- --pin 0` binds this program, and the PostgreSQL it starts, to that CPU: between two CPUs of a small virtual machine a
 //! round trip swings by a factor of 2 to 10. `-- --rounds 31` takes more rounds than 15. `-- reads` runs only that section of
-//! `reads`, `checkout`, `contended`, `render`, `web`, `unit` and `apps`.
+//! `reads`, `checkout`, `contended`, `render`, `web`, `pooler`, `unit` and `apps`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "numbers are printed")]
 #![allow(unreachable_pub, clippy::unwrap_used, reason = "a program of its own; a benchmark that fails ends")]
 
@@ -14,6 +14,8 @@ mod checkout;
 mod contended;
 mod contest;
 mod peer;
+#[cfg(feature = "postgres")]
+mod pooler;
 mod reads;
 #[cfg(feature = "postgres")]
 mod render;
@@ -48,7 +50,10 @@ fn main() -> ExitCode {
         reads::measure::<SqliteConnection>(file.to_str().unwrap(), arguments.rounds);
     }
     #[cfg(feature = "postgres")]
-    if ["reads", "checkout", "contended", "render", "web", "unit"].iter().any(|section| arguments.runs(section)) {
+    if ["reads", "checkout", "contended", "render", "web", "pooler", "unit"]
+        .iter()
+        .any(|section| arguments.runs(section))
+    {
         let url = support::postgres().socket_url(support::ROLE);
         if arguments.runs("reads") {
             reads::measure::<diesel::PgConnection>(&url, arguments.rounds);
@@ -64,6 +69,9 @@ fn main() -> ExitCode {
         }
         if arguments.runs("web") {
             web::measure::<diesel::PgConnection>(&url, arguments.rounds);
+        }
+        if arguments.runs("pooler") {
+            pooler::measure(arguments.rounds);
         }
         if arguments.runs("unit") {
             unit::measure::<diesel::PgConnection>(&url, arguments.rounds);
