@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::app_core::AppCore;
 use crate::app_hooks::AppHooks;
+use crate::behind::Behind;
 use crate::connection::SessionConnection;
 use crate::dialect;
 use crate::error::{Details, Error, PoolOf, Result, SourceLocation, WaitLimit};
@@ -186,6 +187,7 @@ impl<C: SessionConnection> App<C> {
                 connecting: None,
                 at,
                 limit: WaitLimit::Call,
+                is_pooled: self.options().config.behind != Behind::Nothing,
             }
             .into());
         };

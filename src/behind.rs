@@ -9,14 +9,22 @@
 /// |---|---|---|---|
 /// | Diesel's prepared statements | kept | kept | off, unless the pooler keeps them |
 /// | `statement_timeout`, `lock_timeout` | set once for each connection | the same | set with each `BEGIN`, for the transaction |
-/// | statement of an `autocommit` scope | is sent alone | the same | has a transaction of its own if a time limit applies, or if it is raw SQL or calls functions of the program |
-/// | reset after raw SQL | after the checkin | the same, and restores `application_name` | in the message of the `COMMIT` or `ROLLBACK` |
-/// | `connection_init_sql`, `options` in the URL | applied | the same | refused by `init_app` |
-/// | `create_all`, `drop_all` | by the application's URL | the same | by [`Config::schema_url`](crate::Config::schema_url), or in one transaction |
+/// | default scope with a deadline or a timeout | begins at the first write | the same | begins at the first statement |
+/// | statement of an `autocommit` scope | is sent alone | the same | has a transaction of its own if a deadline or a timeout applies, or if it is raw SQL or calls functions of the program |
+/// | reset after raw SQL | after the checkin | the same, and restores `application_name` | is sent together with the `COMMIT` or `ROLLBACK` |
+/// | `connection_init_sql` | applied | applied | refused by `init_app` |
+/// | `options` in the URL | applied | refused by PgBouncer 1.18; use `connection_init_sql` | refused by `init_app` |
+/// | `create_all`, `drop_all` | by the application's URL | the same | by [`Config::schema_url`](crate::Config::schema_url); without it in transactions that follow each other without a gap |
 ///
 /// The library detects a pooler if the server's session is older than the connection to it. It refuses such a
-/// connection unless the configuration declares the pooler: [`ConnectErrorKind::UndeclaredPooler`]. It cannot detect a
-/// pooler that happens to open a new session for each connection, so declare the pooler in any case.
+/// connection unless the configuration declares the pooler: [`ConnectErrorKind::UndeclaredPooler`]. A pooler that opens
+/// a new session for the connection is not detected. So the first run of a program may work and a later one fail:
+/// declare the pooler in any case. PgBouncer calls its mode `pool_mode`.
+///
+/// Behind a pooler in session mode, each open connection holds a session of the server, even while it is idle. The
+/// pooler should have at least as many sessions (PgBouncer: `default_pool_size`) as all its programs together have
+/// connections ([`Config::max_size`](crate::Config::max_size)). Otherwise a connect waits for a session of another
+/// connection.
 ///
 /// [`ConnectErrorKind::UndeclaredPooler`]: crate::pool::ConnectErrorKind::UndeclaredPooler
 ///
@@ -33,12 +41,23 @@
 /// **What others leave.** Another program behind the same pooler may leave its settings on a session that this program
 /// gets. Only the pooler can prevent that: PgBouncer's `server_reset_query_always = 1` resets each session.
 ///
-/// **Limits behind a pooler in transaction mode.** These use the session of another client, or leave state to one, and
-/// the library cannot help it: code that takes a connection by [`App::checkout`](crate::App::checkout), the hooks of
-/// connections ([`Database::on_connect`](crate::Database::on_connect) and its siblings), and code that has the
-/// connection and ends the transaction itself. `LISTEN`, `WITH HOLD` cursors, session-level advisory locks and temporary
-/// tables end with the transaction. A statement that PostgreSQL refuses inside of a transaction, such as `VACUUM`, needs
-/// [`App::checkout`](crate::App::checkout) or an application with the URL of the server.
+/// **Limits behind a pooler in transaction mode:**
+///
+/// * A `SET` holds until its transaction ends. In an autocommit scope it holds for its own statement. `LISTEN`, `WITH
+///   HOLD` cursors, session-level advisory locks, temporary tables and SQL's `PREPARE` end with the transaction too.
+/// * A connection of [`App::checkout`](crate::App::checkout) is not reset. Its settings and locks stay with other
+///   clients.
+/// * The hooks of connections ([`Database::on_connect`](crate::Database::on_connect) and its siblings) run outside of a
+///   transaction. What they set reaches other clients, and not always this one.
+/// * Code that has the connection and ends the transaction itself leaves its settings to other clients. The session
+///   returns an error.
+/// * PostgreSQL refuses some raw statements inside of a transaction, such as `VACUUM`. Send them by
+///   [`App::checkout`](crate::App::checkout), or by an application with the URL of the server.
+///
+/// **Costs.** Client, PgBouncer 1.18 and server on one CPU, by TCP: a context with one SELECT takes 3.5 times as long
+/// behind the pooler as without it (92 and 26 µs). The pooler accounts for a factor of 1.5 (86 and 58 µs with plain
+/// Diesel and without prepared statements); the rest is the price of doing without prepared statements. A scope with a
+/// deadline takes three round trips instead of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Behind {
@@ -52,8 +71,8 @@ pub enum Behind {
     /// Supavisor, the poolers of hosted servers.
     TransactionPooler {
         /// Whether the pooler keeps a client's prepared statements: PgBouncer 1.21 and newer, unless its
-        /// `max_prepared_statements` is 0. If this is set and the pooler keeps none, a statement may run as the
-        /// statement of another client.
+        /// `max_prepared_statements` is 0. If this is set and the pooler keeps none, a statement may run the SQL of
+        /// another client, with its result and its effects.
         keeps_prepared: bool,
     },
 }

@@ -26,7 +26,7 @@ use crate::wording::{is_unprintable, name};
 /// | [`wal`](Self::wal) | on | SQLite files use write-ahead logging |
 /// | [`protect_schema`](Self::protect_schema) | off | `drop_all` returns an error |
 /// | [`behind`](Self::behind) | [`Behind::Nothing`] | the connection pooler before the server |
-/// | [`schema_url`](Self::schema_url) | none | the URL that `create_all` and `drop_all` use |
+/// | [`schema_url`](Self::schema_url) | none | the URL for changes of the schema |
 ///
 /// ```
 /// use std::time::Duration;
@@ -283,7 +283,6 @@ impl Config {
         self
     }
 
-    /// The first invalid option, as a text, if there is one.
     /// What stands between the program and the server: a connection pooler, or nothing.
     ///
     /// # Errors
@@ -296,12 +295,17 @@ impl Config {
 
     /// The URL that `create_all`, `drop_all`, `migrations` and the functions of [`admin`](crate::admin) use in place of
     /// the application's: that of the server itself if the application's URL leads to a pooler, or that of a role that
-    /// may change the schema. It must lead to the same database. A connection is opened for each call and closed at the
-    /// end of the call. A rolled-back test uses its own connection.
+    /// may change the schema. A connection is opened for each call and closed at the end of the call. In a rolled-back
+    /// test the connection of the test changes the schema, and the URL is not used.
+    ///
+    /// It must lead to the same database of the same server. `create_all`, `drop_all` and `migrations` compare the name
+    /// of the database with the one that the application's URL leads to. They cannot compare the servers, because a
+    /// pooler may lead to several.
     ///
     /// # Errors
     /// `init_app` returns [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) if the URL is malformed or for
-    /// another kind of database, and for SQLite.
+    /// another kind of database, and for SQLite. `create_all`, `drop_all` and `migrations` return it if the name of the
+    /// database is another one.
     pub fn schema_url(mut self, url: impl Into<String>) -> Self {
         self.schema_url = Some(url.into());
         self
@@ -341,6 +345,7 @@ impl Config {
         Some(Self { url, behind: Behind::Nothing, schema_url: None, ..self.clone() })
     }
 
+    /// The first invalid option, as a text, if there is one.
     pub(crate) fn problem(&self) -> Option<String> {
         let times = [
             ("acquire_timeout", Some(self.acquire_timeout)),

@@ -407,7 +407,8 @@ impl<C: SessionConnection> Scope<C> {
 
     /// The scope has no transaction: every statement is committed by itself and holds a connection only while it
     /// runs. [`Session::transaction`](crate::Session::transaction), `savepoint` and `begin` begin a transaction all
-    /// the same.
+    /// the same. Behind a pooler in transaction mode, some statements have a transaction of their own; see
+    /// [`Behind`](crate::pool::Behind).
     pub fn autocommit(mut self) -> Self {
         if self.settings.mode != Mode::ReadOnly {
             self.settings.mode = Mode::Autocommit;
@@ -461,7 +462,8 @@ impl<C: SessionConnection> Scope<C> {
     /// of the server, the database, the role or [`Database::on_connect`](crate::Database::on_connect), for which each
     /// new connection is asked. MySQL and MariaDB have a stricter default. A change by
     /// [`Database::on_checkout`](crate::Database::on_checkout) is not noticed. A scope with a
-    /// [`search_path`](Self::search_path) always begins eagerly.
+    /// [`search_path`](Self::search_path) always begins eagerly, and so does a scope with a time limit behind a pooler
+    /// in transaction mode.
     ///
     /// **Differences.** A program can see the following differences between the two:
     ///

@@ -196,7 +196,6 @@ pub(crate) fn remove_sqlite_files(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The target of the URL, if its database has a valid name.
 /// The configuration with the URL for changes of the schema. A database is created outside of a transaction, where a
 /// pooler in transaction mode would give the settings of the connection to other clients.
 fn direct(config: &Config) -> Result<Config> {
@@ -209,6 +208,7 @@ fn direct(config: &Config) -> Result<Config> {
     }
 }
 
+/// The target of the URL, if its database has a valid name.
 fn checked_target<C: SessionConnection>(config: &Config) -> Result<Target> {
     let target = Target::parse(&config.url, DatabaseKind::of_type::<C>()).map_err(invalid)?;
     let refusal = target.kind.name_problem(&target.database).or_else(|| {

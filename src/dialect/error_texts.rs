@@ -108,6 +108,10 @@ impl ConnectErrorKind {
             Self::NotPrimary => {
                 " Wait until a server is promoted, or correct host and `target_session_attrs` in the URL."
             }
+            Self::Other if message.contains("startup parameter: options") => {
+                " The pooler does not accept `options`: remove it from the URL, and use `Config::connection_init_sql`, \
+                 or `ALTER ROLE .. SET ..` on the server."
+            }
             Self::Other => "",
             Self::ServerFull if is_limit_of_account(message, database) => {
                 " The limit is that of the account or of the database, not the server's: end transactions of this \
@@ -119,8 +123,9 @@ impl ConnectErrorKind {
             }
             Self::Starting => " Wait until the server accepts connections.",
             Self::UndeclaredPooler => {
-                " Declare the pooler with `Config::behind`: `Behind::SessionPooler`, or `Behind::TransactionPooler` if \
-                 it gives each transaction another session. Or use the URL of the server itself."
+                " Declare the pooler with `Config::behind`: `Behind::SessionPooler`, or `Behind::TransactionPooler \
+                 { keeps_prepared: false }` if it gives each transaction another session (PgBouncer: `pool_mode`). Or \
+                 use the URL of the server itself."
             }
             Self::UnknownDatabase => " Create the database or correct its name in the URL.",
             Self::Unreachable => " Check host and port, and that the server runs.",

@@ -15,9 +15,10 @@ pub(crate) const TYPES_CHANGED: &str = "The types may have changed since the con
     run the transaction again, on a new connection. If that fails too, correct the types in the statement";
 
 /// The server has lost the prepared statements.
-pub(crate) const STATEMENTS_FORGOTTEN: &str = "The server has forgotten the prepared statements of this connection, so \
-    it is closed; run the transaction again, on a new connection. Declare a pooler in \
-    transaction mode with `Config::behind(Behind::TransactionPooler { keeps_prepared: false })`";
+pub(crate) const STATEMENTS_FORGOTTEN: &str = "The prepared statements of this connection are not those on the server: \
+    other code has removed them, or a pooler in transaction mode mixes those of its clients. The connection is closed; \
+    run the transaction again, on a new connection. Behind such a pooler set \
+    `Config::behind(Behind::TransactionPooler { keeps_prepared: false })`";
 
 const ALL: [&str; 4] = [READ_ONLY, SCHEMA_CHANGED, TYPES_CHANGED, STATEMENTS_FORGOTTEN];
 

@@ -179,7 +179,7 @@ pub(crate) enum Details {
             Some(age) => format!(" The connect that this call waited for had been under way for {age:.3?}."),
             None => String::new(),
         },
-        limit.advice_on_connect(server)
+        limit.advice_on_connect(server, *is_pooled)
     )]
     ConnectTimeout {
         app: String,
@@ -190,6 +190,8 @@ pub(crate) enum Details {
         connecting: Option<Duration>,
         at: SourceLocation,
         limit: WaitLimit,
+        /// The configuration declares a pooler.
+        is_pooled: bool,
     },
 
     #[error(

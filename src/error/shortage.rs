@@ -106,9 +106,10 @@ impl WaitLimit {
     }
 
     /// Advice on a server that does not answer, as a sentence.
-    pub(super) fn advice_on_connect(self, server: &str) -> String {
+    pub(super) fn advice_on_connect(self, server: &str, is_pooled: bool) -> String {
         let check = match DatabaseKind::of_shown(server) == Some(DatabaseKind::Sqlite) {
             true => "Check that the disk of the file answers",
+            false if is_pooled => "Check that the pooler has a free session and that the server is reachable",
             false => "Check that it runs and is reachable",
         };
         match self {

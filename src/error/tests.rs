@@ -156,15 +156,11 @@ fn all() -> Vec<Error> {
             }
             for server in servers() {
                 for connecting in [None, Some(2 * waited)] {
-                    let server = server.clone();
-                    all.push(Error::from(Details::ConnectTimeout {
-                        app: app(),
-                        server,
-                        waited,
-                        connecting,
-                        at,
-                        limit,
-                    }));
+                    for is_pooled in [false, true] {
+                        let (app, server) = (app(), server.clone());
+                        let details = Details::ConnectTimeout { app, server, waited, connecting, at, limit, is_pooled };
+                        all.push(Error::from(details));
+                    }
                 }
             }
         }

@@ -32,6 +32,7 @@ pub use crate::error::{Blocker, Blockers, MigrationFailure, MigrationOutcome};
 use crate::error::{Details, Error, Result, SourceLocation};
 use crate::kind::DatabaseKind;
 use crate::pool::CheckedOut;
+use crate::wording::phrase;
 #[cfg(feature = "testing")]
 pub(crate) use recording_connection::RecordingConnection;
 use schema_operation::SchemaOperation;
@@ -194,7 +195,7 @@ impl<C: SessionConnection> App<C> {
         let at = Location::caller();
         self.refuse_search_path("migrations", at)?;
         let known = self.known_migrations()?;
-        let schema_app = self.schema_app()?;
+        let schema_app = self.schema_app(at)?;
         let mut pooled = schema_app.pool()?.acquire(at, false, None)?;
         let applied = schema_app.applied_migrations(&mut pooled);
         let applied = applied.map_err(|error| match is_connection_lost(&error) {
@@ -222,7 +223,7 @@ impl<C: SessionConnection> App<C> {
     pub(crate) fn create_all_at(&self, at: SourceLocation) -> Result<Vec<String>> {
         self.refuse_search_path("create_all", at)?;
         self.refuse_open_transaction("create_all")?;
-        let schema_app = self.schema_app()?;
+        let schema_app = self.schema_app(at)?;
         SchemaOperation::start(&schema_app, "create_all", at, true)?.run(SchemaOperation::create_all)
     }
 
@@ -241,7 +242,7 @@ impl<C: SessionConnection> App<C> {
         }
         self.refuse_search_path("drop_all", at)?;
         self.refuse_open_transaction("drop_all")?;
-        let schema_app = self.schema_app()?;
+        let schema_app = self.schema_app(at)?;
         SchemaOperation::start(&schema_app, "drop_all", at, true)?.run(SchemaOperation::drop_all)
     }
 
@@ -255,12 +256,24 @@ impl<C: SessionConnection> App<C> {
     }
 
     /// The application whose connections change the schema: this one, or one with
-    /// [`Config::schema_url`](crate::Config::schema_url).
-    fn schema_app(&self) -> Result<SchemaApp<C>> {
+    /// [`Config::schema_url`](crate::Config::schema_url), which has to lead to the same database.
+    fn schema_app(&self, at: SourceLocation) -> Result<SchemaApp<C>> {
         let invalid = |reason| Error::from(Details::InvalidConfig { app: self.id().into(), reason });
-        match self.options().for_schema().transpose().map_err(invalid)? {
-            Some(options) => Ok(SchemaApp { app: self.with_options(options), is_temporary: true }),
-            None => Ok(SchemaApp { app: self.clone(), is_temporary: false }),
+        let Some(options) = self.options().for_schema().transpose().map_err(invalid)? else {
+            return Ok(SchemaApp { app: self.clone(), is_temporary: false });
+        };
+        let schema_app = SchemaApp { app: self.with_options(options), is_temporary: true };
+        let database = |app: &Self| -> Result<Option<String>> {
+            Ok(app.pool()?.acquire(at, false, None)?.managed().database.clone())
+        };
+        match (database(self)?, database(&schema_app)?) {
+            (Some(own), Some(other)) if own != other => Err(invalid(format!(
+                "`Config::schema_url` leads to the database `{}`, and the URL of the application to `{}`. Nothing was \
+                 done. Correct one of them",
+                phrase(other),
+                phrase(own)
+            ))),
+            _ => Ok(schema_app),
         }
     }
 

@@ -14,6 +14,7 @@ use super::options::ConnectionOwner;
 use super::storage::Storage;
 use super::waiter::Refused;
 use super::{AppPool, CheckedOut};
+use crate::behind::Behind;
 use crate::connection::SessionConnection;
 use crate::dialect;
 use crate::error::{ConnectErrorKind, Details, Error, Holder, PoolOf, Result, Shortage, SourceLocation, WaitLimit};
@@ -181,7 +182,8 @@ impl<C: SessionConnection> AppPool<C> {
             Refused::Connecting { began, hangs } => {
                 let limit = if hangs { WaitLimit::Connect } else { request.limit };
                 let connecting = (began < request.since).then(|| began.elapsed());
-                Error::from(Details::ConnectTimeout { app, server, waited, connecting, at, limit })
+                let is_pooled = options.config.behind != Behind::Nothing;
+                Error::from(Details::ConnectTimeout { app, server, waited, connecting, at, limit, is_pooled })
             }
             Refused::Failed(failure) => {
                 let ConnectFailure { kind, mut message, .. } = *failure;

@@ -40,6 +40,8 @@ pub(crate) struct Managed<C: SessionConnection> {
     pub(super) schema: SeenVersion,
     /// The id of the session on the server, if the server has reported it.
     pub(super) session: Option<u64>,
+    /// The name of the database, as the server has reported it.
+    pub(crate) database: Option<String>,
     /// A process of the server, and the identity that the server has reported in it, if any.
     pub(crate) identity: Option<(String, Option<String>)>,
     /// The server was configured to check for its client while it runs a statement.
@@ -85,6 +87,7 @@ impl<C: SessionConnection> Managed<C> {
             schema: SeenVersion::now(Arc::clone(&connector.version)),
             unused: true,
             session: None,
+            database: None,
             identity: None,
             checks_client: false,
             limit: None,

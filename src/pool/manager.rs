@@ -280,6 +280,7 @@ impl<C: SessionConnection> Connector<C> {
             }
         }
         managed.schema = SeenVersion::now(SchemaVersion::of_instance(instance, database));
+        managed.database = Some(database.to_owned());
         managed.session = session.parse().ok().filter(|_| !shares_session);
         managed.checks_client = checks_client;
         let age = age.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());

@@ -402,8 +402,17 @@ fn schema_url_changes_the_schema_behind_a_pooler() {
     open.rollback().unwrap();
     assert_eq!(app.drop_all().unwrap(), ["2", "1"]);
     test_db.assert_connections(before);
+    // A URL of another database is refused, before anything is done.
+    let other = TestDatabase::postgres();
+    direct(&other, "CREATE TABLE one (id INTEGER PRIMARY KEY)");
+    let pooled = Config::new(&url).behind(TRANSACTIONS);
+    let app = db.init_app("with another database", pooled.clone().schema_url(other.url())).unwrap();
+    for refused in [app.create_all().map(drop), app.drop_all().map(drop), app.migrations().map(drop)] {
+        let error = refused.unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidConfig && error.to_string().contains("schema_url"), "{error}");
+    }
     // A URL that leads to a pooler all the same is refused.
-    let app = db.init_app("with a wrong URL", Config::new(&url).behind(TRANSACTIONS).schema_url(&url)).unwrap();
+    let app = db.init_app("with a wrong URL", pooled.schema_url(&url)).unwrap();
     let error = app.create_all().unwrap_err();
     assert_eq!(error.connect_error_kind(), Some(ConnectErrorKind::UndeclaredPooler), "{error}");
     db.dispose_all().unwrap();
