@@ -7,7 +7,7 @@ use std::path::Path;
 const LAYERS: [&[&str]; 12] = [
     &["kind", "panic", "percent", "process", "redact", "settings", "sync", "wording"],
     &["error"],
-    &["config", "sqlite_uri", "url"],
+    &["behind", "config", "sqlite_uri", "url"],
     &["connection", "dialect", "recorder"],
     &["unit_of_work"],
     &["pool"],

@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel_session::pool::{Behind, ConnectErrorKind};
+use diesel_session::pool::{Behind, ConnectErrorKind, Reset};
 use diesel_session::session::Isolation;
-use diesel_session::{App, Config, Database, Error, ErrorKind};
+use diesel_session::{App, Config, Database, Entity, Error, ErrorKind};
 
 use crate::fixtures::threads::together;
-use crate::fixtures::{SessionExt, Steps, TestConnection, TestDatabase, step};
+use crate::fixtures::{AnyConnection, SessionExt, Steps, TestConnection, TestDatabase, step};
 use crate::for_each_database;
 use crate::support::Pgbouncer;
+use crate::support::proxy::{Mode, Moment, Proxy};
 
 for_each_database!(only postgres =>
     nothing_that_a_session_leaves_reaches_another_client,
@@ -25,6 +26,11 @@ for_each_database!(only postgres =>
     options_that_a_pooler_cannot_apply_are_refused,
     schema_url_changes_the_schema_behind_a_pooler,
     error_of_a_deferred_constraint_is_that_of_the_autocommitted_statement,
+    unit_of_work_behaves_behind_a_pooler_as_without_one,
+    commit_of_an_autocommitted_statement_may_be_unknown,
+    schema_url_needs_no_second_connection_of_a_limit,
+    enum_of_connections_is_safe_behind_a_pooler,
+    hooks_of_a_commit_leave_nothing_behind_a_pooler,
 );
 
 pub(crate) const TRANSACTIONS: Behind = Behind::TransactionPooler { keeps_prepared: false };
@@ -78,6 +84,26 @@ fn state_of_sessions(client: &mut PgConnection) -> Vec<String> {
         (0..4).map(|_| diesel::sql_query(QUERY).get_result::<State>(client).unwrap().state).collect();
     states.sort();
     states
+}
+
+/// Another client of the pooler.
+struct Neighbour {
+    client: PgConnection,
+    at_first: Vec<String>,
+}
+
+impl Neighbour {
+    fn of(url: &str) -> Self {
+        // The pooler restores the name of a client only if the client has one.
+        let mut client = PgConnection::establish(&format!("{url}?application_name=plain")).unwrap();
+        let at_first = state_of_sessions(&mut client);
+        Self { client, at_first }
+    }
+
+    #[track_caller]
+    fn assert_finds_nothing(&mut self, after: &str) {
+        assert_eq!(state_of_sessions(&mut self.client), self.at_first, "after {after}");
+    }
 }
 
 /// Everything that the reset removes.
@@ -215,9 +241,7 @@ fn nothing_that_a_session_leaves_reaches_another_client() {
     assert_ne!(state_of_sessions(&mut client), at_first);
     drop((client, soiled));
     let (_pooler, url) = round_robin(&test_db);
-    // The pooler restores the name of a client only if the client has one.
-    let mut client = PgConnection::establish(&format!("{url}?application_name=plain")).unwrap();
-    let at_first = state_of_sessions(&mut client);
+    let mut neighbour = Neighbour::of(&url);
     let plain = Config::new(&url).behind(TRANSACTIONS);
     let limited = plain.clone().statement_timeout(Duration::from_secs(5)).lock_timeout(Duration::from_secs(4));
     for config in [plain, limited] {
@@ -226,7 +250,7 @@ fn nothing_that_a_session_leaves_reaches_another_client() {
             // An odd number of transactions changes which session comes next.
             for _ in 0..3 {
                 operation(&app);
-                assert_eq!(state_of_sessions(&mut client), at_first, "after {name}");
+                neighbour.assert_finds_nothing(name);
             }
         }
     }
@@ -437,4 +461,158 @@ fn error_of_a_deferred_constraint_is_that_of_the_autocommitted_statement() {
     }
     assert_eq!(app.run(|| PgConnection::db().session()?.count(items::table)).unwrap(), 1);
     assert_eq!(app.status().in_use, 0);
+}
+
+#[derive(Debug, Clone, Queryable, Selectable, Entity)]
+#[diesel(table_name = items)]
+#[entity(new = NewItem)]
+struct Item {
+    #[entity(generated)]
+    id: i32,
+    name: String,
+}
+
+fn new_item(name: &str) -> NewItem {
+    NewItem { name: name.into() }
+}
+
+fn unit_of_work_behaves_behind_a_pooler_as_without_one() {
+    let test_db = TestDatabase::postgres();
+    direct(&test_db, "CREATE TABLE items (id SERIAL PRIMARY KEY, name TEXT NOT NULL)");
+    let (_pooler, url) = round_robin(&test_db);
+    let mut server = PgConnection::establish(&test_db.url()).unwrap();
+    let mut number = |sql: &str| server.number(&format!("SELECT count(*) AS number FROM {sql}")).unwrap();
+    let pooled = Config::new(&url).behind(TRANSACTIONS);
+    let limited = pooled.clone().statement_timeout(Duration::from_secs(5));
+    let always = pooled.clone().reset(Reset::Always);
+    for config in [test_db.config(), pooled, limited, always] {
+        direct(&test_db, "TRUNCATE items");
+        let app = PgConnection::app(config);
+        let first = app.run(|| {
+            let session = PgConnection::db().session()?;
+            let row = session.add(new_item("one"))?;
+            session.flush()?;
+            row.write().name = "two".into();
+            let undone = session.savepoint(|session| {
+                session.add(new_item("undone"))?;
+                session.flush()?;
+                session.send("SELECT pg_advisory_lock(4711); SELECT nonsense")
+            });
+            undone.unwrap_err();
+            let id = row.read().id;
+            Ok(id)
+        });
+        let first = first.unwrap();
+        let outcome = app.scope().autocommit().run(|| {
+            let session = PgConnection::db().session()?;
+            let row = session.find::<Item>(first)?;
+            assert_eq!(row.read().name, "two");
+            row.write().name = "three".into();
+            session.add(new_item("new"))?;
+            session.flush()?;
+            session.savepoint(|session| session.send("UPDATE items SET name = 'four' WHERE name = 'new'"))?;
+            let refused = session.savepoint(|session| session.send("SELECT nonsense"));
+            refused.unwrap_err();
+            Ok::<(), Error>(())
+        });
+        outcome.unwrap();
+        let retried = app.context(|| {
+            PgConnection::db().session()?.retry(2, |session| {
+                session.send("SELECT pg_advisory_lock(4711)")?;
+                session.count(items::table)
+            })
+        });
+        assert_eq!(retried.unwrap(), 2);
+        assert_eq!(number(&format!("items WHERE name = 'three' AND id = {first}")), 1);
+        assert_eq!(number("items WHERE name = 'four'"), 1);
+        assert_eq!(number("pg_locks WHERE locktype = 'advisory'"), 0);
+        assert_eq!(app.status().in_use, 0);
+    }
+}
+
+/// The answer to the commit of an autocommitted statement is lost. The error must not say that it has failed.
+fn commit_of_an_autocommitted_statement_may_be_unknown() {
+    let test_db = TestDatabase::postgres();
+    direct(&test_db, "CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT NOT NULL)");
+    let TestDatabase::Postgres(database) = &test_db else { unreachable!() };
+    let (pooler, _) = round_robin(&test_db);
+    let proxy = Proxy::to(("127.0.0.1", pooler.port()));
+    let url = pooler.url_of(database.name()).replace(&pooler.port().to_string(), &proxy.port().to_string());
+    let mut server = PgConnection::establish(&test_db.url()).unwrap();
+    for (id, cut, moment) in [
+        (1, "INSERT", Moment::BeforeForwarding),
+        (2, "INSERT", Moment::BeforeAnswer),
+        (3, "COMMIT", Moment::BeforeForwarding),
+        (4, "COMMIT", Moment::BeforeAnswer),
+    ] {
+        for raw in [false, true] {
+            let id = if raw { id + 10 } else { id };
+            let config = Config::new(&url).behind(TRANSACTIONS).statement_timeout(Duration::from_secs(5));
+            let app = PgConnection::app(config);
+            app.ping().unwrap();
+            proxy.set(Mode::CutOn(cut.into(), moment));
+            let error = app.scope().autocommit().run(|| {
+                let session = PgConnection::db().session()?;
+                match raw {
+                    false => session
+                        .execute(diesel::insert_into(items::table).values((items::id.eq(id), items::name.eq("x")))),
+                    true => session.execute(diesel::sql_query(format!("INSERT INTO items VALUES ({id}, 'x')"))),
+                }
+            });
+            let error = error.unwrap_err();
+            proxy.set(Mode::Pass);
+            let exists = server.number(&format!("SELECT count(*) AS number FROM items WHERE id = {id}")).unwrap() == 1;
+            assert_eq!(error.is_commit_unknown(), cut == "COMMIT", "{error}");
+            assert_eq!(exists, (cut, moment) == ("COMMIT", Moment::BeforeAnswer), "{error}");
+        }
+    }
+}
+
+/// The limit on connections counts those that change the schema, and one connection is enough for it.
+fn schema_url_needs_no_second_connection_of_a_limit() {
+    let test_db = TestDatabase::postgres();
+    let (_pooler, url) = round_robin(&test_db);
+    let steps = vec![step("1", "CREATE TABLE one (id INTEGER PRIMARY KEY)", "DROP TABLE one")];
+    let db = Database::<PgConnection, _>::new(Steps(steps)).max_connections(1);
+    let config = Config::new(&url).behind(TRANSACTIONS).schema_url(test_db.url());
+    let app = db.init_app("limited", config).unwrap();
+    app.ping().unwrap();
+    assert_eq!(app.create_all().unwrap(), ["1"]);
+    app.ping().unwrap();
+    assert_eq!(app.drop_all().unwrap(), ["1"]);
+    db.dispose_all().unwrap();
+}
+
+fn enum_of_connections_is_safe_behind_a_pooler() {
+    let test_db = TestDatabase::postgres();
+    direct(&test_db, "CREATE TABLE items (id SERIAL PRIMARY KEY, name TEXT NOT NULL)");
+    let (_pooler, url) = round_robin(&test_db);
+    let mut neighbour = Neighbour::of(&url);
+    let app = AnyConnection::app(Config::new(&url).behind(TRANSACTIONS));
+    for _ in 0..3 {
+        app.run(|| AnyConnection::db().session()?.load::<i32>(items::table.select(items::id).into_boxed())).unwrap();
+        app.run(|| AnyConnection::db().session()?.send(LEAVE)).unwrap();
+        app.scope().autocommit().run(|| AnyConnection::db().session()?.send(LEAVE)).unwrap();
+        app.context(|| AnyConnection::db().session()?.send(LEAVE)).unwrap();
+        neighbour.assert_finds_nothing("a round");
+    }
+}
+
+/// A hook of a commit uses the session again, which begins another transaction.
+fn hooks_of_a_commit_leave_nothing_behind_a_pooler() {
+    let test_db = TestDatabase::postgres();
+    direct(&test_db, "CREATE TABLE items (id SERIAL PRIMARY KEY, name TEXT NOT NULL)");
+    let (_pooler, url) = round_robin(&test_db);
+    let mut neighbour = Neighbour::of(&url);
+    let app = PgConnection::app(Config::new(&url).behind(TRANSACTIONS));
+    for _ in 0..3 {
+        app.run(|| {
+            let session = PgConnection::db().session()?;
+            session.before_commit(|| PgConnection::db().session()?.send(LEAVE))?;
+            session.after_commit(|| PgConnection::db().session().unwrap().send(LEAVE).unwrap())?;
+            session.send("INSERT INTO items (name) VALUES ('a')")
+        })
+        .unwrap();
+        neighbour.assert_finds_nothing("a round");
+    }
 }
