@@ -232,9 +232,10 @@ fn plain_r2d2_waits_for_a_frozen_backend_beyond_its_timeout() {
     let pid = postgres().backend_pids(database.name())[0];
     postgres().sigstop_backend(pid);
     let frozen = Duration::from_secs(2);
+    // Taken before the thread starts, because the pause below is measured from then on.
+    let started = Instant::now();
     let took = thread::scope(|scope| {
         let caller = scope.spawn(|| {
-            let started = Instant::now();
             let _ = pool.get_timeout(Duration::from_millis(200));
             started.elapsed()
         });
