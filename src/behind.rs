@@ -47,8 +47,11 @@
 ///   HOLD` cursors, session-level advisory locks, temporary tables and SQL's `PREPARE` end with the transaction too.
 /// * A connection of [`App::checkout`](crate::App::checkout) is not reset. Its settings and locks stay with other
 ///   clients.
+/// * The test kit needs [`Config::schema_url`](crate::Config::schema_url), and runs the tests with that URL.
 /// * The hooks of connections ([`Database::on_connect`](crate::Database::on_connect) and its siblings) run outside of a
 ///   transaction. What they set reaches other clients, and not always this one.
+/// * [`Session::connection`](crate::Session::connection) is refused in an autocommit scope, because the drop of a guard
+///   cannot return the error of a commit. Use [`Session::with`](crate::Session::with).
 /// * Code that has the connection and ends the transaction itself leaves its settings to other clients. The session
 ///   returns an error.
 /// * PostgreSQL refuses some raw statements inside of a transaction, such as `VACUUM`. Send them by

@@ -295,8 +295,9 @@ impl Config {
 
     /// The URL that `create_all`, `drop_all`, `migrations` and the functions of [`admin`](crate::admin) use in place of
     /// the application's: that of the server itself if the application's URL leads to a pooler, or that of a role that
-    /// may change the schema. A connection is opened for each call and closed at the end of the call. In a rolled-back
-    /// test the connection of the test changes the schema, and the URL is not used.
+    /// may change the schema. A connection is opened for each call and closed at the end of the call. Tests of the
+    /// kit change the schema of their own database. They use this URL only behind a pooler in transaction mode, as that of
+    /// the server.
     ///
     /// It must lead to the same database of the same server. `create_all`, `drop_all` and `migrations` compare the name
     /// of the database with the one that the application's URL leads to. They cannot compare the servers, because a
@@ -343,6 +344,17 @@ impl Config {
     pub(crate) fn for_schema(&self) -> Option<Self> {
         let url = self.schema_url.clone()?;
         Some(Self { url, behind: Behind::Nothing, schema_url: None, ..self.clone() })
+    }
+
+    /// The configuration for tests, which have databases of their own: the schema is changed there. Tests need sessions
+    /// of the server that no pooler gives to other clients.
+    #[cfg(feature = "testing")]
+    pub(crate) fn for_tests(self) -> Result<Self> {
+        if !self.behind.is_transaction_pooler() {
+            return Ok(Self { schema_url: None, ..self });
+        }
+        let reason = "behind a pooler in transaction mode, tests need the URL of the server: set `Config::schema_url`";
+        self.for_schema().ok_or_else(|| Details::InvalidConfig { app: NO_APP.into(), reason: reason.into() }.into())
     }
 
     /// The first invalid option, as a text, if there is one.

@@ -69,11 +69,10 @@ pub(crate) struct Texts {
     pub(crate) required_settings: Option<&'static str>,
     /// A query for seven fields, separated by blanks: the default isolation level as in `defaults_query`; the server's
     /// id of this session; the number of connections of ordinary roles; an identity of the server that does not depend
-    /// on the address; `set` if the query has switched on the check of the client; the age of the session in seconds, or
-    /// `?`; and the name of the database.
+    /// on the address; `default` if the setup should switch on the server's check for its client; the age of the session
+    /// in seconds, or `?`; and the name of the database. The query changes nothing, because the session may turn out to
+    /// be one that a pooler gives to other clients too.
     pub(crate) server_info_query: Option<&'static str>,
-    /// The same, for a session that the pooler gives to other clients too: the query changes nothing.
-    pub(crate) shared_session_info_query: Option<&'static str>,
     /// A query for two fields, separated by a blank: the default isolation level, which is [`READ_COMMITTED`] if it is
     /// READ COMMITTED or weaker, and SQL that restores the present limit of statements.
     pub(crate) defaults_query: Option<&'static str>,
@@ -141,8 +140,8 @@ pub(crate) trait Dialect {
     }
 
     /// The statements for a new connection, each of which is sent separately. `no_wal` is true for a SQLite database
-    /// that cannot have a write-ahead log.
-    fn setup(&self, config: &Config, no_wal: bool) -> Vec<String>;
+    /// that cannot have a write-ahead log. `checks_client`: see [`Texts::server_info_query`].
+    fn setup(&self, config: &Config, no_wal: bool, checks_client: bool) -> Vec<String>;
 
     /// Whether the pool accepts a connection although the database refused the setup statement `sql` with `message`.
     fn tolerates_refusal(&self, _sql: &str, _message: &str) -> bool {
@@ -179,8 +178,7 @@ pub(crate) trait Dialect {
     }
 
     /// SQL that removes the state that a holder has left on a connection: one message, to be sent outside a
-    /// transaction or behind its end. `checks_client`: [`Texts::server_info_query`] has switched on the check of the
-    /// client. `application_name` is set again behind a pooler, whose own connection had another name.
+    /// transaction or behind its end. `checks_client` is that of the setup. `application_name` is set again behind a pooler, whose own connection had another name.
     fn reset(&self, _config: &Config, _checks_client: bool, _application_name: &str) -> String {
         String::new()
     }

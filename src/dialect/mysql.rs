@@ -45,9 +45,8 @@ static TEXTS: Texts = Texts {
         "SELECT CONCAT(",
         isolation!(),
         ", ' ', CONNECTION_ID(), ' ', @@max_connections, ' ', \
-         MD5(CONCAT_WS(' ', @@hostname, @@port, @@datadir)), ' unset ? ', IFNULL(DATABASE(), '')) AS value"
+         MD5(CONCAT_WS(' ', @@hostname, @@port, @@datadir)), ' set ? ', IFNULL(DATABASE(), '')) AS value"
     )),
-    shared_session_info_query: None,
     defaults_query: Some(concat!(
         "SELECT CONCAT(",
         isolation!(),
@@ -186,7 +185,7 @@ impl Dialect for Mysql {
         &TEXTS
     }
 
-    fn setup(&self, config: &Config, _no_wal: bool) -> Vec<String> {
+    fn setup(&self, config: &Config, _no_wal: bool, _checks_client: bool) -> Vec<String> {
         // The library classifies errors by their English texts.
         let mut settings = vec![format!("{REQUIRED_SETTINGS}{SESSION_SETTINGS}, SESSION lc_messages = 'en_US'")];
         settings.extend(config.statement_timeout.and_then(|limit| self.limit_session(Some(limit))));

@@ -60,24 +60,6 @@ macro_rules! isolation {
     };
 }
 
-/// The query of `server_info_query`, with the expression that switches on the check of the client.
-macro_rules! server_info {
-    ($check:literal) => {
-        concat!(
-            "SELECT pg_catalog.concat_ws(' ', ",
-            isolation!(),
-            ", pg_catalog.pg_backend_pid(), ",
-            capacity!(),
-            ", extract(epoch FROM pg_catalog.pg_postmaster_start_time()), ",
-            $check,
-            ", coalesce((SELECT pg_catalog.max(extract(epoch FROM pg_catalog.clock_timestamp() \
-             OPERATOR(pg_catalog.-) a.backend_start))::pg_catalog.text FROM pg_catalog.pg_stat_activity a \
-             WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()), '?'), \
-             pg_catalog.current_database()) AS value"
-        )
-    };
-}
-
 /// The system identifier and the timeline of the server `c`. NULL on a standby.
 macro_rules! identity {
     () => {
@@ -97,15 +79,22 @@ macro_rules! clients {
 static TEXTS: Texts = Texts {
     // The library's SQL contains names as string literals. Role, database and server may have another default.
     required_settings: Some(REQUIRED_SETTINGS),
-    // The fourth field tells whether the query has switched on `client_connection_check_interval`, with which the
-    // server detects during a statement that the client is gone. The query switches it on if the server supports it and
-    // the role, the database and the URL do not set it.
-    server_info_query: Some(server_info!(
-        "CASE WHEN (SELECT s.source FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'client_connection_check_interval') \
+    // The fifth field is `default` if the server supports `client_connection_check_interval`, with which it detects
+    // during a statement that the client is gone, and the role, the database and the URL do not set it.
+    server_info_query: Some(concat!(
+        "SELECT pg_catalog.concat_ws(' ', ",
+        isolation!(),
+        ", pg_catalog.pg_backend_pid(), ",
+        capacity!(),
+        ", extract(epoch FROM pg_catalog.pg_postmaster_start_time()), \
+         CASE WHEN (SELECT s.source FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'client_connection_check_interval') \
          OPERATOR(pg_catalog.=) 'default' AND pg_catalog.strpos(pg_catalog.version(), 'linux') OPERATOR(pg_catalog.>) 0 \
-         AND pg_catalog.set_config('client_connection_check_interval', '10000', false) IS NOT NULL THEN 'set' ELSE 'unset' END"
+         THEN 'default' ELSE 'set' END, \
+         coalesce((SELECT pg_catalog.max(extract(epoch FROM pg_catalog.clock_timestamp() \
+         OPERATOR(pg_catalog.-) a.backend_start))::pg_catalog.text FROM pg_catalog.pg_stat_activity a \
+         WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()), '?'), \
+         pg_catalog.current_database()) AS value"
     )),
-    shared_session_info_query: Some(server_info!("'unset'")),
     defaults_query: Some(concat!(
         "SELECT pg_catalog.concat(",
         isolation!(),
@@ -311,11 +300,12 @@ impl Dialect for Postgres {
         target.with_parameters(&parameters)
     }
 
-    fn setup(&self, config: &Config, _no_wal: bool) -> Vec<String> {
+    fn setup(&self, config: &Config, _no_wal: bool, checks_client: bool) -> Vec<String> {
         let mut settings = vec![REQUIRED_SETTINGS.to_owned()];
         if config.behind.is_transaction_pooler() {
             return settings;
         }
+        settings.extend(checks_client.then(|| CLIENT_CHECK.to_owned()));
         settings.extend(config.statement_timeout.and_then(|limit| self.limit_session(Some(limit))));
         settings.extend(config.lock_timeout.map(|limit| self.lock_limit(limit)));
         settings.extend(config.idle_in_transaction_timeout.map(|limit| {
@@ -385,8 +375,7 @@ impl Dialect for Postgres {
         let mut statements = vec![RESET.to_owned()];
         // These statements are the program's: the driver keeps none.
         statements.extend((!config.behind.keeps_prepared()).then(|| "DEALLOCATE ALL".to_owned()));
-        statements.extend(self.setup(config, true));
-        statements.extend(checks_client.then(|| CLIENT_CHECK.to_owned()));
+        statements.extend(self.setup(config, true, checks_client));
         if config.behind != Behind::Nothing {
             let name = DatabaseKind::Postgres.literal(application_name);
             statements.push(format!("SET application_name = {name}"));

@@ -16,7 +16,6 @@ pub(super) struct Sqlite;
 static TEXTS: Texts = Texts {
     required_settings: None,
     server_info_query: None,
-    shared_session_info_query: None,
     defaults_query: None,
     ping: None,
     client_port_query: None,
@@ -69,7 +68,7 @@ impl Dialect for Sqlite {
         &TEXTS
     }
 
-    fn setup(&self, config: &Config, no_wal: bool) -> Vec<String> {
+    fn setup(&self, config: &Config, no_wal: bool, _checks_client: bool) -> Vec<String> {
         // The busy timeout comes first, because the other statements may have to wait. The pool sends each statement
         // separately, because a batch stops at the first statement that SQLite refuses. A new connection does not wait
         // long for a locked file: the caller tries again, and the worker thread can meanwhile serve other files.

@@ -133,7 +133,10 @@ impl<C: SessionConnection> SchemaOperation<'_, C> {
             Some(process) => Unlocked::NotHeld(process.flatten()),
         };
         if is_chained {
-            self.conn().leave_with("COMMIT")?;
+            // Before the pooler gives the session to another client.
+            let options = self.app.options();
+            let reset = options.shares_sessions().then(|| format!("{}; COMMIT", options.reset_sql(false)));
+            self.conn().leave_with(reset.as_deref().unwrap_or("COMMIT"))?;
         }
         Ok(unlocked)
     }

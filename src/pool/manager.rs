@@ -156,9 +156,15 @@ impl<C: SessionConnection> Connector<C> {
         let (config, kind) = (&options.config, options.target.kind);
         // Some settings cannot be changed inside an outer transaction.
         let is_set_up = managed.is_set_up;
+        // Before anything is set, because the session may be one that a pooler gives to other clients, and before the
+        // program's own statements, whose plans the driver may keep.
+        let info = self.query_session_info(managed);
         if !is_set_up {
+            if let Some(age) = info.as_ref().and_then(|info| info.age) {
+                self.refuse_undeclared_pooler(age, began.elapsed())?;
+            }
             let no_log = options.target.in_memory || options.target.read_only;
-            for sql in kind.dialect().setup(config, no_log) {
+            for sql in kind.dialect().setup(config, no_log, managed.checks_client) {
                 match managed.conn_mut().batch_execute(&sql) {
                     Err(error) if !kind.dialect().tolerates_refusal(&sql, &error.to_string()) => {
                         return Err(self.set_up_failed(&sql, &error));
@@ -166,11 +172,6 @@ impl<C: SessionConnection> Connector<C> {
                     _ => {}
                 }
             }
-        }
-        // Before the program's own statements, whose plans the driver may keep.
-        let info = self.query_session_info(managed);
-        if let Some(age) = info.as_ref().and_then(|info| info.age).filter(|_| !is_set_up) {
-            self.refuse_undeclared_pooler(age, began.elapsed())?;
         }
         let conn = managed.conn_mut();
         if !is_set_up {
@@ -265,11 +266,10 @@ impl<C: SessionConnection> Connector<C> {
         let PoolOptions { target, config, .. } = &*self.options;
         let (texts, conn) = (target.kind.texts(), managed.conn_mut());
         let shares_session = config.behind.is_transaction_pooler();
-        let query = if shares_session { texts.shared_session_info_query } else { texts.server_info_query };
-        let answer = conn.texts(query?).ok()?.into_iter().next().flatten()?;
+        let answer = conn.texts(texts.server_info_query?).ok()?.into_iter().next().flatten()?;
         let mut parts = answer.splitn(7, ' ');
         let (isolation, session, capacity, instance) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let (checks_client, age, database) = (parts.next()? == "set", parts.next()?, parts.next()?);
+        let (checks_client, age, database) = (parts.next()? == "default", parts.next()?, parts.next()?);
         self.server.set_instance(instance);
         if config.behind == Behind::Nothing {
             self.server.capacity.store(capacity.parse().ok()?, Ordering::Relaxed);

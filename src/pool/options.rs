@@ -73,7 +73,8 @@ impl<C: SessionConnection> PoolOptions<C> {
     /// [`Dialect::reset`]: crate::dialect::Dialect::reset
     pub(crate) fn reset_sql(&self, checks_client: bool) -> String {
         let Self { app, config, target, .. } = self;
-        let name = config.application_name.as_deref().or(target.parameter("application_name"));
+        let of_url = target.parameter("application_name").filter(|name| !name.is_empty());
+        let name = config.application_name.as_deref().or(of_url);
         let default = format!("diesel-session/{app}");
         target.kind.dialect().reset(config, checks_client, name.unwrap_or(&default))
     }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use super::SessionInner;
 use super::statement::Statement;
 use crate::connection::SessionConnection;
-use crate::error::{Result, SourceLocation};
+use crate::error::{Details, Result, SourceLocation};
 use crate::pool::{CallDeadline, CheckedOut};
 use crate::recorder::CallSite;
 
@@ -50,6 +50,16 @@ impl<C: SessionConnection> ConnectionGuard<C> {
     pub(super) fn take(session: &Rc<SessionInner<C>>, at: SourceLocation) -> Result<Self> {
         session.autoflush_before(Statement::RAW, at)?;
         let mut transaction = session.borrow_transaction(at)?;
+        if transaction.is_autocommitting() && transaction.app.options().shares_sessions() {
+            return Err(Details::InvalidConfig {
+                app: transaction.app.id().into(),
+                reason: format!(
+                    "`Session::connection` at {at} is in an autocommit scope behind a pooler in transaction mode, where a \
+                     guard could not return the error of its commit. Use `Session::with`, or leave `autocommit` out"
+                ),
+            }
+            .into());
+        }
         if let Err(error) = transaction.prepare(&Statement::RAW, at) {
             drop(transaction);
             return Err(session.with_undo(error));

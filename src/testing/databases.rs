@@ -29,6 +29,7 @@ where
     C: SessionConnection,
     M: MigrationSource<C::Backend> + Send + Sync + 'static,
 {
+    let config = &config.clone().for_tests()?;
     let target = Target::parse(&config.url, DatabaseKind::of_type::<C>()).map_err(invalid)?;
     if target.kind == DatabaseKind::Sqlite {
         return sqlite_files::remove_templates().map_err(invalid);

@@ -99,7 +99,7 @@ impl<'t, C: SessionConnection> Provisioner<'t, C> {
 
     /// The statements and options that set up a new connection, as a key.
     pub(super) fn connection_setup(&self) -> String {
-        let mut settings = self.kind().dialect().setup(&self.config, true);
+        let mut settings = self.kind().dialect().setup(&self.config, true, false);
         settings.extend(self.config.connection_init_sql.iter().cloned());
         settings.extend(self.config.application_name.clone());
         settings.join("\0")

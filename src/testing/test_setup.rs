@@ -168,7 +168,7 @@ impl<C: SessionConnection> TestSetup<C> {
     pub(super) fn config_or_default(&self) -> Result<Config> {
         const VARIABLE: &str = "DATABASE_URL";
         match &self.config {
-            Some(config) => Ok(config.clone()),
+            Some(config) => config.clone().for_tests(),
             None if DatabaseKind::of_type::<C>() == Some(DatabaseKind::Sqlite)
                 && std::env::var_os(VARIABLE).is_none() =>
             {

@@ -8,10 +8,11 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_session::pool::{Behind, ConnectErrorKind, Reset};
 use diesel_session::session::Isolation;
+use diesel_session::testing::{TestIsolation, TestSetup};
 use diesel_session::{App, Config, Database, Entity, Error, ErrorKind};
 
 use crate::fixtures::threads::together;
-use crate::fixtures::{AnyConnection, SessionExt, Steps, TestConnection, TestDatabase, step};
+use crate::fixtures::{AnyConnection, COUNT, INSERT, SessionExt, Steps, TestConnection, TestDatabase, step};
 use crate::for_each_database;
 use crate::support::Pgbouncer;
 use crate::support::proxy::{Mode, Moment, Proxy};
@@ -31,6 +32,8 @@ for_each_database!(only postgres =>
     schema_url_needs_no_second_connection_of_a_limit,
     enum_of_connections_is_safe_behind_a_pooler,
     hooks_of_a_commit_leave_nothing_behind_a_pooler,
+    migrations_leave_nothing_behind_a_pooler,
+    tests_change_no_schema_but_their_own,
 );
 
 pub(crate) const TRANSACTIONS: Behind = Behind::TransactionPooler { keeps_prepared: false };
@@ -182,7 +185,11 @@ const OPERATIONS: &[Operation] = &[
     }),
     ("a guard with autocommit", |app| {
         let guarded = || Ok::<_, Error>(PgConnection::db().session()?.connection()?.batch_execute(LEAVE)?);
-        app.scope().autocommit().run(guarded).unwrap();
+        let refused = app.scope().autocommit().run(guarded).unwrap_err();
+        assert!(
+            refused.kind() == ErrorKind::InvalidConfig && refused.to_string().contains("Session::with"),
+            "{refused}"
+        );
     }),
     ("a guard", |app| {
         app.run(|| Ok(PgConnection::db().session()?.connection()?.batch_execute(LEAVE)?)).unwrap();
@@ -364,9 +371,15 @@ fn pooler_that_is_not_declared_is_refused() {
         let behind = if mode == "session" { Behind::SessionPooler } else { TRANSACTIONS };
         let declared = PgConnection::app(Config::new(&url).behind(behind));
         declared.ping().unwrap();
-        let direct = PgConnection::app(test_db.config());
-        direct.ping().unwrap();
+        PgConnection::app(test_db.config()).ping().unwrap();
         assert_eq!(app.status().open, 0);
+        // The refused connection has set nothing.
+        let limited = PgConnection::app(Config::new(&url).statement_timeout(Duration::from_millis(200)));
+        let mut neighbour = Neighbour::of(&url);
+        for _ in 0..4 {
+            limited.ping().unwrap_err();
+        }
+        neighbour.assert_finds_nothing("a refused connection");
     }
 }
 
@@ -568,6 +581,28 @@ fn commit_of_an_autocommitted_statement_may_be_unknown() {
     }
 }
 
+fn migrations_leave_nothing_behind_a_pooler() {
+    let test_db = TestDatabase::postgres();
+    let (_pooler, url) = round_robin(&test_db);
+    let mut neighbour = Neighbour::of(&url);
+    let leave =
+        format!("CREATE TABLE one (id INTEGER PRIMARY KEY); {LEAVE}; CREATE TEMP TABLE left_table (id INTEGER)");
+    let leaving = step("1", &leave, "DROP TABLE one");
+    let failing = step("1", &format!("{leave}; SELECT nonsense"), "DROP TABLE one");
+    for (step, works) in [(failing, false), (leaving, true)] {
+        let db = Database::<PgConnection, _>::new(Steps(vec![step]));
+        let app = db.init_app("leaves", Config::new(&url).behind(TRANSACTIONS)).unwrap();
+        for _ in 0..3 {
+            assert_eq!(app.create_all().is_ok(), works);
+            neighbour.assert_finds_nothing("create_all");
+            if works {
+                app.drop_all().unwrap();
+            }
+        }
+        db.dispose_all().unwrap();
+    }
+}
+
 /// The limit on connections counts those that change the schema, and one connection is enough for it.
 fn schema_url_needs_no_second_connection_of_a_limit() {
     let test_db = TestDatabase::postgres();
@@ -615,4 +650,27 @@ fn hooks_of_a_commit_leave_nothing_behind_a_pooler() {
         .unwrap();
         neighbour.assert_finds_nothing("a round");
     }
+}
+
+/// `Config::schema_url` is the real database's. A test has another one.
+fn tests_change_no_schema_but_their_own() {
+    let test_db = TestDatabase::postgres();
+    let (_pooler, url) = round_robin(&test_db);
+    let real = PgConnection::app(test_db.config());
+    assert!(!real.create_all().unwrap().is_empty());
+    let direct = test_db.config().schema_url(test_db.url());
+    let pooled = Config::new(&url).behind(TRANSACTIONS).schema_url(test_db.url());
+    for config in [direct, pooled.clone()] {
+        for isolation in [TestIsolation::Database, TestIsolation::Schema, TestIsolation::Rollback] {
+            let setup = TestSetup::of(PgConnection::db()).config(config.clone()).isolation(isolation);
+            let test = setup.start().unwrap();
+            test.run(|| PgConnection::db().session()?.send(INSERT)).unwrap();
+            assert!(!test.drop_all().unwrap().is_empty());
+            test.finish().unwrap();
+            assert_eq!(real.context(|| PgConnection::db().session()?.number(COUNT)).unwrap(), 0);
+        }
+    }
+    let without_url = Config::new(&url).behind(TRANSACTIONS);
+    let refused = TestSetup::of(PgConnection::db()).config(without_url).start().unwrap_err();
+    assert!(refused.kind() == ErrorKind::InvalidConfig && refused.to_string().contains("schema_url"), "{refused}");
 }
