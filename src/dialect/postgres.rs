@@ -91,8 +91,8 @@ static TEXTS: Texts = Texts {
          OPERATOR(pg_catalog.=) 'default' AND pg_catalog.strpos(pg_catalog.version(), 'linux') OPERATOR(pg_catalog.>) 0 \
          THEN 'default' ELSE 'set' END, \
          coalesce((SELECT pg_catalog.max(extract(epoch FROM pg_catalog.clock_timestamp() \
-         OPERATOR(pg_catalog.-) a.backend_start))::pg_catalog.text FROM pg_catalog.pg_stat_activity a \
-         WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()), '?'), \
+         OPERATOR(pg_catalog.-) a.backend_start))::pg_catalog.text \
+         FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()) a), '?'), \
          pg_catalog.current_database()) AS value"
     )),
     defaults_query: Some(concat!(
