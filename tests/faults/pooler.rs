@@ -588,7 +588,7 @@ fn migrations_leave_nothing_behind_a_pooler() {
     let leave =
         format!("CREATE TABLE one (id INTEGER PRIMARY KEY); {LEAVE}; CREATE TEMP TABLE left_table (id INTEGER)");
     let leaving = step("1", &leave, "DROP TABLE one");
-    let failing = step("1", &format!("{leave}; SELECT nonsense"), "DROP TABLE one");
+    let failing = step("1", format!("{leave}; SELECT nonsense"), "DROP TABLE one");
     for (step, works) in [(failing, false), (leaving, true)] {
         let db = Database::<PgConnection, _>::new(Steps(vec![step]));
         let app = db.init_app("leaves", Config::new(&url).behind(TRANSACTIONS)).unwrap();
