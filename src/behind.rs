@@ -1,6 +1,7 @@
-//! What stands between the program and its server.
+//! The connection pooler between the program and its server, if there is one.
 
-/// What stands between the program and a PostgreSQL server, for [`Config::behind`](crate::Config::behind).
+/// The connection pooler between the program and a PostgreSQL server, if there is one, for
+/// [`Config::behind`](crate::Config::behind).
 ///
 /// A connection pooler gives its clients sessions of the server that other clients have used. The crate has to know
 /// that, because state of a session (a setting, an advisory lock, a prepared statement) then belongs to several clients:
@@ -44,12 +45,13 @@
 /// **Limits behind a pooler in transaction mode:**
 ///
 /// * A `SET` holds until its transaction ends. In an autocommit scope it holds for its own statement. `LISTEN`, `WITH
-///   HOLD` cursors, session-level advisory locks, temporary tables and SQL's `PREPARE` end with the transaction too.
+///   HOLD` cursors, session-level advisory locks, temporary tables and, if `keeps_prepared` is false, SQL's
+///   `PREPARE` end with the transaction too.
 /// * A connection of [`App::checkout`](crate::App::checkout) is not reset. Its settings and locks stay with other
 ///   clients.
 /// * The test kit needs [`Config::schema_url`](crate::Config::schema_url), and runs the tests with that URL.
 /// * The hooks of connections ([`Database::on_connect`](crate::Database::on_connect) and its siblings) run outside of a
-///   transaction. What they set reaches other clients, and not always this one.
+///   transaction. Their settings reach other clients, and not always this one.
 /// * [`Session::connection`](crate::Session::connection) is refused in an autocommit scope, because the drop of a guard
 ///   cannot return the error of a commit. Use [`Session::with`](crate::Session::with).
 /// * Code that has the connection and ends the transaction itself leaves its settings to other clients. The session

@@ -283,7 +283,7 @@ impl Config {
         self
     }
 
-    /// What stands between the program and the server: a connection pooler, or nothing.
+    /// Declares the connection pooler between the program and the server.
     ///
     /// # Errors
     /// `init_app` returns [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a pooler of another database
@@ -312,7 +312,8 @@ impl Config {
         self
     }
 
-    /// What is wrong with the pooler, or with the URL for changes of the schema, for the application's `target`.
+    /// The first option about a pooler or about the URL for changes of the schema that is invalid for the application's
+    /// `target`, as a text.
     pub(crate) fn problem_behind_pooler(&self, target: &Target) -> Option<String> {
         if let Some(url) = &self.schema_url {
             let reason = match target.kind {

@@ -477,7 +477,7 @@ impl<C: SessionConnection> Scope<C> {
     /// | `transaction` after a read | rows are read again inside | joins the transaction |
     /// | `retry` after a read | begins the transaction; rows are read again inside | is [`NotRepeatable`](crate::ErrorKind::NotRepeatable) |
     /// | a connection that was lost while it was idle | the first read fails, and is transient | the `BEGIN` is sent on another one |
-    /// | a SELECT of a view whose function writes | commits what the function does | the transaction contains it |
+    /// | a SELECT of a view whose function writes | the writes are committed at once | the transaction contains the writes |
     /// | isolation on SQLite | other programs may write between a read and the first write | they wait from the first statement on |
     pub fn begin_eagerly(mut self) -> Self {
         self.settings.begins_eagerly = true;

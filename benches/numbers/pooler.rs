@@ -1,4 +1,4 @@
-//! What a pooler costs: contexts on a direct connection and behind PgBouncer in transaction mode.
+//! The cost of a pooler: contexts on a direct connection and behind PgBouncer in transaction mode.
 
 use std::cell::RefCell;
 use std::hint::black_box;

@@ -84,7 +84,7 @@ impl<C: SessionConnection> r2d2::ManageConnection for Manager<C> {
     }
 }
 
-/// What the server has told about a new session.
+/// The answer of the server to the questions about a new session.
 struct SessionInfo {
     /// Whether the default isolation level is READ COMMITTED or weaker.
     reads_committed: bool,
@@ -282,7 +282,7 @@ impl<C: SessionConnection> Connector<C> {
         managed.schema = SeenVersion::now(SchemaVersion::of_instance(instance, database));
         managed.database = Some(database.to_owned());
         managed.session = session.parse().ok().filter(|_| !shares_session);
-        managed.checks_client = checks_client;
+        managed.checks_client = checks_client && !shares_session;
         let age = age.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         Some(SessionInfo { reads_committed: isolation == READ_COMMITTED, age })
     }

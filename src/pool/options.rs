@@ -62,10 +62,10 @@ impl<C: SessionConnection> PoolOptions<C> {
         !self.config.connection_init_sql.is_empty() || self.on_connect.is_some()
     }
 
-    /// Whether each transaction may have another session of the server. The outer transaction of a test stays on one.
+    /// Whether each transaction may have another session of the server. The test kit never uses such sessions.
     #[inline]
     pub(crate) fn shares_sessions(&self) -> bool {
-        self.config.behind.is_transaction_pooler() && !self.transactions.is_nested()
+        self.config.behind.is_transaction_pooler()
     }
 
     /// SQL that restores the state of a new connection. `checks_client` as for [`Dialect::reset`].
@@ -81,7 +81,7 @@ impl<C: SessionConnection> PoolOptions<C> {
 
     /// The options for changes of the schema, if they have a URL of their own.
     pub(crate) fn for_schema(&self) -> Option<Result<Self, String>> {
-        let config = self.config.for_schema().filter(|_| !self.transactions.is_nested())?;
+        let config = self.config.for_schema()?;
         Some(Target::parse(&config.url, Some(self.target.kind)).map(|target| Self {
             connection_limit: self.connection_limit.clone(),
             connect_with: self.connect_with,
